@@ -1,0 +1,199 @@
+"""Stage one: the vision tower learns to see, from dense labels that cost nothing because we draw the scenes.
+
+Every patch, at the layer that the projector reads, says what it shows (kind, colour, digit), and where the middle of
+that thing is; the CLS token, at the same layer, says which things are in the picture. The second is what makes the
+attention of CLS, and with it the saliency of tokens, mean something.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .build import WIDTH, build_model, clip_tower, start_tower
+from .others import draw_other
+from .scenes import COLOURS, GRID, HELD_OUT, NUMBER, PATCH, SHAPES, TRAIN, Drawing, Scene, draw, make_scene
+from .workers import Trainer, Worker
+
+KINDS = (*SHAPES, NUMBER)
+BACKGROUND, FOREIGN = len(KINDS), len(KINDS) + 1
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+"""CLIP's normalisation, as the image processor applies it."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Until `until` (share of all steps): `things` a scene at most, `tokens` patches seen, `batch` pictures a worker."""
+
+    until: float
+    things: int | None
+    tokens: int
+    batch: int
+
+
+PHASES = (Phase(0.45, 1, 72, 48), Phase(0.78, None, 192, 20), Phase(1.0, None, GRID * GRID, 8))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What patches show: kind, colour, digit [B, T] int64 (-1 where none), place [B, T, 3]: way to the centre, size."""
+
+    kind: Tensor
+    colour: Tensor
+    digit: Tensor
+    place: Tensor
+    present: Tensor
+    """[B, 6 * 8 + 10 + 4 + 1]: each coloured shape, each digit, how many shapes (one-hot), whether it is a scene."""
+
+
+def patches_of(pixels: Tensor) -> Tensor:
+    """[B, 336, 336, 3] uint8 -> [B, 576, 3 * 14 * 14], normalised, laid out as the patch filters are."""
+    values = (pixels.float() / 255 - MEAN) / STD
+    blocks = values.view(-1, GRID, PATCH, GRID, PATCH, 3).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(len(pixels), GRID * GRID, -1)
+
+
+def tower_forward(tower: nn.Module, patches: Tensor, index: Tensor) -> Tensor:
+    """Patches [B, T, 588] at places `index` [B, T] -> states at layer -2, [B, 1 + T, C]: CLS first."""
+    embeddings = tower.embeddings
+    table = embeddings.position_embedding.weight
+    tokens = F.linear(patches, embeddings.patch_embedding.weight.flatten(1)) + table[1:][index]
+    cls = (embeddings.class_embedding + table[0]).expand(len(patches), 1, -1)
+    states = tower.pre_layrnorm(torch.cat([cls, tokens], 1))
+    for layer in tower.encoder.layers[:-1]:
+        states = layer(states, attention_mask=None)
+        states = states[0] if isinstance(states, tuple) else states
+    return states
+
+
+class Heads(nn.Module):
+    """The tower and the questions it is asked in training; the questions are thrown away afterwards."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+        self.sizes = (len(KINDS) + 2, len(COLOURS), 10, 3)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.patch = nn.Linear(WIDTH, sum(self.sizes))
+        self.whole = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, len(SHAPES) * len(COLOURS) + 10 + 4 + 1))
+
+    def forward(self, patches: Tensor, index: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        states = tower_forward(self.tower, patches, index)
+        return self.patch(self.norm(states[:, 1:])).split(self.sizes, -1), self.whole(states[:, 0])
+
+
+def labels_of(scene: Scene | None, drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
+    """-> per patch [576, 6] (kind, colour, digit, dx, dy, size) and for the whole [63]; None: not a scene."""
+    rows = np.full((GRID * GRID, 6), -1.0)
+    present = np.zeros(len(SHAPES) * len(COLOURS) + 15)
+    if scene is None:
+        rows[:, 0] = FOREIGN
+        return rows, present
+    rows[:, 0] = BACKGROUND
+    y, x = np.divmod(np.arange(GRID * GRID), GRID)
+    for i, thing in enumerate(scene.things):
+        at = drawing.thing == i
+        rows[at, 0] = KINDS.index(thing.kind)
+        if thing.kind == NUMBER:
+            rows[at, 2] = thing.digit
+            present[48 + thing.digit] = 1
+        else:
+            colour = tuple(COLOURS).index(thing.colour)
+            rows[at, 1] = colour
+            present[KINDS.index(thing.kind) * len(COLOURS) + colour] = 1
+        centre = (thing.x - (x[at] + 0.5) * PATCH, thing.y - (y[at] + 0.5) * PATCH)
+        rows[at, 3], rows[at, 4], rows[at, 5] = centre[0] / 42, centre[1] / 42, (thing.size - 69) / 15
+    present[58 + len(scene.shapes)] = 1
+    present[62] = 1
+    return rows, present
+
+
+def make_batch(split: int, first: int, phase: Phase, foreign: float = 0.08) -> tuple[Tensor, Tensor, Labels]:
+    """Pictures `first`.. of a split -> patches [B, T, 588], index [B, T], labels; all patches that show a thing are in."""
+    pixels, index, rows, whole = [], [], [], []
+    for i in range(first, first + phase.batch):
+        rng = np.random.default_rng((split, i, 2))
+        if rng.random() < foreign:
+            scene, drawing = None, Drawing(draw_other(split, i), np.full(GRID * GRID, -1, np.int8))
+        else:
+            scene = make_scene(split, i, phase.things)
+            drawing = draw(scene)
+        seen = np.argsort((drawing.thing < 0) + rng.random(GRID * GRID) * 0.5)[: phase.tokens]
+        seen.sort()
+        labels, present = labels_of(scene, drawing)
+        pixels.append(drawing.pixels)
+        index.append(seen)
+        rows.append(labels[seen])
+        whole.append(present)
+    at = torch.from_numpy(np.stack(index))
+    patches = patches_of(torch.from_numpy(np.stack(pixels)))
+    patches = patches.gather(1, at[..., None].expand(-1, -1, patches.shape[-1]))
+    table = torch.from_numpy(np.stack(rows)).float()
+    kind, colour, digit = (table[..., c].long() for c in range(3))
+    return patches, at, Labels(kind, colour, digit, table[..., 3:], torch.from_numpy(np.stack(whole)).float())
+
+
+def loss_of(answers: tuple[tuple[Tensor, ...], Tensor], labels: Labels) -> Tensor:
+    (kind, colour, digit, place), whole = answers
+    weight = torch.ones(len(KINDS) + 2, device=kind.device)
+    weight[BACKGROUND] = weight[FOREIGN] = 0.25
+    loss = F.cross_entropy(kind.float().flatten(0, 1), labels.kind.flatten(), weight)
+    loss = loss + F.cross_entropy(colour.float().flatten(0, 1), labels.colour.flatten(), ignore_index=-1)
+    if (labels.digit >= 0).any():
+        loss = loss + F.cross_entropy(digit.float().flatten(0, 1), labels.digit.flatten(), ignore_index=-1)
+    on = labels.kind < BACKGROUND
+    loss = loss + 0.5 * F.smooth_l1_loss(place.float()[on], labels.place[on])
+    return loss + 5.0 * F.binary_cross_entropy_with_logits(whole.float(), labels.present)
+
+
+@torch.no_grad()
+def score(heads: Heads, pictures: int = 160) -> dict[str, float]:
+    """Shares of patches read rightly on held-out full pictures, and the recall of CLS at a threshold of one half."""
+    right: dict[str, list[Tensor]] = {name: [] for name in ("kind", "colour", "digit", "place", "cls_recall", "cls_count")}
+    device = next(heads.parameters()).device
+    for first in range(0, pictures, 8):
+        patches, index, labels = make_batch(HELD_OUT, first, PHASES[-1])
+        (kind, colour, digit, place), whole = heads(patches.to(device), index.to(device))
+        on = labels.kind < BACKGROUND
+        right["kind"].append((kind.argmax(-1).cpu() == labels.kind)[on])
+        right["colour"].append((colour.argmax(-1).cpu() == labels.colour)[labels.colour >= 0])
+        right["digit"].append((digit.argmax(-1).cpu() == labels.digit)[labels.digit >= 0])
+        right["place"].append(((place.cpu() - labels.place)[on][:, :2] * 42).norm(dim=-1) < 8)
+        present = labels.present[:, :58] > 0
+        right["cls_recall"].append((whole[:, :58].cpu() > 0)[present])
+        scenes = labels.present[:, 62] > 0
+        right["cls_count"].append((whole[:, 58:62].argmax(-1).cpu() == labels.present[:, 58:62].argmax(-1))[scenes])
+    return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in right.items()}
+
+
+def train_tower(worker: Worker, folder: Path, seed: int, steps: int) -> None:
+    """Train and leave `tower.pt` (a checkpoint of `Heads`) and `tower.jsonl` (its progress) in `folder`."""
+    torch.manual_seed(seed)
+    tower = clip_tower(build_model(seed))
+    sample, _, labels = make_batch(TRAIN, 10**9, Phase(0, None, 128, 100))
+    start_tower(tower, sample[labels.kind < FOREIGN], torch.Generator().manual_seed(seed))
+    trainer = Trainer(worker, Heads(tower), folder / "tower.pt", steps, peak=1.5e-3)
+    began, log = time.monotonic(), folder / "tower.jsonl"
+    while trainer.step < steps:
+        phase = next(p for p in PHASES if trainer.step < p.until * steps)
+        first = (trainer.step * worker.count + worker.rank) * 64 + seed * 10**8
+        patches, index, labels = make_batch(TRAIN, first, phase)
+        moved = Labels(*(getattr(labels, f).to(worker.device) for f in Labels.__dataclass_fields__))
+        with trainer.autocast():
+            answers = trainer.module(patches.to(worker.device), index.to(worker.device))
+        loss = loss_of(answers, moved)
+        trainer.update(loss)
+        if worker.leads and (trainer.step % 50 == 0 or trainer.step == steps):
+            line = {"step": trainer.step, "loss": round(loss.item(), 4), "seconds": round(time.monotonic() - began)}
+            if trainer.step % 500 == 0 or trainer.step == steps:
+                line |= score(trainer.module, 40 if trainer.step < steps else 160)
+            with log.open("a") as out:
+                print(json.dumps(line), file=out)

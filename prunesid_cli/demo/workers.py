@@ -1,0 +1,117 @@
+"""Data-parallel training on one machine: a process a core (or one on a GPU), averaged gradients, checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of `count` equal processes."""
+
+    rank: int
+    count: int
+    device: str
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace the gradients by their mean over all workers."""
+        if self.count == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+
+def spawn(job: Callable[..., None], count: int, *args: Any) -> None:
+    """Run `job(worker, *args)` in `count` processes of one thread each; on a GPU, once, here."""
+    if torch.cuda.is_available():
+        job(Worker(0, 1, "cuda"), *args)
+    elif count == 1:
+        job(Worker(0, 1, "cpu"), *args)
+    else:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29517")
+        mp.spawn(_enter, (count, job, args), nprocs=count)
+
+
+def _enter(rank: int, count: int, job: Callable[..., None], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=count, timeout=timedelta(hours=1))
+    try:
+        job(Worker(rank, count, "cpu"), *args)
+    finally:
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """AdamW on a cosine with warm-up, clipped, under bf16 autocast; saves and resumes itself."""
+
+    def __init__(self, worker: Worker, module: nn.Module, path: Path, steps: int, peak: float) -> None:
+        self.worker, self.module, self.path, self.steps = worker, module.to(worker.device), path, steps
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": 0.05},
+            {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+        warm = min(200, steps // 10 + 1)
+        self.schedule = torch.optim.lr_scheduler.SequentialLR(
+            self.optimiser,
+            [
+                torch.optim.lr_scheduler.LinearLR(self.optimiser, 0.02, total_iters=warm),
+                torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, max(1, steps - warm), peak / 50),
+            ],
+            [warm],
+        )
+        self.step = 0
+        if path.exists():
+            state = torch.load(path, weights_only=True, map_location=worker.device)
+            self.module.load_state_dict(state["module"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.step = state["step"]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.worker.device, torch.bfloat16)
+
+    def update(self, loss: Tensor) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.worker.average(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self.step += 1
+        if self.step % 100 == 0 or self.step == self.steps:
+            self.save()
+
+    def save(self) -> None:
+        """Write beside and rename, so that an interruption leaves the last checkpoint whole."""
+        if not self.worker.leads:
+            return
+        state = {
+            "module": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+        }
+        beside = self.path.with_suffix(".part")
+        torch.save(state, beside)
+        beside.replace(self.path)
