@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -47,4 +48,8 @@ class UnsupportedModel(ModelError):
 
 
 class NonFiniteError(PruneSIDError):
-    """NaN or inf in the features or the saliency of an item."""
+    """NaN or inf in the features or the saliency of an item. `rows` are the batch rows it was found in."""
+
+    def __init__(self, problem: str, hint: str = "", rows: Sequence[int] = ()) -> None:
+        super().__init__(problem, hint)
+        self.rows = list(rows)

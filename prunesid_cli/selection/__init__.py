@@ -1,0 +1,68 @@
+"""Which visual tokens to keep: tensors in, indices out. Knows no model; imports torch only when called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from prunesid_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Method = Callable[[Tensor, Tensor | None, Sequence[int], int], list[Tensor]]
+
+METHODS = {
+    "prunesid": "prunesid:prunesid",
+    "prunesid-published": "prunesid:published",
+    "random": "baselines:random",
+    "grid": "baselines:grid",
+    "saliency": "baselines:saliency",
+}
+
+
+def load_method(name: str) -> Method:
+    """The function behind a name of METHODS."""
+    if name not in METHODS:
+        raise UsageError(f"no selection method called {name!r}", hint=f"one of: {', '.join(METHODS)}")
+    module, function = METHODS[name].split(":")
+    method: Method = getattr(import_module(f"{__name__}.{module}"), function)
+    return method
+
+
+def select(
+    features: Tensor,
+    saliency: Tensor | None,
+    budgets: Sequence[int],
+    method: str = "prunesid",
+    reserved: int = 0,
+) -> list[Tensor]:
+    """features [B, N, C], saliency [B, N] or None, a budget an image -> kept indices, B x [T] int64.
+
+    `reserved` is the number of tokens (0, or 1 for CLS) that the caller keeps besides and that the budget
+    counts, so T = min(budget - reserved, N). An image's result does not depend on the others of its batch.
+    """
+    import torch
+
+    from prunesid_cli.selection.checks import check_finite, check_shapes
+
+    choose = load_method(method)
+    check_shapes(features, saliency, budgets, reserved)
+    check_finite(features, saliency)
+    # Exact decompositions need fp64, which some accelerators (mps) do not have.
+    device = features.device if features.device.type in ("cpu", "cuda") else torch.device("cpu")
+    n = features.shape[1]
+    kept = [torch.arange(n, device=device)] * len(budgets)
+    rows = [row for row, budget in enumerate(budgets) if budget - reserved < n]
+    if rows:
+        some = slice(None) if len(rows) == len(budgets) else rows
+        pruned = choose(
+            features[some].detach().to(device),
+            None if saliency is None else saliency[some].detach().to(device),
+            [budgets[row] for row in rows],
+            reserved,
+        )
+        for row, indices in zip(rows, pruned, strict=True):
+            kept[row] = indices
+    return [indices.to(features.device) for indices in kept]

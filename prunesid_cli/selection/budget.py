@@ -1,0 +1,133 @@
+"""How many tokens to keep: a count, a share or all; and an average spread by information (Eq. 7).
+
+Needs no torch, so that a command line can be read and checked at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from prunesid_cli.errors import NonFiniteError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HINT = "write a number of tokens (64), a share (11%) or all"
+FEWEST = 16
+# An image without any information (phi = 0) still takes part in a division by proportion.
+LEAST_PHI = 1e-6
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`count` tokens, a `share` in (0, 1], or (neither) all; `dynamic`: on average, spread by information."""
+
+    count: int | None = None
+    share: Fraction | None = None
+    dynamic: bool = False
+
+    @classmethod
+    def parse(cls, text: str, dynamic: bool = False) -> Budget:
+        """Read "64", "11%" (decimals allowed) or "all"."""
+        text = text.strip().lower()
+        if text == "all":
+            return cls(dynamic=dynamic)
+        if not re.fullmatch(r"[+-]?(\d+|\d*\.\d+%|\d+\.?%)", text, re.ASCII):
+            raise UsageError(f"cannot read {text!r} as a budget", hint=_meant(text))
+        value = Fraction(text.rstrip("%"))
+        if value <= 0:
+            raise UsageError(f"a budget must be more than nothing, not {text}", hint=HINT)
+        if not text.endswith("%"):
+            return cls(count=int(value), dynamic=dynamic)
+        if value > 100:
+            raise UsageError(f"a share cannot be more than 100%, not {text}", hint=HINT)
+        return cls(share=value / 100, dynamic=dynamic)
+
+    def tokens(self, n_tokens: int) -> int:
+        """Of n tokens: the count as asked (it may be more than n), the share (half up, at least 1), or n."""
+        if self.count is not None:
+            return self.count
+        if self.share is not None:
+            return max(_half_up(n_tokens * self.share), 1)
+        return n_tokens
+
+    def __str__(self) -> str:
+        if self.count is not None:
+            return str(self.count)
+        if self.share is not None:
+            return f"{_decimal(self.share * 100)}%"
+        return "all"
+
+
+def _meant(text: str) -> str:
+    """A decimal fraction is most likely a share."""
+    if re.fullmatch(r"0?\.\d+", text, re.ASCII) and Fraction(text) > 0:
+        return f"did you mean {_decimal(Fraction(text) * 100)}%? {HINT}"
+    return HINT
+
+
+def _half_up(value: Fraction | float) -> int:
+    return math.floor(value + Fraction(1, 2)) if isinstance(value, Fraction) else math.floor(value + 0.5)
+
+
+def _decimal(value: Fraction) -> str:
+    """Written out, with no exponent: 11, 11.1, 0.05."""
+    return format(Decimal(value.numerator) / Decimal(value.denominator), "f")
+
+
+def limits(mean: float, n: int) -> tuple[int, int]:
+    """Floor and ceiling for one image of n tokens when `mean` are kept on average."""
+    ceiling = min(n, math.floor(2 * mean))
+    floor = min(max(FEWEST, math.floor(mean / 2)), math.floor(mean), ceiling)
+    return floor, ceiling
+
+
+def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: int) -> list[int]:
+    """Eq. 7 over a collection: information of each image -> tokens of each, in proportion, within the limits.
+
+    Their sum is exactly round_half_up(mean x images) wherever the limits allow it, else the nearest they do.
+    """
+    values = _usable(phi)
+    total = min(max(_half_up(mean * len(values)), floor * len(values)), ceiling * len(values))
+    ideal = _scaled(values, total, floor, ceiling)
+    tokens = [math.floor(value) for value in ideal]
+    # Largest remainder first, the lowest index on ties.
+    order = sorted(range(len(values)), key=lambda i: tokens[i] - ideal[i])
+    while (lack := total - sum(tokens)) > 0:
+        for i in [i for i in order if tokens[i] < ceiling][:lack]:
+            tokens[i] += 1
+    return tokens
+
+
+def single(phi: float, phi_ref: float, mean: float, floor: int, ceiling: int) -> int:
+    """Eq. 7 for one image, against the information `phi_ref` of an average one."""
+    value, reference = _usable([phi, phi_ref])
+    return min(max(_half_up(mean * value / reference), floor), ceiling)
+
+
+def _usable(phi: Sequence[float] | Tensor) -> list[float]:
+    values = [float(value) for value in getattr(phi, "tolist", lambda: phi)()]
+    rows = [row for row, value in enumerate(values) if not math.isfinite(value)]
+    if rows:
+        raise NonFiniteError(f"NaN or infinity in the information of row {rows}", rows=rows)
+    return [max(value, LEAST_PHI) for value in values]
+
+
+def _scaled(phi: Sequence[float], total: int, floor: int, ceiling: int) -> list[float]:
+    """clamp(s x phi) with the s that makes the sum `total`, found by bisection to the last bit from below."""
+
+    def at(scale: float) -> list[float]:
+        return [min(max(scale * value, floor), ceiling) for value in phi]
+
+    low, high = 0.0, ceiling / min(phi, default=1.0)
+    if sum(at(high)) <= total:
+        return at(high)
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if sum(at(middle)) <= total else (low, middle)
+    return at(low)

@@ -1,0 +1,103 @@
+"""The choices in which PruneSID variants differ, each a small function, and the recipes made of them.
+
+variant            where it was published                      differs from PRUNESID in
+PRUNESID           the paper, computed exactly                 -
+PUBLISHED_LLAVA    its code for LLaVA                          random PCA, model's precision, order
+PUBLISHED_QWEN     its code for Qwen2-VL                       all of that, and groups, lambda, rho, saliency
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection.psca import exact_directions, low_rank_directions
+from prunesid_cli.selection.similarity import pair_mean, triangle_mean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`need` is the budget with what is reserved, N the number of tokens.
+
+    groups      need -> number of groups
+    strength    need, N -> lambda; the NMS threshold is lambda x redundancy
+    redundancy  similarity [N, N] -> scalar
+    saliency    the model's [B, N] or None, V [B, N, G] -> saliency [B, N] fp32
+    directions  features [B, N, C], number of groups of each image -> V [B, N, G]
+    ascending   need -> whether indices come in raster order, or group by group
+    precision   of the similarities; None: that of the features
+    """
+
+    groups: Callable[[int], int]
+    strength: Callable[[int, int], float]
+    redundancy: Callable[[Tensor], Tensor]
+    saliency: Callable[[Tensor | None, Tensor], Tensor]
+    directions: Callable[[Tensor, Sequence[int]], Tensor]
+    ascending: Callable[[int], bool]
+    precision: torch.dtype | None
+
+
+def quarter(need: int) -> int:
+    """One group for four tokens; the published code fails below 4, here it is one group."""
+    return max(need // 4, 1)
+
+
+def quarter_from_four(need: int) -> int:
+    return max(need // 4, 4)
+
+
+def need_over_32(need: int, n: int) -> float:
+    return need / 32
+
+
+def need_over_n_18(need: int, n: int) -> float:
+    return max(need / (n / 18), 1)
+
+
+def loading(saliency: Tensor | None, directions: Tensor) -> Tensor:
+    """How strongly a token belongs to its group: max |V|."""
+    return directions.abs().amax(-1).float()
+
+
+def model_or_loading(saliency: Tensor | None, directions: Tensor) -> Tensor:
+    return loading(None, directions) if saliency is None else saliency.float()
+
+
+def always(need: int) -> bool:
+    return True
+
+
+def never(need: int) -> bool:
+    return False
+
+
+def above_150(need: int) -> bool:
+    return need > 150
+
+
+def published_qwen_need(configured: int, n: int) -> int:
+    """The published Qwen2-VL code's budget of an image of n tokens, `configured` being meant for 576."""
+    return max(round(n * configured / 576), 16)
+
+
+PRUNESID = Recipe(
+    groups=quarter,
+    strength=need_over_32,
+    redundancy=pair_mean,
+    saliency=model_or_loading,
+    directions=exact_directions,
+    ascending=always,
+    precision=torch.float32,
+)
+PUBLISHED_LLAVA = replace(PRUNESID, directions=low_rank_directions, ascending=never, precision=None)
+PUBLISHED_QWEN = replace(
+    PUBLISHED_LLAVA,
+    groups=quarter_from_four,
+    strength=need_over_n_18,
+    redundancy=triangle_mean,
+    saliency=loading,
+    ascending=above_150,
+)
