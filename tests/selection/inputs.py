@@ -1,0 +1,29 @@
+"""Seeded synthetic inputs: images made of a few things, more or less alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tokens(seed: int, n: int = 48, width: int = 64, noise: float = 0.5) -> Tensor:
+    """features [1, N, C]: N tokens of N // 6 + 1 things."""
+    random = generator(seed)
+    things = torch.randn(n // 6 + 1, width, generator=random)
+    which = torch.randint(len(things), (n,), generator=random)
+    return (things[which] + noise * torch.randn(n, width, generator=random)).unsqueeze(0)
+
+
+def attention(seed: int, n: int = 48) -> Tensor:
+    """saliency [1, N], positive, like a softmax row."""
+    return torch.randn(1, n, generator=generator(seed + 1_000_000)).mul(2).softmax(-1)
+
+
+def batch(size: int, n: int = 48) -> tuple[Tensor, Tensor]:
+    """features [B, N, C], saliency [B, N]."""
+    features = torch.cat([tokens(seed, n, noise=0.2 + 0.3 * seed) for seed in range(size)])
+    return features, torch.cat([attention(seed, n) for seed in range(size)])

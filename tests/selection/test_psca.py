@@ -1,0 +1,121 @@
+"""Directions and groups: exact, repeatable, and the published random ones from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prunesid_cli.selection.prunesid import explain
+from prunesid_cli.selection.psca import (
+    centred,
+    exact_directions,
+    gram,
+    groups,
+    low_rank_directions,
+    principal_directions,
+)
+from prunesid_cli.selection.similarity import pair_mean, phi, similarity, triangle_mean
+from tests.selection.inputs import batch, tokens
+
+Directions = Callable[[Tensor, Sequence[int]], Tensor]
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+
+
+def test_gram_is_of_tokens_less_their_own_mean() -> None:
+    features, _ = batch(2)
+    activation = features.double().sigmoid()
+    activation = activation - activation.mean(-1, keepdim=True)
+    assert torch.allclose(gram(features).double(), activation @ activation.mT, atol=1e-4)
+
+
+def test_directions_are_the_leading_eigenvectors() -> None:
+    matrix = gram(batch(2)[0])
+    v = principal_directions(matrix, 5)
+    reference = torch.linalg.eigh(matrix.double()).eigenvectors[..., -5:].flip(-1)
+    assert torch.allclose(v.abs(), reference.abs().float(), atol=1e-5)
+
+
+def test_columns_are_nested() -> None:
+    matrix = gram(batch(2)[0])
+    few, many = principal_directions(matrix, 3), principal_directions(matrix, 8)
+    assert torch.allclose(few.abs(), many[..., :3].abs(), atol=1e-6)
+
+
+@pytest.mark.parametrize("directions", [exact_directions, low_rank_directions])
+def test_an_image_pads_nothing_into_another(directions: Directions) -> None:
+    features, _ = batch(3)
+    together = directions(features, [2, 7, 4])
+    for row, k in enumerate([2, 7, 4]):
+        assert torch.equal(together[row, :, :k], directions(features[row : row + 1], [k])[0])
+        assert not together[row, :, k:].any()
+
+
+def test_missing_directions_get_no_tokens() -> None:
+    same = tokens(0, 1).expand(1, 20, -1)
+    assert exact_directions(same, [4])[0, :, 1:].count_nonzero() == 0
+    assert groups(exact_directions(same, [4])).tolist() == [[0] * 20]
+    constant = torch.ones(1, 20, 8)
+    assert groups(exact_directions(constant, [4])).tolist() == [[0] * 20]
+
+
+def test_the_first_of_equal_loadings_wins() -> None:
+    v = torch.tensor([[[0.5, -0.5, 0.1], [0.1, -0.7, 0.7], [0.0, 0.0, 0.0]]])
+    assert groups(v).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("width", [24, 96])
+def test_low_rank_is_torch_pca_lowrank(width: int) -> None:
+    """The same draws give the same directions; ours come from a generator of its own."""
+    (matrix,) = tokens(3, 48, width)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _, _, v = torch.pca_lowrank(matrix.sigmoid().T, q=8)
+    ours = low_rank_directions(matrix.unsqueeze(0), [8])[0]
+    assert torch.allclose(ours.abs(), v.abs(), atol=1e-4)
+    assert centred(matrix).mean(-1).abs().max() < 1e-6
+
+
+def test_low_rank_groups_are_the_published_ones() -> None:
+    """A reference case stores the random directions of the published implementation at seed 0."""
+    case = load_file(GOLDEN / "llava_14_redundant_b48.safetensors")
+    features = case["hidden_states"][:, 1:].float()
+    ours = groups(low_rank_directions(features, [case["V"].shape[-1]]))
+    assert (ours == case["group"]).float().mean() > 0.99
+
+
+def test_rho_without_the_pairs_is_rho() -> None:
+    features, _ = batch(4)
+    slow = torch.stack([pair_mean(similarity(image)) for image in features])
+    assert torch.allclose(phi(features), 1 - slow, atol=1e-6)
+
+
+def test_the_published_slip_is_about_half() -> None:
+    cosines = similarity(tokens(0)[0])
+    n = len(cosines)
+    expected = (pair_mean(cosines) * n * (n - 1) / 2 + n) / n**2
+    assert torch.allclose(triangle_mean(cosines), expected, atol=1e-6)
+
+
+def test_phi_of_one_token_and_of_equal_ones() -> None:
+    assert phi(torch.ones(1, 1, 4)).tolist() == [1.0]
+    assert phi(torch.ones(1, 9, 4)).abs().item() < 1e-6
+
+
+def test_a_zero_token_is_like_no_other() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        image = torch.cat([torch.zeros(1, 4), torch.ones(2, 4)])
+        assert similarity(image, dtype)[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_explanation_adds_up() -> None:
+    features, saliency = batch(2)
+    for image in explain(features, saliency, [12, 20], reserved=1):
+        assert int(image.groups.taken.sum()) == len(image.indices)
+        taken = torch.bincount(image.group[image.indices], minlength=len(image.groups.taken))
+        assert torch.equal(taken, image.groups.taken)
+        assert int(image.groups.survivors.sum()) == int(image.survivor.sum())

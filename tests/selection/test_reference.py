@@ -1,0 +1,92 @@
+"""The closed forms and the fixed point do what the definition's loops do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prunesid_cli.selection.allocation import allocate, growth
+from prunesid_cli.selection.nms import precedence, suppressors, survivors
+from prunesid_cli.selection.prunesid import explain
+from prunesid_cli.selection.recipe import PRUNESID
+from tests.selection import reference
+from tests.selection.inputs import generator, tokens
+
+
+def saliencies(seed: int, n: int) -> Tensor:
+    """Every third case has ties, every fourth zeros."""
+    saliency = torch.rand(1, n, generator=generator(seed)) + 1e-3
+    if seed % 3 == 0:
+        saliency = (saliency * 4).round() / 4
+    return saliency * (torch.rand(1, n, generator=generator(-seed - 1)) > 0.5) if seed % 4 == 0 else saliency
+
+
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_selection_is_the_slow_one(first: int) -> None:
+    for seed in range(first, first + 50):
+        n, reserved = 8 + seed % 17, seed % 2
+        need = 2 + seed * 7 % (n - 1)
+        features = tokens(seed, n, width=8, noise=0.1 + seed % 5) - 0.3 * (seed % 3)
+        directions = torch.randn(1, n, max(need // 4, 1), generator=generator(seed))
+        saliency = saliencies(seed, n)
+
+        def given_directions(_: Tensor, ks: Sequence[int], directions: Tensor = directions) -> Tensor:
+            return directions
+
+        recipe = replace(PRUNESID, directions=given_directions, ascending=lambda need: False)
+        image = reference.Image(
+            features[0].double().tolist(), saliency[0].tolist(), directions[0].tolist(), need, reserved
+        )
+        (ours,) = explain(features, saliency, [need], recipe, reserved)
+        assert ours.indices.tolist() == reference.select(image), f"seed {seed}"
+
+
+COUNTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=20)
+
+
+@settings(max_examples=300, deadline=None)
+@given(groups=COUNTS, data=st.data())
+def test_allocation_is_the_slow_one(groups: list[tuple[int, int]], data: st.DataObject) -> None:
+    sizes = [size for size, _ in groups]
+    counts = [min(size, count) for size, count in groups]
+    need = data.draw(st.integers(1, sum(sizes) + 1))
+    reserved = data.draw(st.integers(0, 1))
+    ours = allocate(torch.tensor([sizes]), torch.tensor([counts]), torch.tensor([need]), reserved)
+    assert ours.upper.tolist() == [reference.upper_bounds(sizes, counts, need)]
+    assert ours.taken.tolist() == [reference.allocate(sizes, counts, need, reserved)]
+    if need - reserved >= int(ours.lower.sum()) and need <= sum(sizes):
+        assert int(ours.taken.sum()) == need - reserved
+
+
+@settings(max_examples=200, deadline=None)
+@given(room=st.lists(st.integers(0, 50), min_size=1, max_size=20), data=st.data())
+def test_growth_is_the_smallest_that_suffices(room: list[int], data: st.DataObject) -> None:
+    lack = data.draw(st.integers(-5, sum(room)))
+    t = int(growth(torch.tensor([room]), torch.tensor([lack])))
+    assert sum(min(t, r) for r in room) >= lack
+    assert t == 0 or sum(min(t - 1, r) for r in room) < lack
+
+
+def test_suppression_follows_a_long_chain() -> None:
+    """Each token suppresses the next one only: every second survives, after as many rounds as tokens."""
+    n = 200
+    similarity = torch.diag(torch.ones(n - 1), 1) + torch.diag(torch.ones(n - 1), -1)
+    rank = precedence(torch.arange(n, 0, -1).float().unsqueeze(0))
+    group = torch.zeros(1, n, dtype=torch.int64)
+    blocked = suppressors(similarity.unsqueeze(0), torch.tensor([0.5]), group, rank)
+    kept = survivors(blocked, torch.ones(1, n, dtype=torch.bool))
+    assert kept[0].tolist() == [i % 2 == 0 for i in range(n)]
+
+
+def test_suppression_is_strict() -> None:
+    similarity = torch.tensor([[[1.0, 0.5], [0.5, 1.0]]])
+    rank, group = torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.int64)
+    at, below = (suppressors(similarity, torch.tensor([tau]), group, rank) for tau in (0.5, 0.49))
+    assert not at.any()
+    assert below[0].tolist() == [[False, False], [True, False]]
