@@ -1,0 +1,174 @@
+"""An image's bytes -> `Media`: upright RGB pixels, a digest, and what the user should be told about them.
+
+Bytes are read once: the digest names exactly what was decoded. Only regular files are opened, so a FIFO never
+blocks a run. Every failure is a `MediaError` that names the source and costs one item. Safe to call from threads.
+
+Embedded colour profiles (ICC) are not applied: the processors of the models call a plain `convert("RGB")`, so
+the vision towers were trained on pictures read that way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import stat
+import warnings
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from prunesid_cli.errors import MediaError
+from prunesid_cli.pixels import oriented, to_rgb
+from prunesid_cli.sniff import Kind, kind_of
+
+MAX_BYTES = 1 << 30
+MAX_PIXELS = 100_000_000  # about 400 MB once decoded: Pillow takes four bytes a pixel
+TOO_MANY = f"more than the limit of {MAX_PIXELS // 10**6} megapixels"
+SMALLER = "make the picture smaller"
+
+# What Pillow may decode. A list, because it would also hand PostScript to ghostscript, and guess at formats
+# without a signature.
+FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "QOI",
+)  # fmt: skip
+
+# Only formats that mean a sequence to whoever made the file. MPO is missing on purpose: its further pictures are
+# the gain map or preview that a phone adds to a photograph.
+SEQUENCES = {
+    "GIF": "animated, {} frames: the first is used",
+    "PNG": "animated, {} frames: the first is used",
+    "WEBP": "animated, {} frames: the first is used",
+    "AVIF": "animated, {} frames: the first is used",
+    "TIFF": "{} pages: the first is used",
+    "HEIF": "{} pictures in the file: the main one is used",
+}
+
+REASONS = {
+    FileNotFoundError: ("no such file or folder", "check the spelling; quote names that hold spaces"),
+    NotADirectoryError: ("no such file or folder", "a part of this path is a file, not a folder"),
+    PermissionError: ("no permission to read it", "check it with: ls -l"),
+    MemoryError: ("not enough memory to decode it", f"{SMALLER}, or load fewer at once"),
+}
+
+# Pillow reports on stderr what is decided or told here: pictures over 89 MP (`MAX_PIXELS` decides), odd EXIF, odd
+# transparency. One filter, set at import and only for its modules: `warnings.catch_warnings` and a changed
+# `Image.MAX_IMAGE_PIXELS` would both reach into other threads in the middle of their work.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class Media:
+    """One input, decoded."""
+
+    source: str  # as the user named it; "-" for stdin
+    digest: str  # sha256 of the input's bytes, in hex
+    image: Image.Image = field(repr=False)  # RGB, upright
+    size: tuple[int, int]  # width, height of the upright image
+    notes: tuple[str, ...] = ()  # what was done that the user might not expect
+
+
+def load_image(source: str | Path) -> Media:
+    """Read and decode the file named `source`."""
+    name = os.fspath(source)
+    return load_image_bytes(_read(name), name)
+
+
+def load_image_bytes(data: bytes, source: str) -> Media:
+    """Decode bytes that were read elsewhere, as from stdin; `source` names them in messages."""
+    if not data:
+        raise MediaError(f"{source}: empty file", "copy or download it again")
+    try:
+        image, notes = _decode(data, source)
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        raise _undecodable(source, data, error) from error
+    return Media(source, hashlib.sha256(data).hexdigest(), image, image.size, notes)
+
+
+def unreadable(source: str, error: Exception) -> MediaError:
+    """What the system said of a path, as a `MediaError`."""
+    reason = getattr(error, "strerror", None) or str(error)
+    problem, hint = REASONS.get(type(error), (reason, "check that it is a file or folder that can be read"))
+    return MediaError(f"{source or repr(source)}: {problem}", hint)
+
+
+def _read(source: str) -> bytes:
+    try:
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+            raise MediaError(
+                f"{source}: {what}, not a regular file", "name an image; `-` reads one from stdin"
+            )
+        _check_bytes(source, status.st_size)
+        with open(source, "rb", opener=_open_without_waiting) as file:
+            return file.read()
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the name
+        raise unreadable(source, error) from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Even if a FIFO took the file's place since it was looked at."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_bytes(source: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise MediaError(f"{source}: larger than the limit of {MAX_BYTES >> 30} GiB for an image", SMALLER)
+
+
+def _check_pixels(source: str, size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise MediaError(f"{source}: {width} x {height} pixels, {TOO_MANY}", SMALLER)
+
+
+def _decode(data: bytes, source: str) -> tuple[Image.Image, tuple[str, ...]]:
+    _check_bytes(source, len(data))
+    if kind_of(data) is Kind.HEIC:
+        _require_heif(source)
+    with Image.open(BytesIO(data), formats=_formats()) as file:
+        _check_pixels(source, file.size)
+        file.load()
+        rgb, colour_note = to_rgb(file)
+        upright, turn_note = oriented(rgb, file)
+        return upright, tuple(note for note in (_sequence_note(file), colour_note, turn_note) if note)
+
+
+def _require_heif(source: str) -> None:
+    if "HEIF" not in _formats():
+        problem = f"{source}: HEIC images need a package that is not installed"
+        raise MediaError(problem, "pip install pillow-heif")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow can open; it raises KeyError for one that it does not know."""
+    if find_spec("pillow_heif") is not None:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _sequence_note(file: Image.Image) -> str:
+    count = getattr(file, "n_frames", 1)
+    return SEQUENCES.get(file.format or "", "").format(count) if count > 1 else ""
+
+
+def _undecodable(source: str, data: bytes, error: Exception) -> MediaError:
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit, far above `MAX_PIXELS`
+        return MediaError(f"{source}: {TOO_MANY}", SMALLER)
+    if type(error) in REASONS:
+        return unreadable(source, error)
+    kind = kind_of(data)
+    if kind.is_image:
+        # Pillow's text for a file that it does not know is the address of the buffer.
+        detail = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else error
+        return MediaError(f"{source}: damaged or cut short {kind.text} ({detail})", kind.hint)
+    return MediaError(f"{source}: not an image: {kind.text}", kind.hint)

@@ -1,0 +1,85 @@
+"""What a file is, from its first bytes: only to say it in an error, and to know when a package is missing."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+HEAD = 1024  # bytes that are enough to tell
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+
+
+class Kind(Enum):
+    """Value: whether it is a picture that is decoded here; what to call it; what to do when it was refused."""
+
+    JPEG = True, "JPEG", "copy or download it again"
+    PNG = True, "PNG", "copy or download it again"
+    GIF = True, "GIF", "copy or download it again"
+    WEBP = True, "WebP", "copy or download it again"
+    TIFF = True, "TIFF", "copy or download it again"
+    JPEG2000 = True, "JPEG 2000", "copy or download it again"
+    HEIC = True, "HEIC", "copy or download it again"
+    AVIF = True, "AVIF image", "copy it again; AVIF needs Pillow 11.3 or newer, or convert it to PNG"
+    BMP = True, "BMP", "copy or download it again"
+    PDF = False, "the file is a PDF", "turn its pages into PNG images first"
+    POSTSCRIPT = False, "the file is PostScript", "turn it into a PNG image first"
+    PHOTOSHOP = False, "the file is a Photoshop document", "export it as a PNG image first"
+    ARCHIVE = False, "the file is an archive", "unpack it first"
+    VIDEO = False, "the file is a video", "take a picture out of it first, or give it a video's extension"
+    LFS = False, "the file is a Git LFS pointer", "fetch the real file with: git lfs pull"
+    HTML = False, "the file is a web page", "the download went wrong: fetch it again"
+    SVG = False, "the file is an SVG drawing", "turn it into a PNG image first"
+    TEXT = False, "the file is text", "name an image file"
+    UNKNOWN = False, "the file is of no known image format", "convert it to PNG or JPEG first"
+
+    @property
+    def is_image(self) -> bool:
+        return self.value[0]
+
+    @property
+    def text(self) -> str:
+        return self.value[1]
+
+    @property
+    def hint(self) -> str:
+        return self.value[2]
+
+
+SIGNATURES = (
+    (b"\xff\xd8\xff", Kind.JPEG),
+    (b"\x89PNG\r\n\x1a\n", Kind.PNG),
+    (b"GIF8", Kind.GIF),
+    (b"II*\0", Kind.TIFF),
+    (b"MM\0*", Kind.TIFF),
+    (b"\0\0\0\x0cjP  ", Kind.JPEG2000),
+    (b"BM", Kind.BMP),
+    (b"%PDF", Kind.PDF),
+    (b"%!PS", Kind.POSTSCRIPT),
+    (b"8BPS", Kind.PHOTOSHOP),
+    (b"PK\x03\x04", Kind.ARCHIVE),
+    (b"\x1f\x8b", Kind.ARCHIVE),
+    (b"\x1aE\xdf\xa3", Kind.VIDEO),
+    (b"version https://git-lfs", Kind.LFS),
+)
+RIFF = {b"WEBP": Kind.WEBP, b"AVI ": Kind.VIDEO}
+BRANDS = {brand: Kind.HEIC for brand in HEIF_BRANDS} | {brand: Kind.AVIF for brand in AVIF_BRANDS}
+MARKUP = (("<svg", Kind.SVG), ("<!doctype html", Kind.HTML), ("<html", Kind.HTML))
+
+
+def kind_of(data: bytes) -> Kind:
+    head = bytes(data[:HEAD])
+    if head[:4] == b"RIFF":
+        return RIFF.get(head[8:12], Kind.UNKNOWN)
+    if head[4:8] == b"ftyp":
+        return BRANDS.get(head[8:12], Kind.VIDEO)
+    return next((kind for start, kind in SIGNATURES if head.startswith(start)), None) or _kind_of_text(head)
+
+
+def _kind_of_text(head: bytes) -> Kind:
+    text = head.decode("utf-8", errors="ignore")  # a character may be cut at the end of the head
+    if len(text.encode()) < len(head) - 3 or any(char < " " and char not in "\t\n\r\f\x1b" for char in text):
+        return Kind.UNKNOWN
+    start = text.lstrip("\ufeff \t\r\n").lower()
+    if start.startswith("<?xml"):
+        return Kind.SVG if "<svg" in start else Kind.TEXT
+    return next((kind for tag, kind in MARKUP if start.startswith(tag)), Kind.TEXT)

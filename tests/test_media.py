@@ -1,0 +1,461 @@
+"""Pictures of every kind become the right pixels, and everything else a message that says what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from prunesid_cli import media
+from prunesid_cli.errors import MediaError
+from prunesid_cli.media import Media, load_image, load_image_bytes
+from prunesid_cli.sniff import Kind, kind_of
+from tests import hostile
+
+WHITE = (255, 255, 255)
+
+# pytest puts its own filters in place of the loader's; `test_nothing_is_printed` looks from outside.
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
+
+def loaded(data: bytes) -> Media:
+    result = load_image_bytes(data, "x")
+    assert result.image.mode == "RGB"
+    assert result.size == result.image.size
+    return result
+
+
+def refusal(data: bytes) -> MediaError:
+    with pytest.raises(MediaError) as caught:
+        load_image_bytes(data, "some/name.jpg")
+    assert caught.value.problem.startswith("some/name.jpg: ")
+    assert caught.value.hint
+    return caught.value
+
+
+def row(result: Media) -> list[Any]:
+    return [result.image.getpixel((x, 0)) for x in range(result.size[0])]
+
+
+def assert_upright(image: Image.Image, tolerance: int = 40) -> None:
+    assert image.size == (96, 64)
+    for name, seen in hostile.corners(image).items():
+        assert np.abs(np.subtract(seen, hostile.CORNERS[name])).max() <= tolerance, name
+
+
+# What is read
+
+
+def test_media_says_what_it_came_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(hostile.encoded(hostile.landmark(), "PNG"))
+    result = load_image(path)
+    assert result == load_image(str(path))
+    assert result.source == str(path)
+    assert result.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (result.size, result.notes) == ((96, 64), ())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.source = "b"  # type: ignore[misc]
+
+
+def test_bytes_from_stdin_are_named_by_a_dash() -> None:
+    assert load_image_bytes(hostile.encoded(hostile.landmark(), "PNG"), "-").source == "-"
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.jpg", "a", "UPPER.JPG", "a.txt", "ünï 图.webp", "-dash.png", "a\nb.png"]
+)
+def test_name_does_not_matter(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(hostile.encoded(hostile.landmark(), "PNG"))
+    assert_upright(load_image(path).image)
+
+
+def test_undecodable_name(tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png")
+    try:
+        Path(name).write_bytes(hostile.encoded(hostile.landmark(), "PNG"))
+    except OSError:
+        pytest.skip("this file system takes only names that are text")
+    assert load_image(name).source == name
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
+def test_formats(format: str) -> None:
+    if format == "AVIF" and "AVIF" not in media._formats():
+        pytest.skip("this Pillow has no AVIF")
+    result = loaded(hostile.encoded(hostile.landmark(), format))
+    assert_upright(result.image)
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000)])
+def test_extreme_shapes(size: tuple[int, int]) -> None:
+    assert loaded(hostile.encoded(Image.new("RGB", size, hostile.BLUE), "PNG")).size == size
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", hostile.STORED)
+def test_orientation(format: str, orientation: int) -> None:
+    assert_upright(loaded(hostile.turned(orientation, format)).image)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientation_that_means_nothing_is_ignored(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert_upright(loaded(hostile.encoded(hostile.landmark(), "PNG", exif=exif)).image)
+
+
+def test_unreadable_exif_does_not_cost_the_picture() -> None:
+    result = loaded(hostile.encoded(hostile.landmark(), "PNG", exif=b"Exif\0\0XX*\0 not a TIFF header"))
+    assert_upright(result.image)
+    assert result.notes == ("unreadable EXIF: the picture may be turned",)
+
+
+# What becomes of the modes
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"), [("RGBA", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG"), ("RGBA", "TIFF")]
+)
+def test_transparency_is_laid_on_white(mode: str, format: str) -> None:
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    clear.paste((0, 0, 0, 255), (0, 0, 8, 16))
+    result = loaded(
+        hostile.encoded(clear.convert(mode), format, **({"lossless": True} if format == "WEBP" else {}))
+    )
+    assert result.image.getpixel((2, 8)) == (0, 0, 0)
+    assert result.image.getpixel((13, 8)) == WHITE
+    assert result.notes == ("transparency composited on white",)
+
+
+def test_half_transparency_is_half_white() -> None:
+    result = loaded(hostile.encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 128)), "PNG"))
+    assert result.image.getpixel((0, 0)) == (255, 127, 127)
+
+
+def test_opaque_alpha_is_no_news() -> None:
+    result = loaded(hostile.encoded(hostile.landmark().convert("RGBA"), "PNG"))
+    assert_upright(result.image)
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize(("transparency", "expected"), [(1, WHITE), (bytes([255, 128]), (127, 127, 255))])
+def test_palette_with_alpha(transparency: int | bytes, expected: tuple[int, int, int]) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    result = loaded(hostile.encoded(image, "PNG", transparency=transparency))
+    assert row(result) == [hostile.RED, expected]
+    assert result.notes == ("transparency composited on white",)
+
+
+def test_palette_bilevel_and_grey() -> None:
+    assert_upright(loaded(hostile.encoded(hostile.landmark().quantize(4), "PNG")).image)
+    bilevel = Image.new("1", (2, 1))
+    bilevel.putpixel((1, 0), 1)
+    assert row(loaded(hostile.encoded(bilevel, "PNG"))) == [(0, 0, 0), WHITE]
+    assert row(loaded(hostile.encoded(Image.new("L", (1, 1), 77), "PNG"))) == [(77, 77, 77)]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_cmyk(format: str) -> None:
+    result = loaded(hostile.encoded(hostile.landmark().convert("CMYK"), format))
+    assert_upright(result.image)
+    assert result.notes == ("CMYK converted without a colour profile",)
+
+
+def test_lab() -> None:
+    assert_upright(loaded(hostile.encoded(hostile.landmark().convert("LAB"), "TIFF")).image)
+
+
+SIXTEEN_BIT = [0, 255, 256, 0x8000, 0xFFFF]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        hostile.grey16(SIXTEEN_BIT),
+        hostile.row_tiff(SIXTEEN_BIT, np.uint16),
+        hostile.row_tiff(SIXTEEN_BIT, np.uint16, ">"),
+        b"P5 5 1 65535\n" + struct.pack(">5H", *SIXTEEN_BIT),
+    ],
+    ids=["png", "tiff little-endian", "tiff big-endian", "pgm"],
+)
+def test_16_bit_grey_keeps_its_high_byte(data: bytes) -> None:
+    result = loaded(data)
+    assert row(result) == [(value >> 8,) * 3 for value in SIXTEEN_BIT]
+    assert result.notes == ("16-bit grey scaled to 8",)
+
+
+def test_16_bit_grey_with_a_clear_value() -> None:
+    result = loaded(hostile.grey16([0, 0x8000], (b"tRNS", struct.pack(">H", 0))))
+    assert row(result) == [WHITE, (128, 128, 128)]
+    assert "transparency composited on white" in result.notes[0]
+
+
+def test_16_bit_rgb() -> None:
+    assert row(loaded(hostile.rgb16(0x8000, 0xFFFF, 0x00FF))) == [(128, 255, 0)]
+
+
+SCALED = [
+    ([0, 50_000, 100_000], np.int32, [0, 128, 255], "32-bit grey scaled from 0..100000 to 0..255"),
+    ([-(2**31), 0, 2**31 - 1], np.int32, [0, 128, 255], "-2147483648..2147483647"),
+    ([7, 7, 7], np.int32, [0, 0, 0], "7..7"),
+    ([0.0, 0.5, 1.0], np.float32, [0, 128, 255], "float grey scaled from 0..1 to 0..255"),
+    ([0.0, 0.1, 0.2], np.float32, [0, 26, 51], "0..1"),  # a dark picture stays dark
+    ([-10.0, 0.0, 10.0], np.float32, [0, 128, 255], "-10..10"),
+    ([np.nan, 5.0, 10.0, np.inf, -np.inf], np.float32, [0, 0, 255, 255, 0], "5..10"),
+    ([np.nan, np.nan], np.float32, [0, 0], "0..1"),
+]
+
+
+@pytest.mark.parametrize(("values", "kind", "expected", "note"), SCALED)
+def test_integers_and_floats_are_scaled(values: list[Any], kind: Any, expected: list[int], note: str) -> None:
+    result = loaded(hostile.row_tiff(values, kind))
+    assert row(result) == [(value,) * 3 for value in expected]
+    assert note in result.notes[0]
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
+def test_animated(format: str) -> None:
+    result = loaded(hostile.animated(format))
+    assert_upright(result.image)
+    assert result.notes == ("animated, 3 frames: the first is used",)
+
+
+def test_pages_are_not_frames() -> None:
+    result = loaded(hostile.animated("TIFF"))
+    assert_upright(result.image)
+    assert result.notes == ("3 pages: the first is used",)
+
+
+def test_the_second_picture_of_a_phone_is_no_news() -> None:
+    result = loaded(hostile.animated("MPO", 2))
+    assert_upright(result.image)
+    assert result.notes == ()
+
+
+# What is refused
+
+NOT_IMAGES = [
+    (b"", "empty file"),
+    (b"hello " * 100, "not an image: the file is text"),
+    (b"x" + ("ä" * 1000).encode(), "not an image: the file is text"),
+    (b"<!DOCTYPE html><html>404</html>", "not an image: the file is a web page"),
+    (b"\n  <HTML>", "not an image: the file is a web page"),
+    (b'<?xml version="1.0"?><svg/>', "not an image: the file is an SVG drawing"),
+    (b"%PDF-1.7\n" + b"x" * 500, "not an image: the file is a PDF"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image: the file is PostScript"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "not an image: the file is a Git LFS pointer"),
+    (b"PK\x03\x04" + bytes(100), "not an image: the file is an archive"),
+    (hostile.ftyp(b"isom"), "not an image: the file is a video"),
+    (b"RIFF\0\0\0\0AVI " + bytes(100), "not an image: the file is a video"),
+    (bytes(1000), "not an image: the file is of no known image format"),
+    (np.random.default_rng(0).bytes(5000), "not an image: the file is of no known image format"),
+]
+
+
+@pytest.mark.parametrize(("data", "expected"), NOT_IMAGES, ids=range(len(NOT_IMAGES)))
+def test_what_is_not_an_image_is_said_to_be_so(data: bytes, expected: str) -> None:
+    assert expected in refusal(data).problem
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [("JPEG", Kind.JPEG), ("PNG", Kind.PNG), ("WEBP", Kind.WEBP), ("TIFF", Kind.TIFF), ("GIF", Kind.GIF)],
+)
+def test_truncated(format: str, kind: Kind, share: float) -> None:
+    data = hostile.encoded(hostile.noise(), format)
+    error = refusal(data[: int(len(data) * share)])
+    assert f"damaged or cut short {kind.text} (" in error.problem
+    assert error.__cause__ is not None
+
+
+def test_progressive_jpeg_without_its_last_bytes() -> None:
+    data = hostile.encoded(hostile.noise(), "JPEG", progressive=True)
+    assert "cut short JPEG" in refusal(data[:-2]).problem
+
+
+def test_truncated_is_an_error_whatever_the_bit_that_is_flipped() -> None:
+    data = bytearray(hostile.encoded(hostile.noise(), "PNG"))
+    data[len(data) // 2] ^= 0x55
+    assert "damaged or cut short PNG" in refusal(bytes(data)).problem
+
+
+@pytest.mark.parametrize("size", [(15_000, 10_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
+def test_bomb_is_refused_before_it_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    def load(_: ImageFile.ImageFile) -> None:
+        raise AssertionError("the bomb was unpacked")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert "100 megapixels" in refusal(hostile.claim(*size)).problem
+
+
+def test_a_true_bomb_takes_no_memory() -> None:
+    """150 million pixels in some 20 kB, in a process that would die if it made room for them."""
+    pytest.importorskip("resource")
+    script = (
+        "import sys, resource\n"
+        "from prunesid_cli.media import load_image_bytes\n"
+        "from prunesid_cli.errors import MediaError\n"
+        "data = sys.stdin.buffer.read()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    load_image_bytes(data, '-')\n"
+        "except MediaError as error:\n    print(error.problem)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = run_python(script, hostile.bomb(15_000, 10_000))
+    problem, growth = done.stdout.decode().splitlines()
+    assert problem == "-: 15000 x 10000 pixels, more than the limit of 100 megapixels"
+    assert int(growth) < 50 * 1024 * (1024 if sys.platform == "darwin" else 1)
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    assert "cut short PNG" in refusal(hostile.claim(10_000, 10_000)).problem
+
+
+def test_text_bomb_is_refused() -> None:
+    assert "PNG" in refusal(hostile.text_bomb()).problem
+
+
+def test_nothing_is_printed() -> None:
+    """Pillow warns of pictures over 89 megapixels, and of much else; the caller prints what is to be said."""
+    script = (
+        "import sys\n"
+        "from prunesid_cli.media import load_image_bytes\n"
+        "from prunesid_cli.errors import MediaError\n"
+        "try:\n    load_image_bytes(sys.stdin.buffer.read(), '-')\n"
+        "except MediaError:\n    pass\n"
+    )
+    transparent = hostile.encoded(hostile.landmark().quantize(4), "PNG", transparency=bytes([0, 9]))
+    for data in (
+        hostile.claim(9_500, 10_000),
+        hostile.claim(15_000, 10_000),
+        transparent,
+        b"II*\0" + bytes(90),
+    ):
+        done = run_python(script, data)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def run_python(script: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
+    root = str(Path(media.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, input=data, capture_output=True, env=environment, timeout=60, check=False)
+
+
+def test_missing_file_folder_and_bad_names(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    cases = {
+        "missing.jpg": "no such file",
+        "file/below.jpg": "no such file",
+        "folder.jpg": "a folder, not a regular file",
+        "n" * 300: "File name too long",
+        "nul\0.jpg": "null",
+    }
+    for name, expected in cases.items():
+        with pytest.raises(MediaError) as caught:
+            load_image(tmp_path / name)
+        assert expected.lower() in caught.value.problem.lower()
+        assert caught.value.problem.startswith(str(tmp_path / name))
+        assert caught.value.__cause__ is not None or name == "folder.jpg"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_fifo_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(MediaError, match="a pipe or device"):
+        load_image(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device here")
+def test_device_is_not_read() -> None:
+    with pytest.raises(MediaError, match="a pipe or device"):
+        load_image("/dev/zero")
+
+
+def test_huge_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    with open(path, "wb") as file:
+        file.truncate(media.MAX_BYTES + 1)  # sparse: takes no room
+    with pytest.raises(MediaError, match="1 GiB"):
+        load_image(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    with pytest.raises(MediaError, match="no permission"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, brand: bytes) -> None:
+    monkeypatch.setattr(media, "_formats", lambda: ("JPEG",))
+    error = refusal(hostile.ftyp(brand))
+    assert "HEIC" in error.problem
+    assert error.hint == "pip install pillow-heif"
+
+
+def test_heic_with_its_package() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    assert_upright(loaded(hostile.encoded(hostile.landmark(), "HEIF", quality=95)).image)
+    assert "damaged or cut short HEIC" in refusal(hostile.ftyp(b"heic")).problem
+
+
+def test_memory_that_runs_out_costs_one_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: ImageFile.ImageFile) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert "not enough memory" in refusal(hostile.encoded(hostile.landmark(), "BMP")).problem
+
+
+# Laws
+
+
+def test_settings_of_pillow_stay_as_they_are() -> None:
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+    refusal(hostile.claim(20_000, 20_000))
+    loaded(hostile.encoded(hostile.landmark(), "JPEG"))
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before == (before[0], False)
+
+
+def test_threads_give_what_one_gives() -> None:
+    pictures = [hostile.turned(orientation, "JPEG") for orientation in hostile.STORED] + [
+        hostile.animated("GIF")
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(loaded, pictures * 4))
+    assert together == [loaded(data) for data in pictures * 4]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_says_what_to_do(kind: Kind) -> None:
+    assert kind.text and kind.hint
+
+
+@pytest.mark.parametrize("data", [b"", b"R", b"RIFF", b"\0\0\0\x18ftyp", b"\xff", zlib.compress(b"x")])
+def test_short_heads_have_a_kind(data: bytes) -> None:
+    assert not kind_of(data).is_image
