@@ -47,6 +47,10 @@ DIGIT_STROKES: tuple[tuple[tuple[float, float], ...], ...] = (
 )  # fmt: skip
 
 
+def with_article(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
 @dataclass(frozen=True)
 class Thing:
     """One thing in a scene: a coloured shape, or a digit on a white card. Centre and size in pixels."""
@@ -60,7 +64,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        return f"the number {self.digit}" if self.kind == NUMBER else f"a {self.colour} {self.kind}"
+        return f"the number {self.digit}" if self.kind == NUMBER else with_article(f"{self.colour} {self.kind}")
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,18 @@ def make_scene(split: int, index: int, count: int | None = None) -> Scene:
 
 
 def _kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Kind and colour of each thing: repeats of a shape or a colour are common, so that counting is no guess."""
-    kinds: list[tuple[str, str]] = []
-    for i in range(count):
-        if i == 0 and rng.random() < 0.35:
-            kinds.append((NUMBER, "black"))
-            continue
+    """Kind and colour of each thing, no two the same: repeats of a shape or a colour are common, so that counting is
+    no guess."""
+    kinds = [(NUMBER, "black")] if rng.random() < 0.35 else []
+    while len(kinds) < count:
         drawn = [k for k in kinds if k[0] != NUMBER]
         shape, colour = str(rng.choice(SHAPES)), str(rng.choice(tuple(COLOURS)))
         if drawn and rng.random() < 0.3:
             shape = drawn[-1][0]
         if drawn and rng.random() < 0.3:
             colour = drawn[-1][1]
-        kinds.append((shape, colour))
+        if (shape, colour) not in kinds:
+            kinds.append((shape, colour))
     return kinds
 
 

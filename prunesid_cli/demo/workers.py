@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class Worker:
         """Replace the gradients by their mean over all workers."""
         if self.count == 1:
             return
+        starter = parent_process()
+        if starter and not starter.is_alive():
+            raise SystemExit("the process that started the training is gone")
         grads = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
@@ -46,14 +50,13 @@ def spawn(job: Callable[..., None], count: int, *args: Any) -> None:
     elif count == 1:
         job(Worker(0, 1, "cpu"), *args)
     else:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29517")
-        mp.spawn(_enter, (count, job, args), nprocs=count)
+        with tempfile.TemporaryDirectory() as meeting:
+            mp.spawn(_enter, (count, f"file://{meeting}/workers", job, args), nprocs=count)
 
 
-def _enter(rank: int, count: int, job: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _enter(rank: int, count: int, meeting: str, job: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=count, timeout=timedelta(hours=1))
+    dist.init_process_group("gloo", meeting, timedelta(hours=1), count, rank)
     try:
         job(Worker(rank, count, "cpu"), *args)
     finally:

@@ -1,0 +1,3 @@
+from prunesid_cli.cli import main
+
+main()

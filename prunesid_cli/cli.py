@@ -1,0 +1,77 @@
+"""The command line: what commands there are, and how every failure ends."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from prunesid_cli import __version__
+from prunesid_cli.commands import cache, models
+from prunesid_cli.commands.answer import answer
+from prunesid_cli.commands.ask import ask
+from prunesid_cli.commands.compress import compress
+from prunesid_cli.errors import ExitCode, PruneSIDError
+from prunesid_cli.output import end_quietly, printer
+from prunesid_cli.settings import default_map
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Answer questions about many images with a vision-language model, from the few visual tokens that matter.",
+)
+app.command()(ask)
+app.command()(compress)
+app.command()(answer)
+app.add_typer(cache.app, name="cache")
+app.add_typer(models.app, name="models")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        printer.result(f"prunesid {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors on stderr.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    printer.quiet, printer.debug = quiet, debug
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code; no traceback without --debug."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    printer.debug = "--debug" in sys.argv
+    try:
+        result = app(standalone_mode=False, default_map=default_map())
+        return result if isinstance(result, int) else ExitCode.OK
+    except PruneSIDError as error:
+        printer.error(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        printer.warning("interrupted; the same command goes on from here")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        end_quietly()
+        return ExitCode.OK
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the parser
+            error.show()
+            return ExitCode.USAGE
+        printer.error(PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it"))
+        return ExitCode.FAILURE

@@ -1,0 +1,102 @@
+"""prunesid ask: images and a prompt in, an answer out."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunesid_cli.commands import options as o
+from prunesid_cli.commands.session import Hardware, Session, read_budget
+from prunesid_cli.errors import UsageError
+from prunesid_cli.output import printer, stdout_is_terminal
+
+if TYPE_CHECKING:
+    from prunesid_cli.media import Media
+    from prunesid_cli.pipeline import Clock
+    from prunesid_cli.types import Answer, TokenSet
+
+
+def ask(
+    media_and_prompt: Annotated[
+        list[str],
+        typer.Argument(metavar="MEDIA... PROMPT", help="Image files, then the prompt. One of them may be - for stdin."),
+    ],
+    model: o.Model = None,
+    revision: o.Revision = None,
+    keep: o.Keep = "11%",
+    dynamic: o.Dynamic = False,
+    method: o.Method = "prunesid",
+    device: o.Device = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    attention: o.AttentionOption = o.Attention.auto,
+    max_new_tokens: o.MaxNewTokens = 128,
+    temperature: o.Temperature = 0.0,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+    usage: o.Usage = False,
+) -> None:
+    """Answer a prompt about one or more images.
+
+    Example: prunesid ask kitchen.jpg "is there a kettle?"
+    """
+    *sources, prompt = media_and_prompt
+    budget = read_budget(keep, dynamic, method)
+    media, prompt = _read_inputs(sources, prompt)
+    session = Session.open(model, revision, Hardware(device, dtype, attention))
+    from prunesid_cli import pipeline
+    from prunesid_cli.types import Generation
+
+    pruner = session.pruner(budget, method)
+    language = session.language()
+    how = Generation(max_new_tokens, temperature, seed)
+    stream = None if as_json or not stdout_is_terminal() else lambda text: printer.result(text, end="")
+    answer, items = pipeline.ask(pruner, language, media, prompt, how, stream)
+    if as_json:
+        printer.record(_record(session, media, prompt, answer, items))
+    else:
+        printer.result("" if stream else answer.text)
+    if usage:
+        printer.note(_usage(pruner.clock, answer, items))
+
+
+def _read_inputs(sources: list[str], prompt: str) -> tuple[list[Media], str]:
+    """Load the images and the prompt, stdin once at most."""
+    if not sources:
+        raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
+    if [*sources, prompt].count("-") > 1:
+        raise UsageError("stdin can be read once", hint="give - for one of the arguments only")
+    from prunesid_cli.media import load_image, load_image_bytes
+
+    media = [load_image_bytes(sys.stdin.buffer.read(), "-") if one == "-" else load_image(one) for one in sources]
+    for item in media:
+        for note in item.notes:
+            printer.note(f"{item.source}: {note}")
+    prompt = sys.stdin.read().strip() if prompt == "-" else prompt
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", hint='prunesid ask picture.jpg "what is shown?"')
+    return media, prompt
+
+
+def _record(
+    session: Session, media: list[Media], prompt: str, answer: Answer, items: list[TokenSet]
+) -> dict[str, Any]:
+    return {
+        "sources": [item.source for item in media],
+        "prompt": prompt,
+        "answer": answer.text,
+        "model": session.checkpoint.name,
+        "revision": session.checkpoint.revision,
+        "tokens": sum(item.total for item in items),
+        "kept": sum(len(item.indices) for item in items),
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": answer.new_tokens,
+    }
+
+
+def _usage(clock: Clock, answer: Answer, items: list[TokenSet]) -> str:
+    total, kept = sum(item.total for item in items), sum(len(item.indices) for item in items)
+    stages = "   ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in clock.seconds.items())
+    prompt = f"prompt {answer.prompt_tokens + total - kept} -> {answer.prompt_tokens}"
+    return f"visual tokens {total} -> {kept} ({kept / total:.1%})   {prompt}   answer {answer.new_tokens}\n{stages}"

@@ -1,0 +1,85 @@
+"""prunesid cache: look into a cache, and check it. Never imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunesid_cli.commands.options import Json
+from prunesid_cli.errors import CacheError, ExitCode, PruneSIDError
+from prunesid_cli.output import plural, printer, size
+from prunesid_cli.tokencache import PATTERN, open_cache, read_header, verify
+
+app = typer.Typer(no_args_is_help=True, help="List, describe and check a cache.")
+CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
+
+
+@app.command("ls")
+def list_items(
+    cache: CachePath,
+    failed: Annotated[bool, typer.Option("--failed", help="The inputs that failed, and why.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what is in a cache: kept and all visual tokens, size in pixels, source."""
+    opened = open_cache(cache)
+    if failed:
+        for record in opened.failures():
+            if as_json:
+                printer.record(record)
+            else:
+                printer.result(f"{record['source']}\t{record['error']}")
+        return
+    for source, (shard, item) in opened.items().items():
+        if as_json:
+            printer.record({"source": source, "shard": shard.path.name} | asdict(item))
+        else:
+            printer.result(f"{len(item.kept)}/{item.total}\t{item.size[0]}x{item.size[1]}\t{source}")
+
+
+@app.command()
+def info(cache: CachePath, as_json: Json = False) -> None:
+    """Describe a cache: model, method, how many items, how large."""
+    opened = open_cache(cache)
+    items = [item for _, item in opened.items().values()]
+    total, kept = sum(item.total for item in items), sum(len(item.kept) for item in items)
+    facts: dict[str, object] = asdict(opened.run) if opened.run else {}
+    facts |= {"items": len(items), "failed": len(opened.failures()), "shards": len(opened.shards)}
+    facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}
+    if as_json:
+        printer.record(facts)
+        return
+    facts["bytes"] = size(opened.size())
+    facts["kept"] = f"{kept} ({kept / max(total, 1):.1%})"
+    for name, value in facts.items():
+        printer.result(f"{name:10} {value}")
+
+
+@app.command("verify")
+def check(cache: CachePath, as_json: Json = False) -> None:
+    """Read every byte of a cache and compare it with what was written."""
+    open_folder = Path(cache)
+    if not open_folder.is_dir():
+        open_cache(cache)
+    faults: list[PruneSIDError] = []
+    good = 0
+    for path in sorted(open_folder.glob(PATTERN)):
+        try:
+            shard = read_header(path)
+            bad = verify(shard)
+        except CacheError as error:
+            faults.append(error)
+            continue
+        good += len(shard.items) - len(bad)
+        hint = f"delete {path} and run the same compress again"
+        faults += [CacheError(f"the tokens of {item.source} in {path} are damaged", hint) for item in bad]
+    for fault in faults:
+        printer.error(fault)
+    if as_json:
+        printer.record({"good": good, "faults": [fault.problem for fault in faults]})
+    else:
+        printer.result(f"{plural(good, 'item')} good, {plural(len(faults), 'fault')}")
+    if faults:
+        raise typer.Exit(ExitCode.FAILURE)

@@ -1,0 +1,36 @@
+"""prunesid models: what can be loaded, and which is the default."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunesid_cli.families import FAMILIES, load_family
+from prunesid_cli.families.checkpoint import ALIASES, DEMO, resolve
+from prunesid_cli.output import printer
+from prunesid_cli.settings import load_config, set_model
+
+LISTED = {DEMO: "the embedded model: drawn scenes only, needs no network"}
+
+app = typer.Typer(invoke_without_command=True, help="Show what can be loaded; set the default.")
+
+
+@app.callback()
+def list_models(context: typer.Context) -> None:
+    """Show what can be loaded; set the default."""
+    if context.invoked_subcommand:
+        return
+    chosen = load_config().get("model", DEMO)
+    for name, repo in (LISTED | ALIASES).items():
+        printer.result(f"{'*' if chosen in (name, repo) else ' '} {name:16} {repo}")
+    printer.note(f"* is the default. Any repo or folder of these types can be named too: {', '.join(FAMILIES)}")
+
+
+@app.command()
+def use(
+    name: Annotated[str, typer.Argument(help="An alias, a repo id or a folder.")],
+) -> None:
+    """Make a model the default."""
+    load_family(resolve(name).model_type)
+    printer.note(f"{name} is now the default, by {set_model(name)}")

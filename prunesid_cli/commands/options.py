@@ -1,0 +1,73 @@
+"""Options that mean the same in every command."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from prunesid_cli.selection import METHODS
+
+
+class Dtype(str, Enum):
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Attention(str, Enum):
+    auto = "auto"
+    sdpa = "sdpa"
+    flash = "flash_attention_2"
+    eager = "eager"
+
+
+MODEL, KEEPING, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Running", "Answering", "Output"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "-m", "--model", envvar="PRUNESID_MODEL", rich_help_panel=MODEL, show_default="the embedded model",
+        help="A Hugging Face repo id, a local folder, or an alias (see: prunesid models).",
+    ),
+]  # fmt: skip
+Revision = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=MODEL, show_default="main", help="Branch, tag or commit of a repo."),
+]
+Keep = Annotated[
+    str,
+    typer.Option(
+        "-k", "--keep", envvar="PRUNESID_KEEP", rich_help_panel=KEEPING,
+        help="Visual tokens to keep of each image: 64, 11% or all. CLS counts, where the tower has one.",
+    ),
+]  # fmt: skip
+Dynamic = Annotated[
+    bool,
+    typer.Option(
+        "--dynamic/--fixed", rich_help_panel=KEEPING,
+        help="Spread the same average over images by how much is in them (two passes over a folder).",
+    ),
+]  # fmt: skip
+Method = Annotated[
+    str, typer.Option(envvar="PRUNESID_METHOD", rich_help_panel=KEEPING, help=f"How to choose: {', '.join(METHODS)}.")
+]
+Device = Annotated[
+    str, typer.Option(envvar="PRUNESID_DEVICE", rich_help_panel=RUNNING, help="auto, cpu, cuda:0 or mps.")
+]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", rich_help_panel=RUNNING, help="auto: fp32 on a CPU, the checkpoint's own elsewhere.")
+]
+AttentionOption = Annotated[Attention, typer.Option("--attn", rich_help_panel=RUNNING, help="Attention kernels.")]
+BatchSize = Annotated[
+    int, typer.Option(min=0, rich_help_panel=RUNNING, help="Items a forward; 0: 8 on a CPU, 32 elsewhere.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, rich_help_panel=ANSWERING, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, rich_help_panel=ANSWERING, help="0 decodes greedily.")]
+Seed = Annotated[int, typer.Option(min=0, rich_help_panel=ANSWERING, help="Of sampling, with a temperature.")]
+Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="JSON on stdout.")]
+Usage = Annotated[
+    bool, typer.Option("-u", "--usage", rich_help_panel=OUTPUT, help="Tokens and time by stage, on stderr.")
+]

@@ -1,0 +1,77 @@
+"""From options to the halves of a model that a command needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prunesid_cli.commands.options import Attention, Dtype
+from prunesid_cli.errors import UsageError
+from prunesid_cli.families import load_family
+from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
+from prunesid_cli.output import printer
+from prunesid_cli.selection import METHODS
+from prunesid_cli.selection.budget import Budget
+
+if TYPE_CHECKING:
+    from prunesid_cli.families.base import LanguageHalf
+    from prunesid_cli.pipeline import Pruner
+    from prunesid_cli.types import Placement
+
+DEMO_NOTE = (
+    "using the embedded demo model, which knows only drawn scenes; "
+    "choose a real one with: prunesid models use llava-1.5-7b"
+)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    device: str
+    dtype: Dtype
+    attention: Attention
+
+
+@dataclass(frozen=True)
+class Session:
+    """A checkpoint that was found and is supported, and where to run it."""
+
+    checkpoint: Checkpoint
+    placement: Placement
+
+    @classmethod
+    def open(cls, model: str | None, revision: str | None, hardware: Hardware) -> Session:
+        """Check all that can be checked before weights are read."""
+        if model is None:
+            printer.note(DEMO_NOTE)
+        checkpoint = resolve(model or DEMO, revision)
+        family = load_family(checkpoint.model_type)
+        from prunesid_cli.families.loading import load_config, place
+
+        family.check(checkpoint)
+        placement = place(hardware.device, hardware.dtype.value, hardware.attention.value, load_config(checkpoint))
+        return cls(checkpoint, placement)
+
+    def pruner(self, budget: Budget, method: str) -> Pruner:
+        from prunesid_cli.pipeline import Pruner
+
+        vision = load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
+        if budget.count is not None and budget.count > vision.total:
+            printer.note(f"--keep {budget.count} of {vision.total} visual tokens: all are kept")
+        return Pruner(vision, budget, method, self.checkpoint.phi)
+
+    def language(self) -> LanguageHalf:
+        return load_family(self.checkpoint.model_type).language(self.checkpoint, self.placement)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.placement.dtype).removeprefix("torch.")
+
+    def batch_size(self, asked: int) -> int:
+        return asked or (8 if self.placement.device.type == "cpu" else 32)
+
+
+def read_budget(keep: str, dynamic: bool, method: str) -> Budget:
+    """What a user asked to keep, checked before anything is loaded."""
+    if method not in METHODS:
+        raise UsageError(f"no selection method called {method!r}", hint=f"one of: {', '.join(METHODS)}")
+    return Budget.parse(keep, dynamic)

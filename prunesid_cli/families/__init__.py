@@ -1,0 +1,27 @@
+"""The kinds of models that can be cut in two. A new one is a file and a row here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from prunesid_cli.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from prunesid_cli.families.base import Family
+
+FAMILIES = {
+    "llava": "llava:Llava",
+}
+"""model_type of config.json -> module:class."""
+
+
+def load_family(model_type: str) -> Family:
+    """The adapter for a `model_type` of FAMILIES."""
+    if model_type not in FAMILIES:
+        raise UnsupportedModel(
+            f"no adapter for models of type {model_type!r}", hint=f"supported types: {', '.join(sorted(FAMILIES))}"
+        )
+    module, name = FAMILIES[model_type].split(":")
+    family: Family = getattr(import_module(f"{__name__}.{module}"), name)()
+    return family

@@ -1,0 +1,120 @@
+"""From a model's name to a checkpoint: where its files are, exactly which version, and its configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunesid_cli.errors import ModelError, PruneSIDError
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
+ALIASES = {
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+}
+CONFIG = "config.json"
+SETTINGS = "prunesid.json"
+"""What a checkpoint may say to this program: {"phi": the information of an average image}."""
+SAMPLES, SAMPLE_BYTES = 64, 4096
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """name: as it is recorded (a repo id, an absolute folder, or demo); location: what transformers is given;
+    revision: a commit, or for a folder a fingerprint of its contents; commit: None for a folder."""
+
+    name: str
+    location: str
+    revision: str
+    commit: str | None
+    model_type: str
+    settings: dict[str, Any]
+
+    @property
+    def phi(self) -> float | None:
+        """The information (1 - rho) of an average image, where it was measured for this checkpoint."""
+        return self.settings.get("phi")
+
+
+def resolve(name: str, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint by alias, folder or repo id, in the local hub cache or on the hub.
+
+    Raises:
+        ModelError: there is none, or it cannot be reached.
+    """
+    if name == DEMO:
+        return _local(DEMO, DEMO_FOLDER)
+    name = ALIASES.get(name, name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _local(str(folder.resolve()), folder.resolve())
+    if os.sep in name.strip(os.sep) and (name.startswith((".", os.sep, "~")) or name.count("/") > 1):
+        raise ModelError(f"no such model folder: {name}", hint="name a folder that holds a config.json, or a repo id")
+    return _hub(name, revision or "main")
+
+
+def _local(name: str, folder: Path) -> Checkpoint:
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"not a model: {folder} has no {CONFIG}", hint="name the folder that save_pretrained wrote")
+    return Checkpoint(name, str(folder), fingerprint(folder), None, *_read(folder / CONFIG, folder / SETTINGS))
+
+
+def _hub(repo: str, revision: str) -> Checkpoint:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    try:
+        config = Path(hf_hub_download(repo, CONFIG, revision=revision))
+    except Exception as error:
+        raise explain_hub_error(repo, revision, error) from error
+    commit = config.parent.name
+    settings = try_to_load_from_cache(repo, SETTINGS, revision=commit)
+    return Checkpoint(
+        repo, repo, commit, commit, *_read(config, Path(settings) if isinstance(settings, str) else None)
+    )
+
+
+def _read(config: Path, settings: Path | None) -> tuple[str, dict[str, Any]]:
+    try:
+        model_type = str(json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown"))
+        extra = json.loads(settings.read_text(encoding="utf-8")) if settings and settings.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"{config} is not JSON: {error}", hint="download the model again") from error
+    return model_type, extra
+
+
+def fingerprint(folder: Path) -> str:
+    """What stands for a commit where there is none: a digest of every small file and of samples of the large ones."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".safetensors", ".model")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            starts = range(0, size, max(SAMPLE_BYTES, size // SAMPLES)) if size > SAMPLES * SAMPLE_BYTES else (0,)
+            for start in starts:
+                file.seek(start)
+                digest.update(file.read(SAMPLE_BYTES if len(starts) > 1 else size))
+    return f"folder-{digest.hexdigest()}"
+
+
+def explain_hub_error(repo: str, revision: str, error: Exception) -> PruneSIDError:
+    """The hub's exception as a line and a hint. Order matters: some are subclasses of others."""
+    from huggingface_hub import errors
+
+    offline = "without network, name a folder; the embedded model needs none: -m demo"
+    table: tuple[tuple[type[Exception], str, str], ...] = (
+        (errors.GatedRepoError, f"{repo} is gated", "accept its licence on its page, then: hf auth login"),
+        (errors.RepositoryNotFoundError, f"no model called {repo!r}", "see: prunesid models"),
+        (errors.RevisionNotFoundError, f"{repo} has no revision {revision!r}", "leave out --revision for the newest"),
+        (errors.RemoteEntryNotFoundError, f"{repo} has no {CONFIG}", "it is not a transformers checkpoint"),
+        (errors.LocalEntryNotFoundError, f"{repo} is not on this machine and the hub cannot be reached", offline),
+        (errors.HFValidationError, f"{repo!r} is neither a folder nor a repo id", "see: prunesid models"),
+    )
+    for kind, problem, hint in table:
+        if isinstance(error, kind):
+            return ModelError(problem, hint)
+    return ModelError(f"cannot get {repo}: {error}".splitlines()[0], offline)

@@ -1,0 +1,99 @@
+"""Loading one half of a model: the whole model's own class, with the other half's depth set to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from prunesid_cli.errors import ModelError, UsageError
+from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.types import Placement
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+REINSTALL = "download the model again, or name another revision"
+
+
+def place(device: str, dtype: str, attention: str, config: PretrainedConfig) -> Placement:
+    """What `auto` means: the fastest device; the checkpoint's own half precision there, float32 on a CPU; SDPA."""
+    where = _device(device)
+    if dtype != "auto":
+        return Placement(where, DTYPES[dtype], _attention(attention))
+    stored = getattr(config, "dtype", None)
+    half = stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
+    return Placement(where, torch.float32 if where.type == "cpu" else half, _attention(attention))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda:0 or mps") from error
+    return device
+
+
+def _attention(name: str) -> str:
+    return "sdpa" if name == "auto" else name
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's configuration, a copy of its own for each call."""
+    try:
+        return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the configuration of {checkpoint.name}: {_line(error)}", REINSTALL) from error
+
+
+def load_processor(kind: Any, checkpoint: Checkpoint) -> Any:
+    """An image processor, tokenizer or processor of a checkpoint, by its Auto class."""
+    try:
+        return kind.from_pretrained(checkpoint.location, revision=checkpoint.commit)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"cannot load the processor of {checkpoint.name}: {_line(error)}", REINSTALL) from error
+
+
+def load_half(
+    kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement, resized: Sequence[str] = ()
+) -> Any:
+    """The weights of one half; `config` says which, `resized` names modules whose size it changed on purpose.
+
+    Raises:
+        ModelError: weights are missing or of another shape. They are never left random.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, report = kind.from_pretrained(
+            checkpoint.location,
+            revision=checkpoint.commit,
+            config=config,
+            dtype=placement.dtype,
+            attn_implementation=placement.attention,
+            ignore_mismatched_sizes=bool(resized),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"cannot load {checkpoint.name}: {_line(error)}", REINSTALL) from error
+    wrong = sorted(_names(report["missing_keys"]) + _names(report["mismatched_keys"]))
+    wrong = [name for name in wrong if not any(part in name for part in resized)]
+    if wrong:
+        raise ModelError(
+            f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
+        )
+    return model.to(placement.device).eval().requires_grad_(False)
+
+
+def _names(keys: Any) -> list[str]:
+    """Keys are names, or (name, shape, shape) where sizes differ."""
+    return [key if isinstance(key, str) else key[0] for key in keys]
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,107 @@
+"""The only printer: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from prunesid_cli.errors import PruneSIDError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class Printer:
+    """`quiet` leaves errors alone on stderr; `debug` shows tracebacks."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.debug = False
+
+    def result(self, text: str, end: str = "\n") -> None:
+        """One result, at once: what reads a pipe should not wait."""
+        print(printable(text, sys.stdout), end=end, flush=True)
+
+    def record(self, value: dict[str, Any]) -> None:
+        """One JSON object a line."""
+        print(json.dumps(value), flush=True)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._say(text)
+
+    def warning(self, text: str) -> None:
+        self._say(f"warning: {text}")
+
+    def error(self, error: PruneSIDError) -> None:
+        if self.debug:
+            traceback.print_exception(error)
+        self._say(f"error: {error.problem}")
+        if error.hint:
+            self._say(f"hint: {error.hint}")
+
+    def _say(self, text: str) -> None:
+        print(printable(text, sys.stderr), file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, what: str, total: int | None) -> Iterator[Progress | None]:
+        """A progress bar on a terminal, None elsewhere; `advance_one` moves it."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            bar.add_task(what, total=total)
+            yield bar
+
+
+def advance_one(bar: Progress | None) -> None:
+    if bar is not None:
+        bar.advance(bar.task_ids[0])
+
+
+def printable(text: str, stream: Any) -> str:
+    """What the stream's encoding cannot show is escaped: file names may hold any byte."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def stdout_is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def end_quietly() -> None:
+    """The reader of stdout is gone: point it at nothing, so that the interpreter's own flush does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {rest}s" if minutes else f"{rest}s"
+
+
+def size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+printer = Printer()
