@@ -38,11 +38,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def everywhere(
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors on stderr.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    printer.quiet, printer.debug = quiet, debug
+    """Answer questions about many images with a vision-language model, from the few visual tokens that matter."""
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -73,5 +71,7 @@ def _run() -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the parser
             error.show()
             return ExitCode.USAGE
-        printer.error(PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it"))
+        printer.error(
+            PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it")
+        )
         return ExitCode.FAILURE

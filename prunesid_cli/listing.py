@@ -73,9 +73,7 @@ class Listing(Iterator[Found]):
             matched = True
             yield from self._named(match, os.path.isdir(match))
         if not matched:
-            yield Found(
-                path, MediaError(f"{path}: no file matches", "`*` passes over hidden files; `**` goes deeper")
-            )
+            yield Found(path, MediaError(f"{path}: no file matches", "`*` passes over hidden files; `**` goes deeper"))
 
     def _walk(self, top: str) -> Iterator[Found]:
         """A stack and no recursion: a tree may be deeper than Python's."""

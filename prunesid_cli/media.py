@@ -103,9 +103,7 @@ def _read(source: str) -> bytes:
         status = os.stat(source)
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
-            raise MediaError(
-                f"{source}: {what}, not a regular file", "name an image; `-` reads one from stdin"
-            )
+            raise MediaError(f"{source}: {what}, not a regular file", "name an image; `-` reads one from stdin")
         _check_bytes(source, status.st_size)
         with open(source, "rb", opener=_open_without_waiting) as file:
             return file.read()

@@ -152,7 +152,9 @@ def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[
         return Decoded(found.source, error=error)
     except Exception as error:
         problem = f"{found.source}: the image processor failed: {type(error).__name__}: {error}"
-        return Decoded(found.source, error=MediaError(problem, f"see more with: prunesid --debug ask {found.source} PROMPT"))
+        return Decoded(
+            found.source, error=MediaError(problem, f"see more with: prunesid --debug ask {found.source} PROMPT")
+        )
 
 
 def ahead(items: Iterable[T], work: Callable[[T], Decoded], depth: int) -> Iterator[Decoded]:
@@ -216,7 +218,9 @@ def _entries(pruner: Pruner, batch: list[Decoded], plan: dict[str, int] | None) 
         bad = {batch[row].source: Outcome(batch[row].source, error=not_finite(batch[row].source)) for row in error.rows}
         return bad | _entries(pruner, [one for one in batch if one.source not in bad], plan)
     return {
-        one.source: Outcome(one.source, Entry(one.source, one.media.digest, one.media.size, tokens, value, one.media.notes))
+        one.source: Outcome(
+            one.source, Entry(one.source, one.media.digest, one.media.size, tokens, value, one.media.notes)
+        )
         for one, tokens, value in zip(batch, kept, values, strict=True)
         if one.media
     }
@@ -263,7 +267,11 @@ def answer(language: LanguageHalf, queries: Iterable[Query], how: Generation, ba
     for batch in batches(queries, size):
         began = time.perf_counter()
         read = [_read(query) for query in batch]
-        prompts = [language.embed(query.prompt, [one]) for query, one in zip(batch, read, strict=True) if isinstance(one, TokenSet)]
+        prompts = [
+            language.embed(query.prompt, [one])
+            for query, one in zip(batch, read, strict=True)
+            if isinstance(one, TokenSet)
+        ]
         answers = iter(language.generate(prompts, how)) if prompts else iter(())
         ms = (time.perf_counter() - began) * 1000 / len(batch)
         for query, one in zip(batch, read, strict=True):

@@ -40,7 +40,7 @@ def oriented(rgb: Image.Image, file: Image.Image) -> Converted:
     """`rgb` as the EXIF of `file`, which it came from, says that it should be seen."""
     try:
         turn = TURNS.get(file.getexif().get(ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises nearly anything; the picture is good
+    except Exception:
         return rgb, "unreadable EXIF: the picture may be turned"
     return (rgb if turn is None else rgb.transpose(turn)), ""
 

@@ -39,7 +39,7 @@ def load_config() -> dict[str, Any]:
 def default_map() -> dict[str, Any]:
     """The configuration as click reads it: the same defaults for each command."""
     config = load_config()
-    return {command: config for command in COMMANDS}
+    return dict.fromkeys(COMMANDS, config)
 
 
 def set_model(name: str) -> Path:

@@ -62,7 +62,7 @@ SIGNATURES = (
     (b"version https://git-lfs", Kind.LFS),
 )
 RIFF = {b"WEBP": Kind.WEBP, b"AVI ": Kind.VIDEO}
-BRANDS = {brand: Kind.HEIC for brand in HEIF_BRANDS} | {brand: Kind.AVIF for brand in AVIF_BRANDS}
+BRANDS = dict.fromkeys(HEIF_BRANDS, Kind.HEIC) | dict.fromkeys(AVIF_BRANDS, Kind.AVIF)
 MARKUP = (("<svg", Kind.SVG), ("<!doctype html", Kind.HTML), ("<html", Kind.HTML))
 
 

@@ -76,7 +76,8 @@ class Item:
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> Item:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,13 @@ def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
         with safe_open(shard.path, framework="pt") as file:
             tokens = file.get_slice("tokens")
             for item in items:
-                yield TokenSet(_checked(tokens[item.rows[0] : item.rows[1]], item, shard), item.kept, item.grid, item.total)
+                yield TokenSet(
+                    _checked(tokens[item.rows[0] : item.rows[1]], item, shard), item.kept, item.grid, item.total
+                )
     except (OSError, SafetensorError) as error:
-        raise CacheError(f"cannot read {shard.path}: {error}", hint=f"prunesid cache verify {shard.path.parent}") from error
+        raise CacheError(
+            f"cannot read {shard.path}: {error}", hint=f"prunesid cache verify {shard.path.parent}"
+        ) from error
 
 
 def _checked(tokens: Tensor, item: Item, shard: Shard) -> Tensor:

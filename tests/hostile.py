@@ -78,9 +78,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(
-    width: int, height: int, depth: int, colour: int, packed: bytes, *extra: tuple[bytes, bytes]
-) -> bytes:
+def png(width: int, height: int, depth: int, colour: int, packed: bytes, *extra: tuple[bytes, bytes]) -> bytes:
     """A PNG by hand: any declared size, any packed pixels, any further chunks before them."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", packed), (b"IEND", b"")]

@@ -122,9 +122,7 @@ def test_folder_too_deep_to_scan_is_a_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["shut", "*", "shut/*", "**/x.jpg"])
-def test_folder_that_cannot_be_scanned_is_a_record(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
+def test_folder_that_cannot_be_scanned_is_a_record(tree: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Root may scan everything, so the system's answer is put in its mouth; the folder's mode does it for others."""
     (tree / "shut").mkdir(0o311)
     scan = os.scandir
@@ -175,9 +173,7 @@ REPEATS: list[tuple[list[str], list[str], int]] = [
 
 
 @pytest.mark.parametrize(("paths", "expected", "repeated"), REPEATS)
-def test_the_same_file_is_given_once(
-    tree: Path, paths: list[str], expected: list[str], repeated: int
-) -> None:
+def test_the_same_file_is_given_once(tree: Path, paths: list[str], expected: list[str], repeated: int) -> None:
     listing = find_images(paths)
     assert [item.source for item in listing] == expected
     assert listing.repeated == repeated

@@ -73,9 +73,7 @@ def test_bytes_from_stdin_are_named_by_a_dash() -> None:
     assert load_image_bytes(hostile.encoded(hostile.landmark(), "PNG"), "-").source == "-"
 
 
-@pytest.mark.parametrize(
-    "name", ["a.png", "a.jpg", "a", "UPPER.JPG", "a.txt", "ünï 图.webp", "-dash.png", "a\nb.png"]
-)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a", "UPPER.JPG", "a.txt", "ünï 图.webp", "-dash.png", "a\nb.png"])
 def test_name_does_not_matter(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(hostile.encoded(hostile.landmark(), "PNG"))
@@ -127,15 +125,11 @@ def test_unreadable_exif_does_not_cost_the_picture() -> None:
 # What becomes of the modes
 
 
-@pytest.mark.parametrize(
-    ("mode", "format"), [("RGBA", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG"), ("RGBA", "TIFF")]
-)
+@pytest.mark.parametrize(("mode", "format"), [("RGBA", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG"), ("RGBA", "TIFF")])
 def test_transparency_is_laid_on_white(mode: str, format: str) -> None:
     clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     clear.paste((0, 0, 0, 255), (0, 0, 8, 16))
-    result = loaded(
-        hostile.encoded(clear.convert(mode), format, **({"lossless": True} if format == "WEBP" else {}))
-    )
+    result = loaded(hostile.encoded(clear.convert(mode), format, **({"lossless": True} if format == "WEBP" else {})))
     assert result.image.getpixel((2, 8)) == (0, 0, 0)
     assert result.image.getpixel((13, 8)) == WHITE
     assert result.notes == ("transparency composited on white",)
@@ -297,9 +291,7 @@ def test_truncated_is_an_error_whatever_the_bit_that_is_flipped() -> None:
 
 
 @pytest.mark.parametrize("size", [(15_000, 10_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
-def test_bomb_is_refused_before_it_is_unpacked(
-    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
-) -> None:
+def test_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     def load(_: ImageFile.ImageFile) -> None:
         raise AssertionError("the bomb was unpacked")
 
@@ -443,9 +435,7 @@ def test_settings_of_pillow_stay_as_they_are() -> None:
 
 
 def test_threads_give_what_one_gives() -> None:
-    pictures = [hostile.turned(orientation, "JPEG") for orientation in hostile.STORED] + [
-        hostile.animated("GIF")
-    ]
+    pictures = [hostile.turned(orientation, "JPEG") for orientation in hostile.STORED] + [hostile.animated("GIF")]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(loaded, pictures * 4))
     assert together == [loaded(data) for data in pictures * 4]

@@ -47,6 +47,8 @@ def answer(
     seed: o.Seed = 0,
     as_json: o.Json = False,
     usage: o.Usage = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
 ) -> None:
     """Answer one prompt, or many, over everything in a cache, with neither images nor vision tower.
 
@@ -84,7 +86,9 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
         UsageError: none or both were given, or a line cannot be read.
     """
     if (prompt is None) == (file is None):
-        raise UsageError("answer needs a prompt, or --prompts FILE.jsonl", hint='prunesid answer cache/ "what is shown?"')
+        raise UsageError(
+            "answer needs a prompt, or --prompts FILE.jsonl", hint='prunesid answer cache/ "what is shown?"'
+        )
     if file is None:
         return [Prompt(prompt or "")]
     try:

@@ -36,6 +36,8 @@ def ask(
     seed: o.Seed = 0,
     as_json: o.Json = False,
     usage: o.Usage = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
 ) -> None:
     """Answer a prompt about one or more images.
 
@@ -79,9 +81,7 @@ def _read_inputs(sources: list[str], prompt: str) -> tuple[list[Media], str]:
     return media, prompt
 
 
-def _record(
-    session: Session, media: list[Media], prompt: str, answer: Answer, items: list[TokenSet]
-) -> dict[str, Any]:
+def _record(session: Session, media: list[Media], prompt: str, answer: Answer, items: list[TokenSet]) -> dict[str, Any]:
     return {
         "sources": [item.source for item in media],
         "prompt": prompt,

@@ -17,6 +17,7 @@ from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode
 from prunesid_cli.listing import Listing, find_images, read_list
 from prunesid_cli.output import advance_one, duration, plural, printer, size
+from prunesid_cli.tokencache import PATTERN
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline import Outcome
@@ -28,7 +29,9 @@ def compress(
         list[str], typer.Argument(metavar="PATH...", help="Files, folders, globs; - reads a list of them from stdin.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="CACHE", help="The cache's folder; made or continued.")],
-    null: Annotated[bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL, not by line.")] = False,
+    null: Annotated[
+        bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL, not by line.")
+    ] = False,
     model: o.Model = None,
     revision: o.Revision = None,
     keep: o.Keep = "11%",
@@ -39,6 +42,8 @@ def compress(
     attention: o.AttentionOption = o.Attention.auto,
     batch_size: o.BatchSize = 0,
     as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
 ) -> None:
     """Encode and prune images into a cache, from which prompts are answered later.
 
@@ -103,7 +108,9 @@ class Report:
             self.counts["tokens kept"] += len(entry.tokens.indices)
             for note in entry.notes:
                 printer.note(f"{entry.source}: {note}")
-            self._record(source=entry.source, digest=entry.digest, tokens=entry.tokens.total, kept=len(entry.tokens.indices))
+            self._record(
+                source=entry.source, digest=entry.digest, tokens=entry.tokens.total, kept=len(entry.tokens.indices)
+            )
 
     def _record(self, **values: Any) -> None:
         if self.as_json:
@@ -121,10 +128,6 @@ class Report:
         if not count["kept"] + count["held"] + count["failed"]:
             printer.warning("no images found")
         if count["tokens"]:
-            share = count["tokens kept"] / count["tokens"]
-            bytes_used = sum(path.stat().st_size for path in writer.folder.glob("*.safetensors"))
-            printer.note(
-                f"visual tokens {count['tokens']:,} -> {count['tokens kept']:,} ({share:.1%})   cache {size(bytes_used)}"
-            )
-
-
+            all_tokens, kept = count["tokens"], count["tokens kept"]
+            stored = size(sum(path.stat().st_size for path in writer.folder.glob(PATTERN)))
+            printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")

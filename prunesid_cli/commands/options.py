@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 
 
@@ -70,4 +71,21 @@ Seed = Annotated[int, typer.Option(min=0, rich_help_panel=ANSWERING, help="Of sa
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="JSON on stdout.")]
 Usage = Annotated[
     bool, typer.Option("-u", "--usage", rich_help_panel=OUTPUT, help="Tokens and time by stage, on stderr.")
+]
+
+
+def _quiet(wanted: bool) -> None:
+    printer.quiet = printer.quiet or wanted
+
+
+def _debug(wanted: bool) -> None:
+    printer.debug = printer.debug or wanted
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option("-q", "--quiet", callback=_quiet, rich_help_panel=OUTPUT, help="Only warnings and errors on stderr."),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_debug, rich_help_panel=OUTPUT, help="Show the traceback of an error.")
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,11 @@ def build_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=False))
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, extra_special_tokens=["<image>"], padding_side="left", chat_template=CHAT_TEMPLATE, **names
+        tokenizer_object=raw,
+        extra_special_tokens=["<image>"],
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+        **names,
     )
 
 
@@ -82,8 +87,8 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"), image_seq_length=GRID * GRID,
-        vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=True,
+        vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"),
+        image_seq_length=GRID * GRID, vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -94,14 +99,14 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     return model
 
 
-def clip_tower(model: LlavaForConditionalGeneration) -> nn.Module:
+def clip_tower(model: LlavaForConditionalGeneration) -> Any:
     """The module that holds embeddings, pre_layrnorm and encoder, wherever this transformers keeps it."""
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower)
 
 
 @torch.no_grad()
-def start_tower(tower: nn.Module, patches: Tensor, generator: torch.Generator) -> None:
+def start_tower(tower: Any, patches: Tensor, generator: torch.Generator) -> None:
     """Give an untrained tower eyes: whitened patch filters, 2-D sine positions, attention that looks at neighbours.
 
     Args:
@@ -141,7 +146,7 @@ def _sines() -> Tensor:
     return torch.stack([turns.sin(), turns.cos()], -1).flatten(1)
 
 
-def _look_at(attention: nn.Module, head: int, offset: tuple[int, int]) -> None:
+def _look_at(attention: Any, head: int, offset: tuple[int, int]) -> None:
     """Set a head's query to the position code turned by `offset` and its key to the plain code."""
     dim = attention.head_dim
     rows, columns = slice(head * dim, head * dim + POSITION), slice(WIDTH - POSITION, WIDTH)

@@ -12,6 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Store:
     things: NDArray[np.int8]
 
     @classmethod
-    def open(cls, folder: Path, mode: str = "r") -> Store:
+    def open(cls, folder: Path, mode: Literal["r", "r+"] = "r") -> Store:
         names = [folder / f"{name}.npy" for name in ("features", "things")]
         return cls(*(np.load(name, mmap_mode=mode) for name in names))
 
@@ -64,7 +65,7 @@ def picture(split: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int8]
 
 
 @torch.no_grad()
-def fill_store(worker: Worker, folder: Path, tower: nn.Module, split: int) -> None:
+def fill_store(worker: Worker, folder: Path, tower: Any, split: int) -> None:
     """Encode this worker's share of the store; a `filled.RANK` file says how far it came, so that it can go on."""
     store = Store.open(folder, "r+")
     mark = folder / f"filled.{worker.rank}"
@@ -127,7 +128,10 @@ class Pack:
 
     @staticmethod
     def _row(tokenizer: PreTrainedTokenizerFast, questions: list[Question]) -> tuple[list[int], ...]:
-        ids, position, owner, target = [], [], [], []
+        ids: list[int] = []
+        position: list[int] = []
+        owner: list[int] = []
+        target: list[int] = []
         for k, question in enumerate(questions):
             asked = encode(tokenizer, suffix(question.prompt))
             said = [*encode(tokenizer, " " + question.answer), tokenizer.eos_token_id]
@@ -145,7 +149,8 @@ class Pack:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 PREFIX = "<s>USER: "
@@ -164,12 +169,15 @@ def answer_logits(model: LlavaForConditionalGeneration, prefix: Tensor, visual: 
     image = model.model.multi_modal_projector(visual)
     embeds = torch.cat([start, image.to(start.dtype), words(pack.ids)], 1)
     before, total = start.shape[1] + image.shape[1], embeds.shape[1]
-    position = torch.cat([torch.arange(before, device=visual.device).expand(len(visual), -1), before + pack.position], 1)
+    position = torch.cat(
+        [torch.arange(before, device=visual.device).expand(len(visual), -1), before + pack.position], 1
+    )
     seen = torch.ones(total, total, dtype=torch.bool, device=visual.device).tril().repeat(len(visual), 1, 1)
     seen[:, before:, before:] &= pack.owner[:, :, None] == pack.owner[:, None, :]
     mask = torch.zeros(seen.shape, device=visual.device).masked_fill_(~seen, torch.finfo(torch.float32).min)[:, None]
     states = language(inputs_embeds=embeds, attention_mask=mask, position_ids=position, use_cache=False)
-    return model.lm_head(states.last_hidden_state[:, before:])
+    logits: Tensor = model.lm_head(states.last_hidden_state[:, before:])
+    return logits
 
 
 @dataclass(frozen=True)

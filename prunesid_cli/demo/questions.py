@@ -74,7 +74,14 @@ def _reference(scene: Scene, thing: Thing, rng: Rng) -> str:
 
 
 def _caption(scene: Scene, rng: Rng) -> list[Question]:
-    prompt = _pick(rng, "what is shown?", "what is in the picture?", "what is in the image?", "describe the picture.", "describe the image.")
+    prompt = _pick(
+        rng,
+        "what is shown?",
+        "what is in the picture?",
+        "what is in the image?",
+        "describe the picture.",
+        "describe the image.",
+    )
     return [Question("caption", prompt, _join([t.name for t in scene.things]))]
 
 
@@ -174,7 +181,7 @@ REPEATS = {"caption": 1, "number": 1, "exists": 3, "relation": 4, "count": 3}
 
 
 def held_out(scenes: int, per_kind: int, split: int) -> list[tuple[int, Question]]:
-    """A balanced examination: (index of the scene, question), `per_kind` of each kind, at most two of a kind a scene."""
+    """A balanced examination: (index of the scene, question), `per_kind` of each kind, two of a kind a scene."""
     from .scenes import make_scene
 
     rng = np.random.default_rng((split, 7))

@@ -7,6 +7,7 @@ never meet, and any one scene can be drawn again.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ COLOURS = {
     "black": (25, 25, 28),
 }
 TRAIN, HELD_OUT = 0, 1
+Painter = Callable[[ImageDraw.ImageDraw, int], None]
 APART = 28.0
 """Centres differ by at least this many pixels in x and in y, so that every spatial relation is clear."""
 
@@ -42,7 +44,8 @@ DIGIT_STROKES: tuple[tuple[tuple[float, float], ...], ...] = (
     ((4, 0), (0, 0), (0, 2.6), (3, 2.6), (4, 3.6), (4, 5), (3, 6), (0, 6)),
     ((3.6, 0), (1.2, 0.6), (0, 3), (0, 5), (1, 6), (3, 6), (4, 5), (4, 4), (3, 3), (0, 3.4)),
     ((0, 0), (4, 0), (1.4, 6)),
-    ((1, 3), (0, 2), (0, 1), (1, 0), (3, 0), (4, 1), (4, 2), (3, 3), (1, 3), (0, 4), (0, 5), (1, 6), (3, 6), (4, 5), (4, 4), (3, 3)),
+    ((1, 3), (0, 2), (0, 1), (1, 0), (3, 0), (4, 1), (4, 2), (3, 3),
+     (1, 3), (0, 4), (0, 5), (1, 6), (3, 6), (4, 5), (4, 4), (3, 3)),
     ((4, 2.6), (1, 3), (0, 2), (0, 1), (1, 0), (3, 0), (4, 1), (4, 3), (2.8, 5.4), (0.4, 6)),
 )  # fmt: skip
 
@@ -104,8 +107,8 @@ def make_scene(split: int, index: int, count: int | None = None) -> Scene:
         for (kind, colour), (x, y), size in zip(kinds, centres, sizes, strict=True)
     )
     level = rng.uniform(196, 240)
-    background = tuple(int(v) for v in np.clip(level + rng.normal(0, 7, 3), 180, 238))
-    return Scene(tuple(sorted(things, key=lambda t: t.x)), background, int(rng.integers(2**31)))
+    red, green, blue = (int(v) for v in np.clip(level + rng.normal(0, 7, 3), 180, 238))
+    return Scene(tuple(sorted(things, key=lambda t: t.x)), (red, green, blue), int(rng.integers(2**31)))
 
 
 def _kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
@@ -182,7 +185,7 @@ def _stroke_digit(mask: Image.Image, digit: int) -> None:
     ImageDraw.Draw(mask).line(points, fill=255, width=max(1, int(side * 0.11)), joint="curve")
 
 
-def _polygon(*points: tuple[float, float]):
+def _polygon(*points: tuple[float, float]) -> Painter:
     return lambda pen, s: pen.polygon([(x * s, y * s) for x, y in points], fill=255)
 
 
@@ -197,7 +200,7 @@ def _star_points() -> list[tuple[float, float]]:
     return [(0.5 + r * math.cos(a), 0.53 + r * math.sin(a)) for a, r in turns]
 
 
-PAINTERS = {
+PAINTERS: dict[str, Painter] = {
     "circle": lambda pen, s: pen.ellipse((0, 0, s, s), fill=255),
     "square": _polygon((0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)),
     "triangle": _polygon((0.5, 0.02), (1.0, 0.95), (0.0, 0.95)),

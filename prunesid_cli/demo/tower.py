@@ -11,6 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
 @dataclass(frozen=True)
 class Phase:
-    """Until `until` (share of all steps): `things` a scene at most, `tokens` patches seen, `batch` pictures a worker."""
+    """Until `until` (share of all steps): `things` a scene (None: 1 to 3), `tokens` patches seen, `batch` a worker."""
 
     until: float
     things: int | None
@@ -61,13 +62,13 @@ def patches_of(pixels: Tensor) -> Tensor:
     return blocks.reshape(len(pixels), GRID * GRID, -1)
 
 
-def tower_forward(tower: nn.Module, patches: Tensor, index: Tensor) -> Tensor:
+def tower_forward(tower: Any, patches: Tensor, index: Tensor) -> Tensor:
     """Patches [B, T, 588] at places `index` [B, T] -> states at layer -2, [B, 1 + T, C]: CLS first."""
     embeddings = tower.embeddings
     table = embeddings.position_embedding.weight
     tokens = F.linear(patches, embeddings.patch_embedding.weight.flatten(1)) + table[1:][index]
     cls = (embeddings.class_embedding + table[0]).expand(len(patches), 1, -1)
-    states = tower.pre_layrnorm(torch.cat([cls, tokens], 1))
+    states: Tensor = tower.pre_layrnorm(torch.cat([cls, tokens], 1))
     for layer in tower.encoder.layers[:-1]:
         states = layer(states, attention_mask=None)
         states = states[0] if isinstance(states, tuple) else states
@@ -77,7 +78,7 @@ def tower_forward(tower: nn.Module, patches: Tensor, index: Tensor) -> Tensor:
 class Heads(nn.Module):
     """The tower and the questions it is asked in training; the questions are thrown away afterwards."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: Any) -> None:
         super().__init__()
         self.tower = tower
         self.sizes = (len(KINDS) + 2, len(COLOURS), 10, 3)
@@ -117,7 +118,7 @@ def labels_of(scene: Scene | None, drawing: Drawing) -> tuple[np.ndarray, np.nda
 
 
 def make_batch(split: int, first: int, phase: Phase, foreign: float = 0.08) -> tuple[Tensor, Tensor, Labels]:
-    """Pictures `first`.. of a split -> patches [B, T, 588], index [B, T], labels; all patches that show a thing are in."""
+    """Pictures `first`.. of a split -> patches [B, T, 588], index [B, T], labels; things come first."""
     pixels, index, rows, whole = [], [], [], []
     for i in range(first, first + phase.batch):
         rng = np.random.default_rng((split, i, 2))
@@ -155,9 +156,11 @@ def loss_of(answers: tuple[tuple[Tensor, ...], Tensor], labels: Labels) -> Tenso
 
 
 @torch.no_grad()
-def score(heads: Heads, pictures: int = 160) -> dict[str, float]:
+def score(heads: Any, pictures: int = 160) -> dict[str, float]:
     """Shares of patches read rightly on held-out full pictures, and the recall of CLS at a threshold of one half."""
-    right: dict[str, list[Tensor]] = {name: [] for name in ("kind", "colour", "digit", "place", "cls_recall", "cls_count")}
+    right: dict[str, list[Tensor]] = {
+        name: [] for name in ("kind", "colour", "digit", "place", "cls_recall", "cls_count")
+    }
     device = next(heads.parameters()).device
     for first in range(0, pictures, 8):
         patches, index, labels = make_batch(HELD_OUT, first, PHASES[-1])

@@ -38,7 +38,7 @@ class LanguageHalf(Protocol):
     def generate(
         self, prompts: Sequence[Tensor], how: Generation, stream: Callable[[str], None] | None = None
     ) -> list[Answer]:
-        """Prompts B x [L, D], left-padded to one batch -> answers. `stream` gets the text of a single one as it comes."""
+        """Prompts B x [L, D], left-padded to one batch -> answers. `stream` gets a single one as it comes."""
         ...
 
 

@@ -73,9 +73,7 @@ def _hub(repo: str, revision: str) -> Checkpoint:
         raise explain_hub_error(repo, revision, error) from error
     commit = config.parent.name
     settings = try_to_load_from_cache(repo, SETTINGS, revision=commit)
-    return Checkpoint(
-        repo, repo, commit, commit, *_read(config, Path(settings) if isinstance(settings, str) else None)
-    )
+    return Checkpoint(repo, repo, commit, commit, *_read(config, Path(settings) if isinstance(settings, str) else None))
 
 
 def _read(config: Path, settings: Path | None) -> tuple[str, dict[str, Any]]:

@@ -32,7 +32,9 @@ class Decoder:
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
         except ValueError as error:
-            raise ModelError(f"the model has no chat template: {error}", hint="use an instruction-tuned model") from error
+            raise ModelError(
+                f"the model has no chat template: {error}", hint="use an instruction-tuned model"
+            ) from error
         begins = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
         ids = self.tokenizer(text, add_special_tokens=not begins, return_tensors="pt")["input_ids"][0]
         if int((ids == self.processor.image_token_id).sum()) != images:

@@ -103,5 +103,3 @@ class LlavaLanguage:
             pieces += [words[start:place], self.projector(visual)]
             start = place + 1
         return torch.cat([*pieces, words[start:]])
-
-

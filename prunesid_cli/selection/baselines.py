@@ -14,18 +14,14 @@ def _targets(features: Tensor, budgets: Sequence[int], reserved: int) -> list[in
     return [min(max(budget - reserved, 0), features.shape[1]) for budget in budgets]
 
 
-def random(
-    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
-) -> list[Tensor]:
+def random(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """The first T of one seeded permutation: the same for every image, so a batch changes nothing."""
     shuffled = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(SEED))
     kept = [shuffled[:target].sort().values for target in _targets(features, budgets, reserved)]
     return [indices.to(features.device) for indices in kept]
 
 
-def grid(
-    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
-) -> list[Tensor]:
+def grid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """T tokens at equal steps of the raster, each in the middle of its step."""
     n = features.shape[1]
     return [
@@ -34,9 +30,7 @@ def grid(
     ]
 
 
-def saliency(
-    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
-) -> list[Tensor]:
+def saliency(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """The T most salient tokens; by the norm of their features where the model offers no saliency."""
     if saliency is None:
         saliency = torch.stack([tokens.float().norm(dim=-1) for tokens in features])

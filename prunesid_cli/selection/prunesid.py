@@ -50,16 +50,12 @@ class _Grouping:
     num_groups: int
 
 
-def prunesid(
-    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
-) -> list[Tensor]:
+def prunesid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """features [B, N, C], saliency [B, N] -> kept indices B x [T], exact decomposition, raster order."""
     return [image.indices for image in explain(features, saliency, budgets, PRUNESID, reserved)]
 
 
-def published(
-    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
-) -> list[Tensor]:
+def published(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """The published code, made repeatable: for LLaVA, or for Qwen2-VL where there is no saliency."""
     recipe = PUBLISHED_QWEN if saliency is None else PUBLISHED_LLAVA
     return [image.indices for image in explain(features, saliency, budgets, recipe, reserved)]
@@ -86,8 +82,7 @@ def explain(
     )
     choice = grouped_choice(stage.group, stage.survivor, stage.rank, groups)
     return [
-        _explanation(row, stage, groups, _output(choice[row], need, recipe, reserved))
-        for row, need in enumerate(needs)
+        _explanation(row, stage, groups, _output(choice[row], need, recipe, reserved)) for row, need in enumerate(needs)
     ]
 
 

@@ -56,9 +56,7 @@ def _eigh_cpu(matrix: Tensor, k: int) -> Tensor:
     from scipy.linalg import eigh
 
     n = matrix.shape[0]
-    values, vectors = eigh(
-        matrix.double().numpy(), subset_by_index=[n - k, n - 1], driver="evr", check_finite=False
-    )
+    values, vectors = eigh(matrix.double().numpy(), subset_by_index=[n - k, n - 1], driver="evr", check_finite=False)
     return _leading(torch.from_numpy(values), torch.from_numpy(vectors))
 
 
@@ -75,9 +73,7 @@ def _leading(values: Tensor, vectors: Tensor) -> Tensor:
 
 def exact_directions(features: Tensor, ks: Sequence[int]) -> Tensor:
     """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)], zero beyond an image's k."""
-    columns = [
-        principal_directions(gram(image), k)[0] for image, k in zip(torch.split(features, 1), ks, strict=True)
-    ]
+    columns = [principal_directions(gram(image), k)[0] for image, k in zip(torch.split(features, 1), ks, strict=True)]
     return _pad(columns, max(ks))
 
 

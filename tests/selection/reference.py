@@ -90,9 +90,7 @@ def select(image: Image) -> list[int]:
     kept = [greedy_nms(group, image, similarity, tau) for group in members]
     sizes, counts = [len(group) for group in members], [len(group) for group in kept]
     result: list[int] = []
-    for group, survivors, take in zip(
-        members, kept, allocate(sizes, counts, image.need, image.reserved), strict=True
-    ):
+    for group, survivors, take in zip(members, kept, allocate(sizes, counts, image.need, image.reserved), strict=True):
         rest = [i for i in group if i not in survivors]
         result += (survivors + sorted(rest, key=lambda i: (-image.saliency[i], i)))[:take]
     return result[: image.need - image.reserved]
