@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    printer.debug = "--debug" in sys.argv
+    printer.quiet, printer.debug = False, "--debug" in sys.argv
     try:
         result = app(standalone_mode=False, default_map=default_map())
         return result if isinstance(result, int) else ExitCode.OK

@@ -15,11 +15,11 @@ from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode
-from prunesid_cli.listing import Listing, find_images, read_list
 from prunesid_cli.output import advance_one, duration, plural, printer, size
 from prunesid_cli.tokencache import PATTERN
 
 if TYPE_CHECKING:
+    from prunesid_cli.listing import Listing
     from prunesid_cli.pipeline import Outcome
     from prunesid_cli.tokencache import CacheWriter
 
@@ -52,9 +52,9 @@ def compress(
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
     budget = read_budget(keep, dynamic, method)
-    listing = find_images(_named(paths, null))
     session = Session.open(model, revision, Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
+    from prunesid_cli.listing import find_images
     from prunesid_cli.tokencache import CacheWriter, Run
 
     checkpoint = session.checkpoint
@@ -63,7 +63,7 @@ def compress(
     )
     writer = CacheWriter(out, run, __version__)
     pruner = session.pruner(budget, method)
-    report = Report(as_json)
+    listing, report = find_images(_named(paths, null)), Report(as_json)
     try:
         with printer.progress("compressing", None) as bar:
             for outcome in pipeline.compress(pruner, listing, writer, session.batch_size(batch_size)):
@@ -80,6 +80,8 @@ def _named(paths: Iterable[str], null: bool) -> Iterable[str]:
     """The paths, and the list on stdin in the place of -."""
     for path in paths:
         if path == "-":
+            from prunesid_cli.listing import read_list
+
             yield from read_list(sys.stdin.buffer, null)
         else:
             yield path

@@ -88,7 +88,8 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"),
-        image_seq_length=GRID * GRID, vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=True,
+        image_seq_length=GRID * GRID, vision_feature_layer=-2, vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -70,15 +70,16 @@ def load_half(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, report = kind.from_pretrained(
-            checkpoint.location,
-            revision=checkpoint.commit,
-            config=config,
-            dtype=placement.dtype,
-            attn_implementation=placement.attention,
-            ignore_mismatched_sizes=bool(resized),
-            output_loading_info=True,
-        )
+        with torch.random.fork_rng(devices=[]):  # what is resized on purpose is drawn at random
+            model, report = kind.from_pretrained(
+                checkpoint.location,
+                revision=checkpoint.commit,
+                config=config,
+                dtype=placement.dtype,
+                attn_implementation=placement.attention,
+                ignore_mismatched_sizes=bool(resized),
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"cannot load {checkpoint.name}: {_line(error)}", REINSTALL) from error
     wrong = sorted(_names(report["missing_keys"]) + _names(report["mismatched_keys"]))

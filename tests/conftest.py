@@ -1,0 +1,77 @@
+"""What all tests share: the command line run in this process, drawn scenes, and tiny checkpoints."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from prunesid_cli import cli
+from tests.families.tiny import TINY
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """`run("ask", picture, "what is shown?", stdin=b"")` -> exit code, stdout, stderr."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("PRUNESID_MODEL", raising=False)
+
+    def call(*args: object, stdin: bytes = b"") -> Ran:
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.setattr("sys.argv", ["prunesid", *map(str, args)])
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with redirect_stdout(out), redirect_stderr(err):
+            code = cli._run()
+        return Ran(int(code), out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Ten held-out scenes, as PNG files in one folder."""
+    from PIL import Image
+
+    from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
+
+    folder = tmp_path_factory.mktemp("scenes")
+    paths = [folder / f"scene{i}.png" for i in range(10)]
+    for i, path in enumerate(paths):
+        Image.fromarray(draw(make_scene(HELD_OUT, i)).pixels).save(path)
+    return paths
+
+
+@pytest.fixture(scope="session", params=sorted(TINY))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny, randomly initialised checkpoint of every kind in turn: the real classes, made from a config."""
+    folder = tmp_path_factory.mktemp(request.param)
+    TINY[request.param](folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tiny LLaVA-1.5, for what does not depend on the family."""
+    folder = tmp_path_factory.mktemp("llava")
+    TINY["llava"](folder)
+    return folder

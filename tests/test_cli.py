@@ -1,0 +1,376 @@
+"""What a user sees: answers, caches, messages, exit codes. Every command as it is typed, on a tiny LLaVA."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prunesid_cli.tokencache import open_cache
+from tests import hostile
+from tests.conftest import Run
+
+ASK = "what is shown?"
+
+
+def prunesid(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prunesid_cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)
+
+
+@pytest.mark.parametrize("keep", ["64", "11%", "all", "3"])
+def test_ask_is_compress_then_answer(run: Run, llava: Path, pictures: list[Path], tmp_path: Path, keep: str) -> None:
+    some = pictures[:4]
+    asked = [run("ask", "-m", llava, "-k", keep, path, ASK).out.strip() for path in some]
+    assert run("compress", *some, "--out", tmp_path / "c", "-m", llava, "-k", keep).code == 0
+    answered = run("answer", tmp_path / "c", ASK)
+    assert answered.code == 0
+    assert [record["answer"] for record in answered.records] == asked
+    assert len(set(asked)) > 1, "the tiny model says the same of everything: nothing was compared"
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_batch_size_changes_nothing(run: Run, llava: Path, pictures: list[Path], tmp_path: Path, size: int) -> None:
+    for name, batch in (("one", 1), ("many", size)):
+        assert run("compress", *pictures, "--out", tmp_path / name, "-m", llava, "--batch-size", batch).code == 0
+    kept = [[item.kept for _, item in open_cache(tmp_path / name).items().values()] for name in ("one", "many")]
+    assert kept[0] == kept[1]
+    one = run("answer", tmp_path / "one", ASK, "--batch-size", 1)
+    many = run("answer", tmp_path / "many", ASK, "--batch-size", size)
+    assert [r["answer"] for r in one.records] == [r["answer"] for r in many.records]
+
+
+def test_same_command_same_bytes(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run("compress", pictures[0].parent, "--out", tmp_path / name, "-m", llava)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "b").iterdir()) != []
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+def test_answer_reads_neither_pictures_nor_tower(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    """With the pictures gone and the tower's weights taken out of the checkpoint."""
+    from safetensors.torch import load_file, save_file
+
+    folder, model = tmp_path / "pictures", tmp_path / "model"
+    shutil.copytree(pictures[0].parent, folder)
+    shutil.copytree(llava, model)
+    run("compress", folder, "--out", tmp_path / "c", "-m", model)
+    expected = run("answer", tmp_path / "c", ASK)
+    shutil.rmtree(folder)
+    weights = load_file(model / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if "vision_tower" not in k or "embeddings" in k or "norm" in k}
+    kept = {k: v for k, v in kept.items() if ".layers." not in k or "language_model" in k}
+    assert len(kept) < len(weights)
+    save_file(kept, model / "model.safetensors", {"format": "pt"})
+    cache = _with_revision_of(tmp_path / "c", model)
+    assert [r["answer"] for r in run("answer", cache, ASK).records] == [r["answer"] for r in expected.records]
+
+
+def _with_revision_of(cache: Path, model: Path) -> Path:
+    """The same cache, said to be of the checkpoint as it is now."""
+    from dataclasses import replace
+
+    from prunesid_cli.families.checkpoint import fingerprint
+    from prunesid_cli.tokencache import Entry, read_tokens, write_shard
+
+    (shard,) = open_cache(cache).shards
+    sets = read_tokens(shard, shard.items)
+    entries = [Entry(i.source, i.digest, i.size, t, i.phi, i.notes) for i, t in zip(shard.items, sets, strict=True)]
+    other = cache.with_name("again")
+    other.mkdir()
+    run = replace(shard.run, revision=fingerprint(model))
+    write_shard(other / shard.path.name, run, shard.tool, entries)
+    return other
+
+
+def test_several_pictures_in_one_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:
+    ran = run("ask", "-m", llava, *pictures[:3], "what differs?", "--json", "-k", "40")
+    assert ran.code == 0
+    (record,) = ran.records
+    assert (record["kept"], record["tokens"], len(record["sources"])) == (120, 3 * 576, 3)
+
+
+def test_stdin_is_a_picture_a_prompt_or_a_list(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    expected = run("ask", "-m", llava, pictures[0], ASK).out
+    assert run("ask", "-m", llava, "-", ASK, stdin=pictures[0].read_bytes()).out == expected
+    assert run("ask", "-m", llava, pictures[0], "-", stdin=ASK.encode() + b"\n").out == expected
+    lines = "".join(f"{path}\n" for path in pictures[:3]).encode()
+    assert run("compress", "-", "--out", tmp_path / "c", "-m", llava, stdin=lines).code == 0
+    nul = "\0".join(map(str, pictures[:3])).encode()
+    again = run("compress", "-", "-0", "--out", tmp_path / "c", "-m", llava, stdin=nul)
+    assert "3 already in the cache" in again.err
+
+
+def test_prompts_from_a_file(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    run("compress", *pictures[:3], "--out", tmp_path / "c", "-m", llava)
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": ASK}, {"prompt": "is there a star?", "source": str(pictures[1])}]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    ran = run("answer", tmp_path / "c", "--prompts", prompts)
+    assert [(r["id"], r["source"], r["prompt"]) for r in ran.records] == [
+        (0, str(pictures[0]), ASK),
+        (1, str(pictures[1]), ASK),
+        (2, str(pictures[1]), "is there a star?"),
+        (3, str(pictures[2]), ASK),
+    ]
+    assert {"answer", "tokens", "kept", "ms"} <= set(ran.records[0])
+    prompts.write_text("not json")
+    assert run("answer", tmp_path / "c", "--prompts", prompts).code == 2
+    prompts.write_text('{"prompt": "x", "source": "nowhere"}')
+    assert run("answer", tmp_path / "c", "--prompts", prompts).code == 2
+
+
+def test_dynamic_average_is_exact(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    assert run("compress", *pictures, "--out", tmp_path / "c", "-m", llava, "-k", "64", "--dynamic").code == 0
+    counts = [len(item.kept) for _, item in open_cache(tmp_path / "c").items().values()]
+    assert sum(counts) == 64 * len(pictures)
+    assert len(set(counts)) > 1
+    one = run("ask", "-m", llava, pictures[0], ASK, "--dynamic")
+    assert one.code == 2
+    assert "average" in one.err
+    several = run("ask", "-m", llava, *pictures[:4], ASK, "--dynamic", "-k", "64", "--json")
+    assert several.records[0]["kept"] == 256
+
+
+def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    """Images that an interrupted run had written keep their share, and the others get what they would have had."""
+    options = ("-m", llava, "-k", "64", "--dynamic", "--batch-size", "1")
+    run("compress", *pictures, "--out", tmp_path / "whole", *options)
+    whole = {s: item.kept for s, (_, item) in open_cache(tmp_path / "whole").items().items()}
+    part = tmp_path / "part"
+    part.mkdir()
+    from prunesid_cli.tokencache import Entry, read_tokens, write_shard
+
+    (shard,) = open_cache(tmp_path / "whole").shards
+    some = shard.items[:4]
+    entries = [
+        Entry(i.source, i.digest, i.size, t, i.phi, i.notes)
+        for i, t in zip(some, read_tokens(shard, some), strict=True)
+    ]
+    write_shard(part / "prunesid-00000.safetensors", shard.run, shard.tool, entries)
+    assert "4 already" in run("compress", *pictures, "--out", part, *options).err
+    assert {s: item.kept for s, (_, item) in open_cache(part).items().items()} == whole
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["-k", "0"], 2, "more than nothing"),
+        (["-k", "120%"], 2, "more than 100%"),
+        (["-k", "lots"], 2, "cannot read 'lots'"),
+        (["--method", "best"], 2, "no selection method"),
+        (["--device", "tpu9"], 2, "no such device"),
+        (["-m", "nobody/nothing"], 1, "nobody/nothing"),
+        (["-m", "./nowhere"], 1, "no such model folder"),
+        (["-m", "a b c"], 1, "neither a folder nor a repo id"),
+    ],
+)
+def test_bad_options(run: Run, llava: Path, pictures: list[Path], args: list[str], code: int, words: str) -> None:
+    base = [] if "-m" in args else ["-m", llava]
+    ran = run("ask", *base, *args, pictures[0], ASK)
+    assert (ran.code, ran.out) == (code, "")
+    assert words in ran.err
+    assert "hint: " in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_more_than_all_keeps_all_and_says_so(run: Run, llava: Path, pictures: list[Path]) -> None:
+    ran = run("ask", "-m", llava, "-k", "900", pictures[0], ASK)
+    assert "--keep 900 of 576 visual tokens: all are kept" in ran.err
+    assert ran.out == run("ask", "-m", llava, "-k", "all", pictures[0], ASK).out
+
+
+def test_debug_shows_the_traceback(run: Run, llava: Path) -> None:
+    assert "Traceback" in run("ask", "-m", llava, "missing.jpg", ASK, "--debug").err
+    assert "Traceback" not in run("ask", "-m", llava, "missing.jpg", ASK).err
+
+
+def test_other_kinds_of_models_are_refused(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    def variant(name: str, change: dict) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(llava, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"] |= change.pop("vision_config", {})
+        (folder / "config.json").write_text(json.dumps(config | change))
+        return folder
+
+    bert = variant("bert", {"model_type": "bert"})
+    siglip = variant("siglip", {"vision_config": {"model_type": "siglip_vision_model"}})
+    joined = variant("joined", {"vision_feature_layer": [-2, -3]})
+    for folder, words in ((bert, "type 'bert'"), (siglip, "'siglip_vision_model'"), (joined, "joins features")):
+        (folder / "model.safetensors").unlink()
+        ran = run("ask", "-m", folder, pictures[0], ASK)
+        assert (ran.code, words in ran.err, "hint: " in ran.err) == (1, True, True), ran.err
+
+
+def test_faulty_pictures_cost_themselves_alone(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(pictures[0], folder / "good.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_bytes(b"hello " * 40)
+    jpeg = hostile.encoded(hostile.noise(), "JPEG")
+    (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "readme.txt").write_text("not a picture")
+    (folder / ".hidden.png").write_bytes(b"")
+    ran = run("compress", folder, tmp_path / "missing.jpg", "--out", tmp_path / "c", "-m", llava)
+    assert ran.code == 3
+    assert re.search(r"compressed 1 image .* 1 other files passed over .* 1 hidden .* 4 failed", ran.err)
+    failed = run("cache", "ls", tmp_path / "c", "--failed", "--json").records
+    assert {Path(record["source"]).name for record in failed} == {"empty.jpg", "text.jpg", "cut.jpg", "missing.jpg"}
+    assert all(record["error"] and record["hint"] for record in failed)
+    shutil.copy(pictures[1], folder / "cut.jpg")
+    again = run("compress", folder, "--out", tmp_path / "c", "-m", llava)
+    assert (again.code, "1 already in the cache" in again.err) == (3, True)
+    assert len(run("cache", "ls", tmp_path / "c").out.splitlines()) == 2
+    assert len(run("cache", "ls", tmp_path / "c", "--failed").out.splitlines()) == 2
+
+
+def test_a_changed_picture_is_done_again(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    shutil.copy(pictures[0], path)
+    run("compress", path, "--out", tmp_path / "c", "-m", llava)
+    shutil.copy(pictures[1], path)
+    run("compress", path, "--out", tmp_path / "c", "-m", llava)
+    assert run("answer", tmp_path / "c", ASK).records[0]["answer"] == run("ask", "-m", llava, path, ASK).out.strip()
+    assert len(run("answer", tmp_path / "c", ASK).records) == 1
+
+
+def test_nothing_found(run: Run, llava: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    ran = run("compress", tmp_path / "in", "--out", tmp_path / "c", "-m", llava)
+    assert (ran.code, "no images found" in ran.err) == (0, True)
+
+
+def test_a_cache_of_another_model_or_run_is_refused(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    run("compress", pictures[0], "--out", tmp_path / "c", "-m", llava)
+    other = run("compress", pictures[0], "--out", tmp_path / "c", "-m", llava, "-k", "12")
+    assert (other.code, "made with keep 11%, not 12" in other.err) == (1, True)
+    changed = tmp_path / "changed"
+    shutil.copytree(llava, changed)
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(weights)
+    ran = run("answer", tmp_path / "c", ASK, "-m", changed)
+    assert (ran.code, ran.out) == (1, "")
+    assert "the cache holds tokens of" in ran.err
+    moved = tmp_path / "moved"
+    shutil.copytree(llava, moved)
+    assert run("answer", tmp_path / "c", ASK, "-m", moved).code == 0
+
+
+def test_features_that_are_not_finite_name_the_picture(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(llava, model)
+    weights = load_file(model / "model.safetensors")
+    name = next(k for k in weights if "vision_tower" in k and "layers.0.mlp.fc1.weight" in k)
+    weights[name] *= 1e30
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    ran = run("ask", "-m", model, pictures[0], ASK)
+    assert (ran.code, f"{pictures[0]}: the vision tower gives NaN" in ran.err) == (1, True)
+    ran = run("compress", *pictures[:2], "--out", tmp_path / "c", "-m", model)
+    assert (ran.code, ran.err.count("the vision tower gives NaN")) == (3, 2)
+
+
+def test_usage_goes_to_stderr(run: Run, llava: Path, pictures: list[Path]) -> None:
+    ran = run("ask", "-m", llava, pictures[0], ASK, "--usage")
+    assert "visual tokens 576 -> 63 (10.9%)" in ran.err
+    assert all(stage in ran.err for stage in ("encode", "select", "generate"))
+    assert len(ran.out.splitlines()) == 1
+
+
+def test_models_use_sets_the_default(run: Run, llava: Path, pictures: list[Path]) -> None:
+    assert run("models").out.startswith("* demo")
+    assert run("models", "use", llava).code == 0
+    assert run("ask", pictures[0], ASK).out == run("ask", "-m", llava, pictures[0], ASK).out
+    assert run("models", "use", "./nowhere").code == 1
+
+
+def test_the_image_marker_in_a_prompt_is_refused(run: Run, llava: Path, pictures: list[Path]) -> None:
+    ran = run("ask", "-m", llava, pictures[0], "what is <image> about?")
+    assert (ran.code, "<image>" in ran.err) == (2, True)
+
+
+def test_sampling_is_repeatable_and_leaves_the_generator_alone(run: Run, llava: Path, pictures: list[Path]) -> None:
+    import torch
+
+    before = torch.random.get_rng_state()
+    answers = {run("ask", "-m", llava, pictures[0], ASK, "--temperature", "3", "--seed", s).out for s in (1, 1, 2, 3)}
+    assert 1 < len(answers) <= 3
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_help_and_listing_start_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from prunesid_cli import cli; sys.argv = ['prunesid', *sys.argv[1:]]; cli._run();"
+        "print([m for m in ('torch', 'transformers', 'PIL', 'scipy', 'numpy') if m in sys.modules], file=sys.stderr)"
+    )
+    for args in (["--help"], ["ask", "--help"], ["models"], ["cache", "ls", str(tmp_path)]):
+        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
+        assert done.stderr.splitlines()[-1] == "[]", (args, done.stderr)
+
+
+def test_a_closed_pipe_ends_quietly(llava: Path, pictures: list[Path], tmp_path: Path, run: Run) -> None:
+    run("compress", *pictures, "--out", tmp_path / "c", "-m", llava)
+    command = f"{sys.executable} -m prunesid_cli cache ls {tmp_path / 'c'} | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_then_resumed_is_one_run(llava: Path, pictures: list[Path], tmp_path: Path, sent: int) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(60):
+        shutil.copy(pictures[i % 10], folder / f"{i:03d}.png")
+    args = ["compress", folder, "-m", llava, "--batch-size", "1"]
+    assert prunesid(*args, "--out", tmp_path / "whole").returncode == 0
+    out = tmp_path / "part"
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "prunesid_cli", *map(str, args), "--out", str(out), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout
+        for _ in range(5):
+            process.stdout.readline()
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+    if sent == signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert (process.returncode, "the same command goes on" in err) == (130, True)
+        assert 5 <= len(open_cache(out).items()) < 60
+    assert prunesid(*args, "--out", out).returncode == 0
+    whole, part = open_cache(tmp_path / "whole").items(), open_cache(out).items()
+    assert {s: (i.kept, i.check) for s, (_, i) in whole.items()} == {s: (i.kept, i.check) for s, (_, i) in part.items()}
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.slow
+def test_start_is_quick() -> None:
+    """A ratio, not seconds: help costs less than a few bare interpreters with typer."""
+
+    def seconds(*args: str) -> float:
+        def once() -> float:
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *args], capture_output=True, timeout=60, check=True)
+            return time.perf_counter() - began
+
+        return min(once() for _ in range(5))
+
+    assert seconds("-m", "prunesid_cli", "--help") < 3 * seconds("-c", "import typer, rich.console")
