@@ -1,0 +1,137 @@
+"""Examine the embedded model on scenes that it has never seen: `python -m prunesid_cli.demo.evaluate`.
+
+The questions are balanced over kinds; an answer is right when it equals the expected one. Everything runs through the
+same halves and the same selection as the commands. Prints a table and, with --out, writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from prunesid_cli.families import load_family
+from prunesid_cli.families.base import LanguageHalf
+from prunesid_cli.families.checkpoint import DEMO, resolve
+from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.pipeline import Pruner, batches
+from prunesid_cli.selection.budget import Budget
+from prunesid_cli.types import Encoded, Generation, TokenSet
+
+from .others import draw_other
+from .questions import KINDS, Question, ask_of_other, held_out
+from .scenes import HELD_OUT, Drawing, draw, make_scene
+
+HOW = Generation(max_new_tokens=40)
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture, which patches show which thing [576] (-1: none), and what is asked about it."""
+
+    encoded: Encoded
+    things: NDArray[np.int8]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    keep: str
+    method: str
+
+    def __str__(self) -> str:
+        return "all" if self.keep == "all" else f"{self.keep} {self.method}"
+
+
+def examination(pruner: Pruner, per_kind: int, split: int) -> list[Picture]:
+    """Encode the pictures of a balanced examination, foreign ones (kind `refusal`) included."""
+    asked: dict[int, list[Question]] = defaultdict(list)
+    for index, question in held_out(4 * per_kind, per_kind, split):
+        asked[index].append(question)
+    rng = np.random.default_rng((split, 8))
+    pictures = [_picture(pruner, draw(make_scene(split, i)), tuple(questions)) for i, questions in asked.items()]
+    for index in range(per_kind):
+        question = ask_of_other(rng, make_scene(split, index))
+        encoded = _encode(pruner, draw_other(split, index))
+        pictures.append(Picture(encoded, np.full(576, -1, np.int8), (question,)))
+    return pictures
+
+
+def _picture(pruner: Pruner, drawing: Drawing, questions: tuple[Question, ...]) -> Picture:
+    return Picture(_encode(pruner, drawing.pixels), drawing.thing, questions)
+
+
+def _encode(pruner: Pruner, pixels: NDArray[np.uint8]) -> Encoded:
+    return pruner.encode([pruner.vision.preprocess(Image.fromarray(pixels))])
+
+
+def examine(pruner: Pruner, language: LanguageHalf, pictures: Sequence[Picture]) -> dict[str, float]:
+    """Share of right answers by kind, over all drawn kinds, and the share of things with a kept patch."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    seen: list[bool] = []
+
+    def asked() -> Iterator[tuple[TokenSet, Question]]:
+        for picture in pictures:
+            count = pruner.counts(pruner.information(picture.encoded))
+            (kept,) = pruner.keep(picture.encoded, count)
+            seen.extend(coverage(kept, picture.things))
+            yield from ((kept, question) for question in picture.questions)
+
+    for batch in batches(asked(), BATCH):
+        answers = language.generate([language.embed(q.prompt, [kept]) for kept, q in batch], HOW)
+        for (_, question), answer in zip(batch, answers, strict=True):
+            right[question.kind].append(answer.text == question.answer)
+    drawn = [ok for kind in KINDS for ok in right[kind]]
+    scores = {kind: float(np.mean(values)) for kind, values in right.items()}
+    return scores | {"overall": float(np.mean(drawn)), "coverage": float(np.mean(seen))}
+
+
+def coverage(kept: TokenSet, things: NDArray[np.int8]) -> list[bool]:
+    """For each thing of a scene, whether a patch that shows it was kept."""
+    shown = things[[i for i in kept.indices if i >= 0]]
+    return [bool((shown == thing).any()) for thing in np.unique(things[things >= 0])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Examine the embedded model on held-out scenes.")
+    parser.add_argument("--model", default=DEMO)
+    parser.add_argument("--per-kind", type=int, default=300, help="questions of each of the seven kinds")
+    parser.add_argument("--split", type=int, default=HELD_OUT, help="1: held out; any number above 1: further scenes")
+    parser.add_argument("--keep", default="all,11%", help="budgets, comma-separated")
+    parser.add_argument("--method", default="prunesid", help="methods, comma-separated")
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    options = parser.parse_args()
+    checkpoint = resolve(options.model)
+    family = load_family(checkpoint.model_type)
+    placement = place("auto", "auto", "auto", load_config(checkpoint))
+    vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
+    pictures = examination(Pruner(vision, Budget(), "prunesid", None), options.per_kind, options.split)
+    settings = [Setting("all", "prunesid")] if "all" in options.keep.split(",") else []
+    settings += [Setting(k, m) for k in options.keep.split(",") if k != "all" for m in options.method.split(",")]
+    columns = [*KINDS, "refusal", "overall", "coverage"]
+    print(f"{'':24}" + "".join(f"{name:>10}" for name in columns))
+    results = {}
+    for setting in settings:
+        began = time.perf_counter()
+        pruner = Pruner(vision, Budget.parse(setting.keep), setting.method, None)
+        scores = results[str(setting)] = examine(pruner, language, pictures)
+        row = "".join(f"{scores[name]:10.3f}" for name in columns)
+        print(f"{str(setting):24}{row}   {time.perf_counter() - began:.0f} s", flush=True)
+    if options.out:
+        asked = sum(len(picture.questions) for picture in pictures)
+        facts = {"model": checkpoint.revision, "split": options.split, "questions": asked, "torch": torch.__version__}
+        options.out.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The training code: scenes, labels, questions, and the shortcuts that must equal the real model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from prunesid_cli.demo.build import build_model, build_processor, clip_tower, start_tower
+from prunesid_cli.demo.language import PREFIX, N, Pack, answer_logits, encode, keep_some, suffix
+from prunesid_cli.demo.others import draw_other
+from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out
+from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
+from prunesid_cli.demo.tower import BACKGROUND, FOREIGN, PHASES, labels_of, make_batch, patches_of, tower_forward
+from prunesid_cli.demo.train import tokenizer
+
+
+def test_a_scene_is_a_function_of_its_number() -> None:
+    assert make_scene(TRAIN, 3) == make_scene(TRAIN, 3) != make_scene(HELD_OUT, 3)
+    assert np.array_equal(draw(make_scene(TRAIN, 3)).pixels, draw(make_scene(TRAIN, 3)).pixels)
+    assert np.array_equal(draw_other(1, 5), draw_other(1, 5))
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_patch_labels_lie_on_the_things(index: int) -> None:
+    scene = make_scene(HELD_OUT, index)
+    drawing = draw(scene)
+    for i, thing in enumerate(scene.things):
+        y, x = np.divmod(np.flatnonzero(drawing.thing == i), GRID)
+        assert len(x) > 0
+        assert (abs((x + 0.5) * PATCH - thing.x) <= thing.size / 2 + PATCH).all()
+        assert (abs((y + 0.5) * PATCH - thing.y) <= thing.size / 2 + PATCH).all()
+    rows, present = labels_of(scene, drawing)
+    assert set(rows[drawing.thing < 0, 0]) == {BACKGROUND}
+    assert present[:58].sum() == len(scene.things)
+    assert labels_of(None, drawing)[0][0, 0] == FOREIGN
+
+
+def test_scenes_are_clear() -> None:
+    """No two things alike, none touching, and any two apart in both directions."""
+    for index in range(100):
+        things = make_scene(TRAIN, index).things
+        assert len({(t.kind, t.colour) for t in things}) == len(things)
+        for a, b in zip(things, things[1:], strict=False):
+            assert b.x - a.x >= 28
+
+
+SIDES: dict[str, Callable[[Thing, Thing], bool]] = {
+    "left": lambda a, b: a.x < b.x,
+    "right": lambda a, b: a.x > b.x,
+    "above": lambda a, b: a.y < b.y,
+    "below": lambda a, b: a.y > b.y,
+}
+
+
+def test_questions_are_answered_rightly() -> None:
+    """Against a second, plain reading of the scene."""
+    rng = np.random.default_rng(0)
+    kinds: Counter[str] = Counter()
+    for index in range(300):
+        scene = make_scene(TRAIN, index)
+        for question in ask_all(scene, rng):
+            kinds[question.kind] += 1
+            words = question.prompt.rstrip("?.").split()
+            if question.kind == "caption":
+                assert all(thing.name in question.answer for thing in scene.things)
+            elif question.kind == "colour":
+                (thing,) = [t for t in scene.things if t.kind == words[-1]]
+                assert question.answer == thing.colour
+            elif question.kind == "number":
+                assert question.answer == str(next(t.digit for t in scene.things if t.kind == NUMBER))
+            elif question.kind == "exists" and words[2] in ("a", "an") and words[-1] != "number":
+                there = [t for t in scene.shapes if t.kind == words[-1] and (len(words) == 4 or t.colour == words[3])]
+                assert question.answer == ("yes" if there else "no")
+            elif question.kind == "relation":
+                reference = question.prompt.rstrip("?").rsplit("the ", 1)[1]
+                (thing,) = [t for t in scene.things if reference in (t.kind, f"{t.colour} {t.kind}")]
+                beyond = next(test for side, test in SIDES.items() if side in words)
+                names = [t.name for t in scene.things if t is not thing and beyond(t, thing)]
+                assert [question.answer] == (names or ["nothing"])
+    assert set(kinds) == set(KINDS)
+
+
+def test_the_examination_is_balanced() -> None:
+    counts = Counter(question.kind for _, question in held_out(400, 100, HELD_OUT))
+    assert counts == dict.fromkeys(KINDS, 100)
+
+
+def test_patches_are_what_the_processor_and_the_tower_make_of_them() -> None:
+    """The training shortcut equals the real processor and the real CLIP, on whole pictures."""
+    model = build_model(0).eval()
+    tower = clip_tower(model)
+    patches, _, labels = make_batch(TRAIN, 0, PHASES[1])
+    start_tower(tower, patches[labels.kind < FOREIGN], torch.Generator().manual_seed(0))
+    pixels = draw(make_scene(TRAIN, 1)).pixels
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": N**0.5 * PATCH}, crop_size={"height": GRID * PATCH, "width": GRID * PATCH}
+    )
+    values = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model.model.vision_tower(values, output_hidden_states=True).hidden_states[-2]
+        whole = patches_of(torch.from_numpy(pixels)[None])
+        found = tower_forward(tower, whole, torch.arange(N)[None])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_packed_questions_equal_single_ones() -> None:
+    """Logits of questions packed behind one prefix = those of each alone, as the chat template renders it."""
+    model = build_model(0).eval()
+    words = tokenizer()
+    questions = [
+        Question("colour", "what colour is the star?", "red"),
+        Question("count", "how many stars are there?", "2"),
+    ]
+    visual = torch.randn(1, 9, 192)
+    pack = Pack(words, [questions])
+    with torch.no_grad():
+        packed = answer_logits(model, torch.tensor([encode(words, PREFIX)]), visual, pack)[0]
+        for k, question in enumerate(questions):
+            content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
+            text = build_processor(words).apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            assert text == f"{PREFIX}<image>{suffix(question.prompt)}"
+            ids = torch.tensor(encode(words, f"{text} {question.answer}"))
+            at = int((ids == words.convert_tokens_to_ids("<image>")).nonzero())
+            table = model.get_input_embeddings()
+            image = model.model.multi_modal_projector(visual)[0]
+            embeds = torch.cat([table(ids[:at]), image, table(ids[at + 1 :])])
+            alone = model(inputs_embeds=embeds[None]).logits[0, at + 9 :]
+            mine = packed[pack.owner[0] == k][: len(alone)]
+            torch.testing.assert_close(mine, alone, atol=1e-4, rtol=0)
+            said = pack.target[0][pack.owner[0] == k]
+            assert words.decode(said[said >= 0]) == f" {question.answer}</s>"
+
+
+@pytest.mark.parametrize("count", [8, 40, 300])
+def test_dropping_leaves_every_thing_and_the_right_number(count: int) -> None:
+    things = draw(make_scene(TRAIN, 2)).thing
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(40):
+        kept = keep_some(things, count, rng)
+        assert len(set(kept)) == len(kept) == count
+        assert set(things[kept]) >= set(things) - {-1}
+        shares.append((things[kept] >= 0).mean())
+    assert max(shares) > 2 * min(shares)
+
+
+def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Interrupted and resumed = one run, to the bit, through the worker and its checkpoint."""
+    from prunesid_cli.demo.workers import Trainer, Worker
+
+    def steps(path: Path, stops: tuple[int, ...]) -> torch.Tensor:
+        for stop in stops:
+            torch.manual_seed(0)
+            trainer = Trainer(Worker(0, 1, "cpu"), torch.nn.Linear(4, 4), path, 6, 0.1)
+            while trainer.step < stop:
+                x = torch.randn(8, 4, generator=torch.Generator().manual_seed(trainer.step))
+                trainer.update((trainer.module(x) - x.flip(-1)).square().mean())
+            trainer.save()
+        return trainer.module.weight.detach()
+
+    assert torch.equal(steps(tmp_path / "a.pt", (6,)), steps(tmp_path / "b.pt", (2, 5, 6)))
