@@ -112,19 +112,14 @@ def ask(
     """Answer one prompt about one or several images."""
     with pruner.clock.stage("preprocess"):
         pixels = [pruner.vision.preprocess(item.image) for item in media]
-    encoded = [pruner.encode([one]) for one in pixels]
-    _check_finite(encoded, [item.source for item in media])
-    counts = pruner.counts([pruner.information(one)[0] for one in encoded])
-    items = [pruner.keep(one, [count])[0] for one, count in zip(encoded, counts, strict=True)]
+    encoded = pruner.encode(pixels)
+    try:
+        items = pruner.keep(encoded, pruner.counts(pruner.information(encoded)))
+    except NonFiniteError as error:
+        raise not_finite(media[error.rows[0]].source) from error
     with pruner.clock.stage("generate"):
         answers = language.generate([language.embed(prompt, items)], how, stream)
     return answers[0], items
-
-
-def _check_finite(encoded: Sequence[Encoded], sources: Sequence[str]) -> None:
-    for one, source in zip(encoded, sources, strict=True):
-        if not one.features.isfinite().all() or (one.saliency is not None and not one.saliency.isfinite().all()):
-            raise not_finite(source)
 
 
 def not_finite(source: str) -> NonFiniteError:
@@ -152,9 +147,7 @@ def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[
         return Decoded(found.source, error=error)
     except Exception as error:
         problem = f"{found.source}: the image processor failed: {type(error).__name__}: {error}"
-        return Decoded(
-            found.source, error=MediaError(problem, f"see more with: prunesid --debug ask {found.source} PROMPT")
-        )
+        return Decoded(found.source, error=MediaError(problem, f"see more with: prunesid ask {found.source} ? --debug"))
 
 
 def ahead(items: Iterable[T], work: Callable[[T], Decoded], depth: int) -> Iterator[Decoded]:
@@ -201,28 +194,40 @@ def compress(pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_
             if outcome.entry:
                 writer.add(outcome.entry)
             elif outcome.error:
-                writer.fail(one.source, outcome.error.problem, outcome.error.hint)
+                writer.fail(one.source, outcome.error)
+            else:
+                writer.settle(one.source)
             yield outcome
 
 
 def _entries(pruner: Pruner, batch: list[Decoded], plan: dict[str, int] | None) -> dict[str, Outcome]:
-    """Encode and prune what can be; an image whose tokens are not finite costs itself alone."""
+    """Encode and prune what can be; an image whose tokens are not finite, or too large, costs itself alone."""
     if not batch:
         return {}
+    try:
+        return _encoded(pruner, batch, plan)
+    except NonFiniteError as error:
+        bad = {batch[row].source for row in error.rows}
+        good = _entries(pruner, [one for one in batch if one.source not in bad], plan)
+        return good | {source: Outcome(source, error=not_finite(source)) for source in bad}
+    except torch.OutOfMemoryError:
+        half = len(batch) // 2
+        if not half:
+            (one,) = batch
+            too_large = MediaError(f"{one.source}: not enough memory for one image", "try --dtype bf16 or --device cpu")
+            return {one.source: Outcome(one.source, error=too_large)}
+        return _entries(pruner, batch[:half], plan) | _entries(pruner, batch[half:], plan)
+
+
+def _encoded(pruner: Pruner, batch: list[Decoded], plan: dict[str, int] | None) -> dict[str, Outcome]:
     encoded = pruner.encode([one.pixels for one in batch if one.pixels is not None])
     values = pruner.information(encoded)
     counts = [plan[one.source] for one in batch] if plan is not None else pruner.counts(values)
-    try:
-        kept = pruner.keep(encoded, counts)
-    except NonFiniteError as error:
-        bad = {batch[row].source: Outcome(batch[row].source, error=not_finite(batch[row].source)) for row in error.rows}
-        return bad | _entries(pruner, [one for one in batch if one.source not in bad], plan)
+    kept = pruner.keep(encoded, counts)
     return {
-        one.source: Outcome(
-            one.source, Entry(one.source, one.media.digest, one.media.size, tokens, value, one.media.notes)
-        )
+        one.source: Outcome(one.source, Entry(one.source, media.digest, media.size, tokens, value, media.notes))
         for one, tokens, value in zip(batch, kept, values, strict=True)
-        if one.media
+        if (media := one.media)
     }
 
 
@@ -279,6 +284,19 @@ def answer(language: LanguageHalf, queries: Iterable[Query], how: Generation, ba
                 yield Reply(query, next(answers), ms)
             else:
                 yield Reply(query, None, ms, one)
+
+
+def _generate(language: LanguageHalf, prompts: list[Tensor], how: Generation) -> list[Answer]:
+    """A batch that does not fit into memory is cut in two."""
+    if not prompts:
+        return []
+    try:
+        return language.generate(prompts, how)
+    except torch.OutOfMemoryError:
+        half = len(prompts) // 2
+        if not half:
+            raise
+        return _generate(language, prompts[:half], how) + _generate(language, prompts[half:], how)
 
 
 def _read(query: Query) -> TokenSet | PruneSIDError:

@@ -15,7 +15,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-COMMANDS = ("ask", "compress", "answer")
+PARAMETERS = {"attn": "attention", "json": "as_json"}
+"""Options whose parameter has another name."""
 
 
 def config_path() -> Path:
@@ -37,9 +38,10 @@ def load_config() -> dict[str, Any]:
 
 
 def default_map() -> dict[str, Any]:
-    """The configuration as click reads it: the same defaults for each command."""
-    config = load_config()
-    return dict.fromkeys(COMMANDS, config)
+    """The configuration as click reads it: the same defaults for each command. A cache brings its own model."""
+    config = {PARAMETERS.get(key, key): value for key, value in load_config().items()}
+    of_a_cache = {key: value for key, value in config.items() if key not in ("model", "revision")}
+    return {"ask": config, "compress": config, "answer": of_a_cache}
 
 
 def set_model(name: str) -> Path:

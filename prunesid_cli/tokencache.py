@@ -8,7 +8,8 @@ Format 1
 3. A shard's metadata has one key, `prunesid`: JSON with sorted keys. (Several metadata keys would be written in
    random order; one makes equal caches equal in every byte.)
 4. `format`: 1. `tool`: version that wrote it. `run`: what one cache has in common: `model`, `revision`, `family`,
-   `method`, `keep`, `dynamic`, `dtype`. `items`: a list of items. `check`: blake2b-128, in hex, of the JSON without it.
+   `method`, `keep`, `dynamic`, `dtype`. `items`: a list of items. `tokens`: `dtype` and `shape` of the tensor.
+   `check`: blake2b-128, in hex, of the JSON without it.
 5. An item has `source` (as it was named), `digest` (sha256 of the input's bytes), `size` [width, height], `grid` [rows,
    columns], `total` (visual tokens that the stock model reads), `kept` (indices in raster order of the rows, -1 for the
    CLS token), `rows` [start, end) in `tokens`, `phi` (information, 1 - rho), `notes`, and `check`: blake2b-128 of the
@@ -16,7 +17,8 @@ Format 1
 6. Of several items with one source, the last of the last shard counts.
 7. A shard is written under another name in the same folder, synced, renamed, and the folder synced: it is there whole
    or not at all. Readers accept formats up to their own and refuse newer ones.
-8. `failures.jsonl`: one object a line with `source`, `error`, `hint`; replaced as a whole at the end of a run.
+8. `failures.jsonl`: one object a line with `source`, `error`, `hint`: inputs that failed and are not in the cache.
+   Replaced as a whole at the end of a run.
 
 Headers are read here without torch, so that listing a cache starts at once.
 """
@@ -32,7 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunesid_cli.errors import CacheError
+from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.types import TokenSet
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ FORMAT = 1
 KEY = "prunesid"
 PATTERN = "prunesid-*.safetensors"
 FAILURES = "failures.jsonl"
+DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 LARGEST_HEADER = 100_000_000
 """safetensors' own limit, in bytes."""
 
@@ -126,15 +129,26 @@ def open_cache(folder: str | Path) -> Cache:
         CacheError: it is no cache, is damaged, is of a newer format, or mixes runs.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise CacheError(f"no such cache: {folder}", hint="make one with: prunesid compress IMAGES --out CACHE")
-    shards = tuple(read_header(path) for path in sorted(folder.glob(PATTERN)))
-    if not shards and not (folder / FAILURES).exists():
-        raise CacheError(f"not a prunesid cache: {folder}", hint="make one with: prunesid compress IMAGES --out CACHE")
+    shards = tuple(read_header(path) for path in shard_paths(folder))
     for shard in shards[1:]:
         if shard.run != shards[0].run:
             raise CacheError(f"{shard.path} is of another run than {shards[0].path.name}", hint="move it elsewhere")
     return Cache(folder, shards)
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards of a cache in order, unread.
+
+    Raises:
+        CacheError: it is no cache.
+    """
+    hint = "make one with: prunesid compress IMAGES --out CACHE"
+    if not folder.is_dir():
+        raise CacheError(f"no such cache: {folder}", hint)
+    paths = sorted(folder.glob(PATTERN))
+    if not paths and not (folder / FAILURES).exists():
+        raise CacheError(f"not a prunesid cache: {folder}", hint)
+    return paths
 
 
 def read_header(path: Path) -> Shard:
@@ -143,7 +157,7 @@ def read_header(path: Path) -> Shard:
     Raises:
         CacheError: cut short, damaged, not a shard, or of a newer format.
     """
-    damaged = f"delete {path} and run the same compress again"
+    again = f"delete {path} and run the same compress again"
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -151,15 +165,21 @@ def read_header(path: Path) -> Shard:
     try:
         tensors = json.loads(header)
         body = json.loads(tensors.pop("__metadata__")[KEY])
+        tokens = tensors["tokens"]
+        layout = {"dtype": tokens["dtype"], "shape": tokens["shape"]}
+        start_of_tokens, end = tokens["data_offsets"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CacheError(f"{path} is cut short or is no cache shard", hint=damaged) from error
+        raise CacheError(f"{path} is cut short or is no cache shard", again) from error
     if not isinstance(body.get("format"), int) or body["format"] > FORMAT:
-        raise CacheError(f"{path} has cache format {body.get('format')}, newer than {FORMAT}", hint="upgrade prunesid")
-    if body.pop("check", None) != _check(_canonical(body).encode()):
-        raise CacheError(f"{path} has a damaged header", hint=damaged)
-    tokens = tensors["tokens"]
-    if path.stat().st_size != 8 + length + tokens["data_offsets"][1]:
-        raise CacheError(f"{path} is cut short", hint=damaged)
+        raise CacheError(f"{path} has cache format {body.get('format')}, newer than {FORMAT}", "upgrade prunesid")
+    if (
+        body.pop("check", None) != _check(_canonical(body).encode())
+        or body["tokens"] != layout
+        or "tokens" not in tensors
+    ):
+        raise CacheError(f"{path} has a damaged header", again)
+    if path.stat().st_size != 8 + length + end:
+        raise CacheError(f"{path} is cut short", again)
     items = tuple(Item.read(record) for record in body["items"])
     return Shard(path, body["tool"], Run(**body["run"]), items, tuple(tokens["shape"]), tokens["dtype"], 8 + length)
 
@@ -243,13 +263,13 @@ class CacheWriter:
     def __init__(self, folder: Path, run: Run, tool: str, shard_items: int = 512) -> None:
         self.folder, self.run, self.tool, self.shard_items = folder, run, tool, shard_items
         self.entries: list[Entry] = []
-        self.failed: dict[str, dict[str, str]] = {}
         _writable(folder)
         known = any(folder.glob(PATTERN)) or (folder / FAILURES).exists()
         self.cache = open_cache(folder) if known else Cache(folder, ())
         if self.cache.run and self.cache.run != run:
             raise CacheError(f"{folder} holds a cache {_difference(self.cache.run, run)}", hint="name another --out")
         self.next = 1 + max((int(s.path.stem.rsplit("-", 1)[1]) for s in self.cache.shards), default=-1)
+        self.failed = {record["source"]: record for record in self.cache.failures()}
         self.done = {source: item for source, (_, item) in self.cache.items().items()}
 
     def holds(self, source: str, digest: str) -> bool:
@@ -258,11 +278,16 @@ class CacheWriter:
 
     def add(self, entry: Entry) -> None:
         self.entries.append(entry)
+        self.settle(entry.source)
         if len(self.entries) >= self.shard_items:
             self.flush()
 
-    def fail(self, source: str, error: str, hint: str) -> None:
-        self.failed[source] = {"source": source, "error": error, "hint": hint}
+    def fail(self, source: str, error: PruneSIDError) -> None:
+        self.failed[source] = {"source": source, "error": error.problem, "hint": error.hint}
+
+    def settle(self, source: str) -> None:
+        """An input that failed in an earlier run, and is in the cache now, is a failure no more."""
+        self.failed.pop(source, None)
 
     def flush(self) -> None:
         """Write what has come as a shard, durably."""
@@ -290,9 +315,10 @@ def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> No
         end = start + len(entry.tokens.indices)
         items.append(_record(entry, (start, end)))
         start = end
-    body = {"format": FORMAT, "tool": tool, "run": asdict(run), "items": items}
-    metadata = {KEY: _canonical(body | {"check": _check(_canonical(body).encode())})}
     tokens = torch.cat([entry.tokens.tokens.cpu() for entry in entries])
+    layout = {"dtype": DTYPES[str(tokens.dtype)], "shape": list(tokens.shape)}
+    body = {"format": FORMAT, "tool": tool, "run": asdict(run), "items": items, "tokens": layout}
+    metadata = {KEY: _canonical(body | {"check": _check(_canonical(body).encode())})}
     _replace(path, lambda beside: save_file({"tokens": tokens}, beside, metadata))
 
 
@@ -329,6 +355,8 @@ def _replace(path: Path, write: Any) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows has no handle of a folder that could be synced
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -36,7 +36,7 @@ def answer(
         Path | None,
         typer.Option(metavar="FILE.jsonl", help='Lines {"prompt": ...}, with "source" where one item is meant.'),
     ] = None,
-    model: o.Model = None,
+    model: o.CacheModel = None,
     revision: o.Revision = None,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,

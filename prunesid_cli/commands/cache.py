@@ -11,7 +11,7 @@ import typer
 from prunesid_cli.commands.options import Json
 from prunesid_cli.errors import CacheError, ExitCode, PruneSIDError
 from prunesid_cli.output import plural, printer, size
-from prunesid_cli.tokencache import PATTERN, open_cache, read_header, verify
+from prunesid_cli.tokencache import open_cache, read_header, shard_paths, verify
 
 app = typer.Typer(no_args_is_help=True, help="List, describe and check a cache.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
@@ -60,12 +60,9 @@ def info(cache: CachePath, as_json: Json = False) -> None:
 @app.command("verify")
 def check(cache: CachePath, as_json: Json = False) -> None:
     """Read every byte of a cache and compare it with what was written."""
-    open_folder = Path(cache)
-    if not open_folder.is_dir():
-        open_cache(cache)
     faults: list[PruneSIDError] = []
     good = 0
-    for path in sorted(open_folder.glob(PATTERN)):
+    for path in shard_paths(cache):
         try:
             shard = read_header(path)
             bad = verify(shard)

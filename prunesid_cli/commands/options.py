@@ -34,6 +34,13 @@ Model = Annotated[
         help="A Hugging Face repo id, a local folder, or an alias (see: prunesid models).",
     ),
 ]  # fmt: skip
+CacheModel = Annotated[
+    str | None,
+    typer.Option(
+        "-m", "--model", rich_help_panel=MODEL, show_default="the cache's own",
+        help="The cache's model under another name, say a folder that was moved.",
+    ),
+]  # fmt: skip
 Revision = Annotated[
     str | None,
     typer.Option(rich_help_panel=MODEL, show_default="main", help="Branch, tag or commit of a repo."),
