@@ -31,6 +31,8 @@ COLOURS = {
 }
 TRAIN, HELD_OUT = 0, 1
 Painter = Callable[[ImageDraw.ImageDraw, int], None]
+SIZES = (62.0, 92.0)
+"""Smallest and largest thing, in pixels."""
 APART = 28.0
 """Centres differ by at least this many pixels in x and in y, so that every spatial relation is clear."""
 
@@ -95,16 +97,16 @@ class Drawing:
     thing: NDArray[np.int8]
 
 
-def make_scene(split: int, index: int, count: int | None = None) -> Scene:
+def make_scene(split: int, index: int, count: int | None = None, sizes: tuple[float, float] = SIZES) -> Scene:
     """The scene number `index` of a split; `count` fixes how many things it has (1 to 3)."""
     rng = np.random.default_rng((split, index))
     count = count or int(rng.choice((1, 2, 3), p=(0.2, 0.35, 0.45)))
     kinds = _kinds(rng, count)
-    sizes = rng.uniform(54, 84, count)
-    centres = _centres(rng, sizes)
+    measures = rng.uniform(*sizes, count)
+    centres = _centres(rng, measures)
     things = tuple(
         Thing(kind, colour, int(rng.integers(10)), x, y, size)
-        for (kind, colour), (x, y), size in zip(kinds, centres, sizes, strict=True)
+        for (kind, colour), (x, y), size in zip(kinds, centres, measures, strict=True)
     )
     level = rng.uniform(196, 240)
     red, green, blue = (int(v) for v in np.clip(level + rng.normal(0, 7, 3), 180, 238))

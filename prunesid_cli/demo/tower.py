@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .build import WIDTH, build_model, clip_tower, start_tower
 from .others import draw_other
-from .scenes import COLOURS, GRID, HELD_OUT, NUMBER, PATCH, SHAPES, TRAIN, Drawing, Scene, draw, make_scene
+from .scenes import COLOURS, GRID, HELD_OUT, NUMBER, PATCH, SHAPES, SIZES, TRAIN, Drawing, Scene, draw, make_scene
 from .workers import Trainer, Worker
 
 KINDS = (*SHAPES, NUMBER)
@@ -32,15 +32,39 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
 @dataclass(frozen=True)
 class Phase:
-    """Until `until` (share of all steps): `things` a scene (None: 1 to 3), `tokens` patches seen, `batch` a worker."""
+    """Until `until` (share of all steps): `things` a scene (None: 1 to 3), `tokens` patches seen, `batch` a worker,
+    `sizes` of things in pixels."""
 
     until: float
     things: int | None
     tokens: int
     batch: int
+    sizes: tuple[float, float] = SIZES
 
 
-PHASES = (Phase(0.45, 1, 72, 48), Phase(0.78, None, 192, 20), Phase(1.0, None, GRID * GRID, 8))
+@dataclass(frozen=True)
+class Course:
+    """One cosine of the learning rate, from `peak`; pictures are counted from `first`."""
+
+    name: str
+    phases: tuple[Phase, ...]
+    peak: float
+    first: int
+
+
+WHOLE = Phase(1.0, None, GRID * GRID, 8)
+SMALL = (54.0, 84.0)
+COURSES = (
+    Course(
+        "tower",
+        (Phase(0.45, 1, 72, 48, SMALL), Phase(0.78, None, 192, 20, SMALL), Phase(1.0, None, GRID * GRID, 8, SMALL)),
+        peak=1.5e-3,
+        first=0,
+    ),
+    Course("tower2", (Phase(0.8, None, 160, 24), WHOLE), peak=1e-3, first=10**7),
+)
+"""Few patches at first, where most of them show things: 30 times cheaper than whole pictures, which then come last in
+each course. The second course has larger things, as all scenes from then on."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,7 @@ def make_batch(split: int, first: int, phase: Phase, foreign: float = 0.08) -> t
         if rng.random() < foreign:
             scene, drawing = None, Drawing(draw_other(split, i), np.full(GRID * GRID, -1, np.int8))
         else:
-            scene = make_scene(split, i, phase.things)
+            scene = make_scene(split, i, phase.things, phase.sizes)
             drawing = draw(scene)
         seen = np.argsort((drawing.thing < 0) + rng.random(GRID * GRID) * 0.5)[: phase.tokens]
         seen.sort()
@@ -163,7 +187,7 @@ def score(heads: Any, pictures: int = 160) -> dict[str, float]:
     }
     device = next(heads.parameters()).device
     for first in range(0, pictures, 8):
-        patches, index, labels = make_batch(HELD_OUT, first, PHASES[-1])
+        patches, index, labels = make_batch(HELD_OUT, first, WHOLE)
         (kind, colour, digit, place), whole = heads(patches.to(device), index.to(device))
         on = labels.kind < BACKGROUND
         right["kind"].append((kind.argmax(-1).cpu() == labels.kind)[on])
@@ -177,17 +201,30 @@ def score(heads: Any, pictures: int = 160) -> dict[str, float]:
     return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in right.items()}
 
 
-def train_tower(worker: Worker, folder: Path, seed: int, steps: int) -> None:
-    """Train and leave `tower.pt` (a checkpoint of `Heads`) and `tower.jsonl` (its progress) in `folder`."""
+def new_heads(seed: int) -> Heads:
+    """An untrained tower with its eyes open, and the questions that it is asked."""
     torch.manual_seed(seed)
     tower = clip_tower(build_model(seed))
-    sample, _, labels = make_batch(TRAIN, 10**9, Phase(0, None, 128, 100))
+    sample, _, labels = make_batch(TRAIN, 10**9, Phase(0, None, 128, 100, SMALL))
     start_tower(tower, sample[labels.kind < FOREIGN], torch.Generator().manual_seed(seed))
-    trainer = Trainer(worker, Heads(tower), folder / "tower.pt", steps, peak=1.5e-3)
-    began, log = time.monotonic(), folder / "tower.jsonl"
+    return Heads(tower)
+
+
+def load_heads(path: Path) -> Heads:
+    heads = Heads(clip_tower(build_model(0)))
+    heads.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["module"])
+    return heads
+
+
+def train_tower(worker: Worker, folder: Path, seed: int, steps: int, number: int) -> None:
+    """One of COURSES; leaves NAME.pt (a checkpoint of `Heads`) and NAME.jsonl (its progress) in `folder`."""
+    course = COURSES[number]
+    heads = load_heads(folder / f"{COURSES[number - 1].name}.pt") if number else new_heads(seed)
+    trainer = Trainer(worker, heads, folder / f"{course.name}.pt", steps, course.peak)
+    began, log = time.monotonic(), folder / f"{course.name}.jsonl"
     while trainer.step < steps:
-        phase = next(p for p in PHASES if trainer.step < p.until * steps)
-        first = (trainer.step * worker.count + worker.rank) * 64 + seed * 10**8
+        phase = next(p for p in course.phases if trainer.step < p.until * steps)
+        first = (trainer.step * worker.count + worker.rank) * 64 + course.first + seed * 10**8
         patches, index, labels = make_batch(TRAIN, first, phase)
         moved = Labels(*(getattr(labels, f).to(worker.device) for f in Labels.__dataclass_fields__))
         with trainer.autocast():

@@ -29,10 +29,10 @@ from .build import WIDTH, build_model, build_processor, build_tokenizer, clip_to
 from .language import Store, create_store, fill_store, is_foreign, train_language
 from .questions import ask_all, ask_of_other
 from .scenes import TRAIN, make_scene
-from .tower import Heads, train_tower
+from .tower import COURSES, load_heads, train_tower
 from .workers import spawn
 
-TOWER_STEPS, LANGUAGE_STEPS, PICTURES = 2600, 3000, 16_000
+TOWER_STEPS, LANGUAGE_STEPS, PICTURES = (2600, 1300), 2600, 16_000
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -50,15 +50,18 @@ def _corpus() -> Iterator[str]:
 def with_tower(folder: Path, seed: int) -> LlavaForConditionalGeneration:
     """The model with the tower of stage one."""
     model = build_model(seed)
-    heads = Heads(clip_tower(model))
-    heads.load_state_dict(torch.load(folder / "tower.pt", weights_only=True, map_location="cpu")["module"])
+    heads = load_heads(folder / f"{COURSES[-1].name}.pt")
+    clip_tower(model).load_state_dict(heads.tower.state_dict())
     return model
 
 
-def train(folder: Path, seed: int, workers: int, tower_steps: int, language_steps: int, pictures: int) -> None:
+def train(
+    folder: Path, seed: int, workers: int, tower_steps: tuple[int, ...], language_steps: int, pictures: int
+) -> None:
     """Run all stages that are not done yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    spawn(train_tower, workers, folder, seed, tower_steps)
+    for number, steps in enumerate(tower_steps):
+        spawn(train_tower, workers, folder, seed, steps, number)
     model = with_tower(folder, seed)
     if not (folder / "features.npy").exists():
         create_store(folder, pictures, WIDTH)
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="checkpoints, logs and the model go here")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes on a CPU")
-    parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS)
+    parser.add_argument("--tower-steps", type=int, nargs=2, default=TOWER_STEPS, help="of its two courses")
     parser.add_argument("--language-steps", type=int, default=LANGUAGE_STEPS)
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures in the store")
     options = parser.parse_args()

@@ -17,7 +17,7 @@ from prunesid_cli.demo.language import PREFIX, N, Pack, answer_logits, encode, k
 from prunesid_cli.demo.others import draw_other
 from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out
 from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
-from prunesid_cli.demo.tower import BACKGROUND, FOREIGN, PHASES, labels_of, make_batch, patches_of, tower_forward
+from prunesid_cli.demo.tower import BACKGROUND, FOREIGN, WHOLE, labels_of, make_batch, patches_of, tower_forward
 from prunesid_cli.demo.train import tokenizer
 
 
@@ -96,7 +96,7 @@ def test_patches_are_what_the_processor_and_the_tower_make_of_them() -> None:
     """The training shortcut equals the real processor and the real CLIP, on whole pictures."""
     model = build_model(0).eval()
     tower = clip_tower(model)
-    patches, _, labels = make_batch(TRAIN, 0, PHASES[1])
+    patches, _, labels = make_batch(TRAIN, 0, WHOLE)
     start_tower(tower, patches[labels.kind < FOREIGN], torch.Generator().manual_seed(0))
     pixels = draw(make_scene(TRAIN, 1)).pixels
     processor = CLIPImageProcessorPil(
