@@ -4,105 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import TypeVar
+from dataclasses import dataclass
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
-from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError, UsageError
-from prunesid_cli.families.base import LanguageHalf, VisionHalf
+from prunesid_cli.decoding import Decoded, ahead, batches, decode
+from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
+from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.listing import Found
-from prunesid_cli.media import Media, load_image
-from prunesid_cli.selection import select
-from prunesid_cli.selection.budget import Budget, apportion, limits, single
-from prunesid_cli.selection.similarity import phi
+from prunesid_cli.media import Media
+from prunesid_cli.pruner import Pruner
 from prunesid_cli.tokencache import CacheWriter, Entry, Item, Shard, read_tokens
-from prunesid_cli.types import SUMMARY, Answer, Encoded, Generation, TokenSet
+from prunesid_cli.types import Answer, Generation, TokenSet
 
-T = TypeVar("T")
 AHEAD = 2
 """Batches that are decoded while another is encoded."""
-
-
-@dataclass
-class Clock:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-
-
-@dataclass(frozen=True)
-class Pruner:
-    """A vision half with what to keep and how to choose it; `phi_ref` is the information of an average image."""
-
-    vision: VisionHalf
-    budget: Budget
-    method: str
-    phi_ref: float | None
-    clock: Clock = field(default_factory=Clock)
-
-    def encode(self, pixels: Sequence[Tensor]) -> Encoded:
-        with self.clock.stage("encode"):
-            return self.vision.encode(pixels)
-
-    def information(self, encoded: Encoded) -> list[float]:
-        """phi of each image of a batch."""
-        values: list[float] = phi(encoded.features).tolist()
-        return values
-
-    def counts(self, values: Sequence[float]) -> list[int]:
-        """Tokens for each of a closed collection of images, given the information of each."""
-        mean, n = self.budget.tokens(self.vision.total), self.vision.total
-        if not self.budget.dynamic or mean >= n:
-            return [min(mean, n)] * len(values)
-        floor, ceiling = limits(mean, n)
-        if len(values) > 1:
-            return apportion(values, mean, floor, ceiling)
-        if self.phi_ref is None:
-            raise UsageError(
-                "--dynamic for one image needs the information of an average one, which this model does not carry",
-                hint="leave out --dynamic, or give several images",
-            )
-        return [single(value, self.phi_ref, mean, floor, ceiling) for value in values]
-
-    def keep(self, encoded: Encoded, counts: Sequence[int]) -> list[TokenSet]:
-        """The kept tokens of each image of a batch, CLS first where it is kept.
-
-        Raises:
-            NonFiniteError: with `rows`, the images whose features or saliency are not finite.
-        """
-        with self.clock.stage("select"):
-            total = self.vision.total
-            reserved = int(encoded.summary is not None)
-            kept = select(encoded.features, encoded.saliency, counts, self.method, reserved)
-            return [
-                self._token_set(encoded, row, indices if count < total else None)
-                for row, (count, indices) in enumerate(zip(counts, kept, strict=True))
-            ]
-
-    def _token_set(self, encoded: Encoded, row: int, indices: Tensor | None) -> TokenSet:
-        """indices None: everything, as the stock model reads it."""
-        features, summary = encoded.features[row], encoded.summary
-        with_summary = summary is not None and (indices is not None or encoded.summary_is_stock)
-        tokens = features if indices is None else features[indices]
-        places = range(len(features)) if indices is None else indices.tolist()
-        if with_summary and summary is not None:
-            tokens = torch.cat([summary[row : row + 1], tokens])
-        names = (SUMMARY, *places) if with_summary else tuple(places)
-        return TokenSet(tokens, names, self.vision.grid, self.vision.total)
 
 
 def ask(
@@ -124,51 +41,6 @@ def ask(
 
 def not_finite(source: str) -> NonFiniteError:
     return NonFiniteError(f"{source}: the vision tower gives NaN or infinity", hint="try --dtype fp32")
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One input, as far as it came: pixels for the tower, or what went wrong."""
-
-    source: str
-    media: Media | None = None
-    pixels: Tensor | None = None
-    error: PruneSIDError | None = None
-
-
-def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[str, str], bool]) -> Decoded:
-    """Read, decode and preprocess one image that is not `held` yet; any fault of the input becomes a record."""
-    if found.error:
-        return Decoded(found.source, error=found.error)
-    try:
-        media = load_image(found.source)
-        return Decoded(found.source, media, None if held(found.source, media.digest) else preprocess(media.image))
-    except PruneSIDError as error:
-        return Decoded(found.source, error=error)
-    except Exception as error:
-        problem = f"{found.source}: the image processor failed: {type(error).__name__}: {error}"
-        return Decoded(found.source, error=MediaError(problem, f"see more with: prunesid ask {found.source} ? --debug"))
-
-
-def ahead(items: Iterable[T], work: Callable[[T], Decoded], depth: int) -> Iterator[Decoded]:
-    """Map in threads, in order, at most `depth` items in advance."""
-    with ThreadPoolExecutor(2) as pool:
-        source = iter(items)
-        waiting = [pool.submit(work, item) for item in islice(source, depth)]
-        try:
-            while waiting:
-                done = waiting.pop(0).result()
-                waiting += [pool.submit(work, item) for item in islice(source, 1)]
-                yield done
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    source = iter(items)
-    while batch := list(islice(source, size)):
-        yield batch
 
 
 @dataclass(frozen=True)

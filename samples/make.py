@@ -39,7 +39,7 @@ def draw_kept(path: Path, keep: str) -> Image.Image:
     from prunesid_cli.families import load_family
     from prunesid_cli.families.checkpoint import DEMO, resolve
     from prunesid_cli.families.loading import load_config, place
-    from prunesid_cli.pipeline import Pruner
+    from prunesid_cli.pruner import Pruner
     from prunesid_cli.selection.budget import Budget
 
     checkpoint = resolve(DEMO)

@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunesid_cli import tokencache
 from prunesid_cli.errors import CacheError, MediaError
-from prunesid_cli.tokencache import CacheWriter, Entry, Run, open_cache, read_header, read_tokens, verify, write_shard
+from prunesid_cli.tokencache import (
+    CacheWriter,
+    Entry,
+    Run,
+    open_cache,
+    read_header,
+    read_tokens,
+    verify,
+    write_shard,
+)
 from prunesid_cli.types import SUMMARY, TokenSet
 from tests.conftest import Run as Runner
 
@@ -88,7 +96,7 @@ def test_every_cut_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokencache, "FORMAT", 2)
+    monkeypatch.setattr(writing, "FORMAT", 2)
     write(tmp_path, entry(0))
     monkeypatch.undo()
     with pytest.raises(CacheError, match="newer than 1") as caught:

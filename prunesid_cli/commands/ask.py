@@ -14,7 +14,7 @@ from prunesid_cli.output import printer, stdout_is_terminal
 
 if TYPE_CHECKING:
     from prunesid_cli.media import Media
-    from prunesid_cli.pipeline import Clock
+    from prunesid_cli.pruner import Clock
     from prunesid_cli.types import Answer, TokenSet
 
 

@@ -15,7 +15,7 @@ from prunesid_cli.selection.budget import Budget
 
 if TYPE_CHECKING:
     from prunesid_cli.families.base import LanguageHalf
-    from prunesid_cli.pipeline import Pruner
+    from prunesid_cli.pruner import Pruner
     from prunesid_cli.types import Placement
 
 DEMO_NOTE = (
@@ -52,7 +52,7 @@ class Session:
         return cls(checkpoint, placement)
 
     def pruner(self, budget: Budget, method: str) -> Pruner:
-        from prunesid_cli.pipeline import Pruner
+        from prunesid_cli.pruner import Pruner
 
         vision = load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
         if budget.count is not None and budget.count > vision.total:

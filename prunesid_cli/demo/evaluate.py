@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from prunesid_cli.decoding import batches
 from prunesid_cli.families import load_family
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.pipeline import Pruner, batches
+from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Encoded, Generation, TokenSet
 

@@ -16,7 +16,7 @@ from prunesid_cli.families import FAMILIES, load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.media import load_image
-from prunesid_cli.pipeline import Pruner
+from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import SUMMARY, Generation, Placement

@@ -1,0 +1,94 @@
+"""Encoding and selection joined: what to keep of each image, and the token sets that come of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.errors import UsageError
+from prunesid_cli.families.base import VisionHalf
+from prunesid_cli.selection import select
+from prunesid_cli.selection.budget import Budget, apportion, limits, single
+from prunesid_cli.selection.similarity import phi
+from prunesid_cli.types import SUMMARY, Encoded, TokenSet
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """A vision half with what to keep and how to choose it; `phi_ref` is the information of an average image."""
+
+    vision: VisionHalf
+    budget: Budget
+    method: str
+    phi_ref: float | None
+    clock: Clock = field(default_factory=Clock)
+
+    def encode(self, pixels: Sequence[Tensor]) -> Encoded:
+        with self.clock.stage("encode"):
+            return self.vision.encode(pixels)
+
+    def information(self, encoded: Encoded) -> list[float]:
+        """phi of each image of a batch."""
+        values: list[float] = phi(encoded.features).tolist()
+        return values
+
+    def counts(self, values: Sequence[float]) -> list[int]:
+        """Tokens for each of a closed collection of images, given the information of each."""
+        mean, n = self.budget.tokens(self.vision.total), self.vision.total
+        if not self.budget.dynamic or mean >= n:
+            return [min(mean, n)] * len(values)
+        floor, ceiling = limits(mean, n)
+        if len(values) > 1:
+            return apportion(values, mean, floor, ceiling)
+        if self.phi_ref is None:
+            raise UsageError(
+                "--dynamic for one image needs the information of an average one, which this model does not carry",
+                hint="leave out --dynamic, or give several images",
+            )
+        return [single(value, self.phi_ref, mean, floor, ceiling) for value in values]
+
+    def keep(self, encoded: Encoded, counts: Sequence[int]) -> list[TokenSet]:
+        """The kept tokens of each image of a batch, CLS first where it is kept.
+
+        Raises:
+            NonFiniteError: with `rows`, the images whose features or saliency are not finite.
+        """
+        with self.clock.stage("select"):
+            total = self.vision.total
+            reserved = int(encoded.summary is not None)
+            kept = select(encoded.features, encoded.saliency, counts, self.method, reserved)
+            return [
+                self._token_set(encoded, row, indices if count < total else None)
+                for row, (count, indices) in enumerate(zip(counts, kept, strict=True))
+            ]
+
+    def _token_set(self, encoded: Encoded, row: int, indices: Tensor | None) -> TokenSet:
+        """indices None: everything, as the stock model reads it."""
+        features, summary = encoded.features[row], encoded.summary
+        with_summary = summary is not None and (indices is not None or encoded.summary_is_stock)
+        tokens = features if indices is None else features[indices]
+        places = range(len(features)) if indices is None else indices.tolist()
+        if with_summary and summary is not None:
+            tokens = torch.cat([summary[row : row + 1], tokens])
+        names = (SUMMARY, *places) if with_summary else tuple(places)
+        return TokenSet(tokens, names, self.vision.grid, self.vision.total)

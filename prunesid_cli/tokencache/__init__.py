@@ -1,0 +1,21 @@
+"""The cache of kept visual tokens; its format is specified in format.py. Importing it imports no torch."""
+
+from prunesid_cli.tokencache.format import PATTERN, Item, Run, Shard
+from prunesid_cli.tokencache.reader import Cache, open_cache, read_header, read_tokens, shard_paths, verify
+from prunesid_cli.tokencache.writer import CacheWriter, Entry, write_shard
+
+__all__ = [
+    "PATTERN",
+    "Cache",
+    "CacheWriter",
+    "Entry",
+    "Item",
+    "Run",
+    "Shard",
+    "open_cache",
+    "read_header",
+    "read_tokens",
+    "shard_paths",
+    "verify",
+    "write_shard",
+]

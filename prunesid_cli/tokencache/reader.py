@@ -1,0 +1,156 @@
+"""Reading a cache: headers at once, tokens on demand, every byte checked."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunesid_cli.errors import CacheError
+from prunesid_cli.tokencache.format import (
+    FAILURES,
+    FORMAT,
+    KEY,
+    LARGEST_HEADER,
+    PATTERN,
+    Item,
+    Run,
+    Shard,
+    bytes_of,
+    canonical,
+    checksum,
+)  # fmt: skip
+from prunesid_cli.types import TokenSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The headers of all shards of a folder, read and checked."""
+
+    folder: Path
+    shards: tuple[Shard, ...]
+
+    @property
+    def run(self) -> Run | None:
+        return self.shards[0].run if self.shards else None
+
+    def items(self) -> dict[str, tuple[Shard, Item]]:
+        """Source -> where it is, in the order in which sources first came."""
+        return {item.source: (shard, item) for shard in self.shards for item in shard.items}
+
+    def failures(self) -> list[dict[str, str]]:
+        path = self.folder / FAILURES
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.path.stat().st_size for shard in self.shards)
+
+
+def open_cache(folder: str | Path) -> Cache:
+    """Read the headers of a cache.
+
+    Raises:
+        CacheError: it is no cache, is damaged, is of a newer format, or mixes runs.
+    """
+    folder = Path(folder)
+    shards = tuple(read_header(path) for path in shard_paths(folder))
+    for shard in shards[1:]:
+        if shard.run != shards[0].run:
+            raise CacheError(f"{shard.path} is of another run than {shards[0].path.name}", hint="move it elsewhere")
+    return Cache(folder, shards)
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards of a cache in order, unread.
+
+    Raises:
+        CacheError: it is no cache.
+    """
+    hint = "make one with: prunesid compress IMAGES --out CACHE"
+    if not folder.is_dir():
+        raise CacheError(f"no such cache: {folder}", hint)
+    paths = sorted(folder.glob(PATTERN))
+    if not paths and not (folder / FAILURES).exists():
+        raise CacheError(f"not a prunesid cache: {folder}", hint)
+    return paths
+
+
+def read_header(path: Path) -> Shard:
+    """Read and check one shard's header; not a byte of its tensors.
+
+    Raises:
+        CacheError: cut short, damaged, not a shard, or of a newer format.
+    """
+    again = f"delete {path} and run the same compress again"
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        header = file.read(length) if 0 < length <= LARGEST_HEADER else b""
+    try:
+        tensors = json.loads(header)
+        body = json.loads(tensors.pop("__metadata__")[KEY])
+        tokens = tensors["tokens"]
+        layout = {"dtype": tokens["dtype"], "shape": tokens["shape"]}
+        start_of_tokens, end = tokens["data_offsets"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(f"{path} is cut short or is no cache shard", again) from error
+    if not isinstance(body.get("format"), int) or body["format"] > FORMAT:
+        raise CacheError(f"{path} has cache format {body.get('format')}, newer than {FORMAT}", "upgrade prunesid")
+    is_sound = body.pop("check", None) == checksum(canonical(body).encode()) and body["tokens"] == layout
+    if not is_sound or start_of_tokens != 0:
+        raise CacheError(f"{path} has a damaged header", again)
+    if path.stat().st_size != 8 + length + end:
+        raise CacheError(f"{path} is cut short", again)
+    items = tuple(Item.read(record) for record in body["items"])
+    return Shard(path, body["tool"], Run(**body["run"]), items, tuple(tokens["shape"]), tokens["dtype"], 8 + length)
+
+
+def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
+    """The token sets of some items of one shard, each checked against its digest.
+
+    Raises:
+        CacheError: the bytes are not those that were written.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard.path, framework="pt") as file:
+            tokens = file.get_slice("tokens")
+            for item in items:
+                yield TokenSet(
+                    _checked(tokens[item.rows[0] : item.rows[1]], item, shard), item.kept, item.grid, item.total
+                )
+    except (OSError, SafetensorError) as error:
+        raise CacheError(
+            f"cannot read {shard.path}: {error}", hint=f"prunesid cache verify {shard.path.parent}"
+        ) from error
+
+
+def _checked(tokens: Tensor, item: Item, shard: Shard) -> Tensor:
+    if checksum(bytes_of(tokens)) != item.check:
+        raise CacheError(
+            f"the tokens of {item.source} in {shard.path} are damaged",
+            hint=f"delete {shard.path} and run the same compress again",
+        )
+    return tokens
+
+
+def verify(shard: Shard) -> list[Item]:
+    """The items of a shard whose bytes are not those that were written."""
+    width = (shard.path.stat().st_size - shard.data) // max(shard.shape[0], 1)
+    bad = []
+    with shard.path.open("rb") as file:
+        for item in shard.items:
+            file.seek(shard.data + item.rows[0] * width)
+            if checksum(file.read((item.rows[1] - item.rows[0]) * width)) != item.check:
+                bad.append(item)
+    return bad

@@ -1,0 +1,164 @@
+"""Writing a cache: shards that are there whole or not at all, and the list of what failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prunesid_cli.errors import CacheError, PruneSIDError
+from prunesid_cli.tokencache.format import DTYPES, FAILURES, FORMAT, KEY, PATTERN, Run, bytes_of, canonical, checksum
+from prunesid_cli.tokencache.reader import Cache, open_cache
+from prunesid_cli.types import TokenSet
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item on its way into a cache."""
+
+    source: str
+    digest: str
+    size: tuple[int, int]
+    tokens: TokenSet
+    phi: float
+    notes: tuple[str, ...]
+
+
+class CacheWriter:
+    """Collects entries and writes a shard whenever enough have come; `close` writes the rest and the failures.
+
+    Raises:
+        CacheError: the folder cannot be written, or holds a cache of another run.
+    """
+
+    def __init__(self, folder: Path, run: Run, tool: str, shard_items: int = 512) -> None:
+        self.folder, self.run, self.tool, self.shard_items = folder, run, tool, shard_items
+        self.entries: list[Entry] = []
+        _writable(folder)
+        known = any(folder.glob(PATTERN)) or (folder / FAILURES).exists()
+        self.cache = open_cache(folder) if known else Cache(folder, ())
+        if self.cache.run and self.cache.run != run:
+            raise CacheError(f"{folder} holds a cache {_difference(self.cache.run, run)}", hint="name another --out")
+        self.next = 1 + max((int(s.path.stem.rsplit("-", 1)[1]) for s in self.cache.shards), default=-1)
+        self.failed = {record["source"]: record for record in self.cache.failures()}
+        self.done = {source: item for source, (_, item) in self.cache.items().items()}
+
+    def holds(self, source: str, digest: str) -> bool:
+        """Whether this very input is in the cache already."""
+        return source in self.done and self.done[source].digest == digest
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.settle(entry.source)
+        if len(self.entries) >= self.shard_items:
+            self.flush()
+
+    def fail(self, source: str, error: PruneSIDError) -> None:
+        self.failed[source] = {"source": source, "error": error.problem, "hint": error.hint}
+
+    def settle(self, source: str) -> None:
+        """An input that failed in an earlier run, and is in the cache now, is a failure no more."""
+        self.failed.pop(source, None)
+
+    def flush(self) -> None:
+        """Write what has come as a shard, durably."""
+        if self.entries:
+            write_shard(self.folder / f"prunesid-{self.next:05d}.safetensors", self.run, self.tool, self.entries)
+            self.next, self.entries = self.next + 1, []
+
+    def close(self) -> None:
+        self.flush()
+        path = self.folder / FAILURES
+        if self.failed:
+            lines = "".join(canonical(record) + "\n" for record in self.failed.values())
+            _replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> None:
+    """Write entries as one shard, whole or not at all."""
+    import torch
+    from safetensors.torch import save_file
+
+    items, start = [], 0
+    for entry in entries:
+        end = start + len(entry.tokens.indices)
+        items.append(_record(entry, (start, end)))
+        start = end
+    tokens = torch.cat([entry.tokens.tokens.cpu() for entry in entries])
+    layout = {"dtype": DTYPES[str(tokens.dtype)], "shape": list(tokens.shape)}
+    body = {"format": FORMAT, "tool": tool, "run": asdict(run), "items": items, "tokens": layout}
+    metadata = {KEY: canonical(body | {"check": checksum(canonical(body).encode())})}
+    _replace(path, lambda beside: save_file({"tokens": tokens}, beside, metadata))
+
+
+def _record(entry: Entry, rows: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "source": entry.source,
+        "digest": entry.digest,
+        "size": entry.size,
+        "grid": entry.tokens.grid,
+        "total": entry.tokens.total,
+        "kept": entry.tokens.indices,
+        "rows": rows,
+        "phi": entry.phi,
+        "notes": entry.notes,
+        "check": checksum(bytes_of(entry.tokens.tokens.cpu())),
+    }
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside, sync, rename, sync the folder. What was there before stays until the new is whole."""
+    from safetensors import SafetensorError
+
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(beside)
+        _sync(beside)
+        os.chmod(beside, 0o666 & ~_umask())
+        beside.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise CacheError(f"cannot write {path}: {error}", hint="free some space, then run the same command") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows has no handle of a folder that could be synced
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """There is no way to read it but to set it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _writable(folder: Path) -> None:
+    """Find out before a model is loaded. Sweeps what an interrupted run left half written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".prunesid-*.part"):
+            left.unlink()
+        probe = folder / f".prunesid-probe.{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CacheError(f"cannot write to {folder}: {error.strerror}", hint="name another --out") from error
+
+
+def _difference(old: Run, new: Run) -> str:
+    """The first field in which two runs differ, in words."""
+    before, after = asdict(old), asdict(new)
+    field = next(name for name in before if before[name] != after[name])
+    return f"made with {field} {before[field]}, not {after[field]}"
