@@ -23,6 +23,7 @@ from prunesid_cli.tokencache import (
     verify,
     write_shard,
 )
+from prunesid_cli.tokencache import writer as writing
 from prunesid_cli.types import SUMMARY, TokenSet
 from tests.conftest import Run as Runner
 
