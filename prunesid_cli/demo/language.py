@@ -31,6 +31,7 @@ N = GRID * GRID
 FOREIGN_EVERY = 14
 """One picture in so many of the store is no scene."""
 QUESTIONS = 14
+DROPPING, TWIN = "language", "twin"
 
 
 def is_foreign(index: int) -> bool:
@@ -202,18 +203,26 @@ def make_examples(store: Store, split: int, indices: list[int], count: int, rng:
 
 
 def train_language(
-    worker: Worker, folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, steps: int
+    worker: Worker,
+    folder: Path,
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    name: str = DROPPING,
 ) -> None:
-    """Train projector and language model on the store; leaves `language.pt` and `language.jsonl` in `folder`."""
+    """Train projector and language model on the store; leaves NAME.pt and NAME.jsonl in `folder`.
+
+    The model of that NAME is DROPPING, as shipped, or TWIN, which never sees a pruned picture in training.
+    """
     store = Store.open(folder)
     model.requires_grad_(False)
     learner = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model]).requires_grad_(True)
     model.to(worker.device)
-    trainer = Trainer(worker, learner, folder / "language.pt", steps, peak=1.5e-3)
+    trainer = Trainer(worker, learner, folder / f"{name}.pt", steps, peak=1.5e-3)
     prefix = torch.tensor([encode(tokenizer, PREFIX)], device=worker.device)
     began, right = time.monotonic(), []
     while trainer.step < steps:
-        count = draw_count(np.random.default_rng((trainer.step, 3)))
+        count = draw_count(np.random.default_rng((trainer.step, 3))) if name == DROPPING else N
         rng = np.random.default_rng((trainer.step, worker.rank, 4))
         batch = max(6, min(16, 6000 // (count + 250)))
         chosen = rng.integers(0, len(store.things), batch).tolist()
@@ -226,7 +235,7 @@ def train_language(
         right.append(share_right(logits, pack))
         if worker.leads and trainer.step % 50 == 0:
             line = {"step": trainer.step, "loss": round(loss.item(), 4), "right": round(float(np.mean(right)), 4)}
-            with (folder / "language.jsonl").open("a") as out:
+            with (folder / f"{name}.jsonl").open("a") as out:
                 print(json.dumps(line | {"seconds": round(time.monotonic() - began)}), file=out)
             right = []
 

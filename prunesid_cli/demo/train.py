@@ -17,6 +17,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,24 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from prunesid_cli.selection.similarity import phi
 
 from .build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower
-from .language import Store, create_store, fill_store, is_foreign, train_language
+from .language import DROPPING, TWIN, Store, create_store, fill_store, is_foreign, train_language
 from .questions import ask_all, ask_of_other
 from .scenes import TRAIN, make_scene
 from .tower import COURSES, load_heads, train_tower
 from .workers import spawn
 
-TOWER_STEPS, LANGUAGE_STEPS, PICTURES = (2600, 1300), 2600, 16_000
+
+@dataclass(frozen=True)
+class Plan:
+    """seed and workers decide what is learnt; steps of the tower's courses and of the language model; pictures in the
+    store; whether to train the twin, which never sees a pruned picture, instead of the model that is shipped."""
+
+    seed: int = 0
+    workers: int = 2
+    tower_steps: tuple[int, ...] = (2600, 1300)
+    language_steps: int = 2600
+    pictures: int = 16_000
+    twin: bool = False
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -55,25 +67,25 @@ def with_tower(folder: Path, seed: int) -> LlavaForConditionalGeneration:
     return model
 
 
-def train(
-    folder: Path, seed: int, workers: int, tower_steps: tuple[int, ...], language_steps: int, pictures: int
-) -> None:
+def train(folder: Path, plan: Plan) -> None:
     """Run all stages that are not done yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, steps in enumerate(tower_steps):
-        spawn(train_tower, workers, folder, seed, steps, number)
-    model = with_tower(folder, seed)
+    for number, steps in enumerate(plan.tower_steps):
+        spawn(train_tower, plan.workers, folder, plan.seed, steps, number)
+    model = with_tower(folder, plan.seed)
     if not (folder / "features.npy").exists():
-        create_store(folder, pictures, WIDTH)
-    spawn(fill_store, workers, folder, clip_tower(model), TRAIN)
-    spawn(train_language, workers, folder, model, tokenizer(), language_steps)
-    export(folder, seed, folder / "model")
+        create_store(folder, plan.pictures, WIDTH)
+    spawn(fill_store, plan.workers, folder, clip_tower(model), TRAIN)
+    name = TWIN if plan.twin else DROPPING
+    spawn(train_language, plan.workers, folder, model, tokenizer(), plan.language_steps, name)
+    export(folder, plan.seed, name)
 
 
-def export(folder: Path, seed: int, target: Path) -> None:
-    """Write what `prunesid` loads: a folder like any checkpoint's, in bf16."""
+def export(folder: Path, seed: int, name: str) -> None:
+    """Write what `prunesid` loads to `model` or `model-twin`: a folder like any checkpoint's, in bf16."""
+    target = folder / ("model" if name == DROPPING else f"model-{name}")
     model = with_tower(folder, seed)
-    state = torch.load(folder / "language.pt", weights_only=True, map_location="cpu")["module"]
+    state = torch.load(folder / f"{name}.pt", weights_only=True, map_location="cpu")["module"]
     learner = torch.nn.ModuleList([model.model.multi_modal_projector, model.model.language_model])
     learner.load_state_dict(state)
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -93,15 +105,14 @@ def average_phi(folder: Path, pictures: int = 500) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model of prunesid.")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="checkpoints, logs and the model go here")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="processes on a CPU")
-    parser.add_argument("--tower-steps", type=int, nargs=2, default=TOWER_STEPS, help="of its two courses")
-    parser.add_argument("--language-steps", type=int, default=LANGUAGE_STEPS)
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures in the store")
-    options = parser.parse_args()
-    train(
-        options.out, options.seed, options.workers, options.tower_steps, options.language_steps, options.pictures
-    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--workers", type=int, default=Plan.workers, help="processes on a CPU")
+    parser.add_argument("--tower-steps", type=int, nargs=2, default=Plan.tower_steps, help="of its two courses")
+    parser.add_argument("--language-steps", type=int, default=Plan.language_steps)
+    parser.add_argument("--pictures", type=int, default=Plan.pictures, help="pictures in the store")
+    parser.add_argument("--twin", action="store_true", help="train without dropping, to compare with")
+    options = vars(parser.parse_args())
+    train(options.pop("out"), Plan(**options))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""The embedded model as it is shipped: small, real, and right about scenes that it has never seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunesid_cli.demo.evaluate import examination, examine
+from prunesid_cli.demo.questions import KINDS
+from prunesid_cli.families import load_family
+from prunesid_cli.families.checkpoint import DEMO, DEMO_FOLDER, resolve
+from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.pruner import Pruner
+from prunesid_cli.selection.budget import Budget
+from tests.conftest import Run
+
+UNSEEN = 77
+"""A split of scenes that neither training nor the model card's figures used."""
+QUESTIONS = Path(__file__).parents[2] / "samples" / "questions.jsonl"
+
+
+def test_it_is_small_and_in_bf16() -> None:
+    from safetensors import safe_open
+
+    assert sum(path.stat().st_size for path in DEMO_FOLDER.iterdir()) <= 12_000_000
+    with safe_open(DEMO_FOLDER / "model.safetensors", framework="pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
+
+
+@pytest.mark.slow
+def test_it_is_right_pruned_and_unpruned() -> None:
+    checkpoint = resolve(DEMO)
+    family = load_family(checkpoint.model_type)
+    placement = place("cpu", "auto", "auto", load_config(checkpoint))
+    vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
+    pictures = examination(Pruner(vision, Budget(), "prunesid", None), 60, UNSEEN)
+    whole = examine(Pruner(vision, Budget(), "prunesid", None), language, pictures)
+    pruned = examine(Pruner(vision, Budget.parse("11%"), "prunesid", None), language, pictures)
+    # The promise is .90 over all and .80 on every kind; 60 questions a kind leave some noise.
+    assert whole["overall"] >= 0.88, whole
+    assert min(whole[kind] for kind in KINDS) >= 0.75, whole
+    assert pruned["overall"] >= 0.93 * whole["overall"], (whole, pruned)
+    assert min(whole["refusal"], pruned["refusal"]) >= 0.9
+
+
+def test_ask_without_a_model_says_what_answers(run: Run) -> None:
+    (first, *_) = [json.loads(line) for line in QUESTIONS.read_text().splitlines()]
+    root = QUESTIONS.parents[1]
+    ran = run("ask", root / first["source"], first["prompt"])
+    assert (ran.code, ran.out.strip()) == (0, first["expected"])
+    assert "embedded demo model" in ran.err
+    assert "models use" in ran.err
+
+
+def test_a_picture_that_is_no_scene_is_refused(run: Run) -> None:
+    ran = run("ask", QUESTIONS.parent / "not_a_scene.png", "what is shown?", "-q")
+    assert ran.out == "i know only drawn scenes, and this is not one.\n"
+
+
+def test_dynamic_for_one_picture_uses_the_stored_phi(run: Run) -> None:
+    kept = {
+        run(
+            "ask", QUESTIONS.parent / f"scene{n}.png", "what is shown?", "-k", "64", "--dynamic", "--json", "-q"
+        ).records[0]["kept"]
+        for n in range(1, 7)
+    }
+    assert len(kept) > 1
+    assert all(32 <= count <= 128 for count in kept)
