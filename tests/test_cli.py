@@ -224,7 +224,7 @@ def test_faulty_pictures_cost_themselves_alone(run: Run, llava: Path, pictures: 
     (folder / ".hidden.png").write_bytes(b"")
     ran = run("compress", folder, tmp_path / "missing.jpg", "--out", tmp_path / "c", "-m", llava)
     assert ran.code == 3
-    assert re.search(r"compressed 1 image .* 1 other files passed over .* 1 hidden .* 4 failed", ran.err)
+    assert re.search(r"compressed 1 image .* 1 other file passed over .* 1 hidden file .* 4 failed", ran.err)
     failed = run("cache", "ls", tmp_path / "c", "--failed", "--json").records
     assert {Path(record["source"]).name for record in failed} == {"empty.jpg", "text.jpg", "cut.jpg", "missing.jpg"}
     assert all(record["error"] and record["hint"] for record in failed)
@@ -233,6 +233,28 @@ def test_faulty_pictures_cost_themselves_alone(run: Run, llava: Path, pictures: 
     assert (again.code, "1 already in the cache" in again.err) == (3, True)
     assert len(run("cache", "ls", tmp_path / "c").out.splitlines()) == 2
     assert len(run("cache", "ls", tmp_path / "c", "--failed").out.splitlines()) == 2
+
+
+def test_odd_pictures_are_read_and_said(run: Run, llava: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    odd = {
+        "animated.gif": hostile.animated("GIF"),
+        "cmyk.jpg": hostile.encoded(hostile.landmark().convert("CMYK"), "JPEG"),
+        "grey16.png": hostile.grey16([0, 32768, 65535]),
+        "palette.png": hostile.encoded(hostile.landmark().quantize(16), "PNG", transparency=3),
+        "rotated.jpg": hostile.turned(6, "JPEG"),
+    }
+    for name, data in odd.items():
+        (folder / name).write_bytes(data)
+    (folder / "bomb.png").write_bytes(hostile.bomb(20_000, 20_000))
+    ran = run("compress", folder, "--out", tmp_path / "c", "-m", llava)
+    assert (ran.code, "compressed 5 images" in ran.err) == (3, True)
+    for words in ("animated, 3 frames: the first is used", "16-bit grey", "CMYK", "limit of 100 megapixels"):
+        assert words in ran.err
+    (item,) = [i for s, (_, i) in open_cache(tmp_path / "c").items().items() if s.endswith("rotated.jpg")]
+    assert item.size == hostile.landmark().size
+    assert open_cache(tmp_path / "c").items()[str(folder / "animated.gif")][1].notes != ()
 
 
 def test_a_changed_picture_is_done_again(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:

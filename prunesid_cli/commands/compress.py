@@ -122,8 +122,8 @@ class Report:
         count, spent = self.counts, time.perf_counter() - self.began
         parts = [f"compressed {plural(count['kept'], 'image')} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"]
         parts += [f"{count['held']:,} already in the cache"] if count["held"] else []
-        parts += [f"{listing.other:,} other files passed over"] if listing.other else []
-        parts += [f"{listing.hidden:,} hidden passed over"] if listing.hidden else []
+        parts += [f"{plural(listing.other, 'other file')} passed over"] if listing.other else []
+        parts += [f"{plural(listing.hidden, 'hidden file')} passed over"] if listing.hidden else []
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
         printer.note("   ".join(parts))

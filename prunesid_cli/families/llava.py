@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families.checkpoint import Checkpoint
@@ -63,7 +63,8 @@ class LlavaVision:
         )
         self.placement = placement
         self.tower = model.model.vision_tower
-        self.processor = load_processor(AutoImageProcessor, checkpoint)
+        # By way of AutoProcessor, because AutoImageProcessor demands torchvision in transformers 5.17.
+        self.processor = load_processor(AutoProcessor, checkpoint).image_processor
         side = config.vision_config.image_size // config.vision_config.patch_size
         self.grid = (side, side)
         self.summary_is_stock = config.vision_feature_select_strategy == "full"
