@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,8 @@ AHEAD = 2
 
 
 def ask(
-    pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, how: Generation,
-    stream: Callable[[str], None] | None = None,
-) -> tuple[Answer, list[TokenSet]]:  # fmt: skip
+    pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, how: Generation
+) -> tuple[Answer, list[TokenSet]]:
     """Answer one prompt about one or several images."""
     with pruner.clock.stage("preprocess"):
         pixels = [pruner.vision.preprocess(item.image) for item in media]
@@ -35,7 +34,7 @@ def ask(
     except NonFiniteError as error:
         raise not_finite(media[error.rows[0]].source) from error
     with pruner.clock.stage("generate"):
-        answers = language.generate([language.embed(prompt, items)], how, stream)
+        answers = language.generate([language.embed(prompt, items)], how)
     return answers[0], items
 
 
@@ -144,12 +143,8 @@ def answer(language: LanguageHalf, queries: Iterable[Query], how: Generation, ba
     for batch in batches(queries, size):
         began = time.perf_counter()
         read = [_read(query) for query in batch]
-        prompts = [
-            language.embed(query.prompt, [one])
-            for query, one in zip(batch, read, strict=True)
-            if isinstance(one, TokenSet)
-        ]
-        answers = iter(language.generate(prompts, how)) if prompts else iter(())
+        sets = [(query, one) for query, one in zip(batch, read, strict=True) if isinstance(one, TokenSet)]
+        answers = iter(_generate(language, [language.embed(query.prompt, [one]) for query, one in sets], how))
         ms = (time.perf_counter() - began) * 1000 / len(batch)
         for query, one in zip(batch, read, strict=True):
             if isinstance(one, TokenSet):

@@ -8,6 +8,7 @@ C  width at the cut            D  width of the language model
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,13 @@ class TokenSet:
 
 @dataclass(frozen=True)
 class Generation:
-    """How to decode: greedy unless a temperature is given; `seed` is used by sampling alone."""
+    """How to decode: greedy unless a temperature is given; `seed` is used by sampling alone; `stream` gets the text of
+    an answer that is generated alone, as it comes."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
+    stream: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -354,6 +354,38 @@ def test_a_closed_pipe_ends_quietly(llava: Path, pictures: list[Path], tmp_path:
     assert done.stderr == ""
 
 
+def on_a_terminal(*args: object) -> str:
+    """What the command writes to a terminal on stdout, line ends as a file has them."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "prunesid_cli", *map(str, args)]
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL):
+        os.close(theirs)
+        parts = []
+        while part := _read(ours):
+            parts.append(part)
+    os.close(ours)
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def _read(handle: int) -> bytes:
+    try:
+        return os.read(handle, 4096)
+    except OSError:  # how a terminal says that nobody writes any more
+        return b""
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_text_for_people(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    expected = run("ask", "-m", llava, pictures[0], ASK).out
+    assert on_a_terminal("ask", "-m", llava, pictures[0], ASK) == expected
+    run("compress", *pictures[:2], "--out", tmp_path / "c", "-m", llava)
+    records = run("answer", tmp_path / "c", ASK).records
+    people = "".join(f"{record['source']}: {record['answer']}\n" for record in records)
+    assert on_a_terminal("answer", tmp_path / "c", ASK) == people
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_then_resumed_is_one_run(llava: Path, pictures: list[Path], tmp_path: Path, sent: int) -> None:

@@ -52,9 +52,9 @@ def ask(
 
     pruner = session.pruner(budget, method)
     language = session.language()
-    how = Generation(max_new_tokens, temperature, seed)
     stream = None if as_json or not stdout_is_terminal() else lambda text: printer.result(text, end="")
-    answer, items = pipeline.ask(pruner, language, media, prompt, how, stream)
+    how = Generation(max_new_tokens, temperature, seed, stream)
+    answer, items = pipeline.ask(pruner, language, media, prompt, how)
     if as_json:
         printer.record(_record(session, media, prompt, answer, items))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from prunesid_cli.types import Answer, Encoded, Generation, Placement, TokenSet
@@ -35,10 +35,8 @@ class LanguageHalf(Protocol):
         """The whole prompt, visual tokens of the items in their places: [L, D]."""
         ...
 
-    def generate(
-        self, prompts: Sequence[Tensor], how: Generation, stream: Callable[[str], None] | None = None
-    ) -> list[Answer]:
-        """Prompts B x [L, D], left-padded to one batch -> answers. `stream` gets a single one as it comes."""
+    def generate(self, prompts: Sequence[Tensor], how: Generation) -> list[Answer]:
+        """Prompts B x [L, D], left-padded to one batch -> answers."""
         ...
 
 

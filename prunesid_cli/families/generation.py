@@ -47,12 +47,10 @@ class Decoder:
         return embedded
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[Tensor], how: Generation, stream: Callable[[str], None] | None = None
-    ) -> list[Answer]:
+    def generate(self, prompts: Sequence[Tensor], how: Generation) -> list[Answer]:
         """Prompts B x [L, D] -> answers, greedy or sampled with a seed of their own."""
         embeds, mask = left_pad(prompts)
-        streamer = _Stream(self.tokenizer, stream) if stream else None
+        streamer = _Stream(self.tokenizer, how.stream) if how.stream else None
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if how.temperature > 0:
             sampling = {"do_sample": True, "temperature": how.temperature}
