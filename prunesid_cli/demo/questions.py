@@ -28,7 +28,7 @@ class Question:
 
 
 def ask_all(scene: Scene, rng: Rng) -> list[Question]:
-    """Every question drawn for a scene, three of most kinds; kinds that it cannot answer are left out."""
+    """A few questions of every kind that the scene allows, each once."""
     found = [q for kind in KINDS for _ in range(REPEATS.get(kind, 2)) for q in KINDS[kind](scene, rng)]
     return list(dict.fromkeys(found))
 
