@@ -85,6 +85,7 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=512, num_hidden_layers=4, num_attention_heads=HEADS,
         num_key_value_heads=HEADS, max_position_embeddings=4096, tie_word_embeddings=True,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        initializer_range=0.05,
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"),
@@ -104,6 +105,24 @@ def clip_tower(model: LlavaForConditionalGeneration) -> Any:
     """The module that holds embeddings, pre_layrnorm and encoder, wherever this transformers keeps it."""
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower)
+
+
+@torch.no_grad()
+def start_projector(projector: Any, heads: Any, scale: float = 5.8) -> None:
+    """Let the first units of an untrained projector read what the tower's training heads read.
+
+    Args:
+        heads: with `norm`, and the linear maps `patch` and `centre` behind it.
+        scale: standard deviation of the tower's features, which the norm would divide by.
+    """
+    projector.linear_1.weight /= scale
+    start = 0
+    for head in (heads.patch, heads.centre):
+        stop = start + head.out_features
+        projector.linear_1.weight[start:stop] = head.weight * heads.norm.weight / scale
+        projector.linear_1.bias[start:stop] = head.bias + head.weight @ heads.norm.bias
+        start = stop
+    projector.linear_2.weight *= 0.3
 
 
 @torch.no_grad()

@@ -26,12 +26,12 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunesid_cli.selection.similarity import phi
 
-from .build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower
+from .build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower, start_projector
 from .language import DROPPING, TWIN, Store, create_store, fill_store, is_foreign, train_language
 from .questions import ask_all, ask_of_other
 from .scenes import TRAIN, make_scene
 from .tower import COURSES, load_heads, train_tower
-from .workers import spawn
+from .workers import spawn, steps_done
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Plan:
 
     seed: int = 0
     workers: int = 2
-    tower_steps: tuple[int, ...] = (2600, 1300)
-    language_steps: int = 2600
-    pictures: int = 16_000
+    tower_steps: tuple[int, ...] = (2600, 1300, 450)
+    language_steps: int = 2000
+    pictures: int = 10_000
     twin: bool = False
 
 
@@ -60,10 +60,11 @@ def _corpus() -> Iterator[str]:
 
 
 def with_tower(folder: Path, seed: int) -> LlavaForConditionalGeneration:
-    """The model with the tower of stage one."""
+    """The model with the tower of stage one, and a projector that starts from what the tower was asked."""
     model = build_model(seed)
     heads = load_heads(folder / f"{COURSES[-1].name}.pt")
     clip_tower(model).load_state_dict(heads.tower.state_dict())
+    start_projector(model.model.multi_modal_projector, heads)
     return model
 
 
@@ -71,7 +72,8 @@ def train(folder: Path, plan: Plan) -> None:
     """Run all stages that are not done yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, steps in enumerate(plan.tower_steps):
-        spawn(train_tower, plan.workers, folder, plan.seed, steps, number)
+        if steps_done(folder / f"{COURSES[number].name}.pt") < steps:
+            spawn(train_tower, plan.workers, folder, plan.seed, steps, number)
     model = with_tower(folder, plan.seed)
     if not (folder / "features.npy").exists():
         create_store(folder, plan.pictures, WIDTH)
@@ -107,7 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="checkpoints, logs and the model go here")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes on a CPU")
-    parser.add_argument("--tower-steps", type=int, nargs=2, default=Plan.tower_steps, help="of its two courses")
+    parser.add_argument("--tower-steps", type=int, nargs=3, default=Plan.tower_steps, help="of its three courses")
     parser.add_argument("--language-steps", type=int, default=Plan.language_steps)
     parser.add_argument("--pictures", type=int, default=Plan.pictures, help="pictures in the store")
     parser.add_argument("--twin", action="store_true", help="train without dropping, to compare with")

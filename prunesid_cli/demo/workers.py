@@ -63,6 +63,11 @@ def _enter(rank: int, count: int, meeting: str, job: Callable[..., None], args: 
         dist.destroy_process_group()
 
 
+def steps_done(path: Path) -> int:
+    """How far a checkpoint of `Trainer` came; 0 where there is none."""
+    return int(torch.load(path, weights_only=True, map_location="cpu")["step"]) if path.exists() else 0
+
+
 class Trainer:
     """AdamW on a cosine with warm-up, clipped, under bf16 autocast; saves and resumes itself."""
 
