@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .build import WIDTH, build_model, clip_tower, start_tower
+from .build import WIDTH, build_model, clip_tower, open_places, start_tower
 from .others import draw_other
 from .scenes import COLOURS, GRID, HELD_OUT, NUMBER, PATCH, SHAPES, SIZES, TRAIN, Drawing, Scene, draw, make_scene
 from .workers import Trainer, Worker
@@ -237,6 +237,8 @@ def train_tower(worker: Worker, folder: Path, seed: int, steps: int, number: int
     """One of COURSES; leaves NAME.pt (a checkpoint of `Heads`) and NAME.jsonl (its progress) in `folder`."""
     course = COURSES[number]
     heads = load_heads(folder / f"{COURSES[number - 1].name}.pt") if number else new_heads(seed)
+    if course.centres:
+        open_places(heads)
     trainer = Trainer(worker, heads, folder / f"{course.name}.pt", steps, course.peak)
     began, log = time.monotonic(), folder / f"{course.name}.jsonl"
     while trainer.step < steps:

@@ -41,9 +41,9 @@ class Plan:
 
     seed: int = 0
     workers: int = 2
-    tower_steps: tuple[int, ...] = (2600, 1300, 450)
-    language_steps: int = 2000
-    pictures: int = 10_000
+    tower_steps: tuple[int, ...] = (2600, 1300, 320)
+    language_steps: int = 1900
+    pictures: int = 8_000
     twin: bool = False
 
 
