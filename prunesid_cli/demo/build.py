@@ -98,6 +98,8 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
         for parameter in model.model.multi_modal_projector.parameters():
             if parameter.dim() == 2:
                 nn.init.xavier_uniform_(parameter)
+        for layer in model.model.language_model.layers[:2]:  # words look for what looks like them
+            layer.self_attn.k_proj.load_state_dict(layer.self_attn.q_proj.state_dict())
     return model
 
 

@@ -30,7 +30,11 @@ from .workers import Trainer, Worker
 N = GRID * GRID
 FOREIGN_EVERY = 14
 """One picture in so many of the store is no scene."""
-QUESTIONS = 14
+QUESTIONS = 8
+FEW = 0.6
+"""In this share of the steps, the first, at most FEWEST tokens are left: small and cheap pictures teach to find things.
+Many small steps bind words to things sooner than few large ones."""
+FEWEST = 96
 DROPPING, TWIN = "language", "twin"
 
 
@@ -107,9 +111,11 @@ def keep_some(things: NDArray[np.int8], count: int, rng: np.random.Generator) ->
     return np.sort(np.argsort(-liking)[:count])
 
 
-def draw_count(rng: np.random.Generator) -> int:
-    """All 576 in a fifth of the steps, else log-uniform from 8."""
-    return N if rng.random() < 0.2 else int(np.exp(rng.uniform(np.log(8), np.log(N))))
+def draw_count(rng: np.random.Generator, few: bool) -> int:
+    """Log-uniform from 8, to FEWEST at first; later to 576, and all 576 in a fifth of the steps."""
+    if not few and rng.random() < 0.2:
+        return N
+    return int(np.exp(rng.uniform(np.log(8), np.log(FEWEST if few else N))))
 
 
 class Pack:
@@ -222,9 +228,10 @@ def train_language(
     prefix = torch.tensor([encode(tokenizer, PREFIX)], device=worker.device)
     began, right = time.monotonic(), []
     while trainer.step < steps:
-        count = draw_count(np.random.default_rng((trainer.step, 3))) if name == DROPPING else N
+        few = trainer.step < FEW * steps
+        count = draw_count(np.random.default_rng((trainer.step, 3)), few) if name == DROPPING else N
         rng = np.random.default_rng((trainer.step, worker.rank, 4))
-        batch = max(6, min(16, 6000 // (count + 250)))
+        batch = max(4, min(10, 3000 // (count + 150)))
         chosen = rng.integers(0, len(store.things), batch).tolist()
         examples = make_examples(store, TRAIN, chosen, count, rng)
         pack = Pack(tokenizer, examples.questions).to(worker.device)
