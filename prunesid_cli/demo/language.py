@@ -224,7 +224,9 @@ def train_language(
     model.requires_grad_(False)
     learner = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model]).requires_grad_(True)
     model.to(worker.device)
-    trainer = Trainer(worker, learner, folder / f"{name}.pt", steps, peak=1.5e-3)
+    # At the full rate the projector soon shouts kinds and colours, forty times louder, and drowns the places.
+    projector = model.model.multi_modal_projector
+    trainer = Trainer(worker, learner, folder / f"{name}.pt", steps, 1.5e-3, projector)
     prefix = torch.tensor([encode(tokenizer, PREFIX)], device=worker.device)
     began, right = time.monotonic(), []
     while trainer.step < steps:

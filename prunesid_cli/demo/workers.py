@@ -69,15 +69,24 @@ def steps_done(path: Path) -> int:
 
 
 class Trainer:
-    """AdamW on a cosine with warm-up, clipped, under bf16 autocast; saves and resumes itself."""
+    """AdamW on a cosine with warm-up, clipped, under bf16 autocast; saves and resumes itself.
 
-    def __init__(self, worker: Worker, module: nn.Module, path: Path, steps: int, peak: float) -> None:
+    `slow` is a part of the module that learns at a tenth of the rate.
+    """
+
+    def __init__(
+        self, worker: Worker, module: nn.Module, path: Path, steps: int, peak: float, slow: nn.Module | None = None
+    ) -> None:
         self.worker, self.module, self.path, self.steps = worker, module.to(worker.device), path, steps
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        held = {id(p) for p in slow.parameters()} if slow else set()
+        fast = [p for p in self.parameters if id(p) not in held]
         groups = [
-            {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": 0.05},
-            {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in fast if p.dim() > 1], "weight_decay": 0.05},
+            {"params": [p for p in fast if p.dim() <= 1], "weight_decay": 0.0},
         ]
+        if slow:
+            groups.append({"params": list(slow.parameters()), "weight_decay": 0.0, "lr": peak / 10})
         self.optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
         warm = min(200, steps // 10 + 1)
         self.schedule = torch.optim.lr_scheduler.SequentialLR(
