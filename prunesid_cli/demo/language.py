@@ -31,10 +31,28 @@ N = GRID * GRID
 FOREIGN_EVERY = 14
 """One picture in so many of the store is no scene."""
 QUESTIONS = 8
-FEW = 0.6
-"""In this share of the steps, the first, at most FEWEST tokens are left: small and cheap pictures teach to find things.
-Many small steps bind words to things sooner than few large ones."""
-FEWEST = 96
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Until `until` (share of all steps): at most `most` tokens are left (all 576 in a share `whole` of the steps); of
+    pictures with one thing only, where `single`; showing things and no background, where `bare`."""
+
+    until: float
+    most: int
+    whole: float = 0.0
+    single: bool = False
+    bare: bool = False
+
+
+LESSONS = (
+    Lesson(0.2, 14, single=True, bare=True),
+    Lesson(0.45, 24, bare=True),
+    Lesson(0.7, 96),
+    Lesson(1.0, N, whole=0.2),
+)
+"""Small and cheap pictures first. Every patch carries a place, so places are learnt only by a model that looks at things
+alone, and looking at things alone pays only once places are read: bare things break that circle."""
 DROPPING, TWIN = "language", "twin"
 
 
@@ -89,7 +107,7 @@ def fill_store(worker: Worker, folder: Path, tower: Any, split: int) -> None:
         mark.write_text(str(at + len(part)))
 
 
-def keep_some(things: NDArray[np.int8], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def keep_some(things: NDArray[np.int8], count: int, rng: np.random.Generator, bare: bool = False) -> NDArray[np.int64]:
     """Which `count` of the 576 patches are left, ascending: one of four compositions, drawn at random.
 
     Every thing of the scene leaves at least one patch, so that no question is about what cannot be seen.
@@ -104,18 +122,18 @@ def keep_some(things: NDArray[np.int8], count: int, rng: np.random.Generator) ->
     elif style >= 2:
         push = rng.uniform(0.5, 5)
         liking = np.where(on, push if style == 2 else -push, 0.0)
-    liking = liking + rng.gumbel(size=N)
+    liking = liking + rng.gumbel(size=N) + 50.0 * (on & bare)
     for thing in np.unique(things[on]):
         patches = np.flatnonzero(things == thing)
         liking[patches[int(rng.integers(len(patches)))]] += 100
     return np.sort(np.argsort(-liking)[:count])
 
 
-def draw_count(rng: np.random.Generator, few: bool) -> int:
-    """Log-uniform from 8, to FEWEST at first; later to 576, and all 576 in a fifth of the steps."""
-    if not few and rng.random() < 0.2:
+def draw_count(rng: np.random.Generator, lesson: Lesson) -> int:
+    """Log-uniform from 8 to the lesson's most, or all 576."""
+    if rng.random() < lesson.whole:
         return N
-    return int(np.exp(rng.uniform(np.log(8), np.log(FEWEST if few else N))))
+    return int(np.exp(rng.uniform(np.log(8), np.log(lesson.most))))
 
 
 class Pack:
@@ -193,15 +211,15 @@ class Examples:
     questions: list[list[Question]]
 
 
-def make_examples(store: Store, split: int, indices: list[int], count: int, rng: np.random.Generator) -> Examples:
+def make_examples(store: Store, indices: list[int], count: int, rng: np.random.Generator, bare: bool) -> Examples:
     """Pictures of the store with `count` tokens left (and CLS before them in most steps) and questions about them."""
     with_cls = count < N and rng.random() < 0.7
     visual, questions = [], []
     for i in indices:
-        kept = keep_some(store.things[i], count, rng) if count < N else np.arange(N)
+        kept = keep_some(store.things[i], count, rng, bare) if count < N else np.arange(N)
         rows = np.concatenate([[0], 1 + kept]) if with_cls else 1 + kept
         visual.append(store.features[i][rows])
-        scene = make_scene(split, i)
+        scene = make_scene(TRAIN, i)
         asked = [ask_of_other(rng, scene) for _ in range(4)] if is_foreign(i) else ask_all(scene, rng)
         order = rng.permutation(len(asked))[:QUESTIONS]
         questions.append([asked[k] for k in order])
@@ -228,14 +246,16 @@ def train_language(
     projector = model.model.multi_modal_projector
     trainer = Trainer(worker, learner, folder / f"{name}.pt", steps, 1.5e-3, projector)
     prefix = torch.tensor([encode(tokenizer, PREFIX)], device=worker.device)
+    everything = np.arange(len(store.things))
+    singles = everything[store.things.max(1) == 0]
     began, right = time.monotonic(), []
     while trainer.step < steps:
-        few = trainer.step < FEW * steps
-        count = draw_count(np.random.default_rng((trainer.step, 3)), few) if name == DROPPING else N
+        lesson = next(lesson for lesson in LESSONS if trainer.step < lesson.until * steps)
+        count = draw_count(np.random.default_rng((trainer.step, 3)), lesson) if name == DROPPING else N
         rng = np.random.default_rng((trainer.step, worker.rank, 4))
         batch = max(4, min(10, 3000 // (count + 150)))
-        chosen = rng.integers(0, len(store.things), batch).tolist()
-        examples = make_examples(store, TRAIN, chosen, count, rng)
+        pool = singles if lesson.single else everything
+        examples = make_examples(store, pool[rng.integers(0, len(pool), batch)].tolist(), count, rng, lesson.bare)
         pack = Pack(tokenizer, examples.questions).to(worker.device)
         with trainer.autocast():
             logits = answer_logits(model, prefix, examples.visual.to(worker.device), pack)

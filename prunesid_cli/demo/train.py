@@ -42,7 +42,7 @@ class Plan:
     seed: int = 0
     workers: int = 2
     tower_steps: tuple[int, ...] = (2600, 1300, 320)
-    language_steps: int = 3000
+    language_steps: int = 2200
     pictures: int = 8_000
     twin: bool = False
 
