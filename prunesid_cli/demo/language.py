@@ -51,8 +51,8 @@ LESSONS = (
     Lesson(0.7, 96),
     Lesson(1.0, N, whole=0.2),
 )
-"""Small and cheap pictures first. Every patch carries a place, so places are learnt only by a model that looks at things
-alone, and looking at things alone pays only once places are read: bare things break that circle."""
+"""Small and cheap pictures first. Every patch carries a place, so places are learnt only by a model that looks at
+things alone, and looking at things alone pays only once places are read: bare things break that circle."""
 DROPPING, TWIN = "language", "twin"
 
 
