@@ -130,7 +130,8 @@ def main() -> None:
         print(f"{str(setting):24}{row}   {time.perf_counter() - began:.0f} s", flush=True)
     if options.out:
         asked = sum(len(picture.questions) for picture in pictures)
-        facts = {"model": checkpoint.revision, "split": options.split, "questions": asked, "torch": torch.__version__}
+        facts = {"model": checkpoint.revision, "split": options.split, "per_kind": options.per_kind}
+        facts |= {"questions": asked, "torch": torch.__version__, "device": str(placement.device)}
         options.out.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
 
 
