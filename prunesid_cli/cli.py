@@ -57,6 +57,8 @@ def _run() -> int:
     printer.quiet, printer.debug = False, "--debug" in sys.argv
     try:
         result = app(standalone_mode=False, default_map=default_map())
+        if result == ExitCode.INTERRUPTED:  # typer turns KeyboardInterrupt into this code
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else ExitCode.OK
     except PruneSIDError as error:
         printer.error(error)

@@ -387,6 +387,11 @@ def test_a_terminal_gets_text_for_people(run: Run, llava: Path, pictures: list[P
     assert on_a_terminal("answer", tmp_path / "c", ASK) == people
 
 
+def _hear_interrupts() -> None:
+    """A test run in the background of a shell ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_then_resumed_is_one_run(llava: Path, pictures: list[Path], tmp_path: Path, sent: int) -> None:
@@ -399,7 +404,8 @@ def test_interrupted_then_resumed_is_one_run(llava: Path, pictures: list[Path], 
     out = tmp_path / "part"
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "prunesid_cli", *map(str, args), "--out", str(out), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
+    with subprocess.Popen(command, **pipes, preexec_fn=_hear_interrupts) as process:
         assert process.stdout
         for _ in range(5):
             process.stdout.readline()
