@@ -317,9 +317,13 @@ def test_usage_goes_to_stderr(run: Run, llava: Path, pictures: list[Path]) -> No
     assert len(ran.out.splitlines()) == 1
 
 
-def test_models_use_sets_the_default(run: Run, llava: Path, pictures: list[Path]) -> None:
+def test_models_use_sets_the_default(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run("models").out.startswith("* demo")
-    assert run("models", "use", llava).code == 0
+    monkeypatch.chdir(llava.parent)
+    assert run("models", "use", f"./{llava.name}").code == 0
+    monkeypatch.chdir(tmp_path)
     assert run("ask", pictures[0], ASK).out == run("ask", "-m", llava, pictures[0], ASK).out
     assert run("models", "use", "./nowhere").code == 1
 

@@ -32,5 +32,7 @@ def use(
     name: Annotated[str, typer.Argument(help="An alias, a repo id or a folder.")],
 ) -> None:
     """Make a model the default."""
-    load_family(resolve(name).model_type)
-    printer.note(f"{name} is now the default, by {set_model(name)}")
+    checkpoint = resolve(name)
+    load_family(checkpoint.model_type)
+    path = set_model(checkpoint.name)  # a folder by its whole path: the next command may start elsewhere
+    printer.note(f"{checkpoint.name} is now the default, by {path}")
