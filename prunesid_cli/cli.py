@@ -14,7 +14,7 @@ from prunesid_cli.commands.answer import answer
 from prunesid_cli.commands.ask import ask
 from prunesid_cli.commands.compress import compress
 from prunesid_cli.errors import ExitCode, PruneSIDError
-from prunesid_cli.output import end_quietly, printer
+from prunesid_cli.output import OutputClosed, end_quietly, printer
 from prunesid_cli.settings import default_map
 
 app = typer.Typer(
@@ -66,7 +66,7 @@ def _run() -> int:
     except (KeyboardInterrupt, typer.Abort):
         printer.warning("interrupted; the same command goes on from here")
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
+    except OutputClosed:
         end_quietly()
         return ExitCode.OK
     except Exception as error:

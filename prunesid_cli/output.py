@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+class OutputClosed(Exception):
+    """Whoever read stdout has gone. No OSError, which typer would turn into a failure."""
+
+
 class Printer:
     """`quiet` leaves errors alone on stderr; `debug` shows tracebacks."""
 
@@ -25,11 +29,14 @@ class Printer:
 
     def result(self, text: str, end: str = "\n") -> None:
         """One result, at once: what reads a pipe should not wait."""
-        print(printable(text, sys.stdout), end=end, flush=True)
+        try:
+            print(printable(text, sys.stdout), end=end, flush=True)
+        except BrokenPipeError as error:
+            raise OutputClosed from error
 
     def record(self, value: dict[str, Any]) -> None:
         """One JSON object a line."""
-        print(json.dumps(value), flush=True)
+        self.result(json.dumps(value))
 
     def note(self, text: str) -> None:
         if not self.quiet:

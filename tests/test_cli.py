@@ -356,7 +356,7 @@ def test_a_closed_pipe_ends_quietly(llava: Path, pictures: list[Path], tmp_path:
     run("compress", *pictures, "--out", tmp_path / "c", "-m", llava)
     command = f"{sys.executable} -m prunesid_cli cache ls {tmp_path / 'c'} | true"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def on_a_terminal(*args: object) -> str:
