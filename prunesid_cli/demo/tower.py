@@ -18,16 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .build import WIDTH, build_model, clip_tower, open_places, start_tower
+from .build import WIDTH, build_model, clip_tower
+from .labels import BACKGROUND, BINS, FOREIGN, KINDS, Labels, labels_of, patches_of
 from .others import draw_other
-from .scenes import COLOURS, GRID, HELD_OUT, NUMBER, PATCH, SHAPES, SIZES, TRAIN, Drawing, Scene, draw, make_scene
+from .scenes import COLOURS, GRID, HELD_OUT, SHAPES, SIZES, TRAIN, Drawing, draw, make_scene
+from .start import open_places, start_tower
 from .workers import Trainer, Worker
-
-KINDS = (*SHAPES, NUMBER)
-BACKGROUND, FOREIGN = len(KINDS), len(KINDS) + 1
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
-"""CLIP's normalisation, as the image processor applies it."""
 
 
 @dataclass(frozen=True)
@@ -70,29 +66,6 @@ COURSES = (
 each course. The second course has larger things, as all scenes from then on. The third makes the features say where
 in the picture a thing is: without it they lose that (a linear probe missed by 4.7 patches), and with it every answer
 about places once tokens are dropped and renumbered."""
-BINS, BIN = 12, 28.0
-"""The centre of a thing is told as one of 12 columns and one of 12 rows of 28 pixels, as much as things are apart."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What patches show: kind, colour, digit [B, T] int64 (-1 where none), place [B, T, 3]: way to the centre, size."""
-
-    kind: Tensor
-    colour: Tensor
-    digit: Tensor
-    place: Tensor
-    centre: Tensor
-    """[B, T, 2] int64: column and row of the thing's centre, -1 where there is none."""
-    present: Tensor
-    """[B, 6 * 8 + 10 + 4 + 1]: each coloured shape, each digit, how many shapes (one-hot), whether it is a scene."""
-
-
-def patches_of(pixels: Tensor) -> Tensor:
-    """[B, 336, 336, 3] uint8 -> [B, 576, 3 * 14 * 14], normalised, laid out as the patch filters are."""
-    values = (pixels.float() / 255 - MEAN) / STD
-    blocks = values.view(-1, GRID, PATCH, GRID, PATCH, 3).permute(0, 1, 3, 5, 2, 4)
-    return blocks.reshape(len(pixels), GRID * GRID, -1)
 
 
 def tower_forward(tower: Any, patches: Tensor, index: Tensor) -> Tensor:
@@ -127,33 +100,6 @@ class Heads(nn.Module):
         return self.patch(seen).split(self.sizes, -1) + self.centre(seen).split(BINS, -1), self.whole(states[:, 0])
 
 
-def labels_of(scene: Scene | None, drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
-    """-> per patch [576, 8] (kind, colour, digit, dx, dy, size, column, row), for the whole [63]; None: not a scene."""
-    rows = np.full((GRID * GRID, 8), -1.0)
-    present = np.zeros(len(SHAPES) * len(COLOURS) + 15)
-    if scene is None:
-        rows[:, 0] = FOREIGN
-        return rows, present
-    rows[:, 0] = BACKGROUND
-    y, x = np.divmod(np.arange(GRID * GRID), GRID)
-    for i, thing in enumerate(scene.things):
-        at = drawing.thing == i
-        rows[at, 0] = KINDS.index(thing.kind)
-        if thing.kind == NUMBER:
-            rows[at, 2] = thing.digit
-            present[48 + thing.digit] = 1
-        else:
-            colour = tuple(COLOURS).index(thing.colour)
-            rows[at, 1] = colour
-            present[KINDS.index(thing.kind) * len(COLOURS) + colour] = 1
-        centre = (thing.x - (x[at] + 0.5) * PATCH, thing.y - (y[at] + 0.5) * PATCH)
-        rows[at, 6], rows[at, 7] = thing.x // BIN, thing.y // BIN
-        rows[at, 3], rows[at, 4], rows[at, 5] = centre[0] / 42, centre[1] / 42, (thing.size - 69) / 15
-    present[58 + len(scene.shapes)] = 1
-    present[62] = 1
-    return rows, present
-
-
 def make_batch(split: int, first: int, phase: Phase, foreign: float = 0.08) -> tuple[Tensor, Tensor, Labels]:
     """Pictures `first`.. of a split -> patches [B, T, 588], index [B, T], labels; things come first."""
     pixels, index, rows, whole = [], [], [], []
@@ -166,7 +112,7 @@ def make_batch(split: int, first: int, phase: Phase, foreign: float = 0.08) -> t
             drawing = draw(scene)
         seen = np.argsort((drawing.thing < 0) + rng.random(GRID * GRID) * 0.5)[: phase.tokens]
         seen.sort()
-        labels, present = labels_of(scene, drawing)
+        labels, present = labels_of(scene, drawing.thing)
         pixels.append(drawing.pixels)
         index.append(seen)
         rows.append(labels[seen])
@@ -246,7 +192,7 @@ def train_tower(worker: Worker, folder: Path, seed: int, steps: int, number: int
         first = (trainer.step * worker.count + worker.rank) * 64 + course.first + seed * 10**8
         patches, index, labels = make_batch(TRAIN, first, phase)
         moved = Labels(*(getattr(labels, f).to(worker.device) for f in Labels.__dataclass_fields__))
-        with trainer.autocast():
+        with worker.autocast():
             answers = trainer.module(patches.to(worker.device), index.to(worker.device))
         loss = loss_of(answers, moved, course.centres)
         trainer.update(loss)

@@ -16,20 +16,25 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunesid_cli.selection.similarity import phi
 
-from .build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower, start_projector
-from .language import DROPPING, TWIN, Store, create_store, fill_store, is_foreign, train_language
+from .align import align_projector
+from .build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower
+from .language import DROPPING, TWIN, train_language
+from .packing import encode
 from .questions import ask_all, ask_of_other
 from .scenes import TRAIN, make_scene
+from .start import start_language
+from .store import Store, create_store, fill_store, is_foreign
 from .tower import COURSES, load_heads, train_tower
 from .workers import spawn, steps_done
 
@@ -37,13 +42,14 @@ from .workers import spawn, steps_done
 @dataclass(frozen=True)
 class Plan:
     """seed and workers decide what is learnt; steps of the tower's courses and of the language model; pictures in the
-    store; whether to train the twin, which never sees a pruned picture, instead of the model that is shipped."""
+    store; a model folder to take the tower of, instead of training one; whether to train the twin, which never sees a pruned picture, instead of the model that is shipped."""
 
     seed: int = 0
     workers: int = 2
     tower_steps: tuple[int, ...] = (2600, 1300, 320)
-    language_steps: int = 2200
-    pictures: int = 8_000
+    language_steps: int = 6500
+    pictures: int = 12_000
+    tower: Path | None = None
     twin: bool = False
 
 
@@ -59,41 +65,51 @@ def _corpus() -> Iterator[str]:
             yield from (f"USER: \n{question.prompt} ASSISTANT:", f" {question.answer}")
 
 
-def with_tower(folder: Path, seed: int) -> LlavaForConditionalGeneration:
-    """The model with the tower of stage one, and a projector that starts from what the tower was asked."""
-    model = build_model(seed)
-    heads = load_heads(folder / f"{COURSES[-1].name}.pt")
-    clip_tower(model).load_state_dict(heads.tower.state_dict())
-    start_projector(model.model.multi_modal_projector, heads)
-    return model
+def tower_of(model: Path) -> dict[str, Tensor]:
+    """The weights of a trained tower from a model folder."""
+    whole = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+    weights: dict[str, Tensor] = clip_tower(whole).state_dict()
+    return weights
+
+
+def learn_tower(folder: Path, plan: Plan) -> dict[str, Tensor]:
+    """Run the courses of the tower that are not done yet, and return its weights."""
+    for number, steps in enumerate(plan.tower_steps):
+        if steps_done(folder / f"{COURSES[number].name}.pt") < steps:
+            spawn(train_tower, plan.workers, folder, plan.seed, steps, number)
+    weights: dict[str, Tensor] = load_heads(folder / f"{COURSES[-1].name}.pt").tower.state_dict()
+    return weights
 
 
 def train(folder: Path, plan: Plan) -> None:
     """Run all stages that are not done yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, steps in enumerate(plan.tower_steps):
-        if steps_done(folder / f"{COURSES[number].name}.pt") < steps:
-            spawn(train_tower, plan.workers, folder, plan.seed, steps, number)
-    model = with_tower(folder, plan.seed)
+    model, words = build_model(plan.seed), tokenizer()
+    clip_tower(model).load_state_dict(tower_of(plan.tower) if plan.tower else learn_tower(folder, plan))
     if not (folder / "features.npy").exists():
         create_store(folder, plan.pictures, WIDTH)
     spawn(fill_store, plan.workers, folder, clip_tower(model), TRAIN)
-    name = TWIN if plan.twin else DROPPING
-    spawn(train_language, plan.workers, folder, model, tokenizer(), plan.language_steps, name)
-    export(folder, plan.seed, name)
+    language, name = model.model.language_model, TWIN if plan.twin else DROPPING
+    start_language(language, plan.seed)
+    table = language.get_input_embeddings().weight
+    align_projector(model.model.multi_modal_projector, table, word_of(words), Store.open(folder), plan.seed)
+    spawn(train_language, plan.workers, folder, model, words, plan.language_steps, name)
+    export(folder, model, words, name)
 
 
-def export(folder: Path, seed: int, name: str) -> None:
+def word_of(words: PreTrainedTokenizerFast) -> Callable[[str], int]:
+    return lambda word: encode(words, f" {word}")[0]
+
+
+def export(folder: Path, model: LlavaForConditionalGeneration, words: PreTrainedTokenizerFast, name: str) -> None:
     """Write what `prunesid` loads to `model` or `model-twin`: a folder like any checkpoint's, in bf16."""
     target = folder / ("model" if name == DROPPING else f"model-{name}")
-    model = with_tower(folder, seed)
-    state = torch.load(folder / f"{name}.pt", weights_only=True, map_location="cpu")["module"]
     learner = torch.nn.ModuleList([model.model.multi_modal_projector, model.model.language_model])
-    learner.load_state_dict(state)
+    learner.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True, map_location="cpu")["module"])
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     shutil.rmtree(target, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(target)
-    build_processor(tokenizer()).save_pretrained(target)
+    build_processor(words).save_pretrained(target)
     (target / "prunesid.json").write_text(json.dumps({"phi": average_phi(folder)}) + "\n")
 
 
@@ -112,6 +128,7 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, nargs=3, default=Plan.tower_steps, help="of its three courses")
     parser.add_argument("--language-steps", type=int, default=Plan.language_steps)
     parser.add_argument("--pictures", type=int, default=Plan.pictures, help="pictures in the store")
+    parser.add_argument("--tower", type=Path, help="a model folder, to take its tower and train only the rest")
     parser.add_argument("--twin", action="store_true", help="train without dropping, to compare with")
     options = vars(parser.parse_args())
     train(options.pop("out"), Plan(**options))

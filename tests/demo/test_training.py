@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from prunesid_cli.demo.build import build_model, build_processor, clip_tower, start_tower
-from prunesid_cli.demo.language import PREFIX, N, Pack, answer_logits, encode, keep_some, suffix
+from prunesid_cli.demo.build import build_model, build_processor, clip_tower
+from prunesid_cli.demo.labels import BACKGROUND, FOREIGN, labels_of, patches_of
 from prunesid_cli.demo.others import draw_other
+from prunesid_cli.demo.packing import PREFIX, Pack, answer_logits, encode, suffix
 from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out
 from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
-from prunesid_cli.demo.tower import BACKGROUND, FOREIGN, WHOLE, labels_of, make_batch, patches_of, tower_forward
+from prunesid_cli.demo.start import start_tower
+from prunesid_cli.demo.store import N, keep_some
+from prunesid_cli.demo.tower import WHOLE, make_batch, tower_forward
 from prunesid_cli.demo.train import tokenizer
 
 
@@ -36,10 +39,10 @@ def test_patch_labels_lie_on_the_things(index: int) -> None:
         assert len(x) > 0
         assert (abs((x + 0.5) * PATCH - thing.x) <= thing.size / 2 + PATCH).all()
         assert (abs((y + 0.5) * PATCH - thing.y) <= thing.size / 2 + PATCH).all()
-    rows, present = labels_of(scene, drawing)
+    rows, present = labels_of(scene, drawing.thing)
     assert set(rows[drawing.thing < 0, 0]) == {BACKGROUND}
     assert present[:58].sum() == len(scene.things)
-    assert labels_of(None, drawing)[0][0, 0] == FOREIGN
+    assert labels_of(None, drawing.thing)[0][0, 0] == FOREIGN
 
 
 def test_scenes_are_clear() -> None:
