@@ -38,7 +38,8 @@ def align_projector(
     mean, scale = seen.mean(0), seen.std(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        first, second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+    net = nn.Sequential(first, nn.GELU(), second)
     steps = 1000
     optimiser = torch.optim.AdamW(net.parameters(), 4e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
@@ -50,9 +51,9 @@ def align_projector(
         optimiser.step()
         schedule.step()
     with torch.no_grad():
-        projector.linear_1.weight.copy_(net[0].weight / scale)
-        projector.linear_1.bias.copy_(net[0].bias - projector.linear_1.weight @ mean)
-        projector.linear_2.load_state_dict(net[2].state_dict())
+        projector.linear_1.weight.copy_(first.weight / scale)
+        projector.linear_1.bias.copy_(first.bias - projector.linear_1.weight @ mean)
+        projector.linear_2.load_state_dict(second.state_dict())
 
 
 class Words:

@@ -89,8 +89,7 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config)
-    return model
+        return LlavaForConditionalGeneration(config)
 
 
 def clip_tower(model: LlavaForConditionalGeneration) -> Any:

@@ -44,7 +44,15 @@ def patches_of(pixels: Tensor) -> Tensor:
 
 
 def labels_of(scene: Scene | None, things: NDArray[np.int8]) -> tuple[np.ndarray, np.ndarray]:
-    """Which thing each patch shows [576] -> per patch [576, 8] (kind, colour, digit, dx, dy, size, column, row), for the whole [63]; None: not a scene."""
+    """What a scene teaches; None: a picture that is no scene.
+
+    Args:
+        things: which thing each patch shows [576], -1 where none.
+
+    Returns:
+        For each patch [576, 8]: kind, colour, digit, way to the centre (x, y), size, column and row of the centre.
+        For the whole picture [63]: see `Labels.present`.
+    """
     rows = np.full((GRID * GRID, 8), -1.0)
     present = np.zeros(len(SHAPES) * len(COLOURS) + 15)
     if scene is None:

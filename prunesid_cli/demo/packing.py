@@ -46,7 +46,7 @@ class Pack:
         owner: list[int] = []
         target: list[int] = []
         hint: list[int] = []
-        ending = len(encode(tokenizer, suffix(".").lstrip())) - 1
+        ending = len(encode(tokenizer, suffix(".").lstrip()))
         for k, question in enumerate(questions):
             asked = encode(tokenizer, suffix(question.prompt))
             words = question.answer.split()

@@ -3,9 +3,9 @@
 Stages, each of which is skipped when done and goes on when interrupted:
 
 1. `tower`     the vision tower, from dense labels (tower.py)
-2. `store`     what the tower sees of the training pictures, on disk (about 230 kB a picture)
-3. `language`  projector and language model, from questions (language.py)
-4. `export`    the model folder: bf16 weights, processor, tokenizer, model card
+2. `store`     what the tower sees of the training pictures, on disk (about 230 kB a picture; store.py)
+3. `language`  projector and language model, from questions (start.py, align.py, language.py)
+4. `export`    the model folder: bf16 weights, processor, tokenizer
 
 Two processes of one thread each on a CPU (--workers), one on a GPU. The same seed and number of workers give the same
 training data in the same order.
@@ -41,13 +41,17 @@ from .workers import spawn, steps_done
 
 @dataclass(frozen=True)
 class Plan:
-    """seed and workers decide what is learnt; steps of the tower's courses and of the language model; pictures in the
-    store; a model folder to take the tower of, instead of training one; whether to train the twin, which never sees a pruned picture, instead of the model that is shipped."""
+    """What decides what is learnt: the seed and the number of workers, steps of the tower's courses and of the language
+    model, and pictures in the store.
+
+    `tower`: a model folder to take the tower of, instead of training one. `twin`: train the model that never sees a
+    pruned picture, to compare with the one that is shipped.
+    """
 
     seed: int = 0
     workers: int = 2
     tower_steps: tuple[int, ...] = (2600, 1300, 320)
-    language_steps: int = 6500
+    language_steps: int = 4000
     pictures: int = 12_000
     tower: Path | None = None
     twin: bool = False
