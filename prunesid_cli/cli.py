@@ -13,7 +13,7 @@ from prunesid_cli.commands import cache, models
 from prunesid_cli.commands.answer import answer
 from prunesid_cli.commands.ask import ask
 from prunesid_cli.commands.compress import compress
-from prunesid_cli.errors import ExitCode, PruneSIDError
+from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.output import OutputClosed, end_quietly, printer
 from prunesid_cli.settings import default_map
 
@@ -54,9 +54,11 @@ def main() -> None:
 
 
 def _run() -> int:
-    printer.quiet, printer.debug = False, "--debug" in sys.argv
+    printer.quiet, printer.debug, printer.resumable = False, "--debug" in sys.argv, False
+    # A broken configuration must not take the help, or the command that mends it, with it.
+    needs_none = {"--help", "-h", "--version", "models"} & set(sys.argv)
     try:
-        result = app(standalone_mode=False, default_map=default_map())
+        result = app(standalone_mode=False, default_map={} if needs_none else default_map())
         if result == ExitCode.INTERRUPTED:  # typer turns KeyboardInterrupt into this code
             raise KeyboardInterrupt
         return result if isinstance(result, int) else ExitCode.OK
@@ -64,16 +66,24 @@ def _run() -> int:
         printer.error(error)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        printer.warning("interrupted; the same command goes on from here")
+        printer.warning("interrupted" + "; the same command goes on from here" * printer.resumable)
         return ExitCode.INTERRUPTED
     except OutputClosed:
         end_quietly()
         return ExitCode.OK
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the parser
+        if type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "show"):
             error.show()
             return ExitCode.USAGE
-        printer.error(
-            PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it")
-        )
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
+            printer.error(UsageError(error.format_message(), f"see: {_asked(error)} --help"))
+            return ExitCode.USAGE
+        bug = PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it")
+        bug.__cause__ = error
+        printer.error(bug)
         return ExitCode.FAILURE
+
+
+def _asked(error: Any) -> str:
+    """The command that the parser was reading."""
+    return error.ctx.command_path if getattr(error, "ctx", None) else "prunesid"

@@ -13,36 +13,60 @@ from torch import Tensor
 
 from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.listing import Found
-from prunesid_cli.media import Media, load_image
+from prunesid_cli.media import digest_of, load_image_bytes, read_bytes
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """One input, as far as it came: pixels for the tower, or what went wrong."""
+class Ready:
+    """One input as the tower takes it. The picture itself, which may be large, is let go."""
 
     source: str
-    media: Media | None = None
-    pixels: Tensor | None = None
-    error: PruneSIDError | None = None
+    digest: str
+    size: tuple[int, int]
+    notes: tuple[str, ...]
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Held:
+    """One input that is in the cache already."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    source: str
+    error: PruneSIDError
+
+
+Decoded = Ready | Held | Failed
 
 
 def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[str, str], bool]) -> Decoded:
     """Read, decode and preprocess one image that is not `held` yet; any fault of the input becomes a record."""
+    source = found.source
     if found.error:
-        return Decoded(found.source, error=found.error)
+        return Failed(source, found.error)
     try:
-        media = load_image(found.source)
-        return Decoded(found.source, media, None if held(found.source, media.digest) else preprocess(media.image))
+        data = read_bytes(source)
+        if held(source, digest_of(data)):
+            return Held(source)
+        media = load_image_bytes(data, source)
+        return Ready(source, media.digest, media.size, media.notes, preprocess(media.image))
     except PruneSIDError as error:
-        return Decoded(found.source, error=error)
+        return Failed(source, error)
     except Exception as error:
-        problem = f"{found.source}: the image processor failed: {type(error).__name__}: {error}"
-        return Decoded(found.source, error=MediaError(problem, f"see more with: prunesid ask {found.source} ? --debug"))
+        problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
+        failure = MediaError(problem, f"see more with: prunesid ask {source} ? --debug")
+        failure.__cause__ = error
+        return Failed(source, failure)
 
 
-def ahead(items: Iterable[T], work: Callable[[T], Decoded], depth: int) -> Iterator[Decoded]:
+def ahead(items: Iterable[T], work: Callable[[T], R], depth: int) -> Iterator[R]:
     """Map in threads, in order, at most `depth` items in advance."""
     with ThreadPoolExecutor(2) as pool:
         source = iter(items)

@@ -75,7 +75,7 @@ class Media:
 def load_image(source: str | Path) -> Media:
     """Read and decode the file named `source`."""
     name = os.fspath(source)
-    return load_image_bytes(_read(name), name)
+    return load_image_bytes(read_bytes(name), name)
 
 
 def load_image_bytes(data: bytes, source: str) -> Media:
@@ -88,7 +88,11 @@ def load_image_bytes(data: bytes, source: str) -> Media:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise _undecodable(source, data, error) from error
-    return Media(source, hashlib.sha256(data).hexdigest(), image, image.size, notes)
+    return Media(source, digest_of(data), image, image.size, notes)
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def unreadable(source: str, error: Exception) -> MediaError:
@@ -98,7 +102,8 @@ def unreadable(source: str, error: Exception) -> MediaError:
     return MediaError(f"{source or repr(source)}: {problem}", hint)
 
 
-def _read(source: str) -> bytes:
+def read_bytes(source: str) -> bytes:
+    """The bytes of a regular file of at most `MAX_BYTES`."""
     try:
         status = os.stat(source)
         if not stat.S_ISREG(status.st_mode):

@@ -21,11 +21,12 @@ class OutputClosed(Exception):
 
 
 class Printer:
-    """`quiet` leaves errors alone on stderr; `debug` shows tracebacks."""
+    """`quiet` leaves errors alone on stderr, `debug` shows tracebacks, `resumable`: run again, the command goes on."""
 
     def __init__(self) -> None:
         self.quiet = False
         self.debug = False
+        self.resumable = False
 
     def result(self, text: str, end: str = "\n") -> None:
         """One result, at once: what reads a pipe should not wait."""
@@ -33,6 +34,8 @@ class Printer:
             print(printable(text, sys.stdout), end=end, flush=True)
         except BrokenPipeError as error:
             raise OutputClosed from error
+        except OSError as error:
+            raise PruneSIDError(f"cannot write the result: {error.strerror}", "free some space") from error
 
     def record(self, value: dict[str, Any]) -> None:
         """One JSON object a line."""
@@ -47,7 +50,7 @@ class Printer:
 
     def error(self, error: PruneSIDError) -> None:
         if self.debug:
-            traceback.print_exception(error)
+            traceback.print_exception(type(error), error, error.__traceback__)
         self._say(f"error: {error.problem}")
         if error.hint:
             self._say(f"hint: {error.hint}")
@@ -56,16 +59,20 @@ class Printer:
         print(printable(text, sys.stderr), file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, what: str, total: int | None) -> Iterator[Progress | None]:
-        """A progress bar on a terminal, None elsewhere; `advance_one` moves it."""
-        if self.quiet or not sys.stderr.isatty():
+    def progress(self, what: str, total: int | None, prints: bool) -> Iterator[Progress | None]:
+        """A progress bar on a terminal, None elsewhere; `advance_one` moves it.
+
+        `prints`: results are printed meanwhile. On the terminal of the bar they are progress enough.
+        """
+        if self.quiet or not sys.stderr.isatty() or (prints and sys.stdout.isatty()):
             yield None
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        # rich would take stdout over, and print results on stderr.
+        with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
             bar.add_task(what, total=total)
             yield bar
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from prunesid_cli.decoding import Decoded, ahead, batches, decode
-from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
+from prunesid_cli.decoding import Decoded, Failed, Held, Ready, ahead, batches, decode
+from prunesid_cli.errors import CacheError, MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media
@@ -18,6 +19,8 @@ from prunesid_cli.pruner import Pruner
 from prunesid_cli.tokencache import CacheWriter, Entry, Item, Shard, read_tokens
 from prunesid_cli.types import Answer, Generation, TokenSet
 
+T = TypeVar("T")
+R = TypeVar("R")
 AHEAD = 2
 """Batches that are decoded while another is encoded."""
 
@@ -51,17 +54,20 @@ class Outcome:
     error: PruneSIDError | None = None
 
 
+Plan = dict[str, int | PruneSIDError]
+"""Source -> tokens to keep, or why none can be."""
+
+
 def compress(pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_size: int) -> Iterator[Outcome]:
     """Encode, prune and write images; yields what became of each, in the order of the listing."""
     plan = None
     if pruner.budget.dynamic:
         found = list(found)
         plan = _plan(pruner, found, writer, batch_size)
-    decoded = ahead(found, lambda one: decode(one, pruner.vision.preprocess, writer.holds), AHEAD * batch_size)
-    for batch in batches(decoded, batch_size):
-        entries = _entries(pruner, [one for one in batch if one.pixels is not None], plan)
+    for batch in batches(_decoded(pruner, found, writer, batch_size), batch_size):
+        outcomes = _outcomes(pruner, batch, plan)
         for one in batch:
-            outcome = entries.get(one.source) or Outcome(one.source, error=one.error)
+            outcome = outcomes[one.source]
             if outcome.entry:
                 writer.add(outcome.entry)
             elif outcome.error:
@@ -71,52 +77,93 @@ def compress(pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_
             yield outcome
 
 
-def _entries(pruner: Pruner, batch: list[Decoded], plan: dict[str, int] | None) -> dict[str, Outcome]:
-    """Encode and prune what can be; an image whose tokens are not finite, or too large, costs itself alone."""
+def _decoded(pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_size: int) -> Iterator[Decoded]:
+    return ahead(found, lambda one: decode(one, pruner.vision.preprocess, writer.holds), AHEAD * batch_size)
+
+
+def _outcomes(pruner: Pruner, batch: Sequence[Decoded], plan: Plan | None) -> dict[str, Outcome]:
+    outcomes = {one.source: Outcome(one.source, error=one.error) for one in batch if isinstance(one, Failed)}
+    outcomes |= {one.source: Outcome(one.source) for one in batch if isinstance(one, Held)}
+    ready = []
+    for one in batch:
+        if isinstance(one, Ready):
+            planned = plan[one.source] if plan is not None else None
+            if isinstance(planned, PruneSIDError):
+                outcomes[one.source] = Outcome(one.source, error=planned)
+            else:
+                ready.append((one, planned))
+    done = within_memory(lambda some: _entries(pruner, some), ready, _too_large)
+    return outcomes | {outcome.source: outcome for outcome in done}
+
+
+def _too_large(one: tuple[Ready, int | None]) -> Outcome:
+    source = one[0].source
+    return Outcome(source, error=MediaError(f"{source}: not enough memory for one image", "try --device cpu"))
+
+
+def _entries(pruner: Pruner, batch: Sequence[tuple[Ready, int | None]]) -> list[Outcome]:
+    """Encode and prune; an image whose tokens are not finite costs itself alone."""
     if not batch:
-        return {}
+        return []
+    images, planned = zip(*batch, strict=True)
     try:
-        return _encoded(pruner, batch, plan)
+        encoded = pruner.encode([one.pixels for one in images])
+        values = pruner.information(encoded)
+        counts = [count for count in planned if count is not None] or pruner.counts(values)
+        kept = pruner.keep(encoded, counts)
     except NonFiniteError as error:
-        bad = {batch[row].source for row in error.rows}
-        good = _entries(pruner, [one for one in batch if one.source not in bad], plan)
-        return good | {source: Outcome(source, error=not_finite(source)) for source in bad}
-    except torch.OutOfMemoryError:
-        half = len(batch) // 2
-        if not half:
-            (one,) = batch
-            too_large = MediaError(f"{one.source}: not enough memory for one image", "try --dtype bf16 or --device cpu")
-            return {one.source: Outcome(one.source, error=too_large)}
-        return _entries(pruner, batch[:half], plan) | _entries(pruner, batch[half:], plan)
+        bad = [images[row].source for row in error.rows]
+        good = _entries(pruner, [one for row, one in enumerate(batch) if row not in error.rows])
+        return good + [Outcome(source, error=not_finite(source)) for source in bad]
+    return [
+        Outcome(one.source, Entry(one.source, one.digest, one.size, tokens, value, one.notes))
+        for one, tokens, value in zip(images, kept, values, strict=True)
+    ]
 
 
-def _encoded(pruner: Pruner, batch: list[Decoded], plan: dict[str, int] | None) -> dict[str, Outcome]:
-    encoded = pruner.encode([one.pixels for one in batch if one.pixels is not None])
-    values = pruner.information(encoded)
-    counts = [plan[one.source] for one in batch] if plan is not None else pruner.counts(values)
-    kept = pruner.keep(encoded, counts)
-    return {
-        one.source: Outcome(one.source, Entry(one.source, media.digest, media.size, tokens, value, media.notes))
-        for one, tokens, value in zip(batch, kept, values, strict=True)
-        if (media := one.media)
-    }
-
-
-def _plan(pruner: Pruner, found: list[Found], writer: CacheWriter, batch_size: int) -> dict[str, int]:
+def _plan(pruner: Pruner, found: list[Found], writer: CacheWriter, batch_size: int) -> Plan:
     """Eq. 7 over a collection: a first pass measures the information of each image, then the average is exact.
 
     Images already in the cache take part with what was measured then, so that an interrupted run goes on as planned.
     """
     values: dict[str, float] = {}
-    decoded = ahead(found, lambda one: decode(one, pruner.vision.preprocess, writer.holds), AHEAD * batch_size)
-    for batch in batches(decoded, batch_size):
-        fresh = [one for one in batch if one.pixels is not None]
-        if fresh:
-            measured = pruner.information(pruner.encode([one.pixels for one in fresh if one.pixels is not None]))
-            values |= {one.source: value for one, value in zip(fresh, measured, strict=True) if value == value}
-        values |= {one.source: writer.done[one.source].phi for one in batch if one.media and one.pixels is None}
+    held: dict[str, int] = {}
+    plan: Plan = {}
+    for batch in batches(_decoded(pruner, found, writer, batch_size), batch_size):
+        plan |= {one.source: one.error for one in batch if isinstance(one, Failed)}
+        items = [writer.done[one.source] for one in batch if isinstance(one, Held)]
+        values |= {item.source: item.phi for item in items}
+        held |= {item.source: len(item.kept) for item in items}
+        ready = [one for one in batch if isinstance(one, Ready)]
+        measured = within_memory(lambda some: _information(pruner, some), ready, lambda one: (one.source, 0.0))
+        plan |= {source: not_finite(source) for source, value in measured if not math.isfinite(value)}
+        values |= {source: value for source, value in measured if math.isfinite(value)}
+    if not values:
+        return plan
     counts = dict(zip(values, pruner.counts(list(values.values())), strict=True))
-    return counts | {one.source: 1 for one in found if one.source not in counts}
+    if any(counts[source] != kept for source, kept in held.items()):  # images came or went: the new ones even it out
+        fresh = {source: value for source, value in values.items() if source not in held}
+        counts = dict(zip(fresh, pruner.counts(list(fresh.values()), tuple(held.values())), strict=True))
+    return plan | counts
+
+
+def _information(pruner: Pruner, batch: Sequence[Ready]) -> list[tuple[str, float]]:
+    if not batch:
+        return []
+    values = pruner.information(pruner.encode([one.pixels for one in batch]))
+    return list(zip([one.source for one in batch], values, strict=True))
+
+
+def within_memory(work: Callable[[Sequence[T]], list[R]], batch: Sequence[T], alone: Callable[[T], R]) -> list[R]:
+    """`work` on a batch, in halves when it does not fit into the device's memory; `alone`: on one that never does."""
+    try:
+        return work(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            return [alone(batch[0])]
+    # Outside of the handler: its traceback holds on to all that the failed attempt had allocated.
+    half = len(batch) // 2
+    return within_memory(work, batch[:half], alone) + within_memory(work, batch[half:], alone)
 
 
 @dataclass(frozen=True)
@@ -138,32 +185,26 @@ class Reply:
 
 
 def answer(language: LanguageHalf, queries: Iterable[Query], how: Generation, batch_size: int) -> Iterator[Reply]:
-    """Answer prompts from cached tokens, in batches, in order. A damaged item costs itself alone."""
+    """Answer prompts from cached tokens, in batches, in order. An item that cannot be answered costs itself alone."""
     size = 1 if how.temperature > 0 else batch_size
     for batch in batches(queries, size):
         began = time.perf_counter()
-        read = [_read(query) for query in batch]
-        sets = [(query, one) for query, one in zip(batch, read, strict=True) if isinstance(one, TokenSet)]
-        answers = iter(_generate(language, [language.embed(query.prompt, [one]) for query, one in sets], how))
+        answers = within_memory(lambda some: _answers(language, some, how), batch, _too_long)
         ms = (time.perf_counter() - began) * 1000 / len(batch)
-        for query, one in zip(batch, read, strict=True):
-            if isinstance(one, TokenSet):
-                yield Reply(query, next(answers), ms)
-            else:
-                yield Reply(query, None, ms, one)
+        for query, one in zip(batch, answers, strict=True):
+            yield Reply(query, None, ms, one) if isinstance(one, PruneSIDError) else Reply(query, one, ms)
 
 
-def _generate(language: LanguageHalf, prompts: list[Tensor], how: Generation) -> list[Answer]:
-    """A batch that does not fit into memory is cut in two."""
-    if not prompts:
-        return []
-    try:
-        return language.generate(prompts, how)
-    except torch.OutOfMemoryError:
-        half = len(prompts) // 2
-        if not half:
-            raise
-        return _generate(language, prompts[:half], how) + _generate(language, prompts[half:], how)
+def _too_long(query: Query) -> PruneSIDError:
+    return CacheError(f"{query.item.source}: not enough memory to answer one prompt", "try --device cpu")
+
+
+def _answers(language: LanguageHalf, queries: Sequence[Query], how: Generation) -> list[Answer | PruneSIDError]:
+    read = [_read(query) for query in queries]
+    pairs = [(query, one) for query, one in zip(queries, read, strict=True) if isinstance(one, TokenSet)]
+    prompts = [language.embed(query.prompt, [one]) for query, one in pairs]
+    said = iter(language.generate(prompts, how) if prompts else [])
+    return [next(said) if isinstance(one, TokenSet) else one for one in read]
 
 
 def _read(query: Query) -> TokenSet | PruneSIDError:

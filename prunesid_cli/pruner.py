@@ -14,6 +14,7 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.families.base import VisionHalf
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget, apportion, limits, single
+from prunesid_cli.selection.checks import check_finite
 from prunesid_cli.selection.similarity import phi
 from prunesid_cli.types import SUMMARY, Encoded, TokenSet
 
@@ -52,14 +53,18 @@ class Pruner:
         values: list[float] = phi(encoded.features).tolist()
         return values
 
-    def counts(self, values: Sequence[float]) -> list[int]:
-        """Tokens for each of a closed collection of images, given the information of each."""
+    def counts(self, values: Sequence[float], already: Sequence[int] = ()) -> list[int]:
+        """Tokens for each of a closed collection of images, given the information of each.
+
+        `already`: what further images of the collection were given before, and keep.
+        """
         mean, n = self.budget.tokens(self.vision.total), self.vision.total
         if not self.budget.dynamic or mean >= n:
             return [min(mean, n)] * len(values)
         floor, ceiling = limits(mean, n)
-        if len(values) > 1:
-            return apportion(values, mean, floor, ceiling)
+        if len(values) + len(already) > 1:
+            left = mean * (len(values) + len(already)) - sum(already)
+            return apportion(values, max(left, 0) / max(len(values), 1), floor, ceiling)
         if self.phi_ref is None:
             raise UsageError(
                 "--dynamic for one image needs the information of an average one, which this model does not carry",
@@ -74,13 +79,19 @@ class Pruner:
             NonFiniteError: with `rows`, the images whose features or saliency are not finite.
         """
         with self.clock.stage("select"):
-            total = self.vision.total
-            reserved = int(encoded.summary is not None)
-            kept = select(encoded.features, encoded.saliency, counts, self.method, reserved)
-            return [
-                self._token_set(encoded, row, indices if count < total else None)
-                for row, (count, indices) in enumerate(zip(counts, kept, strict=True))
-            ]
+            check_finite(encoded.features, encoded.saliency, encoded.summary)
+            pruned = [row for row, count in enumerate(counts) if count < self.vision.total]
+            kept = dict(zip(pruned, self._select(encoded, pruned, counts), strict=True))
+            return [self._token_set(encoded, row, kept.get(row)) for row in range(len(counts))]
+
+    def _select(self, encoded: Encoded, rows: Sequence[int], counts: Sequence[int]) -> list[Tensor]:
+        """Kept indices of some rows of a batch."""
+        if not rows:
+            return []
+        some = slice(None) if len(rows) == len(counts) else list(rows)
+        saliency = None if encoded.saliency is None else encoded.saliency[some]
+        budgets = [counts[row] for row in rows]
+        return select(encoded.features[some], saliency, budgets, self.method, int(encoded.summary is not None))
 
     def _token_set(self, encoded: Encoded, row: int, indices: Tensor | None) -> TokenSet:
         """indices None: everything, as the stock model reads it."""

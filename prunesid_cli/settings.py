@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def load_config() -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", hint="mend or delete it") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="check it with: ls -l") from error
 
 
 def default_map() -> dict[str, Any]:
@@ -45,11 +48,27 @@ def default_map() -> dict[str, Any]:
 
 
 def set_model(name: str) -> Path:
-    """Make `name` the default model, leaving the rest of the file as it is."""
+    """Make `name` the default model, leaving the rest of the file as it is; a revision was the old model's.
+
+    Raises:
+        UsageError: the file cannot be read, written, or changed without breaking it.
+    """
     load_config()
     path = config_path()
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in lines if line.split("=")[0].strip() != "model"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([f"model = {json.dumps(name)}", *kept]) + "\n", encoding="utf-8")
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = old.splitlines()
+    tables = next((at for at, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
+    top = [line for line in lines[:tables] if not re.match(r"""\s*["']?(model|revision)["']?\s*=""", line)]
+    text = "\n".join([f"model = {json.dumps(name, ensure_ascii=False)}", *top, *lines[tables:]]) + "\n"
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if tomllib.loads(text)["model"] != name:
+            raise ValueError("the name does not survive")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot set the model in {path}: {error}", hint="write it there by hand") from error
+    finally:
+        beside.unlink(missing_ok=True)
     return path

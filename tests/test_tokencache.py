@@ -121,7 +121,9 @@ def test_shards_follow_each_other_and_the_last_counts(tmp_path: Path) -> None:
     assert not again.holds("3.png", "another")
     again.add(replace(entry(3), digest="new"))
     again.close()
-    assert [path.name for path in sorted(tmp_path.glob("*"))] == [f"prunesid-0000{n}.safetensors" for n in range(4)]
+    assert [path.name for path in sorted(tmp_path.glob("*.safetensors"))] == [
+        f"prunesid-0000{n}.safetensors" for n in range(4)
+    ]
     cache = open_cache(tmp_path)
     assert list(cache.items()) == [f"{n}.png" for n in range(5)]
     assert cache.items()["3.png"][1].digest == "new"
@@ -148,7 +150,7 @@ def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
 def test_half_written_files_are_swept(tmp_path: Path) -> None:
     (tmp_path / ".prunesid-00000.safetensors.99.part").write_bytes(b"half")
     CacheWriter(tmp_path, RUN, "0.0").close()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".prunesid.lock"]
 
 
 def test_a_full_disk_leaves_a_valid_cache(tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_a_full_disk_leaves_a_valid_cache(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
     assert "cannot write" in done.stdout, done.stderr
     assert "free some space" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["prunesid-00000.safetensors"]
+    assert [path.name for path in tmp_path.glob("*")] == [".prunesid.lock", "prunesid-00000.safetensors"]
     assert list(open_cache(tmp_path).items()) == ["0.png"]
 
 

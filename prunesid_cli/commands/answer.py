@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ class Prompt:
 
 def answer(
     cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")],
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="A prompt, asked of everything.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="A prompt, asked of everything; - reads it from stdin.")
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(metavar="FILE.jsonl", help='Lines {"prompt": ...}, with "source" where one item is meant.'),
@@ -66,8 +69,10 @@ def answer(
 
     queries = list(_queries(opened, asked))
     language, began, failed = session.language(), time.perf_counter(), 0
+    for text in {prompt.text for prompt in asked}:
+        language.check(text)
     how = Generation(max_new_tokens, temperature, seed)
-    with printer.progress("answering", len(queries)) as bar:
+    with printer.progress("answering", len(queries), prints=True) as bar:
         for reply in pipeline.answer(language, queries, how, session.batch_size(batch_size)):
             failed += reply.error is not None
             _print(reply, as_json or not stdout_is_terminal())
@@ -90,9 +95,12 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
             "answer needs a prompt, or --prompts FILE.jsonl", hint='prunesid answer cache/ "what is shown?"'
         )
     if file is None:
-        return [Prompt(prompt or "")]
+        text = sys.stdin.read().strip() if prompt == "-" else prompt or ""
+        if not text.strip():
+            raise UsageError("the prompt is empty", hint='prunesid answer cache/ "what is shown?"')
+        return [Prompt(text)]
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {file}: {error}", hint="a text file with a JSON object a line") from error
     return [_prompt(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -101,9 +109,12 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
 def _prompt(line: str, where: str) -> Prompt:
     try:
         record = json.loads(line)
-        return Prompt(str(record["prompt"]), record.get("source"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{where} is no prompt", hint='write {"prompt": "what is shown?"}') from error
+        text, source = record["prompt"], record.get("source")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        text = source = None
+    if not isinstance(text, str) or not text.strip() or not isinstance(source, str | None):
+        raise UsageError(f"{where} is no prompt", hint='write {"prompt": "what is shown?"}')
+    return Prompt(text, source)
 
 
 def _session(run: Run, model: str | None, revision: str | None, hardware: Hardware) -> Session:

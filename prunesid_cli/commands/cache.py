@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from prunesid_cli.commands.options import Json
-from prunesid_cli.errors import CacheError, ExitCode, PruneSIDError
+from prunesid_cli.commands import options as o
+from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import plural, printer, size
-from prunesid_cli.tokencache import open_cache, read_header, shard_paths, verify
+from prunesid_cli.tokencache import open_cache, verify_all
 
 app = typer.Typer(no_args_is_help=True, help="List, describe and check a cache.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
@@ -21,7 +21,9 @@ CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that 
 def list_items(
     cache: CachePath,
     failed: Annotated[bool, typer.Option("--failed", help="The inputs that failed, and why.")] = False,
-    as_json: Json = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
 ) -> None:
     """List what is in a cache: kept and all visual tokens, size in pixels, source."""
     opened = open_cache(cache)
@@ -40,7 +42,7 @@ def list_items(
 
 
 @app.command()
-def info(cache: CachePath, as_json: Json = False) -> None:
+def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
     """Describe a cache: model, method, how many items, how large."""
     opened = open_cache(cache)
     items = [item for _, item in opened.items().values()]
@@ -58,20 +60,9 @@ def info(cache: CachePath, as_json: Json = False) -> None:
 
 
 @app.command("verify")
-def check(cache: CachePath, as_json: Json = False) -> None:
+def check(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
     """Read every byte of a cache and compare it with what was written."""
-    faults: list[PruneSIDError] = []
-    good = 0
-    for path in shard_paths(cache):
-        try:
-            shard = read_header(path)
-            bad = verify(shard)
-        except CacheError as error:
-            faults.append(error)
-            continue
-        good += len(shard.items) - len(bad)
-        hint = f"delete {path} and run the same compress again"
-        faults += [CacheError(f"the tokens of {item.source} in {path} are damaged", hint) for item in bad]
+    good, faults = verify_all(cache)
     for fault in faults:
         printer.error(fault)
     if as_json:

@@ -41,6 +41,9 @@ def compress(
     dtype: o.DtypeOption = o.Dtype.auto,
     attention: o.AttentionOption = o.Attention.auto,
     batch_size: o.BatchSize = 0,
+    shard_items: Annotated[
+        int, typer.Option(min=1, rich_help_panel=o.RUNNING, help="Images a file of the cache: what a crash can cost.")
+    ] = 512,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -51,6 +54,7 @@ def compress(
 
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
+    printer.resumable = True
     budget = read_budget(keep, dynamic, method)
     session = Session.open(model, revision, Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
@@ -61,11 +65,11 @@ def compress(
     run = Run(
         checkpoint.name, checkpoint.revision, checkpoint.model_type, method, str(budget), dynamic, session.dtype_name
     )
-    writer = CacheWriter(out, run, __version__)
+    writer = CacheWriter(out, run, __version__, shard_items)
     pruner = session.pruner(budget, method)
     listing, report = find_images(_named(paths, null)), Report(as_json)
     try:
-        with printer.progress("compressing", None) as bar:
+        with printer.progress("compressing", None, prints=as_json) as bar:
             for outcome in pipeline.compress(pruner, listing, writer, session.batch_size(batch_size)):
                 report.take(outcome)
                 advance_one(bar)
@@ -124,6 +128,8 @@ class Report:
         parts += [f"{count['held']:,} already in the cache"] if count["held"] else []
         parts += [f"{plural(listing.other, 'other file')} passed over"] if listing.other else []
         parts += [f"{plural(listing.hidden, 'hidden file')} passed over"] if listing.hidden else []
+        parts += [f"{plural(listing.links, 'linked folder')} passed over"] if listing.links else []
+        parts += [f"{plural(listing.repeated, 'repeat')} passed over"] if listing.repeated else []
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
         printer.note("   ".join(parts))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from prunesid_cli.commands import options as o
 from prunesid_cli.families import FAMILIES, load_family
 from prunesid_cli.families.checkpoint import ALIASES, DEMO, resolve
 from prunesid_cli.output import printer
@@ -17,12 +19,15 @@ app = typer.Typer(invoke_without_command=True, help="Show what can be loaded; se
 
 
 @app.callback()
-def list_models(context: typer.Context) -> None:
+def list_models(context: typer.Context, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
     """Show what can be loaded; set the default."""
     if context.invoked_subcommand:
         return
-    chosen = load_config().get("model", DEMO)
-    for name, repo in (LISTED | ALIASES).items():
+    chosen = os.environ.get("PRUNESID_MODEL") or load_config().get("model", DEMO)
+    listed = LISTED | ALIASES
+    if chosen not in listed and chosen not in listed.values():
+        printer.result(f"* {chosen}")
+    for name, repo in listed.items():
         printer.result(f"{'*' if chosen in (name, repo) else ' '} {name:16} {repo}")
     printer.note(f"* is the default. Any repo or folder of these types can be named too: {', '.join(FAMILIES)}")
 
@@ -30,6 +35,8 @@ def list_models(context: typer.Context) -> None:
 @app.command()
 def use(
     name: Annotated[str, typer.Argument(help="An alias, a repo id or a folder.")],
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
 ) -> None:
     """Make a model the default."""
     checkpoint = resolve(name)

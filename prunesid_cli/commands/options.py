@@ -74,7 +74,9 @@ BatchSize = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, rich_help_panel=ANSWERING, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, rich_help_panel=ANSWERING, help="0 decodes greedily.")]
-Seed = Annotated[int, typer.Option(min=0, rich_help_panel=ANSWERING, help="Of sampling, with a temperature.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, rich_help_panel=ANSWERING, help="Of sampling, with a temperature.")
+]
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="JSON on stdout.")]
 Usage = Annotated[
     bool, typer.Option("-u", "--usage", rich_help_panel=OUTPUT, help="Tokens and time by stage, on stderr.")

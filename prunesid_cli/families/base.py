@@ -31,6 +31,10 @@ class VisionHalf(Protocol):
 class LanguageHalf(Protocol):
     """Token sets and a prompt -> an answer. Holds the projector and the language model alone."""
 
+    def check(self, prompt: str) -> None:
+        """Refuse a prompt that cannot be put to this model, with a `UsageError`."""
+        ...
+
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Tensor:
         """The whole prompt, visual tokens of the items in their places: [L, D]."""
         ...

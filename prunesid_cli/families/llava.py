@@ -58,6 +58,7 @@ class LlavaVision:
         config.vision_config.num_hidden_layers = _layers_read(config)
         config.text_config.num_hidden_layers = 0
         config.text_config.vocab_size = 1
+        config.text_config.pad_token_id = None  # an index beyond those of one word
         model = load_half(
             LlavaForConditionalGeneration, checkpoint, config, placement, resized=("embed_tokens", "lm_head")
         )
@@ -93,6 +94,9 @@ class LlavaLanguage:
         self.image_token: int = config.image_token_id
         self.decoder = Decoder(model, processor)
         self.generate = self.decoder.generate
+
+    def check(self, prompt: str) -> None:
+        self.decoder.chat_ids(prompt, 1)
 
     @torch.no_grad()
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Tensor:

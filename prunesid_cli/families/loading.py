@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -33,6 +35,8 @@ def _device(name: str) -> torch.device:
         return torch.device(found)
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no data")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda:0 or mps") from error
@@ -69,6 +73,8 @@ def load_half(
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if sys.stderr.isatty():  # the line above silences downloads too, which can take long
+        enable_progress_bars()
     try:
         with torch.random.fork_rng(devices=[]):  # what is resized on purpose is drawn at random
             model, report = kind.from_pretrained(
@@ -79,8 +85,16 @@ def load_half(
                 attn_implementation=placement.attention,
                 ignore_mismatched_sizes=bool(resized),
                 output_loading_info=True,
+                use_safetensors=True,  # the others are pickles, which can run code
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+            model = model.to(placement.device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{checkpoint.name} does not fit into the memory of {placement.device}", "try --dtype bf16 or --device cpu"
+        ) from error
+    except ImportError as error:
+        raise ModelError(f"cannot load {checkpoint.name}: {_line(error)}", "try --attn sdpa") from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load {checkpoint.name}: {_line(error)}", REINSTALL) from error
     wrong = sorted(_names(report["missing_keys"]) + _names(report["mismatched_keys"]))
     wrong = [name for name in wrong if not any(part in name for part in resized)]
@@ -88,7 +102,7 @@ def load_half(
         raise ModelError(
             f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
         )
-    return model.to(placement.device).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def _names(keys: Any) -> list[str]:

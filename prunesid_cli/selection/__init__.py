@@ -46,20 +46,19 @@ def select(
     import torch
 
     from prunesid_cli.selection.checks import check_finite, check_shapes
+    from prunesid_cli.selection.psca import where_exact
 
     choose = load_method(method)
     check_shapes(features, saliency, budgets, reserved)
     check_finite(features, saliency)
-    # Exact decompositions need fp64, which some accelerators (mps) do not have.
-    device = features.device if features.device.type in ("cpu", "cuda") else torch.device("cpu")
     n = features.shape[1]
-    kept = [torch.arange(n, device=device)] * len(budgets)
+    kept = [torch.arange(n, device=features.device)] * len(budgets)
     rows = [row for row, budget in enumerate(budgets) if budget - reserved < n]
     if rows:
         some = slice(None) if len(rows) == len(budgets) else rows
         pruned = choose(
-            features[some].detach().to(device),
-            None if saliency is None else saliency[some].detach().to(device),
+            where_exact(features[some].detach()),
+            None if saliency is None else where_exact(saliency[some].detach()),
             [budgets[row] for row in rows],
             reserved,
         )

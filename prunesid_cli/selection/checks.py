@@ -21,11 +21,12 @@ def check_shapes(features: Tensor, saliency: Tensor | None, budgets: Sequence[in
         raise ValueError(f"budgets must be >= 0 and reserved 0 or 1, not {list(budgets)} and {reserved}")
 
 
-def check_finite(features: Tensor, saliency: Tensor | None) -> None:
-    """features [B, N, C], saliency [B, N] or None. One host sync, for the whole batch."""
+def check_finite(features: Tensor, *others: Tensor | None) -> None:
+    """features [B, N, C], others [B, ...] or None. One host sync, for the whole batch."""
     finite = features.isfinite().flatten(1).all(1)
-    if saliency is not None:
-        finite = finite & saliency.isfinite().all(1)
+    for other in others:
+        if other is not None:
+            finite = finite & other.isfinite().flatten(1).all(1)
     rows = [row for row, good in enumerate(finite.tolist()) if not good]
     if rows:
         raise NonFiniteError(

@@ -16,6 +16,11 @@ NOISE = 1e-12
 ITERATIONS = 2
 
 
+def where_exact(tensor: Tensor) -> Tensor:
+    """The tensor where fp64 can be had, which some accelerators (mps) do not have."""
+    return tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
+
+
 def per_image(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """Apply `function` to every row of [B, ...] on its own."""
     return torch.stack([function(image) for image in batch])

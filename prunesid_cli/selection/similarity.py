@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.selection.psca import per_image
+from prunesid_cli.selection.psca import per_image, where_exact
 
 
 def similarity(tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -38,7 +38,7 @@ def phi(features: Tensor) -> Tensor:
 
     With unit tokens n_i: sum over i != j of n_i.n_j = |sum n_i|^2 - sum |n_i|^2.
     """
-    n = features.shape[1]
+    n, features = features.shape[1], where_exact(features)
 
     def information(tokens: Tensor) -> Tensor:
         unit = normalize(tokens.float(), dim=-1).double()

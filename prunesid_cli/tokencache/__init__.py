@@ -1,7 +1,7 @@
 """The cache of kept visual tokens; its format is specified in format.py. Importing it imports no torch."""
 
 from prunesid_cli.tokencache.format import PATTERN, Item, Run, Shard
-from prunesid_cli.tokencache.reader import Cache, open_cache, read_header, read_tokens, shard_paths, verify
+from prunesid_cli.tokencache.reader import Cache, open_cache, read_header, read_tokens, shard_paths, verify, verify_all
 from prunesid_cli.tokencache.writer import CacheWriter, Entry, write_shard
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "read_tokens",
     "shard_paths",
     "verify",
+    "verify_all",
     "write_shard",
 ]

@@ -17,8 +17,9 @@ Format 1
 6. Of several items with one source, the last of the last shard counts.
 7. A shard is written under another name in the same folder, synced, renamed, and the folder synced: it is there whole
    or not at all. Readers accept formats up to their own and refuse newer ones.
-8. `failures.jsonl`: one object a line with `source`, `error`, `hint`: inputs that failed and are not in the cache.
-   Replaced as a whole at the end of a run.
+8. `failures.jsonl`: one object a line with `source`, `error`, `hint`: inputs whose last try failed; what was kept of
+   an earlier version of one may still be in a shard. Replaced as a whole at the end of a run.
+9. Who writes holds a lock on `.prunesid.lock`. Readers need none: a shard never changes once it is there.
 
 Headers are read here without torch, so that listing a cache starts at once.
 """
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 KEY = "prunesid"
 PATTERN = "prunesid-*.safetensors"
+NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
 FAILURES = "failures.jsonl"
 DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 LARGEST_HEADER = 100_000_000

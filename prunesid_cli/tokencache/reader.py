@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from prunesid_cli.tokencache.format import (
     FORMAT,
     KEY,
     LARGEST_HEADER,
+    NAME,
     PATTERN,
     Item,
     Run,
@@ -48,7 +50,10 @@ class Cache:
         path = self.folder / FAILURES
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        except (OSError, ValueError) as error:
+            raise CacheError(f"cannot read {path}: {error}", f"delete {path}: what failed is tried again") from error
 
     def size(self) -> int:
         """Bytes of all shards."""
@@ -65,7 +70,7 @@ def open_cache(folder: str | Path) -> Cache:
     shards = tuple(read_header(path) for path in shard_paths(folder))
     for shard in shards[1:]:
         if shard.run != shards[0].run:
-            raise CacheError(f"{shard.path} is of another run than {shards[0].path.name}", hint="move it elsewhere")
+            raise _mixed(shard.path, shards[0].path)
     return Cache(folder, shards)
 
 
@@ -78,7 +83,7 @@ def shard_paths(folder: Path) -> list[Path]:
     hint = "make one with: prunesid compress IMAGES --out CACHE"
     if not folder.is_dir():
         raise CacheError(f"no such cache: {folder}", hint)
-    paths = sorted(folder.glob(PATTERN))
+    paths = sorted(path for path in folder.glob(PATTERN) if NAME.fullmatch(path.name))
     if not paths and not (folder / FAILURES).exists():
         raise CacheError(f"not a prunesid cache: {folder}", hint)
     return paths
@@ -90,11 +95,15 @@ def read_header(path: Path) -> Shard:
     Raises:
         CacheError: cut short, damaged, not a shard, or of a newer format.
     """
-    again = f"delete {path} and run the same compress again"
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        header = file.read(length) if 0 < length <= LARGEST_HEADER else b""
+    again = _again(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            header = file.read(length) if 0 < length <= LARGEST_HEADER else b""
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise CacheError(f"cannot read {path}: {error.strerror}", "check it with: ls -l") from error
     try:
         tensors = json.loads(header)
         body = json.loads(tensors.pop("__metadata__")[KEY])
@@ -108,7 +117,7 @@ def read_header(path: Path) -> Shard:
     is_sound = body.pop("check", None) == checksum(canonical(body).encode()) and body["tokens"] == layout
     if not is_sound or start_of_tokens != 0:
         raise CacheError(f"{path} has a damaged header", again)
-    if path.stat().st_size != 8 + length + end:
+    if size != 8 + length + end:
         raise CacheError(f"{path} is cut short", again)
     items = tuple(Item.read(record) for record in body["items"])
     return Shard(path, body["tool"], Run(**body["run"]), items, tuple(tokens["shape"]), tokens["dtype"], 8 + length)
@@ -137,20 +146,54 @@ def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
 
 def _checked(tokens: Tensor, item: Item, shard: Shard) -> Tensor:
     if checksum(bytes_of(tokens)) != item.check:
-        raise CacheError(
-            f"the tokens of {item.source} in {shard.path} are damaged",
-            hint=f"delete {shard.path} and run the same compress again",
-        )
+        raise _damaged(item, shard)
     return tokens
 
 
 def verify(shard: Shard) -> list[Item]:
     """The items of a shard whose bytes are not those that were written."""
-    width = (shard.path.stat().st_size - shard.data) // max(shard.shape[0], 1)
     bad = []
-    with shard.path.open("rb") as file:
-        for item in shard.items:
-            file.seek(shard.data + item.rows[0] * width)
-            if checksum(file.read((item.rows[1] - item.rows[0]) * width)) != item.check:
-                bad.append(item)
+    try:
+        with shard.path.open("rb") as file:
+            width = (os.fstat(file.fileno()).st_size - shard.data) // max(shard.shape[0], 1)
+            for item in shard.items:
+                file.seek(shard.data + item.rows[0] * width)
+                if checksum(file.read((item.rows[1] - item.rows[0]) * width)) != item.check:
+                    bad.append(item)
+    except OSError as error:
+        raise CacheError(f"cannot read {shard.path}: {error.strerror}", "check it with: ls -l") from error
     return bad
+
+
+def verify_all(folder: Path) -> tuple[int, list[CacheError]]:
+    """Read every byte of a cache: how many items are good, and each fault."""
+    good, faults, runs = 0, list[CacheError](), dict[Run, Path]()
+    for path in shard_paths(folder):
+        try:
+            shard = read_header(path)
+            bad = verify(shard)
+        except CacheError as error:
+            faults.append(error)
+            continue
+        good += len(shard.items) - len(bad)
+        faults += [_damaged(item, shard) for item in bad]
+        if runs and shard.run not in runs:
+            faults.append(_mixed(path, next(iter(runs.values()))))
+        runs.setdefault(shard.run, path)
+    try:
+        Cache(folder, ()).failures()
+    except CacheError as error:
+        faults.append(error)
+    return good, faults
+
+
+def _damaged(item: Item, shard: Shard) -> CacheError:
+    return CacheError(f"the tokens of {item.source} in {shard.path} are damaged", _again(shard.path))
+
+
+def _mixed(path: Path, first: Path) -> CacheError:
+    return CacheError(f"{path} is of another run than {first.name}", hint="move it elsewhere")
+
+
+def _again(path: Path) -> str:
+    return f"delete {path} and run the same compress again"

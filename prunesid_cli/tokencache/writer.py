@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from prunesid_cli.errors import CacheError, PruneSIDError
-from prunesid_cli.tokencache.format import DTYPES, FAILURES, FORMAT, KEY, PATTERN, Run, bytes_of, canonical, checksum
+from prunesid_cli.tokencache.format import (
+    DTYPES,
+    FAILURES,
+    FORMAT,
+    KEY,
+    NAME,
+    PATTERN,
+    Run,
+    bytes_of,
+    canonical,
+    checksum,
+)
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.types import TokenSet
 
@@ -36,21 +49,31 @@ class CacheWriter:
     def __init__(self, folder: Path, run: Run, tool: str, shard_items: int = 512) -> None:
         self.folder, self.run, self.tool, self.shard_items = folder, run, tool, shard_items
         self.entries: list[Entry] = []
-        _writable(folder)
-        known = any(folder.glob(PATTERN)) or (folder / FAILURES).exists()
-        self.cache = open_cache(folder) if known else Cache(folder, ())
-        if self.cache.run and self.cache.run != run:
-            raise CacheError(f"{folder} holds a cache {_difference(self.cache.run, run)}", hint="name another --out")
-        self.next = 1 + max((int(s.path.stem.rsplit("-", 1)[1]) for s in self.cache.shards), default=-1)
-        self.failed = {record["source"]: record for record in self.cache.failures()}
-        self.done = {source: item for source, (_, item) in self.cache.items().items()}
+        self.lock = _locked(folder)
+        try:
+            self._go_on()
+        except CacheError:
+            self.lock.release()
+            raise
+
+    def _go_on(self) -> None:
+        """Take up what earlier runs left in the folder."""
+        known = any(self.folder.glob(PATTERN)) or (self.folder / FAILURES).exists()
+        cache = open_cache(self.folder) if known else Cache(self.folder, ())
+        if cache.run and cache.run != self.run:
+            raise CacheError(
+                f"{self.folder} holds a cache {_difference(cache.run, self.run)}", hint="name another --out"
+            )
+        self.next = 1 + max((_number(shard.path) for shard in cache.shards), default=-1)
+        self.failed = {record["source"]: record for record in cache.failures()}
+        self.done = {source: item for source, (_, item) in cache.items().items()}
 
     def holds(self, source: str, digest: str) -> bool:
         """Whether this very input is in the cache already."""
         return source in self.done and self.done[source].digest == digest
 
     def add(self, entry: Entry) -> None:
-        self.entries.append(entry)
+        self.entries.append(replace(entry, tokens=replace(entry.tokens, tokens=entry.tokens.tokens.cpu())))
         self.settle(entry.source)
         if len(self.entries) >= self.shard_items:
             self.flush()
@@ -69,13 +92,16 @@ class CacheWriter:
             self.next, self.entries = self.next + 1, []
 
     def close(self) -> None:
-        self.flush()
-        path = self.folder / FAILURES
-        if self.failed:
-            lines = "".join(canonical(record) + "\n" for record in self.failed.values())
-            _replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
-        else:
-            path.unlink(missing_ok=True)
+        try:
+            self.flush()
+            path = self.folder / FAILURES
+            if self.failed:
+                lines = "".join(canonical(record) + "\n" for record in self.failed.values())
+                _replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
+            else:
+                path.unlink(missing_ok=True)
+        finally:
+            self.lock.release()
 
 
 def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> None:
@@ -88,7 +114,7 @@ def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> No
         end = start + len(entry.tokens.indices)
         items.append(_record(entry, (start, end)))
         start = end
-    tokens = torch.cat([entry.tokens.tokens.cpu() for entry in entries])
+    tokens = torch.cat([entry.tokens.tokens for entry in entries])
     layout = {"dtype": DTYPES[str(tokens.dtype)], "shape": list(tokens.shape)}
     body = {"format": FORMAT, "tool": tool, "run": asdict(run), "items": items, "tokens": layout}
     metadata = {KEY: canonical(body | {"check": checksum(canonical(body).encode())})}
@@ -106,7 +132,7 @@ def _record(entry: Entry, rows: tuple[int, int]) -> dict[str, Any]:
         "rows": rows,
         "phi": entry.phi,
         "notes": entry.notes,
-        "check": checksum(bytes_of(entry.tokens.tokens.cpu())),
+        "check": checksum(bytes_of(entry.tokens.tokens)),
     }
 
 
@@ -144,17 +170,31 @@ def _umask() -> int:
     return mask
 
 
-def _writable(folder: Path) -> None:
-    """Find out before a model is loaded. Sweeps what an interrupted run left half written."""
+def _number(shard: Path) -> int:
+    match = NAME.fullmatch(shard.name)
+    return int(match[1]) if match else -1
+
+
+def _locked(folder: Path) -> BaseFileLock:
+    """Make the folder, let nobody else write to it, and sweep what an interrupted run left half written.
+
+    Raises:
+        CacheError: it cannot be written, or another run is writing to it. Found out before a model is loaded.
+    """
+    lock = FileLock(folder / ".prunesid.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".prunesid-*.part"):
+        lock.acquire(timeout=0)
+        for left in folder.glob(".*.part"):
             left.unlink()
         probe = folder / f".prunesid-probe.{os.getpid()}.part"
         probe.touch()
         probe.unlink()
+    except Timeout as error:
+        raise CacheError(f"another run is writing to {folder}", "wait for it, or name another --out") from error
     except OSError as error:
         raise CacheError(f"cannot write to {folder}: {error.strerror}", hint="name another --out") from error
+    return lock
 
 
 def _difference(old: Run, new: Run) -> str:

@@ -45,7 +45,7 @@ def llava(folder: Path, strategy: str = "default", layer: int = -2) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        pad_token_id=0,
+        pad_token_id=3,
         bos_token_id=1,
         eos_token_id=2,
     )

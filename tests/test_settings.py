@@ -1,0 +1,61 @@
+"""The configuration file: what may be in it, and that it never locks the user out."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from prunesid_cli.settings import config_path
+from tests.conftest import Run
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = config_path()
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_models_use_leaves_the_rest_alone(run: Run, config: Path, llava: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "l\u00e4ma \U0001f999"
+    shutil.copytree(llava, odd)
+    config.write_text('keep = "64"\n"model" = "old/one"\nrevision = "v1"\n[other]\nmodel = "kept"\n')
+    assert run("models", "use", odd).code == 0
+    assert tomllib.loads(config.read_text(encoding="utf-8")) == {
+        "model": str(odd),
+        "keep": "64",
+        "other": {"model": "kept"},
+    }
+    assert f"* {odd}" in run("models").out
+    assert [path.name for path in config.parent.iterdir()] == [config.name]
+
+
+def test_a_broken_file_is_named_and_help_still_works(run: Run, config: Path, pictures: list[Path]) -> None:
+    config.write_text("keep = ")
+    ran = run("ask", pictures[0], "what?")
+    assert (ran.code, str(config) in ran.err, "hint: " in ran.err) == (2, True, True)
+    assert run("ask", "--help").code == 0
+    assert run("--version").code == 0
+
+
+def test_environment_before_file_before_default(
+    run: Run, config: Path, llava: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(*args: str) -> int:
+        return int(run("ask", "-m", llava, pictures[0], "what?", "--json", *args).records[0]["kept"])
+
+    assert kept() == 63
+    config.write_text('keep = "40"\n')
+    assert kept() == 40
+    monkeypatch.setenv("PRUNESID_KEEP", "30")
+    assert kept() == 30
+    assert kept("-k", "20") == 20
