@@ -105,6 +105,10 @@ def duration(seconds: float) -> str:
     return f"{hours}h {minutes}m" if hours else f"{minutes}m {rest}s" if minutes else f"{rest}s"
 
 
+def stages(seconds: dict[str, float]) -> str:
+    return "   ".join(f"{name} {spent * 1000:.0f} ms" for name, spent in seconds.items())
+
+
 def size(count: int) -> str:
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):

@@ -10,7 +10,7 @@ import typer
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import UsageError
-from prunesid_cli.output import printer, stdout_is_terminal
+from prunesid_cli.output import printer, stages, stdout_is_terminal
 
 if TYPE_CHECKING:
     from prunesid_cli.media import Media
@@ -97,6 +97,6 @@ def _record(session: Session, media: list[Media], prompt: str, answer: Answer, i
 
 def _usage(clock: Clock, answer: Answer, items: list[TokenSet]) -> str:
     total, kept = sum(item.total for item in items), sum(len(item.indices) for item in items)
-    stages = "   ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in clock.seconds.items())
     prompt = f"prompt {answer.prompt_tokens + total - kept} -> {answer.prompt_tokens}"
-    return f"visual tokens {total} -> {kept} ({kept / total:.1%})   {prompt}   answer {answer.new_tokens}\n{stages}"
+    tokens = f"visual tokens {total} -> {kept} ({kept / total:.1%})   {prompt}   answer {answer.new_tokens}"
+    return f"{tokens}\n{stages(clock.seconds)}"

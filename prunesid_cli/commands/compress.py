@@ -15,7 +15,7 @@ from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode
-from prunesid_cli.output import advance_one, duration, plural, printer, size
+from prunesid_cli.output import advance_one, duration, plural, printer, size, stages
 from prunesid_cli.tokencache import PATTERN
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def compress(
         int, typer.Option(min=1, rich_help_panel=o.RUNNING, help="Images a file of the cache: what a crash can cost.")
     ] = 512,
     as_json: o.Json = False,
+    usage: o.Usage = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -76,6 +77,8 @@ def compress(
     finally:
         writer.close()
     report.say(writer, listing)
+    if usage:
+        printer.note(stages(pruner.clock.seconds))
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
 

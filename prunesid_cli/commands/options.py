@@ -43,7 +43,9 @@ CacheModel = Annotated[
 ]  # fmt: skip
 Revision = Annotated[
     str | None,
-    typer.Option(rich_help_panel=MODEL, show_default="main", help="Branch, tag or commit of a repo."),
+    typer.Option(
+        envvar="PRUNESID_REVISION", rich_help_panel=MODEL, show_default="main", help="Branch, tag or commit of a repo."
+    ),
 ]
 Keep = Annotated[
     str,
@@ -55,7 +57,7 @@ Keep = Annotated[
 Dynamic = Annotated[
     bool,
     typer.Option(
-        "--dynamic/--fixed", rich_help_panel=KEEPING,
+        "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=KEEPING,
         help="Spread the same average over images by how much is in them (two passes over a folder).",
     ),
 ]  # fmt: skip
@@ -66,16 +68,38 @@ Device = Annotated[
     str, typer.Option(envvar="PRUNESID_DEVICE", rich_help_panel=RUNNING, help="auto, cpu, cuda:0 or mps.")
 ]
 DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", rich_help_panel=RUNNING, help="auto: fp32 on a CPU, the checkpoint's own elsewhere.")
+    Dtype,
+    typer.Option(
+        "--dtype",
+        envvar="PRUNESID_DTYPE",
+        rich_help_panel=RUNNING,
+        help="auto: fp32 on a CPU, the checkpoint's own elsewhere.",
+    ),
 ]
-AttentionOption = Annotated[Attention, typer.Option("--attn", rich_help_panel=RUNNING, help="Attention kernels.")]
+AttentionOption = Annotated[
+    Attention, typer.Option("--attn", envvar="PRUNESID_ATTN", rich_help_panel=RUNNING, help="Attention kernels.")
+]
 BatchSize = Annotated[
-    int, typer.Option(min=0, rich_help_panel=RUNNING, help="Items a forward; 0: 8 on a CPU, 32 elsewhere.")
+    int,
+    typer.Option(
+        min=0,
+        envvar="PRUNESID_BATCH_SIZE",
+        rich_help_panel=RUNNING,
+        help="Items a forward; 0: 8 on a CPU, 32 elsewhere.",
+    ),
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, rich_help_panel=ANSWERING, help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0.0, rich_help_panel=ANSWERING, help="0 decodes greedily.")]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(min=1, envvar="PRUNESID_MAX_NEW_TOKENS", rich_help_panel=ANSWERING, help="Longest answer, in tokens."),
+]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, envvar="PRUNESID_TEMPERATURE", rich_help_panel=ANSWERING, help="0 decodes greedily.")
+]
 Seed = Annotated[
-    int, typer.Option(min=0, max=2**63 - 1, rich_help_panel=ANSWERING, help="Of sampling, with a temperature.")
+    int,
+    typer.Option(
+        min=0, max=2**63 - 1, envvar="PRUNESID_SEED", rich_help_panel=ANSWERING, help="Of sampling, with a temperature."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="JSON on stdout.")]
 Usage = Annotated[
