@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
 
 from prunesid_cli.decoding import Decoded, Failed, Held, Ready, ahead, batches, decode
 from prunesid_cli.errors import CacheError, MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media
+from prunesid_cli.memory import within_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.tokencache import CacheWriter, Entry, Item, Shard, read_tokens
 from prunesid_cli.types import Answer, Generation, TokenSet
 
-T = TypeVar("T")
-R = TypeVar("R")
 AHEAD = 2
 """Batches that are decoded while another is encoded."""
 
@@ -152,18 +148,6 @@ def _information(pruner: Pruner, batch: Sequence[Ready]) -> list[tuple[str, floa
         return []
     values = pruner.information(pruner.encode([one.pixels for one in batch]))
     return list(zip([one.source for one in batch], values, strict=True))
-
-
-def within_memory(work: Callable[[Sequence[T]], list[R]], batch: Sequence[T], alone: Callable[[T], R]) -> list[R]:
-    """`work` on a batch, in halves when it does not fit into the device's memory; `alone`: on one that never does."""
-    try:
-        return work(batch)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            return [alone(batch[0])]
-    # Outside of the handler: its traceback holds on to all that the failed attempt had allocated.
-    half = len(batch) // 2
-    return within_memory(work, batch[:half], alone) + within_memory(work, batch[half:], alone)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -60,15 +61,11 @@ def set_model(name: str) -> Path:
     tables = next((at for at, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
     top = [line for line in lines[:tables] if not re.match(r"""\s*["']?(model|revision)["']?\s*=""", line)]
     text = "\n".join([f"model = {json.dumps(name, ensure_ascii=False)}", *top, *lines[tables:]]) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if tomllib.loads(text)["model"] != name:
             raise ValueError("the name does not survive")
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot set the model in {path}: {error}", hint="write it there by hand") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return path

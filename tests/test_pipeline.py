@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.pipeline import within_memory
+from prunesid_cli.memory import within_memory
 from prunesid_cli.tokencache import CacheWriter, open_cache
 from tests.conftest import Run
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.tokencache.format import (
     DTYPES,
@@ -137,37 +138,12 @@ def _record(entry: Entry, rows: tuple[int, int]) -> dict[str, Any]:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, sync, rename, sync the folder. What was there before stays until the new is whole."""
     from safetensors import SafetensorError
 
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(beside)
-        _sync(beside)
-        os.chmod(beside, 0o666 & ~_umask())
-        beside.replace(path)
-        _sync(path.parent)
+        write_whole(path, write)
     except (OSError, SafetensorError) as error:
         raise CacheError(f"cannot write {path}: {error}", hint="free some space, then run the same command") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows has no handle of a folder that could be synced
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    """There is no way to read it but to set it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _number(shard: Path) -> int:
