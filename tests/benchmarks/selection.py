@@ -1,0 +1,162 @@
+"""How fast and how lean selection is on this machine: `python -m tests.benchmarks.selection [--published PATH]`.
+
+PATH is a checkout of the published code; without it the rival is our seeded mirror of it, which does the same work
+without its loops. Every figure comes from a process of its own, so that peak memory is that of one method; rivals take
+turns. Prints ratios and, with --out, writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunesid_cli.selection import select
+from tests.benchmarks.published import load_published
+from tests.selection.inputs import attention, tokens
+
+WIDTH = 1024
+ROUNDS, SECONDS = 2, 4.0
+"""Each method gets so many turns; within one it runs again until so much time is spent."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method on one size of input; `published` is the checkout, where that is the method."""
+
+    method: str
+    images: int
+    need: int
+    tokens: int = 576
+    published: str | None = None
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Seconds of every run, and the growth of the process's peak memory in MB. To be called in a fresh process."""
+    features = torch.cat([tokens(seed, case.tokens, WIDTH) for seed in range(case.images)])
+    saliency = torch.cat([attention(seed, case.tokens) for seed in range(case.images)])
+    if case.published:
+        rival = load_published(Path(case.published))
+
+    def run() -> None:
+        if case.published:
+            rival(features, saliency, case.need)
+        else:
+            select(features, saliency, [case.need] * case.images, case.method, 1)
+
+    small = Case(case.method, 1, 8, 24, case.published)
+    if case != small:
+        _warm_up(small)
+    before = _peak()
+    run()
+    grown = _peak() - before
+    seconds, end = [], time.perf_counter() + SECONDS
+    while not seconds or time.perf_counter() < end:
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds, "peak_mb": grown}
+
+
+def _warm_up(case: Case) -> None:
+    """What is imported and allocated once is not the method's."""
+    features, saliency = tokens(0, case.tokens, WIDTH), attention(0, case.tokens)
+    if case.published:
+        load_published(Path(case.published))(features, saliency, case.need)
+    else:
+        select(features, saliency, [case.need], case.method, 1)
+
+
+def _peak() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def in_a_process(case: Case) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.benchmarks.selection", "--case", json.dumps(asdict(case))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def compare(cases: list[Case]) -> list[dict[str, Any]]:
+    """Median milliseconds and greatest memory of each case; the cases take turns."""
+    turns = [[in_a_process(case) for case in cases] for _ in range(ROUNDS)]
+    return [
+        asdict(case)
+        | {
+            "ms": 1000 * statistics.median(s for turn in turns for s in turn[i]["seconds"]),
+            "peak_mb": max(turn[i]["peak_mb"] for turn in turns),
+        }
+        for i, case in enumerate(cases)
+    ]
+
+
+def against(published: str | None, images: list[int], needs: list[int]) -> Iterator[dict[str, Any]]:
+    """Ours and the rival at each size."""
+    name = "published code" if published else "our mirror of the published code"
+    print(f"\n{'images':>6} {'need':>5} {'ours':>12} {name:>34} {'faster':>8} {'leaner':>8}")
+    for count in images:
+        for need in needs:
+            ours, rival = compare(
+                [Case("prunesid", count, need), Case("prunesid-published", count, need, published=published)]
+            )
+            faster, leaner = rival["ms"] / ours["ms"], rival["peak_mb"] / max(ours["peak_mb"], 1)
+            print(
+                f"{count:6} {need:5} {ours['ms']:9.1f} ms {rival['ms']:31.1f} ms {faster:7.1f}x {leaner:7.1f}x"
+                f"   ({ours['peak_mb']:.0f} MB, {rival['peak_mb']:.0f} MB)",
+                flush=True,
+            )
+            yield {"ours": ours, "rival": rival, "faster": faster, "leaner": leaner}
+
+
+def curve(sizes: list[int]) -> Iterator[dict[str, Any]]:
+    """One image of more and more tokens, 11 % kept."""
+    print(f"\n{'tokens':>6} {'need':>5} {'ours':>12}")
+    for size in sizes:
+        (ours,) = compare([Case("prunesid", 1, round(0.11 * size), size)])
+        print(f"{size:6} {ours['need']:5} {ours['ms']:9.1f} ms   ({ours['peak_mb']:.0f} MB)", flush=True)
+        yield ours
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed and memory of selection on this machine.")
+    parser.add_argument("--published", help="a checkout of the published code to compare with")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 16])
+    parser.add_argument("--needs", type=int, nargs="+", default=[64, 128, 192])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[144, 576, 1024, 2304, 4096, 16384])
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(Case(**json.loads(options.case)))))
+        return
+    facts = {
+        "date": date.today().isoformat(),
+        "command": f"python -m tests.benchmarks.selection{' --published PATH' if options.published else ''}",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+    results = {
+        "against": list(against(options.published, options.images, options.needs)),
+        "curve": list(curve(options.sizes)),
+    }
+    if options.out:
+        options.out.write_text(json.dumps(facts | results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
