@@ -51,7 +51,7 @@ class Plan:
     seed: int = 0
     workers: int = 2
     tower_steps: tuple[int, ...] = (2600, 1300, 320)
-    language_steps: int = 4000
+    language_steps: tuple[int, ...] = (4000, 300)
     pictures: int = 12_000
     tower: Path | None = None
     twin: bool = False
@@ -93,12 +93,21 @@ def train(folder: Path, plan: Plan) -> None:
     if not (folder / "features.npy").exists():
         create_store(folder, plan.pictures, WIDTH)
     spawn(fill_store, plan.workers, folder, clip_tower(model), TRAIN)
-    language, name = model.model.language_model, TWIN if plan.twin else DROPPING
+    language, courses = model.model.language_model, TWIN if plan.twin else DROPPING
     start_language(language, plan.seed)
     table = language.get_input_embeddings().weight
     align_projector(model.model.multi_modal_projector, table, word_of(words), Store.open(folder), plan.seed)
-    spawn(train_language, plan.workers, folder, model, words, plan.language_steps, name)
-    export(folder, model, words, name)
+    for course, steps in zip(courses, plan.language_steps, strict=False):
+        if steps_done(folder / f"{course.name}.pt") < steps:
+            spawn(train_language, plan.workers, folder, model, words, steps, course)
+        load_language(model, folder / f"{course.name}.pt")
+    export(folder, model, words, "model-twin" if plan.twin else "model")
+
+
+def load_language(model: LlavaForConditionalGeneration, checkpoint: Path) -> None:
+    """Take projector and language model from a checkpoint of `train_language`."""
+    learner = torch.nn.ModuleList([model.model.multi_modal_projector, model.model.language_model])
+    learner.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["module"])
 
 
 def word_of(words: PreTrainedTokenizerFast) -> Callable[[str], int]:
@@ -107,9 +116,7 @@ def word_of(words: PreTrainedTokenizerFast) -> Callable[[str], int]:
 
 def export(folder: Path, model: LlavaForConditionalGeneration, words: PreTrainedTokenizerFast, name: str) -> None:
     """Write what `prunesid` loads to `model` or `model-twin`: a folder like any checkpoint's, in bf16."""
-    target = folder / ("model" if name == DROPPING else f"model-{name}")
-    learner = torch.nn.ModuleList([model.model.multi_modal_projector, model.model.language_model])
-    learner.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True, map_location="cpu")["module"])
+    target = folder / name
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     shutil.rmtree(target, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(target)
@@ -121,7 +128,7 @@ def average_phi(folder: Path, pictures: int = 500) -> float:
     """The information (1 - rho, Eq. 7) of an average training scene."""
     store = Store.open(folder)
     scenes = [i for i in range(min(pictures, len(store.things))) if not is_foreign(i)]
-    return round(float(np.mean([phi(torch.from_numpy(store.features[i : i + 1, 1:])) for i in scenes])), 4)
+    return round(float(np.mean([phi(torch.tensor(store.features[i : i + 1, 1:])) for i in scenes])), 4)
 
 
 def main() -> None:
@@ -130,7 +137,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes on a CPU")
     parser.add_argument("--tower-steps", type=int, nargs=3, default=Plan.tower_steps, help="of its three courses")
-    parser.add_argument("--language-steps", type=int, default=Plan.language_steps)
+    parser.add_argument("--language-steps", type=int, nargs="+", default=Plan.language_steps, help="of its courses")
     parser.add_argument("--pictures", type=int, default=Plan.pictures, help="pictures in the store")
     parser.add_argument("--tower", type=Path, help="a model folder, to take its tower and train only the rest")
     parser.add_argument("--twin", action="store_true", help="train without dropping, to compare with")
