@@ -3,6 +3,8 @@ prefix and itself alone."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from .questions import Question
 
 PREFIX = "<s>USER: "
+LINKS = ("a", "an", "the", "and", ",", ".")
+"""Words of an answer that tell nothing."""
 
 
 def suffix(prompt: str) -> str:
@@ -28,41 +32,49 @@ class Pack:
 
     ids [B, Q] the packed question and answer tokens; position [B, Q], counted from the end of the prefix; owner [B, Q]:
     which question a token belongs to (-1: padding); target [B, Q]: the next token where that is an answer's, else -100;
-    hint [B, Q]: as target, and before that, from the last word of the question on, the answer's first telling word.
+    hint [B, Q, 2]: from the last word of the question on, the words that will tell of the next thing ("red", "star"),
+    -100 where there is none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, rows: list[list[Question]]) -> None:
         packed = [self._row(tokenizer, row) for row in rows]
         longest = max(len(row[0]) for row in packed)
-        fills = (tokenizer.pad_token_id, 0, -1, -100, -100)
+        fills = (tokenizer.pad_token_id, 0, -1, -100, (-100, -100))
         self.ids, self.position, self.owner, self.target, self.hint = (
             torch.tensor([row[c] + [fill] * (longest - len(row[c])) for row in packed]) for c, fill in enumerate(fills)
         )
 
     @staticmethod
-    def _row(tokenizer: PreTrainedTokenizerFast, questions: list[Question]) -> tuple[list[int], ...]:
-        ids: list[int] = []
-        position: list[int] = []
-        owner: list[int] = []
-        target: list[int] = []
-        hint: list[int] = []
+    def _row(tokenizer: PreTrainedTokenizerFast, questions: list[Question]) -> tuple[list[Any], ...]:
+        links = {encode(tokenizer, text)[0] for word in LINKS for text in (word, f" {word}")}
         ending = len(encode(tokenizer, suffix(".").lstrip()))
+        row: tuple[list[Any], ...] = ([], [], [], [], [])
         for k, question in enumerate(questions):
             asked = encode(tokenizer, suffix(question.prompt))
-            words = question.answer.split()
-            telling = encode(tokenizer, " " + next(word for word in words if word not in ("a", "an", "the")))[0]
             said = [*encode(tokenizer, " " + question.answer), tokenizer.eos_token_id]
-            ids += asked + said
-            position += range(len(asked + said))
-            owner += [k] * len(asked + said)
-            target += [-100] * (len(asked) - 1) + said + [-100]
-            hint += [-100] * (len(asked) - 1 - ending) + [telling] * ending + said + [-100]
-        return ids, position, owner, target, hint
+            ahead = [next_thing(said[at:-1], links) for at in range(len(said) + 1)]
+            parts = (
+                asked + said,
+                list(range(len(asked + said))),
+                [k] * len(asked + said),
+                [-100] * (len(asked) - 1) + said + [-100],
+                [(-100, -100)] * (len(asked) - 1 - ending) + ahead[:1] * ending + ahead,
+            )
+            for column, part in zip(row, parts, strict=True):
+                column += part
+        return row
 
     def to(self, device: str) -> Pack:
         for name in ("ids", "position", "owner", "target", "hint"):
             setattr(self, name, getattr(self, name).to(device))
         return self
+
+
+def next_thing(tokens: list[int], links: set[int]) -> tuple[int, int]:
+    """The first one or two tokens that are no link and have none between them; -100 where there are none."""
+    start = next((at for at, token in enumerate(tokens) if token not in links), len(tokens))
+    first, second, *_ = *tokens[start : start + 2], -100, -100
+    return first, -100 if second in links else second
 
 
 def answer_logits(model: LlavaForConditionalGeneration, prefix: Tensor, visual: Tensor, pack: Pack) -> Tensor:

@@ -22,8 +22,9 @@ PERIODS = (3, 4, 6, 8, 12, 16, 24, 48)
 MATCHING, FAST = 2, 6
 """Layers of the language model whose first heads look for likeness; pairs of a head's channels that its rotary
 position code turns too fast for that (by more than a radian in ten tokens)."""
-BACK = {4: 1, 5: 2}
-"""Heads of the language model that look back, and by how many words."""
+BACK, NEAR = {4: 1, 5: 2}, 3
+"""Heads of the language model that look back, and by how many words; pairs of their channels that tell lags apart: the
+slower ones would weigh words by how much of the common direction they have, more than by how far back they are."""
 
 
 @torch.no_grad()
@@ -47,12 +48,12 @@ def start_language(language: Any, seed: int) -> None:
             query[:, :, :FAST] *= 0.2
             query[:, :, FAST:] *= 2.5
             key.copy_(query)
-        speed = 10_000.0 ** (-torch.arange(half - FAST) / half)
+        speed = 10_000.0 ** (-torch.arange(NEAR) / half)
         for head, words in BACK.items():
             for projection, turn in ((query[head], 0 * speed), (key[head], words * speed)):
                 projection *= 0.2
-                projection[0, : half - FAST] += 0.22 * turn.cos()[:, None] * common
-                projection[1, : half - FAST] += 0.22 * turn.sin()[:, None] * common
+                projection[0, :NEAR] += 0.6 * turn.cos()[:, None] * common
+                projection[1, :NEAR] += 0.6 * turn.sin()[:, None] * common
 
 
 @torch.no_grad()

@@ -6,9 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from filelock import BaseFileLock, FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
@@ -26,6 +24,9 @@ from prunesid_cli.tokencache.format import (
 )
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.types import TokenSet
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ def _locked(folder: Path) -> BaseFileLock:
     Raises:
         CacheError: it cannot be written, or another run is writing to it. Found out before a model is loaded.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / ".prunesid.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,8 +29,10 @@ def test_words_look_at_what_resembles_them_and_at_the_words_before() -> None:
     for layer in range(MATCHING):
         looks = out.attentions[layer][0, matching, last, : len(SHAPES)].mean(0)
         assert looks.argmax() == SHAPES.index("star")
+    asking = range(last - len(question) + 4, last + 1)
     for head, words_back in BACK.items():
-        assert out.attentions[0][0, head, last].argmax() == last - words_back
+        looks = torch.stack([out.attentions[0][0, head, at].flip(0)[-1 - at :][:4] for at in asking]).mean(0)
+        assert looks.argmax() == words_back, looks
 
 
 def test_visual_tokens_begin_as_the_words_for_what_they_show() -> None:
