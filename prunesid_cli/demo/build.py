@@ -71,7 +71,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build_model(seed: int) -> LlavaForConditionalGeneration:
-    """A LLaVA of 4.6 M parameters, seeded, with the tower started by `start_tower`."""
+    """A LLaVA of 4.8 M parameters, seeded, with the tower started by `start_tower`."""
     vision = CLIPVisionConfig(
         hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
         image_size=SIDE, patch_size=PATCH, projection_dim=WIDTH,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -130,7 +132,8 @@ def main() -> None:
         print(f"{str(setting):24}{row}   {time.perf_counter() - began:.0f} s", flush=True)
     if options.out:
         asked = sum(len(picture.questions) for picture in pictures)
-        facts = {"model": checkpoint.revision, "split": options.split, "per_kind": options.per_kind}
+        command = "python -m prunesid_cli.demo.evaluate " + shlex.join(sys.argv[1:])
+        facts = {"command": command, "model": checkpoint.revision, "split": options.split, "per_kind": options.per_kind}
         facts |= {"questions": asked, "torch": torch.__version__, "device": str(placement.device)}
         options.out.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
 

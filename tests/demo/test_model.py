@@ -38,9 +38,9 @@ def test_it_is_right_pruned_and_unpruned() -> None:
     pictures = examination(Pruner(vision, Budget(), "prunesid", None), 60, UNSEEN)
     whole = examine(Pruner(vision, Budget(), "prunesid", None), language, pictures)
     pruned = examine(Pruner(vision, Budget.parse("11%"), "prunesid", None), language, pictures)
-    # What the shipped weights reach (README), less the noise of 60 questions a kind. The aim is .90 and .80.
-    assert whole["overall"] >= 0.84, whole
-    assert min(whole[kind] for kind in KINDS) >= 0.57, whole
+    # .80 of every kind, less the noise of 60 questions (two standard deviations).
+    assert whole["overall"] >= 0.9, whole
+    assert min(whole[kind] for kind in KINDS) >= 0.7, whole
     assert pruned["overall"] >= 0.95 * whole["overall"], (whole, pruned)
     assert min(whole["refusal"], pruned["refusal"]) >= 0.9
 

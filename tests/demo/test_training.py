@@ -15,11 +15,12 @@ from transformers import CLIPImageProcessorPil
 from prunesid_cli.demo.build import build_model, build_processor, clip_tower
 from prunesid_cli.demo.labels import BACKGROUND, FOREIGN, labels_of, patches_of
 from prunesid_cli.demo.others import draw_other
+from prunesid_cli.demo.language import Pools, has_twins
 from prunesid_cli.demo.packing import PREFIX, Pack, answer_logits, encode, suffix
 from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out
 from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
 from prunesid_cli.demo.start import start_tower
-from prunesid_cli.demo.store import N, keep_some
+from prunesid_cli.demo.store import N, is_foreign, keep_some
 from prunesid_cli.demo.tower import WHOLE, make_batch, tower_forward
 from prunesid_cli.demo.train import tokenizer
 
@@ -171,3 +172,22 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
         return trainer.module.weight.detach()
 
     assert torch.equal(steps(tmp_path / "a.pt", (6,)), steps(tmp_path / "b.pt", (2, 5, 6)))
+
+
+def test_every_word_is_hinted_at_the_next_thing() -> None:
+    words = tokenizer()
+    pack = Pack(words, [[Question("caption", "what is shown?", "a red star and the number 4")]])
+    said = {words.decode([i]).strip(): pack.hint[0, at].tolist() for at, i in enumerate(pack.ids[0].tolist())}
+    shown = {word: [words.decode([i]).strip() for i in hint if i >= 0] for word, hint in said.items()}
+    first, second = ["red", "star"], ["number", "4"]
+    assert [shown[word] for word in ("what", "is", "shown", "?", "a")] == [[], [], first, first, first]
+    assert [shown[word] for word in ("red", "star", "and", "number", "4")] == [["star"], second, second, ["4"], []]
+
+
+def test_half_of_the_pictures_have_two_shapes_of_one_colour() -> None:
+    pools = Pools(400)
+    drawn = pools.draw(300, np.random.default_rng(0), single=False)
+    twins = [not is_foreign(i) and has_twins(make_scene(TRAIN, i)) for i in drawn]
+    assert 0.5 < np.mean(twins) < 0.75
+    assert all(len(make_scene(TRAIN, i).things) == 1 for i in pools.draw(50, np.random.default_rng(0), single=True))
+    assert len(pools.everything) == 400
