@@ -14,8 +14,8 @@ from transformers import CLIPImageProcessorPil
 
 from prunesid_cli.demo.build import build_model, build_processor, clip_tower
 from prunesid_cli.demo.labels import BACKGROUND, FOREIGN, labels_of, patches_of
-from prunesid_cli.demo.others import draw_other
 from prunesid_cli.demo.language import Pools, has_twins
+from prunesid_cli.demo.others import draw_other
 from prunesid_cli.demo.packing import PREFIX, Pack, answer_logits, encode, suffix
 from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out
 from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
