@@ -21,7 +21,7 @@ from prunesid_cli.selection import select
 from prunesid_cli.selection.prunesid import Explanation, explain
 from prunesid_cli.selection.psca import exact_directions
 from prunesid_cli.selection.recipe import PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe, published_qwen_need
-from prunesid_cli.selection.similarity import pair_mean, phi, similarity
+from prunesid_cli.selection.similarity import pair_mean, phi, unit_tokens
 from tests.golden_exact import compare
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -105,11 +105,18 @@ CLOSE: dict[str, Callable[[Case, Explanation], Tensor]] = {
     "sim_mean_triu0": lambda case, image: image.redundancy,
     "tau": lambda case, image: image.tau,
 }
+
+
+def _cosines(tokens: Tensor) -> Tensor:
+    unit = unit_tokens(tokens, tokens.dtype)
+    return unit @ unit.T
+
+
 # Stored name -> ours, of the whole batch, from the tokens alone.
 FROM_TOKENS: dict[str, Callable[[Case], Tensor]] = {
     "phi": lambda case: phi(case.features),
-    "rho_eq4": lambda case: torch.stack([pair_mean(similarity(tokens)) for tokens in case.features]),
-    "similarity": lambda case: torch.stack([similarity(t, case.features.dtype) for t in case.features]),
+    "rho_eq4": lambda case: torch.stack([pair_mean(unit_tokens(tokens)) for tokens in case.features]),
+    "similarity": lambda case: torch.stack([_cosines(tokens) for tokens in case.features]),
     "need_token_num": lambda case: torch.tensor([case.need]),
 }
 

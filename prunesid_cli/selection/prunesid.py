@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.allocation import Allocation, allocate, count, grouped_choice
-from prunesid_cli.selection.nms import precedence, suppressors, survivors
+from prunesid_cli.selection.nms import precedence, survivors
+from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import groups
 from prunesid_cli.selection.recipe import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
-from prunesid_cli.selection.similarity import similarity
+from prunesid_cli.selection.similarity import unit_tokens
 
 
 @dataclass(frozen=True)
@@ -87,19 +88,20 @@ def explain(
 
 
 def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], recipe: Recipe) -> _Grouping:
-    n = features.shape[1]
+    n, device = features.shape[1], features.device
     directions = recipe.directions(features, [min(recipe.groups(need), n) for need in needs])
-    group = groups(directions)
-    saliency = recipe.saliency(saliency, directions)
-    rank = precedence(saliency)
-    precision = recipe.precision or features.dtype
-    cosines = [similarity(tokens, precision) for tokens in features]
-    redundancy = torch.stack([recipe.redundancy(image) for image in cosines])
-    strength = torch.tensor([recipe.strength(need, n) for need in needs], device=features.device)
-    tau = (strength.float() * redundancy.float()).to(redundancy.dtype).float()
-    blocked = suppressors(torch.stack(cosines).float(), tau, group, rank)
-    survivor = survivors(blocked, saliency > 0)
-    return _Grouping(group, saliency, rank, survivor, redundancy.float(), tau, directions.shape[-1])
+
+    def suppressed(row: int) -> tuple[Tensor, ...]:
+        own = groups(directions[row])
+        score = recipe.saliency(None if saliency is None else saliency[row], directions[row])
+        rank = precedence(score)
+        unit = unit_tokens(features[row], recipe.precision or features.dtype)
+        redundancy = recipe.redundancy(unit)
+        tau = (recipe.strength(needs[row], n) * redundancy.float()).to(redundancy.dtype).float()
+        return own, score, rank, survivors(unit, tau, own, rank, score > 0), redundancy.float(), tau
+
+    images = each_image(suppressed, len(needs), device)
+    return _Grouping(*(torch.stack(column) for column in zip(*images, strict=True)), directions.shape[-1])
 
 
 def _output(choice: Tensor, need: int, recipe: Recipe, reserved: int) -> Tensor:

@@ -1,30 +1,24 @@
-"""Principal semantic component analysis (PSCA, Sec. 3.2): which tokens mean the same.
-
-Everything with rounding in it runs image by image on freshly allocated tensors: batched kernels may choose
-another order of summation for another batch size, and a token's group must not depend on its batch mates.
-"""
+"""Principal semantic component analysis (PSCA, Sec. 3.2): which tokens mean the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# Below this share of the largest eigenvalue a direction is rounding noise.
-NOISE = 1e-12
+from prunesid_cli.selection.eigen import leading
+from prunesid_cli.selection.parallel import each_image
+
 ITERATIONS = 2
+ROWS = 144
+"""Rows of a Gram matrix that are computed at once, up to the diagonal: of 576 tokens 5/8 of all products."""
 
 
 def where_exact(tensor: Tensor) -> Tensor:
     """The tensor where fp64 can be had, which some accelerators (mps) do not have."""
     return tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
-
-
-def per_image(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Apply `function` to every row of [B, ...] on its own."""
-    return torch.stack([function(image) for image in batch])
 
 
 def centred(tokens: Tensor) -> Tensor:
@@ -33,13 +27,8 @@ def centred(tokens: Tensor) -> Tensor:
     return activation - activation.mean(-1, keepdim=True)
 
 
-def gram(features: Tensor) -> Tensor:
-    """features [B, N, C] -> Gram matrix of the centred tokens [B, N, N] fp64."""
-    return per_image(lambda tokens: _product(centred(tokens)), features)
-
-
-def _product(matrix: Tensor) -> Tensor:
-    """matrix [M, D] fp32 -> matrix @ matrix.T, fp64, by a product in fp32 of half the price.
+def gram(matrix: Tensor) -> Tensor:
+    """matrix [M, D] fp32 -> matrix @ matrix.T [M, M] fp64, by products in fp32 of half the price.
 
     What all rows share is split off first: its rounding would drown the rest of nearly uniform images (eigenvalues
     below 1e-5 of the largest), of which a plain product in fp32 gets 1 token in 10 wrong.
@@ -49,43 +38,43 @@ def _product(matrix: Tensor) -> Tensor:
     rest = matrix - torch.outer(along, common)
     across = (rest @ common).double()  # nearly nothing, but times `along` no longer so
     along = along.double()
-    return (rest @ rest.T).double() + torch.outer(along, along + across) + torch.outer(across, along)
+    product = _symmetric_product(rest)
+    return product.addr_(along, along + across).addr_(across, along)
 
 
-def principal_directions(gram: Tensor, k: int) -> Tensor:
-    """gram [B, N, N] -> exact top-k eigenvectors V [B, N, k] fp32, by descending eigenvalue.
+def _symmetric_product(matrix: Tensor) -> Tensor:
+    """matrix [M, D] fp32 -> matrix @ matrix.T [M, M] fp64, each product of two rows once."""
+    product = matrix.new_empty(len(matrix), len(matrix), dtype=torch.float64)
+    for start in range(0, len(matrix), ROWS):
+        stop = min(start + ROWS, len(matrix))
+        part = matrix[:stop] @ matrix[start:stop].T
+        product[:stop, start:stop] = part
+        product[start:stop, :start] = part[:start].T
+    return product
 
-    Directions that the input does not have (rank < k) are zero columns, so that no token can be assigned
-    to a group of rounding noise.
+
+def principal_directions(tokens: Tensor, k: int) -> Tensor:
+    """tokens [N, C] -> exact top-k eigenvectors V [N, k] fp32 of the Gram matrix, by descending eigenvalue.
+
+    Directions that the input does not have (rank < k) are zero columns, so that no token can be assigned to a group of
+    rounding noise. Of more tokens than channels it is the channels' matrix that is factorised, and V = X W / |X W|.
     """
-    solve = _eigh_cuda if gram.is_cuda else _eigh_cpu
-    return per_image(lambda matrix: solve(matrix, k), gram)
-
-
-def _eigh_cpu(matrix: Tensor, k: int) -> Tensor:
-    # LAPACK's evr computes the k wanted vectors only. fp64 takes 1.5 to 1.9 x the time of fp32, and keeps
-    # the groups of nearly uniform images, where fp32 loses up to 4 of 5.
-    from scipy.linalg import eigh
-
-    n = matrix.shape[0]
-    values, vectors = eigh(matrix.double().numpy(), subset_by_index=[n - k, n - 1], driver="evr", check_finite=False)
-    return _leading(torch.from_numpy(values), torch.from_numpy(vectors))
-
-
-def _eigh_cuda(matrix: Tensor, k: int) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix.double())
-    return _leading(values[-k:], vectors[:, -k:])
-
-
-def _leading(values: Tensor, vectors: Tensor) -> Tensor:
-    """Ascending eigenvalues [k] and vectors [N, k] -> vectors, descending, noise zeroed, fp32."""
-    real = values > NOISE * values[-1].clamp(min=0)
-    return (vectors * real).flip(-1).float()
+    matrix = centred(tokens)
+    n, channels = matrix.shape
+    if n <= channels:
+        return leading(gram(matrix), k).float()
+    common = normalize(matrix.mean(0), dim=0)
+    along = matrix @ common
+    rest = matrix - torch.outer(along, common)
+    weights = leading(gram(matrix.T), min(k, channels))
+    # As in `gram`: what all tokens share would drown the rest.
+    found = (rest @ weights.float()).double() + torch.outer(along.double(), common.double() @ weights)
+    return torch.nn.functional.pad(normalize(found, dim=0).float(), (0, k - weights.shape[1]))
 
 
 def exact_directions(features: Tensor, ks: Sequence[int]) -> Tensor:
     """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)], zero beyond an image's k."""
-    columns = [principal_directions(gram(image), k)[0] for image, k in zip(torch.split(features, 1), ks, strict=True)]
+    columns = each_image(lambda row: principal_directions(features[row], ks[row]), len(ks), features.device)
     return _pad(columns, max(ks))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.psca import exact_directions, low_rank_directions
-from prunesid_cli.selection.similarity import pair_mean, triangle_mean
+from prunesid_cli.selection.similarity import pair_mean, rounded_pair_mean, triangle_mean
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Recipe:
 
     groups      need -> number of groups
     strength    need, N -> lambda; the NMS threshold is lambda x redundancy
-    redundancy  similarity [N, N] -> scalar
+    redundancy  tokens of length one [N, C] -> scalar
     saliency    the model's [B, N] or None, V [B, N, G] -> saliency [B, N] fp32
     directions  features [B, N, C], number of groups of each image -> V [B, N, G]
     ascending   need -> whether indices come in raster order, or group by group
-    precision   of the similarities; None: that of the features
+    precision   of these tokens and their similarities; None: that of the features
     """
 
     groups: Callable[[int], int]
@@ -92,7 +92,9 @@ PRUNESID = Recipe(
     ascending=always,
     precision=torch.float32,
 )
-PUBLISHED_LLAVA = replace(PRUNESID, directions=low_rank_directions, ascending=never, precision=None)
+PUBLISHED_LLAVA = replace(
+    PRUNESID, redundancy=rounded_pair_mean, directions=low_rank_directions, ascending=never, precision=None
+)
 PUBLISHED_QWEN = replace(
     PUBLISHED_LLAVA,
     groups=quarter_from_four,

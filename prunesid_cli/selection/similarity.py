@@ -6,43 +6,44 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.selection.psca import per_image, where_exact
+from prunesid_cli.selection.parallel import each_image
+from prunesid_cli.selection.psca import where_exact
 
 
-def similarity(tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """tokens [N, C] -> cosine of every pair [N, N], as a model running in `dtype` would round it."""
+def unit_tokens(tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """tokens [N, C] -> of length one [N, C], as a model running in `dtype` would round them."""
     # A zero token is like no other; in half precision its quotient would be NaN.
-    unit = normalize(tokens.to(dtype), dim=-1).nan_to_num(0.0, 0.0, 0.0)
-    return unit @ unit.T
+    return normalize(tokens.to(dtype), dim=-1).nan_to_num(0.0, 0.0, 0.0)
 
 
-def pair_mean(similarity: Tensor) -> Tensor:
-    """rho of Eq. 4: similarity [N, N] -> mean over the pairs i < j, fp32 scalar. No pair, no redundancy."""
-    n = similarity.shape[0]
-    off_diagonal = _total(similarity) - similarity.diagonal().double().sum()
-    return (off_diagonal / max(n * (n - 1), 1)).float()
+def pair_mean(unit: Tensor) -> Tensor:
+    """rho of Eq. 4: unit tokens [N, C] -> mean of their cosines over the pairs i < j, fp32 scalar. No pair, no redundancy.
+
+    In O(NC), with no [N, N] matrix: the sum over i != j of n_i.n_j is |sum n_i|^2 - sum |n_i|^2.
+    """
+    n, unit = len(unit), unit.double()
+    return ((unit.sum(0).square().sum() - unit.square().sum()) / max(n * (n - 1), 1)).float()
 
 
-def triangle_mean(similarity: Tensor) -> Tensor:
+def triangle_mean(unit: Tensor) -> Tensor:
     """The published Qwen2-VL slip: sum over i <= j divided by N^2, about rho / 2. Rounded as the input is."""
+    similarity = unit @ unit.T
     return (_total(similarity.triu()) / similarity.numel()).to(similarity.dtype)
 
 
+def rounded_pair_mean(unit: Tensor) -> Tensor:
+    """rho as the published code has it: of cosines that are rounded as the input is."""
+    n, similarity = len(unit), unit @ unit.T
+    return ((_total(similarity) - similarity.diagonal().double().sum()) / max(n * (n - 1), 1)).float()
+
+
 def _total(matrix: Tensor) -> Tensor:
-    # Rows first: a row's sum, and the sum of so few, are taken in one order whatever the number of threads.
     return matrix.sum(-1, dtype=torch.float64).sum()
 
 
 def phi(features: Tensor) -> Tensor:
-    """Information of an image: features [B, N, C] -> 1 - rho [B] fp32, in O(NC), with no [N, N] matrix.
-
-    With unit tokens n_i: sum over i != j of n_i.n_j = |sum n_i|^2 - sum |n_i|^2.
-    """
-    n, features = features.shape[1], where_exact(features)
-
-    def information(tokens: Tensor) -> Tensor:
-        unit = normalize(tokens.float(), dim=-1).double()
-        pairs = unit.sum(0).square().sum() - unit.square().sum()
-        return (1 - pairs / max(n * (n - 1), 1)).float()
-
-    return per_image(information, features)
+    """Information of an image: features [B, N, C] -> 1 - rho [B] fp32."""
+    features = where_exact(features)
+    return torch.stack(
+        each_image(lambda row: 1 - pair_mean(unit_tokens(features[row])), len(features), features.device)
+    )

@@ -19,31 +19,38 @@ from prunesid_cli.selection.psca import (
     low_rank_directions,
     principal_directions,
 )
-from prunesid_cli.selection.similarity import pair_mean, phi, similarity, triangle_mean
+from prunesid_cli.selection.similarity import pair_mean, phi, rounded_pair_mean, triangle_mean, unit_tokens
 from tests.selection.inputs import batch, tokens
 
 Directions = Callable[[Tensor, Sequence[int]], Tensor]
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 
 
-def test_gram_is_of_tokens_less_their_own_mean() -> None:
-    features, _ = batch(2)
+def centred_exactly(features: Tensor) -> Tensor:
     activation = features.double().sigmoid()
-    activation = activation - activation.mean(-1, keepdim=True)
-    assert torch.allclose(gram(features).double(), activation @ activation.mT, atol=1e-4)
+    return activation - activation.mean(-1, keepdim=True)
 
 
-def test_directions_are_the_leading_eigenvectors() -> None:
-    matrix = gram(batch(2)[0])
-    v = principal_directions(matrix, 5)
-    reference = torch.linalg.eigh(matrix.double()).eigenvectors[..., -5:].flip(-1)
-    assert torch.allclose(v.abs(), reference.abs().float(), atol=1e-5)
+@pytest.mark.parametrize("n", [48, 300])
+def test_gram_is_of_tokens_less_their_own_mean(n: int) -> None:
+    (features,) = tokens(0, n)
+    exact = centred_exactly(features)
+    assert torch.allclose(gram(centred(features)), exact @ exact.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [48, 300])
+def test_directions_are_the_leading_eigenvectors(n: int) -> None:
+    """Of fewer tokens than channels (64), and of more."""
+    (features,) = tokens(0, n)
+    exact = centred_exactly(features)
+    reference = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -5:].flip(-1)
+    assert torch.allclose(principal_directions(features, 5).abs(), reference.abs().float(), atol=1e-4)
 
 
 def test_columns_are_nested() -> None:
-    matrix = gram(batch(2)[0])
-    few, many = principal_directions(matrix, 3), principal_directions(matrix, 8)
-    assert torch.allclose(few.abs(), many[..., :3].abs(), atol=1e-6)
+    (features,) = tokens(0)
+    few, many = principal_directions(features, 3), principal_directions(features, 8)
+    assert torch.allclose(few.abs(), many[:, :3].abs(), atol=1e-6)
 
 
 @pytest.mark.parametrize("directions", [exact_directions, low_rank_directions])
@@ -89,16 +96,20 @@ def test_low_rank_groups_are_the_published_ones() -> None:
 
 
 def test_rho_without_the_pairs_is_rho() -> None:
-    features, _ = batch(4)
-    slow = torch.stack([pair_mean(similarity(image)) for image in features])
-    assert torch.allclose(phi(features), 1 - slow, atol=1e-6)
+    for image in batch(4)[0]:
+        unit = unit_tokens(image)
+        n, cosines = len(unit), unit.double() @ unit.double().T
+        slow = (cosines.sum() - cosines.trace()) / (n * (n - 1))
+        assert torch.allclose(pair_mean(unit).double(), slow, atol=1e-6)
+        assert torch.allclose(rounded_pair_mean(unit).double(), slow, atol=1e-6)
+        assert torch.allclose(phi(image[None]).double(), 1 - slow, atol=1e-6)
 
 
 def test_the_published_slip_is_about_half() -> None:
-    cosines = similarity(tokens(0)[0])
-    n = len(cosines)
-    expected = (pair_mean(cosines) * n * (n - 1) / 2 + n) / n**2
-    assert torch.allclose(triangle_mean(cosines), expected, atol=1e-6)
+    unit = unit_tokens(tokens(0)[0])
+    n = len(unit)
+    expected = (pair_mean(unit) * n * (n - 1) / 2 + n) / n**2
+    assert torch.allclose(triangle_mean(unit), expected, atol=1e-6)
 
 
 def test_phi_of_one_token_and_of_equal_ones() -> None:
@@ -109,7 +120,7 @@ def test_phi_of_one_token_and_of_equal_ones() -> None:
 def test_a_zero_token_is_like_no_other() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         image = torch.cat([torch.zeros(1, 4), torch.ones(2, 4)])
-        assert similarity(image, dtype)[0].tolist() == [0.0, 0.0, 0.0]
+        assert unit_tokens(image, dtype)[0].tolist() == [0.0] * 4
 
 
 def test_explanation_adds_up() -> None:

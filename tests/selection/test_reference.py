@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunesid_cli.selection.allocation import allocate, growth
-from prunesid_cli.selection.nms import precedence, suppressors, survivors
+from prunesid_cli.selection.nms import fixed_point, precedence, survivors
 from prunesid_cli.selection.prunesid import explain
 from prunesid_cli.selection.recipe import PRUNESID
+from prunesid_cli.selection.similarity import unit_tokens
 from tests.selection import reference
 from tests.selection.inputs import generator, tokens
 
@@ -76,17 +77,30 @@ def test_growth_is_the_smallest_that_suffices(room: list[int], data: st.DataObje
 def test_suppression_follows_a_long_chain() -> None:
     """Each token suppresses the next one only: every second survives, after as many rounds as tokens."""
     n = 200
-    similarity = torch.diag(torch.ones(n - 1), 1) + torch.diag(torch.ones(n - 1), -1)
-    rank = precedence(torch.arange(n, 0, -1).float().unsqueeze(0))
-    group = torch.zeros(1, n, dtype=torch.int64)
-    blocked = suppressors(similarity.unsqueeze(0), torch.tensor([0.5]), group, rank)
-    kept = survivors(blocked, torch.ones(1, n, dtype=torch.bool))
-    assert kept[0].tolist() == [i % 2 == 0 for i in range(n)]
+    turn = 1.2 * torch.arange(n) / n  # cosines of neighbours are the greatest
+    unit = torch.stack([turn.cos(), turn.sin()], 1)
+    tau = torch.tensor(1.7 * 1.2 / n).cos()
+    rank, group = torch.arange(n), torch.zeros(n, dtype=torch.int64)
+    kept = survivors(unit.double(), tau.double(), group, rank, torch.ones(n, dtype=torch.bool))
+    assert kept.tolist() == [i % 2 == 0 for i in range(n)]
 
 
 def test_suppression_is_strict() -> None:
-    similarity = torch.tensor([[[1.0, 0.5], [0.5, 1.0]]])
-    rank, group = torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.int64)
-    at, below = (suppressors(similarity, torch.tensor([tau]), group, rank) for tau in (0.5, 0.49))
-    assert not at.any()
-    assert below[0].tolist() == [[False, False], [True, False]]
+    unit = torch.tensor([[1.0, 0.0], [0.5, 3**0.5 / 2]])
+    rank, group = torch.tensor([0, 1]), torch.zeros(2, dtype=torch.int64)
+    for tau, kept in ((0.5, [True, True]), (0.49, [True, False])):
+        assert survivors(unit, torch.tensor(tau), group, rank, torch.ones(2, dtype=torch.bool)).tolist() == kept
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 400), num_groups=st.integers(1, 40), tau=st.floats(-1, 1.1))
+def test_groups_large_and_small_are_suppressed_apart(seed: int, n: int, num_groups: int, tau: float) -> None:
+    """Against one matrix of all tokens: groups of more tokens than a chunk has, and many in one chunk."""
+    random = generator(seed)
+    unit = unit_tokens(torch.randn(n, 3, generator=random))
+    group = (num_groups * torch.rand(n, generator=random) ** 3).long()
+    rank = precedence(torch.rand(n, generator=random))
+    candidate = torch.rand(n, generator=random) > 0.1
+    blocks = (unit @ unit.T > tau) & (group[:, None] == group) & (rank[:, None] > rank)
+    ours = survivors(unit, torch.tensor(tau), group, rank, candidate)
+    assert torch.equal(ours, fixed_point(blocks, candidate))

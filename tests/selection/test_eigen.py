@@ -1,0 +1,70 @@
+"""Leading eigenvectors from a Krylov space are those of LAPACK, on spectra kind and unkind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection.eigen import BLOCK, Krylov, leading
+from tests.selection.inputs import generator
+
+N = 300
+SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
+    "flat": lambda i: 1 + (-i / N).exp(),
+    "power law": lambda i: (1 + i) ** -1.4,
+    "one giant": lambda i: torch.where(i == 0, 1e6, 2 - i / N),
+    "steep": lambda i: torch.exp(-i / 4),
+    "few directions": lambda i: (i < 20).double() / (1 + i),
+    "one direction": lambda i: (i < 1).double(),
+    "nothing": lambda i: 0 * i,
+}
+
+
+def with_spectrum(values: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """-> a matrix and its eigenvectors, in the order of its eigenvalues."""
+    n = len(values)
+    vectors = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator(seed))).Q
+    return (vectors * values) @ vectors.T, vectors
+
+
+@pytest.mark.parametrize("k", [1, 16, 48, 120])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_leading_vectors_are_the_true_ones(spectrum: str, k: int) -> None:
+    values = SPECTRA[spectrum](torch.arange(N, dtype=torch.float64))
+    matrix, vectors = with_spectrum(values, k)
+    found = leading(matrix, k)
+    there, gone = values[:k] > 1e-11 * values[0], values[:k] <= 1e-13 * values[0]
+    cosine = (found * vectors[:, :k]).sum(0).abs()
+    assert found.shape == (N, k)
+    assert torch.allclose(cosine[there], torch.ones(1, dtype=torch.float64), atol=1e-10)
+    assert not found[:, gone].any()
+
+
+def test_equal_eigenvalues_span_their_space() -> None:
+    """No vector of it is better than another; more equal ones than a block has columns are found, too."""
+    values = torch.cat([torch.full((2 * BLOCK,), 3.0), torch.linspace(1, 0, N - 2 * BLOCK)]).double()
+    matrix, vectors = with_spectrum(values, 0)
+    found = leading(matrix, 2 * BLOCK)
+    assert torch.allclose(found.T @ found, torch.eye(2 * BLOCK, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose((vectors[:, : 2 * BLOCK].T @ found).square().sum(0), torch.ones(1).double(), atol=1e-9)
+
+
+@pytest.mark.parametrize("spectrum", [name for name in SPECTRA if name != "nothing"])
+def test_the_basis_stays_orthonormal(spectrum: str) -> None:
+    """Where a space has nothing new to offer, too: else there would be copies of what it has."""
+    matrix, _ = with_spectrum(SPECTRA[spectrum](torch.arange(N, dtype=torch.float64)), 1)
+    space = Krylov(matrix, N // 2)
+    space.grow(128)
+    basis = space.basis[:, :128]
+    assert torch.allclose(basis.T @ basis, torch.eye(128, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(space.image[:, :128], matrix @ basis)
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 40])
+def test_small_matrices(n: int) -> None:
+    matrix, vectors = with_spectrum(torch.arange(n, 0, -1).double(), n)
+    for k in {1, (n + 1) // 2, n}:
+        assert torch.allclose((leading(matrix, k) * vectors[:, :k]).sum(0).abs(), torch.ones(1).double())
