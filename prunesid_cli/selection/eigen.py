@@ -19,7 +19,7 @@ BLOCK, LOOK = 16, 64
 NOISE = 1e-12
 """Below this share of the largest eigenvalue a direction is rounding noise."""
 CLOSE = 1e-6
-"""Greatest angle between a computed direction and the true one, in radians; share by which eigenvalues are told apart."""
+"""Greatest angle between a computed direction and the true one, in radians; and share by which eigenvalues differ."""
 
 
 def leading(matrix: Tensor, k: int) -> Tensor:
@@ -44,8 +44,11 @@ def real(values: Tensor, vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ritz:
-    """The k largest Ritz values [k], descending, and their vectors [N, k]; the greatest angle of one to the true vector,
-    0 within rounding noise; and a number that no eigenvalue of the rest of the matrix exceeds."""
+    """The k largest Ritz values [k], descending, and their vectors [N, k].
+
+    angle   the greatest between one of the vectors and the true one, 0 within rounding noise
+    others  a number that no eigenvalue of the rest of the matrix exceeds
+    """
 
     values: Tensor
     vectors: Tensor

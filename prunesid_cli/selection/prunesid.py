@@ -101,7 +101,8 @@ def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], reci
         return own, score, rank, survivors(unit, tau, own, rank, score > 0), redundancy.float(), tau
 
     images = each_image(suppressed, len(needs), device)
-    return _Grouping(*(torch.stack(column) for column in zip(*images, strict=True)), directions.shape[-1])
+    group, score, rank, survivor, redundancy, tau = (torch.stack(column) for column in zip(*images, strict=True))
+    return _Grouping(group, score, rank, survivor, redundancy, tau, directions.shape[-1])
 
 
 def _output(choice: Tensor, need: int, recipe: Recipe, reserved: int) -> Tensor:

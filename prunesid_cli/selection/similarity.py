@@ -17,7 +17,7 @@ def unit_tokens(tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def pair_mean(unit: Tensor) -> Tensor:
-    """rho of Eq. 4: unit tokens [N, C] -> mean of their cosines over the pairs i < j, fp32 scalar. No pair, no redundancy.
+    """rho of Eq. 4: unit tokens [N, C] -> mean cosine over the pairs i < j, fp32 scalar. No pair, no redundancy.
 
     In O(NC), with no [N, N] matrix: the sum over i != j of n_i.n_j is |sum n_i|^2 - sum |n_i|^2.
     """
