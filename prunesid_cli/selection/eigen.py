@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-BLOCK, LOOK = 16, 64
-"""Columns by which the space grows, and between two looks at whether it is enough."""
+BLOCK, LOOK = 24, 48
+"""Vectors by which the space grows, and between two looks at whether it is enough."""
 NOISE = 1e-12
 """Below this share of the largest eigenvalue a direction is rounding noise."""
 CLOSE = 1e-6
@@ -28,7 +28,7 @@ def leading(matrix: Tensor, k: int) -> Tensor:
     Directions that the matrix does not have (rank < k) are zero columns.
     """
     space = Krylov(matrix, len(matrix) // 2)
-    for width in range(LOOK * (2 + k // 24), len(matrix) // 2 + 1, LOOK):
+    for width in range(LOOK * (2 + -(-k // 24)), len(matrix) // 2 + 1, LOOK):
         space.grow(width)
         found = space.ritz(k)
         if found.angle <= CLOSE and (found.others < found.values[-1] or nothing_above(matrix, found)):
@@ -69,36 +69,37 @@ def nothing_above(matrix: Tensor, found: Ritz) -> bool:
 class Krylov:
     """An orthonormal basis of the block Krylov space of a matrix, from a start that is the same for all matrices.
 
-    Every block is made orthogonal to all before it, twice: the second time takes away what the first, and the scaling
-    of a block that has nothing new, leave of them (Golub and Van Loan, Matrix Computations, 10.3).
+    `basis` [M, N] has its vectors as rows, which is the faster way round to multiply; `image` is basis @ matrix. Every
+    block is made orthogonal to all before it, twice: the second time takes away what the first, and the scaling of a
+    block that has nothing new, leave of them (Golub and Van Loan, Matrix Computations, 10.3).
     """
 
     def __init__(self, matrix: Tensor, most: int) -> None:
         self.matrix, self.width = matrix, 0
-        self.basis = matrix.new_empty(len(matrix), most)
-        self.image = matrix.new_empty(len(matrix), most)
+        self.basis = matrix.new_empty(most, len(matrix))
+        self.image = matrix.new_empty(most, len(matrix))
 
     def grow(self, width: int) -> None:
-        """To `width` columns, a multiple of BLOCK; `image` is the matrix times `basis`."""
+        """To `width` vectors, a multiple of BLOCK."""
         for at in range(self.width, width, BLOCK):
             block = self._next(at) if at else start(len(self.matrix)).to(self.matrix)
-            self.basis[:, at : at + BLOCK] = block
-            self.image[:, at : at + BLOCK] = self.matrix @ block
+            self.basis[at : at + BLOCK] = block
+            self.image[at : at + BLOCK] = block @ self.matrix
         self.width = width
 
     def _next(self, at: int) -> Tensor:
-        block, before = self.image[:, at - BLOCK : at], self.basis[:, :at]
+        block, before = self.image[at - BLOCK : at], self.basis[:at]
         for _ in range(2):
-            block = torch.linalg.qr(block - before @ (before.T @ block)).Q
+            block = torch.linalg.qr((block - (block @ before.T) @ before).T).Q.T
         return block
 
     def ritz(self, k: int) -> Ritz:
-        basis, image = self.basis[:, : self.width], self.image[:, : self.width]
-        inside = basis.T @ image
+        basis, image = self.basis[: self.width], self.image[: self.width]
+        inside = image @ basis.T
         values, weights = torch.linalg.eigh(inside)
         values, weights = values.flip(0), weights[:, -k:].flip(1)
-        vectors, top, following = basis @ weights, values[:k], values[k]
-        residual = (image @ weights - vectors * top).norm(dim=0)
+        vectors, top, following = basis.T @ weights, values[:k], values[k]
+        residual = (image.T @ weights - vectors * top).norm(dim=0)
         below = top - values[1 : k + 1]
         gap = torch.minimum(below, torch.cat([below[:1], below[:-1]]))
         angle = torch.where(residual > NOISE * top[0], residual / gap, 0).amax()
@@ -111,6 +112,6 @@ class Krylov:
 
 @lru_cache(maxsize=16)
 def start(n: int) -> Tensor:
-    """[N, BLOCK] fp64, orthonormal, drawn from a seed of its own."""
+    """[BLOCK, N] fp64, orthonormal, drawn from a seed of its own."""
     drawn = torch.randn(n, BLOCK, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return torch.linalg.qr(drawn).Q
+    return torch.linalg.qr(drawn).Q.T
