@@ -55,10 +55,8 @@ def main() -> None:
 
 def _run() -> int:
     printer.quiet, printer.debug, printer.resumable = False, "--debug" in sys.argv, False
-    # A broken configuration must not take the help, or the command that mends it, with it.
-    needs_none = {"--help", "-h", "--version", "models"} & set(sys.argv)
     try:
-        result = app(standalone_mode=False, default_map={} if needs_none else default_map())
+        result = app(standalone_mode=False, default_map=default_map())
         if result == ExitCode.INTERRUPTED:  # typer turns KeyboardInterrupt into this code
             raise KeyboardInterrupt
         return result if isinstance(result, int) else ExitCode.OK

@@ -53,9 +53,10 @@ def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[
         return Failed(source, found.error)
     try:
         data = read_bytes(source)
-        if held(source, digest_of(data)):
+        digest = digest_of(data)
+        if held(source, digest):
             return Held(source)
-        media = load_image_bytes(data, source)
+        media = load_image_bytes(data, source, digest)
         return Ready(source, media.digest, media.size, media.notes, preprocess(media.image))
     except PruneSIDError as error:
         return Failed(source, error)

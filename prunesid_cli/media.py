@@ -78,8 +78,11 @@ def load_image(source: str | Path) -> Media:
     return load_image_bytes(read_bytes(name), name)
 
 
-def load_image_bytes(data: bytes, source: str) -> Media:
-    """Decode bytes that were read elsewhere, as from stdin; `source` names them in messages."""
+def load_image_bytes(data: bytes, source: str, digest: str = "") -> Media:
+    """Decode bytes that were read elsewhere, as from stdin; `source` names them in messages.
+
+    `digest`: as `digest_of` gives it, where it is known already.
+    """
     if not data:
         raise MediaError(f"{source}: empty file", "copy or download it again")
     try:
@@ -88,7 +91,7 @@ def load_image_bytes(data: bytes, source: str) -> Media:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise _undecodable(source, data, error) from error
-    return Media(source, digest_of(data), image, image.size, notes)
+    return Media(source, digest or digest_of(data), image, image.size, notes)
 
 
 def digest_of(data: bytes) -> str:

@@ -105,7 +105,7 @@ def _entries(pruner: Pruner, batch: Sequence[tuple[Ready, int | None]]) -> list[
     try:
         encoded = pruner.encode([one.pixels for one in images])
         values = pruner.information(encoded)
-        counts = [count for count in planned if count is not None] or pruner.counts(values)
+        counts = pruner.counts(values) if None in planned else planned
         kept = pruner.keep(encoded, counts)
     except NonFiniteError as error:
         bad = [images[row].source for row in error.rows]

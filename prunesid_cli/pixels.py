@@ -40,7 +40,7 @@ def oriented(rgb: Image.Image, file: Image.Image) -> Converted:
     """`rgb` as the EXIF of `file`, which it came from, says that it should be seen."""
     try:
         turn = TURNS.get(file.getexif().get(ORIENTATION, 1))
-    except Exception:
+    except Exception:  # Pillow's reader raises nearly anything on damaged EXIF; the picture itself is whole, so: a note
         return rgb, "unreadable EXIF: the picture may be turned"
     return (rgb if turn is None else rgb.transpose(turn)), ""
 

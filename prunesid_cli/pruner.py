@@ -79,19 +79,15 @@ class Pruner:
             NonFiniteError: with `rows`, the images whose features or saliency are not finite.
         """
         with self.clock.stage("select"):
-            check_finite(encoded.features, encoded.saliency, encoded.summary)
-            pruned = [row for row, count in enumerate(counts) if count < self.vision.total]
-            kept = dict(zip(pruned, self._select(encoded, pruned, counts), strict=True))
-            return [self._token_set(encoded, row, kept.get(row)) for row in range(len(counts))]
-
-    def _select(self, encoded: Encoded, rows: Sequence[int], counts: Sequence[int]) -> list[Tensor]:
-        """Kept indices of some rows of a batch."""
-        if not rows:
-            return []
-        some = slice(None) if len(rows) == len(counts) else list(rows)
-        saliency = None if encoded.saliency is None else encoded.saliency[some]
-        budgets = [counts[row] for row in rows]
-        return select(encoded.features[some], saliency, budgets, self.method, int(encoded.summary is not None))
+            total, reserved = self.vision.total, int(encoded.summary is not None)
+            if encoded.summary is not None:
+                check_finite(encoded.summary)  # the rest is checked where it is used
+            budgets = [count if count < total else total + reserved for count in counts]
+            kept = select(encoded.features, encoded.saliency, budgets, self.method, reserved)
+            return [
+                self._token_set(encoded, row, indices if count < total else None)
+                for row, (count, indices) in enumerate(zip(counts, kept, strict=True))
+            ]
 
     def _token_set(self, encoded: Encoded, row: int, indices: Tensor | None) -> TokenSet:
         """indices None: everything, as the stock model reads it."""

@@ -30,7 +30,7 @@ def load_config() -> dict[str, Any]:
     """The file's keys are long option names with underscores: `model`, `keep`, `max_new_tokens` ...
 
     Raises:
-        UsageError: the file is not TOML.
+        UsageError: the file is not TOML, or cannot be read.
     """
     path = config_path()
     try:
@@ -42,8 +42,16 @@ def load_config() -> dict[str, Any]:
 
 
 def default_map() -> dict[str, Any]:
-    """The configuration as click reads it: the same defaults for each command. A cache brings its own model."""
-    config = {PARAMETERS.get(key, key): value for key, value in load_config().items()}
+    """The configuration as click reads it: the same defaults for each command. A cache brings its own model.
+
+    A broken file gives none: it must not take the help, or the command that mends it, with it. What does need it calls
+    `load_config` and says so.
+    """
+    try:
+        found = load_config()
+    except UsageError:
+        return {}
+    config = {PARAMETERS.get(key, key): value for key, value in found.items()}
     of_a_cache = {key: value for key, value in config.items() if key not in ("model", "revision")}
     return {"ask": config, "compress": config, "answer": of_a_cache}
 

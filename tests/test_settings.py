@@ -47,6 +47,20 @@ def test_a_broken_file_is_named_and_help_still_works(run: Run, config: Path, pic
     assert run("--version").code == 0
 
 
+def test_an_input_named_like_a_command_is_no_command(
+    run: Run, config: Path, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration counts for it, and a broken one is named."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures[0].parent, "models")
+    config.write_text(f'keep = "40"\nmodel = "{llava}"\n')
+    assert run("compress", "models", "--out", "c").code == 0
+    assert {line.split("/")[0] for line in run("cache", "ls", "c").out.splitlines()} == {"40"}
+    config.write_text("keep = ")
+    broken = run("compress", "models", "--out", "d")
+    assert (broken.code, str(config) in broken.err) == (2, True)
+
+
 def test_environment_before_file_before_default(
     run: Run, config: Path, llava: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,13 @@ def test_half_written_files_are_swept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".prunesid.lock"]
 
 
+def test_what_others_left_half_written_is_not_ours_to_sweep(tmp_path: Path) -> None:
+    (tmp_path / ".failures.jsonl.99.part").write_bytes(b"half")
+    (tmp_path / ".film.mp4.part").write_bytes(b"half")
+    CacheWriter(tmp_path, RUN, "0.0").close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".film.mp4.part", ".prunesid.lock"]
+
+
 def test_a_full_disk_leaves_a_valid_cache(tmp_path: Path) -> None:
     """A limit on the size of files stands for a disk with no space left: the same short write, the same error."""
     write(tmp_path, entry(0))

@@ -69,7 +69,7 @@ def answer(
 
     queries = list(_queries(opened, asked))
     language, began, failed = session.language(), time.perf_counter(), 0
-    for text in {prompt.text for prompt in asked}:
+    for text in dict.fromkeys(prompt.text for prompt in asked):
         language.check(text)
     how = Generation(max_new_tokens, temperature, seed)
     with printer.progress("answering", len(queries), prints=True) as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prunesid_cli import settings
 from prunesid_cli.commands.options import Attention, Dtype
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families import load_family
@@ -41,6 +42,7 @@ class Session:
     @classmethod
     def open(cls, model: str | None, revision: str | None, hardware: Hardware) -> Session:
         """Check all that can be checked before weights are read."""
+        settings.load_config()
         if model is None:
             printer.note(DEMO_NOTE)
         checkpoint = resolve(model or DEMO, revision)

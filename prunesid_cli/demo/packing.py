@@ -37,7 +37,8 @@ class Pack:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, rows: list[list[Question]]) -> None:
-        packed = [self._row(tokenizer, row) for row in rows]
+        links = {encode(tokenizer, text)[0] for word in LINKS for text in (word, f" {word}")}
+        packed = [self._row(tokenizer, row, links) for row in rows]
         longest = max(len(row[0]) for row in packed)
         fills = (tokenizer.pad_token_id, 0, -1, -100, (-100, -100))
         self.ids, self.position, self.owner, self.target, self.hint = (
@@ -45,8 +46,7 @@ class Pack:
         )
 
     @staticmethod
-    def _row(tokenizer: PreTrainedTokenizerFast, questions: list[Question]) -> tuple[list[Any], ...]:
-        links = {encode(tokenizer, text)[0] for word in LINKS for text in (word, f" {word}")}
+    def _row(tokenizer: PreTrainedTokenizerFast, questions: list[Question], links: set[int]) -> tuple[list[Any], ...]:
         ending = len(encode(tokenizer, suffix(".").lstrip()))
         row: tuple[list[Any], ...] = ([], [], [], [], [])
         for k, question in enumerate(questions):

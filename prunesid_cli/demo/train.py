@@ -94,9 +94,10 @@ def train(folder: Path, plan: Plan) -> None:
         create_store(folder, plan.pictures, WIDTH)
     spawn(fill_store, plan.workers, folder, clip_tower(model), TRAIN)
     language, courses = model.model.language_model, TWIN if plan.twin else DROPPING
-    start_language(language, plan.seed)
-    table = language.get_input_embeddings().weight
-    align_projector(model.model.multi_modal_projector, table, word_of(words), Store.open(folder), plan.seed)
+    if not (folder / f"{courses[0].name}.pt").exists():
+        start_language(language, plan.seed)
+        table = language.get_input_embeddings().weight
+        align_projector(model.model.multi_modal_projector, table, word_of(words), Store.open(folder), plan.seed)
     for course, steps in zip(courses, plan.language_steps, strict=False):
         if steps_done(folder / f"{course.name}.pt") < steps:
             spawn(train_language, plan.workers, folder, model, words, steps, course)

@@ -22,7 +22,7 @@ def check_shapes(features: Tensor, saliency: Tensor | None, budgets: Sequence[in
 
 
 def check_finite(features: Tensor, *others: Tensor | None) -> None:
-    """features [B, N, C], others [B, ...] or None. One host sync, for the whole batch."""
+    """features, others [B, ...] or None. One host sync, for the whole batch."""
     finite = features.isfinite().flatten(1).all(1)
     for other in others:
         if other is not None:

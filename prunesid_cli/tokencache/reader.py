@@ -167,7 +167,8 @@ def verify(shard: Shard) -> list[Item]:
 
 def verify_all(folder: Path) -> tuple[int, list[CacheError]]:
     """Read every byte of a cache: how many items are good, and each fault."""
-    good, faults, runs = 0, list[CacheError](), dict[Run, Path]()
+    good, faults = 0, list[CacheError]()
+    first: Shard | None = None
     for path in shard_paths(folder):
         try:
             shard = read_header(path)
@@ -177,9 +178,9 @@ def verify_all(folder: Path) -> tuple[int, list[CacheError]]:
             continue
         good += len(shard.items) - len(bad)
         faults += [_damaged(item, shard) for item in bad]
-        if runs and shard.run not in runs:
-            faults.append(_mixed(path, next(iter(runs.values()))))
-        runs.setdefault(shard.run, path)
+        first = first or shard
+        if shard.run != first.run:
+            faults.append(_mixed(path, first.path))
     try:
         Cache(folder, ()).failures()
     except CacheError as error:

@@ -164,7 +164,7 @@ def _locked(folder: Path) -> BaseFileLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        for left in folder.glob(".*.part"):
+        for left in (*folder.glob(".prunesid-*.part"), *folder.glob(f".{FAILURES}.*.part")):
             left.unlink()
         probe = folder / f".prunesid-probe.{os.getpid()}.part"
         probe.touch()

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -45,21 +45,8 @@ class Case:
 
 def measure(case: Case) -> dict[str, Any]:
     """Seconds of every run, and the growth of the process's peak memory in MB. To be called in a fresh process."""
-    features = torch.cat([tokens(seed, case.tokens, WIDTH) for seed in range(case.images)])
-    saliency = torch.cat([attention(seed, case.tokens) for seed in range(case.images)])
-    if case.published:
-        rival = load_published(Path(case.published))
-
-    def run() -> None:
-        if case.published:
-            rival(features, saliency, case.need)
-        else:
-            select(features, saliency, [case.need] * case.images, case.method, 1)
-
-    small = Case(case.method, 1, 8, 24, case.published)
-    if case != small:
-        _warm_up(small)
-    before = _peak()
+    _run(Case(case.method, 1, 8, 24, case.published))()  # what is imported and allocated once is not the method's
+    run, before = _run(case), _peak()
     run()
     grown = _peak() - before
     seconds, end = [], time.perf_counter() + SECONDS
@@ -70,13 +57,14 @@ def measure(case: Case) -> dict[str, Any]:
     return {"seconds": seconds, "peak_mb": grown}
 
 
-def _warm_up(case: Case) -> None:
-    """What is imported and allocated once is not the method's."""
-    features, saliency = tokens(0, case.tokens, WIDTH), attention(0, case.tokens)
+def _run(case: Case) -> Callable[[], object]:
+    """The method on inputs that are there already."""
+    features = torch.cat([tokens(seed, case.tokens, WIDTH) for seed in range(case.images)])
+    saliency = torch.cat([attention(seed, case.tokens) for seed in range(case.images)])
     if case.published:
-        load_published(Path(case.published))(features, saliency, case.need)
-    else:
-        select(features, saliency, [case.need], case.method, 1)
+        rival = load_published(Path(case.published))
+        return lambda: rival(features, saliency, case.need)
+    return lambda: select(features, saliency, [case.need] * case.images, case.method, 1)
 
 
 def _peak() -> float:
