@@ -41,7 +41,7 @@ class Case:
     run_dtype: str
     stored: dict[str, Tensor]
 
-    def run(self, directions: Callable[[Tensor, Sequence[int]], Tensor]) -> list[Explanation]:
+    def run(self, directions: Callable[[Tensor, Sequence[int], bool], Tensor]) -> list[Explanation]:
         recipe = replace(self.recipe, directions=directions)
         needs = [self.need] * len(self.features)
         return explain(self.features, self.saliency, needs, recipe, self.reserved)
@@ -123,7 +123,7 @@ FROM_TOKENS: dict[str, Callable[[Case], Tensor]] = {
 
 def check_stages(case: Case) -> list[str]:
     """Names of the intermediates that differ, with the stored directions."""
-    images = case.run(lambda features, ks: case.stored["V"].float())
+    images = case.run(lambda features, ks, loadings: case.stored["V"].float())
     stored = dict(case.stored)
     # The published code returned duplicates: the reference holds the answer without them.
     stored["indices"] = stored.get("indices_fixed", stored["indices"])

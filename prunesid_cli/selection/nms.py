@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 128
-"""Tokens whose similarities are computed together: whole groups, of no more tokens than this where they are small."""
+PRODUCT, SPAN = 32, 1024
+"""Tokens, as whole groups, whose similarities are computed together, and among whom suppression is settled together:
+small products waste little on pairs of two groups, wide spans need few rounds."""
 BEYOND = 1.02
 """No cosine is greater, in half precision or not; a threshold above it suppresses nothing."""
 
@@ -36,22 +37,27 @@ def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate:
     if float(tau) > BEYOND:
         return candidate
     order = (group * len(group) + rank).argsort()
+    sizes = group.bincount().tolist()
     alive = candidate.clone()
-    for part in order.split(_chunks(group.bincount().tolist())):
-        near = unit[part]
-        blocks = (near @ near.T > tau).mT & (group[part][:, None] == group[part])
-        alive[part] = fixed_point(blocks.tril(-1), candidate[part])
+    for span in order.split(whole_groups(sizes, SPAN)):
+        own = group[span]
+        blocks = torch.zeros(len(span), len(span), dtype=torch.bool, device=unit.device)
+        at = 0
+        for near in unit[span].split(whole_groups(own.bincount().tolist(), PRODUCT)):
+            blocks[at : at + len(near), at : at + len(near)] = near @ near.T > tau
+            at += len(near)
+        alive[span] = fixed_point((blocks & (own[:, None] == own)).tril(-1), candidate[span])
     return alive
 
 
-def _chunks(sizes: list[int]) -> list[int]:
-    """Sizes of neighbouring groups -> sizes of chunks of whole groups."""
-    chunks = [0]
+def whole_groups(sizes: list[int], most: int) -> list[int]:
+    """Sizes of neighbouring groups -> sizes of runs of them, of at most `most` tokens where there is more than one."""
+    runs = [0]
     for size in sizes:
-        if chunks[-1] and chunks[-1] + size > CHUNK:
-            chunks.append(0)
-        chunks[-1] += size
-    return chunks
+        if runs[-1] and runs[-1] + size > most:
+            runs.append(0)
+        runs[-1] += size
+    return runs
 
 
 def fixed_point(blocks: Tensor, candidate: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def explain(
 
 def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], recipe: Recipe) -> _Grouping:
     n, device = features.shape[1], features.device
-    directions = recipe.directions(features, [min(recipe.groups(need), n) for need in needs])
+    directions = recipe.directions(features, [min(recipe.groups(need), n) for need in needs], saliency is None)
 
     def suppressed(row: int) -> tuple[Tensor, ...]:
         own = groups(directions[row])

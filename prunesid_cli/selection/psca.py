@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.selection.eigen import leading
+from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided
 from prunesid_cli.selection.parallel import each_image
 
 ITERATIONS = 2
@@ -44,17 +44,17 @@ def gram(matrix: Tensor) -> Tensor:
 
 def _symmetric_product(matrix: Tensor) -> Tensor:
     """matrix [M, D] fp32 -> matrix @ matrix.T [M, M] fp64, each product of two rows once."""
-    product = matrix.new_empty(len(matrix), len(matrix), dtype=torch.float64)
+    product = matrix.new_empty(len(matrix), len(matrix))
     for start in range(0, len(matrix), ROWS):
         stop = min(start + ROWS, len(matrix))
-        part = matrix[:stop] @ matrix[start:stop].T
-        product[:stop, start:stop] = part
-        product[start:stop, :start] = part[:start].T
-    return product
+        part = matrix[start:stop] @ matrix[:stop].T
+        product[start:stop, :stop] = part
+        product[:start, start:stop] = part[:, :start].T
+    return product.double()
 
 
-def principal_directions(tokens: Tensor, k: int) -> Tensor:
-    """tokens [N, C] -> exact top-k eigenvectors V [N, k] fp32 of the Gram matrix, by descending eigenvalue.
+def principal_directions(tokens: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
+    """tokens [N, C] -> exact top-k eigenvectors V [N, k] of the Gram matrix, by descending eigenvalue.
 
     Directions that the input does not have (rank < k) are zero columns, so that no token can be assigned to a group of
     rounding noise. Of more tokens than channels it is the channels' matrix that is factorised, and V = X W / |X W|.
@@ -62,23 +62,27 @@ def principal_directions(tokens: Tensor, k: int) -> Tensor:
     matrix = centred(tokens)
     n, channels = matrix.shape
     if n <= channels:
-        return leading(gram(matrix), k).float()
+        return leading(gram(matrix), k, doubt).float().T
     common = normalize(matrix.mean(0), dim=0)
     along = matrix @ common
     rest = matrix - torch.outer(along, common)
-    weights = leading(gram(matrix.T), min(k, channels))
+    weights = leading(gram(matrix.T), min(k, channels)).T
     # As in `gram`: what all tokens share would drown the rest.
     found = (rest @ weights.float()).double() + torch.outer(along.double(), common.double() @ weights)
     return torch.nn.functional.pad(normalize(found, dim=0).float(), (0, k - weights.shape[1]))
 
 
-def exact_directions(features: Tensor, ks: Sequence[int]) -> Tensor:
-    """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)], zero beyond an image's k."""
-    columns = each_image(lambda row: principal_directions(features[row], ks[row]), len(ks), features.device)
+def exact_directions(features: Tensor, ks: Sequence[int], loadings: bool = True) -> Tensor:
+    """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)], zero beyond an image's k.
+
+    loadings: whether their values matter, and not only which is the greatest of a token.
+    """
+    doubt = angle if loadings else undecided
+    columns = each_image(lambda row: principal_directions(features[row], ks[row], doubt), len(ks), features.device)
     return _pad(columns, max(ks))
 
 
-def low_rank_directions(features: Tensor, ks: Sequence[int], seed: int = 0) -> Tensor:
+def low_rank_directions(features: Tensor, ks: Sequence[int], loadings: bool = True, seed: int = 0) -> Tensor:
     """The published code's randomised PCA (torch.pca_lowrank(q=k, niter=2)) with a seeded start of its own.
 
     features [B, N, C] -> V [B, N, max(ks)]. Every image starts from the same draw, as in the published code.

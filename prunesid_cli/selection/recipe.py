@@ -26,7 +26,8 @@ class Recipe:
     strength    need, N -> lambda; the NMS threshold is lambda x redundancy
     redundancy  tokens of length one [N, C] -> scalar
     saliency    the model's [B, N] or None, V [B, N, G] -> saliency [B, N] fp32
-    directions  features [B, N, C], number of groups of each image -> V [B, N, G]
+    directions  features [B, N, C], number of groups of each image, whether V itself matters or only where each row of
+                it is greatest -> V [B, N, G]
     ascending   need -> whether indices come in raster order, or group by group
     precision   of these tokens and their similarities; None: that of the features
     """
@@ -35,7 +36,7 @@ class Recipe:
     strength: Callable[[int, int], float]
     redundancy: Callable[[Tensor], Tensor]
     saliency: Callable[[Tensor | None, Tensor], Tensor]
-    directions: Callable[[Tensor, Sequence[int]], Tensor]
+    directions: Callable[[Tensor, Sequence[int], bool], Tensor]
     ascending: Callable[[int], bool]
     precision: torch.dtype | None
 

@@ -21,8 +21,8 @@ def pair_mean(unit: Tensor) -> Tensor:
 
     In O(NC), with no [N, N] matrix: the sum over i != j of n_i.n_j is |sum n_i|^2 - sum |n_i|^2.
     """
-    n, unit = len(unit), unit.double()
-    return ((unit.sum(0).square().sum() - unit.square().sum()) / max(n * (n - 1), 1)).float()
+    n, together = len(unit), unit.sum(0, dtype=torch.float64)
+    return ((together.square().sum() - _total(unit.square())) / max(n * (n - 1), 1)).float()
 
 
 def triangle_mean(unit: Tensor) -> Tensor:

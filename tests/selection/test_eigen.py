@@ -35,7 +35,7 @@ def with_spectrum(values: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 def test_leading_vectors_are_the_true_ones(spectrum: str, k: int) -> None:
     values = SPECTRA[spectrum](torch.arange(N, dtype=torch.float64))
     matrix, vectors = with_spectrum(values, k)
-    found = leading(matrix, k)
+    found = leading(matrix, k).T
     there, gone = values[:k] > 1e-11 * values[0], values[:k] <= 1e-13 * values[0]
     cosine = (found * vectors[:, :k]).sum(0).abs()
     assert found.shape == (N, k)
@@ -47,7 +47,7 @@ def test_equal_eigenvalues_span_their_space() -> None:
     """No vector of it is better than another; more equal ones than a block has columns are found, too."""
     values = torch.cat([torch.full((2 * BLOCK,), 3.0), torch.linspace(1, 0, N - 2 * BLOCK)]).double()
     matrix, vectors = with_spectrum(values, 0)
-    found = leading(matrix, 2 * BLOCK)
+    found = leading(matrix, 2 * BLOCK).T
     assert torch.allclose(found.T @ found, torch.eye(2 * BLOCK, dtype=torch.float64), atol=1e-9)
     assert torch.allclose((vectors[:, : 2 * BLOCK].T @ found).square().sum(0), torch.ones(1).double(), atol=1e-9)
 
@@ -56,15 +56,15 @@ def test_equal_eigenvalues_span_their_space() -> None:
 def test_the_basis_stays_orthonormal(spectrum: str) -> None:
     """Where a space has nothing new to offer, too: else there would be copies of what it has."""
     matrix, _ = with_spectrum(SPECTRA[spectrum](torch.arange(N, dtype=torch.float64)), 1)
-    space = Krylov(matrix, N // 2)
-    space.grow(6 * BLOCK)
+    space = Krylov(matrix.float(), N // 2)
+    space.grow(12 * BLOCK)
     basis = space.basis[: space.width]
-    assert torch.allclose(basis @ basis.T, torch.eye(space.width, dtype=torch.float64), atol=1e-12)
-    assert torch.allclose(space.image[: space.width], basis @ matrix)
+    assert torch.allclose(basis @ basis.T, torch.eye(space.width), atol=1e-5)
+    assert torch.allclose(space.image[: space.width], basis @ matrix.float(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 40])
 def test_small_matrices(n: int) -> None:
     matrix, vectors = with_spectrum(torch.arange(n, 0, -1).double(), n)
     for k in {1, (n + 1) // 2, n}:
-        assert torch.allclose((leading(matrix, k) * vectors[:, :k]).sum(0).abs(), torch.ones(1).double())
+        assert torch.allclose((leading(matrix, k).T * vectors[:, :k]).sum(0).abs(), torch.ones(1).double())

@@ -37,7 +37,7 @@ def test_selection_is_the_slow_one(first: int) -> None:
         directions = torch.randn(1, n, max(need // 4, 1), generator=generator(seed))
         saliency = saliencies(seed, n)
 
-        def given_directions(_: Tensor, ks: Sequence[int], directions: Tensor = directions) -> Tensor:
+        def given_directions(_: Tensor, ks: Sequence[int], loadings: bool, directions: Tensor = directions) -> Tensor:
             return directions
 
         recipe = replace(PRUNESID, directions=given_directions, ascending=lambda need: False)
