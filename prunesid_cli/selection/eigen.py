@@ -1,9 +1,9 @@
 """The leading eigenvectors of a symmetric matrix, as far as anybody can tell them apart.
 
-Of an image's tokens only the first K of N directions are wanted, and of them only where each token loads most. A Krylov
-space of a third of N columns, in fp32, is within 1e-4 of them; one step of subspace iteration in fp64 makes that 1e-6 or
-better, and its residual says how far each loading may still be off. Once that can change nothing, we are done: at a
-fifth of LAPACK's price. A space that is not enough grows; one that gets no nearer gives way to LAPACK.
+Of an image's tokens only the first K of N directions are wanted, and of them only where each token loads most. A
+Krylov space of a third of N columns, in fp32, is within 1e-4 of them; a step of subspace iteration in fp64 is nearer,
+and its residual says how far each loading may still be off. Once that can change nothing, we are done: at a fifth of
+LAPACK's price. A space that is not enough grows; one that gets no nearer gives way to LAPACK.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ class Krylov:
     def leading(self, k: int) -> Tensor | None:
         """Ritz vectors of the k + SPARE largest Ritz values, as rows; None where one might be missing.
 
-        A space from BLOCK vectors holds no eigenvalue more than BLOCK times, so there might be more of one that it holds
-        that often.
+        A space from BLOCK vectors holds no eigenvalue more than BLOCK times, so of one that it holds that often there
+        might be more.
         """
         basis = self.basis[: self.width]
         values, weights = torch.linalg.eigh(self.image[: self.width] @ basis.T)

@@ -18,6 +18,20 @@ def tokens(seed: int, n: int = 48, width: int = 64, noise: float = 0.5) -> Tenso
     return (things[which] + noise * torch.randn(n, width, generator=random)).unsqueeze(0)
 
 
+def scene_like(seed: int, n: int = 576, width: int = 1024) -> Tensor:
+    """features [1, N, C]: a square of tokens that share a mean and resemble their neighbours, near and less near.
+
+    The spectrum falls like that of a photograph: a dominant direction, then a power law.
+    """
+    random, side = generator(seed), round(n**0.5)
+    features = torch.randn(1, width, generator=random) + 0.1 * torch.randn(side * side, width, generator=random)
+    for patch in (12, 6, 3, 1.5):
+        coarse = torch.randn(1, width, *[max(2, round(side / patch))] * 2, generator=random)
+        fine = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
+        features += 0.4 * patch**0.5 * fine[0].flatten(1).T
+    return features.unsqueeze(0)
+
+
 def attention(seed: int, n: int = 48) -> Tensor:
     """saliency [1, N], positive, like a softmax row."""
     return torch.randn(1, n, generator=generator(seed + 1_000_000)).mul(2).softmax(-1)

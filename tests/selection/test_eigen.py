@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.eigen import BLOCK, Krylov, leading
-from tests.selection.inputs import generator
+from prunesid_cli.selection.eigen import BLOCK, Krylov, leading, rayleigh_ritz, undecided
+from prunesid_cli.selection.psca import centred, gram
+from tests.selection.inputs import generator, scene_like, tokens
 
 N = 300
 SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
@@ -68,3 +69,31 @@ def test_small_matrices(n: int) -> None:
     matrix, vectors = with_spectrum(torch.arange(n, 0, -1).double(), n)
     for k in {1, (n + 1) // 2, n}:
         assert torch.allclose((leading(matrix, k).T * vectors[:, :k]).sum(0).abs(), torch.ones(1).double())
+
+
+@pytest.mark.parametrize("k", [8, 16, 48, 72])
+@pytest.mark.parametrize("scale", [0.05, 1, 4])
+@pytest.mark.parametrize("kind", [tokens, scene_like])
+def test_each_token_loads_most_where_lapack_says(kind: Callable[[int, int, int], Tensor], scale: float, k: int) -> None:
+    """Stopping when no group can change any more changes no group."""
+    for seed in range(3):
+        matrix = gram(centred(scale * kind(seed, 400, 512)[0]))
+        exact = torch.linalg.eigh(matrix).eigenvectors[:, -k:].flip(1)
+        assert torch.equal(leading(matrix, k, undecided).abs().argmax(0), exact.abs().argmax(1))
+
+
+def test_doubt_tells_of_every_token_that_is_wrong() -> None:
+    """Stopped early, the tokens in another group than they belong to are among those counted."""
+    matrix = gram(centred(scene_like(0, 400, 512)[0]))
+    exact = torch.linalg.eigh(matrix).eigenvectors[:, -16:].flip(1).abs().argmax(1)
+    wrong = []
+    for width in range(48, 133, 12):
+        space = Krylov(matrix.float(), 200)
+        space.grow(width)
+        rows = space.leading(16)
+        assert rows is not None
+        found = rayleigh_ritz(matrix, rows, 16)
+        wrong.append(int((found.directions().abs().argmax(0) != exact).sum()))
+        assert undecided(found) >= wrong[-1]
+    assert wrong[0] > 20
+    assert wrong[-1] == 0
