@@ -23,6 +23,12 @@ SPARE = 8
 """Vectors carried along beside the wanted ones: the last of those is hard to tell from its neighbours."""
 NOISE = 1e-12
 """Below this share of the largest eigenvalue a direction is rounding noise."""
+STEPS, FEW = 6, 4
+"""Most steps of subspace iteration, and doubt so small that it is worth them even where they make slow progress."""
+SAFETY = 3
+"""Times the estimated error of an entry, within which it is taken to be."""
+NEW = 1e-3
+"""Below this share of the longest, what a vector adds to a space is rounding noise in fp32."""
 CLOSE = 1e-6
 """Greatest angle between a computed direction and the true one, in radians, where the numbers themselves matter."""
 
@@ -54,11 +60,13 @@ class Found:
     def errors(self) -> Tensor:
         """[k, N]: how far the entries of each direction may be off, noise aside.
 
-        The residual, divided by the distance from its eigenvalue to those of the rest of the matrix (Parlett, The
-        Symmetric Eigenvalue Problem, 11.7), of which the last spare one is the largest.
+        To first order the error is the residual, seen through the rest of the matrix: no longer than the residual by the
+        distance to the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric Eigenvalue
+        Problem, 11.7), but shared among entries otherwise.
         """
         top, vectors, images = self.values[: self.k, None], self.vectors[: self.k], self.images[: self.k]
-        return (images - top * vectors).abs() / (top - self.values[-1]) * self.real()[: self.k, None]
+        error = (images - top * vectors).abs() / (top - self.values[-1]) * self.real()[: self.k, None]
+        return SAFETY * torch.maximum(error, error.square().mean(1, keepdim=True).sqrt())
 
 
 Doubt = Callable[[Found], float]
@@ -67,7 +75,7 @@ Doubt = Callable[[Found], float]
 
 def angle(found: Found) -> float:
     """How many times CLOSE the worst direction may be off."""
-    worst = float(found.errors().norm(dim=1).amax()) / CLOSE
+    worst = float(found.errors().norm(dim=1).amax()) / CLOSE / SAFETY
     return worst if worst > 1 else 0.0
 
 
@@ -113,13 +121,15 @@ def _first_width(k: int) -> int:
 
 
 def polish(matrix: Tensor, rows: Tensor, k: int, doubt: Doubt) -> tuple[float, float, Found]:
-    """Subspace iteration from rows [P, N], as long as each step leaves at most a quarter -> doubt at first and last."""
+    """Subspace iteration from rows [P, N] while a step leaves a quarter, or few -> doubt at first and at last."""
     found = rayleigh_ritz(matrix, rows, k)
     first = last = doubt(found)
-    while last:
+    for _ in range(STEPS):
+        if not last:
+            break
         better = rayleigh_ritz(matrix, found.improved(), k)
         before, last, found = last, doubt(better), better
-        if last > before / 4:
+        if last > max(before / 4, FEW):
             break
     return first, last, found
 
@@ -139,8 +149,8 @@ class Krylov:
     """An orthonormal basis of the block Krylov space of a matrix, from a start that is the same for all matrices.
 
     `basis` [M, N] has its vectors as rows, which is the faster way round to multiply; `image` is basis @ matrix. Every
-    block is made orthogonal to all before it, twice: the second time takes away what the first, and the scaling of a
-    block that has nothing new, leave of them (Golub and Van Loan, Matrix Computations, 10.3).
+    block is made orthogonal to all before it, twice, since the first time leaves some of them (Golub and Van Loan,
+    Matrix Computations, 10.3). Vectors that add nothing give way to new ones.
     """
 
     def __init__(self, matrix: Tensor, most: int) -> None:
@@ -151,16 +161,24 @@ class Krylov:
     def grow(self, width: int) -> None:
         """To `width` vectors, a multiple of BLOCK."""
         for at in range(self.width, width, BLOCK):
-            block = self._next(at) if at else start(len(self.matrix)).to(self.matrix)
+            block = self._next(at)
             self.basis[at : at + BLOCK] = block
             torch.mm(block, self.matrix, out=self.image[at : at + BLOCK])
         self.width = width
 
     def _next(self, at: int) -> Tensor:
-        block, before = self.image[at - BLOCK : at], self.basis[:at]
-        for _ in range(2):
-            block = torch.linalg.qr(torch.addmm(block, block @ before.T, before, alpha=-1).T).Q.T
-        return block
+        """What the last images add to the first `at` vectors [BLOCK, N]; before all others, those of the start do."""
+        before, fresh = self.basis[:at], start(len(self.matrix), at).to(self.matrix)
+        block = self.image[at - BLOCK : at] if at else fresh @ self.matrix
+        while True:
+            for _ in range(2):
+                block = torch.addmm(block, block @ before.T, before, alpha=-1)
+            orthonormal, triangle = torch.linalg.qr(block.T)
+            lengths = triangle.diagonal().abs()
+            nothing_new = lengths <= NEW * lengths.amax()
+            if not nothing_new.any():
+                return orthonormal.T
+            block = torch.where(nothing_new[:, None], fresh, orthonormal.T)
 
     def leading(self, k: int) -> Tensor | None:
         """Ritz vectors of the k + SPARE largest Ritz values, as rows; None where one might be missing.
@@ -176,8 +194,7 @@ class Krylov:
         return weights[:, -(k + SPARE) :].flip(1).T @ basis
 
 
-@lru_cache(maxsize=16)
-def start(n: int) -> Tensor:
-    """[BLOCK, N] fp64, orthonormal, drawn from a seed of its own."""
-    drawn = torch.randn(n, BLOCK, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return torch.linalg.qr(drawn).Q.T.contiguous()
+@lru_cache(maxsize=256)
+def start(n: int, seed: int) -> Tensor:
+    """[BLOCK, N] fp32, drawn from a generator of its own."""
+    return torch.randn(BLOCK, n, generator=torch.Generator().manual_seed(seed)) / n**0.5

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PRODUCT, SPAN = 32, 1024
+PRODUCT, SPAN = 32, 128
 """Tokens, as whole groups, whose similarities are computed together, and among whom suppression is settled together:
 small products waste little on pairs of two groups, wide spans need few rounds."""
 BEYOND = 1.02
@@ -44,8 +44,9 @@ def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate:
         blocks = torch.zeros(len(span), len(span), dtype=torch.bool, device=unit.device)
         at = 0
         for near in unit[span].split(whole_groups(own.bincount().tolist(), PRODUCT)):
-            blocks[at : at + len(near), at : at + len(near)] = near @ near.T > tau
-            at += len(near)
+            to = at + len(near)
+            blocks[at:to, at:to] = near @ near.T > tau
+            at = to
         alive[span] = fixed_point((blocks & (own[:, None] == own)).tril(-1), candidate[span])
     return alive
 
@@ -65,9 +66,9 @@ def fixed_point(blocks: Tensor, candidate: Tensor) -> Tensor:
 
     Takes as many rounds as the longest chain of suppression (3 or 4 on images), so ask, never cap.
     """
-    keep = candidate
+    keep, weights = candidate, blocks.float()  # a product is faster than `any`
     while True:
-        settled = candidate & ~(blocks & keep).any(-1)
+        settled = candidate & (weights @ keep.float() == 0)
         if torch.equal(settled, keep):
             return keep
         keep = settled

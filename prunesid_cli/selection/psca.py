@@ -24,7 +24,7 @@ def where_exact(tensor: Tensor) -> Tensor:
 def centred(tokens: Tensor) -> Tensor:
     """tokens [N, C] -> fp32 [N, C]: sigmoid, less each token's own mean over its channels."""
     activation = torch.sigmoid(tokens.float())
-    return activation - activation.mean(-1, keepdim=True)
+    return activation.sub_(activation.mean(-1, keepdim=True))
 
 
 def gram(matrix: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def gram(matrix: Tensor) -> Tensor:
     """
     common = normalize(matrix.mean(0), dim=0)
     along = matrix @ common
-    rest = matrix - torch.outer(along, common)
+    rest = torch.addr(matrix, along, common, alpha=-1)
     across = (rest @ common).double()  # nearly nothing, but times `along` no longer so
     along = along.double()
     product = _symmetric_product(rest)
@@ -65,7 +65,7 @@ def principal_directions(tokens: Tensor, k: int, doubt: Doubt = angle) -> Tensor
         return leading(gram(matrix), k, doubt).float().T
     common = normalize(matrix.mean(0), dim=0)
     along = matrix @ common
-    rest = matrix - torch.outer(along, common)
+    rest = torch.addr(matrix, along, common, alpha=-1)
     weights = leading(gram(matrix.T), min(k, channels)).T
     # As in `gram`: what all tokens share would drown the rest.
     found = (rest @ weights.float()).double() + torch.outer(along.double(), common.double() @ weights)

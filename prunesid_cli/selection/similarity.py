@@ -13,7 +13,7 @@ from prunesid_cli.selection.psca import where_exact
 def unit_tokens(tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """tokens [N, C] -> of length one [N, C], as a model running in `dtype` would round them."""
     # A zero token is like no other; in half precision its quotient would be NaN.
-    return normalize(tokens.to(dtype), dim=-1).nan_to_num(0.0, 0.0, 0.0)
+    return normalize(tokens.to(dtype), dim=-1).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def pair_mean(unit: Tensor) -> Tensor:
@@ -21,8 +21,8 @@ def pair_mean(unit: Tensor) -> Tensor:
 
     In O(NC), with no [N, N] matrix: the sum over i != j of n_i.n_j is |sum n_i|^2 - sum |n_i|^2.
     """
-    n, together = len(unit), unit.sum(0, dtype=torch.float64)
-    return ((together.square().sum() - _total(unit.square())) / max(n * (n - 1), 1)).float()
+    n, together, lengths = len(unit), unit.sum(0, dtype=torch.float64), torch.linalg.vector_norm(unit, dim=-1).double()
+    return ((together.square().sum() - lengths.square().sum()) / max(n * (n - 1), 1)).float()
 
 
 def triangle_mean(unit: Tensor) -> Tensor:
