@@ -28,7 +28,7 @@ STEPS, FEW = 6, 4
 SAFETY = 3
 """Times the estimated error of an entry, within which it is taken to be."""
 NEW = 1e-3
-"""Below this share of the longest, what a vector adds to a space is rounding noise in fp32."""
+"""Below this share of its length, what a vector adds to a space is rounding noise in fp32."""
 CLOSE = 1e-6
 """Greatest angle between a computed direction and the true one, in radians, where the numbers themselves matter."""
 
@@ -60,9 +60,9 @@ class Found:
     def errors(self) -> Tensor:
         """[k, N]: how far the entries of each direction may be off, noise aside.
 
-        To first order the error is the residual, seen through the rest of the matrix: no longer than the residual by the
-        distance to the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric Eigenvalue
-        Problem, 11.7), but shared among entries otherwise.
+        To first order the error is the residual, seen through the rest of the matrix: no longer than the residual by
+        the distance to the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric
+        Eigenvalue Problem, 11.7), but shared among entries otherwise.
         """
         top, vectors, images = self.values[: self.k, None], self.vectors[: self.k], self.images[: self.k]
         error = (images - top * vectors).abs() / (top - self.values[-1]) * self.real()[: self.k, None]
@@ -117,7 +117,7 @@ def leading(matrix: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
 
 def _first_width(k: int) -> int:
     """Enough for most images at the first look, whose price is that of half a step to the next."""
-    return BLOCK * -(-(5 * k // 2 + 60) // BLOCK)
+    return BLOCK * -(-(5 * k // 2 + 48) // BLOCK)
 
 
 def polish(matrix: Tensor, rows: Tensor, k: int, doubt: Doubt) -> tuple[float, float, Found]:
@@ -149,8 +149,8 @@ class Krylov:
     """An orthonormal basis of the block Krylov space of a matrix, from a start that is the same for all matrices.
 
     `basis` [M, N] has its vectors as rows, which is the faster way round to multiply; `image` is basis @ matrix. Every
-    block is made orthogonal to all before it, twice, since the first time leaves some of them (Golub and Van Loan,
-    Matrix Computations, 10.3). Vectors that add nothing give way to new ones.
+    block is made orthogonal to all before it, twice, since rounding leaves some of them the first time (Golub and Van
+    Loan, Matrix Computations, 10.3). Vectors that add nothing give way to new ones.
     """
 
     def __init__(self, matrix: Tensor, most: int) -> None:
@@ -171,11 +171,8 @@ class Krylov:
         before, fresh = self.basis[:at], start(len(self.matrix), at).to(self.matrix)
         block = self.image[at - BLOCK : at] if at else fresh @ self.matrix
         while True:
-            for _ in range(2):
-                block = torch.addmm(block, block @ before.T, before, alpha=-1)
-            orthonormal, triangle = torch.linalg.qr(block.T)
-            lengths = triangle.diagonal().abs()
-            nothing_new = lengths <= NEW * lengths.amax()
+            orthonormal, triangle = torch.linalg.qr(without(without(block, before), before).T)
+            nothing_new = triangle.diagonal().abs() <= NEW * block.norm(dim=1)
             if not nothing_new.any():
                 return orthonormal.T
             block = torch.where(nothing_new[:, None], fresh, orthonormal.T)
@@ -192,6 +189,11 @@ class Krylov:
         if bool((values[:k] - values[BLOCK - 1 : BLOCK - 1 + k] < 0.01 * values[:k]).any()):
             return None
         return weights[:, -(k + SPARE) :].flip(1).T @ basis
+
+
+def without(rows: Tensor, basis: Tensor) -> Tensor:
+    """rows [B, N], orthonormal basis [M, N] -> rows less their part in the basis."""
+    return torch.addmm(rows, rows @ basis.T, basis, alpha=-1)
 
 
 @lru_cache(maxsize=256)

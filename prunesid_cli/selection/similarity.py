@@ -21,7 +21,8 @@ def pair_mean(unit: Tensor) -> Tensor:
 
     In O(NC), with no [N, N] matrix: the sum over i != j of n_i.n_j is |sum n_i|^2 - sum |n_i|^2.
     """
-    n, together, lengths = len(unit), unit.sum(0, dtype=torch.float64), torch.linalg.vector_norm(unit, dim=-1).double()
+    n, together = len(unit), (unit.new_ones(len(unit)) @ unit).double()
+    lengths = torch.linalg.vector_norm(unit, dim=-1).double()
     return ((together.square().sum() - lengths.square().sum()) / max(n * (n - 1), 1)).float()
 
 

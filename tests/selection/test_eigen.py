@@ -60,7 +60,7 @@ def test_the_basis_stays_orthonormal(spectrum: str) -> None:
     space = Krylov(matrix.float(), N // 2)
     space.grow(12 * BLOCK)
     basis = space.basis[: space.width]
-    assert torch.allclose(basis @ basis.T, torch.eye(space.width), atol=1e-5)
+    assert torch.allclose(basis @ basis.T, torch.eye(space.width), atol=1e-4)
     assert torch.allclose(space.image[: space.width], basis @ matrix.float(), rtol=1e-3, atol=1e-5)
 
 
