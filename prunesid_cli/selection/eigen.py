@@ -117,7 +117,7 @@ def leading(matrix: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
 
 def _first_width(k: int) -> int:
     """Enough for most images at the first look, whose price is that of half a step to the next."""
-    return BLOCK * -(-(5 * k // 2 + 48) // BLOCK)
+    return BLOCK * -(-(5 * k // 2 + 60) // BLOCK)
 
 
 def polish(matrix: Tensor, rows: Tensor, k: int, doubt: Doubt) -> tuple[float, float, Found]:
