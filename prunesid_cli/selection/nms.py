@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PRODUCT, SPAN = 32, 128
-"""Tokens, as whole groups, whose similarities are computed together, and among whom suppression is settled together:
-small products waste little on pairs of two groups, wide spans need few rounds."""
+STEP = 16
+"""Groups whose sizes round up to the same multiple of it are settled together, padded to that."""
 BEYOND = 1.02
 """No cosine is greater, in half precision or not; a threshold above it suppresses nothing."""
 
@@ -24,7 +23,7 @@ def precedence(saliency: Tensor) -> Tensor:
 def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
     """Which candidates no survivor of their group, preceding them, is more similar to than tau.
 
-    Only similarities within groups are computed, never [N, N].
+    Only similarities within groups are computed, never of all tokens with all.
 
     Args:
         unit: tokens of length one [N, C].
@@ -37,38 +36,29 @@ def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate:
     if float(tau) > BEYOND:
         return candidate
     order = (group * len(group) + rank).argsort()
-    sizes = group.bincount().tolist()
+    sizes = group.bincount()
+    first = sizes.cumsum(0) - sizes
     alive = candidate.clone()
-    for span in order.split(whole_groups(sizes, SPAN)):
-        own = group[span]
-        blocks = torch.zeros(len(span), len(span), dtype=torch.bool, device=unit.device)
-        at = 0
-        for near in unit[span].split(whole_groups(own.bincount().tolist(), PRODUCT)):
-            to = at + len(near)
-            blocks[at:to, at:to] = near @ near.T > tau
-            at = to
-        alive[span] = fixed_point((blocks & (own[:, None] == own)).tril(-1), candidate[span])
+    padded = (sizes + STEP - 1) // STEP * STEP
+    for width in padded.unique().tolist():
+        rows = (padded == width).nonzero()
+        place = torch.arange(width, device=unit.device)
+        filled = place < sizes[rows]
+        tokens = order[torch.where(filled, first[rows] + place, 0)]
+        near = unit[tokens]
+        blocks = (near @ near.mT > tau).tril(-1)
+        alive[tokens[filled]] = fixed_point(blocks, candidate[tokens] & filled)[filled]
     return alive
 
 
-def whole_groups(sizes: list[int], most: int) -> list[int]:
-    """Sizes of neighbouring groups -> sizes of runs of them, of at most `most` tokens where there is more than one."""
-    runs = [0]
-    for size in sizes:
-        if runs[-1] and runs[-1] + size > most:
-            runs.append(0)
-        runs[-1] += size
-    return runs
-
-
 def fixed_point(blocks: Tensor, candidate: Tensor) -> Tensor:
-    """blocks [N, N]: [j, i] if i suppresses j, which it precedes; candidate [N] -> mask [N] of the survivors.
+    """blocks [..., N, N]: [j, i] if i suppresses j, which it precedes; candidate [..., N] -> mask of the survivors.
 
     Takes as many rounds as the longest chain of suppression (3 or 4 on images), so ask, never cap.
     """
     keep, weights = candidate, blocks.float()  # a product is faster than `any`
     while True:
-        settled = candidate & (weights @ keep.float() == 0)
+        settled = candidate & ((weights @ keep.float().unsqueeze(-1)).squeeze(-1) == 0)
         if torch.equal(settled, keep):
             return keep
         keep = settled

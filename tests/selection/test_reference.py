@@ -95,7 +95,7 @@ def test_suppression_is_strict() -> None:
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 400), num_groups=st.integers(1, 40), tau=st.floats(-1, 1.1))
 def test_groups_large_and_small_are_suppressed_apart(seed: int, n: int, num_groups: int, tau: float) -> None:
-    """Against one matrix of all tokens: groups of more tokens than a chunk has, and many in one chunk."""
+    """Against one matrix of all tokens: large and small, and empty ones."""
     random = generator(seed)
     unit = unit_tokens(torch.randn(n, 3, generator=random))
     group = (num_groups * torch.rand(n, generator=random) ** 3).long()
