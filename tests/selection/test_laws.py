@@ -11,7 +11,7 @@ from torch import Tensor
 from prunesid_cli.errors import NonFiniteError, UsageError
 from prunesid_cli.selection import METHODS, select
 from prunesid_cli.selection.prunesid import explain
-from tests.selection.inputs import attention, batch, tokens
+from tests.selection.inputs import attention, batch, scene_like, tokens
 
 every_method = pytest.mark.parametrize("method", METHODS)
 prunes_by_group = pytest.mark.parametrize("method", ["prunesid", "prunesid-published"])
@@ -76,6 +76,26 @@ def test_repeatable_over_runs_and_threads(method: str) -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@prunes_by_group
+@pytest.mark.parametrize("with_saliency", [True, False])
+def test_a_whole_image_stands_alone(method: str, with_saliency: bool) -> None:
+    """Of so many tokens only the leading directions are computed; few of them, and many."""
+    features = torch.cat([scene_like(seed, 576, 640) for seed in range(3)])
+    saliency = torch.cat([attention(seed, 576) for seed in range(3)]) if with_saliency else None
+    before, budgets, results = torch.get_num_threads(), [192, 64, 130], []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(select(features, saliency, budgets, method, 1))
+            rows = [(features[i : i + 1], None if saliency is None else saliency[i : i + 1]) for i in range(3)]
+            pairs = zip(rows, budgets, strict=True)
+            results.append([select(*row, [budget], method, 1)[0] for row, budget in pairs])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @every_method
