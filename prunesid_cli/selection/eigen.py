@@ -26,7 +26,7 @@ NOISE = 1e-12
 STEPS, FEW = 6, 4
 """Most steps of subspace iteration, and doubt so small that it is worth them even where they make slow progress."""
 SAFETY = 3
-"""Times the estimated error of an entry, within which it is taken to be."""
+"""An entry is taken to be within so many times its estimated error."""
 NEW = 1e-3
 """Below this share of its length, what a vector adds to a space is rounding noise in fp32."""
 CLOSE = 1e-6
@@ -58,15 +58,14 @@ class Found:
         return (self.improved() * self.real()[:, None])[: self.k]
 
     def errors(self) -> Tensor:
-        """[k, N]: how far the entries of each direction may be off, noise aside.
+        """[k, N]: how far each direction may be off, to first order and noise aside.
 
-        To first order the error is the residual, seen through the rest of the matrix: no longer than the residual by
-        the distance to the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric
-        Eigenvalue Problem, 11.7), but shared among entries otherwise.
+        The error is the residual, seen through the rest of the matrix: no longer than the residual by the distance to
+        the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric Eigenvalue Problem,
+        11.7), but shared among entries otherwise.
         """
         top, vectors, images = self.values[: self.k, None], self.vectors[: self.k], self.images[: self.k]
-        error = (images - top * vectors).abs() / (top - self.values[-1]) * self.real()[: self.k, None]
-        return SAFETY * torch.maximum(error, error.square().mean(1, keepdim=True).sqrt())
+        return (images - top * vectors) / (top - self.values[-1]) * self.real()[: self.k, None]
 
 
 Doubt = Callable[[Found], float]
@@ -75,17 +74,31 @@ Doubt = Callable[[Found], float]
 
 def angle(found: Found) -> float:
     """How many times CLOSE the worst direction may be off."""
-    worst = float(found.errors().norm(dim=1).amax()) / CLOSE / SAFETY
+    worst = float(found.errors().norm(dim=1).amax()) / CLOSE
     return worst if worst > 1 else 0.0
 
 
 def undecided(found: Found) -> float:
-    """The number of tokens whose greatest loading may be another."""
-    return undecided_of(found.directions().abs(), found.errors())
+    """The number of entries of the space whose greatest loading may be that of another direction."""
+    return overtakable(found.directions(), found.errors())
 
 
-def undecided_of(loading: Tensor, error: Tensor) -> float:
-    """loading, error [K, N] -> how many columns may have their greatest entry elsewhere."""
+def undecided_through(matrix: Tensor) -> Doubt:
+    """The same of the rows of `matrix` [N, C], where it is matrix.T @ matrix that is factorised."""
+
+    def doubt(found: Found) -> float:
+        through = matrix.double().T
+        length = found.values[: found.k, None].clamp(min=0).sqrt()
+        loading, error = (rows @ through / length for rows in (found.directions(), found.errors()))
+        return overtakable(loading.nan_to_num(0), error.nan_to_num(0))
+
+    return doubt
+
+
+def overtakable(loading: Tensor, error: Tensor) -> float:
+    """loading, error [K, N] -> of how many columns the greatest |entry| may be another, for all that we know."""
+    loading, error = loading.abs(), error.abs()
+    error = SAFETY * torch.maximum(error, error.square().mean(1, keepdim=True).sqrt())
     own = loading.argmax(0, keepdim=True)
     least = (loading - error).gather(0, own).squeeze(0)
     most = (loading + error).scatter(0, own, -1).amax(0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided
+from prunesid_cli.selection.eigen import angle, leading, undecided, undecided_through
 from prunesid_cli.selection.parallel import each_image
 
 ITERATIONS = 2
@@ -53,32 +53,30 @@ def _symmetric_product(matrix: Tensor) -> Tensor:
     return product.double()
 
 
-def principal_directions(tokens: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
+def principal_directions(tokens: Tensor, k: int, loadings: bool = True) -> Tensor:
     """tokens [N, C] -> exact top-k eigenvectors V [N, k] of the Gram matrix, by descending eigenvalue.
 
     Directions that the input does not have (rank < k) are zero columns, so that no token can be assigned to a group of
     rounding noise. Of more tokens than channels it is the channels' matrix that is factorised, and V = X W / |X W|.
+
+    loadings: whether the values of V matter, and not only which is the greatest of a token.
     """
     matrix = centred(tokens)
     n, channels = matrix.shape
     if n <= channels:
-        return leading(gram(matrix), k, doubt).float().T
+        return leading(gram(matrix), k, angle if loadings else undecided).float().T
     common = normalize(matrix.mean(0), dim=0)
     along = matrix @ common
     rest = torch.addr(matrix, along, common, alpha=-1)
-    weights = leading(gram(matrix.T), min(k, channels)).T
+    weights = leading(gram(matrix.T), min(k, channels), angle if loadings else undecided_through(matrix)).T
     # As in `gram`: what all tokens share would drown the rest.
     found = (rest @ weights.float()).double() + torch.outer(along.double(), common.double() @ weights)
     return torch.nn.functional.pad(normalize(found, dim=0).float(), (0, k - weights.shape[1]))
 
 
 def exact_directions(features: Tensor, ks: Sequence[int], loadings: bool = True) -> Tensor:
-    """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)], zero beyond an image's k.
-
-    loadings: whether their values matter, and not only which is the greatest of a token.
-    """
-    doubt = angle if loadings else undecided
-    columns = each_image(lambda row: principal_directions(features[row], ks[row], doubt), len(ks), features.device)
+    """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)], zero beyond an image's k."""
+    columns = each_image(lambda row: principal_directions(features[row], ks[row], loadings), len(ks), features.device)
     return _pad(columns, max(ks))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.eigen import BLOCK, Krylov, leading, rayleigh_ritz, undecided
-from prunesid_cli.selection.psca import centred, gram
+from prunesid_cli.selection.psca import centred, gram, principal_directions
 from tests.selection.inputs import generator, scene_like, tokens
 
 N = 300
@@ -80,6 +80,16 @@ def test_each_token_loads_most_where_lapack_says(kind: Callable[[int, int, int],
         matrix = gram(centred(scale * kind(seed, 400, 512)[0]))
         exact = torch.linalg.eigh(matrix).eigenvectors[:, -k:].flip(1)
         assert torch.equal(leading(matrix, k, undecided).abs().argmax(0), exact.abs().argmax(1))
+
+
+@pytest.mark.parametrize("k", [4, 16])
+@pytest.mark.parametrize("scale", [0.05, 1, 4])
+def test_more_tokens_than_channels(scale: float, k: int) -> None:
+    """Then it is the channels' matrix that is factorised."""
+    for seed in range(3):
+        (features,) = scale * scene_like(seed, 400, 250)
+        exact = torch.linalg.eigh(gram(centred(features))).eigenvectors[:, -k:].flip(1)
+        assert torch.equal(principal_directions(features, k, loadings=False).abs().argmax(1), exact.abs().argmax(1))
 
 
 def test_doubt_tells_of_every_token_that_is_wrong() -> None:
