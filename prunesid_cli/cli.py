@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    printer.quiet, printer.debug, printer.resumable = False, "--debug" in sys.argv, False
+    printer.quiet, printer.verbose, printer.debug, printer.resumable = False, False, "--debug" in sys.argv, False
     try:
         result = app(standalone_mode=False, default_map=default_map())
         if result == ExitCode.INTERRUPTED:  # typer turns KeyboardInterrupt into this code

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePath
@@ -23,6 +24,8 @@ IMAGE_EXTENSIONS = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 GLOB_CHARACTERS = "*?["
+HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"
+Tell = Callable[[str, str], None]
 CHUNK = 1 << 16  # bytes of a list read at once
 
 
@@ -35,13 +38,17 @@ class Found:
 
 
 class Listing(Iterator[Found]):
-    """What `find_images` gives. The counters are final once the listing has ended."""
+    """What `find_images` gives; `passed`, final once the listing has ended, counts what it passed over.
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self.hidden = 0  # hidden files and folders, passed over in folders
-        self.other = 0  # files in folders whose extension is not an image's
-        self.links = 0  # links to folders inside folders: not followed, so no loop is possible
-        self.repeated = 0  # paths that lead to a file or folder already given
+    HIDDEN  files and folders in folders
+    OTHER   files in folders whose extension is not an image's
+    LINK    links to folders inside folders: not followed, so no loop is possible
+    REPEAT  paths that lead to a file or folder already given
+    """
+
+    def __init__(self, paths: Iterable[str], tell: Tell) -> None:
+        self.passed: Counter[str] = Counter()
+        self._tell = tell
         self._seen: set[str] = set()
         self._found = self._search(paths)
 
@@ -96,27 +103,34 @@ class Listing(Iterator[Found]):
         for entry in _entries(folder):
             is_folder = _is_folder(entry)
             if entry.name.startswith("."):
-                self.hidden += 1
+                self._pass(HIDDEN, entry.path)
             elif is_folder and entry.is_symlink():
-                self.links += 1
+                self._pass(LINK, entry.path)
             elif is_folder or os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
                 wanted.append((entry.path, is_folder))
             else:
-                self.other += 1
+                self._pass(OTHER, entry.path)
         return wanted
 
     def _is_new(self, path: str) -> bool:
         real = os.path.realpath(path)
         if real in self._seen:
-            self.repeated += 1
+            self._pass(REPEAT, path)
             return False
         self._seen.add(real)
         return True
 
+    def _pass(self, what: str, path: str) -> None:
+        self.passed[what] += 1
+        self._tell(what, path)
 
-def find_images(paths: Iterable[str]) -> Listing:
-    """Each image once: named files, what globs match, and the files with an image's extension in folders."""
-    return Listing(paths)
+
+def find_images(paths: Iterable[str], tell: Tell = lambda what, path: None) -> Listing:
+    """Each image once: named files, what globs match, and the files with an image's extension in folders.
+
+    `tell` is called with what is passed over, and its path.
+    """
+    return Listing(paths, tell)
 
 
 def read_list(stream: BinaryIO, null_separated: bool = False) -> Iterator[str]:

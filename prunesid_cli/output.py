@@ -21,10 +21,14 @@ class OutputClosed(Exception):
 
 
 class Printer:
-    """`quiet` leaves errors alone on stderr, `debug` shows tracebacks, `resumable`: run again, the command goes on."""
+    """`quiet` leaves warnings and errors alone on stderr, `verbose` adds details, `debug` shows tracebacks.
+
+    `resumable`: run again, the command goes on.
+    """
 
     def __init__(self) -> None:
         self.quiet = False
+        self.verbose = False
         self.debug = False
         self.resumable = False
 
@@ -44,6 +48,10 @@ class Printer:
     def note(self, text: str) -> None:
         if not self.quiet:
             self._say(text)
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            self.note(text)
 
     def warning(self, text: str) -> None:
         self._say(f"warning: {text}")

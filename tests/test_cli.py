@@ -224,13 +224,24 @@ def test_faulty_pictures_cost_themselves_alone(run: Run, llava: Path, pictures: 
     (folder / ".hidden.png").write_bytes(b"")
     ran = run("compress", folder, tmp_path / "missing.jpg", "--out", tmp_path / "c", "-m", llava)
     assert ran.code == 3
-    assert re.search(r"compressed 1 image .* 1 other file passed over .* 1 hidden file .* 4 failed", ran.err)
+    assert re.search(
+        r"compressed 1 image .* 1 hidden file passed over .* 1 other file passed over .* 4 failed", ran.err
+    )
     failed = run("cache", "ls", tmp_path / "c", "--failed", "--json").records
     assert {Path(record["source"]).name for record in failed} == {"empty.jpg", "text.jpg", "cut.jpg", "missing.jpg"}
     assert all(record["error"] and record["hint"] for record in failed)
     shutil.copy(pictures[1], folder / "cut.jpg")
-    again = run("compress", folder, "--out", tmp_path / "c", "-m", llava)
+    again = run("compress", folder, "--out", tmp_path / "c", "-m", llava, "-v")
     assert (again.code, "1 already in the cache" in again.err) == (3, True)
+    told = [
+        f"llava model {llava}, revision ",
+        "device cpu, dtype torch.float32, attention sdpa",
+        f"{folder}/good.png: already in the cache",
+        f"{folder}/cut.jpg: 63 of 576 visual tokens",
+        f"{folder}/readme.txt: other file, passed over",
+        f"{folder}/.hidden.png: hidden file, passed over",
+    ]
+    assert all(words in again.err and words not in ran.err for words in told), again.err
     assert len(run("cache", "ls", tmp_path / "c").out.splitlines()) == 2
     still = run("cache", "ls", tmp_path / "c", "--failed", "--json").records
     assert {Path(record["source"]).name for record in still} == {"empty.jpg", "text.jpg", "missing.jpg"}

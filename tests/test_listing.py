@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import pytest
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.listing import IMAGE_EXTENSIONS, Found, Listing, find_images, read_list
+from prunesid_cli.listing import HIDDEN, IMAGE_EXTENSIONS, LINK, OTHER, REPEAT, Found, Listing, find_images, read_list
 from prunesid_cli.media import load_image
 from tests import hostile
 
@@ -55,7 +55,7 @@ def test_folder_is_walked_in_order_and_counts_what_it_passes_over(tree: Path) ->
     listing = find_images([str(tree)])
     names = [os.path.relpath(item.source, tree) for item in listing]
     assert names == ["a.PNG", "b.jpg", "dir.jpg/f.jpg", "sub/c.webp", "sub/deep/d.gif"]
-    assert (listing.other, listing.hidden, listing.links, listing.repeated) == (2, 3, 0, 0)
+    assert listing.passed == {OTHER: 2, HIDDEN: 3}
 
 
 def test_sources_are_as_the_user_named_them(tree: Path) -> None:
@@ -149,7 +149,7 @@ def test_links_never_loop(tree: Path) -> None:
         "sub/gone.jpg",
         "sub/self.jpg",
     ]
-    assert listing.links == 2
+    assert listing.passed[LINK] == 2
     assert sources("**/*.webp") == ["sub/c.webp"]
     for name in ("sub/self.jpg", "sub/gone.jpg"):
         with pytest.raises(MediaError):
@@ -176,7 +176,7 @@ REPEATS: list[tuple[list[str], list[str], int]] = [
 def test_the_same_file_is_given_once(tree: Path, paths: list[str], expected: list[str], repeated: int) -> None:
     listing = find_images(paths)
     assert [item.source for item in listing] == expected
-    assert listing.repeated == repeated
+    assert listing.passed[REPEAT] == repeated
 
 
 def test_linked_file_is_given_once(tree: Path) -> None:

@@ -51,6 +51,7 @@ def answer(
     as_json: o.Json = False,
     usage: o.Usage = False,
     quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:
     """Answer one prompt, or many, over everything in a cache, with neither images nor vision tower.

@@ -37,6 +37,7 @@ def ask(
     as_json: o.Json = False,
     usage: o.Usage = False,
     quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:
     """Answer a prompt about one or more images.

@@ -47,6 +47,7 @@ def compress(
     as_json: o.Json = False,
     usage: o.Usage = False,
     quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:
     """Encode and prune images into a cache, from which prompts are answered later.
@@ -68,7 +69,8 @@ def compress(
     )
     writer = CacheWriter(out, run, __version__, shard_items)
     pruner = session.pruner(budget, method)
-    listing, report = find_images(_named(paths, null)), Report(as_json)
+    listing = find_images(_named(paths, null), lambda what, path: printer.detail(f"{path}: {what}, passed over"))
+    report = Report(as_json)
     try:
         with printer.progress("compressing", None, prints=as_json) as bar:
             for outcome in pipeline.compress(pruner, listing, writer, session.batch_size(batch_size)):
@@ -108,6 +110,7 @@ class Report:
             printer.error(outcome.error)
             self._record(source=outcome.source, error=outcome.error.problem, hint=outcome.error.hint)
         elif outcome.entry is None:
+            printer.detail(f"{outcome.source}: already in the cache")
             self.counts["held"] += 1
             self._record(source=outcome.source, held=True)
         else:
@@ -115,6 +118,7 @@ class Report:
             self.counts["kept"] += 1
             self.counts["tokens"] += entry.tokens.total
             self.counts["tokens kept"] += len(entry.tokens.indices)
+            printer.detail(f"{entry.source}: {len(entry.tokens.indices)} of {entry.tokens.total} visual tokens")
             for note in entry.notes:
                 printer.note(f"{entry.source}: {note}")
             self._record(
@@ -129,10 +133,7 @@ class Report:
         count, spent = self.counts, time.perf_counter() - self.began
         parts = [f"compressed {plural(count['kept'], 'image')} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"]
         parts += [f"{count['held']:,} already in the cache"] if count["held"] else []
-        parts += [f"{plural(listing.other, 'other file')} passed over"] if listing.other else []
-        parts += [f"{plural(listing.hidden, 'hidden file')} passed over"] if listing.hidden else []
-        parts += [f"{plural(listing.links, 'linked folder')} passed over"] if listing.links else []
-        parts += [f"{plural(listing.repeated, 'repeat')} passed over"] if listing.repeated else []
+        parts += [f"{plural(number, what)} passed over" for what, number in sorted(listing.passed.items())]
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
         printer.note("   ".join(parts))

@@ -111,6 +111,10 @@ def _quiet(wanted: bool) -> None:
     printer.quiet = printer.quiet or wanted
 
 
+def _verbose(wanted: bool) -> None:
+    printer.verbose = printer.verbose or wanted
+
+
 def _debug(wanted: bool) -> None:
     printer.debug = printer.debug or wanted
 
@@ -118,6 +122,12 @@ def _debug(wanted: bool) -> None:
 Quiet = Annotated[
     bool,
     typer.Option("-q", "--quiet", callback=_quiet, rich_help_panel=OUTPUT, help="Only warnings and errors on stderr."),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "-v", "--verbose", callback=_verbose, rich_help_panel=OUTPUT, help="Also say what is used, and of each input."
+    ),
 ]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_debug, rich_help_panel=OUTPUT, help="Show the traceback of an error.")

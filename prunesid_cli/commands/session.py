@@ -51,6 +51,8 @@ class Session:
 
         family.check(checkpoint)
         placement = place(hardware.device, hardware.dtype.value, hardware.attention.value, load_config(checkpoint))
+        printer.detail(f"{checkpoint.model_type} model {checkpoint.name}, revision {checkpoint.revision}")
+        printer.detail(f"device {placement.device}, dtype {placement.dtype}, attention {placement.attention}")
         return cls(checkpoint, placement)
 
     def pruner(self, budget: Budget, method: str) -> Pruner:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.output import printer
 from prunesid_cli.types import Placement
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -73,7 +74,7 @@ def load_half(
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if sys.stderr.isatty():  # the line above silences downloads too, which can take long
+    if sys.stderr.isatty() and not printer.quiet:  # the line above silences downloads too, which can take long
         enable_progress_bars()
     try:
         with torch.random.fork_rng(devices=[]):  # what is resized on purpose is drawn at random
