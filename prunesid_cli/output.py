@@ -49,6 +49,10 @@ class Printer:
         if not self.quiet:
             self._say(text)
 
+    def usage(self, text: str) -> None:
+        """What an option of its own asked for, `quiet` or not."""
+        self._say(text)
+
     def detail(self, text: str) -> None:
         if self.verbose:
             self.note(text)

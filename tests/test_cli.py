@@ -326,7 +326,7 @@ def test_usage_goes_to_stderr(run: Run, llava: Path, pictures: list[Path], tmp_p
     assert "visual tokens 576 -> 63 (10.9%)" in ran.err
     assert all(stage in ran.err for stage in ("encode", "select", "generate"))
     assert len(ran.out.splitlines()) == 1
-    ran = run("compress", pictures[0], "-m", llava, "--out", tmp_path, "-u")
+    ran = run("compress", pictures[0], "-m", llava, "--out", tmp_path, "-u", "-q")
     assert all(f"{stage} " in ran.err for stage in ("encode", "select"))
 
 

@@ -80,7 +80,7 @@ def answer(
             advance_one(bar)
     if usage:
         spent = time.perf_counter() - began
-        printer.note(f"{plural(len(queries), 'answer')} in {duration(spent)} ({len(queries) / spent:.1f}/s)")
+        printer.usage(f"{plural(len(queries), 'answer')} in {duration(spent)} ({len(queries) / spent:.1f}/s)")
     if failed:
         raise typer.Exit(ExitCode.PARTIAL)
 

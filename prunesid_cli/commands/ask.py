@@ -61,7 +61,7 @@ def ask(
     else:
         printer.result("" if stream else answer.text)
     if usage:
-        printer.note(_usage(pruner.clock, answer, items))
+        printer.usage(_usage(pruner.clock, answer, items))
 
 
 def _read_inputs(sources: list[str], prompt: str) -> tuple[list[Media], str]:

@@ -80,7 +80,7 @@ def compress(
         writer.close()
     report.say(writer, listing)
     if usage:
-        printer.note(stages(pruner.clock.seconds))
+        printer.usage(stages(pruner.clock.seconds))
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
 
