@@ -14,6 +14,7 @@ from torch import Tensor
 from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.listing import Found
 from prunesid_cli.media import digest_of, load_image_bytes, read_bytes
+from prunesid_cli.tokencache import Item
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,6 +36,7 @@ class Held:
     """One input that is in the cache already."""
 
     source: str
+    item: Item
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Failed:
 Decoded = Ready | Held | Failed
 
 
-def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[str, str], bool]) -> Decoded:
+def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[str, str], Item | None]) -> Decoded:
     """Read, decode and preprocess one image that is not `held` yet; any fault of the input becomes a record."""
     source = found.source
     if found.error:
@@ -54,8 +56,8 @@ def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[
     try:
         data = read_bytes(source)
         digest = digest_of(data)
-        if held(source, digest):
-            return Held(source)
+        if item := held(source, digest):
+            return Held(source, item)
         media = load_image_bytes(data, source, digest)
         return Ready(source, media.digest, media.size, media.notes, preprocess(media.image))
     except PruneSIDError as error:

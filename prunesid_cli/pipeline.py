@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from prunesid_cli.allotment import Allotment, Measured, even, planned, running
 from prunesid_cli.decoding import Decoded, Failed, Held, Ready, ahead, batches, decode
 from prunesid_cli.errors import CacheError, MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
@@ -50,18 +51,22 @@ class Outcome:
     error: PruneSIDError | None = None
 
 
-Plan = dict[str, int | PruneSIDError]
-"""Source -> tokens to keep, or why none can be."""
+def compress(
+    pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_size: int, stream: bool = False
+) -> Iterator[Outcome]:
+    """Encode, prune and write images; yields what became of each, in the order of the listing.
 
-
-def compress(pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_size: int) -> Iterator[Outcome]:
-    """Encode, prune and write images; yields what became of each, in the order of the listing."""
-    plan = None
-    if pruner.budget.dynamic:
+    stream: decide of each image when it comes, and not of all once all were measured.
+    """
+    if not pruner.spreads:
+        allotment: Allotment = even(pruner)
+    elif stream:
+        allotment = running(pruner, writer.history)
+    else:
         found = list(found)
-        plan = _plan(pruner, found, writer, batch_size)
-    for batch in batches(_decoded(pruner, found, writer, batch_size), batch_size):
-        outcomes = _outcomes(pruner, batch, plan)
+        allotment = planned(pruner, measure(pruner, found, writer.held, batch_size))
+    for batch in batches(_decoded(pruner, found, writer.held, batch_size), batch_size):
+        outcomes = _outcomes(pruner, batch, allotment)
         for one in batch:
             outcome = outcomes[one.source]
             if outcome.entry:
@@ -73,74 +78,22 @@ def compress(pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_
             yield outcome
 
 
-def _decoded(pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_size: int) -> Iterator[Decoded]:
-    return ahead(found, lambda one: decode(one, pruner.vision.preprocess, writer.holds), AHEAD * batch_size)
-
-
-def _outcomes(pruner: Pruner, batch: Sequence[Decoded], plan: Plan | None) -> dict[str, Outcome]:
-    outcomes = {one.source: Outcome(one.source, error=one.error) for one in batch if isinstance(one, Failed)}
-    outcomes |= {one.source: Outcome(one.source) for one in batch if isinstance(one, Held)}
-    ready = []
-    for one in batch:
-        if isinstance(one, Ready):
-            planned = plan[one.source] if plan is not None else None
-            if isinstance(planned, PruneSIDError):
-                outcomes[one.source] = Outcome(one.source, error=planned)
-            else:
-                ready.append((one, planned))
-    done = within_memory(lambda some: _entries(pruner, some), ready, _too_large)
-    return outcomes | {outcome.source: outcome for outcome in done}
-
-
-def _too_large(one: tuple[Ready, int | None]) -> Outcome:
-    source = one[0].source
-    return Outcome(source, error=MediaError(f"{source}: not enough memory for one image", "try --device cpu"))
-
-
-def _entries(pruner: Pruner, batch: Sequence[tuple[Ready, int | None]]) -> list[Outcome]:
-    """Encode and prune; an image whose tokens are not finite costs itself alone."""
-    if not batch:
-        return []
-    images, planned = zip(*batch, strict=True)
-    try:
-        encoded = pruner.encode([one.pixels for one in images])
-        values = pruner.information(encoded)
-        counts = pruner.counts(values) if None in planned else planned
-        kept = pruner.keep(encoded, counts)
-    except NonFiniteError as error:
-        bad = [images[row].source for row in error.rows]
-        good = _entries(pruner, [one for row, one in enumerate(batch) if row not in error.rows])
-        return good + [Outcome(source, error=not_finite(source)) for source in bad]
-    return [
-        Outcome(one.source, Entry(one.source, one.digest, one.size, tokens, value, one.notes))
-        for one, tokens, value in zip(images, kept, values, strict=True)
-    ]
-
-
-def _plan(pruner: Pruner, found: list[Found], writer: CacheWriter, batch_size: int) -> Plan:
-    """Eq. 7 over a collection: a first pass measures the information of each image, then the average is exact.
-
-    Images already in the cache take part with what was measured then, so that an interrupted run goes on as planned.
-    """
-    values: dict[str, float] = {}
-    held: dict[str, int] = {}
-    plan: Plan = {}
-    for batch in batches(_decoded(pruner, found, writer, batch_size), batch_size):
-        plan |= {one.source: one.error for one in batch if isinstance(one, Failed)}
-        items = [writer.done[one.source] for one in batch if isinstance(one, Held)]
-        values |= {item.source: item.phi for item in items}
-        held |= {item.source: len(item.kept) for item in items}
+def measure(
+    pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Item | None], batch_size: int
+) -> Iterator[Measured]:
+    """The information of each image, in the order of the listing. Of one that is `held` it was measured before."""
+    for batch in batches(_decoded(pruner, found, held, batch_size), batch_size):
         ready = [one for one in batch if isinstance(one, Ready)]
-        measured = within_memory(lambda some: _information(pruner, some), ready, lambda one: (one.source, 0.0))
-        plan |= {source: not_finite(source) for source, value in measured if not math.isfinite(value)}
-        values |= {source: value for source, value in measured if math.isfinite(value)}
-    if not values:
-        return plan
-    counts = dict(zip(values, pruner.counts(list(values.values())), strict=True))
-    if any(counts[source] != kept for source, kept in held.items()):  # images came or went: the new ones even it out
-        fresh = {source: value for source, value in values.items() if source not in held}
-        counts = dict(zip(fresh, pruner.counts(list(fresh.values()), tuple(held.values())), strict=True))
-    return plan | counts
+        values = dict(within_memory(lambda some: _information(pruner, some), ready, lambda one: (one.source, 0.0)))
+        for one in batch:
+            if isinstance(one, Failed):
+                yield Measured(one.source, error=one.error)
+            elif isinstance(one, Held):
+                yield Measured(one.source, one.item.phi, len(one.item.kept))
+            elif math.isfinite(values[one.source]):
+                yield Measured(one.source, values[one.source])
+            else:
+                yield Measured(one.source, error=not_finite(one.source))
 
 
 def _information(pruner: Pruner, batch: Sequence[Ready]) -> list[tuple[str, float]]:
@@ -148,6 +101,51 @@ def _information(pruner: Pruner, batch: Sequence[Ready]) -> list[tuple[str, floa
         return []
     values = pruner.information(pruner.encode([one.pixels for one in batch]))
     return list(zip([one.source for one in batch], values, strict=True))
+
+
+def _decoded(
+    pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Item | None], batch_size: int
+) -> Iterator[Decoded]:
+    return ahead(found, lambda one: decode(one, pruner.vision.preprocess, held), AHEAD * batch_size)
+
+
+def _outcomes(pruner: Pruner, batch: Sequence[Decoded], allotment: Allotment) -> dict[str, Outcome]:
+    outcomes, ready = dict[str, Outcome](), list[Ready]()
+    for one in batch:
+        if isinstance(one, Failed):
+            outcomes[one.source] = Outcome(one.source, error=one.error)
+        elif isinstance(one, Held):
+            outcomes[one.source] = Outcome(one.source)
+        elif one.source in allotment.refused:
+            outcomes[one.source] = Outcome(one.source, error=allotment.refused[one.source])
+        else:
+            ready.append(one)
+    done = within_memory(lambda some: _entries(pruner, some, allotment), ready, _too_large)
+    return outcomes | {outcome.source: outcome for outcome in done}
+
+
+def _too_large(one: Ready) -> Outcome:
+    return Outcome(one.source, error=MediaError(f"{one.source}: not enough memory for one image", "try --device cpu"))
+
+
+def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> list[Outcome]:
+    """Encode and prune; an image whose tokens are not finite costs itself alone."""
+    if not batch:
+        return []
+    try:
+        encoded = pruner.encode([one.pixels for one in batch])
+        values = pruner.information(encoded)
+        counts = allotment.counts([one.source for one in batch], values)
+        kept = pruner.keep(encoded, counts)
+    except NonFiniteError as error:
+        bad = [batch[row].source for row in error.rows]
+        good = _entries(pruner, [one for row, one in enumerate(batch) if row not in error.rows], allotment)
+        return good + [Outcome(source, error=not_finite(source)) for source in bad]
+    allotment.settle(values, counts)
+    return [
+        Outcome(one.source, Entry(one.source, one.digest, one.size, tokens, value, one.notes))
+        for one, tokens, value in zip(batch, kept, values, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families.base import VisionHalf
 from prunesid_cli.selection import select
-from prunesid_cli.selection.budget import Budget, apportion, limits, single
+from prunesid_cli.selection.budget import Budget, apportion, limits, reference, single
 from prunesid_cli.selection.checks import check_finite
 from prunesid_cli.selection.similarity import phi
 from prunesid_cli.types import SUMMARY, Encoded, TokenSet
@@ -36,12 +36,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Pruner:
-    """A vision half with what to keep and how to choose it; `phi_ref` is the information of an average image."""
+    """A vision half with what to keep and how to choose it; `sample` is the information of images to compare one with,
+    where any are known."""
 
     vision: VisionHalf
     budget: Budget
     method: str
-    phi_ref: float | None
+    sample: Sequence[float]
     clock: Clock = field(default_factory=Clock)
 
     def encode(self, pixels: Sequence[Tensor]) -> Encoded:
@@ -53,24 +54,36 @@ class Pruner:
         values: list[float] = phi(encoded.features).tolist()
         return values
 
+    @property
+    def spreads(self) -> bool:
+        """Whether images may get more or fewer tokens than the budget, which then is an average."""
+        return self.budget.dynamic and self.budget.tokens(self.vision.total) < self.vision.total
+
+    @property
+    def phi_ref(self) -> float | None:
+        """The information of an image that gets the budget itself; None where no image is known to compare with."""
+        mean, n = self.budget.tokens(self.vision.total), self.vision.total
+        return reference(self.sample, mean, *limits(mean, n)) if self.sample else None
+
     def counts(self, values: Sequence[float], already: Sequence[int] = ()) -> list[int]:
         """Tokens for each of a closed collection of images, given the information of each.
 
         `already`: what further images of the collection were given before, and keep.
         """
         mean, n = self.budget.tokens(self.vision.total), self.vision.total
-        if not self.budget.dynamic or mean >= n:
+        if not self.spreads:
             return [min(mean, n)] * len(values)
         floor, ceiling = limits(mean, n)
         if len(values) + len(already) > 1:
             left = mean * (len(values) + len(already)) - sum(already)
             return apportion(values, max(left, 0) / max(len(values), 1), floor, ceiling)
-        if self.phi_ref is None:
+        phi_ref = self.phi_ref
+        if phi_ref is None:
             raise UsageError(
                 "--dynamic for one image needs the information of an average one, which this model does not carry",
-                hint="leave out --dynamic, or give several images",
+                hint="give several images, or measure it with: prunesid compress IMAGES --calibrate --out CACHE",
             )
-        return [single(value, self.phi_ref, mean, floor, ceiling) for value in values]
+        return [single(value, phi_ref, mean, floor, ceiling) for value in values]
 
     def keep(self, encoded: Encoded, counts: Sequence[int]) -> list[TokenSet]:
         """The kept tokens of each image of a batch, CLS first where it is kept.

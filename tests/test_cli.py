@@ -129,38 +129,6 @@ def test_prompts_from_a_file(run: Run, llava: Path, pictures: list[Path], tmp_pa
     assert run("answer", tmp_path / "c", "--prompts", prompts).code == 2
 
 
-def test_dynamic_average_is_exact(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
-    assert run("compress", *pictures, "--out", tmp_path / "c", "-m", llava, "-k", "64", "--dynamic").code == 0
-    counts = [len(item.kept) for _, item in open_cache(tmp_path / "c").items().values()]
-    assert sum(counts) == 64 * len(pictures)
-    assert len(set(counts)) > 1
-    one = run("ask", "-m", llava, pictures[0], ASK, "--dynamic")
-    assert one.code == 2
-    assert "average" in one.err
-    several = run("ask", "-m", llava, *pictures[:4], ASK, "--dynamic", "-k", "64", "--json")
-    assert several.records[0]["kept"] == 256
-
-
-def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
-    """Images that an interrupted run had written keep their share, and the others get what they would have had."""
-    options = ("-m", llava, "-k", "64", "--dynamic", "--batch-size", "1")
-    run("compress", *pictures, "--out", tmp_path / "whole", *options)
-    whole = {s: item.kept for s, (_, item) in open_cache(tmp_path / "whole").items().items()}
-    part = tmp_path / "part"
-    part.mkdir()
-    from prunesid_cli.tokencache import Entry, read_tokens, write_shard
-
-    (shard,) = open_cache(tmp_path / "whole").shards
-    some = shard.items[:4]
-    entries = [
-        Entry(i.source, i.digest, i.size, t, i.phi, i.notes)
-        for i, t in zip(some, read_tokens(shard, some), strict=True)
-    ]
-    write_shard(part / "prunesid-00000.safetensors", shard.run, shard.tool, entries)
-    assert "4 already" in run("compress", *pictures, "--out", part, *options).err
-    assert {s: item.kept for s, (_, item) in open_cache(part).items().items()} == whole
-
-
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [

@@ -40,25 +40,6 @@ def test_one_that_never_fits_costs_itself_alone() -> None:
     assert within_memory(work, range(6), lambda one: -one) == [0, 1, 2, -3, 4, 5]
 
 
-def test_dynamic_with_nothing_usable(run: Run, llava: Path, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    options = ("-m", llava, "-k", "64", "--dynamic", "--out", tmp_path / "c")
-    empty = run("compress", tmp_path / "in", *options)
-    assert (empty.code, "no images found" in empty.err) == (0, True)
-    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
-    bad = run("compress", tmp_path / "in", *options)
-    assert (bad.code, "not an image" in bad.err) == (3, True)
-    assert "bad.png" in run("cache", "ls", tmp_path / "c", "--failed").out
-
-
-def test_dynamic_average_over_a_growing_folder(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
-    options = ("-m", llava, "-k", "64", "--dynamic", "--out", tmp_path / "c")
-    for end in (4, 7, 10):
-        assert run("compress", *pictures[:end], *options).code == 0
-        counts = [len(item.kept) for _, item in open_cache(tmp_path / "c").items().values()]
-        assert (len(counts), sum(counts)) == (end, 64 * end)
-
-
 def test_one_writer_at_a_time(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     assert run("compress", pictures[0], "-m", llava, "--out", tmp_path).code == 0
     found = open_cache(tmp_path).run
@@ -86,7 +67,7 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
 
     checkpoint = resolve(str(llava))
     vision = load_family("llava").vision(checkpoint, place("cpu", "auto", "auto", load_config(checkpoint)))
-    pruner = Pruner(vision, Budget.parse("64"), "prunesid", None)
+    pruner = Pruner(vision, Budget.parse("64"), "prunesid", ())
     encoded = pruner.encode([vision.preprocess(load_image(path).image) for path in pictures[:2]])
     assert encoded.summary is not None
     summary = encoded.summary.clone()

@@ -117,8 +117,8 @@ def test_shards_follow_each_other_and_the_last_counts(tmp_path: Path) -> None:
         writer.add(entry(number))
     writer.close()
     again = CacheWriter(tmp_path, RUN, "0.0")
-    assert again.holds("3.png", f"{3:064x}")
-    assert not again.holds("3.png", "another")
+    assert again.held("3.png", f"{3:064x}")
+    assert again.held("3.png", "another") is None
     again.add(replace(entry(3), digest="new"))
     again.close()
     assert [path.name for path in sorted(tmp_path.glob("*.safetensors"))] == [

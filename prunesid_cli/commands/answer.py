@@ -63,7 +63,8 @@ def answer(
     asked = read_prompts(prompt, prompts)
     opened = open_cache(cache)
     if opened.run is None:
-        raise CacheError(f"{cache} holds no tokens, only failures", hint=f"prunesid cache ls {cache} --failed")
+        hint = f"ls {cache} --failed" if opened.failures() else f"info {cache}"
+        raise CacheError(f"{cache} holds no tokens", hint=f"prunesid cache {hint}")
     session = _session(opened.run, model, revision, Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.types import Generation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from prunesid_cli.commands import options as o
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import UsageError
 from prunesid_cli.output import printer, stages, stdout_is_terminal
+from prunesid_cli.tokencache import sample_of
 
 if TYPE_CHECKING:
     from prunesid_cli.media import Media
@@ -27,6 +29,14 @@ def ask(
     revision: o.Revision = None,
     keep: o.Keep = "11%",
     dynamic: o.Dynamic = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CACHE",
+            rich_help_panel=o.PRUNING,
+            help="Implies --dynamic: an average image is one of this cache, by compress --calibrate or as it is.",
+        ),
+    ] = None,
     method: o.Method = "prunesid",
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
@@ -45,13 +55,14 @@ def ask(
     Example: prunesid ask kitchen.jpg "is there a kettle?"
     """
     *sources, prompt = media_and_prompt
-    budget = read_budget(keep, dynamic, method)
+    budget = read_budget(keep, dynamic or calibration is not None, method)
     media, prompt = _read_inputs(sources, prompt)
     session = Session.open(model, revision, Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.types import Generation
 
-    pruner = session.pruner(budget, method)
+    sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
+    pruner = session.pruner(budget, method, sample)
     language = session.language()
     stream = None if as_json or not stdout_is_terminal() else lambda text: printer.result(text, end="")
     how = Generation(max_new_tokens, temperature, seed, stream)

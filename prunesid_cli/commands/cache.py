@@ -11,7 +11,7 @@ import typer
 from prunesid_cli.commands import options as o
 from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import plural, printer, size
-from prunesid_cli.tokencache import open_cache, verify_all
+from prunesid_cli.tokencache import open_cache, read_calibration, verify_all
 
 app = typer.Typer(no_args_is_help=True, help="List, describe and check a cache.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
@@ -50,13 +50,17 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
     facts |= {"items": len(items), "failed": len(opened.failures()), "shards": len(opened.shards)}
     facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}
+    calibration = read_calibration(cache)
+    facts |= {"calibration": asdict(calibration)} if calibration else {}
     if as_json:
         printer.record(facts)
         return
     facts["bytes"] = size(opened.size())
     facts["kept"] = f"{kept} ({kept / max(total, 1):.1%})"
+    if calibration:
+        facts["calibration"] = f"phi {calibration.phi:.4f}, of {plural(calibration.images, 'image')}"
     for name, value in facts.items():
-        printer.result(f"{name:10} {value}")
+        printer.result(f"{name:11} {value}")
 
 
 @app.command("verify")

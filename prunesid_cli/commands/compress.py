@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.report import Report
 from prunesid_cli.commands.session import Hardware, Session, read_budget
-from prunesid_cli.errors import ExitCode
-from prunesid_cli.output import advance_one, duration, plural, printer, size, stages
-from prunesid_cli.tokencache import PATTERN
+from prunesid_cli.errors import ExitCode, MediaError
+from prunesid_cli.output import advance_one, plural, printer, stages
+from prunesid_cli.tokencache import calibrated
 
 if TYPE_CHECKING:
     from prunesid_cli.listing import Listing
-    from prunesid_cli.pipeline import Outcome
-    from prunesid_cli.tokencache import CacheWriter
+    from prunesid_cli.pruner import Pruner
 
 
 def compress(
@@ -36,6 +34,22 @@ def compress(
     revision: o.Revision = None,
     keep: o.Keep = "11%",
     dynamic: o.Dynamic = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            rich_help_panel=o.PRUNING,
+            help="--dynamic in one pass, for images that keep coming: the average converges to what is asked.",
+        ),
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            rich_help_panel=o.PRUNING,
+            help="Only measure an average image, for: ask --calibration CACHE. Some hundreds are plenty.",
+        ),
+    ] = False,
     method: o.Method = "prunesid",
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
@@ -56,7 +70,8 @@ def compress(
 
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
-    printer.resumable = True
+    printer.resumable = not calibrate
+    dynamic = dynamic or stream
     budget = read_budget(keep, dynamic, method)
     session = Session.open(model, revision, Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
@@ -64,16 +79,20 @@ def compress(
     from prunesid_cli.tokencache import CacheWriter, Run
 
     checkpoint = session.checkpoint
+    listing = find_images(_named(paths, null), lambda what, path: printer.detail(f"{path}: {what}, passed over"))
+    if calibrate:
+        measure_average(session, session.pruner(budget, method), listing, out, session.batch_size(batch_size), as_json)
+        return
+    sample = calibrated(out, checkpoint.name, checkpoint.revision)
     run = Run(
         checkpoint.name, checkpoint.revision, checkpoint.model_type, method, str(budget), dynamic, session.dtype_name
     )
     writer = CacheWriter(out, run, __version__, shard_items)
-    pruner = session.pruner(budget, method)
-    listing = find_images(_named(paths, null), lambda what, path: printer.detail(f"{path}: {what}, passed over"))
+    pruner = session.pruner(budget, method, sample)
     report = Report(as_json)
     try:
         with printer.progress("compressing", None, prints=as_json) as bar:
-            for outcome in pipeline.compress(pruner, listing, writer, session.batch_size(batch_size)):
+            for outcome in pipeline.compress(pruner, listing, writer, session.batch_size(batch_size), stream):
                 report.take(outcome)
                 advance_one(bar)
     finally:
@@ -82,6 +101,40 @@ def compress(
     if usage:
         printer.usage(stages(pruner.clock.seconds))
     if report.counts["failed"]:
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+def measure_average(
+    session: Session, pruner: Pruner, listing: Listing, out: Path, batch_size: int, as_json: bool
+) -> None:
+    """Write the information of all images that can be read, in short, into the cache.
+
+    Raises:
+        MediaError: none can.
+        CacheError: it cannot be written.
+    """
+    from prunesid_cli import pipeline
+    from prunesid_cli.tokencache import Calibration, write_calibration
+
+    values, failed = list[float](), 0
+    with printer.progress("measuring", None, prints=False) as bar:
+        for one in pipeline.measure(pruner, listing, lambda source, digest: None, batch_size):
+            if one.error:
+                failed += 1
+                printer.error(one.error)
+            else:
+                values.append(one.phi)
+                printer.detail(f"{one.source}: information {one.phi:.4f}")
+            advance_one(bar)
+    if not values:
+        raise MediaError("there is no image to measure", hint="name files, folders or globs of pictures")
+    calibration = Calibration.of(session.checkpoint.name, session.checkpoint.revision, values)
+    write_calibration(out, calibration)
+    if as_json:
+        printer.record({"images": len(values), "phi": calibration.phi, "failed": failed})
+    printer.note(f"information of {plural(len(values), 'image')}: {calibration.phi:.4f} on average (phi, 1 - rho)")
+    printer.note(f"compare single images with it: prunesid ask IMAGE PROMPT --calibration {out}")
+    if failed:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
@@ -94,52 +147,3 @@ def _named(paths: Iterable[str], null: bool) -> Iterable[str]:
             yield from read_list(sys.stdin.buffer, null)
         else:
             yield path
-
-
-class Report:
-    """What became of the inputs: a line of JSON each on request, and the summary at the end."""
-
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
-        self.began = time.perf_counter()
-        self.counts: Counter[str] = Counter()
-
-    def take(self, outcome: Outcome) -> None:
-        if outcome.error:
-            self.counts["failed"] += 1
-            printer.error(outcome.error)
-            self._record(source=outcome.source, error=outcome.error.problem, hint=outcome.error.hint)
-        elif outcome.entry is None:
-            printer.detail(f"{outcome.source}: already in the cache")
-            self.counts["held"] += 1
-            self._record(source=outcome.source, held=True)
-        else:
-            entry = outcome.entry
-            self.counts["kept"] += 1
-            self.counts["tokens"] += entry.tokens.total
-            self.counts["tokens kept"] += len(entry.tokens.indices)
-            printer.detail(f"{entry.source}: {len(entry.tokens.indices)} of {entry.tokens.total} visual tokens")
-            for note in entry.notes:
-                printer.note(f"{entry.source}: {note}")
-            self._record(
-                source=entry.source, digest=entry.digest, tokens=entry.tokens.total, kept=len(entry.tokens.indices)
-            )
-
-    def _record(self, **values: Any) -> None:
-        if self.as_json:
-            printer.record(values)
-
-    def say(self, writer: CacheWriter, listing: Listing) -> None:
-        count, spent = self.counts, time.perf_counter() - self.began
-        parts = [f"compressed {plural(count['kept'], 'image')} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"]
-        parts += [f"{count['held']:,} already in the cache"] if count["held"] else []
-        parts += [f"{plural(number, what)} passed over" for what, number in sorted(listing.passed.items())]
-        if count["failed"]:
-            parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
-        printer.note("   ".join(parts))
-        if not count["kept"] + count["held"] + count["failed"]:
-            printer.warning("no images found")
-        if count["tokens"]:
-            all_tokens, kept = count["tokens"], count["tokens kept"]
-            stored = size(sum(path.stat().st_size for path in writer.folder.glob(PATTERN)))
-            printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")

@@ -25,7 +25,7 @@ class Attention(str, Enum):
     eager = "eager"
 
 
-MODEL, KEEPING, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Running", "Answering", "Output"
+MODEL, PRUNING, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Running", "Answering", "Output"
 
 Model = Annotated[
     str | None,
@@ -50,19 +50,19 @@ Revision = Annotated[
 Keep = Annotated[
     str,
     typer.Option(
-        "-k", "--keep", envvar="PRUNESID_KEEP", rich_help_panel=KEEPING,
+        "-k", "--keep", envvar="PRUNESID_KEEP", rich_help_panel=PRUNING,
         help="Visual tokens to keep of each image: 64, 11% or all. CLS counts, where the tower has one.",
     ),
 ]  # fmt: skip
 Dynamic = Annotated[
     bool,
     typer.Option(
-        "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=KEEPING,
-        help="Spread the same average over images by how much is in them (two passes over a folder).",
+        "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=PRUNING,
+        help="Spread the same average over images by how much is in them: over a folder exactly, in two passes.",
     ),
 ]  # fmt: skip
 Method = Annotated[
-    str, typer.Option(envvar="PRUNESID_METHOD", rich_help_panel=KEEPING, help=f"How to choose: {', '.join(METHODS)}.")
+    str, typer.Option(envvar="PRUNESID_METHOD", rich_help_panel=PRUNING, help=f"How to choose: {', '.join(METHODS)}.")
 ]
 Device = Annotated[
     str, typer.Option(envvar="PRUNESID_DEVICE", rich_help_panel=RUNNING, help="auto, cpu, cuda:0 or mps.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,13 +56,14 @@ class Session:
         printer.detail(f"device {placement.device}, dtype {placement.dtype}, attention {placement.attention}")
         return cls(checkpoint, placement)
 
-    def pruner(self, budget: Budget, method: str) -> Pruner:
+    def pruner(self, budget: Budget, method: str, sample: Sequence[float] = ()) -> Pruner:
+        """sample: the information of typical images, where it is known better than the checkpoint knows it."""
         from prunesid_cli.pruner import Pruner
 
         vision = load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
         if budget.count is not None and budget.count > vision.total:
             printer.note(f"--keep {budget.count} of {vision.total} visual tokens: all are kept")
-        return Pruner(vision, budget, method, self.checkpoint.phi)
+        return Pruner(vision, budget, method, sample or self.checkpoint.sample)
 
     def language(self) -> LanguageHalf:
         return load_family(self.checkpoint.model_type).language(self.checkpoint, self.placement)

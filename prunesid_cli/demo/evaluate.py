@@ -118,7 +118,7 @@ def main() -> None:
     family = load_family(checkpoint.model_type)
     placement = place("auto", "auto", "auto", load_config(checkpoint))
     vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
-    pictures = examination(Pruner(vision, Budget(), "prunesid", None), options.per_kind, options.split)
+    pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
     settings = [Setting("all", "prunesid")] if "all" in options.keep.split(",") else []
     settings += [Setting(k, m) for k in options.keep.split(",") if k != "all" for m in options.method.split(",")]
     columns = [*KINDS, "refusal", "overall", "coverage"]
@@ -126,7 +126,7 @@ def main() -> None:
     results = {}
     for setting in settings:
         began = time.perf_counter()
-        pruner = Pruner(vision, Budget.parse(setting.keep), setting.method, None)
+        pruner = Pruner(vision, Budget.parse(setting.keep), setting.method, ())
         scores = results[str(setting)] = examine(pruner, language, pictures)
         row = "".join(f"{scores[name]:10.3f}" for name in columns)
         print(f"{str(setting):24}{row}   {time.perf_counter() - began:.0f} s", flush=True)

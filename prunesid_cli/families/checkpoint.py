@@ -36,9 +36,9 @@ class Checkpoint:
     settings: dict[str, Any]
 
     @property
-    def phi(self) -> float | None:
+    def sample(self) -> tuple[float, ...]:
         """The information (1 - rho) of an average image, where it was measured for this checkpoint."""
-        return self.settings.get("phi")
+        return (self.settings["phi"],) if "phi" in self.settings else ()
 
 
 def resolve(name: str, revision: str | None = None) -> Checkpoint:

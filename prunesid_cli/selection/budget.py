@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -22,6 +22,10 @@ HINT = "write a number of tokens (64), a share (11%) or all"
 FEWEST = 16
 # An image without any information (phi = 0) still takes part in a division by proportion.
 LEAST_PHI = 1e-6
+MEMORY = 0.02
+"""Weight of the newest image in a stream's reference, once there have been 1 / MEMORY of them."""
+CORRECTION = 0.1
+"""Share of the tokens that a stream has given too many so far, which its next image gets fewer."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: i
     """
     values = _usable(phi)
     total = min(max(_half_up(mean * len(values)), floor * len(values)), ceiling * len(values))
-    ideal = _scaled(values, total, floor, ceiling)
+    ideal = _clamped(values, _scale(values, total, floor, ceiling), floor, ceiling)
     tokens = [math.floor(value) for value in ideal]
     # Largest remainder first, the lowest index on ties.
     order = sorted(range(len(values)), key=lambda i: tokens[i] - ideal[i])
@@ -105,10 +109,59 @@ def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: i
     return tokens
 
 
+def reference(sample: Sequence[float], mean: float, floor: int, ceiling: int) -> float:
+    """The information of an image that gets the mean, among images like these: their average, but for the limits."""
+    values = _usable(sample)
+    return mean / _scale(values, mean * len(values), floor, ceiling)
+
+
 def single(phi: float, phi_ref: float, mean: float, floor: int, ceiling: int) -> int:
-    """Eq. 7 for one image, against the information `phi_ref` of an average one."""
-    value, reference = _usable([phi, phi_ref])
-    return min(max(_half_up(mean * value / reference), floor), ceiling)
+    """Eq. 7 for one image, against the information `phi_ref` of one that gets the mean."""
+    value, against = _usable([phi, phi_ref])
+    return min(max(_half_up(mean * value / against), floor), ceiling)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Eq. 7 over images that come one after the other, without end: the running average of tokens goes to `mean`.
+
+    Each is held against a running `reference`, the information of an average image so far (None before the first); what
+    rounding, the limits and a change of the images have made of the average flows back by CORRECTION. Whatever the
+    images, `surplus` (tokens given beyond the mean) stays bounded as long as the limits allow it. `images` are counted.
+    """
+
+    mean: float
+    floor: int
+    ceiling: int
+    reference: float | None = None
+    images: int = 0
+    surplus: float = 0.0
+
+    def tokens(self, phi: float) -> int:
+        """For the next image, of information `phi`."""
+        (value,) = _usable([phi])
+        ideal = self.mean * value / (self.reference or value) - CORRECTION * self.surplus
+        return min(max(_half_up(ideal), self.floor), self.ceiling)
+
+    def after(self, phi: float, tokens: int) -> Stream:
+        """Once that image was given so many: a function of what is in a cache, so that a restart goes on as it was."""
+        (value,) = _usable([phi])
+        reference = value if self.reference is None else self.reference
+        weight = max(MEMORY, 1 / (self.images + 1))
+        return replace(
+            self,
+            reference=reference + weight * (value - reference),
+            images=self.images + 1,
+            surplus=self.surplus + tokens - self.mean,
+        )
+
+    def spread(self, values: Sequence[float]) -> list[int]:
+        """For the next images."""
+        counts, state = list[int](), self
+        for value in _usable(values):
+            counts.append(state.tokens(value))
+            state = state.after(value, counts[-1])
+        return counts
 
 
 def _usable(phi: Sequence[float] | Tensor) -> list[float]:
@@ -119,15 +172,15 @@ def _usable(phi: Sequence[float] | Tensor) -> list[float]:
     return [max(value, LEAST_PHI) for value in values]
 
 
-def _scaled(phi: Sequence[float], total: int, floor: int, ceiling: int) -> list[float]:
-    """clamp(s x phi) with the s that makes the sum `total`, found by bisection to the last bit from below."""
-
-    def at(scale: float) -> list[float]:
-        return [min(max(scale * value, floor), ceiling) for value in phi]
-
+def _scale(phi: Sequence[float], total: float, floor: int, ceiling: int) -> float:
+    """The s that makes clamp(s x phi) add up to `total`, found by bisection to the last bit from below."""
     low, high = 0.0, ceiling / min(phi, default=1.0)
-    if sum(at(high)) <= total:
-        return at(high)
+    if sum(_clamped(phi, high, floor, ceiling)) <= total:
+        return high
     while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if sum(at(middle)) <= total else (low, middle)
-    return at(low)
+        low, high = (middle, high) if sum(_clamped(phi, middle, floor, ceiling)) <= total else (low, middle)
+    return low
+
+
+def _clamped(phi: Sequence[float], scale: float, floor: int, ceiling: int) -> list[float]:
+    return [min(max(scale * value, floor), ceiling) for value in phi]

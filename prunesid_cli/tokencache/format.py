@@ -2,8 +2,8 @@
 
 Format 1
 --------
-1. A cache is a folder with files `prunesid-NNNNN.safetensors` (shards, NNNNN counting from 00000) and, where inputs
-   failed, `failures.jsonl`. Other files are not the cache's.
+1. A cache is a folder with files `prunesid-NNNNN.safetensors` (shards, NNNNN counting from 00000); where inputs failed,
+   `failures.jsonl`; where typical images were measured, `calibration.json`. Other files are not the cache's.
 2. A shard holds one tensor, `tokens` [R, C]: the kept tokens of its items, one after the other.
 3. A shard's metadata has one key, `prunesid`: JSON with sorted keys. (Several metadata keys would be written in
    random order; one makes equal caches equal in every byte.)
@@ -20,6 +20,8 @@ Format 1
 8. `failures.jsonl`: one object a line with `source`, `error`, `hint`: inputs whose last try failed; what was kept of
    an earlier version of one may still be in a shard. Replaced as a whole at the end of a run.
 9. Who writes holds a lock on `.prunesid.lock`. Readers need none: a shard never changes once it is there.
+10. `calibration.json`: an object with `model`, `revision`, `images` (how many), `phi` (their mean) and `values` (all of
+    them in rising order, or their quantiles). Replaced as a whole.
 
 Headers are read here without torch, so that listing a cache starts at once.
 """
@@ -41,6 +43,7 @@ KEY = "prunesid"
 PATTERN = "prunesid-*.safetensors"
 NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
 FAILURES = "failures.jsonl"
+CALIBRATION = "calibration.json"
 DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 LARGEST_HEADER = 100_000_000
 """safetensors' own limit, in bytes."""

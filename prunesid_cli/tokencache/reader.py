@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import (
+    CALIBRATION,
     FAILURES,
     FORMAT,
     KEY,
@@ -70,7 +71,7 @@ def open_cache(folder: str | Path) -> Cache:
     shards = tuple(read_header(path) for path in shard_paths(folder))
     for shard in shards[1:]:
         if shard.run != shards[0].run:
-            raise _mixed(shard.path, shards[0].path)
+            raise mixed(shard.path, shards[0].path)
     return Cache(folder, shards)
 
 
@@ -84,7 +85,7 @@ def shard_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise CacheError(f"no such cache: {folder}", hint)
     paths = sorted(path for path in folder.glob(PATTERN) if NAME.fullmatch(path.name))
-    if not paths and not (folder / FAILURES).exists():
+    if not paths and not any((folder / name).exists() for name in (FAILURES, CALIBRATION)):
         raise CacheError(f"not a prunesid cache: {folder}", hint)
     return paths
 
@@ -146,53 +147,15 @@ def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
 
 def _checked(tokens: Tensor, item: Item, shard: Shard) -> Tensor:
     if checksum(bytes_of(tokens)) != item.check:
-        raise _damaged(item, shard)
+        raise damaged(item, shard)
     return tokens
 
 
-def verify(shard: Shard) -> list[Item]:
-    """The items of a shard whose bytes are not those that were written."""
-    bad = []
-    try:
-        with shard.path.open("rb") as file:
-            width = (os.fstat(file.fileno()).st_size - shard.data) // max(shard.shape[0], 1)
-            for item in shard.items:
-                file.seek(shard.data + item.rows[0] * width)
-                if checksum(file.read((item.rows[1] - item.rows[0]) * width)) != item.check:
-                    bad.append(item)
-    except OSError as error:
-        raise CacheError(f"cannot read {shard.path}: {error.strerror}", "check it with: ls -l") from error
-    return bad
-
-
-def verify_all(folder: Path) -> tuple[int, list[CacheError]]:
-    """Read every byte of a cache: how many items are good, and each fault."""
-    good, faults = 0, list[CacheError]()
-    first: Shard | None = None
-    for path in shard_paths(folder):
-        try:
-            shard = read_header(path)
-            bad = verify(shard)
-        except CacheError as error:
-            faults.append(error)
-            continue
-        good += len(shard.items) - len(bad)
-        faults += [_damaged(item, shard) for item in bad]
-        first = first or shard
-        if shard.run != first.run:
-            faults.append(_mixed(path, first.path))
-    try:
-        Cache(folder, ()).failures()
-    except CacheError as error:
-        faults.append(error)
-    return good, faults
-
-
-def _damaged(item: Item, shard: Shard) -> CacheError:
+def damaged(item: Item, shard: Shard) -> CacheError:
     return CacheError(f"the tokens of {item.source} in {shard.path} are damaged", _again(shard.path))
 
 
-def _mixed(path: Path, first: Path) -> CacheError:
+def mixed(path: Path, first: Path) -> CacheError:
     return CacheError(f"{path} is of another run than {first.name}", hint="move it elsewhere")
 
 

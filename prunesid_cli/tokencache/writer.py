@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.tokencache.format import (
+    CALIBRATION,
     DTYPES,
     FAILURES,
     FORMAT,
     KEY,
     NAME,
     PATTERN,
+    Item,
     Run,
     bytes_of,
     canonical,
@@ -60,7 +62,7 @@ class CacheWriter:
 
     def _go_on(self) -> None:
         """Take up what earlier runs left in the folder."""
-        known = any(self.folder.glob(PATTERN)) or (self.folder / FAILURES).exists()
+        known = any(self.folder.glob(PATTERN)) or any((self.folder / name).exists() for name in (FAILURES, CALIBRATION))
         cache = open_cache(self.folder) if known else Cache(self.folder, ())
         if cache.run and cache.run != self.run:
             raise CacheError(
@@ -69,10 +71,12 @@ class CacheWriter:
         self.next = 1 + max((_number(shard.path) for shard in cache.shards), default=-1)
         self.failed = {record["source"]: record for record in cache.failures()}
         self.done = {source: item for source, (_, item) in cache.items().items()}
+        self.history = [item for shard in cache.shards for item in shard.items]
 
-    def holds(self, source: str, digest: str) -> bool:
-        """Whether this very input is in the cache already."""
-        return source in self.done and self.done[source].digest == digest
+    def held(self, source: str, digest: str) -> Item | None:
+        """This very input, where it was in the cache when this run began."""
+        item = self.done.get(source)
+        return item if item and item.digest == digest else None
 
     def add(self, entry: Entry) -> None:
         self.entries.append(replace(entry, tokens=replace(entry.tokens, tokens=entry.tokens.tokens.cpu())))

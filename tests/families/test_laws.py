@@ -30,7 +30,7 @@ CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
 def halves(folder: Path, keep: str = "all", method: str = "prunesid", dynamic: bool = False) -> tuple[Pruner, Any]:
     found = resolve(str(folder))
     family = load_family(found.model_type)
-    pruner = Pruner(family.vision(found, CPU), Budget.parse(keep, dynamic), method, None)
+    pruner = Pruner(family.vision(found, CPU), Budget.parse(keep, dynamic), method, ())
     return pruner, family.language(found, CPU)
 
 

@@ -1,0 +1,64 @@
+"""What a run of compress tells: of each input, and at its end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from prunesid_cli.output import duration, plural, printer, size
+from prunesid_cli.tokencache import PATTERN
+
+if TYPE_CHECKING:
+    from prunesid_cli.listing import Listing
+    from prunesid_cli.pipeline import Outcome
+    from prunesid_cli.tokencache import CacheWriter
+
+
+class Report:
+    """What became of the inputs: a line of JSON each on request, and the summary at the end."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.began = time.perf_counter()
+        self.counts: Counter[str] = Counter()
+
+    def take(self, outcome: Outcome) -> None:
+        if outcome.error:
+            self.counts["failed"] += 1
+            printer.error(outcome.error)
+            self._record(source=outcome.source, error=outcome.error.problem, hint=outcome.error.hint)
+        elif outcome.entry is None:
+            printer.detail(f"{outcome.source}: already in the cache")
+            self.counts["held"] += 1
+            self._record(source=outcome.source, held=True)
+        else:
+            entry = outcome.entry
+            self.counts["kept"] += 1
+            self.counts["tokens"] += entry.tokens.total
+            self.counts["tokens kept"] += len(entry.tokens.indices)
+            printer.detail(f"{entry.source}: {len(entry.tokens.indices)} of {entry.tokens.total} visual tokens")
+            for note in entry.notes:
+                printer.note(f"{entry.source}: {note}")
+            self._record(
+                source=entry.source, digest=entry.digest, tokens=entry.tokens.total, kept=len(entry.tokens.indices)
+            )
+
+    def _record(self, **values: Any) -> None:
+        if self.as_json:
+            printer.record(values)
+
+    def say(self, writer: CacheWriter, listing: Listing) -> None:
+        count, spent = self.counts, time.perf_counter() - self.began
+        parts = [f"compressed {plural(count['kept'], 'image')} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"]
+        parts += [f"{count['held']:,} already in the cache"] if count["held"] else []
+        parts += [f"{plural(number, what)} passed over" for what, number in sorted(listing.passed.items())]
+        if count["failed"]:
+            parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
+        printer.note("   ".join(parts))
+        if not count["kept"] + count["held"] + count["failed"]:
+            printer.warning("no images found")
+        if count["tokens"]:
+            all_tokens, kept = count["tokens"], count["tokens kept"]
+            stored = size(sum(path.stat().st_size for path in writer.folder.glob(PATTERN)))
+            printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")
