@@ -97,17 +97,20 @@ class Pruner:
                 check_finite(encoded.summary)  # the rest is checked where it is used
             budgets = [count if count < total else total + reserved for count in counts]
             kept = select(encoded.features, encoded.saliency, budgets, self.method, reserved)
+            # All at once: the host waits for a device that it asks.
+            places = torch.cat(kept).cpu().split([len(indices) for indices in kept])
             return [
-                self._token_set(encoded, row, indices if count < total else None)
-                for row, (count, indices) in enumerate(zip(counts, kept, strict=True))
+                self._token_set(encoded, row, kept[row], places[row].tolist(), counts[row] >= total)
+                for row in range(len(kept))
             ]
 
-    def _token_set(self, encoded: Encoded, row: int, indices: Tensor | None) -> TokenSet:
-        """indices None: everything, as the stock model reads it."""
+    def _token_set(
+        self, encoded: Encoded, row: int, indices: Tensor, places: Sequence[int], everything: bool
+    ) -> TokenSet:
+        """indices [T], also as numbers on the host; everything: what the stock model reads."""
         features, summary = encoded.features[row], encoded.summary
-        with_summary = summary is not None and (indices is not None or encoded.summary_is_stock)
-        tokens = features if indices is None else features[indices]
-        places = range(len(features)) if indices is None else indices.tolist()
+        with_summary = summary is not None and (not everything or encoded.summary_is_stock)
+        tokens = features if everything else features[indices]
         if with_summary and summary is not None:
             tokens = torch.cat([summary[row : row + 1], tokens])
         names = (SUMMARY, *places) if with_summary else tuple(places)

@@ -35,7 +35,7 @@ CLOSE = 1e-6
 
 @dataclass(frozen=True)
 class Found:
-    """Approximate eigenvectors, best first; of `values` [P] and rows [P, N] the first `k` are wanted, the rest spare.
+    """Approximate eigenvectors, best first: `values` [..., P], rows [..., P, N]. The first `k` are wanted.
 
     images  vectors @ matrix: one step of subspace iteration further, but for their length
     """
@@ -46,39 +46,40 @@ class Found:
     k: int
 
     def real(self) -> Tensor:
-        """Mask [P]: not rounding noise."""
-        return self.values > NOISE * self.values[0].clamp(min=0)
+        """Mask [..., P, 1]: not rounding noise."""
+        return (self.values > NOISE * self.values[..., :1].clamp(min=0)).unsqueeze(-1)
 
     def improved(self) -> Tensor:
         """The rows after one step: images of length one."""
-        return torch.where(self.real()[:, None], self.images / self.values[:, None], self.vectors)
+        return torch.where(self.real(), self.images / self.values.unsqueeze(-1), self.vectors)
 
     def directions(self) -> Tensor:
-        """[k, N], rows of noise zero."""
-        return (self.improved() * self.real()[:, None])[: self.k]
+        """[..., k, N], rows of noise zero."""
+        return torch.where(self.real(), self.improved(), 0)[..., : self.k, :]
 
     def errors(self) -> Tensor:
-        """[k, N]: how far each direction may be off, to first order and noise aside.
+        """[..., k, N]: how far each direction may be off, to first order and noise aside.
 
         The error is the residual, seen through the rest of the matrix: no longer than the residual by the distance to
         the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric Eigenvalue Problem,
         11.7), but shared among entries otherwise.
         """
-        top, vectors, images = self.values[: self.k, None], self.vectors[: self.k], self.images[: self.k]
-        return (images - top * vectors) / (top - self.values[-1]) * self.real()[: self.k, None]
+        top, wanted = self.values[..., : self.k, None], slice(self.k)
+        off = (self.images[..., wanted, :] - top * self.vectors[..., wanted, :]) / (top - self.values[..., -1:, None])
+        return torch.where(self.real()[..., wanted, :], off, 0)
 
 
-Doubt = Callable[[Found], float]
-"""What remains to be done: 0 if nothing, and less the nearer that is."""
+Doubt = Callable[[Found], Tensor]
+"""What remains to be done, of each matrix [...]: 0 if nothing, and less the nearer that is."""
 
 
-def angle(found: Found) -> float:
+def angle(found: Found) -> Tensor:
     """How many times CLOSE the worst direction may be off."""
-    worst = float(found.errors().norm(dim=1).amax()) / CLOSE
-    return worst if worst > 1 else 0.0
+    worst = found.errors().norm(dim=-1).amax(-1) / CLOSE
+    return torch.where(worst > 1, worst, 0)
 
 
-def undecided(found: Found) -> float:
+def undecided(found: Found) -> Tensor:
     """The number of entries of the space whose greatest loading may be that of another direction."""
     return overtakable(found.directions(), found.errors())
 
@@ -86,7 +87,7 @@ def undecided(found: Found) -> float:
 def undecided_through(matrix: Tensor) -> Doubt:
     """The same of the rows of `matrix` [N, C], where it is matrix.T @ matrix that is factorised."""
 
-    def doubt(found: Found) -> float:
+    def doubt(found: Found) -> Tensor:
         through = matrix.double().T
         length = found.values[: found.k, None].clamp(min=0).sqrt()
         loading, error = (rows @ through / length for rows in (found.directions(), found.errors()))
@@ -95,14 +96,14 @@ def undecided_through(matrix: Tensor) -> Doubt:
     return doubt
 
 
-def overtakable(loading: Tensor, error: Tensor) -> float:
-    """loading, error [K, N] -> of how many columns the greatest |entry| may be another, for all that we know."""
+def overtakable(loading: Tensor, error: Tensor) -> Tensor:
+    """loading, error [..., K, N] -> of how many columns the greatest |entry| may be another, for all that we know."""
     loading, error = loading.abs(), error.abs()
-    error = SAFETY * torch.maximum(error, error.square().mean(1, keepdim=True).sqrt())
-    own = loading.argmax(0, keepdim=True)
-    least = (loading - error).gather(0, own).squeeze(0)
-    most = (loading + error).scatter(0, own, -1).amax(0)
-    return float((least < most).sum())
+    error = SAFETY * torch.maximum(error, error.square().mean(-1, keepdim=True).sqrt())
+    own = loading.argmax(-2, keepdim=True)
+    least = (loading - error).gather(-2, own).squeeze(-2)
+    most = (loading + error).scatter(-2, own, -1).amax(-2)
+    return (~(least >= most)).sum(-1)
 
 
 def leading(matrix: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
@@ -136,26 +137,27 @@ def _first_width(k: int) -> int:
 def polish(matrix: Tensor, rows: Tensor, k: int, doubt: Doubt) -> tuple[float, float, Found]:
     """Subspace iteration from rows [P, N] while a step leaves a quarter, or few -> doubt at first and at last."""
     found = rayleigh_ritz(matrix, rows, k)
-    first = last = doubt(found)
+    first = last = float(doubt(found))
     for _ in range(STEPS):
         if not last:
             break
         better = rayleigh_ritz(matrix, found.improved(), k)
-        before, last, found = last, doubt(better), better
+        before, last, found = last, float(doubt(better)), better
         if last > max(before / 4, FEW):
             break
     return first, last, found
 
 
 def rayleigh_ritz(matrix: Tensor, rows: Tensor, k: int) -> Found:
-    """The best approximations in the span of rows [P, N], which need not be quite orthonormal; in fp64."""
+    """The best approximations in the span of rows [..., P, N], which need not be quite orthonormal; in fp64."""
     rows = rows.double()
     images = rows @ matrix
-    lower = torch.linalg.cholesky_ex(rows @ rows.T).L
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(rows)).to(lower), upper=False)
-    values, weights = torch.linalg.eigh(inverse @ (rows @ images.T) @ inverse.T)
-    weights = weights.flip(1).T @ inverse
-    return Found(values.flip(0), weights @ rows, weights @ images, k)
+    lower = torch.linalg.cholesky_ex(rows @ rows.mT).L
+    identity = torch.eye(rows.shape[-2], dtype=rows.dtype, device=rows.device)
+    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+    values, weights = torch.linalg.eigh(inverse @ (rows @ images.mT) @ inverse.mT)
+    weights = weights.flip(-1).mT @ inverse
+    return Found(values.flip(-1), weights @ rows, weights @ images, k)
 
 
 class Krylov:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunesid_cli.selection.together import LARGEST
+
 STEP = 16
 """Groups whose sizes round up to the same multiple of it are settled together, padded to that."""
+ROUNDS = 6
+"""Rounds between two looks at whether a batch has settled, where a look holds the device up."""
 BEYOND = 1.02
 """No cosine is greater, in half precision or not; a threshold above it suppresses nothing."""
 
@@ -51,14 +55,27 @@ def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate:
     return alive
 
 
-def fixed_point(blocks: Tensor, candidate: Tensor) -> Tensor:
+def survivors_together(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
+    """The same of a batch, [B, N, C], [B], [B, N], with all similarities: few launches, and a look for many rounds."""
+    kept = []
+    for row in range(0, len(unit), portion := max(1, LARGEST // unit.shape[1] ** 2)):
+        some = slice(row, row + portion)
+        near = unit[some] @ unit[some].mT > tau[some, None, None]
+        own, place = group[some], rank[some]
+        blocks = near & (own[:, :, None] == own[:, None, :]) & (place[:, :, None] > place[:, None, :])
+        kept.append(fixed_point(blocks, candidate[some], ROUNDS))
+    return torch.cat(kept)
+
+
+def fixed_point(blocks: Tensor, candidate: Tensor, rounds: int = 1) -> Tensor:
     """blocks [..., N, N]: [j, i] if i suppresses j, which it precedes; candidate [..., N] -> mask of the survivors.
 
-    Takes as many rounds as the longest chain of suppression (3 or 4 on images), so ask, never cap.
+    Takes as many rounds as the longest chain of suppression (3 or 4 on images), so ask, every so many, and never cap.
     """
     keep, weights = candidate, blocks.float()  # a product is faster than `any`
     while True:
-        settled = candidate & ((weights @ keep.float().unsqueeze(-1)).squeeze(-1) == 0)
-        if torch.equal(settled, keep):
+        before = keep
+        for _ in range(rounds):
+            keep = candidate & ((weights @ keep.float().unsqueeze(-1)).squeeze(-1) == 0)
+        if torch.equal(before, keep):
             return keep
-        keep = settled

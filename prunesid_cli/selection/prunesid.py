@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from prunesid_cli.selection.allocation import Allocation, allocate, count, grouped_choice
-from prunesid_cli.selection.nms import precedence, survivors
+from prunesid_cli.selection.nms import precedence, survivors, survivors_together
 from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import groups
 from prunesid_cli.selection.recipe import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 from prunesid_cli.selection.similarity import unit_tokens
+
+Suppression = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,40 @@ class Explanation:
 class _Grouping:
     """Stages 1 to 4 of a batch: group, saliency, rank, survivor [B, N]; redundancy, tau [B]."""
 
+    num_groups: int
     group: Tensor
     saliency: Tensor
     rank: Tensor
     survivor: Tensor
     redundancy: Tensor
     tau: Tensor
-    num_groups: int
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What `explain` puts together: a batch's stages, allocation, and token indices [B, N], the kept ones first, of
+    which `lengths` are."""
+
+    stage: _Grouping
+    groups: Allocation
+    order: Tensor
+    lengths: list[int]
+
+    def indices(self) -> list[Tensor]:
+        return [row[:length] for row, length in zip(self.order, self.lengths, strict=True)]
 
 
 def prunesid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """features [B, N, C], saliency [B, N] -> kept indices B x [T], exact decomposition, raster order."""
-    return [image.indices for image in explain(features, saliency, budgets, PRUNESID, reserved)]
+    return _choose(features, saliency, budgets, PRUNESID, reserved).indices()
 
 
 def published(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """The published code, made repeatable: for LLaVA, or for Qwen2-VL where there is no saliency."""
     recipe = PUBLISHED_QWEN if saliency is None else PUBLISHED_LLAVA
-    return [image.indices for image in explain(features, saliency, budgets, recipe, reserved)]
+    return _choose(features, saliency, budgets, recipe, reserved).indices()
 
 
-@torch.no_grad()
 def explain(
     features: Tensor,
     saliency: Tensor | None,
@@ -70,7 +85,27 @@ def explain(
     recipe: Recipe = PRUNESID,
     reserved: int = 0,
 ) -> list[Explanation]:
-    """All stages, for one image after the other of [B, N, C]. Input must be finite."""
+    """All stages of [B, N, C], for each image. Input must be finite."""
+    chosen = _choose(features, saliency, budgets, recipe, reserved)
+    stage, groups = chosen.stage, chosen.groups
+    return [
+        Explanation(
+            indices=indices,
+            group=stage.group[row],
+            saliency=stage.saliency[row],
+            survivor=stage.survivor[row],
+            redundancy=stage.redundancy[row],
+            tau=stage.tau[row],
+            groups=Allocation(*(getattr(groups, field.name)[row] for field in fields(Allocation))),
+        )
+        for row, indices in enumerate(chosen.indices())
+    ]
+
+
+@torch.no_grad()
+def _choose(
+    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], recipe: Recipe, reserved: int
+) -> _Chosen:
     n = features.shape[1]
     needs = [min(budget, n + reserved) for budget in budgets]
     with torch.autocast(features.device.type, enabled=False):
@@ -82,45 +117,36 @@ def explain(
         reserved,
     )
     choice = grouped_choice(stage.group, stage.survivor, stage.rank, groups)
-    return [
-        _explanation(row, stage, groups, _output(choice[row], need, recipe, reserved)) for row, need in enumerate(needs)
-    ]
+    lengths = [max(need - reserved, 0) for need in needs]
+    return _Chosen(stage, groups, _ordered(choice, lengths, [recipe.ascending(need) for need in needs]), lengths)
 
 
 def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], recipe: Recipe) -> _Grouping:
     n, device = features.shape[1], features.device
     directions = recipe.directions(features, [min(recipe.groups(need), n) for need in needs], saliency is None)
+    strengths = torch.tensor([recipe.strength(need, n) for need in needs], device=device)
 
-    def suppressed(row: int) -> tuple[Tensor, ...]:
-        own = groups(directions[row])
-        score = recipe.saliency(None if saliency is None else saliency[row], directions[row])
+    def suppressed(rows: int | slice, suppress: Suppression) -> tuple[Tensor, ...]:
+        own = groups(directions[rows])
+        score = recipe.saliency(None if saliency is None else saliency[rows], directions[rows])
         rank = precedence(score)
-        unit = unit_tokens(features[row], recipe.precision or features.dtype)
+        unit = unit_tokens(features[rows], recipe.precision or features.dtype)
         redundancy = recipe.redundancy(unit)
-        tau = (recipe.strength(needs[row], n) * redundancy.float()).to(redundancy.dtype).float()
-        return own, score, rank, survivors(unit, tau, own, rank, score > 0), redundancy.float(), tau
+        tau = (strengths[rows] * redundancy.float()).to(redundancy.dtype).float()
+        return own, score, rank, suppress(unit, tau, own, rank, score > 0), redundancy.float(), tau
 
-    images = each_image(suppressed, len(needs), device)
-    group, score, rank, survivor, redundancy, tau = (torch.stack(column) for column in zip(*images, strict=True))
-    return _Grouping(group, score, rank, survivor, redundancy, tau, directions.shape[-1])
-
-
-def _output(choice: Tensor, need: int, recipe: Recipe, reserved: int) -> Tensor:
-    """Token indices [N], the wanted first -> the kept ones [T] in the recipe's order."""
-    kept = choice[: max(need - reserved, 0)]
-    return kept.sort().values if recipe.ascending(need) else kept
+    if recipe.together or (recipe.together is None and device.type != "cpu"):
+        columns = suppressed(slice(None), survivors_together)
+    else:
+        images = each_image(lambda row: suppressed(row, survivors), len(needs), device)
+        columns = tuple(torch.stack(column) for column in zip(*images, strict=True))
+    return _Grouping(directions.shape[-1], *columns)
 
 
-def _explanation(row: int, stage: _Grouping, groups: Allocation, indices: Tensor) -> Explanation:
-    by_group = Allocation(
-        groups.size[row], groups.survivors[row], groups.lower[row], groups.upper[row], groups.taken[row]
-    )
-    return Explanation(
-        indices=indices,
-        group=stage.group[row],
-        saliency=stage.saliency[row],
-        survivor=stage.survivor[row],
-        redundancy=stage.redundancy[row],
-        tau=stage.tau[row],
-        groups=by_group,
-    )
+def _ordered(choice: Tensor, lengths: Sequence[int], ascending: Sequence[bool]) -> Tensor:
+    """Token indices [B, N], the wanted first -> the same, with the `lengths` wanted ones of an image in raster order
+    where that is asked for."""
+    n, device = choice.shape[1], choice.device
+    wanted = torch.arange(n, device=device) < torch.tensor(lengths, device=device)[:, None]
+    raster = torch.where(wanted, choice, choice + n).sort(-1).values % n
+    return torch.where(torch.tensor(ascending, device=device)[:, None], raster, choice)

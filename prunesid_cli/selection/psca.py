@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from prunesid_cli.selection.eigen import angle, leading, undecided, undecided_through
 from prunesid_cli.selection.parallel import each_image
+from prunesid_cli.selection.together import STEP, leading_together, portions
 
 ITERATIONS = 2
 ROWS = 96
@@ -22,24 +23,24 @@ def where_exact(tensor: Tensor) -> Tensor:
 
 
 def centred(tokens: Tensor) -> Tensor:
-    """tokens [N, C] -> fp32 [N, C]: sigmoid, less each token's own mean over its channels."""
+    """tokens [..., N, C] -> fp32: sigmoid, less each token's own mean over its channels."""
     activation = torch.sigmoid(tokens.float())
     return activation.sub_(activation.mean(-1, keepdim=True))
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """matrix [M, D] fp32 -> matrix @ matrix.T [M, M] fp64, by products in fp32 of half the price.
+    """matrix [..., M, D] fp32 -> matrix @ matrix.mT [..., M, M] fp64, by products in fp32, of one matrix at half price.
 
     What all rows share is split off first: its rounding would drown the rest of nearly uniform images (eigenvalues
     below 1e-5 of the largest), of which a plain product in fp32 gets 1 token in 10 wrong.
     """
-    common = normalize(matrix.mean(0), dim=0)
-    along = matrix @ common
-    rest = torch.addr(matrix, along, common, alpha=-1)
-    across = (rest @ common).double()  # nearly nothing, but times `along` no longer so
+    common = normalize(matrix.mean(-2, keepdim=True), dim=-1)
+    along = matrix @ common.mT
+    rest = torch.addcmul(matrix, along, common, value=-1)
+    across = (rest @ common.mT).double()  # nearly nothing, but times `along` no longer so
     along = along.double()
-    product = _symmetric_product(rest)
-    return product.addr_(along, along + across).addr_(across, along)
+    product = _symmetric_product(rest) if rest.ndim == 2 else (rest @ rest.mT).double()
+    return product.addcmul_(along, (along + across).mT).addcmul_(across, along.mT)
 
 
 def _symmetric_product(matrix: Tensor) -> Tensor:
@@ -76,8 +77,25 @@ def principal_directions(tokens: Tensor, k: int, loadings: bool = True) -> Tenso
 
 def exact_directions(features: Tensor, ks: Sequence[int], loadings: bool = True) -> Tensor:
     """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)], zero beyond an image's k."""
+    if features.device.type != "cpu" and features.shape[1] <= features.shape[2]:
+        return directions_together(features, ks, loadings)
     columns = each_image(lambda row: principal_directions(features[row], ks[row], loadings), len(ks), features.device)
     return _pad(columns, max(ks))
+
+
+def directions_together(features: Tensor, ks: Sequence[int], loadings: bool = True) -> Tensor:
+    """As `exact_directions`, in as few launches as possible; no more tokens than channels."""
+    n, most = features.shape[1], max(ks)
+    directions = torch.zeros(len(ks), n, -(-most // STEP) * STEP, device=features.device)
+    for width, rows in portions(ks, n):
+        some = slice(None) if len(rows) == len(ks) else rows  # an index would be sent over, and its images copied
+        found, doubtful = leading_together(gram(centred(features[some])), [ks[row] for row in rows], width, loadings)
+        directions[some, :, :width] = found.mT.float()
+        for row in [rows[at] for at in doubtful.nonzero().flatten().tolist()]:
+            directions[row] = torch.nn.functional.pad(
+                principal_directions(features[row], ks[row], loadings), (0, directions.shape[-1] - ks[row])
+            )
+    return directions[..., :most]
 
 
 def low_rank_directions(features: Tensor, ks: Sequence[int], loadings: bool = True, seed: int = 0) -> Tensor:

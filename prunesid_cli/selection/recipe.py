@@ -30,6 +30,8 @@ class Recipe:
                 it is greatest -> V [B, N, G]
     ascending   need -> whether indices come in raster order, or group by group
     precision   of these tokens and their similarities; None: that of the features
+    together    whether all images of a batch share every launch, where launches cost more than their work; if not, each
+                has a core of its own; None: on all devices but the CPU
     """
 
     groups: Callable[[int], int]
@@ -39,6 +41,7 @@ class Recipe:
     directions: Callable[[Tensor, Sequence[int], bool], Tensor]
     ascending: Callable[[int], bool]
     precision: torch.dtype | None
+    together: bool | None = None
 
 
 def quarter(need: int) -> int:

@@ -11,40 +11,43 @@ from prunesid_cli.selection.psca import where_exact
 
 
 def unit_tokens(tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """tokens [N, C] -> of length one [N, C], as a model running in `dtype` would round them."""
+    """tokens [..., N, C] -> of length one, as a model running in `dtype` would round them."""
     # A zero token is like no other; in half precision its quotient would be NaN.
     return normalize(tokens.to(dtype), dim=-1).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def pair_mean(unit: Tensor) -> Tensor:
-    """rho of Eq. 4: unit tokens [N, C] -> mean cosine over the pairs i < j, fp32 scalar. No pair, no redundancy.
+    """rho of Eq. 4: unit tokens [..., N, C] -> mean cosine over the pairs i < j, fp32 [...]. No pair, no redundancy.
 
     In O(NC), with no [N, N] matrix: the sum over i != j of n_i.n_j is |sum n_i|^2 - sum |n_i|^2.
     """
-    n, together = len(unit), (unit.new_ones(len(unit)) @ unit).double()
+    n, together = unit.shape[-2], (unit.new_ones(unit.shape[-2]) @ unit).double()
     lengths = torch.linalg.vector_norm(unit, dim=-1).double()
-    return ((together.square().sum() - lengths.square().sum()) / max(n * (n - 1), 1)).float()
+    return ((together.square().sum(-1) - lengths.square().sum(-1)) / max(n * (n - 1), 1)).float()
 
 
 def triangle_mean(unit: Tensor) -> Tensor:
     """The published Qwen2-VL slip: sum over i <= j divided by N^2, about rho / 2. Rounded as the input is."""
-    similarity = unit @ unit.T
-    return (_total(similarity.triu()) / similarity.numel()).to(similarity.dtype)
+    similarity = unit @ unit.mT
+    return (_total(similarity.triu()) / unit.shape[-2] ** 2).to(similarity.dtype)
 
 
 def rounded_pair_mean(unit: Tensor) -> Tensor:
     """rho as the published code has it: of cosines that are rounded as the input is."""
-    n, similarity = len(unit), unit @ unit.T
-    return ((_total(similarity) - similarity.diagonal().double().sum()) / max(n * (n - 1), 1)).float()
+    n, similarity = unit.shape[-2], unit @ unit.mT
+    of_itself = similarity.diagonal(dim1=-2, dim2=-1).double().sum(-1)
+    return ((_total(similarity) - of_itself) / max(n * (n - 1), 1)).float()
 
 
 def _total(matrix: Tensor) -> Tensor:
-    return matrix.sum(-1, dtype=torch.float64).sum()
+    return matrix.sum(-1, dtype=torch.float64).sum(-1)
 
 
 def phi(features: Tensor) -> Tensor:
     """Information of an image: features [B, N, C] -> 1 - rho [B] fp32."""
     features = where_exact(features)
+    if features.device.type != "cpu":
+        return 1 - pair_mean(unit_tokens(features))
     return torch.stack(
         each_image(lambda row: 1 - pair_mean(unit_tokens(features[row])), len(features), features.device)
     )

@@ -1,0 +1,84 @@
+"""Principal directions of a whole batch in every launch, for devices where a launch costs more than its work.
+
+A fixed number of steps of subspace iteration, with no look at what came of them but one at the end; images of which a
+token could still change its group, few if any, are done again, each for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection.eigen import Found, angle, overtakable, rayleigh_ritz
+
+STEPS = 12
+STEP = 16
+"""Images whose numbers of directions round up to the same multiple of it are iterated together."""
+SHIFT = 1e-6
+"""What keeps Cholesky's method from failing in fp32 where rows are nearly dependent."""
+LARGEST = 2**26
+"""Entries of all Gram matrices that are there at once."""
+
+
+def portions(ks: Sequence[int], n: int) -> Iterator[tuple[int, list[int]]]:
+    """(directions to find, rows): images that share a launch, by what they ask for alone and what memory allows."""
+    widths = [min(-(-k // STEP) * STEP, n) for k in ks]
+    most = max(1, LARGEST // n**2)
+    for width in sorted(set(widths)):
+        rows = [row for row, own in enumerate(widths) if own == width]
+        for start in range(0, len(rows), most):
+            yield width, rows[start : start + most]
+
+
+def leading_together(matrices: Tensor, ks: Sequence[int], k: int, loadings: bool) -> tuple[Tensor, Tensor]:
+    """matrices [B, N, N] fp64, symmetric, positive semi-definite; of each its own of the `k` directions are wanted.
+
+    Returns:
+        eigenvectors as rows [B, k, N], descending, zero beyond an image's own number or rank; mask [B] of the images
+        of which these may be wrong (or, with `loadings`, further off than `eigen.CLOSE`).
+    """
+    n = matrices.shape[-1]
+    rows, broken = independent(iterate(matrices.float(), min(2 * k + 2 * STEP, n)))
+    found = rayleigh_ritz(matrices, rows, k)
+    own = torch.arange(k, device=matrices.device) < torch.tensor(ks, device=matrices.device)[:, None]
+    directions = torch.where(own.unsqueeze(-1), found.directions(), 0)
+    return directions, broken | (_doubt(found, directions, own, loadings) != 0)
+
+
+def _doubt(found: Found, directions: Tensor, own: Tensor, loadings: bool) -> Tensor:
+    if loadings:
+        return angle(found)
+    return overtakable(directions, torch.where(own.unsqueeze(-1), found.errors(), 0))
+
+
+def iterate(matrices: Tensor, width: int) -> Tensor:
+    """matrices [B, N, N] fp32 -> rows [B, width, N], about orthonormal, near the leading eigenvectors."""
+    rows = orthonormal(_start(width, matrices.shape[-1], matrices.device) @ matrices)
+    for _ in range(STEPS - 1):
+        rows = orthonormal(rows @ matrices)
+    return rows
+
+
+def orthonormal(rows: Tensor) -> Tensor:
+    """rows [B, P, N] -> nearly so (shifted Cholesky QR: Fukaya et al., SIAM J. Sci. Comput. 42, 2020)."""
+    rows = torch.nn.functional.normalize(rows, dim=-1, eps=1e-30)
+    shift = SHIFT * torch.eye(rows.shape[-2], device=rows.device)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(rows @ rows.mT + shift).L, rows, upper=False)
+
+
+def independent(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """rows [B, P, N] -> the same, but any others where they are dependent or not finite; mask [B] of those."""
+    exact = rows.double()
+    failed = torch.linalg.cholesky_ex(exact @ exact.mT).info != 0
+    broken = failed | ~rows.isfinite().flatten(1).all(-1)
+    others = torch.eye(rows.shape[-2], rows.shape[-1], device=rows.device)
+    return torch.where(broken[:, None, None], others, rows), broken
+
+
+@lru_cache(maxsize=16)
+def _start(width: int, n: int, device: torch.device) -> Tensor:
+    """[width, N] fp32, drawn from a generator of its own: the same for all images, on all devices."""
+    return torch.randn(width, n, generator=torch.Generator().manual_seed(0)).to(device)

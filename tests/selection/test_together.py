@@ -1,0 +1,117 @@
+"""The route for accelerators, run on a CPU: all images in every launch, and the same tokens kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection.nms import fixed_point, precedence, survivors, survivors_together
+from prunesid_cli.selection.prunesid import explain
+from prunesid_cli.selection.psca import centred, directions_together, exact_directions, gram, groups
+from prunesid_cli.selection.recipe import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
+from prunesid_cli.selection.together import LARGEST, leading_together, portions
+from tests.selection.inputs import attention, generator, scene_like, tokens
+
+TOGETHER = replace(PRUNESID, directions=directions_together, together=True)
+ALL = {"paper": PRUNESID, "llava": PUBLISHED_LLAVA, "qwen": PUBLISHED_QWEN}
+
+
+def mixed(n: int, width: int = 512) -> Tensor:
+    """features [7, N, C]: lively ones, dull ones, and ones with hardly any direction at all."""
+    same = tokens(5, 1, width)[0].expand(n, -1)
+    few = tokens(6, 3, width)[0][torch.arange(n) % 3]
+    kinds = [tokens(0, n, width), 4 * tokens(1, n, width), scene_like(2, n, width), 0.05 * scene_like(3, n, width)]
+    return torch.cat([*kinds, same[None], few[None], torch.zeros(1, n, width)])
+
+
+@pytest.mark.parametrize("n", [9, 64, 324])
+def test_the_same_groups(n: int) -> None:
+    features = mixed(n)
+    ks = [min(k, n) for k in (48, 16, 33, 5, 7, 12, 4)]
+    together = groups(directions_together(features, ks, loadings=False))
+    assert torch.equal(together, groups(exact_directions(features, ks, loadings=False)))
+
+
+def test_the_same_loadings() -> None:
+    features, ks = mixed(144), [16, 16, 8, 24, 4, 4, 4]
+    together, alone = directions_together(features, ks).abs(), exact_directions(features, ks).abs()
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [tokens, scene_like])
+def test_few_are_in_doubt_and_none_of_the_others_is_wrong(kind: Callable[[int, int, int], Tensor]) -> None:
+    """Twelve steps are enough for nearly all images: what is done again would be slow."""
+    matrices = gram(centred(torch.cat([kind(seed, 324, 512) for seed in range(6)])))
+    found, doubtful = leading_together(matrices, [16, 32] * 3, 32, loadings=False)
+    assert int(doubtful.sum()) <= 1
+    exact = torch.linalg.eigh(matrices).eigenvectors.flip(-1).abs()
+    for row in range(6):
+        k = (16, 32)[row % 2]
+        if not doubtful[row]:
+            assert torch.equal(found[row].abs().argmax(0), exact[row, :, :k].argmax(-1))
+
+
+def test_a_broken_matrix_breaks_no_other() -> None:
+    matrices = gram(centred(scene_like(0, 144, 256).expand(3, -1, -1)))
+    whole, _ = leading_together(matrices, [8, 8, 8], 16, loadings=False)
+    matrices[1] = float("nan")
+    found, doubtful = leading_together(matrices, [8, 8, 8], 16, loadings=False)
+    assert doubtful.tolist() == [False, True, False]
+    assert torch.equal(found[0], whole[0])
+    assert torch.equal(found[2], whole[2])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_same_survivors(seed: int) -> None:
+    random = generator(seed)
+    images, n = 3, int(torch.randint(1, 60, (1,), generator=random))
+    unit = torch.nn.functional.normalize(torch.randn(images, n, 3, generator=random), dim=-1)
+    group = torch.randint(1 + n // 6, (images, n), generator=random)
+    rank = precedence(torch.rand(images, n, generator=random))
+    candidate = torch.rand(images, n, generator=random) > 0.1
+    tau = torch.rand(images, generator=random)
+    together = survivors_together(unit, tau, group, rank, candidate)
+    for row in range(images):
+        assert torch.equal(together[row], survivors(unit[row], tau[row], group[row], rank[row], candidate[row]))
+
+
+def test_a_long_chain_settles() -> None:
+    """Each suppresses the next: rounds are counted between looks, not in all."""
+    blocks = torch.ones(1, 40, 40).tril(-1).triu(-1).bool()
+    assert fixed_point(blocks, torch.ones(1, 40, dtype=torch.bool), 6)[0].tolist() == [i % 2 == 0 for i in range(40)]
+
+
+@pytest.mark.parametrize("with_saliency", [True, False])
+def test_the_same_tokens(with_saliency: bool) -> None:
+    features = mixed(144)
+    saliency = torch.cat([attention(seed, 144) for seed in range(7)]) if with_saliency else None
+    budgets = [64, 33, 1, 140, 20, 64, 7]
+    together = explain(features, saliency, budgets, TOGETHER, 1)
+    for ours, alone in zip(together, explain(features, saliency, budgets, PRUNESID, 1), strict=True):
+        assert torch.equal(ours.indices, alone.indices)
+        assert torch.equal(ours.survivor, alone.survivor)
+
+
+@pytest.mark.parametrize("recipe", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_recipe_in_few_launches(recipe: Recipe, dtype: torch.dtype) -> None:
+    """In half precision a batched product may round otherwise, so ask then for nearly the same."""
+    features = torch.cat([tokens(seed, 100, 128) for seed in range(4)]).to(dtype)
+    saliency = torch.cat([attention(seed, 100) for seed in range(4)])
+    together = explain(features, saliency, [32] * 4, replace(recipe, together=True), 1)
+    for ours, alone in zip(together, explain(features, saliency, [32] * 4, recipe, 1), strict=True):
+        shared = len(set(ours.indices.tolist()) & set(alone.indices.tolist()))
+        assert shared == 31 if dtype == torch.float32 else shared >= 28
+
+
+def test_portions_hold_everything_once() -> None:
+    ks = [3, 40, 16, 17, 16, 1]
+    for n in (16, 576, 4096, 10**5):
+        cut = list(portions(ks, n))
+        assert sorted(row for _, rows in cut for row in rows) == list(range(len(ks)))
+        assert all(min(ks[row], n) <= width for width, rows in cut for row in rows)
+        assert all(len(rows) * n * n <= max(LARGEST, n * n) for _, rows in cut)
