@@ -1,0 +1,338 @@
+"""All that wants a GPU, in one run of under ten minutes: `python -m tests.benchmarks.gpu [--published PATH]`.
+
+Parts, each written as soon as it is done and passed over when the same command is given again on the same machine:
+
+selection  time, launches, host waits and memory of selection, ours against the published code (PATH: a checkout of it)
+tower      CLIP-L/336 in half precision, random weights: images a second with and without selection, and its share
+agreement  images of which CPU and GPU keep other tokens
+rounding   images of which another batch size changes the tower's last bits so that other tokens are kept
+prefill    a 7 B language model, random weights: time to first token and memory, 2,880 visual tokens against fewer
+
+It runs on a CPU as well, where --smoke makes it small enough to be tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from prunesid_cli.decoding import batches
+from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
+from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
+from prunesid_cli.families import load_family
+from prunesid_cli.families.base import VisionHalf
+from prunesid_cli.families.checkpoint import DEMO, resolve
+from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.pruner import Pruner
+from prunesid_cli.selection import select
+from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.prunesid import explain
+from prunesid_cli.selection.psca import directions_together, exact_directions
+from prunesid_cli.selection.recipe import PRUNESID
+from tests.benchmarks.published import load_published
+from tests.selection.inputs import attention, scene_like
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything: `batches` of images, `seconds` a measurement, the tower and the language model."""
+
+    batches: tuple[int, ...] = (1, 16, 64)
+    needs: tuple[int, ...] = (64, 128, 192)
+    tokens: int = 576
+    width: int = 1024
+    seconds: float = 1.0
+    agreement: int = 200
+    rounding: int = 1000
+    tower_layers: int = 24
+    language_layers: int = 32
+    language_width: int = 4096
+    prompt: int = 64
+    prefill: tuple[int, ...] = (2880, 640, 320, 160)
+
+
+SMOKE = Sizes(
+    batches=(1, 3),
+    needs=(16,),
+    tokens=64,
+    width=96,
+    seconds=0.0,
+    agreement=2,
+    rounding=4,
+    tower_layers=2,
+    language_layers=1,
+    language_width=64,
+    prompt=4,
+    prefill=(48, 16),
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    device: torch.device
+    sizes: Sizes
+    published: Path | None
+
+    def measured(self, work: Callable[[], object]) -> Record:
+        """Median and spread of milliseconds, greatest memory beside what was there, launches and waits."""
+        for _ in range(3):
+            work()
+        spent, end = list[float](), time.perf_counter() + self.sizes.seconds
+        while len(spent) < 3 or time.perf_counter() < end:
+            self.wait()
+            began = time.perf_counter()
+            work()
+            self.wait()
+            spent.append(1000 * (time.perf_counter() - began))
+        quarter = sorted(spent)[len(spent) // 4]
+        return {"ms": statistics.median(spent), "ms_lower_quartile": quarter, "runs": len(spent)} | self._traced(work)
+
+    def _traced(self, work: Callable[[], object]) -> Record:
+        if self.device.type != "cuda":
+            return {}
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+            work()
+        calls = Counter({event.key: event.count for event in trace.key_averages()})
+        launches = sum(count for name, count in calls.items() if name.startswith(("cudaLaunch", "cuLaunch")))
+        waits = sum(count for name, count in calls.items() if "Synchronize" in name)
+        peak = (torch.cuda.max_memory_allocated() - before) / 1e6
+        return {"peak_mb": peak, "launches": launches, "waits": waits, "copies": calls["cudaMemcpyAsync"]}
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def tokens(self, images: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """features [B, N, C], saliency [B, N]."""
+        seeds = range(first, first + images)
+        features = torch.cat([scene_like(seed, self.sizes.tokens, self.sizes.width) for seed in seeds])
+        saliency = torch.cat([attention(seed, self.sizes.tokens) for seed in seeds])
+        return features.to(self.device), saliency.to(self.device)
+
+
+def selection(bench: Bench) -> Iterator[Record]:
+    routes = {"together": replace(PRUNESID, directions=directions_together, together=True)}
+    routes["one by one"] = replace(PRUNESID, directions=exact_directions, together=False)
+    for images in bench.sizes.batches:
+        features, saliency = bench.tokens(images)
+        for need in bench.sizes.needs:
+            found: Record = {"images": images, "need": need}
+            for name, recipe in routes.items():
+                found[name] = bench.measured(partial(explain, features, saliency, [need] * images, recipe, 1))
+            if bench.published:
+                rival = load_published(bench.published)
+                found["published"] = bench.measured(partial(rival, features, saliency, need))
+                found["faster"] = found["published"]["ms"] / found["together"]["ms"]
+            yield found
+
+
+def tower(bench: Bench) -> Iterator[Record]:
+    with tempfile.TemporaryDirectory() as folder:
+        vision = clip_large(bench, Path(folder))
+    pruner = Pruner(vision, Budget(count=bench.sizes.needs[0]), "prunesid", ())
+    for images in bench.sizes.batches:
+        pixels = [vision.preprocess(picture(i)).to(bench.device) for i in range(images)]
+        counts = [bench.sizes.needs[0]] * images
+        alone = bench.measured(partial(vision.encode, pixels))
+        both = bench.measured(partial(encode_and_keep, pruner, pixels, counts))
+        chosen = bench.measured(partial(pruner.keep, vision.encode(pixels), counts))
+        yield {
+            "images": images,
+            "need": counts[0],
+            "tower": alone,
+            "tower and selection": both,
+            "selection": chosen,
+            "share": (both["ms"] - alone["ms"]) / alone["ms"],
+            "images_a_second": [1000 * images / alone["ms"], 1000 * images / both["ms"]],
+        }
+
+
+def encode_and_keep(pruner: Pruner, pixels: Sequence[Tensor], counts: Sequence[int]) -> object:
+    return pruner.keep(pruner.vision.encode(pixels), counts)
+
+
+def agreement(bench: Bench) -> Iterator[Record]:
+    for need in bench.sizes.needs:
+        others = tokens_changed = 0
+        for seed in range(0, bench.sizes.agreement, 8):
+            features, saliency = bench.tokens(min(8, bench.sizes.agreement - seed), seed)
+            there = select(features, saliency, [need] * len(features), reserved=1)
+            here = select(features.cpu(), saliency.cpu(), [need] * len(features), reserved=1)
+            lost = [changed(a, b) for a, b in zip(there, here, strict=True)]
+            others += sum(count > 0 for count in lost)
+            tokens_changed += sum(lost)
+        yield {"need": need, "images": bench.sizes.agreement, "differ": others, "tokens_changed": tokens_changed}
+
+
+def rounding(bench: Bench) -> Iterator[Record]:
+    towers = {"embedded model": embedded(bench)}
+    if bench.device.type == "cuda" or bench.sizes == SMOKE:  # a CPU would take hours
+        with tempfile.TemporaryDirectory() as folder:
+            towers["CLIP-L/336, random weights"] = clip_large(bench, Path(folder))
+    first, *rest = bench.sizes.batches
+    for name, vision in towers.items():
+        pixels = [vision.preprocess(picture(i)) for i in range(bench.sizes.rounding)]
+        alone = kept(vision, pixels, first, bench.sizes.needs)
+        for size in rest:
+            batched = kept(vision, pixels, size, bench.sizes.needs)
+            for need in bench.sizes.needs:
+                lost = [len(set(a) - set(b)) for a, b in zip(alone[need], batched[need], strict=True)]
+                found = {"tower": name, "need": need, "batches": [first, size], "images": len(pixels)}
+                yield found | {"differ": sum(count > 0 for count in lost), "tokens_changed": sum(lost)}
+
+
+def prefill(bench: Bench) -> Iterator[Record]:
+    width, layers = bench.sizes.language_width, bench.sizes.language_layers
+    config = LlamaConfig(
+        vocab_size=32064,
+        hidden_size=width,
+        intermediate_size=round(width * 2.6875),
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+    )
+    with torch.random.fork_rng(), torch.device(bench.device):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=half(bench), attn_implementation="sdpa").eval()
+    for visual in bench.sizes.prefill:
+        prompt = torch.randn(1, visual + bench.sizes.prompt, width, device=bench.device).to(half(bench)) / width**0.5
+
+        @torch.no_grad()
+        def first_token(prompt: Tensor = prompt) -> Tensor:
+            return model(inputs_embeds=prompt, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+
+        yield {"visual": visual, "text": bench.sizes.prompt, "layers": layers} | bench.measured(first_token)
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Record]]] = {
+    "selection": selection,
+    "tower": tower,
+    "agreement": agreement,
+    "rounding": rounding,
+    "prefill": prefill,
+}
+
+
+def half(bench: Bench) -> torch.dtype:
+    return torch.float32 if bench.device.type == "cpu" else torch.bfloat16
+
+
+def clip_large(bench: Bench, folder: Path) -> VisionHalf:
+    """The tower of LLaVA-1.5 with random weights, loaded by the code that loads a checkpoint."""
+    words = build_tokenizer(["USER: \nwhat is shown? ASSISTANT: a picture"] * 4)
+    build_processor(words).save_pretrained(folder)
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=bench.sizes.tower_layers,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlavaForConditionalGeneration(config).to(half(bench)).save_pretrained(folder)
+    return loaded(bench, str(folder))
+
+
+def embedded(bench: Bench) -> VisionHalf:
+    return loaded(bench, DEMO)
+
+
+def loaded(bench: Bench, name: str) -> VisionHalf:
+    checkpoint = resolve(name)
+    dtype = "fp32" if bench.device.type == "cpu" else "bf16"
+    placement = place(str(bench.device), dtype, "auto", load_config(checkpoint))
+    return load_family(checkpoint.model_type).vision(checkpoint, placement)
+
+
+def picture(index: int) -> Image.Image:
+    return Image.fromarray(draw(make_scene(HELD_OUT, index)).pixels)
+
+
+def kept(
+    vision: VisionHalf, pixels: Sequence[Tensor], size: int, needs: Sequence[int]
+) -> dict[int, list[tuple[int, ...]]]:
+    """What is kept of each picture, encoded so many at once, for every budget."""
+    found = defaultdict[int, list[tuple[int, ...]]](list)
+    for batch in batches(pixels, size):
+        encoded = vision.encode(batch)
+        for need in needs:
+            pruner = Pruner(vision, Budget(count=need), "prunesid", ())
+            found[need] += [item.indices for item in pruner.keep(encoded, [need] * len(batch))]
+    return found
+
+
+def changed(one: Tensor, other: Tensor) -> int:
+    return len(set(one.tolist()) - set(other.tolist()))
+
+
+def facts(bench: Bench) -> Record:
+    on_gpu = bench.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "command": "python -m tests.benchmarks.gpu" + (" --published PATH" if bench.published else ""),
+        "smoke": bench.sizes == SMOKE,
+    }
+
+
+def main() -> None:
+    today, automatic = date.today().isoformat(), "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description="Everything that wants a GPU, measured in one run.")
+    parser.add_argument("--out", type=Path, default=Path(f"tests/benchmarks/results/{today}-gpu.json"))
+    parser.add_argument("--published", type=Path, help="a checkout of the published code to compare with")
+    parser.add_argument("--device", default=automatic)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    bench = Bench(torch.device(options.device), SMOKE if options.smoke else Sizes(), options.published)
+    about = facts(bench)
+    report: Record = json.loads(options.out.read_text()) if options.out.exists() else {"date": today}
+    if any(report.get(name, value) != value for name, value in about.items()):
+        raise SystemExit(f"{options.out} is of another machine or command: name another --out")
+    report |= about
+    for name in options.parts:
+        if name in report:
+            print(f"{name}: there already")
+            continue
+        began, records = time.perf_counter(), list[Record]()
+        for record in PARTS[name](bench):
+            records.append(record)
+            print(name, json.dumps(record), flush=True)
+        report[name] = records
+        report.setdefault("seconds", {})[name] = round(time.perf_counter() - began, 1)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

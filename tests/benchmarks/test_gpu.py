@@ -1,0 +1,24 @@
+"""The one script for a GPU runs here, tiny: all parts, once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_part_runs_and_is_done_once(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--smoke", "--device", "cpu", "--out", str(out)]
+    some = subprocess.run([*command, "--parts", "selection"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "selection {" in some.stdout
+    whole = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "selection: there already" in whole.stdout
+    report = json.loads(out.read_text())
+    assert set(report["seconds"]) == {"selection", "tower", "agreement", "rounding", "prefill"}
+    assert all(record["differ"] == 0 for record in report["agreement"])
+    other = subprocess.run([*command, "--published", "."], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "name another --out" in other.stderr
