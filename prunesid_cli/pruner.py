@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from prunesid_cli.selection.budget import Budget, apportion, limits, reference, 
 from prunesid_cli.selection.checks import check_finite
 from prunesid_cli.selection.similarity import phi
 from prunesid_cli.types import SUMMARY, Encoded, TokenSet
+
+if TYPE_CHECKING:
+    from prunesid_cli.selection import Method
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Pruner:
 
     vision: VisionHalf
     budget: Budget
-    method: str
+    method: str | Method
     sample: Sequence[float]
     clock: Clock = field(default_factory=Clock)
 

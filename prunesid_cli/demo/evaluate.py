@@ -78,25 +78,39 @@ def _encode(pruner: Pruner, pixels: NDArray[np.uint8]) -> Encoded:
     return pruner.encode([pruner.vision.preprocess(Image.fromarray(pixels))])
 
 
-def examine(pruner: Pruner, language: LanguageHalf, pictures: Sequence[Picture]) -> dict[str, float]:
-    """Share of right answers by kind, over all drawn kinds, and the share of things with a kept patch."""
-    right: dict[str, list[bool]] = defaultdict(list)
+@dataclass(frozen=True)
+class Marks:
+    """Of every question its kind and whether the answer was right; of every thing whether a patch of it was kept."""
+
+    right: tuple[tuple[str, bool], ...]
+    seen: tuple[bool, ...]
+
+    def scores(self) -> dict[str, float]:
+        """Share of right answers by kind and over all drawn kinds, and the share of things with a kept patch."""
+        kinds = dict.fromkeys(kind for kind, _ in self.right)
+        found = {kind: float(np.mean([ok for own, ok in self.right if own == kind])) for kind in kinds}
+        overall = [ok for kind, ok in self.right if kind in KINDS]
+        return found | {"overall": float(np.mean(overall)), "coverage": float(np.mean(self.seen))}
+
+
+def examine(
+    pruner: Pruner, language: LanguageHalf, pictures: Sequence[Picture], counts: Sequence[int] | None = None
+) -> Marks:
+    """Ask everything; `counts`: tokens of each picture, where they are not the budget's."""
+    right: list[tuple[str, bool]] = []
     seen: list[bool] = []
 
     def asked() -> Iterator[tuple[TokenSet, Question]]:
-        for picture in pictures:
-            count = pruner.counts(pruner.information(picture.encoded))
+        for at, picture in enumerate(pictures):
+            count = [counts[at]] if counts else pruner.counts(pruner.information(picture.encoded))
             (kept,) = pruner.keep(picture.encoded, count)
             seen.extend(coverage(kept, picture.things))
             yield from ((kept, question) for question in picture.questions)
 
     for batch in batches(asked(), BATCH):
         answers = language.generate([language.embed(q.prompt, [kept]) for kept, q in batch], HOW)
-        for (_, question), answer in zip(batch, answers, strict=True):
-            right[question.kind].append(answer.text == question.answer)
-    drawn = [ok for kind in KINDS for ok in right[kind]]
-    scores = {kind: float(np.mean(values)) for kind, values in right.items()}
-    return scores | {"overall": float(np.mean(drawn)), "coverage": float(np.mean(seen))}
+        right += [(q.kind, said.text == q.answer) for (_, q), said in zip(batch, answers, strict=True)]
+    return Marks(tuple(right), tuple(seen))
 
 
 def coverage(kept: TokenSet, things: NDArray[np.int8]) -> list[bool]:
@@ -127,7 +141,7 @@ def main() -> None:
     for setting in settings:
         began = time.perf_counter()
         pruner = Pruner(vision, Budget.parse(setting.keep), setting.method, ())
-        scores = results[str(setting)] = examine(pruner, language, pictures)
+        scores = results[str(setting)] = examine(pruner, language, pictures).scores()
         row = "".join(f"{scores[name]:10.3f}" for name in columns)
         print(f"{str(setting):24}{row}   {time.perf_counter() - began:.0f} s", flush=True)
     if options.out:

@@ -35,10 +35,12 @@ def select(
     features: Tensor,
     saliency: Tensor | None,
     budgets: Sequence[int],
-    method: str = "prunesid",
+    method: str | Method = "prunesid",
     reserved: int = 0,
 ) -> list[Tensor]:
     """features [B, N, C], saliency [B, N] or None, a budget an image -> kept indices, B x [T] int64.
+
+    `method` is a name of METHODS or a function like those behind the names, which gets budgets below N + reserved.
 
     `reserved` is the number of tokens (0, or 1 for CLS) that the caller keeps besides and that the budget
     counts, so T = min(budget - reserved, N). An image's result does not depend on the others of its batch.
@@ -48,7 +50,7 @@ def select(
     from prunesid_cli.selection.checks import check_finite, check_shapes
     from prunesid_cli.selection.psca import where_exact
 
-    choose = load_method(method)
+    choose = load_method(method) if isinstance(method, str) else method
     check_shapes(features, saliency, budgets, reserved)
     check_finite(features, saliency)
     n = features.shape[1]

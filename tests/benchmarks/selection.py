@@ -49,7 +49,7 @@ def measure(case: Case) -> dict[str, Any]:
     run, before = _run(case), _peak()
     run()
     grown = _peak() - before
-    seconds, end = [], time.perf_counter() + SECONDS
+    seconds, end = list[float](), time.perf_counter() + SECONDS
     while not seconds or time.perf_counter() < end:
         began = time.perf_counter()
         run()

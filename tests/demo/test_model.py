@@ -36,8 +36,8 @@ def test_it_is_right_pruned_and_unpruned() -> None:
     placement = place("cpu", "auto", "auto", load_config(checkpoint))
     vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
     pictures = examination(Pruner(vision, Budget(), "prunesid", ()), 60, UNSEEN)
-    whole = examine(Pruner(vision, Budget(), "prunesid", ()), language, pictures)
-    pruned = examine(Pruner(vision, Budget.parse("11%"), "prunesid", ()), language, pictures)
+    whole = examine(Pruner(vision, Budget(), "prunesid", ()), language, pictures).scores()
+    pruned = examine(Pruner(vision, Budget.parse("11%"), "prunesid", ()), language, pictures).scores()
     # .80 of every kind, less the noise of 60 questions (two standard deviations).
     assert whole["overall"] >= 0.9, whole
     assert min(whole[kind] for kind in KINDS) >= 0.7, whole

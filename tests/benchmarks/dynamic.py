@@ -1,0 +1,130 @@
+"""What a dynamic budget (Eq. 7) is worth on the embedded model, and how it is best done: `python -m
+tests.benchmarks.dynamic`.
+
+Every rule gives the pictures of one examination the same average number of tokens. The paper leaves open whether lambda
+goes by an image's own budget N' or by the average N, how far budgets may be from the average, and what happens within
+an item; here items are made of four pictures each, as tiles or frames are, and only tokens within an item are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.demo.evaluate import Marks, Picture, examination, examine
+from prunesid_cli.families import load_family
+from prunesid_cli.families.checkpoint import DEMO, resolve
+from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.pruner import Pruner
+from prunesid_cli.selection.budget import Budget, apportion, limits
+from prunesid_cli.selection.prunesid import explain
+from prunesid_cli.selection.recipe import PRUNESID
+
+TILES = 4
+Limits = Callable[[float, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`limits` None: the same for all. `own`: whether lambda goes by N', and not by N. `together`: pictures among which
+    tokens are shared, all if None."""
+
+    name: str
+    limits: Limits | None
+    own: bool = True
+    together: int | None = None
+
+    def counts(self, values: Sequence[float], mean: int, total: int) -> list[int]:
+        if self.limits is None:
+            return [mean] * len(values)
+        size = self.together or len(values)
+        groups = [values[at : at + size] for at in range(0, len(values), size)]
+        return [count for group in groups for count in apportion(group, mean, *self.limits(mean, total))]
+
+    def method(self, mean: int) -> Callable[[Tensor, Tensor | None, Sequence[int], int], list[Tensor]]:
+        recipe = PRUNESID if self.own else replace(PRUNESID, strength=lambda need, n: mean / 32)
+        return lambda features, saliency, budgets, reserved: [
+            image.indices for image in explain(features, saliency, budgets, recipe, reserved)
+        ]
+
+
+def within(low: float, high: float) -> Limits:
+    return lambda mean, n: (max(1, int(low * mean)), min(n, int(high * mean)))
+
+
+RULES = (
+    Rule("fixed", None),
+    Rule("dynamic (as shipped)", limits),
+    Rule("lambda by N", limits, own=False),
+    Rule("3/4 to 3/2 of N", within(0.75, 1.5)),
+    Rule("1/4 to 4 N", within(0.25, 4)),
+    Rule("no limits", within(0, 576)),
+    Rule("within four tiles", limits, together=TILES),
+)
+
+
+def against(marks: Marks, base: Marks) -> dict[str, int]:
+    """Questions that only one of two got right: what a difference between them rests on."""
+    pairs = list(zip(marks.right, base.right, strict=True))
+    return {
+        "gained": sum(ours and not theirs for (_, ours), (_, theirs) in pairs),
+        "lost": sum(theirs and not ours for (_, ours), (_, theirs) in pairs),
+    }
+
+
+def compare(pictures: Sequence[Picture], vision: Any, language: Any, means: Sequence[int]) -> list[dict[str, Any]]:
+    found = []
+    values = [Pruner(vision, Budget(), "prunesid", ()).information(picture.encoded)[0] for picture in pictures]
+    for mean in means:
+        base: Marks | None = None
+        for rule in RULES:
+            counts = rule.counts(values, mean, vision.total)
+            pruner = Pruner(vision, Budget(count=mean), rule.method(mean), ())
+            marks = examine(pruner, language, pictures, counts)
+            base = base or marks
+            told: dict[str, Any] = {"mean": mean, "rule": rule.name, "average": sum(counts) / len(counts)}
+            told |= {"fewest": min(counts), "most": max(counts)} | marks.scores() | against(marks, base)
+            found.append(told)
+            print(
+                f"{mean:4} {rule.name:22} {min(counts):3}..{max(counts):3}  overall {told['overall']:.3f}"
+                f"  caption {told['caption']:.3f}  coverage {told['coverage']:.3f}  +{told['gained']} -{told['lost']}",
+                flush=True,
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Rules of a dynamic budget, compared on the embedded model.")
+    parser.add_argument("--means", type=int, nargs="+", default=[20, 32, 63])
+    parser.add_argument("--per-kind", type=int, default=200)
+    parser.add_argument("--split", type=int, default=1)
+    parser.add_argument("--model", default=DEMO)
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    options = parser.parse_args()
+    checkpoint = resolve(options.model)
+    family = load_family(checkpoint.model_type)
+    placement = place("auto", "auto", "auto", load_config(checkpoint))
+    vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
+    pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
+    results = compare(pictures, vision, language, options.means)
+    if options.out:
+        about = {
+            "date": date.today().isoformat(),
+            "command": f"python -m tests.benchmarks.dynamic --per-kind {options.per_kind}",
+            "model": checkpoint.revision,
+            "torch": torch.__version__,
+            "questions": sum(len(picture.questions) for picture in pictures),
+        }
+        options.out.write_text(json.dumps(about | {"results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
