@@ -2,7 +2,8 @@
 
 PATH is a checkout of the published code; without it the rival is our seeded mirror of it, which does the same work
 without its loops. Every figure comes from a process of its own, so that peak memory is that of one method; rivals take
-turns. Prints ratios and, with --out, writes JSON.
+turns. Inputs have the spectrum of a photograph (`scene`: a dominant direction, then a power law) or the least kind one
+(`flat`: some hundred directions of equal weight). Prints ratios and, with --out, writes JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,20 @@ import torch
 
 from prunesid_cli.selection import select
 from tests.benchmarks.published import load_published
-from tests.selection.inputs import attention, tokens
+from tests.selection.inputs import attention, scene_like, tokens
 
 WIDTH = 1024
+KINDS = {"scene": scene_like, "flat": tokens}
 ROUNDS, SECONDS = 2, 4.0
 """Each method gets so many turns; within one it runs again until so much time is spent."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One method on one size of input; `published` is the checkout, where that is the method."""
+    """One method on one kind and size of input; `published` is the checkout, where that is the method."""
 
     method: str
+    kind: str
     images: int
     need: int
     tokens: int = 576
@@ -45,7 +49,9 @@ class Case:
 
 def measure(case: Case) -> dict[str, Any]:
     """Seconds of every run, and the growth of the process's peak memory in MB. To be called in a fresh process."""
-    _run(Case(case.method, 1, 8, 24, case.published))()  # what is imported and allocated once is not the method's
+    _run(
+        Case(case.method, "flat", 1, 8, 24, case.published)
+    )()  # what is imported and allocated once is not the method's
     run, before = _run(case), _peak()
     run()
     grown = _peak() - before
@@ -59,7 +65,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 def _run(case: Case) -> Callable[[], object]:
     """The method on inputs that are there already."""
-    features = torch.cat([tokens(seed, case.tokens, WIDTH) for seed in range(case.images)])
+    features = torch.cat([KINDS[case.kind](seed, case.tokens, WIDTH) for seed in range(case.images)])
     saliency = torch.cat([attention(seed, case.tokens) for seed in range(case.images)])
     if case.published:
         rival = load_published(Path(case.published))
@@ -92,30 +98,32 @@ def compare(cases: list[Case]) -> list[dict[str, Any]]:
     ]
 
 
-def against(published: str | None, images: list[int], needs: list[int]) -> Iterator[dict[str, Any]]:
+def against(published: str | None, kinds: list[str], images: list[int], needs: list[int]) -> Iterator[dict[str, Any]]:
     """Ours and the rival at each size."""
     name = "published code" if published else "our mirror of the published code"
-    print(f"\n{'images':>6} {'need':>5} {'ours':>12} {name:>34} {'faster':>8} {'leaner':>8}")
-    for count in images:
-        for need in needs:
-            ours, rival = compare(
-                [Case("prunesid", count, need), Case("prunesid-published", count, need, published=published)]
-            )
-            faster, leaner = rival["ms"] / ours["ms"], rival["peak_mb"] / max(ours["peak_mb"], 1)
-            print(
-                f"{count:6} {need:5} {ours['ms']:9.1f} ms {rival['ms']:31.1f} ms {faster:7.1f}x {leaner:7.1f}x"
-                f"   ({ours['peak_mb']:.0f} MB, {rival['peak_mb']:.0f} MB)",
-                flush=True,
-            )
-            yield {"ours": ours, "rival": rival, "faster": faster, "leaner": leaner}
+    print(f"\n{'kind':5} {'images':>6} {'need':>5} {'ours':>12} {name:>34} {'faster':>8} {'leaner':>8}")
+    for kind, count, need in product(kinds, images, needs):
+        ours, rival = compare(
+            [
+                Case("prunesid", kind, count, need),
+                Case("prunesid-published", kind, count, need, published=published),
+            ]
+        )
+        faster, leaner = rival["ms"] / ours["ms"], rival["peak_mb"] / max(ours["peak_mb"], 1)
+        print(
+            f"{kind:5} {count:6} {need:5} {ours['ms']:9.1f} ms {rival['ms']:31.1f} ms {faster:7.1f}x {leaner:7.1f}x"
+            f"   ({ours['peak_mb']:.0f} MB, {rival['peak_mb']:.0f} MB)",
+            flush=True,
+        )
+        yield {"ours": ours, "rival": rival, "faster": faster, "leaner": leaner}
 
 
-def curve(sizes: list[int]) -> Iterator[dict[str, Any]]:
-    """One image of more and more tokens, 11 % kept."""
-    print(f"\n{'tokens':>6} {'need':>5} {'ours':>12}")
-    for size in sizes:
-        (ours,) = compare([Case("prunesid", 1, round(0.11 * size), size)])
-        print(f"{size:6} {ours['need']:5} {ours['ms']:9.1f} ms   ({ours['peak_mb']:.0f} MB)", flush=True)
+def curve(sizes: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """What one image costs: (tokens, budget)."""
+    print(f"\n{'tokens':>6} {'need':>5} {'groups':>6} {'ours':>12}")
+    for size, need in sizes:
+        (ours,) = compare([Case("prunesid", "scene", 1, need, size)])
+        print(f"{size:6} {need:5} {need // 4:6} {ours['ms']:9.1f} ms   ({ours['peak_mb']:.0f} MB)", flush=True)
         yield ours
 
 
@@ -124,7 +132,9 @@ def main() -> None:
     parser.add_argument("--published", help="a checkout of the published code to compare with")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 16])
     parser.add_argument("--needs", type=int, nargs="+", default=[64, 128, 192])
-    parser.add_argument("--sizes", type=int, nargs="*", default=[144, 576, 1024, 2304, 4096, 16384])
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS))
+    parser.add_argument("--sizes", type=int, nargs="*", default=[144, 576, 1024, 2304, 4096, 16384], help="11%% kept")
+    parser.add_argument("--budgets", type=int, nargs="*", default=[16, 32, 64, 128, 192, 256, 384, 512], help="of 576")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -139,8 +149,9 @@ def main() -> None:
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
     results = {
-        "against": list(against(options.published, options.images, options.needs)),
-        "curve": list(curve(options.sizes)),
+        "against": list(against(options.published, options.kinds, options.images, options.needs)),
+        "in tokens": list(curve([(size, round(0.11 * size)) for size in options.sizes])),
+        "in groups": list(curve([(576, need) for need in options.budgets])),
     }
     if options.out:
         options.out.write_text(json.dumps(facts | results, indent=1) + "\n")
