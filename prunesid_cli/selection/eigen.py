@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from prunesid_cli.selection.parallel import room
+
 BLOCK = 12
 """Vectors by which the space grows: small ones need fewer in all, large ones are multiplied faster."""
 LOOK = 48
@@ -112,7 +114,7 @@ def leading(matrix: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
     Directions that the matrix does not have (rank < k) are zero rows.
     """
     n = len(matrix)
-    space, hope = Krylov(matrix.float(), n // 2), float("inf")
+    space, hope = Krylov(room(matrix, n, n, dtype=torch.float32).copy_(matrix), n // 2), float("inf")
     for width in range(_first_width(k), n // 2 + 1, LOOK):
         space.grow(width)
         rows = space.leading(k)
@@ -170,8 +172,8 @@ class Krylov:
 
     def __init__(self, matrix: Tensor, most: int) -> None:
         self.matrix, self.width = matrix, 0
-        self.basis = matrix.new_empty(most, len(matrix))
-        self.image = matrix.new_empty(most, len(matrix))
+        self.basis = room(matrix, most, len(matrix))
+        self.image = room(matrix, most, len(matrix))
 
     def grow(self, width: int) -> None:
         """To `width` vectors, a multiple of BLOCK."""

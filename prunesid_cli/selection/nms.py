@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunesid_cli.selection.parallel import room
 from prunesid_cli.selection.together import LARGEST
 
 STEP = 16
@@ -49,7 +50,9 @@ def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate:
         place = torch.arange(width, device=unit.device)
         filled = place < sizes[rows]
         tokens = order[torch.where(filled, first[rows] + place, 0)]
-        near = unit[tokens]
+        near = room(unit, tokens.numel(), unit.shape[1])
+        torch.index_select(unit, 0, tokens.flatten(), out=near)
+        near = near.view(*tokens.shape, unit.shape[1])
         blocks = (near @ near.mT > tau).tril(-1)
         alive[tokens[filled]] = fixed_point(blocks, candidate[tokens] & filled)[filled]
     return alive

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -10,6 +12,9 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
+ROOM = 2**25
+"""Bytes that a thread holds on to, from one image to the next."""
+ALIGNED = 64
 
 
 def each_image(function: Callable[[int], Result], images: int, device: torch.device) -> list[Result]:
@@ -20,7 +25,11 @@ def each_image(function: Callable[[int], Result], images: int, device: torch.dev
 
     @torch.no_grad()
     def of(row: int) -> Result:
-        return function(row)
+        _own.used = 0
+        try:
+            return function(row)
+        finally:
+            _own.used = ROOM
 
     if device.type != "cpu":
         return [of(row) for row in range(images)]
@@ -31,3 +40,28 @@ def each_image(function: Callable[[int], Result], images: int, device: torch.dev
 def _pool(threads: int) -> ThreadPoolExecutor:
     # The number of threads that torch uses inside an operation is a property of the thread that calls it.
     return ThreadPoolExecutor(threads, "prunesid-selection", torch.set_num_threads, (1,))
+
+
+class _Room(threading.local):
+    """A thread's memory for the image at hand; outside of `each_image` it is full."""
+
+    memory: torch.Tensor | None = None
+    used = ROOM
+
+
+_own = _Room()
+
+
+def room(like: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Uninitialised, on the device of `like`, for what does not outlive the image that `each_image` is at.
+
+    There its memory serves the next image again: pages fresh from the operating system cost a fifth of the time of all.
+    """
+    dtype = dtype or like.dtype
+    start, length = _own.used, math.prod(shape) * dtype.itemsize
+    if like.device.type != "cpu" or start + length > ROOM:
+        return like.new_empty(shape, dtype=dtype)
+    if _own.memory is None:
+        _own.memory = torch.empty(ROOM, dtype=torch.uint8)
+    _own.used = -(-(start + length) // ALIGNED) * ALIGNED
+    return _own.memory[start : start + length].view(dtype).view(shape)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from prunesid_cli.selection.eigen import angle, leading, undecided, undecided_through
-from prunesid_cli.selection.parallel import each_image
+from prunesid_cli.selection.parallel import each_image, room
 from prunesid_cli.selection.together import STEP, leading_together, portions
 
 ITERATIONS = 2
@@ -24,7 +24,8 @@ def where_exact(tensor: Tensor) -> Tensor:
 
 def centred(tokens: Tensor) -> Tensor:
     """tokens [..., N, C] -> fp32: sigmoid, less each token's own mean over its channels."""
-    activation = torch.sigmoid(tokens.float())
+    tokens = tokens.float()
+    activation = torch.sigmoid(tokens, out=room(tokens, *tokens.shape))
     return activation.sub_(activation.mean(-1, keepdim=True))
 
 
@@ -36,7 +37,7 @@ def gram(matrix: Tensor) -> Tensor:
     """
     common = normalize(matrix.mean(-2, keepdim=True), dim=-1)
     along = matrix @ common.mT
-    rest = torch.addcmul(matrix, along, common, value=-1)
+    rest = torch.addcmul(matrix, along, common, value=-1, out=room(matrix, *matrix.shape))
     across = (rest @ common.mT).double()  # nearly nothing, but times `along` no longer so
     along = along.double()
     product = _symmetric_product(rest) if rest.ndim == 2 else (rest @ rest.mT).double()
@@ -45,13 +46,13 @@ def gram(matrix: Tensor) -> Tensor:
 
 def _symmetric_product(matrix: Tensor) -> Tensor:
     """matrix [M, D] fp32 -> matrix @ matrix.T [M, M] fp64, each product of two rows once."""
-    product = matrix.new_empty(len(matrix), len(matrix))
-    for start in range(0, len(matrix), ROWS):
-        stop = min(start + ROWS, len(matrix))
-        part = matrix[start:stop] @ matrix[:stop].T
-        product[start:stop, :stop] = part
-        product[:start, start:stop] = part[:, :start].T
-    return product.double()
+    m = len(matrix)
+    product = room(matrix, m, m)
+    for start in range(0, m, ROWS):
+        stop = min(start + ROWS, m)
+        torch.mm(matrix[start:stop], matrix[:stop].T, out=product[start:stop, :stop])
+        product[:start, start:stop] = product[start:stop, :start].T
+    return room(matrix, m, m, dtype=torch.float64).copy_(product)
 
 
 def principal_directions(tokens: Tensor, k: int, loadings: bool = True) -> Tensor:

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.selection.parallel import each_image
+from prunesid_cli.selection.parallel import each_image, room
 from prunesid_cli.selection.psca import where_exact
 
 
 def unit_tokens(tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """tokens [..., N, C] -> of length one, as a model running in `dtype` would round them."""
+    tokens = tokens.to(dtype)
     # A zero token is like no other; in half precision its quotient would be NaN.
-    return normalize(tokens.to(dtype), dim=-1).nan_to_num_(0.0, 0.0, 0.0)
+    return normalize(tokens, dim=-1, out=room(tokens, *tokens.shape)).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def pair_mean(unit: Tensor) -> Tensor:

@@ -49,9 +49,7 @@ class Case:
 
 def measure(case: Case) -> dict[str, Any]:
     """Seconds of every run, and the growth of the process's peak memory in MB. To be called in a fresh process."""
-    _run(
-        Case(case.method, "flat", 1, 8, 24, case.published)
-    )()  # what comes once is not the method's
+    _run(Case(case.method, "flat", 1, 8, 24, case.published))()  # what comes once is not the method's
     run, before = _run(case), _peak()
     run()
     grown = _peak() - before
