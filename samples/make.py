@@ -46,7 +46,7 @@ def draw_kept(path: Path, keep: str) -> Image.Image:
     vision = load_family(checkpoint.model_type).vision(
         checkpoint, place("cpu", "auto", "auto", load_config(checkpoint))
     )
-    pruner = Pruner(vision, Budget.parse(keep), "prunesid", None)
+    pruner = Pruner(vision, Budget.parse(keep), "prunesid", ())
     image = Image.open(path).convert("RGB")
     encoded = pruner.encode([vision.preprocess(image)])
     (kept,) = pruner.keep(encoded, pruner.counts(pruner.information(encoded)))
