@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from prunesid_cli.errors import PruneSIDError
-from prunesid_cli.pruner import Pruner
-from prunesid_cli.selection.budget import MEMORY, Stream, limits
+from prunesid_cli.pruner import Given, Pruner
+from prunesid_cli.selection.budget import MEMORY, Stream
 from prunesid_cli.tokencache import Item
+
+
+class Sized(Protocol):
+    """An input of known size and information (phi)."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def phi(self) -> float: ...
+
+    @property
+    def total(self) -> int: ...
 
 
 class Allotment(Protocol):
@@ -18,24 +32,24 @@ class Allotment(Protocol):
     @property
     def refused(self) -> Mapping[str, PruneSIDError]: ...
 
-    def counts(self, sources: Sequence[str], values: Sequence[float]) -> list[int]:
-        """Tokens for the next images, of these sources and this information. May be asked again for fewer of them."""
+    def counts(self, images: Sequence[Sized]) -> list[int]:
+        """Tokens for the next images. May be asked again for fewer of them."""
 
-    def settle(self, values: Sequence[float], counts: Sequence[int]) -> None:
+    def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
         """These were given; the next ones come."""
 
 
 @dataclass(frozen=True)
 class Even:
-    """The same for each."""
+    """The same for each, or the same share."""
 
-    count: int
+    pruner: Pruner
     refused: Mapping[str, PruneSIDError] = field(default_factory=dict)
 
-    def counts(self, sources: Sequence[str], values: Sequence[float]) -> list[int]:
-        return [self.count] * len(sources)
+    def counts(self, images: Sequence[Sized]) -> list[int]:
+        return [self.pruner.mean(one.total) for one in images]
 
-    def settle(self, values: Sequence[float], counts: Sequence[int]) -> None:
+    def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
         """Nobody's share depends on another's."""
 
 
@@ -46,10 +60,10 @@ class Planned:
     plan: Mapping[str, int]
     refused: Mapping[str, PruneSIDError]
 
-    def counts(self, sources: Sequence[str], values: Sequence[float]) -> list[int]:
-        return [self.plan[source] for source in sources]
+    def counts(self, images: Sequence[Sized]) -> list[int]:
+        return [self.plan[one.source] for one in images]
 
-    def settle(self, values: Sequence[float], counts: Sequence[int]) -> None:
+    def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
         """All is decided beforehand."""
 
 
@@ -60,20 +74,22 @@ class Running:
     stream: Stream
     refused: Mapping[str, PruneSIDError] = field(default_factory=dict)
 
-    def counts(self, sources: Sequence[str], values: Sequence[float]) -> list[int]:
-        return self.stream.spread(values)
+    def counts(self, images: Sequence[Sized]) -> list[int]:
+        return self.stream.spread([one.phi for one in images], [one.total for one in images])
 
-    def settle(self, values: Sequence[float], counts: Sequence[int]) -> None:
-        for value, count in zip(values, counts, strict=True):
-            self.stream = self.stream.after(value, count)
+    def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
+        for one, count in zip(images, counts, strict=True):
+            self.stream = self.stream.after(one.phi, one.total, count)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The information of one input; `held`: what it was given before, and keeps; or why it could not be measured."""
+    """The information of one input and how many tokens it has; `held`: what it was given before, and keeps; or why it
+    could not be measured."""
 
     source: str
     phi: float = 0.0
+    total: int = 0
     held: int | None = None
     error: PruneSIDError | None = None
 
@@ -86,25 +102,24 @@ def planned(pruner: Pruner, images: Iterable[Measured]) -> Planned:
     known = {one.source: one for one in images if not one.error}
     if not known:
         return Planned({}, refused)
-    plan = dict(zip(known, pruner.counts([one.phi for one in known.values()]), strict=True))
-    held = {source: one.held for source, one in known.items() if one.held is not None}
-    if any(plan[source] != count for source, count in held.items()):  # images came or went: the new ones even it out
-        fresh = [one for one in known.values() if one.held is None]
-        counts = pruner.counts([one.phi for one in fresh], tuple(held.values()))
-        plan = dict(zip([one.source for one in fresh], counts, strict=True))
+    plan = _counts(pruner, known.values())
+    held = {source: Given(one.total, one.held) for source, one in known.items() if one.held is not None}
+    if any(plan[source] != one.tokens for source, one in held.items()):  # images came or went: the new ones even it out
+        plan = _counts(pruner, [one for one in known.values() if one.held is None], tuple(held.values()))
     return Planned(plan, refused)
+
+
+def _counts(pruner: Pruner, images: Iterable[Measured], already: Sequence[Given] = ()) -> dict[str, int]:
+    images = list(images)
+    counts = pruner.counts([one.phi for one in images], [one.total for one in images], already)
+    return dict(zip([one.source for one in images], counts, strict=True))
 
 
 def running(pruner: Pruner, history: Iterable[Item]) -> Running:
     """A stream that goes on after what a cache holds, in the order in which it was written."""
-    total = pruner.vision.total
-    mean = pruner.budget.tokens(total)
-    stream = Stream(mean, *limits(mean, total), pruner.phi_ref, round(1 / MEMORY) if pruner.sample else 0)
+    stream, sample = Stream(pruner.budget), pruner.sample
+    if sample:
+        stream = Stream(pruner.budget, math.fsum(sample) / len(sample), round(1 / MEMORY))
     for item in history:
-        stream = stream.after(item.phi, len(item.kept))
+        stream = stream.after(item.phi, item.total, item.kept)
     return Running(stream)
-
-
-def even(pruner: Pruner) -> Even:
-    total = pruner.vision.total
-    return Even(min(pruner.budget.tokens(total), total))

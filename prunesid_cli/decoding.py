@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from PIL.Image import Image
-from torch import Tensor
-
 from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.listing import Found
-from prunesid_cli.media import digest_of, load_image_bytes, read_bytes
+from prunesid_cli.media import Media, digest_of, load_image_bytes, read_bytes
 from prunesid_cli.tokencache import Item
+from prunesid_cli.types import Pixels
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,7 +26,7 @@ class Ready:
     digest: str
     size: tuple[int, int]
     notes: tuple[str, ...]
-    pixels: Tensor
+    pixels: Pixels
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Failed:
 Decoded = Ready | Held | Failed
 
 
-def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[str, str], Item | None]) -> Decoded:
+def decode(found: Found, preprocess: Callable[[Media], Pixels], held: Callable[[str, str], Item | None]) -> Decoded:
     """Read, decode and preprocess one image that is not `held` yet; any fault of the input becomes a record."""
     source = found.source
     if found.error:
@@ -59,7 +57,7 @@ def decode(found: Found, preprocess: Callable[[Image], Tensor], held: Callable[[
         if item := held(source, digest):
             return Held(source, item)
         media = load_image_bytes(data, source, digest)
-        return Ready(source, media.digest, media.size, media.notes, preprocess(media.image))
+        return Ready(source, media.digest, media.size, media.notes, preprocess(media))
     except PruneSIDError as error:
         return Failed(source, error)
     except Exception as error:

@@ -67,9 +67,23 @@ class Media:
 
     source: str  # as the user named it; "-" for stdin
     digest: str  # sha256 of the input's bytes, in hex
-    image: Image.Image = field(repr=False)  # RGB, upright
+    frames: tuple[Image.Image, ...] = field(repr=False)  # RGB, upright; one, where it is a picture
     size: tuple[int, int]  # width, height of the upright image
     notes: tuple[str, ...] = ()  # what was done that the user might not expect
+    times: tuple[float, ...] = ()  # of the frames of a clip, in seconds from its start; empty for a picture
+
+    @property
+    def image(self) -> Image.Image:
+        return self.frames[0]
+
+    @property
+    def is_clip(self) -> bool:
+        return bool(self.times)
+
+
+def in_memory(image: Image.Image) -> Media:
+    """A picture in RGB that comes from no file."""
+    return Media("", "", (image,), image.size)
 
 
 def load_image(source: str | Path) -> Media:
@@ -91,7 +105,7 @@ def load_image_bytes(data: bytes, source: str, digest: str = "") -> Media:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise _undecodable(source, data, error) from error
-    return Media(source, digest or digest_of(data), image, image.size, notes)
+    return Media(source, digest or digest_of(data), (image,), image.size, notes)
 
 
 def digest_of(data: bytes) -> str:

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from prunesid_cli.allotment import Allotment, Measured, even, planned, running
+from prunesid_cli.allotment import Allotment, Even, Measured, planned, running
 from prunesid_cli.decoding import Decoded, Failed, Held, Ready, ahead, batches, decode
 from prunesid_cli.errors import CacheError, MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media
 from prunesid_cli.memory import within_memory
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pruner import Information, Pruner, of_item
 from prunesid_cli.tokencache import CacheWriter, Entry, Item, Shard, read_tokens
-from prunesid_cli.types import Answer, Generation, TokenSet
+from prunesid_cli.types import Answer, Encoded, Generation, TokenSet
 
 AHEAD = 2
 """Batches that are decoded while another is encoded."""
@@ -27,10 +27,10 @@ def ask(
 ) -> tuple[Answer, list[TokenSet]]:
     """Answer one prompt about one or several images."""
     with pruner.clock.stage("preprocess"):
-        pixels = [pruner.vision.preprocess(item.image) for item in media]
+        pixels = [pruner.vision.preprocess(item, len(media) - 1) for item in media]
     encoded = pruner.encode(pixels)
     try:
-        items = pruner.keep(encoded, pruner.counts(pruner.information(encoded)))
+        items = pruner.prune(encoded)
     except NonFiniteError as error:
         raise not_finite(media[error.rows[0]].source) from error
     with pruner.clock.stage("generate"):
@@ -59,7 +59,7 @@ def compress(
     stream: decide of each image when it comes, and not of all once all were measured.
     """
     if not pruner.spreads:
-        allotment: Allotment = even(pruner)
+        allotment: Allotment = Even(pruner)
     elif stream:
         allotment = running(pruner, writer.history)
     else:
@@ -84,23 +84,34 @@ def measure(
     """The information of each image, in the order of the listing. Of one that is `held` it was measured before."""
     for batch in batches(_decoded(pruner, found, held, batch_size), batch_size):
         ready = [one for one in batch if isinstance(one, Ready)]
-        values = dict(within_memory(lambda some: _information(pruner, some), ready, lambda one: (one.source, 0.0)))
+        measured = within_memory(lambda some: _measured(pruner, some), ready, _unmeasured)
+        values = {one.source: one for one in measured}
         for one in batch:
             if isinstance(one, Failed):
                 yield Measured(one.source, error=one.error)
             elif isinstance(one, Held):
-                yield Measured(one.source, one.item.phi, len(one.item.kept))
-            elif math.isfinite(values[one.source]):
-                yield Measured(one.source, values[one.source])
+                yield Measured(one.source, one.item.phi, one.item.total, one.item.kept)
+            elif math.isfinite(values[one.source].phi):
+                yield values[one.source]
             else:
                 yield Measured(one.source, error=not_finite(one.source))
 
 
-def _information(pruner: Pruner, batch: Sequence[Ready]) -> list[tuple[str, float]]:
-    if not batch:
-        return []
-    values = pruner.information(pruner.encode([one.pixels for one in batch]))
-    return list(zip([one.source for one in batch], values, strict=True))
+def _measured(pruner: Pruner, batch: Sequence[Ready]) -> list[Measured]:
+    return _encoded(pruner, batch)[2] if batch else []
+
+
+def _encoded(pruner: Pruner, batch: Sequence[Ready]) -> tuple[list[Encoded], list[Information], list[Measured]]:
+    """What the tower makes of a batch, the information of each segment, and of each item."""
+    encoded = pruner.encode([one.pixels for one in batch])
+    values = pruner.information(encoded)
+    items = zip(batch, values, encoded, strict=True)
+    return encoded, values, [Measured(one.source, of_item(own, item), item.layout.total) for one, own, item in items]
+
+
+def _unmeasured(one: Ready) -> Measured:
+    """Of what does not fit into memory; that it cannot be encoded is said when it is tried."""
+    return Measured(one.source, 0.0, one.pixels.layout.total)
 
 
 def _decoded(
@@ -133,18 +144,17 @@ def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> li
     if not batch:
         return []
     try:
-        encoded = pruner.encode([one.pixels for one in batch])
-        values = pruner.information(encoded)
-        counts = allotment.counts([one.source for one in batch], values)
-        kept = pruner.keep(encoded, counts)
+        encoded, values, sized = _encoded(pruner, batch)
+        counts = allotment.counts(sized)
+        kept = pruner.keep(encoded, counts, values)
     except NonFiniteError as error:
         bad = [batch[row].source for row in error.rows]
         good = _entries(pruner, [one for row, one in enumerate(batch) if row not in error.rows], allotment)
         return good + [Outcome(source, error=not_finite(source)) for source in bad]
-    allotment.settle(values, counts)
+    allotment.settle(sized, counts)
     return [
-        Outcome(one.source, Entry(one.source, one.digest, one.size, tokens, value, one.notes))
-        for one, tokens, value in zip(batch, kept, values, strict=True)
+        Outcome(one.source, Entry(one.source, one.digest, one.size, tokens, measured.phi, one.notes))
+        for one, tokens, measured in zip(batch, kept, sized, strict=True)
     ]
 
 

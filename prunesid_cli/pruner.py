@@ -1,26 +1,33 @@
-"""Encoding and selection joined: what to keep of each image, and the token sets that come of it."""
+"""Encoding and selection joined: what to keep of each item, and the token sets that come of it."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prunesid_cli.errors import UsageError
+from prunesid_cli.errors import NonFiniteError, UsageError
 from prunesid_cli.families.base import VisionHalf
 from prunesid_cli.selection import select
-from prunesid_cli.selection.budget import Budget, apportion, limits, reference, single
+from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
 from prunesid_cli.selection.checks import check_finite
 from prunesid_cli.selection.similarity import phi
-from prunesid_cli.types import SUMMARY, Encoded, TokenSet
+from prunesid_cli.types import SUMMARY, Encoded, Pixels, Segment, TokenSet
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method
+
+Information = tuple[float, ...]
+"""phi of each segment of an item."""
+PARTS = ("saliency", "summary", "extra")
+"""What a segment may have beside its features."""
 
 
 @dataclass
@@ -38,9 +45,16 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
+class Given(NamedTuple):
+    """An item of a collection that was given its tokens before: of how many, and how many."""
+
+    total: int
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Pruner:
-    """A vision half with what to keep and how to choose it; `sample` is the information of images to compare one with,
+    """A vision half with what to keep and how to choose it; `sample` is the information of items to compare one with,
     where any are known."""
 
     vision: VisionHalf
@@ -49,73 +63,164 @@ class Pruner:
     sample: Sequence[float]
     clock: Clock = field(default_factory=Clock)
 
-    def encode(self, pixels: Sequence[Tensor]) -> Encoded:
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         with self.clock.stage("encode"):
-            return self.vision.encode(pixels)
-
-    def information(self, encoded: Encoded) -> list[float]:
-        """phi of each image of a batch."""
-        values: list[float] = phi(encoded.features).tolist()
-        return values
+            return self.vision.encode(items)
 
     @property
     def spreads(self) -> bool:
-        """Whether images may get more or fewer tokens than the budget, which then is an average."""
-        return self.budget.dynamic and self.budget.tokens(self.vision.total) < self.vision.total
+        """Whether items may get more or fewer tokens than the budget, which then is an average."""
+        return self.budget.dynamic and (self.budget.count, self.budget.share) != (None, None)
 
-    @property
-    def phi_ref(self) -> float | None:
-        """The information of an image that gets the budget itself; None where no image is known to compare with."""
-        mean, n = self.budget.tokens(self.vision.total), self.vision.total
-        return reference(self.sample, mean, *limits(mean, n)) if self.sample else None
+    def mean(self, total: int) -> int:
+        """What an average item of so many tokens is given."""
+        return min(self.budget.tokens(total), total)
 
-    def counts(self, values: Sequence[float], already: Sequence[int] = ()) -> list[int]:
-        """Tokens for each of a closed collection of images, given the information of each.
+    def phi_ref(self, total: int) -> float | None:
+        """The information of an item that gets the budget itself; None where no item is known to compare with."""
+        mean = self.mean(total)
+        return reference(self.sample, mean, *limits(mean, total)) if self.sample else None
 
-        `already`: what further images of the collection were given before, and keep.
+    def counts(self, values: Sequence[float], totals: Sequence[int], already: Sequence[Given] = ()) -> list[int]:
+        """Tokens for each of a closed collection of items, given the information and the tokens of each.
+
+        `already`: what further items of the collection were given before, and keep.
         """
-        mean, n = self.budget.tokens(self.vision.total), self.vision.total
+        means = [self.mean(total) for total in totals]
         if not self.spreads:
-            return [min(mean, n)] * len(values)
-        floor, ceiling = limits(mean, n)
+            return means
+        bounds = [limits(mean, total) for mean, total in zip(means, totals, strict=True)]
         if len(values) + len(already) > 1:
-            left = mean * (len(values) + len(already)) - sum(already)
-            return apportion(values, max(left, 0) / max(len(values), 1), floor, ceiling)
-        phi_ref = self.phi_ref
-        if phi_ref is None:
+            left = sum(means) + sum(self.mean(one.total) - one.tokens for one in already)
+            scale = max(left, 0) / max(sum(means), 1)
+            return spread(values, [scale * mean for mean in means], bounds)
+        if not self.sample:
             raise UsageError(
                 "--dynamic for one image needs the information of an average one, which this model does not carry",
                 hint="give several images, or measure it with: prunesid compress IMAGES --calibrate --out CACHE",
             )
-        return [single(value, phi_ref, mean, floor, ceiling) for value in values]
+        return [
+            single(value, self.phi_ref(total) or value, mean, *bound)
+            for value, total, mean, bound in zip(values, totals, means, bounds, strict=True)
+        ]
 
-    def keep(self, encoded: Encoded, counts: Sequence[int]) -> list[TokenSet]:
-        """The kept tokens of each image of a batch, CLS first where it is kept.
+    def prune(self, items: Sequence[Encoded]) -> list[TokenSet]:
+        """The kept tokens of each of a closed collection of items."""
+        values = self.information(items)
+        phis = [of_item(own, item) for own, item in zip(values, items, strict=True)]
+        return self.keep(items, self.counts(phis, [item.layout.total for item in items]), values)
+
+    def information(self, items: Sequence[Encoded]) -> list[Information]:
+        """phi of each segment of each item of a batch. One host sync."""
+        segments = [segment for item in items for segment in item.segments]
+        groups = list(alike(segments).values())
+        found = torch.cat([phi(torch.stack([segments[i].features for i in group])) for group in groups]).tolist()
+        values = dict(zip([i for group in groups for i in group], found, strict=True))
+        ordered = iter([values[i] for i in range(len(segments))])
+        return [tuple(next(ordered) for _ in item.segments) for item in items]
+
+    def shares(self, item: Encoded, count: int, values: Information) -> list[int]:
+        """How many of its `count` tokens each segment of an item gets, its CLS included."""
+        capacity = [segment.capacity for segment in item.segments]
+        if count >= min(item.layout.total, sum(capacity)):
+            return capacity
+        means = [count * own / sum(capacity) for own in capacity]
+        even = [1.0] * len(capacity)
+        return spread(
+            even if self.budget.even else values,
+            means,
+            [limits(mean, own) for mean, own in zip(means, capacity, strict=True)],
+        )
+
+    def keep(
+        self, items: Sequence[Encoded], counts: Sequence[int], values: Sequence[Information] = ()
+    ) -> list[TokenSet]:
+        """The kept tokens of each item of a batch; `values`: its information, where it is known already.
 
         Raises:
-            NonFiniteError: with `rows`, the images whose features or saliency are not finite.
+            NonFiniteError: with `rows`, the items whose features or saliency are not finite.
         """
         with self.clock.stage("select"):
-            total, reserved = self.vision.total, int(encoded.summary is not None)
-            if encoded.summary is not None:
-                check_finite(encoded.summary)  # the rest is checked where it is used
-            budgets = [count if count < total else total + reserved for count in counts]
-            kept = select(encoded.features, encoded.saliency, budgets, self.method, reserved)
-            # All at once: the host waits for a device that it asks.
-            places = torch.cat(kept).cpu().split([len(indices) for indices in kept])
+            values = values or self.information(items)
+            bad = [row for row, own in enumerate(values) if not all(map(math.isfinite, own))]
+            if bad:
+                raise NonFiniteError("NaN or infinity in the information of a segment", rows=bad)
+            shares = [self.shares(*one) for one in zip(items, counts, values, strict=True)]
+            jobs = [
+                (segment, share)
+                for item, own in zip(items, shares, strict=True)
+                for segment, share in zip(item.segments, own, strict=True)
+            ]
+            owners = [row for row, item in enumerate(items) for _ in item.segments]
+            try:
+                chosen = iter(self._choose(jobs))
+            except NonFiniteError as error:
+                raise NonFiniteError(error.problem, error.hint, sorted({owners[i] for i in error.rows})) from error
             return [
-                self._token_set(encoded, row, kept[row], places[row].tolist(), counts[row] >= total)
-                for row in range(len(kept))
+                assemble(item, [next(chosen) for _ in item.segments], own, count >= item.layout.total)
+                for item, own, count in zip(items, shares, counts, strict=True)
             ]
 
-    def _token_set(
-        self, encoded: Encoded, row: int, indices: Tensor, places: Sequence[int], everything: bool
-    ) -> TokenSet:
-        """indices [T], also as numbers on the host; everything: what the stock model reads."""
-        features, summary = encoded.features[row], encoded.summary
-        with_summary = summary is not None and (not everything or encoded.summary_is_stock)
-        tokens = features if everything else features[indices]
-        if with_summary and summary is not None:
-            tokens = torch.cat([summary[row : row + 1], tokens])
-        names = (SUMMARY, *places) if with_summary else tuple(places)
-        return TokenSet(tokens, names, self.vision.grid, self.vision.total)
+    def _choose(self, jobs: Sequence[tuple[Segment, int]]) -> list[tuple[Tensor, list[int]]]:
+        """What is kept of segments, each with its share: places [T], on the device and as numbers.
+
+        Raises:
+            NonFiniteError: with `rows`, the numbers of the segments.
+        """
+        places: dict[int, Tensor] = {}
+        for group in alike([segment for segment, _ in jobs]).values():
+            some = [jobs[i][0] for i in group]
+            reserved = int(some[0].summary is not None)
+            saliency, *others = (_stacked([getattr(one, name) for one in some]) for name in PARTS)
+            try:
+                for other in others:  # the rest is checked where it is used
+                    if other is not None:
+                        check_finite(other)
+                features = torch.stack([one.features for one in some])
+                kept = select(features, saliency, [jobs[i][1] for i in group], self.method, reserved)
+            except NonFiniteError as error:
+                raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
+            places |= dict(zip(group, kept, strict=True))
+        ordered = [places[i] for i in range(len(jobs))]
+        # All at once: the host waits for a device that it asks.
+        numbers = torch.cat(ordered).cpu().split([len(one) for one in ordered])
+        return [(one, found.tolist()) for one, found in zip(ordered, numbers, strict=True)]
+
+
+def of_item(values: Information, encoded: Encoded) -> float:
+    """The information of an item: the average of its segments', by their tokens."""
+    sizes = [len(segment.features) for segment in encoded.segments]
+    return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+def alike(segments: Sequence[Segment]) -> dict[object, list[int]]:
+    """The numbers of segments that can be stacked, in their order."""
+    groups = defaultdict[object, list[int]](list)
+    for number, one in enumerate(segments):
+        groups[one.features.shape, tuple(getattr(one, part) is None for part in PARTS)].append(number)
+    return groups
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.stack(there) if there else None
+
+
+def assemble(item: Encoded, chosen: Sequence[tuple[Tensor, list[int]]], shares: Sequence[int], whole: bool) -> TokenSet:
+    """The kept rows of all segments of an item, by slot; of a single one, in the order of the method.
+
+    A CLS token comes with its segment's first token, unless nothing is pruned and the stock model does not read it.
+    """
+    rows, slots = list[Tensor](), list[int]()
+    for segment, (places, numbers), share in zip(item.segments, chosen, shares, strict=True):
+        if segment.summary is not None and share and not (whole and segment.summary_slot == SUMMARY):
+            rows.append(segment.summary[None])
+            slots.append(segment.summary_slot)
+        whole_rows = [segment.features] if segment.extra is None else [segment.features, segment.extra]
+        rows.append(torch.cat([part[places] for part in whole_rows], -1))
+        slots += [segment.slots[number] for number in numbers] if segment.slots else numbers
+    tokens = torch.cat(rows)
+    if len(item.segments) > 1:
+        order = sorted(range(len(slots)), key=slots.__getitem__)
+        tokens, slots = tokens[torch.tensor(order, device=tokens.device)], [slots[i] for i in order]
+    return TokenSet(tokens, tuple(slots), item.layout, whole)

@@ -8,8 +8,9 @@ C  width at the cut            D  width of the language model
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMMARY = -1
-"""The index that stands for the CLS token, which has no place in the grid."""
+"""The slot of a CLS token that the stock model does not read."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +31,131 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """What the vision half makes of a batch of segments.
+class Region:
+    """A raster of visual tokens among the slots of an item: a picture, a tile of one, or a frame of a clip.
 
-    features [B, N, C]  visual tokens at the cut, raster order, CLS apart
-    summary  [B, C]     the CLS token at the cut; None where the tower has none
-    saliency [B, N]     the model's own importance of a token; None where it offers none
-    summary_is_stock    whether the stock model reads the CLS token too
+    first          slot of its first token
+    rows, columns  of the raster
+    stride         slots from one row to the next: more than `columns` where something else ends a row
+    box            the part of the picture that it shows: left, top, right, bottom, as shares of width and height
+    time           seconds from the start of a clip; None for a picture
+    tick           its place in time under M-RoPE, where 0 is the start of the item
+    """
+
+    first: int
+    rows: int
+    columns: int
+    stride: int
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    time: float | None = None
+    tick: int = 0
+
+    @property
+    def slots(self) -> range | list[int]:
+        """In raster order."""
+        if self.stride == self.columns:
+            return range(self.first, self.first + self.rows * self.columns)
+        starts = range(self.first, self.first + self.rows * self.stride, self.stride)
+        return [start + column for start in starts for column in range(self.columns)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the stock model reads an item: a sequence of `total` slots, numbered from 0, in runs with text between them.
+
+    text      what stands for the item in the prompt, one placeholder for each run
+    runs      slots of each placeholder
+    regions   where the visual tokens are; slots of none of them are structural: newlines, a CLS that the model reads
+    advances  under M-RoPE, by how much each run moves the positions of what follows it; else empty
+    """
+
+    text: str
+    runs: tuple[int, ...]
+    regions: tuple[Region, ...]
+    advances: tuple[int, ...] = ()
+
+    @cached_property
+    def total(self) -> int:
+        return sum(self.runs)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One item as the vision tower takes it: tensors by the names of its arguments, rows of one item only."""
+
+    tensors: Mapping[str, Tensor]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one selection runs over: a picture, a tile or a frame.
+
+    features [N, C]    visual tokens at the cut
+    saliency [N]       the model's own importance of a token; None where it offers none
+    summary  [C]       the CLS token at the cut; None where there is none
+    extra    [N, E]    what else a token carries, unseen by the selection, to stand after its features; None: nothing
+    slots    N         where the stock model reads each token; None: 0 to N - 1
+    summary_slot       where it reads the CLS token; SUMMARY: nowhere
     """
 
     features: Tensor
-    summary: Tensor | None
-    saliency: Tensor | None
-    summary_is_stock: bool
+    saliency: Tensor | None = None
+    summary: Tensor | None = None
+    extra: Tensor | None = None
+    slots: tuple[int, ...] | None = None
+    summary_slot: int = SUMMARY
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens can be kept of it."""
+        return len(self.features) + (self.summary is not None)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the vision half makes of one item. No two segments share a slot."""
+
+    segments: tuple[Segment, ...]
+    layout: Layout
 
 
 @dataclass(frozen=True)
 class TokenSet:
     """The kept visual tokens of one item: what a cache stores, and all that the language half needs.
 
-    tokens  [T, C]  at the cut, in the order of `indices`
-    indices         raster index of each row, SUMMARY for the CLS token (first, where it is kept)
-    grid            rows and columns of the raster
-    total           how many visual tokens the stock model reads
+    tokens  [T, C]  at the cut
+    slots   T       where the stock model reads each row; SUMMARY, and then first, for a CLS that it does not read
+    layout          of the whole item
+    whole           whether nothing was pruned. Only then structural tokens are read, too: without the rows that they
+                    end, newlines mean nothing.
     """
 
     tokens: Tensor
-    indices: tuple[int, ...]
-    grid: tuple[int, int]
-    total: int
+    slots: tuple[int, ...]
+    layout: Layout
+    whole: bool
+
+    @property
+    def kept(self) -> int:
+        """Tokens that the language model reads, structural ones included."""
+        return self.layout.total if self.whole else len(self.slots)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A whole prompt as the language model reads it.
+
+    embeds    [L, D]
+    visual    [L] bool     visual tokens, structural ones included
+    positions [3, L]       under M-RoPE: time, row, column; None where tokens are simply counted
+    deepstack [K, V, D]    what is added to the V visual tokens after each of the first K layers; None where nothing is
+    """
+
+    embeds: Tensor
+    visual: Tensor
+    positions: Tensor | None = None
+    deepstack: Tensor | None = None
 
 
 @dataclass(frozen=True)

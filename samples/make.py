@@ -39,6 +39,7 @@ def draw_kept(path: Path, keep: str) -> Image.Image:
     from prunesid_cli.families import load_family
     from prunesid_cli.families.checkpoint import DEMO, resolve
     from prunesid_cli.families.loading import load_config, place
+    from prunesid_cli.media import in_memory
     from prunesid_cli.pruner import Pruner
     from prunesid_cli.selection.budget import Budget
 
@@ -48,10 +49,9 @@ def draw_kept(path: Path, keep: str) -> Image.Image:
     )
     pruner = Pruner(vision, Budget.parse(keep), "prunesid", ())
     image = Image.open(path).convert("RGB")
-    encoded = pruner.encode([vision.preprocess(image)])
-    (kept,) = pruner.keep(encoded, pruner.counts(pruner.information(encoded)))
+    (kept,) = pruner.prune(pruner.encode([vision.preprocess(in_memory(image))]))
     light = np.full(GRID * GRID, 0.28)
-    light[[i for i in kept.indices if i >= 0]] = 1
+    light[[i for i in kept.slots if i >= 0]] = 1
     mask = light.reshape(GRID, GRID).repeat(PATCH, 0).repeat(PATCH, 1)[..., None]
     pixels = np.asarray(image)
     return Image.fromarray(np.concatenate([pixels, (pixels * mask).astype(np.uint8)], 1))

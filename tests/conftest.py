@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunesid_cli import cli
-from tests.families.tiny import TINY
+from tests.families.tiny import write
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@pytest.fixture(scope="session", params=sorted(TINY))
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny, randomly initialised checkpoint of every kind in turn: the real classes, made from a config."""
-    folder = tmp_path_factory.mktemp(request.param)
-    TINY[request.param](folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One tiny LLaVA-1.5, for what does not depend on the family."""
-    folder = tmp_path_factory.mktemp("llava")
-    TINY["llava"](folder)
-    return folder
+    return write("llava", tmp_path_factory.mktemp("llava"))

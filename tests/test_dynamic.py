@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunesid_cli.selection.budget import Stream, limits
+from prunesid_cli.selection.budget import Budget, Stream, limits
 from prunesid_cli.tokencache import Entry, open_cache, read_tokens, write_shard
 from tests.conftest import Run
 
@@ -17,12 +17,12 @@ ASK = "what is shown?"
 
 
 def kept(cache: Path) -> dict[str, tuple[int, ...]]:
-    return {source: item.kept for source, (_, item) in open_cache(cache).items().items()}
+    return {source: item.slots for source, (_, item) in open_cache(cache).items().items()}
 
 
 def test_dynamic_average_is_exact(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     assert run("compress", *pictures, "--out", tmp_path / "c", "-m", llava, "-k", "64", "--dynamic").code == 0
-    counts = [len(item.kept) for _, item in open_cache(tmp_path / "c").items().values()]
+    counts = [item.kept for _, item in open_cache(tmp_path / "c").items().values()]
     assert sum(counts) == 64 * len(pictures)
     assert len(set(counts)) > 1
     one = run("ask", "-m", llava, pictures[0], ASK, "--dynamic")
@@ -36,7 +36,7 @@ def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path],
     """Images that an interrupted run had written keep their share, and the others get what they would have had."""
     options = ("-m", llava, "-k", "64", "--dynamic", "--batch-size", "1")
     run("compress", *pictures, "--out", tmp_path / "whole", *options)
-    whole = {s: item.kept for s, (_, item) in open_cache(tmp_path / "whole").items().items()}
+    whole = {s: item.slots for s, (_, item) in open_cache(tmp_path / "whole").items().items()}
     part = tmp_path / "part"
     part.mkdir()
     (shard,) = open_cache(tmp_path / "whole").shards
@@ -47,7 +47,7 @@ def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path],
     ]
     write_shard(part / "prunesid-00000.safetensors", shard.run, shard.tool, entries)
     assert "4 already" in run("compress", *pictures, "--out", part, *options).err
-    assert {s: item.kept for s, (_, item) in open_cache(part).items().items()} == whole
+    assert {s: item.slots for s, (_, item) in open_cache(part).items().items()} == whole
 
 
 def test_dynamic_with_nothing_usable(run: Run, llava: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_dynamic_average_over_a_growing_folder(run: Run, llava: Path, pictures: 
     options = ("-m", llava, "-k", "64", "--dynamic", "--out", tmp_path / "c")
     for end in (4, 7, 10):
         assert run("compress", *pictures[:end], *options).code == 0
-        counts = [len(item.kept) for _, item in open_cache(tmp_path / "c").items().values()]
+        counts = [item.kept for _, item in open_cache(tmp_path / "c").items().values()]
         assert (len(counts), sum(counts)) == (end, 64 * end)
 
 
@@ -73,8 +73,8 @@ def test_dynamic_average_over_a_growing_folder(run: Run, llava: Path, pictures: 
 def test_a_stream_comes_to_its_average(values: list[float], mean: int, first: float) -> None:
     """Whatever the images and however wrong the first reference: what is too much or too little stays bounded."""
     floor, ceiling = limits(mean, 576)
-    for stream in (Stream(mean, floor, ceiling), Stream(mean, floor, ceiling, first, 50)):
-        counts = stream.spread(values)
+    for stream in (Stream(Budget(mean)), Stream(Budget(mean), first, 50)):
+        counts = stream.spread(values, [576] * len(values))
         assert all(floor <= count <= ceiling for count in counts)
         given = 0
         for number, count in enumerate(counts, 1):
@@ -85,18 +85,19 @@ def test_a_stream_comes_to_its_average(values: list[float], mean: int, first: fl
 def test_a_long_stream_is_close() -> None:
     values = [0.6 + 0.3 * ((7 * i) % 101) / 101 for i in range(5000)]  # and then all others hold twice as much
     values += [2 * value for value in values]
-    counts = Stream(64, *limits(64, 576)).spread(values)
+    counts = Stream(Budget(64)).spread(values, [576] * len(values))
     assert abs(sum(counts) / len(counts) - 64) < 0.02
     assert max(counts) - min(counts) > 15
 
 
 def test_a_stream_goes_on_where_it_stopped() -> None:
     values = [0.5 + 0.4 * ((13 * i) % 37) / 37 for i in range(200)]
-    whole = Stream(64, 32, 128)
+    whole, totals = Stream(Budget(64)), [400 + i for i in range(200)]
     first = whole
-    for value, count in zip(values[:90], whole.spread(values[:90]), strict=True):
-        first = first.after(value, count)
-    assert whole.spread(values) == whole.spread(values[:90]) + first.spread(values[90:])
+    begun = whole.spread(values[:90], totals[:90])
+    for value, total, count in zip(values, totals, begun, strict=False):
+        first = first.after(value, total, count)
+    assert whole.spread(values, totals) == begun + first.spread(values[90:], totals[90:])
 
 
 @pytest.mark.parametrize("cuts", [(4,), (1, 2, 9), (10,)])

@@ -24,15 +24,16 @@ from prunesid_cli.tokencache import (
     write_shard,
 )
 from prunesid_cli.tokencache import writer as writing
-from prunesid_cli.types import SUMMARY, TokenSet
+from prunesid_cli.types import SUMMARY, Layout, Region, TokenSet
 from tests.conftest import Run as Runner
 
-RUN = Run("demo", "r1", "llava", "prunesid", "11%", False, "float32")
+RUN = Run("demo", "r1", "llava", "prunesid", "11%", False, False, "float32")
+LAYOUT = Layout("<image>", (6,), (Region(0, 2, 3, 3),))
 
 
 def entry(number: int, count: int = 3, dtype: torch.dtype = torch.float32) -> Entry:
     tokens = torch.arange(count * 4, dtype=torch.float32).view(count, 4).add(number).to(dtype)
-    kept = TokenSet(tokens, (SUMMARY, *range(count - 1)), (2, 3), 6)
+    kept = TokenSet(tokens, (SUMMARY, *range(count - 1)), LAYOUT, False)
     return Entry(f"{number}.png", f"{number:064x}", (8, 9), kept, 0.25 + number, ("a note",))
 
 
@@ -64,9 +65,12 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     assert set(header) == {"__metadata__", "tokens"}
     assert set(header["__metadata__"]) == {"prunesid"}
     body = json.loads(header["__metadata__"]["prunesid"])
-    assert set(body) == {"format", "tool", "run", "items", "tokens", "check"}
+    assert set(body) == {"format", "tool", "run", "items", "layouts", "tokens", "check"}
     item = body["items"][1]
-    assert (item["rows"], item["kept"], item["grid"]) == ([3, 6], [-1, 0, 1], [2, 3])
+    assert (item["rows"], item["slots"], item["whole"], item["layout"]) == ([3, 6], [-1, 0, 1], False, 0)
+    (layout,) = body["layouts"]
+    assert (layout["text"], layout["runs"], layout["advances"]) == ("<image>", [6], [])
+    assert [layout["regions"][0][name] for name in ("first", "rows", "columns", "stride")] == [0, 2, 3, 3]
     start, width = 8 + length, 4 * 4
     values = struct.unpack("<12f", data[start + 3 * width : start + 6 * width])
     assert values == tuple(float(v + 1) for v in range(12))

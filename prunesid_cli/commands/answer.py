@@ -163,8 +163,8 @@ def _print(reply: Reply, as_json: bool) -> None:
         printer.error(error)
         record |= {"error": error.problem, "hint": error.hint}
     else:
-        kept = len(query.item.kept)
-        record |= {"answer": reply.answer.text, "tokens": query.item.total, "kept": kept, "ms": round(reply.ms, 1)}
+        counts = {"tokens": query.item.total, "kept": query.item.kept}
+        record |= {"answer": reply.answer.text} | counts | {"ms": round(reply.ms, 1)}
     if as_json:
         printer.record(record)
     elif "answer" in record:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.report import note_if_all
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import UsageError
 from prunesid_cli.output import printer, stages, stdout_is_terminal
@@ -28,7 +29,7 @@ def ask(
     model: o.Model = None,
     revision: o.Revision = None,
     keep: o.Keep = "11%",
-    dynamic: o.Dynamic = False,
+    dynamic: o.Dynamic = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -55,7 +56,7 @@ def ask(
     Example: prunesid ask kitchen.jpg "is there a kettle?"
     """
     *sources, prompt = media_and_prompt
-    budget = read_budget(keep, dynamic or calibration is not None, method)
+    budget = read_budget(keep, True if calibration else dynamic, method)
     media, prompt = _read_inputs(sources, prompt)
     session = Session.open(model, revision, Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
@@ -67,6 +68,7 @@ def ask(
     stream = None if as_json or not stdout_is_terminal() else lambda text: printer.result(text, end="")
     how = Generation(max_new_tokens, temperature, seed, stream)
     answer, items = pipeline.ask(pruner, language, media, prompt, how)
+    note_if_all(budget, max(item.layout.total for item in items))
     if as_json:
         printer.record(_record(session, media, prompt, answer, items))
     else:
@@ -100,15 +102,15 @@ def _record(session: Session, media: list[Media], prompt: str, answer: Answer, i
         "answer": answer.text,
         "model": session.checkpoint.name,
         "revision": session.checkpoint.revision,
-        "tokens": sum(item.total for item in items),
-        "kept": sum(len(item.indices) for item in items),
+        "tokens": sum(item.layout.total for item in items),
+        "kept": sum(item.kept for item in items),
         "prompt_tokens": answer.prompt_tokens,
         "new_tokens": answer.new_tokens,
     }
 
 
 def _usage(clock: Clock, answer: Answer, items: list[TokenSet]) -> str:
-    total, kept = sum(item.total for item in items), sum(len(item.indices) for item in items)
+    total, kept = sum(item.layout.total for item in items), sum(item.kept for item in items)
     prompt = f"prompt {answer.prompt_tokens + total - kept} -> {answer.prompt_tokens}"
     tokens = f"visual tokens {total} -> {kept} ({kept / total:.1%})   {prompt}   answer {answer.new_tokens}"
     return f"{tokens}\n{stages(clock.seconds)}"

@@ -36,9 +36,10 @@ def list_items(
         return
     for source, (shard, item) in opened.items().items():
         if as_json:
-            printer.record({"source": source, "shard": shard.path.name} | asdict(item))
+            counts = {"tokens": item.total, "kept": item.kept}
+            printer.record({"source": source, "shard": shard.path.name} | counts | asdict(item))
         else:
-            printer.result(f"{len(item.kept)}/{item.total}\t{item.size[0]}x{item.size[1]}\t{source}")
+            printer.result(f"{item.kept}/{item.total}\t{item.size[0]}x{item.size[1]}\t{source}")
 
 
 @app.command()
@@ -46,7 +47,7 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     """Describe a cache: model, method, how many items, how large."""
     opened = open_cache(cache)
     items = [item for _, item in opened.items().values()]
-    total, kept = sum(item.total for item in items), sum(len(item.kept) for item in items)
+    total, kept = sum(item.total for item in items), sum(item.kept for item in items)
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
     facts |= {"items": len(items), "failed": len(opened.failures()), "shards": len(opened.shards)}
     facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}

@@ -33,7 +33,7 @@ def compress(
     model: o.Model = None,
     revision: o.Revision = None,
     keep: o.Keep = "11%",
-    dynamic: o.Dynamic = False,
+    dynamic: o.Dynamic = None,
     stream: Annotated[
         bool,
         typer.Option(
@@ -71,8 +71,7 @@ def compress(
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
     printer.resumable = not calibrate
-    dynamic = dynamic or stream
-    budget = read_budget(keep, dynamic, method)
+    budget = read_budget(keep, True if stream else dynamic, method)
     session = Session.open(model, revision, Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.listing import find_images
@@ -85,11 +84,18 @@ def compress(
         return
     sample = calibrated(out, checkpoint.name, checkpoint.revision)
     run = Run(
-        checkpoint.name, checkpoint.revision, checkpoint.model_type, method, str(budget), dynamic, session.dtype_name
+        checkpoint.name,
+        checkpoint.revision,
+        checkpoint.model_type,
+        method,
+        str(budget),
+        budget.dynamic,
+        budget.even,
+        session.dtype_name,
     )
     writer = CacheWriter(out, run, __version__, shard_items)
     pruner = session.pruner(budget, method, sample)
-    report = Report(as_json)
+    report = Report(as_json, budget)
     try:
         with printer.progress("compressing", None, prints=as_json) as bar:
             for outcome in pipeline.compress(pruner, listing, writer, session.batch_size(batch_size), stream):

@@ -55,10 +55,11 @@ Keep = Annotated[
     ),
 ]  # fmt: skip
 Dynamic = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=PRUNING,
-        help="Spread the same average over images by how much is in them: over a folder exactly, in two passes.",
+        show_default="over tiles and frames of one image or clip",
+        help="Spread the average by how much is in them: over images, too (a folder in two passes), or not at all.",
     ),
 ]  # fmt: skip
 Method = Annotated[

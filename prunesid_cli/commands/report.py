@@ -12,14 +12,23 @@ from prunesid_cli.tokencache import PATTERN
 if TYPE_CHECKING:
     from prunesid_cli.listing import Listing
     from prunesid_cli.pipeline import Outcome
+    from prunesid_cli.selection.budget import Budget
     from prunesid_cli.tokencache import CacheWriter
+
+
+def note_if_all(budget: Budget, total: int) -> bool:
+    """Say so where a budget is more than there is."""
+    is_more = budget.count is not None and budget.count > total
+    if is_more:
+        printer.note(f"--keep {budget.count} of {total} visual tokens: all are kept")
+    return is_more
 
 
 class Report:
     """What became of the inputs: a line of JSON each on request, and the summary at the end."""
 
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
+    def __init__(self, as_json: bool, budget: Budget) -> None:
+        self.as_json, self.budget = as_json, budget
         self.began = time.perf_counter()
         self.counts: Counter[str] = Counter()
 
@@ -35,14 +44,15 @@ class Report:
         else:
             entry = outcome.entry
             self.counts["kept"] += 1
-            self.counts["tokens"] += entry.tokens.total
-            self.counts["tokens kept"] += len(entry.tokens.indices)
-            printer.detail(f"{entry.source}: {len(entry.tokens.indices)} of {entry.tokens.total} visual tokens")
+            total, kept = entry.tokens.layout.total, entry.tokens.kept
+            self.counts["tokens"] += total
+            self.counts["tokens kept"] += kept
+            printer.detail(f"{entry.source}: {kept} of {total} visual tokens")
+            if not self.counts["all kept"]:  # said once
+                self.counts["all kept"] += note_if_all(self.budget, total)
             for note in entry.notes:
                 printer.note(f"{entry.source}: {note}")
-            self._record(
-                source=entry.source, digest=entry.digest, tokens=entry.tokens.total, kept=len(entry.tokens.indices)
-            )
+            self._record(source=entry.source, digest=entry.digest, tokens=total, kept=kept)
 
     def _record(self, **values: Any) -> None:
         if self.as_json:

@@ -61,8 +61,6 @@ class Session:
         from prunesid_cli.pruner import Pruner
 
         vision = load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
-        if budget.count is not None and budget.count > vision.total:
-            printer.note(f"--keep {budget.count} of {vision.total} visual tokens: all are kept")
         return Pruner(vision, budget, method, sample or self.checkpoint.sample)
 
     def language(self) -> LanguageHalf:
@@ -76,8 +74,11 @@ class Session:
         return asked or (8 if self.placement.device.type == "cpu" else 32)
 
 
-def read_budget(keep: str, dynamic: bool, method: str) -> Budget:
-    """What a user asked to keep, checked before anything is loaded."""
+def read_budget(keep: str, dynamic: bool | None, method: str) -> Budget:
+    """What a user asked to keep, checked before anything is loaded.
+
+    dynamic: None spreads by information over the tiles and frames of an item, True over items, too, False over none.
+    """
     if method not in METHODS:
         raise UsageError(f"no selection method called {method!r}", hint=f"one of: {', '.join(METHODS)}")
-    return Budget.parse(keep, dynamic)
+    return Budget.parse(keep, dynamic is True, dynamic is False)

@@ -26,6 +26,7 @@ from prunesid_cli.families import load_family
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.media import in_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Encoded, Generation, TokenSet
@@ -42,7 +43,7 @@ BATCH = 32
 class Picture:
     """An encoded picture, which patches show which thing [576] (-1: none), and what is asked about it."""
 
-    encoded: Encoded
+    encoded: list[Encoded]
     things: NDArray[np.int8]
     questions: tuple[Question, ...]
 
@@ -74,8 +75,8 @@ def _picture(pruner: Pruner, drawing: Drawing, questions: tuple[Question, ...]) 
     return Picture(_encode(pruner, drawing.pixels), drawing.thing, questions)
 
 
-def _encode(pruner: Pruner, pixels: NDArray[np.uint8]) -> Encoded:
-    return pruner.encode([pruner.vision.preprocess(Image.fromarray(pixels))])
+def _encode(pruner: Pruner, pixels: NDArray[np.uint8]) -> list[Encoded]:
+    return pruner.encode([pruner.vision.preprocess(in_memory(Image.fromarray(pixels)))])
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def examine(
 
     def asked() -> Iterator[tuple[TokenSet, Question]]:
         for at, picture in enumerate(pictures):
-            count = [counts[at]] if counts else pruner.counts(pruner.information(picture.encoded))
-            (kept,) = pruner.keep(picture.encoded, count)
+            (kept,) = pruner.keep(picture.encoded, [counts[at]]) if counts else pruner.prune(picture.encoded)
             seen.extend(coverage(kept, picture.things))
             yield from ((kept, question) for question in picture.questions)
 
@@ -115,7 +115,7 @@ def examine(
 
 def coverage(kept: TokenSet, things: NDArray[np.int8]) -> list[bool]:
     """For each thing of a scene, whether a patch that shows it was kept."""
-    shown = things[[i for i in kept.indices if i >= 0]]
+    shown = things[[i for i in kept.slots if i >= 0]]
     return [bool((shown == thing).any()) for thing in np.unique(things[things >= 0])]
 
 

@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from prunesid_cli.types import Answer, Encoded, Generation, Placement, TokenSet
+from prunesid_cli.types import Answer, Encoded, Generation, Pixels, Placement, Prompt, TokenSet
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
     from prunesid_cli.families.checkpoint import Checkpoint
+    from prunesid_cli.media import Media
 
 
 class VisionHalf(Protocol):
     """Pixels -> visual tokens at the cut, with an importance for each. Holds the tower's weights alone."""
 
-    grid: tuple[int, int]
-    total: int
-    """How many visual tokens of an image the stock model reads."""
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        """One picture or clip -> what `encode` takes, as the checkpoint's own processor makes it.
 
-    def preprocess(self, image: Image) -> Tensor:
-        """One RGB image -> what `encode` stacks, as the checkpoint's own image processor makes it."""
+        companions: how many more there are in the same prompt, where that changes how they are read.
+        """
         ...
 
-    def encode(self, pixels: Sequence[Tensor]) -> Encoded: ...
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]: ...
 
 
 class LanguageHalf(Protocol):
@@ -35,12 +32,12 @@ class LanguageHalf(Protocol):
         """Refuse a prompt that cannot be put to this model, with a `UsageError`."""
         ...
 
-    def embed(self, prompt: str, items: Sequence[TokenSet]) -> Tensor:
-        """The whole prompt, visual tokens of the items in their places: [L, D]."""
+    def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
+        """The whole prompt, visual tokens of the items in their places."""
         ...
 
-    def generate(self, prompts: Sequence[Tensor], how: Generation) -> list[Answer]:
-        """Prompts B x [L, D], left-padded to one batch -> answers."""
+    def generate(self, prompts: Sequence[Prompt], how: Generation) -> list[Answer]:
+        """Prompts, left-padded to one batch -> answers."""
         ...
 
 

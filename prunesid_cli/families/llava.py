@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.generation import Decoder
-from prunesid_cli.families.loading import load_config, load_half, load_processor
+from prunesid_cli.families.language import Language
+from prunesid_cli.families.loading import load_config, load_half, load_vision
+from prunesid_cli.families.processing import load_processor, pixels_of, placeholders, read_picture
 from prunesid_cli.families.saliency import cls_attention
-from prunesid_cli.types import Encoded, Placement, TokenSet
+from prunesid_cli.media import Media
+from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
 
 
 class Llava:
@@ -56,55 +58,40 @@ class LlavaVision:
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = _layers_read(config)
-        config.text_config.num_hidden_layers = 0
-        config.text_config.vocab_size = 1
-        config.text_config.pad_token_id = None  # an index beyond those of one word
-        model = load_half(
-            LlavaForConditionalGeneration, checkpoint, config, placement, resized=("embed_tokens", "lm_head")
-        )
         self.placement = placement
-        self.tower = model.model.vision_tower
-        # By way of AutoProcessor, because AutoImageProcessor demands torchvision in transformers 5.17.
-        self.processor = load_processor(AutoProcessor, checkpoint).image_processor
+        self.model = load_vision(LlavaForConditionalGeneration, checkpoint, config, placement)
+        self.tower = self.model.model.vision_tower
+        self.processor = load_processor(checkpoint)
+        self.summary_slot = 0 if config.vision_feature_select_strategy == "full" else SUMMARY
         side = config.vision_config.image_size // config.vision_config.patch_size
-        self.grid = (side, side)
-        self.summary_is_stock = config.vision_feature_select_strategy == "full"
-        self.total = side * side + self.summary_is_stock
+        read = read_picture(self.processor, placeholders(config), Image.new("RGB", (side, side)))
+        self.layout = Layout(read.text, read.runs, (Region(self.summary_slot + 1, side, side, side),))
 
-    def preprocess(self, image: Image) -> Tensor:
-        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return pixels
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        return Pixels({"pixel_values": pixels_of(self.processor, media.frames)}, self.layout)
 
     @torch.no_grad()
-    def encode(self, pixels: Sequence[Tensor]) -> Encoded:
-        batch = torch.stack(list(pixels)).to(self.placement.device, self.placement.dtype)
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        batch = torch.cat([item.tensors["pixel_values"] for item in items])
+        batch = batch.to(self.placement.device, self.placement.dtype)
         encoder = getattr(self.tower, "vision_model", self.tower).encoder
         with cls_attention(encoder.layers[-1].self_attn) as rows:
             states = self.tower(batch).last_hidden_state
-        return Encoded(states[:, 1:], states[:, 0], rows[0], self.summary_is_stock)
+        slots = tuple(self.layout.regions[0].slots) if self.summary_slot != SUMMARY else None
+        return [
+            Encoded((Segment(one[1:], saliency, one[0], slots=slots, summary_slot=self.summary_slot),), item.layout)
+            for one, saliency, item in zip(states, rows[0], items, strict=True)
+        ]
 
 
-class LlavaLanguage:
+class LlavaLanguage(Language):
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        model = load_half(LlavaForConditionalGeneration, checkpoint, config, placement)
-        processor = load_processor(AutoProcessor, checkpoint)
-        self.projector = model.model.multi_modal_projector
-        self.image_token: int = config.image_token_id
-        self.decoder = Decoder(model, processor)
-        self.generate = self.decoder.generate
+        super().__init__(
+            load_half(LlavaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
+        )
 
-    def check(self, prompt: str) -> None:
-        self.decoder.chat_ids(prompt, 1)
-
-    @torch.no_grad()
-    def embed(self, prompt: str, items: Sequence[TokenSet]) -> Tensor:
-        ids = self.decoder.chat_ids(prompt, len(items))
-        words = self.decoder.words(ids)
-        pieces, start = [], 0
-        for place, item in zip((ids == self.image_token).nonzero().flatten().tolist(), items, strict=True):
-            visual = item.tokens.to(words.device, words.dtype)
-            pieces += [words[start:place], self.projector(visual)]
-            start = place + 1
-        return torch.cat([*pieces, words[start:]])
+    def project(self, tokens: Tensor) -> Tensor:
+        embeds: Tensor = self.model.model.multi_modal_projector(tokens)
+        return embeds

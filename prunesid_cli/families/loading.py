@@ -53,15 +53,18 @@ def load_config(checkpoint: Checkpoint) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read the configuration of {checkpoint.name}: {_line(error)}", REINSTALL) from error
+        raise ModelError(f"cannot read the configuration of {checkpoint.name}: {one_line(error)}", REINSTALL) from error
 
 
-def load_processor(kind: Any, checkpoint: Checkpoint) -> Any:
-    """An image processor, tokenizer or processor of a checkpoint, by its Auto class."""
-    try:
-        return kind.from_pretrained(checkpoint.location, revision=checkpoint.commit)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"cannot load the processor of {checkpoint.name}: {_line(error)}", REINSTALL) from error
+def load_vision(
+    kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement, resized: Sequence[str] = ()
+) -> Any:
+    """The weights of the vision half: the whole model but for its language model, which is left with one word."""
+    text = config.text_config
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, 1, None  # an index beyond those of one word
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = []
+    return load_half(kind, checkpoint, config, placement, ("embed_tokens", "lm_head", *resized))
 
 
 def load_half(
@@ -94,9 +97,9 @@ def load_half(
             f"{checkpoint.name} does not fit into the memory of {placement.device}", "try --dtype bf16 or --device cpu"
         ) from error
     except ImportError as error:
-        raise ModelError(f"cannot load {checkpoint.name}: {_line(error)}", "try --attn sdpa") from error
+        raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", "try --attn sdpa") from error
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"cannot load {checkpoint.name}: {_line(error)}", REINSTALL) from error
+        raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", REINSTALL) from error
     wrong = sorted(_names(report["missing_keys"]) + _names(report["mismatched_keys"]))
     wrong = [name for name in wrong if not any(part in name for part in resized)]
     if wrong:
@@ -111,5 +114,6 @@ def _names(keys: Any) -> list[str]:
     return [key if isinstance(key, str) else key[0] for key in keys]
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

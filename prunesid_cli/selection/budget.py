@@ -30,28 +30,30 @@ CORRECTION = 0.1
 
 @dataclass(frozen=True)
 class Budget:
-    """`count` tokens, a `share` in (0, 1], or (neither) all; `dynamic`: on average, spread by information."""
+    """`count` tokens, a `share` in (0, 1], or (neither) all; `dynamic`: on average, spread by information over items;
+    `even`: that of one item is spread over its tiles or frames by their size alone, and not by information."""
 
     count: int | None = None
     share: Fraction | None = None
     dynamic: bool = False
+    even: bool = False
 
     @classmethod
-    def parse(cls, text: str, dynamic: bool = False) -> Budget:
+    def parse(cls, text: str, dynamic: bool = False, even: bool = False) -> Budget:
         """Read "64", "11%" (decimals allowed) or "all"."""
         text = text.strip().lower()
         if text == "all":
-            return cls(dynamic=dynamic)
+            return cls(dynamic=dynamic, even=even)
         if not re.fullmatch(r"[+-]?(\d+|\d*\.\d+%|\d+\.?%)", text, re.ASCII):
             raise UsageError(f"cannot read {text!r} as a budget", hint=_meant(text))
         value = Fraction(text.rstrip("%"))
         if value <= 0:
             raise UsageError(f"a budget must be more than nothing, not {text}", hint=HINT)
         if not text.endswith("%"):
-            return cls(count=int(value), dynamic=dynamic)
+            return cls(count=int(value), dynamic=dynamic, even=even)
         if value > 100:
             raise UsageError(f"a share cannot be more than 100%, not {text}", hint=HINT)
-        return cls(share=value / 100, dynamic=dynamic)
+        return cls(share=value / 100, dynamic=dynamic, even=even)
 
     def tokens(self, n_tokens: int) -> int:
         """Of n tokens: the count as asked (it may be more than n), the share (half up, at least 1), or n."""
@@ -87,24 +89,35 @@ def _decimal(value: Fraction) -> str:
 
 def limits(mean: float, n: int) -> tuple[int, int]:
     """Floor and ceiling for one image of n tokens when `mean` are kept on average."""
-    ceiling = min(n, math.floor(2 * mean))
+    ceiling = min(n, math.ceil(2 * mean))
     floor = min(max(FEWEST, math.floor(mean / 2)), math.floor(mean), ceiling)
     return floor, ceiling
 
 
-def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: int) -> list[int]:
-    """Eq. 7 over a collection: information of each image -> tokens of each, in proportion, within the limits.
+Bounds = Sequence[tuple[int, int]]
+"""A floor and a ceiling for each."""
 
-    Their sum is exactly round_half_up(mean x images) wherever the limits allow it, else the nearest they do.
+
+def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: int) -> list[int]:
+    """Eq. 7 over a collection of images of one size: information of each -> tokens of each; see `spread`."""
+    return spread(phi, [mean] * len(phi), [(floor, ceiling)] * len(phi))
+
+
+def spread(phi: Sequence[float] | Tensor, means: Sequence[float], bounds: Bounds) -> list[int]:
+    """Eq. 7: information of each, and what each would get if all had the same -> tokens of each, in proportion to both,
+    within the bounds.
+
+    Their sum is exactly round_half_up(sum of means) wherever the bounds allow it, else the nearest they do.
     """
-    values = _usable(phi)
-    total = min(max(_half_up(mean * len(values)), floor * len(values)), ceiling * len(values))
-    ideal = _clamped(values, _scale(values, total, floor, ceiling), floor, ceiling)
+    weights = [value * mean for value, mean in zip(_usable(phi), means, strict=True)]
+    floors, ceilings = sum(floor for floor, _ in bounds), sum(ceiling for _, ceiling in bounds)
+    total = min(max(_half_up(math.fsum(means)), floors), ceilings)
+    ideal = _clamped(weights, _scale(weights, total, bounds), bounds)
     tokens = [math.floor(value) for value in ideal]
     # Largest remainder first, the lowest index on ties.
-    order = sorted(range(len(values)), key=lambda i: tokens[i] - ideal[i])
+    order = sorted(range(len(weights)), key=lambda i: tokens[i] - ideal[i])
     while (lack := total - sum(tokens)) > 0:
-        for i in [i for i in order if tokens[i] < ceiling][:lack]:
+        for i in [i for i in order if tokens[i] < bounds[i][1]][:lack]:
             tokens[i] += 1
     return tokens
 
@@ -112,7 +125,7 @@ def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: i
 def reference(sample: Sequence[float], mean: float, floor: int, ceiling: int) -> float:
     """The information of an image that gets the mean, among images like these: their average, but for the limits."""
     values = _usable(sample)
-    return mean / _scale(values, mean * len(values), floor, ceiling)
+    return mean / _scale(values, mean * len(values), [(floor, ceiling)] * len(values))
 
 
 def single(phi: float, phi_ref: float, mean: float, floor: int, ceiling: int) -> int:
@@ -123,27 +136,27 @@ def single(phi: float, phi_ref: float, mean: float, floor: int, ceiling: int) ->
 
 @dataclass(frozen=True)
 class Stream:
-    """Eq. 7 over images that come one after the other, without end: the running average of tokens goes to `mean`.
+    """Eq. 7 over images that come one after the other, without end: the running average of tokens goes to `budget`.
 
     Each is held against a running `reference`, the information of an average image so far (None before the first); what
     rounding, the limits and a change of the images have made of the average flows back by CORRECTION. Whatever the
-    images, `surplus` (tokens given beyond the mean) stays bounded as long as the limits allow it. `images` are counted.
+    images, `surplus` (tokens given beyond the budget) stays bounded while the limits allow it. `images` are counted.
     """
 
-    mean: float
-    floor: int
-    ceiling: int
+    budget: Budget
     reference: float | None = None
     images: int = 0
     surplus: float = 0.0
 
-    def tokens(self, phi: float) -> int:
-        """For the next image, of information `phi`."""
+    def tokens(self, phi: float, total: int) -> int:
+        """For the next image, of information `phi` and so many tokens."""
         (value,) = _usable([phi])
-        ideal = self.mean * value / (self.reference or value) - CORRECTION * self.surplus
-        return min(max(_half_up(ideal), self.floor), self.ceiling)
+        mean = self._mean(total)
+        floor, ceiling = limits(mean, total)
+        ideal = mean * value / (self.reference or value) - CORRECTION * self.surplus
+        return min(max(_half_up(ideal), floor), ceiling)
 
-    def after(self, phi: float, tokens: int) -> Stream:
+    def after(self, phi: float, total: int, tokens: int) -> Stream:
         """Once that image was given so many: a function of what is in a cache, so that a restart goes on as it was."""
         (value,) = _usable([phi])
         reference = value if self.reference is None else self.reference
@@ -152,16 +165,19 @@ class Stream:
             self,
             reference=reference + weight * (value - reference),
             images=self.images + 1,
-            surplus=self.surplus + tokens - self.mean,
+            surplus=self.surplus + tokens - self._mean(total),
         )
 
-    def spread(self, values: Sequence[float]) -> list[int]:
+    def spread(self, values: Sequence[float], totals: Sequence[int]) -> list[int]:
         """For the next images."""
         counts, state = list[int](), self
-        for value in _usable(values):
-            counts.append(state.tokens(value))
-            state = state.after(value, counts[-1])
+        for value, total in zip(_usable(values), totals, strict=True):
+            counts.append(state.tokens(value, total))
+            state = state.after(value, total, counts[-1])
         return counts
+
+    def _mean(self, total: int) -> int:
+        return min(self.budget.tokens(total), total)
 
 
 def _usable(phi: Sequence[float] | Tensor) -> list[float]:
@@ -172,15 +188,15 @@ def _usable(phi: Sequence[float] | Tensor) -> list[float]:
     return [max(value, LEAST_PHI) for value in values]
 
 
-def _scale(phi: Sequence[float], total: float, floor: int, ceiling: int) -> float:
-    """The s that makes clamp(s x phi) add up to `total`, found by bisection to the last bit from below."""
-    low, high = 0.0, ceiling / min(phi, default=1.0)
-    if sum(_clamped(phi, high, floor, ceiling)) <= total:
+def _scale(weights: Sequence[float], total: float, bounds: Bounds) -> float:
+    """The s that makes clamp(s x weight) add up to `total`, found by bisection to the last bit from below."""
+    low, high = 0.0, max((ceiling / weight for weight, (_, ceiling) in zip(weights, bounds, strict=True)), default=1.0)
+    if sum(_clamped(weights, high, bounds)) <= total:
         return high
     while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if sum(_clamped(phi, middle, floor, ceiling)) <= total else (low, middle)
+        low, high = (middle, high) if sum(_clamped(weights, middle, bounds)) <= total else (low, middle)
     return low
 
 
-def _clamped(phi: Sequence[float], scale: float, floor: int, ceiling: int) -> list[float]:
-    return [min(max(scale * value, floor), ceiling) for value in phi]
+def _clamped(weights: Sequence[float], scale: float, bounds: Bounds) -> list[float]:
+    return [min(max(scale * weight, floor), ceiling) for weight, (floor, ceiling) in zip(weights, bounds, strict=True)]

@@ -1,19 +1,20 @@
 """The cache: kept visual tokens on disk, from which prompts are answered with neither pixels nor vision tower.
 
-Format 1
+Format 2
 --------
 1. A cache is a folder with files `prunesid-NNNNN.safetensors` (shards, NNNNN counting from 00000); where inputs failed,
    `failures.jsonl`; where typical images were measured, `calibration.json`. Other files are not the cache's.
 2. A shard holds one tensor, `tokens` [R, C]: the kept tokens of its items, one after the other.
 3. A shard's metadata has one key, `prunesid`: JSON with sorted keys. (Several metadata keys would be written in
    random order; one makes equal caches equal in every byte.)
-4. `format`: 1. `tool`: version that wrote it. `run`: what one cache has in common: `model`, `revision`, `family`,
-   `method`, `keep`, `dynamic`, `dtype`. `items`: a list of items. `tokens`: `dtype` and `shape` of the tensor.
-   `check`: blake2b-128, in hex, of the JSON without it.
-5. An item has `source` (as it was named), `digest` (sha256 of the input's bytes), `size` [width, height], `grid` [rows,
-   columns], `total` (visual tokens that the stock model reads), `kept` (indices in raster order of the rows, -1 for the
-   CLS token), `rows` [start, end) in `tokens`, `phi` (information, 1 - rho), `notes`, and `check`: blake2b-128 of the
-   bytes of its rows.
+4. `format`: 2. `tool`: version that wrote it. `run`: what one cache has in common: `model`, `revision`, `family`,
+   `method`, `keep`, `dynamic`, `even`, `dtype`. `items`: a list of items. `layouts`: those of its items, each once.
+   `tokens`: `dtype` and `shape` of the tensor. `check`: blake2b-128, in hex, of the JSON without it.
+5. An item has `source` (as it was named), `digest` (sha256 of the input's bytes), `size` [width, height], `layout` (the
+   number of its layout), `slots` (where the stock model reads each row, -1 for a CLS token that it does not read),
+   `whole` (whether nothing was pruned: only then structural slots, which have no rows, are read), `rows` [start, end)
+   in `tokens`, `phi` (information, 1 - rho), `notes`, and `check`: blake2b-128 of the bytes of its rows.
+   A layout has the fields of `types.Layout`: `text`, `runs`, `regions` (the fields of `types.Region`), `advances`.
 6. Of several items with one source, the last of the last shard counts.
 7. A shard is written under another name in the same folder, synced, renamed, and the folder synced: it is there whole
    or not at all. Readers accept formats up to their own and refuse newer ones.
@@ -31,14 +32,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunesid_cli.types import Layout, Region
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 KEY = "prunesid"
 PATTERN = "prunesid-*.safetensors"
 NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
@@ -59,6 +63,7 @@ class Run:
     method: str
     keep: str
     dynamic: bool
+    even: bool
     dtype: str
 
 
@@ -69,18 +74,36 @@ class Item:
     source: str
     digest: str
     size: tuple[int, int]
-    grid: tuple[int, int]
-    total: int
-    kept: tuple[int, ...]
+    layout: Layout
+    slots: tuple[int, ...]
+    whole: bool
     rows: tuple[int, int]
     phi: float
     notes: tuple[str, ...]
     check: str
 
     @classmethod
-    def read(cls, record: dict[str, Any]) -> Item:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-        return cls(**fields)
+    def read(cls, record: dict[str, Any], layouts: Sequence[Layout]) -> Item:
+        return cls(**_tuples(record | {"layout": layouts[record["layout"]]}))
+
+    @property
+    def total(self) -> int:
+        """Tokens that the stock model reads."""
+        return self.layout.total
+
+    @property
+    def kept(self) -> int:
+        """Tokens that are read of it."""
+        return self.layout.total if self.whole else len(self.slots)
+
+
+def read_layout(record: dict[str, Any]) -> Layout:
+    regions = tuple(Region(**_tuples(region)) for region in record["regions"])
+    return Layout(**_tuples(record | {"regions": regions}))
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from prunesid_cli.tokencache.format import (
     bytes_of,
     canonical,
     checksum,
+    read_layout,
 )  # fmt: skip
 from prunesid_cli.types import TokenSet
 
@@ -113,14 +114,20 @@ def read_header(path: Path) -> Shard:
         start_of_tokens, end = tokens["data_offsets"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(f"{path} is cut short or is no cache shard", again) from error
-    if not isinstance(body.get("format"), int) or body["format"] > FORMAT:
-        raise CacheError(f"{path} has cache format {body.get('format')}, newer than {FORMAT}", "upgrade prunesid")
+    version = body.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise CacheError(f"{path} has cache format {version}, newer than {FORMAT}", "upgrade prunesid")
+    if version < FORMAT:
+        raise CacheError(
+            f"{path} has cache format {version}, which is no longer read", "compress again, to another --out"
+        )
     is_sound = body.pop("check", None) == checksum(canonical(body).encode()) and body["tokens"] == layout
     if not is_sound or start_of_tokens != 0:
         raise CacheError(f"{path} has a damaged header", again)
     if size != 8 + length + end:
         raise CacheError(f"{path} is cut short", again)
-    items = tuple(Item.read(record) for record in body["items"])
+    layouts = [read_layout(record) for record in body["layouts"]]
+    items = tuple(Item.read(record, layouts) for record in body["items"])
     return Shard(path, body["tool"], Run(**body["run"]), items, tuple(tokens["shape"]), tokens["dtype"], 8 + length)
 
 
@@ -136,9 +143,8 @@ def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
         with safe_open(shard.path, framework="pt") as file:
             tokens = file.get_slice("tokens")
             for item in items:
-                yield TokenSet(
-                    _checked(tokens[item.rows[0] : item.rows[1]], item, shard), item.kept, item.grid, item.total
-                )
+                rows = _checked(tokens[item.rows[0] : item.rows[1]], item, shard)
+                yield TokenSet(rows, item.slots, item.layout, item.whole)
     except (OSError, SafetensorError) as error:
         raise CacheError(
             f"cannot read {shard.path}: {error}", hint=f"prunesid cache verify {shard.path.parent}"

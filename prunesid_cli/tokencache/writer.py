@@ -115,26 +115,28 @@ def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> No
     import torch
     from safetensors.torch import save_file
 
+    layouts = {layout: number for number, layout in enumerate(dict.fromkeys(entry.tokens.layout for entry in entries))}
     items, start = [], 0
     for entry in entries:
-        end = start + len(entry.tokens.indices)
-        items.append(_record(entry, (start, end)))
+        end = start + len(entry.tokens.slots)
+        items.append(_record(entry, layouts[entry.tokens.layout], (start, end)))
         start = end
     tokens = torch.cat([entry.tokens.tokens for entry in entries])
-    layout = {"dtype": DTYPES[str(tokens.dtype)], "shape": list(tokens.shape)}
-    body = {"format": FORMAT, "tool": tool, "run": asdict(run), "items": items, "tokens": layout}
+    shape = {"dtype": DTYPES[str(tokens.dtype)], "shape": list(tokens.shape)}
+    body = {"format": FORMAT, "tool": tool, "run": asdict(run), "items": items, "tokens": shape}
+    body["layouts"] = [asdict(layout) for layout in layouts]
     metadata = {KEY: canonical(body | {"check": checksum(canonical(body).encode())})}
     _replace(path, lambda beside: save_file({"tokens": tokens}, beside, metadata))
 
 
-def _record(entry: Entry, rows: tuple[int, int]) -> dict[str, Any]:
+def _record(entry: Entry, layout: int, rows: tuple[int, int]) -> dict[str, Any]:
     return {
         "source": entry.source,
         "digest": entry.digest,
         "size": entry.size,
-        "grid": entry.tokens.grid,
-        "total": entry.tokens.total,
-        "kept": entry.tokens.indices,
+        "layout": layout,
+        "slots": entry.tokens.slots,
+        "whole": entry.tokens.whole,
         "rows": rows,
         "phi": entry.phi,
         "notes": entry.notes,

@@ -1,166 +1,337 @@
-"""The laws that every family keeps, through the same code that the commands run."""
+"""The laws that every family keeps, through the same code that the commands run, against the stock model."""
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
 
 from prunesid_cli import pipeline
 from prunesid_cli.errors import ModelError
 from prunesid_cli.families import FAMILIES, load_family
 from prunesid_cli.families.checkpoint import resolve
+from prunesid_cli.families.language import Language, is_clip
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.media import load_image
+from prunesid_cli.families.processing import load_processor, placeholders
+from prunesid_cli.media import Media, in_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.types import SUMMARY, Generation, Placement
-from tests.families.tiny import TINY
+from prunesid_cli.types import SUMMARY, Generation, Placement, TokenSet
+from tests.conftest import Run
+from tests.families.tiny import TINY, tiny, write
+from tests.families.tiny.base import Tiny
 
 PROMPT = "what is shown?"
-HOW = Generation(max_new_tokens=12)
+BETWEEN = "first <image> and then <image> what is shown?"
+HOW = Generation(max_new_tokens=8)
 CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
+CLOSE = {"atol": 1e-4, "rtol": 0.0}
 
 
-def halves(folder: Path, keep: str = "all", method: str = "prunesid", dynamic: bool = False) -> tuple[Pruner, Any]:
-    found = resolve(str(folder))
-    family = load_family(found.model_type)
-    pruner = Pruner(family.vision(found, CPU), Budget.parse(keep, dynamic), method, ())
-    return pruner, family.language(found, CPU)
+def painting(seed: int, size: tuple[int, int]) -> Image.Image:
+    """A picture with something in every corner: bars and a ramp, another for each seed."""
+    rng, (width, height) = np.random.default_rng(seed), size
+    coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-class Stock:
-    """The whole model as transformers runs it, eager."""
+def clip(seed: int, frames: int = 6, size: tuple[int, int] = (320, 240)) -> Media:
+    pictures = tuple(painting(100 * seed + i, size) for i in range(frames))
+    return Media("", "", pictures, size, times=tuple(i / 2 for i in range(frames)))
 
-    def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
-        self.processor = AutoProcessor.from_pretrained(folder)
 
-    def inputs(self, images: list[Image.Image], prompt: str) -> Any:
-        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return self.processor(images=images, text=text, return_tensors="pt")
+@dataclass(frozen=True)
+class Model:
+    """A tiny checkpoint, its halves as we load them, and the whole as transformers does, eager."""
 
-    def answer(self, images: list[Image.Image], prompt: str) -> str:
-        inputs = self.inputs(images, prompt)
-        said = self.model.generate(**inputs, max_new_tokens=HOW.max_new_tokens, do_sample=False)
-        return self.processor.tokenizer.decode(
-            said[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        ).strip()
+    folder: Path
+    tiny: Tiny
+
+    @cached_property
+    def vision(self) -> Any:
+        found = resolve(str(self.folder))
+        return load_family(found.model_type).vision(found, CPU)
+
+    @cached_property
+    def language(self) -> Language:
+        found = resolve(str(self.folder))
+        half = load_family(found.model_type).language(found, CPU)
+        assert isinstance(half, Language)
+        return half
+
+    @cached_property
+    def stock(self) -> Any:
+        return AutoModelForImageTextToText.from_pretrained(self.folder, attn_implementation="eager").eval()
+
+    @cached_property
+    def processor(self) -> Any:
+        return load_processor(resolve(str(self.folder)))
+
+    def pruner(self, keep: str = "all", method: str = "prunesid", **options: bool) -> Pruner:
+        return Pruner(self.vision, Budget.parse(keep, **options), method, ())
+
+    def pictures(self) -> list[Media]:
+        return [in_memory(painting(i, size)) for i, size in enumerate(self.tiny.sizes)]
+
+    def media(self) -> list[Media]:
+        return self.pictures() + ([clip(1), clip(2, 3)] if self.tiny.clip else [])
+
+    def stock_inputs(self, media: Sequence[Media], prompt: str) -> dict[str, Any]:
+        """What the stock model takes: by its processor for pictures; for a clip, whose processor needs torchvision, the
+        pixels are ours, and so is the text."""
+        if media[0].is_clip:
+            assert self.tiny.clip
+            (pixels,) = [self.vision.preprocess(one) for one in media]
+            ids = expanded(self.language, prompt, pixels.layout)
+            return {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **self.tiny.clip(pixels)}
+        words = re.split("<image>", prompt) if "<image>" in prompt else ["", *[""] * (len(media) - 1), prompt]
+        content: list[dict[str, str]] = []
+        for text, more in zip(words, [*[True] * len(media), False], strict=True):
+            content += [{"type": "text", "text": text}] if text else []
+            content += [{"type": "image"}] if more else []
+        text = self.language.render([{"role": "user", "content": content}])
+        begins = self.processor.tokenizer.bos_token and text.startswith(self.processor.tokenizer.bos_token)
+        images = [one.image for one in media]
+        return dict(self.processor(images=images, text=[text], return_tensors="pt", add_special_tokens=not begins))
+
+    def says(self, inputs: dict[str, Any]) -> str:
+        said = self.stock.generate(**inputs, max_new_tokens=HOW.max_new_tokens, do_sample=False)
+        new = said[0, inputs["input_ids"].shape[1] :]
+        return str(self.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+    def reads(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the stock model hands to its language model."""
+        seen: dict[str, Any] = {}
+        inner = self.stock.model.language_model
+        hook = inner.register_forward_pre_hook(lambda module, args, given: seen.update(given), with_kwargs=True)
+        with torch.no_grad():
+            self.stock(**inputs)
+        hook.remove()
+        return seen
+
+
+def expanded(language: Language, prompt: str, layout: Any) -> Tensor:
+    """The ids of a prompt about one item with nothing pruned."""
+    ids, runs = language.tokenised(prompt, [layout]).tolist(), iter(layout.runs)
+    return torch.tensor([one for i in ids for one in [i] * (next(runs) if i in language.placeholders else 1)])
+
+
+@pytest.fixture(scope="module", params=sorted(TINY))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
 
 
 def test_every_family_has_a_tiny_model() -> None:
     assert {name.split("-")[0] for name in TINY} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_keeping_all_is_the_stock_model(checkpoint: Path, pictures: list[Path], count: int) -> None:
-    media = [load_image(path) for path in pictures[:count]]
-    pruner, language = halves(checkpoint)
-    answer, items = pipeline.ask(pruner, language, media, PROMPT, HOW)
-    stock = Stock(checkpoint)
-    images = [one.image for one in media]
-    assert answer.text == stock.answer(images, PROMPT) != ""
+def keep_all(model: Model, media: list[Media], prompt: str) -> None:
+    answer, items = pipeline.ask(model.pruner(), model.language, media, prompt, HOW)
+    inputs = model.stock_inputs(media, prompt)
+    assert [len(item.layout.regions) > 0 and item.whole for item in items] == [True] * len(items)
+    asked = model.language.embed(prompt, items)
+    assert len(asked.embeds) == inputs["input_ids"].shape[1] == answer.prompt_tokens
     with torch.no_grad():
-        expected = stock.model(**stock.inputs(images, PROMPT)).logits[0, -1]
-        embeds = language.embed(PROMPT, items)
-        logits = language.decoder.model(inputs_embeds=embeds[None]).logits[0, -1]
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    assert embeds.shape[0] == stock.inputs(images, PROMPT)["input_ids"].shape[1] == answer.prompt_tokens
+        expected = model.stock(**inputs).logits[0, -1]
+    torch.testing.assert_close(model.language.logits([asked])[0], expected, **CLOSE)
+    assert answer.text == model.says(inputs) != ""
+
+
+def test_keeping_all_is_the_stock_model(model: Model) -> None:
+    for one in model.media():
+        keep_all(model, [one], PROMPT)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, BETWEEN])
+def test_keeping_all_of_two_pictures_is_the_stock_model(model: Model, prompt: str) -> None:
+    keep_all(model, model.pictures()[:2], prompt)
+
+
+def rows_kept(model: Model, inputs: dict[str, Any], items: Sequence[TokenSet]) -> Tensor:
+    """Which rows of the stock prompt are left, in the order of the items' rows."""
+    is_slot = torch.isin(inputs["input_ids"][0], torch.tensor(sorted(placeholders(model.stock.config)))).tolist()
+    spots = iter([at for at, slot in enumerate(is_slot) if slot])
+    runs = [(item, start, count) for item in items for start, count in zip(starts(item), item.layout.runs, strict=True)]
+    at = {}
+    for item, start, count in runs:
+        place = [next(spots) for _ in range(count)]
+        at[place[0]] = [place[slot - start] for slot in item.slots if start <= slot < start + count]
+    return torch.tensor([row for i, slot in enumerate(is_slot) for row in (at.get(i, []) if slot else [i])])
+
+
+def starts(item: TokenSet) -> list[int]:
+    return np.cumsum([0, *item.layout.runs[:-1]]).tolist()
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_pruned_is_the_stock_model_with_tokens_taken_out(checkpoint: Path, pictures: list[Path], method: str) -> None:
-    """The kept rows of the stock model's own hidden states, spliced into its own embeddings by hand."""
-    media = load_image(pictures[0])
-    pruner, language = halves(checkpoint, "37", method)
-    items = pruner.keep(pruner.encode([pruner.vision.preprocess(media.image)]), [37])
-    stock = Stock(checkpoint)
-    inputs = stock.inputs([media.image], PROMPT)
-    with torch.no_grad():
-        layer = stock.model.config.vision_feature_layer
-        states = stock.model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[layer][
-            0
-        ]
-        rows = states[torch.tensor(items[0].indices) + 1]
-        torch.testing.assert_close(items[0].tokens, rows, atol=1e-4, rtol=0)
-        words = stock.model.get_input_embeddings()(inputs["input_ids"][0])
-        slots = (inputs["input_ids"][0] == stock.processor.image_token_id).nonzero().flatten()
-        visual = stock.model.model.multi_modal_projector(rows)
-        embeds = torch.cat([words[: slots[0]], visual, words[slots[-1] + 1 :]])
-        expected = stock.model(inputs_embeds=embeds[None]).logits[0, -1]
-        logits = language.decoder.model(inputs_embeds=language.embed(PROMPT, items)[None]).logits[0, -1]
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+def test_pruned_is_the_stock_model_with_rows_taken_out(model: Model, method: str) -> None:
+    """The prompt of the pruned item is the stock one less the rows of what was dropped, in its positions, too."""
+    for media in ([model.media()[-1]], model.pictures()[:2]):
+        pruner = model.pruner("23", method)
+        items = pruner.prune(pruner.encode([model.vision.preprocess(one, len(media) - 1) for one in media]))
+        asked = model.language.embed(PROMPT, items)
+        inputs = model.stock_inputs(media, PROMPT)
+        seen, left = model.reads(inputs), rows_kept(model, inputs, items)
+        own = ~summaries(model, items, asked.embeds)
+        torch.testing.assert_close(asked.embeds[own], seen["inputs_embeds"][0, left], **CLOSE)
+        assert asked.visual.sum() == sum(item.kept for item in items)
+        if asked.positions is not None:
+            assert torch.equal(asked.positions, seen["position_ids"][-3:, 0, left])
+        for mine, theirs in zip(asked.deepstack or (), seen.get("deepstack_visual_embeds") or (), strict=True):
+            kept = torch.isin(seen["visual_pos_masks"][0].nonzero().flatten(), left)  # in raster order, as all are here
+            torch.testing.assert_close(mine, theirs[kept], **CLOSE)
+        given = without(model.tiny, seen, left, asked.embeds)
+        with torch.no_grad():
+            state = model.stock.model.language_model(**given).last_hidden_state[:, -1]
+            expected = model.stock.lm_head(state)[0]
+        torch.testing.assert_close(model.language.logits([asked])[0], expected, **CLOSE)
 
 
-def test_saliency_is_the_attention_of_cls(checkpoint: Path, pictures: list[Path]) -> None:
-    media = load_image(pictures[1])
-    pruner, _ = halves(checkpoint)
-    encoded = pruner.encode([pruner.vision.preprocess(media.image)])
-    stock = Stock(checkpoint)
-    with torch.no_grad():
-        pixels = stock.inputs([media.image], PROMPT)["pixel_values"]
-        layer = stock.model.config.vision_feature_layer
-        attention = stock.model.model.vision_tower(pixels, output_attentions=True).attentions[layer]
-    assert encoded.saliency is not None
-    torch.testing.assert_close(encoded.saliency, attention[:, :, 0, 1:].sum(1), atol=1e-5, rtol=0)
+def summaries(model: Model, items: Sequence[TokenSet], embeds: Tensor) -> Tensor:
+    """Which rows of a prompt are CLS tokens that the stock model does not read: the first of their item."""
+    found = torch.zeros(len(embeds), dtype=torch.bool)
+    visual = model.language.embed(PROMPT, items).visual.nonzero().flatten()
+    start = 0
+    for item in items:
+        found[visual[start : start + sum(slot == SUMMARY for slot in item.slots)]] = True
+        start += item.kept
+    return found
+
+
+def without(own: Tiny, seen: dict[str, Any], left: Tensor, embeds: Tensor) -> dict[str, Any]:
+    """What the stock language model was given, less what was dropped; `embeds` may have a CLS token more."""
+    if own.without:
+        return own.without(seen, left)
+    given: dict[str, Any] = {"inputs_embeds": embeds[None], "attention_mask": None, "use_cache": False}
+    places = seen.get("position_ids")
+    if places is not None and places.ndim == 3:
+        given["position_ids"] = places[:, :, left]
+    if seen.get("visual_pos_masks") is not None:
+        kept = torch.isin(seen["visual_pos_masks"][0].nonzero().flatten(), left)
+        given["visual_pos_masks"] = seen["visual_pos_masks"][:, left]
+        given["deepstack_visual_embeds"] = [one[kept] for one in seen["deepstack_visual_embeds"]]
+    return given
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("size", [3, 8])
-def test_batch_is_singles(checkpoint: Path, pictures: list[Path], method: str, size: int) -> None:
-    pruner, language = halves(checkpoint, "33", method)
-    pixels = [pruner.vision.preprocess(load_image(path).image) for path in pictures[:size]]
-    counts = [33 + 5 * i for i in range(size)]
+def test_as_many_as_asked_each_once(model: Model, method: str) -> None:
+    encoded = model.pruner().encode([model.vision.preprocess(one) for one in model.media()])
+    for item in encoded:
+        total = item.layout.total
+        known = {slot for region in item.layout.regions for slot in region.slots}
+        for count in (1, 2, 7, 40, total - 1, total, total + 9):
+            for even in (False, True):
+                (kept,) = Pruner(model.vision, Budget(count, even=even), method, ()).prune([item])
+                capacity = sum(segment.capacity for segment in item.segments)
+                assert kept.kept == (total if count >= total else min(count, capacity))
+                assert len(kept.slots) == len(kept.tokens)
+                real = [slot for slot in kept.slots if slot != SUMMARY]
+                assert len(set(real)) == len(real)
+                assert set(real) <= known | {one.summary_slot for one in item.segments}
+                assert len(item.segments) == 1 or real == sorted(real)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_batch_is_singles(model: Model, method: str) -> None:
+    """Items of all sizes at once; prompts about one, two and three of them in one batch."""
+    pruner, media = model.pruner("29", method), model.media()
+    pixels = [model.vision.preprocess(one) for one in media]
+    counts = [29 + 5 * i for i in range(len(media))]
     together = pruner.keep(pruner.encode(pixels), counts)
     alone = [pruner.keep(pruner.encode([one]), [count])[0] for one, count in zip(pixels, counts, strict=True)]
     for a, b in zip(together, alone, strict=True):
-        assert a.indices == b.indices
-        torch.testing.assert_close(a.tokens, b.tokens, atol=1e-4, rtol=0)
-    prompts = [language.embed(PROMPT, [item]) for item in alone]
-    batch = [answer.text for answer in language.generate(prompts, HOW)]
-    assert batch == [language.generate([prompt], HOW)[0].text for prompt in prompts]
+        assert (a.slots, a.layout, a.whole) == (b.slots, b.layout, b.whole)
+        torch.testing.assert_close(a.tokens, b.tokens, **CLOSE)
+    pictures = [item for item in alone if not is_clip(item.layout)]
+    groups = [alone[:1], pictures[1:3], pictures[:3], alone[-1:]]
+    prompts = [model.language.embed(PROMPT, group) for group in groups]
+    batch = [answer.text for answer in model.language.generate(prompts, HOW)]
+    assert batch == [model.language.generate([prompt], HOW)[0].text for prompt in prompts]
+    torch.testing.assert_close(
+        model.language.logits(prompts), torch.cat([model.language.logits([one]) for one in prompts]), **CLOSE
+    )
 
 
-def test_cls_is_kept_first_and_counted(checkpoint: Path, pictures: list[Path]) -> None:
-    pruner, _ = halves(checkpoint, "20")
-    encoded = pruner.encode([pruner.vision.preprocess(load_image(pictures[0]).image)])
-    (item,) = pruner.keep(encoded, [20])
-    assert len(item.indices) == len(item.tokens) == 20
-    assert item.indices[0] == SUMMARY
-    assert list(item.indices[1:]) == sorted(set(item.indices[1:]))
+def test_asking_is_compressing_then_answering(model: Model, run: Run, tmp_path: Path) -> None:
+    for number, one in enumerate(model.pictures()):
+        one.image.save(tmp_path / f"{number}.png")
+    common = ("-m", model.folder, "-k", "23")
+    assert run("compress", tmp_path, *common, "--out", tmp_path / "cache").code == 0
+    answers = run("answer", tmp_path / "cache", PROMPT, "--max-new-tokens", 8).records
+    assert len(answers) == len(model.tiny.sizes)
+    for record in answers:
+        asked = run("ask", record["source"], PROMPT, *common, "--max-new-tokens", 8, "--json").records[0]
+        assert (asked["answer"], asked["kept"], asked["tokens"]) == (
+            record["answer"],
+            record["kept"],
+            record["tokens"],
+        )
 
 
-def test_halves_hold_no_more_than_their_own(checkpoint: Path) -> None:
-    pruner, language = halves(checkpoint)
-    stock = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    tower = {name for name, _ in stock.model.vision_tower.named_parameters()}
-    held = dict(pruner.vision.tower.named_parameters())
-    assert set(held) <= tower
-    assert len(held) < len(tower) or stock.config.vision_feature_layer == -1
-    assert not [name for name, _ in language.decoder.model.model.vision_tower.named_parameters() if "layers" in name]
+def test_halves_hold_no_more_than_their_own(model: Model) -> None:
+    """No layer of the other half. What else both may hold is small: norms, patch filters, one word."""
+    text = [name for name, _ in model.vision.model.named_parameters() if "language_model.layers" in name]
+    tower = r"(vision_tower|vision_model|visual|image_tower|video_tower).*(layers?|blocks)\.\d"
+    seen = [name for name, _ in model.language.model.named_parameters() if re.search(tower, name)]
+    assert (text, seen) == ([], [])
 
 
-def test_missing_weights_are_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
+def test_missing_weights_are_refused_by_name(model: Model, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(checkpoint, broken)
+    shutil.copytree(model.folder, broken)
     weights = load_file(broken / "model.safetensors")
-    for part, half in (("multi_modal_projector.linear_1.weight", "language"), ("layers.0.self_attn.q_proj", "vision")):
-        name = next(key for key in weights if part in key and (half == "language" or "vision_tower" in key))
+    for half, pattern in (("language", LAYER), ("vision", TOWER)):
+        name = next(key for key in weights if re.search(pattern, key))
         save_file({k: v for k, v in weights.items() if k != name}, broken / "model.safetensors", {"format": "pt"})
         found = resolve(str(broken))
-        with pytest.raises(ModelError, match=part.replace(".", r"\.")):
+        with pytest.raises(ModelError, match="lacks 1 of the weights"):
             getattr(load_family(found.model_type), half)(found, CPU)
 
 
-def test_auto_placement_on_a_cpu_is_exact(checkpoint: Path) -> None:
-    assert place("cpu", "auto", "auto", load_config(resolve(str(checkpoint)))) == CPU
+TOWER = r"(vision|visual|image_tower).*(layers?|blocks)\.0\..*(qkv|q_proj)\.weight"
+LAYER = r"^(?!.*(vision|visual|image_tower)).*layers\.1\.self_attn\.q_proj\.weight"
+
+
+def test_sharded_checkpoints_load(model: Model, tmp_path: Path) -> None:
+    whole = model.stock
+    whole.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    for path in model.folder.iterdir():
+        if "safetensors" not in path.name and not (tmp_path / "sharded" / path.name).exists():
+            shutil.copy(path, tmp_path / "sharded")
+    found = resolve(str(tmp_path / "sharded"))
+    family = load_family(found.model_type)
+    for half in ("vision", "language"):
+        mine, theirs = getattr(model, half).model, getattr(family, half)(found, CPU).model
+        for (name, a), (_, b) in zip(mine.named_parameters(), theirs.named_parameters(), strict=True):
+            assert a.shape == b.shape
+            assert torch.equal(a, b) or "embed_tokens" in name or "lm_head" in name, name
+
+
+def test_auto_placement_on_a_cpu_is_exact(model: Model) -> None:
+    assert place("cpu", "auto", "auto", load_config(resolve(str(model.folder)))) == CPU
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs(model: Model, dtype: torch.dtype) -> None:
+    found = resolve(str(model.folder))
+    family, where = load_family(found.model_type), Placement(torch.device("cpu"), dtype, "sdpa")
+    vision, language = family.vision(found, where), family.language(found, where)
+    pruner = Pruner(vision, Budget.parse("23"), "prunesid", ())
+    items = pruner.prune(pruner.encode([vision.preprocess(model.media()[-1])]))
+    assert items[0].tokens.dtype == dtype
+    answers = language.generate([language.embed(PROMPT, items)], HOW)
+    assert answers[0].new_tokens > 0

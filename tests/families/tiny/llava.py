@@ -1,17 +1,13 @@
-"""Tiny checkpoints of the real classes: the layout of the real ones, only narrower and shallower.
-
-A family that is not here fails `test_every_family_has_a_tiny_model`.
-"""
+"""LLaVA-1.5: CLIP 336/14, 576 tokens and CLS, an MLP, Llama."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
+from tests.families.tiny.base import Tiny, save
 
 SIDE, PATCH = 336, 14
 
@@ -26,7 +22,6 @@ def _processor(folder: Path, layer_strategy: str = "default") -> int:
 
 
 def llava(folder: Path, strategy: str = "default", layer: int = -2) -> None:
-    """LLaVA-1.5: CLIP, 576 tokens and CLS, an MLP, Llama."""
     vocabulary = _processor(folder, strategy)
     vision = CLIPVisionConfig(
         hidden_size=32,
@@ -56,19 +51,7 @@ def llava(folder: Path, strategy: str = "default", layer: int = -2) -> None:
         vision_feature_layer=layer,
         vision_feature_select_strategy=strategy,
     )
-    _save(LlavaForConditionalGeneration, config, folder)
-
-
-def _save(kind: type, config: object, folder: Path, seed: int = 0) -> None:
-    """Random weights, wide enough that attention and answers depend on the picture."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = kind(config)
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "embed" not in name:
-                torch.nn.init.normal_(parameter, std=0.15)
-    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    model.save_pretrained(folder)
+    save(LlavaForConditionalGeneration, config, folder)
 
 
 def llava_full(folder: Path) -> None:
@@ -81,5 +64,4 @@ def llava_last(folder: Path) -> None:
     llava(folder, layer=-1)
 
 
-TINY: dict[str, Callable[[Path], None]] = {"llava": llava, "llava-full": llava_full, "llava-last": llava_last}
-"""Variant -> writer; the part before the first hyphen is the model_type."""
+PLAIN, FULL, LAST = Tiny(llava), Tiny(llava_full), Tiny(llava_last)

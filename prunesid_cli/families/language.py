@@ -1,0 +1,263 @@
+"""What every language half does alike: the prompt as if nothing had been pruned, without the slots that were; batches
+padded on the left; decoding.
+
+Processor, chat template, special tokens and stop conditions are the checkpoint's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TextStreamer
+
+from prunesid_cli.errors import ModelError, UsageError
+from prunesid_cli.families.processing import marker, placeholders
+from prunesid_cli.types import SUMMARY, Answer, Generation, Layout, Prompt, TokenSet
+
+TAG = re.compile("<image>|<video>")
+"""Where in a prompt a picture or clip belongs; without any, all come first. The same for every family."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a prompt: embeds [P, D], visual or not, and where it is [3, P] when the part begins at 0; `advance`:
+    where the next part begins then."""
+
+    embeds: Tensor
+    visual: bool
+    where: Tensor
+    advance: int
+
+
+class Language:
+    """A language model with its projector.
+
+    A family says in `project` how kept tokens become embeddings, and in `inputs` and `around` what its model is given
+    besides those.
+    """
+
+    newline: Tensor | None = None
+    """The embedding of structural slots [D], where a family has some."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.placeholders = placeholders(model.config)
+        self.markers = {is_clip: marker(processor, is_clip) for is_clip in (False, True)}
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Kept tokens [T, C] -> embeddings [T, D]; [T, D * (1 + K)] where more is added after each of K layers."""
+        raise NotImplementedError
+
+    def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """What `generate` is given for a left-padded batch."""
+        embeds, mask = left_pad([prompt.embeds for prompt in prompts])
+        given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask}
+        positions = [prompt.positions for prompt in prompts if prompt.positions is not None]
+        if positions:
+            # transformers wants the plain positions, which tell where padding ends, before those of M-RoPE.
+            plain = (mask.cumsum(-1) - 1).clamp(min=0)
+            padded = left_pad([one.mT for one in positions])[0].permute(2, 0, 1)
+            given["position_ids"] = torch.cat([plain[None], padded])
+        return given
+
+    def around(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
+        """What holds while a batch is generated."""
+        return nullcontext()
+
+    def check(self, prompt: str) -> None:
+        """See `LanguageHalf`."""
+        words = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholders))
+        text = TAG.sub("", prompt)
+        found = next((word for word in (*self.markers.values(), *words) if word and word in text), None)
+        if found:
+            raise UsageError(f"the prompt contains {found}, which stands for an image", hint="leave it out")
+        if not text.strip():
+            raise UsageError("the prompt asks nothing", hint='prunesid ask picture.jpg "what is shown?"')
+
+    @torch.no_grad()
+    def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
+        """See `LanguageHalf`."""
+        self.check(prompt)
+        pieces = list(self._pieces(prompt, items))
+        width = self.model.get_input_embeddings().embedding_dim
+        starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
+        visual = torch.cat([piece.embeds for piece in pieces if piece.visual])
+        added = visual[:, width:].unflatten(-1, (-1, width)).movedim(1, 0) if visual.shape[-1] > width else None
+        under_mrope = any(item.layout.advances for item in items)
+        return Prompt(
+            embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
+            visual=torch.cat([torch.full((len(piece.embeds),), piece.visual) for piece in pieces]),
+            positions=torch.cat([s + piece.where for s, piece in zip(starts, pieces, strict=True)], 1).to(visual.device)
+            if under_mrope
+            else None,
+            deepstack=added,
+        )
+
+    def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[_Piece]:
+        ids = self.tokenised(prompt, [item.layout for item in items])
+        spots = torch.isin(ids, torch.tensor(sorted(self.placeholders))).nonzero().flatten().tolist()
+        runs = [piece for item in items for piece in self._runs(item)]
+        if len(spots) != len(runs):
+            raise ModelError("the chat template does not place every image", hint="give one image at a time")
+        words = self.model.get_input_embeddings()(ids.to(self.model.device))
+        edges = zip([-1, *spots], [*spots, len(ids)], strict=True)
+        for (before, after), run in zip_longest(edges, runs):
+            some = words[before + 1 : after]
+            yield _Piece(some, False, torch.arange(len(some)).expand(3, -1), len(some))
+            if run:
+                yield run
+
+    def _runs(self, item: TokenSet) -> Iterator[_Piece]:
+        """The kept tokens of an item, run by run. Those that the stock model does not have come first of all."""
+        weights = self.model.get_input_embeddings().weight
+        embeds, slots = self.project(item.tokens.to(weights.device, weights.dtype)), torch.tensor(item.slots)
+        if item.whole and len(slots) < item.layout.total:
+            if self.newline is None:
+                raise ModelError("the item has structural tokens, which this model does not know", "compress it again")
+            known, embeds = embeds, self.newline.to(embeds).repeat(item.layout.total, 1)
+            embeds[slots], slots = known, torch.arange(item.layout.total)
+        where, start = coordinates(item.layout), 0
+        for number, length in enumerate(item.layout.runs):
+            inside = (slots >= start) & (slots < start + length)
+            inside |= (slots == SUMMARY) & (start == 0)
+            rows = inside.nonzero().flatten()
+            advance = item.layout.advances[number] if item.layout.advances else len(rows)
+            yield _Piece(embeds[rows.to(embeds.device)], True, where[:, slots[rows]], advance)
+            start += length
+
+    def tokenised(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
+        """A user's turn about some items -> ids [L], with one placeholder for each run of each item."""
+        content = _content(prompt, [is_clip(layout) for layout in layouts])
+        text = self.render([{"role": "user", "content": content}])
+        texts = iter([layout.text for layout in layouts])
+        either = "|".join(re.escape(one) for one in dict.fromkeys(self.markers.values()) if one)
+        text = re.sub(either, lambda found: next(texts, found[0]), text)
+        begins = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
+        ids: Tensor = self.tokenizer(text, add_special_tokens=not begins, return_tensors="pt")["input_ids"][0]
+        return ids
+
+    def render(self, conversation: list[dict[str, Any]]) -> str:
+        """A conversation as the checkpoint's chat template writes it, up to where the model goes on."""
+        try:
+            text: str = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        except ValueError as error:
+            hint = "use an instruction-tuned model"
+            raise ModelError(f"the model has no chat template: {error}", hint) from error
+        return text
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Prompt], how: Generation) -> list[Answer]:
+        """See `LanguageHalf`; sampling has a seed of its own."""
+        streamer = _Stream(self.tokenizer, how.stream) if how.stream else None
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if how.temperature > 0:
+            sampling = {"do_sample": True, "temperature": how.temperature}
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self.around(prompts):
+            torch.manual_seed(how.seed)
+            said = self.model.generate(
+                **self.inputs(prompts),
+                max_new_tokens=how.max_new_tokens,
+                pad_token_id=self._padding(),
+                streamer=streamer,
+                **sampling,
+            )
+        return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
+
+    @torch.no_grad()
+    def logits(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Prompts -> scores of the first token of each answer [B, vocabulary], fp32."""
+        with self.around(prompts):
+            said = self.model.generate(
+                **self.inputs(prompts),
+                max_new_tokens=1,
+                do_sample=False,
+                pad_token_id=self._padding(),
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        first: Tensor = said.logits[0].float()
+        return first
+
+    def _padding(self) -> int:
+        for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if value is not None:
+                return int(value)
+        return 0
+
+    def _answer(self, prompt: Prompt, ids: list[int]) -> Answer:
+        stops = self.model.generation_config.eos_token_id
+        stops = {stops} if isinstance(stops, int) else set(stops or ())
+        length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        return Answer(text, len(prompt.embeds), length)
+
+
+def is_clip(layout: Layout) -> bool:
+    return any(region.time is not None for region in layout.regions)
+
+
+def coordinates(layout: Layout) -> Tensor:
+    """Time, row and column of each slot in its run, as M-RoPE counts them: [3, total]; 0 for structural slots."""
+    where = torch.zeros(3, layout.total, dtype=torch.long)
+    if layout.advances:
+        for region in layout.regions:
+            place = torch.arange(region.rows * region.columns)
+            row, column = place // region.columns, place % region.columns
+            where[:, region.first + row * region.stride + column] = torch.stack(
+                [torch.full_like(place, region.tick), row, column]
+            )
+    return where
+
+
+def _content(prompt: str, clips: Sequence[bool]) -> list[dict[str, str]]:
+    """The parts of a user's turn: pictures and clips where the prompt has tags for them, else before it.
+
+    Raises:
+        UsageError: there are tags, but not as many as pictures and clips.
+    """
+    media = [{"type": "video" if clip else "image"} for clip in clips]
+    words = TAG.split(prompt)
+    if len(words) == 1:
+        return [*media, {"type": "text", "text": prompt}]
+    if len(words) - 1 != len(media):
+        raise UsageError(
+            f"the prompt has places for {len(words) - 1} images, and there are {len(media)}",
+            hint="write <image> once for each, or leave it out",
+        )
+    texts = [{"type": "text", "text": text} for text in words]
+    parts = [part for pair in zip_longest(texts, media) for part in pair]
+    return [part for part in parts if part and part.get("text") != ""]
+
+
+def left_pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """B x [L, D] -> [B, max L, D], zeros first, and the mask [B, max L] of what is real."""
+    longest = max(len(row) for row in rows)
+    padded = [torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows]
+    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
+    for at, row in enumerate(rows):
+        mask[at, longest - len(row) :] = 1
+    return torch.stack(padded), mask
+
+
+class _Stream(TextStreamer):
+    """Hands each finished piece of text to a function."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.write = write
+        self.begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text if self.begun else text.lstrip()
+        self.begun = self.begun or bool(text)
+        self.write(text)

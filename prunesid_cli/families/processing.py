@@ -1,0 +1,99 @@
+"""The checkpoint's own processor, without torchvision, and what it writes into a prompt for a picture.
+
+The PIL backend of transformers' image processors is used everywhere: pixels, and so the kept tokens, are the same with
+torchvision installed or without it (its resizing differs by up to .015 of a standard deviation). The video processors
+of transformers need torchvision, so they stay away; frames go through the image processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of 5.17's top level, a dummy
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from prunesid_cli.errors import ModelError
+from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.families.loading import REINSTALL, load_config, one_line
+
+
+def load_processor(checkpoint: Checkpoint) -> Any:
+    """The processor of a checkpoint: image processor, tokenizer, chat template, and no video processor.
+
+    Raises:
+        ModelError: its files cannot be read.
+    """
+    where = {"pretrained_model_name_or_path": checkpoint.location, "revision": checkpoint.commit}
+    try:
+        kind = PROCESSOR_MAPPING[type(load_config(checkpoint))]
+        parts = {
+            "image_processor": AutoImageProcessor.from_pretrained(**where, backend="pil"),
+            "tokenizer": AutoTokenizer.from_pretrained(**where),
+        }
+        settings, _ = kind.get_processor_dict(**where)
+        return _without_video(kind).from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        problem = f"cannot load the processor of {checkpoint.name}: {one_line(error)}"
+        raise ModelError(problem, REINSTALL) from error
+
+
+def _without_video(kind: Any) -> Any:
+    """A kind of processor that can do without a part."""
+
+    class Partial(kind):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+
+    Partial.__name__ = kind.__name__
+    return Partial
+
+
+def marker(processor: Any, is_clip: bool) -> str | None:
+    """What a chat template writes for a picture or a clip, and the processor then replaces; None if there is none."""
+    return getattr(processor, "video_token" if is_clip else "image_token", None)
+
+
+def placeholders(config: Any) -> frozenset[int]:
+    """The ids whose embeddings a model replaces by visual tokens."""
+    names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+    return frozenset(value for name in names if isinstance(value := getattr(config, name, None), int))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a processor makes of one picture: `tensors` by name, and how it is written into a prompt: as in `Layout`."""
+
+    tensors: Mapping[str, Any]
+    text: str
+    runs: tuple[int, ...]
+
+
+def read_picture(processor: Any, ids: frozenset[int], image: Image, **options: Any) -> Reading:
+    """Put one picture through the checkpoint's processor; ids: the model's placeholders."""
+    made = processor(
+        text=[marker(processor, False)], images=[image], return_tensors="pt", add_special_tokens=False, **options
+    )
+    return Reading(made, *collapsed(processor.tokenizer, made["input_ids"][0].tolist(), ids))
+
+
+def pixels_of(processor: Any, frames: Sequence[Image], **options: Any) -> Tensor:
+    """Pictures as the image processor alone makes them, for towers that see each whole: [S, 3, H, W]."""
+    pixels: Tensor = processor.image_processor(images=list(frames), return_tensors="pt", **options)["pixel_values"]
+    return pixels
+
+
+def collapsed(tokenizer: Any, written: Sequence[int], ids: frozenset[int]) -> tuple[str, tuple[int, ...]]:
+    """Token ids as text in which each run of placeholders is one, and the lengths of the runs."""
+    text, runs = "", []
+    for is_visual, group in groupby(written, lambda token: token in ids):
+        some = list(group)
+        if is_visual:
+            runs.append(len(some))
+        text += tokenizer.decode(some[:1] if is_visual else some, skip_special_tokens=False)
+    return text, tuple(runs)

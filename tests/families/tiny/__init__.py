@@ -1,0 +1,30 @@
+"""Tiny checkpoints of the real classes: the layout of the real ones, only narrower and shallower.
+
+A family that is not here fails `test_every_family_has_a_tiny_model`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from tests.families.tiny.base import Tiny
+
+TINY = {
+    "llava": "llava:PLAIN",
+    "llava-full": "llava:FULL",
+    "llava-last": "llava:LAST",
+}
+"""Variant -> module:Tiny; the part before the first hyphen is the model_type."""
+
+
+def tiny(variant: str) -> Tiny:
+    module, name = TINY[variant].split(":")
+    found: Tiny = getattr(import_module(f"{__name__}.{module}"), name)
+    return found
+
+
+def write(variant: str, folder: Path) -> Path:
+    """Make the checkpoint."""
+    tiny(variant).write(folder)
+    return folder
