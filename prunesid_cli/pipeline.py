@@ -26,6 +26,7 @@ def ask(
     pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, how: Generation
 ) -> tuple[Answer, list[TokenSet]]:
     """Answer one prompt about one or several images."""
+    language.check(prompt, len(media))
     with pruner.clock.stage("preprocess"):
         pixels = [pruner.vision.preprocess(item, len(media) - 1) for item in media]
     encoded = pruner.encode(pixels)

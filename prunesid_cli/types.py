@@ -23,11 +23,12 @@ SUMMARY = -1
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a half of a model runs."""
+    """Where and how a half of a model runs; `everywhere`: a language model may be laid over all GPUs."""
 
     device: torch.device
     dtype: torch.dtype
     attention: str
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)

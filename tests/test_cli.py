@@ -309,9 +309,15 @@ def test_models_use_sets_the_default(
     assert run("models", "use", "./nowhere").code == 1
 
 
-def test_the_image_marker_in_a_prompt_is_refused(run: Run, llava: Path, pictures: list[Path]) -> None:
-    ran = run("ask", "-m", llava, pictures[0], "what is <image> about?")
-    assert (ran.code, "<image>" in ran.err) == (2, True)
+def test_tags_place_images_in_a_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:
+    """<image>, once for each; for a model that puts images first anyway, as LLaVA-1.5 does, they change nothing."""
+    plain = run("ask", "-m", llava, *pictures[:2], "and what?", "--json").records[0]
+    placed = run("ask", "-m", llava, *pictures[:2], "<image>and <image>what?", "--json").records[0]
+    assert (placed["answer"], placed["prompt_tokens"]) == (plain["answer"], plain["prompt_tokens"])
+    wrong = run("ask", "-m", llava, *pictures[:2], "what is <image> about?")
+    assert (wrong.code, "there are 2" in wrong.err, "<image>" in wrong.err) == (2, True, True)
+    nothing = run("ask", "-m", llava, pictures[0], " <image> ")
+    assert (nothing.code, "asks nothing" in nothing.err) == (2, True)
 
 
 def test_sampling_is_repeatable_and_leaves_the_generator_alone(run: Run, llava: Path, pictures: list[Path]) -> None:

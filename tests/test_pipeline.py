@@ -68,12 +68,13 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
     checkpoint = resolve(str(llava))
     vision = load_family("llava").vision(checkpoint, place("cpu", "auto", "auto", load_config(checkpoint)))
     pruner = Pruner(vision, Budget.parse("64"), "prunesid", ())
-    encoded = pruner.encode([vision.preprocess(load_image(path).image) for path in pictures[:2]])
-    assert encoded.summary is not None
-    summary = encoded.summary.clone()
-    summary[1, 0] = float("inf")
+    first, second = pruner.encode([vision.preprocess(load_image(path)) for path in pictures[:2]])
+    (segment,) = second.segments
+    assert segment.summary is not None
+    summary = segment.summary.clone()
+    summary[0] = float("inf")
     with pytest.raises(NonFiniteError) as error:
-        pruner.keep(replace(encoded, summary=summary), [64, 64])
+        pruner.keep([first, replace(second, segments=(replace(segment, summary=summary),))], [64, 64])
     assert error.value.rows == [1]
 
 

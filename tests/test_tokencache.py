@@ -24,6 +24,7 @@ from prunesid_cli.tokencache import (
     write_shard,
 )
 from prunesid_cli.tokencache import writer as writing
+from prunesid_cli.tokencache.format import FORMAT
 from prunesid_cli.types import SUMMARY, Layout, Region, TokenSet
 from tests.conftest import Run as Runner
 
@@ -101,10 +102,10 @@ def test_every_cut_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "FORMAT", 2)
+    monkeypatch.setattr(writing, "FORMAT", FORMAT + 1)
     write(tmp_path, entry(0))
     monkeypatch.undo()
-    with pytest.raises(CacheError, match="newer than 1") as caught:
+    with pytest.raises(CacheError, match=f"newer than {FORMAT}") as caught:
         open_cache(tmp_path)
     assert "upgrade" in caught.value.hint
 

@@ -72,7 +72,7 @@ def answer(
     queries = list(_queries(opened, asked))
     language, began, failed = session.language(), time.perf_counter(), 0
     for text in dict.fromkeys(prompt.text for prompt in asked):
-        language.check(text)
+        language.check(text, 1)
     how = Generation(max_new_tokens, temperature, seed)
     with printer.progress("answering", len(queries), prints=True) as bar:
         for reply in pipeline.answer(language, queries, how, session.batch_size(batch_size)):

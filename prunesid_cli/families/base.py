@@ -28,8 +28,8 @@ class VisionHalf(Protocol):
 class LanguageHalf(Protocol):
     """Token sets and a prompt -> an answer. Holds the projector and the language model alone."""
 
-    def check(self, prompt: str) -> None:
-        """Refuse a prompt that cannot be put to this model, with a `UsageError`."""
+    def check(self, prompt: str, items: int) -> None:
+        """Refuse a prompt that cannot be put to this model about so many items, with a `UsageError`."""
         ...
 
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:

@@ -73,8 +73,9 @@ class Language:
         """What holds while a batch is generated."""
         return nullcontext()
 
-    def check(self, prompt: str) -> None:
+    def check(self, prompt: str, items: int) -> None:
         """See `LanguageHalf`."""
+        _parts(prompt, items)
         words = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholders))
         text = TAG.sub("", prompt)
         found = next((word for word in (*self.markers.values(), *words) if word and word in text), None)
@@ -86,7 +87,7 @@ class Language:
     @torch.no_grad()
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
         """See `LanguageHalf`."""
-        self.check(prompt)
+        self.check(prompt, len(items))
         pieces = list(self._pieces(prompt, items))
         width = self.model.get_input_embeddings().embedding_dim
         starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
@@ -219,22 +220,27 @@ def coordinates(layout: Layout) -> Tensor:
     return where
 
 
-def _content(prompt: str, clips: Sequence[bool]) -> list[dict[str, str]]:
-    """The parts of a user's turn: pictures and clips where the prompt has tags for them, else before it.
+def _parts(prompt: str, items: int) -> list[str]:
+    """The texts before, between and after the items: as the tags say, or all after them.
 
     Raises:
-        UsageError: there are tags, but not as many as pictures and clips.
+        UsageError: there are tags, but not as many as items.
     """
-    media = [{"type": "video" if clip else "image"} for clip in clips]
-    words = TAG.split(prompt)
-    if len(words) == 1:
-        return [*media, {"type": "text", "text": prompt}]
-    if len(words) - 1 != len(media):
+    texts = TAG.split(prompt)
+    if len(texts) == 1:
+        return [*[""] * items, prompt]
+    if len(texts) - 1 != items:
         raise UsageError(
-            f"the prompt has places for {len(words) - 1} images, and there are {len(media)}",
+            f"the prompt has places for {len(texts) - 1} images, and there are {items}",
             hint="write <image> once for each, or leave it out",
         )
-    texts = [{"type": "text", "text": text} for text in words]
+    return texts
+
+
+def _content(prompt: str, clips: Sequence[bool]) -> list[dict[str, str]]:
+    """The parts of a user's turn."""
+    media = [{"type": "video" if clip else "image"} for clip in clips]
+    texts = [{"type": "text", "text": text} for text in _parts(prompt, len(clips))]
     parts = [part for pair in zip_longest(texts, media) for part in pair]
     return [part for part in parts if part and part.get("text") != ""]
 

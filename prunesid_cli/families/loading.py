@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,13 +23,15 @@ REINSTALL = "download the model again, or name another revision"
 
 
 def place(device: str, dtype: str, attention: str, config: PretrainedConfig) -> Placement:
-    """What `auto` means: the fastest device; the checkpoint's own half precision there, float32 on a CPU; SDPA."""
+    """What `auto` means: the fastest device, or all GPUs where accelerate is installed; the checkpoint's own half
+    precision there, float32 on a CPU; SDPA."""
     where = _device(device)
+    everywhere = device == "auto" and torch.cuda.device_count() > 1 and find_spec("accelerate") is not None
     if dtype != "auto":
-        return Placement(where, DTYPES[dtype], _attention(attention))
+        return Placement(where, DTYPES[dtype], _attention(attention), everywhere)
     stored = getattr(config, "dtype", None)
     half = stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
-    return Placement(where, torch.float32 if where.type == "cpu" else half, _attention(attention))
+    return Placement(where, torch.float32 if where.type == "cpu" else half, _attention(attention), everywhere)
 
 
 def _device(name: str) -> torch.device:
@@ -64,7 +68,8 @@ def load_vision(
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, 1, None  # an index beyond those of one word
     if getattr(text, "layer_types", None) is not None:
         text.layer_types = []
-    return load_half(kind, checkpoint, config, placement, ("embed_tokens", "lm_head", *resized))
+    alone = replace(placement, everywhere=False)  # a tower is small, and one device is then the one to select on
+    return load_half(kind, checkpoint, config, alone, ("embed_tokens", "lm_head", *resized))
 
 
 def load_half(
@@ -75,6 +80,7 @@ def load_half(
     Raises:
         ModelError: weights are missing or of another shape. They are never left random.
     """
+    spread = _spread(config, placement)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if sys.stderr.isatty() and not printer.quiet:  # the line above silences downloads too, which can take long
@@ -90,14 +96,16 @@ def load_half(
                 ignore_mismatched_sizes=bool(resized),
                 output_loading_info=True,
                 use_safetensors=True,  # the others are pickles, which can run code
+                device_map=spread,
             )
-            model = model.to(placement.device)
+            model = model if spread else model.to(placement.device)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{checkpoint.name} does not fit into the memory of {placement.device}", "try --dtype bf16 or --device cpu"
         ) from error
     except ImportError as error:
-        raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", "try --attn sdpa") from error
+        hint = "install what it names" if _is_quantised(config) else "try --attn sdpa"
+        raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", hint) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", REINSTALL) from error
     wrong = sorted(_names(report["missing_keys"]) + _names(report["mismatched_keys"]))
@@ -107,6 +115,21 @@ def load_half(
             f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
         )
     return model.eval().requires_grad_(False)
+
+
+def _spread(config: Any, placement: Placement) -> str | dict[str, str] | None:
+    """Where accelerate puts the parts of a model; None: all on one device, without it.
+
+    Quantised weights cannot be moved once they are loaded. A model is laid over several GPUs only where one was not
+    asked for by name.
+    """
+    if placement.everywhere:
+        return "auto"
+    return {"": str(placement.device)} if _is_quantised(config) else None
+
+
+def _is_quantised(config: Any) -> bool:
+    return getattr(config, "quantization_config", None) is not None
 
 
 def _names(keys: Any) -> list[str]:

@@ -1,0 +1,108 @@
+"""What each half of a model leaves out: `python -m tests.benchmarks.halves`.
+
+A LLaVA with the real CLIP-L/336 tower and a smaller Llama, random weights in bf16, is saved and loaded three times in
+processes of their own: whole, by transformers; the vision half; the language half. Prints parameters, seconds and the
+growth of peak memory of each, and, counted from its configuration alone, the shares of LLaVA-1.5-7B.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import LlavaForConditionalGeneration as Llava
+
+from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
+from prunesid_cli.families import load_family
+from prunesid_cli.families.checkpoint import resolve
+from prunesid_cli.types import Placement
+
+PARTS = ("whole", "vision", "language")
+
+
+def config(layers: int, width: int, heads: int, vocabulary: int) -> LlavaConfig:
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14, projection_dim=768,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=round(width * 2.6875), num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads,
+    )  # fmt: skip
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"))
+
+
+def make(folder: Path) -> None:
+    words = build_tokenizer(["USER: \nwhat is shown? ASSISTANT: a picture"] * 4)
+    build_processor(words).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Llava(config(8, 2048, 16, 32064)).to(torch.bfloat16).save_pretrained(folder)
+
+
+def load(folder: str, part: str) -> dict[str, Any]:
+    """To be called in a fresh process."""
+    checkpoint, where = resolve(folder), Placement(torch.device("cpu"), torch.bfloat16, "sdpa")
+    family, before, began = load_family(checkpoint.model_type), _peak(), time.perf_counter()
+    if part == "whole":
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
+    else:
+        model = getattr(family, part)(checkpoint, where).model
+    touched = sum(float(parameter.view(-1)[::512].float().sum()) != 0 for parameter in model.parameters())
+    return {
+        "part": part,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tensors": touched,
+        "seconds": time.perf_counter() - began,
+        "peak_mb": _peak() - before,
+    }
+
+
+def _peak() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def shares() -> dict[str, float]:
+    """Of the weights of LLaVA-1.5-7B, by its configuration: the tower with its patch filters, and all the rest."""
+    with torch.device("meta"):
+        model = Llava(config(32, 4096, 32, 32064))
+    tower = sum(parameter.numel() for parameter in model.model.vision_tower.parameters())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return {"whole": whole, "tower": tower / whole, "projector and language model": 1 - tower / whole}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What each half of a model leaves out.")
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(load(*options.part)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder))
+        found = []
+        for part in PARTS:
+            command = [sys.executable, "-m", "tests.benchmarks.halves", "--part", folder, part]
+            found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+            print(found[-1], flush=True)
+    report = {"date": date.today().isoformat(), "command": "python -m tests.benchmarks.halves", "loaded": found}
+    report |= {"torch": torch.__version__, "LLaVA-1.5-7B": shares()}
+    print(report["LLaVA-1.5-7B"])
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
