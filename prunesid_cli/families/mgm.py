@@ -44,10 +44,7 @@ VICUNA = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """How Vicuna is prompted. Its tokenizer has no chat template."""
-EXPECTED: dict[str, tuple[object, ...]] = {
-    "mm_vision_select_feature": ("patch",),
-    "mm_use_im_start_end": (False,),
-}
+EXPECTED = {"mm_vision_select_feature": "patch", "mm_use_im_start_end": False}
 
 
 class MGM:
@@ -55,20 +52,20 @@ class MGM:
 
     def check(self, checkpoint: Checkpoint) -> None:
         config = load_config(checkpoint)
-        towers = [str(getattr(config, name, None)).lower() for name in ("mm_vision_tower", "mm_vision_tower_aux")]
-        if not any(word in towers[0] for word in ("clip-vit", "openai", "sharegpt4v")):
+        clip, convnext = (str(getattr(config, name, None)) for name in ("mm_vision_tower", "mm_vision_tower_aux"))
+        if not any(word in clip.lower() for word in ("clip-vit", "openai", "sharegpt4v")):
             raise UnsupportedModel(
-                f"{checkpoint.name} has the vision tower {towers[0]}", hint="Mini-Gemini is supported with a CLIP ViT"
+                f"{checkpoint.name} has the vision tower {clip}", hint="Mini-Gemini is supported with a CLIP ViT"
             )
-        if "convnext" not in towers[1] or "xxlarge" in towers[1]:  # its norms have another epsilon
+        if "convnext" not in convnext.lower() or "xxlarge" in convnext.lower():  # its norms have another epsilon
             raise UnsupportedModel(
-                f"{checkpoint.name} has the second vision tower {towers[1]}",
+                f"{checkpoint.name} has the second vision tower {convnext}",
                 hint="Mini-Gemini is supported with the base or large ConvNeXt of OpenCLIP",
             )
-        for name, values in EXPECTED.items():
-            if getattr(config, name, values[0]) not in values:
+        for name, value in EXPECTED.items():
+            if getattr(config, name, value) != value:
                 raise UnsupportedModel(
-                    f"{checkpoint.name} has {name} {getattr(config, name)!r}", hint=f"supported: {values[0]!r}"
+                    f"{checkpoint.name} has {name} {getattr(config, name)!r}", hint=f"supported: {value!r}"
                 )
         projector(config.mm_projector_type, 1, 1)
 
@@ -201,7 +198,7 @@ class MGMLanguage(Language):
         super().__init__(load_half(kind, checkpoint, plain, placement), load_prompts(checkpoint))
         with torch.device("meta"):
             self.projector = projector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
-        stored.fill(self.projector, stored.read_part(checkpoint, stored.PROJECTOR), placement, checkpoint.name)
+        stored.own_part(checkpoint, stored.PROJECTOR).fill(self.projector, placement)
         # Gemma scales its words. When Mini-Gemini was trained that was done after the pictures had been put in.
         self.scale = getattr(self.model.get_input_embeddings(), "scalar_embed_scale", 1.0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ HUB = {
     ),
 }
 """Folders as the checkpoints name them -> the repositories that they are copies of."""
+OPEN_CLIP = "open_clip_pytorch_model.bin"
 FILES = ("model.safetensors", "open_clip_model.safetensors")
+PICKLES = "pickles are not read: load it as training did, and save_pretrained writes safetensors"
 CONVERT = (
     'pickles are not read; in its folder: python -c "import torch; from safetensors.torch import save_file; '
-    "save_file({k: v.contiguous() for k, v in torch.load('open_clip_pytorch_model.bin', weights_only=True).items() "
-    "if k.startswith('visual.')}, 'open_clip_model.safetensors')\""
+    "save_file({{k: v.contiguous() for k, v in torch.load('{0}', weights_only=True).items() "
+    "if k.startswith('{1}')}}, '{2}')\""
 )
 Names = tuple[tuple[str, str], ...]
 CLIP: Names = (("model.vision_tower.vision_tower.vision_model.", ""), ("vision_model.", ""))
@@ -62,7 +64,7 @@ TIMM: Names = (
 
 
 class Weights:
-    """Tensors in the safetensors of a folder or repository, read when they are asked for."""
+    """The tensors in the safetensors of a folder or repository."""
 
     def __init__(self, location: str, commit: str | None = None) -> None:
         self.location = location
@@ -76,37 +78,78 @@ class Weights:
             found: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
             return found
         name = next((one for one in FILES if self._path(one)), None)
-        if name is None:
-            return {}
-        with safe_open(self._path(name), "pt") as file:
-            return dict.fromkeys(file.keys(), name)
+        return dict.fromkeys(self._open(name).keys(), name) if name else {}
 
     def _path(self, name: str) -> str | None:
-        path: str | None = cached_file(
-            self.location, name, revision=self.commit, _raise_exceptions_for_missing_entries=False
-        )
+        try:
+            path: str | None = cached_file(
+                self.location, name, revision=self.commit, _raise_exceptions_for_missing_entries=False
+            )
+        except OSError as error:
+            raise ModelError(f"cannot get {self.location}: {one_line(error)}", "put it beside the model") from error
         return path
 
-    def part(self, names: Names) -> dict[str, str]:
-        """The tensors of a part: without what their names begin with -> name."""
-        found = {}
-        for name in self.files:
-            start, instead = next(((start, new) for start, new in names if name.startswith(start)), (None, ""))
-            if start is not None:
-                found[instead + name.removeprefix(start)] = name
-        return found
+    def _open(self, name: str) -> Any:
+        try:
+            return safe_open(self._path(name), "pt")
+        except (OSError, SafetensorError, TypeError) as error:
+            raise ModelError(f"cannot read {name} of {self.location}: {one_line(error)}", REINSTALL) from error
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         by_file, tensors = defaultdict[str, list[str]](list), dict[str, Tensor]()
         for name in names:
             by_file[self.files[name]].append(name)
         for file_name, some in by_file.items():
-            try:
-                with safe_open(self._path(file_name), "pt") as file:
-                    tensors |= {name: file.get_tensor(name) for name in some}
-            except (OSError, SafetensorError, TypeError) as error:
-                raise ModelError(f"cannot read {file_name} of {self.location}: {one_line(error)}", REINSTALL) from error
+            file = self._open(file_name)
+            tensors |= {name: file.get_tensor(name) for name in some}
         return tensors
+
+
+class Part:
+    """The tensors of one module, by the names that they have there."""
+
+    def __init__(self, source: Weights, starts: Names, others: Names = ()) -> None:
+        self.source = source
+        self.stored = dict[str, str]()
+        for name in source.files:
+            start, instead = next(((start, new) for start, new in starts if name.startswith(start)), (None, ""))
+            if start is not None:
+                self.stored[_renamed(instead + name.removeprefix(start), others)] = name
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of them that there are."""
+        wanted = {name: self.stored[name] for name in names if name in self.stored}
+        tensors = self.source.read(wanted.values())
+        return {name: tensors[stored] for name, stored in wanted.items()}
+
+    def stages(self) -> tuple[list[int], list[int]]:
+        """Of a ConvNeXt: widths and depths of its stages."""
+        blocks = [name.split(".")[1] for name in self.stored if name.endswith(".layer_scale_parameter")]
+        stages = sorted(set(blocks), key=int)
+        first = self.read(f"stages.{stage}.layers.0.layer_scale_parameter" for stage in stages)
+        return [len(one) for one in first.values()], [blocks.count(stage) for stage in stages]
+
+    def fill(self, module: nn.Module, placement: Placement) -> None:
+        """Put them into a module made without memory; those that it has no place for are not read.
+
+        Raises:
+            ModelError: some are missing or of another shape.
+        """
+        needed = module.state_dict()
+        tensors = self.read(needed)
+        wrong = sorted(n for n, one in needed.items() if n not in tensors or tensors[n].shape != one.shape)
+        if wrong:
+            problem = f"{self.source.location} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}"
+            raise ModelError(problem, REINSTALL)
+        placed = {name: one.to(placement.device, placement.dtype) for name, one in tensors.items()}
+        module.load_state_dict(placed, assign=True)
+        module.eval().requires_grad_(False)
+
+
+def _renamed(name: str, pairs: Names) -> str:
+    for old, new in pairs:
+        name = name.replace(old, new)
+    return name
 
 
 def tower_location(checkpoint: Checkpoint, name: str) -> str:
@@ -125,73 +168,39 @@ def tower_location(checkpoint: Checkpoint, name: str) -> str:
     )
 
 
-def tower_weights(checkpoint: Checkpoint, name: str, names: Names, hint: str = REINSTALL) -> dict[str, Tensor]:
-    """The weights of a tower: those that a checkpoint holds, else those of the tower's own folder or repository."""
-    own = Weights(checkpoint.location, checkpoint.commit)
-    source = own if own.part(names) else Weights(tower_location(checkpoint, name))
-    part = source.part(names)
-    if not part:
-        raise ModelError(f"there are no safetensors of the vision tower {name} in {source.location}", hint)
-    tensors = source.read(part.values())
-    return {short: tensors[long] for short, long in part.items()}
-
-
-def renamed(tensors: Mapping[str, Tensor], pairs: Names) -> dict[str, Tensor]:
-    found = {}
-    for name, tensor in tensors.items():
-        for old, new in pairs:
-            name = name.replace(old, new)
-        found[name] = tensor
-    return found
-
-
-def shape_of(convnext: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
-    """Widths and depths of the stages, read from the weights."""
-    blocks = [name.split(".")[1] for name in convnext if name.endswith(".dwconv.weight")]
-    stages = sorted(set(blocks), key=int)
-    widths = [len(convnext[f"stages.{stage}.layers.0.dwconv.weight"]) for stage in stages]
-    return widths, [blocks.count(stage) for stage in stages]
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], placement: Placement, owner: str) -> None:
-    """Put weights into a module made without memory.
-
-    Raises:
-        ModelError: some are missing or of another shape. What the module has no place for is left out.
-    """
-    needed = module.state_dict()
-    wrong = [name for name, one in needed.items() if name not in tensors or tensors[name].shape != one.shape]
-    if wrong:
-        raise ModelError(
-            f"{owner} lacks {len(wrong)} of the weights that it needs, first {sorted(wrong)[0]}", REINSTALL
-        )
-    placed = {name: tensors[name].to(placement.device, placement.dtype) for name in needed}
-    module.load_state_dict(placed, assign=True)
-    module.eval().requires_grad_(False)
-
-
-def read_part(checkpoint: Checkpoint, names: Names) -> dict[str, Tensor]:
-    """The weights of a part that only the checkpoint itself has."""
+def own_part(checkpoint: Checkpoint, starts: Names) -> Part:
+    """What only the checkpoint itself has."""
     source = Weights(checkpoint.location, checkpoint.commit)
-    part = source.part(names)
-    tensors = source.read(part.values())
-    return {short: tensors[long] for short, long in part.items()}
+    if not source.files:
+        raise ModelError(f"{checkpoint.name} has no safetensors", PICKLES)
+    return Part(source, starts)
+
+
+def tower_part(checkpoint: Checkpoint, name: str, starts: Names, others: Names = ()) -> Part:
+    """The weights of a tower: those that a checkpoint holds, else those of the tower's own folder or repository."""
+    part = Part(Weights(checkpoint.location, checkpoint.commit), starts, others)
+    if not part.stored:
+        part = Part(Weights(tower_location(checkpoint, name)), starts, others)
+    if not part.stored:
+        is_clip = starts is CLIP
+        raise ModelError(
+            f"there are no safetensors of the vision tower {name} in {part.source.location}",
+            hint=CONVERT.format("pytorch_model.bin" if is_clip else OPEN_CLIP, starts[-1][0], FILES[not is_clip]),
+        )
+    return part
 
 
 def load_towers(checkpoint: Checkpoint, config: Any, clip: Any, placement: Placement) -> Towers:
     """The weights of the vision half. Layers of CLIP above the one that is read are left out."""
     layer: int = config.mm_vision_select_layer
     clip.num_hidden_layers = layer if layer >= 0 else clip.num_hidden_layers + 1 + layer
-    parts = {
-        "vision_tower": tower_weights(checkpoint, config.mm_vision_tower, CLIP),
-        "vision_tower_aux": renamed(tower_weights(checkpoint, config.mm_vision_tower_aux, CONVNEXT, CONVERT), TIMM),
-        "mining": read_part(checkpoint, MINING),
-    }
+    mining = own_part(checkpoint, MINING)
+    low = tower_part(checkpoint, config.mm_vision_tower, CLIP)
+    high = tower_part(checkpoint, config.mm_vision_tower_aux, CONVNEXT, TIMM)
     with torch.device("meta"):
-        model = Towers(clip, placement.attention, *shape_of(parts["vision_tower_aux"]))
-    for name, tensors in parts.items():
-        module = model.clip if name == "vision_tower" else getattr(model, name)
-        fill(module, tensors, placement, checkpoint.name)
+        model = Towers(clip, placement.attention, *high.stages())
+    for part, module in ((mining, model.mining), (low, model.clip), (high, model.vision_tower_aux)):
+        part.fill(module, placement)
     embeddings = model.clip.embeddings  # the one tensor that no checkpoint has
     embeddings.position_ids = torch.arange(embeddings.num_positions, device=placement.device)[None]
     return model

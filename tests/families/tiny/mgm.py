@@ -1,4 +1,7 @@
-"""Mini-Gemini under the names of the original checkpoints: CLIP 336/14, ConvNeXt at 768, Llama, Gemma or Mixtral."""
+"""Mini-Gemini under the names of the original checkpoints: CLIP 336/14, ConvNeXt at 768, Llama, Gemma or Mixtral.
+
+All but one have fewer patches, each as many positions of the large picture (8 x 8) as the real ones.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +178,8 @@ def _tiny(model_type: str, **how: Any) -> Tiny:
 
 
 SMALL: dict[str, Any] = {"side": 112, "large": 256}
-VICUNA, GEMMA, MIXTRAL = (_tiny("mgm" + end) for end in ("", "_gemma", "_mixtral"))
+VICUNA = _tiny("mgm")
+GEMMA, MIXTRAL = (_tiny("mgm" + end, **SMALL) for end in ("_gemma", "_mixtral"))
 HD = _tiny("mgm", side=112, large=512, image_grid=2, image_global=True)
 OLD_VICUNA = _tiny("mini_gemini", image_aspect_ratio="square", **SMALL)
 OLD_GEMMA, OLD_MIXTRAL = (_tiny("mini_gemini" + end, **SMALL) for end in ("_gemma", "_mixtral"))

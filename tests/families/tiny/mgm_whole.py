@@ -50,12 +50,13 @@ class Whole:
         """[N, C], [E, H, W] -> [N, C]: row + softmax(q k^T / sqrt C) v over the square of the row alone."""
         side = int(len(rows) ** 0.5)
         size = maps.shape[1] // side
+        keys, values = (self.through(f"vlm_uni_{name}_projector", maps.movedim(0, -1)) for name in ("aux", "val"))
         found = []
         for number, row in enumerate(self.through("vlm_uni_query_projector", rows)):
             down, across = size * (number // side), size * (number % side)
-            square = maps[:, down : down + size, across : across + size].flatten(1).T
-            keys = self.through("vlm_uni_aux_projector", square)
-            found.append((keys @ row / len(row) ** 0.5).softmax(0) @ self.through("vlm_uni_val_projector", square))
+            square = slice(down, down + size), slice(across, across + size)
+            weights = (keys[square].flatten(0, 1) @ row / len(row) ** 0.5).softmax(0)
+            found.append(weights @ values[square].flatten(0, 1))
         return rows + torch.stack(found)
 
     def rows(self, large: Tensor) -> Tensor:
