@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "llava": "llava:Llava",
+    "mgm": "mgm:MGM",
+    "mgm_gemma": "mgm:MGM",
+    "mgm_mixtral": "mgm:MGM",
+    "mini_gemini": "mgm:MGM",
+    "mini_gemini_gemma": "mgm:MGM",
+    "mini_gemini_mixtral": "mgm:MGM",
 }
 """model_type of config.json -> module:class."""
 

@@ -105,11 +105,13 @@ class Language:
 
     def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[_Piece]:
         ids = self.tokenised(prompt, [item.layout for item in items])
-        spots = torch.isin(ids, torch.tensor(sorted(self.placeholders))).nonzero().flatten().tolist()
+        is_spot = torch.isin(ids, torch.tensor(sorted(self.placeholders)))
+        spots = is_spot.nonzero().flatten().tolist()
         runs = [piece for item in items for piece in self._runs(item)]
         if len(spots) != len(runs):
             raise ModelError("the chat template does not place every image", hint="give one image at a time")
-        words = self.model.get_input_embeddings()(ids.to(self.model.device))
+        # Placeholders are not read, and may be none of the vocabulary.
+        words = self.model.get_input_embeddings()(ids.masked_fill(is_spot, 0).to(self.model.device))
         edges = zip([-1, *spots], [*spots, len(ids)], strict=True)
         for (before, after), run in zip_longest(edges, runs):
             some = words[before + 1 : after]
@@ -141,7 +143,10 @@ class Language:
         text = self.render([{"role": "user", "content": content}])
         texts = iter([layout.text for layout in layouts])
         either = "|".join(re.escape(one) for one in dict.fromkeys(self.markers.values()) if one)
-        text = re.sub(either, lambda found: next(texts, found[0]), text)
+        return self.ids(re.sub(either, lambda found: next(texts, found[0]), text))
+
+    def ids(self, text: str) -> Tensor:
+        """A rendered prompt -> ids [L]."""
         begins = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
         ids: Tensor = self.tokenizer(text, add_special_tokens=not begins, return_tensors="pt")["input_ids"][0]
         return ids

@@ -14,6 +14,13 @@ TINY = {
     "llava": "llava:PLAIN",
     "llava-full": "llava:FULL",
     "llava-last": "llava:LAST",
+    "mgm": "mgm:VICUNA",
+    "mgm-hd": "mgm:HD",
+    "mgm_gemma": "mgm:GEMMA",
+    "mgm_mixtral": "mgm:MIXTRAL",
+    "mini_gemini": "mgm:OLD_VICUNA",
+    "mini_gemini_gemma": "mgm:OLD_GEMMA",
+    "mini_gemini_mixtral": "mgm:OLD_MIXTRAL",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 

@@ -22,12 +22,14 @@ class Tiny:
     clip         for families that take clips: our pixels of one -> what the stock model's forward takes besides ids
     without      of captured inputs of the stock language model, those that drop with the tokens, where it is not
                  `inputs_embeds`, `position_ids` and deep-stacked features alone
+    stock        the whole model of a folder, with its `processor`, where transformers has no class for it
     """
 
     write: Callable[[Path], None]
     sizes: Sizes = ((336, 336), (500, 200), (90, 400))
     clip: Callable[[Pixels], Mapping[str, Tensor]] | None = None
     without: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None
+    stock: Callable[[Path], Any] | None = None
 
 
 def save(kind: Any, config: object, folder: Path, seed: int = 0) -> None:

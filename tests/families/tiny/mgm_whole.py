@@ -1,0 +1,165 @@
+"""Mini-Gemini as a whole, for the laws to compare with: written from the paper's equations, one picture, one patch and
+one tile after the other, on the tensors of the checkpoint by their original names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from prunesid_cli.families.mgm_model import KINDS
+
+
+class Whole:
+    """Towers, mining, projector and language model, eager and in fp32."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = json.loads((folder / "config.json").read_text())
+        self.weights = load_file(folder / "model.safetensors")
+        tower = self.settings["mm_vision_tower"]
+        vision = CLIPVisionConfig.from_pretrained(tower)
+        self.clip = CLIPVisionModel._from_config(vision, attn_implementation="eager").eval()
+        inner = getattr(self.clip, "vision_model", self.clip)
+        inner.load_state_dict(self.part("model.vision_tower.vision_tower.vision_model."))
+        base, kind = KINDS[self.settings["model_type"]]
+        self.config = base.from_dict(self.settings | {"model_type": base.model_type})
+        self.config.image_token_index = self.config.vocab_size + 7  # any number that no word has
+        self.lm = kind.from_pretrained(folder, config=self.config, attn_implementation="eager").eval()
+        self.model, self.lm_head = SimpleNamespace(language_model=self.lm.model), self.lm.lm_head
+        self.processor = Processor(folder, tower, self.settings, self.config.image_token_index, vision)
+
+    def part(self, start: str) -> dict[str, Tensor]:
+        return {name.removeprefix(start): one for name, one in self.weights.items() if name.startswith(start)}
+
+    def through(self, name: str, given: Tensor) -> Tensor:
+        """LayerNorm and Linear of that name."""
+        own = self.part(f"model.{name}.")
+        normed = functional.layer_norm(given, given.shape[-1:], own["0.weight"], own["0.bias"])
+        return functional.linear(normed, own["1.weight"], own["1.bias"])
+
+    def mined(self, rows: Tensor, maps: Tensor) -> Tensor:
+        """[N, C], [E, H, W] -> [N, C]: row + softmax(q k^T / sqrt C) v over the square of the row alone."""
+        side = int(len(rows) ** 0.5)
+        size = maps.shape[1] // side
+        keys, values = (self.through(f"vlm_uni_{name}_projector", maps.movedim(0, -1)) for name in ("aux", "val"))
+        found = []
+        for number, row in enumerate(self.through("vlm_uni_query_projector", rows)):
+            down, across = size * (number // side), size * (number % side)
+            square = slice(down, down + size), slice(across, across + size)
+            weights = (keys[square].flatten(0, 1) @ row / len(row) ** 0.5).softmax(0)
+            found.append(weights @ values[square].flatten(0, 1))
+        return rows + torch.stack(found)
+
+    def rows(self, large: Tensor) -> Tensor:
+        """A picture [1, 3, S, S] -> what the language model reads of it [rows, D]."""
+        grid = self.settings["image_grid"]
+        side = self.clip.config.image_size
+        small, maps = scaled(large, side * grid), convnext(self.part("model.vision_tower_aux.vision_"), large)
+        pairs = [(scaled(small, side), scaled(maps, maps.shape[-1] // grid))] if grid > 1 else []
+        for down in range(grid):
+            for across in range(grid):
+                pairs.append((tile(small, grid, down, across), tile(maps, grid, down, across)))
+        found = []
+        for picture, part in pairs:
+            states = self.clip(picture, output_hidden_states=True).hidden_states[-2]
+            found.append(self.mined(states[0, 1:], part[0]))
+        own = self.part("model.mm_projector.")
+        hidden = functional.gelu(functional.linear(torch.cat(found), own["0.weight"], own["0.bias"]))
+        out = functional.linear(hidden, own["2.weight"], own["2.bias"])
+        return out * self.config.hidden_size**0.5 if self.config.model_type == "gemma" else out
+
+    def embeds(self, ids: Tensor, pixels: Tensor) -> Tensor:
+        is_word = ids != self.config.image_token_index
+        embeds = self.lm.get_input_embeddings()(ids * is_word)
+        embeds[~is_word] = torch.cat([self.rows(one[None]) for one in pixels])
+        return embeds
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Any:
+        return self.lm(inputs_embeds=self.embeds(input_ids, pixel_values), attention_mask=attention_mask)
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, **how: Any) -> Tensor:
+        embeds = self.embeds(input_ids, pixel_values)
+        said = self.lm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **how)
+        return torch.cat([input_ids, said], 1)
+
+    def save_pretrained(self, folder: Path, max_shard_size: str) -> None:
+        folder.mkdir()
+        save_torch_state_dict(dict(self.weights), folder, max_shard_size=max_shard_size)
+
+
+class Processor:
+    """Prompt and pictures -> ids, with a marker's place taken by as many numbers as the picture has rows; pixels."""
+
+    def __init__(self, folder: Path, tower: str, settings: dict[str, Any], image: int, vision: Any) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.images = CLIPImageProcessorPil.from_pretrained(tower)
+        self.is_padded = settings["image_aspect_ratio"] == "pad"
+        side, grid = settings["image_size_aux"], settings["image_grid"]
+        self.images.size, self.images.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
+        views = grid * grid + (grid > 1)
+        self.run = [image] * views * (vision.image_size // vision.patch_size) ** 2
+
+    def __call__(self, images: list[Image.Image], text: list[str], **_: Any) -> dict[str, Tensor]:
+        ids: list[int] = []
+        for number, piece in enumerate(text[0].split("<image>")):
+            some = self.tokenizer(piece.removeprefix("<s>")).input_ids
+            ids += [*self.run, *some[1:]] if number else some
+        if self.is_padded:
+            gray = tuple(int(255 * one) for one in self.images.image_mean)
+            images = [ImageOps.pad(one, 2 * (max(one.size),), color=gray) for one in images]
+        pixels = self.images(images=images, return_tensors="pt")["pixel_values"]
+        found = torch.tensor([ids])
+        return {"input_ids": found, "attention_mask": torch.ones_like(found), "pixel_values": pixels}
+
+
+def scaled(squares: Tensor, side: int) -> Tensor:
+    return functional.interpolate(squares, (side, side), mode="bilinear", align_corners=False)
+
+
+def tile(squares: Tensor, grid: int, down: int, across: int) -> Tensor:
+    size = squares.shape[-1] // grid
+    return squares[..., down * size : (down + 1) * size, across * size : (across + 1) * size]
+
+
+def convnext(own: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    """[1, 3, H, W] -> [1, E, H / 4, W / 4]: all stages, the later ones stretched."""
+
+    def conv(name: str, given: Tensor, **how: Any) -> Tensor:
+        return functional.conv2d(given, own[f"{name}.weight"], own[f"{name}.bias"], **how)
+
+    def norm(name: str, given: Tensor) -> Tensor:
+        last = given.movedim(1, -1)
+        normed = functional.layer_norm(last, last.shape[-1:], own[f"{name}.weight"], own[f"{name}.bias"], 1e-6)
+        return normed.movedim(-1, 1)
+
+    def linear(name: str, given: Tensor) -> Tensor:
+        return functional.linear(given, own[f"{name}.weight"], own[f"{name}.bias"])
+
+    states, maps = norm("stem.1", conv("stem.0", pixels, stride=4)), list[Tensor]()
+    for stage in range(4):
+        start = f"stages.{stage}"
+        if stage:
+            states = conv(f"{start}.downsample.1", norm(f"{start}.downsample.0", states), stride=2)
+        for block in range(sum(name.startswith(start) and name.endswith("gamma") for name in own)):
+            name = f"{start}.blocks.{block}"
+            inner = norm(f"{name}.norm", conv(f"{name}.conv_dw", states, padding=3, groups=states.shape[1]))
+            wide = functional.gelu(linear(f"{name}.mlp.fc1", inner.movedim(1, -1)))
+            narrow = linear(f"{name}.mlp.fc2", wide) * own[f"{name}.gamma"]
+            states = states + narrow.movedim(-1, 1)
+        maps.append(states)
+    return torch.cat([scaled(one, maps[0].shape[-1]) for one in maps], 1)
+
+
+def load_whole(folder: Path) -> Whole:
+    return Whole(folder)
