@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "llava": "llava:Llava",
+    "qwen2_5_vl": "qwen_vl:QwenVL",
+    "qwen2_vl": "qwen_vl:QwenVL",
+    "qwen3_vl": "qwen_vl:QwenVL",
 }
 """model_type of config.json -> module:class."""
 

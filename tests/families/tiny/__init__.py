@@ -14,6 +14,9 @@ TINY = {
     "llava": "llava:PLAIN",
     "llava-full": "llava:FULL",
     "llava-last": "llava:LAST",
+    "qwen2_5_vl": "qwen_vl:TWO_AND_A_HALF",
+    "qwen2_vl": "qwen_vl:TWO",
+    "qwen3_vl": "qwen_vl:THREE",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 
