@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_clip
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from prunesid_cli.errors import ModelError
 from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.loading import load_config
+from prunesid_cli.families.loading import REINSTALL, load_config, one_line
 from prunesid_cli.families.processing import load_processor, placeholders, read_picture
 from prunesid_cli.media import Media
 from prunesid_cli.types import Layout, Pixels, Region
@@ -30,35 +32,73 @@ PICTURE, CLIP = 1, 2
 STEPS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "patch_size", "merge_size")
 SHARED = ("temporal_patch_size", "do_resize", "resample", *STEPS)
 """Settings for video that are those for pictures where a checkpoint does not say."""
-CELL = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}
-"""The side of a cell in pixels, for the limits of the stock video processors where a checkpoint has none."""
 LEAST, MOST = 128, 768
-"""Cells of a frame, in those limits."""
+"""Tokens of a frame, in the limits of the stock video processors where a checkpoint has none."""
 SECONDS = 0.5
 """From one frame to the next where a clip has but one."""
 
 
-def video_settings(checkpoint: Checkpoint, images: Any) -> Any:
-    """The settings of a checkpoint's video processor, read without it; images: the image processor."""
-    found, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint.location, revision=checkpoint.commit)
-    area = CELL[checkpoint.model_type] ** 2
-    size = {"shortest_edge": LEAST * area, "longest_edge": MOST * area, **(found.get("size") or {})}
-    old = {"shortest_edge": found.get("min_pixels"), "longest_edge": found.get("max_pixels")}
-    size |= {name: value for name, value in old.items() if value is not None}
-    return SimpleNamespace(size=size, **{name: found.get(name, getattr(images, name)) for name in SHARED})
+@dataclass(frozen=True)
+class Clips:
+    """How a kind of model sizes the frames of a clip, where the checkpoint does not say.
+
+    side     of a token, in pixels
+    ceiling  of tokens, where a checkpoint wants frames capped (`cap_pixels_per_frame`)
+    resized  number, width, height of the frames and settings -> new height, width
+    """
+
+    side: int
+    ceiling: int
+    resized: Callable[[int, int, int, Any], tuple[int, int]]
 
 
 def of_each_frame(frames: int, width: int, height: int, settings: Any) -> tuple[int, int]:
-    """Qwen2-VL and Qwen2.5-VL: the limits are those of a frame -> height, width."""
-    cell, size = settings.patch_size * settings.merge_size, settings.size
-    return smart_resize(height, width, cell, size["shortest_edge"], size["longest_edge"])
+    """Qwen2-VL and Qwen2.5-VL: the limits are those of a frame, the ceiling that of a prompt of which it fills 90 %."""
+    side, least, most = settings.side, settings.size["shortest_edge"], settings.size["longest_edge"]
+    if settings.capped:
+        share = int(settings.ceiling * side**2 * 0.9) * settings.temporal_patch_size // frames
+        most = max(min(most, share), int(least * 1.05))
+    return smart_resize(height, width, side, least, most)
 
 
 def of_all_frames(frames: int, width: int, height: int, settings: Any) -> tuple[int, int]:
-    """Qwen3-VL: the limits are those of the clip, and a clip has one temporal patch at least -> height, width."""
-    cell, size, together = settings.patch_size * settings.merge_size, settings.size, settings.temporal_patch_size
-    limits = (size["shortest_edge"], size["longest_edge"])
-    return smart_resize_clip(max(frames, together), height, width, together, cell, *limits)
+    """Qwen3-VL: the limits are those of the clip, the ceiling that of a frame. A clip has a temporal patch at least."""
+    side, least, most = settings.side, settings.size["shortest_edge"], settings.size["longest_edge"]
+    if settings.capped:
+        most = frames * max(min(settings.ceiling * side**2, most // frames), int(least * 1.05))
+    together = settings.temporal_patch_size
+    return smart_resize_clip(max(frames, together), height, width, together, side, least, most)
+
+
+CLIPS = {
+    "qwen2_vl": Clips(28, 128000, of_each_frame),
+    "qwen2_5_vl": Clips(28, 128000, of_each_frame),
+    "qwen3_vl": Clips(32, 768, of_all_frames),
+}
+
+
+def video_settings(checkpoint: Checkpoint, images: Any) -> Any:
+    """The settings of a checkpoint's video processor, read without it; images: the image processor.
+
+    Raises:
+        ModelError: its files cannot be read.
+    """
+    try:
+        found, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint.location, revision=checkpoint.commit)
+    except (OSError, ValueError) as error:
+        problem = f"cannot read how {checkpoint.name} sees clips: {one_line(error)}"
+        raise ModelError(problem, REINSTALL) from error
+    kind = CLIPS[checkpoint.model_type]
+    size = {"shortest_edge": LEAST * kind.side**2, "longest_edge": MOST * kind.side**2, **(found.get("size") or {})}
+    old = {"shortest_edge": found.get("min_pixels"), "longest_edge": found.get("max_pixels")}
+    shared = {name: found.get(name, getattr(images, name)) for name in SHARED}
+    return SimpleNamespace(
+        size=size | {name: value for name, value in old.items() if value is not None},
+        side=shared["patch_size"] * shared["merge_size"],
+        capped=found.get("cap_pixels_per_frame"),
+        ceiling=found.get("max_video_tokens", kind.ceiling),
+        **shared,
+    )
 
 
 def patches_of(frames: Sequence[Image], settings: Any, images: Any, resized: Callable[..., tuple[int, int]]) -> Any:
@@ -85,7 +125,7 @@ class Reader:
         self.placeholders = placeholders(load_config(checkpoint))
         self.count = count
         self.by_seconds = checkpoint.model_type == "qwen2_5_vl"
-        self.resized = of_all_frames if checkpoint.model_type == "qwen3_vl" else of_each_frame
+        self.resized = CLIPS[checkpoint.model_type].resized
 
     def picture(self, image: Image) -> Pixels:
         read = read_picture(self.processor, self.placeholders, image)

@@ -21,7 +21,7 @@ from prunesid_cli.families.language import Language, left_pad
 from prunesid_cli.families.loading import load_config, load_half, load_vision, one_line
 from prunesid_cli.families.processing import load_processor
 from prunesid_cli.families.qwen_reading import Reader
-from prunesid_cli.families.saliency import packed_attention
+from prunesid_cli.families.qwen_saliency import saliency_beside
 from prunesid_cli.media import Media
 from prunesid_cli.selection.prunesid import published_qwen
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
@@ -31,9 +31,8 @@ KINDS = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
-LAYERS_READ = ("fullatt_block_indexes", "deepstack_visual_indexes")
+LAYERS_NAMED = ("fullatt_block_indexes", "deepstack_visual_indexes")
 """Settings that name layers of the tower, where a kind has them."""
-CLIP_NAMES = ("pixel_values_videos", "video_grid_thw")
 SIDE = 32
 """Of a window that one selection runs over, in tokens: its work grows with the square of their number."""
 
@@ -93,29 +92,11 @@ class QwenVision:
         return [Encoded(tuple(_segments(item.layout, *own)), item.layout) for item, *own in owned]
 
 
-@contextmanager
-def saliency_beside(attention: Any, merger: Any, lengths: Sequence[int]) -> Iterator[None]:
-    """While open, what the merger gives has one column more, in fp32: the attention that each cell receives in a layer.
-
-    So it goes with the tokens where the tower puts them back in raster order, which Qwen2.5 leaves for its windows.
-    """
-
-    def carry(module: Any, args: Any, merged: Tensor) -> Tensor:
-        received = rows.pop().view(len(merged), -1).sum(1)
-        return torch.cat([merged.float(), received[:, None]], -1)
-
-    with packed_attention(attention, lengths) as rows:
-        hook = merger.register_forward_hook(carry)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-
 def _read(item: Pixels) -> tuple[Tensor, Tensor]:
     """The patches and grids of a picture or clip, which the tower takes alike."""
-    names = ("pixel_values", "image_grid_thw") if "pixel_values" in item.tensors else CLIP_NAMES
-    return item.tensors[names[0]], item.tensors[names[1]]
+    is_clip = "pixel_values_videos" in item.tensors
+    patches, grid = ("pixel_values_videos", "video_grid_thw") if is_clip else ("pixel_values", "image_grid_thw")
+    return item.tensors[patches], item.tensors[grid]
 
 
 def windows(rows: int, columns: int) -> list[tuple[slice, slice]]:
@@ -157,7 +138,7 @@ class QwenLanguage(Language):
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.depth = 0
-        for name in LAYERS_READ:
+        for name in LAYERS_NAMED:
             if hasattr(config.vision_config, name):
                 setattr(config.vision_config, name, [])
         kind = getattr(transformers, KINDS[checkpoint.model_type])
