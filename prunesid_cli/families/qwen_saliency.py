@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 PART = 1 << 25
-"""Attention weights in memory at once: 128 MB."""
+"""Attention weights in memory at once: 128 MB, and as much again for the scores that they are made of."""
 
 
 @contextmanager
