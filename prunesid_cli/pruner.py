@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,6 +71,12 @@ class Pruner:
     def spreads(self) -> bool:
         """Whether items may get more or fewer tokens than the budget, which then is an average."""
         return self.budget.dynamic and (self.budget.count, self.budget.share) != (None, None)
+
+    @property
+    def chosen(self) -> str | Method:
+        """The method that is meant: of some names, the published code differs by model, and so does what they mean."""
+        named: Mapping[object, Method] = getattr(self.vision, "methods", {})
+        return named.get(self.method, self.method)
 
     def mean(self, total: int) -> int:
         """What an average item of so many tokens is given."""
@@ -177,7 +183,7 @@ class Pruner:
                     if other is not None:
                         check_finite(other)
                 features = torch.stack([one.features for one in some])
-                kept = select(features, saliency, [jobs[i][1] for i in group], self.method, reserved)
+                kept = select(features, saliency, [jobs[i][1] for i in group], self.chosen, reserved)
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
             places |= dict(zip(group, kept, strict=True))

@@ -18,6 +18,9 @@ FAMILIES = {
     "mini_gemini": "mgm:MGM",
     "mini_gemini_gemma": "mgm:MGM",
     "mini_gemini_mixtral": "mgm:MGM",
+    "qwen2_5_vl": "qwen_vl:QwenVL",
+    "qwen2_vl": "qwen_vl:QwenVL",
+    "qwen3_vl": "qwen_vl:QwenVL",
 }
 """model_type of config.json -> module:class."""
 

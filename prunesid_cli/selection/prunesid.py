@@ -78,6 +78,13 @@ def published(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
     return _choose(features, saliency, budgets, recipe, reserved).indices()
 
 
+def published_qwen(
+    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
+) -> list[Tensor]:
+    """The published code for Qwen2-VL, made repeatable, of a model that has a saliency: that is not looked at."""
+    return _choose(features, None, budgets, PUBLISHED_QWEN, reserved).indices()
+
+
 def explain(
     features: Tensor,
     saliency: Tensor | None,

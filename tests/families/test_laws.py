@@ -99,8 +99,10 @@ class Model:
         if media[0].is_clip:
             assert self.tiny.clip
             (pixels,) = [self.vision.preprocess(one) for one in media]
-            ids = expanded(self.language, prompt, pixels.layout)
-            return {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **self.tiny.clip(pixels)}
+            ids = expanded(self.language, prompt, pixels.layout)[None]
+            kinds = torch.tensor(self.processor.create_mm_token_type_ids(ids.tolist()))
+            more = {"mm_token_type_ids": kinds} if "mm_token_type_ids" in self.processor.model_input_names else {}
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more, **self.tiny.clip(pixels)}
         words = re.split("<image>", prompt) if "<image>" in prompt else ["", *[""] * (len(media) - 1), prompt]
         content: list[dict[str, str]] = []
         for text, more in zip(words, [*[True] * len(media), False], strict=True):
@@ -194,9 +196,8 @@ def test_pruned_is_the_stock_model_with_rows_taken_out(model: Model, method: str
         assert asked.visual.sum() == sum(item.kept for item in items)
         if asked.positions is not None:
             assert torch.equal(asked.positions, seen["position_ids"][-3:, 0, left])
-        for mine, theirs in zip(asked.deepstack or (), seen.get("deepstack_visual_embeds") or (), strict=True):
-            kept = torch.isin(seen["visual_pos_masks"][0].nonzero().flatten(), left)  # in raster order, as all are here
-            torch.testing.assert_close(mine, theirs[kept], **CLOSE)
+        for mine, theirs in zip([] if asked.deepstack is None else asked.deepstack, added(seen, left), strict=True):
+            torch.testing.assert_close(mine, theirs, **CLOSE)
         given = without(model.tiny, seen, left, asked.embeds)
         with torch.no_grad():
             state = model.stock.model.language_model(**given).last_hidden_state[:, -1]
@@ -224,10 +225,19 @@ def without(own: Tiny, seen: dict[str, Any], left: Tensor, embeds: Tensor) -> di
     if places is not None and places.ndim == 3:
         given["position_ids"] = places[:, :, left]
     if seen.get("visual_pos_masks") is not None:
-        kept = torch.isin(seen["visual_pos_masks"][0].nonzero().flatten(), left)
         given["visual_pos_masks"] = seen["visual_pos_masks"][:, left]
-        given["deepstack_visual_embeds"] = [one[kept] for one in seen["deepstack_visual_embeds"]]
+        given["deepstack_visual_embeds"] = added(seen, left)
     return given
+
+
+def added(seen: dict[str, Any], left: Tensor) -> list[Tensor]:
+    """What the stock language model was given to add to its visual tokens, for the rows that are left, in their order;
+    nothing, where it adds nothing."""
+    if seen.get("visual_pos_masks") is None:
+        return []
+    visual = seen["visual_pos_masks"][0]
+    numbers = visual.cumsum(0) - 1
+    return [one[numbers[left[visual[left]]]] for one in seen["deepstack_visual_embeds"]]
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -21,6 +21,9 @@ TINY = {
     "mini_gemini": "mgm:OLD_VICUNA",
     "mini_gemini_gemma": "mgm:OLD_GEMMA",
     "mini_gemini_mixtral": "mgm:OLD_MIXTRAL",
+    "qwen2_5_vl": "qwen_vl:TWO_AND_A_HALF",
+    "qwen2_vl": "qwen_vl:TWO",
+    "qwen3_vl": "qwen_vl:THREE",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 
