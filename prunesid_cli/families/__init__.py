@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "llava": "llava:Llava",
+    "llava_next": "llava_next:LlavaNext",
+    "llava_next_video": "llava_next_video:LlavaNextVideo",
 }
 """model_type of config.json -> module:class."""
 

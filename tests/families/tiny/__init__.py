@@ -14,6 +14,13 @@ TINY = {
     "llava": "llava:PLAIN",
     "llava-full": "llava:FULL",
     "llava-last": "llava:LAST",
+    "llava_next": "llava_next:MISTRAL",
+    "llava_next-vicuna": "llava_next:VICUNA",
+    "llava_next-yi-layers": "llava_next:YI_LAYERS",
+    "llava_next-qwen": "llava_next:QWEN",
+    "llava_next-granite": "llava_next:GRANITE",
+    "llava_next_video": "llava_next:VIDEO",
+    "llava_next_video-max": "llava_next:VIDEO_MAX",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 
