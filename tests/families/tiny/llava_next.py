@@ -84,7 +84,8 @@ def _tokenizer(words: Words, media: tuple[str, ...]) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = [*words.special, *media]
     raw.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     names = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=False))
     return PreTrainedTokenizerFast(
@@ -174,9 +175,11 @@ def _text(kind: Any, vocabulary: int, **more: Any) -> Any:
 def pictures(folder: Path, eye: Eye, words: Words, text: Any, more: Mapping[str, Any] | None = None) -> None:
     """A LLaVA-NeXT."""
     vocabulary = _files(folder, eye, words, ("<image>",), "LlavaNextProcessor")
+    spoken = _text(text, vocabulary, **(more or {}))
     config = LlavaNextConfig(
         vision_config=eye.config,
-        text_config=_text(text, vocabulary, **(more or {})),
+        text_config=spoken,
+        tie_word_embeddings=spoken.tie_word_embeddings,
         image_token_index=len(words.special),
         image_grid_pinpoints=eye.pinpoints,
         vision_feature_select_strategy=eye.strategy,
@@ -216,7 +219,12 @@ GRANITE = Tiny(
         eye=_siglip([-4, -3, -2, -1]),
         words=GRANITE_WORDS,
         text=GraniteConfig,
-        more={"embedding_multiplier": 12.0, "attention_multiplier": 0.015625, "residual_multiplier": 0.22},
+        more={
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.015625,
+            "residual_multiplier": 0.22,
+            "tie_word_embeddings": True,
+        },
     ),
     ((700, 500), (3000, 200), (300, 2600), (800, 900), (40, 30), (6, 2000)),
 )
