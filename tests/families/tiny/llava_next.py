@@ -220,9 +220,9 @@ GRANITE = Tiny(
         words=GRANITE_WORDS,
         text=GraniteConfig,
         more={
-            "embedding_multiplier": 12.0,
+            "embedding_multiplier": 2.0,
             "attention_multiplier": 0.015625,
-            "residual_multiplier": 0.22,
+            "residual_multiplier": 0.9,
             "tie_word_embeddings": True,
         },
     ),
