@@ -20,7 +20,7 @@ TINY = {
     "llava_next-qwen": "llava_next:QWEN",
     "llava_next-granite": "llava_next:GRANITE",
     "llava_next_video": "llava_next:VIDEO",
-    "llava_next_video-max": "llava_next:VIDEO_MAX",
+    "llava_next_video-siglip-max": "llava_next:VIDEO_SIGLIP",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 

@@ -188,9 +188,8 @@ def pictures(folder: Path, eye: Eye, words: Words, text: Any, more: Mapping[str,
     save(LlavaNextForConditionalGeneration, config, folder)
 
 
-def clips(folder: Path, words: Words, text: Any, pool: str = "average") -> None:
+def clips(folder: Path, eye: Eye, words: Words, text: Any, pool: str = "average") -> None:
     """A LLaVA-NeXT-Video."""
-    eye = _clip()
     vocabulary = _files(folder, eye, words, ("<video>", "<image>"), "LlavaNextVideoProcessor")
     config = LlavaNextVideoConfig(
         vision_config=eye.config,
@@ -198,6 +197,7 @@ def clips(folder: Path, words: Words, text: Any, pool: str = "average") -> None:
         video_token_index=len(words.special),
         image_token_index=len(words.special) + 1,
         image_grid_pinpoints=eye.pinpoints,
+        vision_feature_select_strategy=eye.strategy,
         vision_feature_layer=eye.layers,
         spatial_pool_mode=pool,
         spatial_pool_stride=2,
@@ -228,5 +228,7 @@ GRANITE = Tiny(
     ),
     ((700, 500), (3000, 200), (300, 2600), (800, 900), (40, 30), (6, 2000)),
 )
-VIDEO = Tiny(partial(clips, words=VICUNA_WORDS, text=LlamaConfig), FEW, clip=_frames)
-VIDEO_MAX = Tiny(partial(clips, words=MISTRAL_WORDS, text=MistralConfig, pool="max"), FEW, clip=_frames)
+VIDEO = Tiny(partial(clips, eye=_clip(), words=VICUNA_WORDS, text=LlamaConfig), FEW, clip=_frames)
+VIDEO_SIGLIP = Tiny(
+    partial(clips, eye=_siglip([-2, -1]), words=MISTRAL_WORDS, text=MistralConfig, pool="max"), FEW, clip=_frames
+)
