@@ -7,11 +7,9 @@ of transformers need torchvision, so they stay away; frames go through the image
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -19,18 +17,11 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of 5.17's top level, a dummy
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import cached_file
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import REINSTALL, load_config, one_line
-
-VIDEO_SETTINGS = (
-    ("processor_config.json", "video_processor"),
-    ("video_preprocessor_config.json", None),
-    ("preprocessor_config.json", None),
-)
-"""File and, where it holds more than that, key."""
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
@@ -65,16 +56,17 @@ def _without_video(kind: Any) -> Any:
 
 
 def video_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint says of its clips, in the first of the files in which transformers looks for it."""
-    for name, key in VIDEO_SETTINGS:
-        path = cached_file(
-            checkpoint.location, name, revision=checkpoint.commit, _raise_exceptions_for_missing_entries=False
-        )
-        settings = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-        settings = settings.get(key, {}) if key else settings
-        if settings:
-            return dict(settings)
-    return {}
+    """What a checkpoint says of clips; of pictures, where it says nothing more, as transformers does.
+
+    Raises:
+        ModelError: its files cannot be read.
+    """
+    try:
+        settings, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint.location, revision=checkpoint.commit)
+    except (OSError, ValueError) as error:
+        problem = f"cannot read how {checkpoint.name} sees clips: {one_line(error)}"
+        raise ModelError(problem, REINSTALL) from error
+    return dict(settings)
 
 
 def marker(processor: Any, is_clip: bool) -> str | None:
