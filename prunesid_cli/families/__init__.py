@@ -21,6 +21,8 @@ FAMILIES = {
     "qwen2_5_vl": "qwen_vl:QwenVL",
     "qwen2_vl": "qwen_vl:QwenVL",
     "qwen3_vl": "qwen_vl:QwenVL",
+    "llava_next": "llava_next:LlavaNext",
+    "llava_next_video": "llava_next_video:LlavaNextVideo",
 }
 """model_type of config.json -> module:class."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of 5.17's top level, a dummy
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.families.checkpoint import Checkpoint
@@ -52,6 +53,20 @@ def _without_video(kind: Any) -> Any:
 
     Partial.__name__ = kind.__name__
     return Partial
+
+
+def video_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says of clips; of pictures, where it says nothing more, as transformers does.
+
+    Raises:
+        ModelError: its files cannot be read.
+    """
+    try:
+        settings, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint.location, revision=checkpoint.commit)
+    except (OSError, ValueError) as error:
+        problem = f"cannot read how {checkpoint.name} sees clips: {one_line(error)}"
+        raise ModelError(problem, REINSTALL) from error
+    return dict(settings)
 
 
 def marker(processor: Any, is_clip: bool) -> str | None:

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SCORES = 1 << 25
+"""Attention scores in memory at once, where all of them are needed: 128 MB."""
+
 
 @contextmanager
 def cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
@@ -26,6 +29,33 @@ def cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
         key = module.k_proj(states).view(heads)
         scores = torch.einsum("bqhd,bkhd->bhk", query.float() * module.scale, key.float())
         rows.append(scores.softmax(-1).sum(1)[:, 1:])
+
+    hook = attention.register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def received_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
+    """While open, every pass through an attention without CLS appends what each token is given: [B, N] fp32.
+
+    The mean over heads and queries of softmax(q k^T * scale), for towers in which every token sees every other.
+    """
+    rows: list[Tensor] = []
+
+    def read(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        batch, tokens = states.shape[:2]
+        heads = (batch, tokens, module.num_heads, module.head_dim)
+        query, key = (project(states).view(heads).transpose(1, 2) for project in (module.q_proj, module.k_proj))
+        some = max(1, SCORES // (batch * tokens * tokens))
+        given = [
+            ((q.float() * module.scale) @ k.float().mT).softmax(-1).mean(2).sum(1)
+            for q, k in zip(query.split(some, 1), key.split(some, 1), strict=True)
+        ]
+        rows.append(torch.stack(given).sum(0) / module.num_heads)
 
     hook = attention.register_forward_pre_hook(read, with_kwargs=True)
     try:

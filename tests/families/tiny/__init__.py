@@ -24,6 +24,13 @@ TINY = {
     "qwen2_5_vl": "qwen_vl:TWO_AND_A_HALF",
     "qwen2_vl": "qwen_vl:TWO",
     "qwen3_vl": "qwen_vl:THREE",
+    "llava_next": "llava_next:MISTRAL",
+    "llava_next-vicuna": "llava_next:VICUNA",
+    "llava_next-yi-layers": "llava_next:YI_LAYERS",
+    "llava_next-qwen": "llava_next:QWEN",
+    "llava_next-granite": "llava_next:GRANITE",
+    "llava_next_video": "llava_next:VIDEO",
+    "llava_next_video-siglip-max": "llava_next:VIDEO_SIGLIP",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 

@@ -1,0 +1,146 @@
+"""LLaVA-NeXT (1.6): a CLIP or SigLIP tower, a two-layer projector, any causal language model. Cut before the projector.
+
+The tower sees a picture as a base tile, shrunk to its size, and a grid of tiles, cut from the picture enlarged and
+padded. The language model reads the base tile, then the rows of patches of the whole grid, padding cut off, each ended
+by a newline. One selection runs over each tile, of those of its patches that show the picture. The CLS of each tile is
+that tile's summary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
+
+from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.families.language import Language
+from prunesid_cli.families.loading import load_config, load_half, load_vision
+from prunesid_cli.families.processing import load_processor, marker
+from prunesid_cli.families.tower import Seen, Tower, check_tower, cut_tower, depths
+from prunesid_cli.media import Media
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
+
+NEWLINE = -1
+"""Stands for a newline where a patch is named by its number."""
+
+
+class LlavaNext:
+    """model_type `llava_next`."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        check_tower(checkpoint, load_config(checkpoint))
+
+    def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVision:
+        return LlavaNextVision(checkpoint, placement)
+
+    def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextLanguage:
+        return LlavaNextLanguage(checkpoint, placement)
+
+
+class Window(NamedTuple):
+    """The patches of a square that are read: their first row and column in it, and where the model reads them."""
+
+    square: int
+    top: int
+    left: int
+    region: Region
+
+
+class LlavaNextVision:
+    kind: type[PreTrainedModel] = LlavaNextForConditionalGeneration
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = load_config(checkpoint)
+        read = depths(config)
+        cut_tower(config, max(read))
+        self.placement = placement
+        self.model = load_vision(self.kind, checkpoint, config, placement)
+        self.tower = Tower(self.model.model.vision_tower, read)
+        self.processor = load_processor(checkpoint)
+        self.side: int = config.vision_config.image_size // config.vision_config.patch_size
+
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        made = self.processor.image_processor(images=[media.image], return_tensors="pt")
+        tensors = {"pixel_values": made["pixel_values"][0], "image_sizes": made["image_sizes"]}
+        packed = self.packed(tensors)
+        layout = Layout(str(marker(self.processor, False)), (len(packed),), rasters(packed, self.side))
+        return Pixels(tensors, layout)
+
+    def packed(self, tensors: Mapping[str, Tensor]) -> list[int]:
+        """Which patch the model reads in each slot of a picture: its number among those of all tiles, or NEWLINE."""
+        tiles = len(tensors["pixel_values"])
+        rows, _ = self.model.model.pack_image_features(
+            [torch.arange(tiles * self.side**2).view(tiles, -1, 1)],
+            tensors["image_sizes"],
+            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
+            image_newline=torch.tensor([NEWLINE]),
+        )
+        found: list[int] = rows[0].flatten().tolist()
+        return found
+
+    @torch.no_grad()
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        squares = [next(iter(item.tensors.values())) for item in items]
+        seen = self.tower(torch.cat(squares).to(self.placement.device, self.placement.dtype))
+        return [self.encoded(item, own) for item, own in zip(items, seen.split(list(map(len, squares))), strict=True)]
+
+    def encoded(self, item: Pixels, seen: Seen) -> Encoded:
+        """An item, given what the tower makes of its tiles."""
+        read = windows(self.packed(item.tensors), self.side)
+        return Encoded(tuple(segment(window, seen) for window in read), item.layout)
+
+
+def rasters(packed: list[int], side: int) -> tuple[Region, ...]:
+    """The base tile, and the grid without its padding, of which nothing is left where a picture is very narrow."""
+    base, newlines = Region(0, side, side, side), packed.count(NEWLINE)
+    columns = packed.index(NEWLINE) - side**2 if newlines else 0
+    return (base, Region(side**2, newlines, columns, columns + 1)) if columns else (base,)
+
+
+def windows(packed: list[int], side: int) -> tuple[Window, ...]:
+    """What is read of each tile; tiles that are padding alone are left out."""
+    slots = defaultdict[int, dict[int, int]](dict)
+    for slot, patch in enumerate(packed):
+        if patch != NEWLINE:
+            slots[patch // side**2][patch % side**2] = slot
+    return tuple(_window(tile, slots[tile], side) for tile in sorted(slots))
+
+
+def _window(tile: int, slots: dict[int, int], side: int) -> Window:
+    """slots: of each patch that is read; the patches are a rectangle."""
+    start, end = min(slots), max(slots)
+    (top, left), (bottom, right) = divmod(start, side), divmod(end, side)
+    columns = right + 1 - left
+    below = slots.get(start + side, slots[start] + columns)
+    return Window(tile, top, left, Region(slots[start], bottom + 1 - top, columns, below - slots[start]))
+
+
+def segment(window: Window, seen: Seen) -> Segment:
+    """The patches of a square that are read."""
+    square, region = window.square, window.region
+    rows = slice(window.top, window.top + region.rows)
+    columns = slice(window.left, window.left + region.columns)
+    return Segment(
+        seen.features[square, rows, columns].flatten(0, 1),
+        seen.saliency[square, rows, columns].flatten(),
+        seen.summary[square] if seen.summary is not None else None,
+        slots=tuple(region.slots),
+    )
+
+
+class LlavaNextLanguage(Language):
+    kind: type[PreTrainedModel] = LlavaNextForConditionalGeneration
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = load_config(checkpoint)
+        cut_tower(config, 0)
+        super().__init__(load_half(self.kind, checkpoint, config, placement), load_processor(checkpoint))
+        self.newline = self.model.model.image_newline
+
+    def project(self, tokens: Tensor) -> Tensor:
+        embeds: Tensor = self.model.model.multi_modal_projector(tokens)
+        return embeds

@@ -1,0 +1,91 @@
+"""LLaVA-NeXT-Video: pictures as LLaVA-NeXT reads them; clips frame by frame, each pooled before the projector.
+
+A frame of 24 x 24 patches is read as 12 x 12 tokens, without newlines. One selection runs over each frame; a token's
+saliency is the sum of its patches', and the CLS of a frame, in the space of the patches, is the frame's summary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, LlavaNextVideoForConditionalGeneration
+
+from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.families.language import is_clip
+from prunesid_cli.families.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, Window, segment
+from prunesid_cli.families.loading import load_config
+from prunesid_cli.families.processing import marker, video_settings
+from prunesid_cli.families.tower import Seen
+from prunesid_cli.media import Media
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region
+
+POOLS = ("average", "max")
+SETTINGS = (
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std", "do_convert_rgb",
+)  # fmt: skip
+"""Of a video processor, what is done to each frame."""
+
+
+class LlavaNextVideo(LlavaNext):
+    """model_type `llava_next_video`."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        super().check(checkpoint)
+        mode = load_config(checkpoint).spatial_pool_mode
+        if mode not in POOLS:
+            raise UnsupportedModel(f"{checkpoint.name} pools frames by {mode!r}", hint=f"supported: {', '.join(POOLS)}")
+
+    def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVideoVision:
+        return LlavaNextVideoVision(checkpoint, placement)
+
+    def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVideoLanguage:
+        return LlavaNextVideoLanguage(checkpoint, placement)
+
+
+class LlavaNextVideoVision(LlavaNextVision):
+    kind = LlavaNextVideoForConditionalGeneration
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        super().__init__(checkpoint, placement)
+        self.frames = frame_processor(video_settings(checkpoint), self.model.config.vision_config.image_size)
+        self.stride: int = self.model.config.spatial_pool_stride
+
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        if not media.is_clip:
+            return super().preprocess(media, companions)
+        frames = self.frames(images=list(media.frames), return_tensors="pt")["pixel_values"]
+        side = self.side // self.stride
+        regions = tuple(Region(i * side**2, side, side, side, time=time) for i, time in enumerate(media.times))
+        layout = Layout(str(marker(self.processor, True)), (len(frames) * side**2,), regions)
+        return Pixels({"pixel_values_videos": frames}, layout)
+
+    def encoded(self, item: Pixels, seen: Seen) -> Encoded:
+        if not is_clip(item.layout):
+            return super().encoded(item, seen)
+        pooled = Seen(self.pooled(seen.features), self.summed(seen.saliency), seen.summary)
+        windows = [Window(frame, 0, 0, region) for frame, region in enumerate(item.layout.regions)]
+        return Encoded(tuple(segment(window, pooled) for window in windows), item.layout)
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """[B, R, R, C] -> [B, R / stride, R / stride, C]"""
+        side = features.shape[1] // self.stride
+        rows: Tensor = self.model.model.vision_resampler(features.flatten(1, 2))
+        return rows.unflatten(1, (side, side))
+
+    def summed(self, saliency: Tensor) -> Tensor:
+        """[B, R, R] -> [B, R / stride, R / stride]"""
+        return torch.nn.functional.avg_pool2d(saliency, self.stride) * self.stride**2
+
+
+class LlavaNextVideoLanguage(LlavaNextLanguage):
+    kind = LlavaNextVideoForConditionalGeneration
+
+
+def frame_processor(settings: dict[str, Any], side: int) -> Any:
+    """What does to frames what a video processor of these settings would: resizing, cropping, normalising."""
+    square = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return CLIPImageProcessorPil(**square | {name: settings[name] for name in SETTINGS if name in settings})
