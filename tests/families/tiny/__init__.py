@@ -11,6 +11,9 @@ from pathlib import Path
 from tests.families.tiny.base import Tiny
 
 TINY = {
+    "internvl": "internvl:PLAIN",
+    "internvl-large": "internvl:LARGE",
+    "internvl-inner": "internvl:INNER",
     "llava": "llava:PLAIN",
     "llava-full": "llava:FULL",
     "llava-last": "llava:LAST",
