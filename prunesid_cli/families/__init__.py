@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from prunesid_cli.families.base import Family
 
 FAMILIES = {
+    "idefics3": "idefics3:Idefics3",
     "internvl": "internvl:InternVL",
     "llava": "llava:Llava",
+    "smolvlm": "idefics3:SmolVLM",
 }
 """model_type of config.json -> module:class."""
 
