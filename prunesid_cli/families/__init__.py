@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from prunesid_cli.families.base import Family
 
 FAMILIES = {
+    "idefics3": "idefics3:Idefics3",
+    "internvl": "internvl:InternVL",
     "llava": "llava:Llava",
     "mgm": "mgm:MGM",
     "mgm_gemma": "mgm:MGM",
@@ -23,6 +25,7 @@ FAMILIES = {
     "qwen3_vl": "qwen_vl:QwenVL",
     "llava_next": "llava_next:LlavaNext",
     "llava_next_video": "llava_next_video:LlavaNextVideo",
+    "smolvlm": "idefics3:SmolVLM",
 }
 """model_type of config.json -> module:class."""
 

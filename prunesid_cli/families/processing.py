@@ -23,18 +23,34 @@ from prunesid_cli.errors import ModelError
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import REINSTALL, load_config, one_line
 
+FRAME_OPTIONS = (
+    "size",
+    "resample",
+    "do_resize",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
+"""What image and video processors call alike."""
 
-def load_processor(checkpoint: Checkpoint) -> Any:
+
+def load_processor(checkpoint: Checkpoint, kind: Any = None, images: Any = None) -> Any:
     """The processor of a checkpoint: image processor, tokenizer, chat template, and no video processor.
+
+    kind, images: its class and that of its image processor, where they are not those that transformers would find.
 
     Raises:
         ModelError: its files cannot be read.
     """
     where = {"pretrained_model_name_or_path": checkpoint.location, "revision": checkpoint.commit}
     try:
-        kind = PROCESSOR_MAPPING[type(load_config(checkpoint))]
+        kind = kind or PROCESSOR_MAPPING[type(load_config(checkpoint))]
         parts = {
-            "image_processor": AutoImageProcessor.from_pretrained(**where, backend="pil"),
+            "image_processor": images.from_pretrained(**where)
+            if images
+            else AutoImageProcessor.from_pretrained(**where, backend="pil"),
             "tokenizer": AutoTokenizer.from_pretrained(**where),
         }
         settings, _ = kind.get_processor_dict(**where)
@@ -101,6 +117,31 @@ def pixels_of(processor: Any, frames: Sequence[Image], **options: Any) -> Tensor
     """Pictures as the image processor alone makes them, for towers that see each whole: [S, 3, H, W]."""
     pixels: Tensor = processor.image_processor(images=list(frames), return_tensors="pt", **options)["pixel_values"]
     return pixels
+
+
+def video_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says of clips; of pictures, where it says nothing more, as transformers does.
+
+    Raises:
+        ModelError: its files cannot be read.
+    """
+    try:
+        settings, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint.location, revision=checkpoint.commit)
+    except (OSError, ValueError) as error:
+        problem = f"cannot read how {checkpoint.name} sees clips: {one_line(error)}"
+        raise ModelError(problem, REINSTALL) from error
+    return dict(settings)
+
+
+def frame_options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How an image processor makes of a frame what the checkpoint's video processor would."""
+    settings = video_settings(checkpoint)
+    return {name: settings[name] for name in FRAME_OPTIONS if settings.get(name) is not None}
+
+
+def read_text(processor: Any, ids: frozenset[int], text: str) -> tuple[str, tuple[int, ...]]:
+    """What a processor writes for an item -> text and runs, as in `Layout`."""
+    return collapsed(processor.tokenizer, processor.tokenizer(text, add_special_tokens=False)["input_ids"], ids)
 
 
 def collapsed(tokenizer: Any, written: Sequence[int], ids: frozenset[int]) -> tuple[str, tuple[int, ...]]:

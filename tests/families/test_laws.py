@@ -24,7 +24,7 @@ from prunesid_cli.families import FAMILIES, load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.language import Language, is_clip
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.families.processing import load_processor, placeholders
+from prunesid_cli.families.processing import placeholders
 from prunesid_cli.media import Media, in_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection import METHODS
@@ -78,11 +78,14 @@ class Model:
             return self.tiny.stock(self.folder)
         return AutoModelForImageTextToText.from_pretrained(self.folder, attn_implementation="eager").eval()
 
-    @cached_property
+    @property
+    def text(self) -> Any:
+        """The stock language model, by either name."""
+        return getattr(self.stock.model, "language_model", None) or self.stock.model.text_model
+
+    @property
     def processor(self) -> Any:
-        if self.tiny.stock:
-            return self.stock.processor
-        return load_processor(resolve(str(self.folder)))
+        return self.stock.processor if self.tiny.stock else self.language.processor
 
     def pruner(self, keep: str = "all", method: str = "prunesid", **options: bool) -> Pruner:
         return Pruner(self.vision, Budget.parse(keep, **options), method, ())
@@ -121,7 +124,7 @@ class Model:
     def reads(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the stock model hands to its language model."""
         seen: dict[str, Any] = {}
-        inner = self.stock.model.language_model
+        inner = self.text
         hook = inner.register_forward_pre_hook(lambda module, args, given: seen.update(given), with_kwargs=True)
         with torch.no_grad():
             self.stock(**inputs)
@@ -200,7 +203,7 @@ def test_pruned_is_the_stock_model_with_rows_taken_out(model: Model, method: str
             torch.testing.assert_close(mine, theirs, **CLOSE)
         given = without(model.tiny, seen, left, asked.embeds)
         with torch.no_grad():
-            state = model.stock.model.language_model(**given).last_hidden_state[:, -1]
+            state = model.text(**given).last_hidden_state[:, -1]
             expected = model.stock.lm_head(state)[0]
         torch.testing.assert_close(model.language.logits([asked])[0], expected, **CLOSE)
 
@@ -297,7 +300,8 @@ def test_asking_is_compressing_then_answering(model: Model, run: Run, tmp_path: 
 
 def test_halves_hold_no_more_than_their_own(model: Model) -> None:
     """No layer of the other half. What else both may hold is small: norms, patch filters, one word."""
-    text = [name for name, _ in model.vision.model.named_parameters() if "language_model.layers" in name]
+    layers = r"(language|text)_model\.layers"
+    text = [name for name, _ in model.vision.model.named_parameters() if re.search(layers, name)]
     tower = r"(vision_tower|vision_model|visual|image_tower|video_tower).*(layers?|blocks)\.\d"
     seen = [name for name, _ in model.language.model.named_parameters() if re.search(tower, name)]
     assert (text, seen) == ([], [])

@@ -11,6 +11,14 @@ from pathlib import Path
 from tests.families.tiny.base import Tiny
 
 TINY = {
+    "idefics3": "idefics3:PLAIN",
+    "idefics3-long": "idefics3:LONG",
+    "idefics3-whole": "idefics3:WHOLE",
+    "idefics3-smolvlm": "idefics3:SMOLVLM1",
+    "smolvlm": "idefics3:SMOLVLM2",
+    "internvl": "internvl:PLAIN",
+    "internvl-large": "internvl:LARGE",
+    "internvl-inner": "internvl:INNER",
     "llava": "llava:PLAIN",
     "llava-full": "llava:FULL",
     "llava-last": "llava:LAST",
