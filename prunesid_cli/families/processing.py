@@ -119,20 +119,6 @@ def pixels_of(processor: Any, frames: Sequence[Image], **options: Any) -> Tensor
     return pixels
 
 
-def video_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint says of clips; of pictures, where it says nothing more, as transformers does.
-
-    Raises:
-        ModelError: its files cannot be read.
-    """
-    try:
-        settings, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint.location, revision=checkpoint.commit)
-    except (OSError, ValueError) as error:
-        problem = f"cannot read how {checkpoint.name} sees clips: {one_line(error)}"
-        raise ModelError(problem, REINSTALL) from error
-    return dict(settings)
-
-
 def frame_options(checkpoint: Checkpoint) -> dict[str, Any]:
     """How an image processor makes of a frame what the checkpoint's video processor would."""
     settings = video_settings(checkpoint)
