@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prunesid_cli.families.base import Family
 
 FAMILIES = {
+    "gemma3": "gemma3:Gemma3",
     "llava": "llava:Llava",
 }
 """model_type of config.json -> module:class."""

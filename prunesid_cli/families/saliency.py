@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+AT_ONCE = 1 << 24
+"""Attention weights that are in memory at a time: 64 MB. All of a layer's over 4,096 tokens would take 1 GB."""
+
+Projected = Callable[[Any, Tensor, dict[str, Any]], tuple[Tensor, Tensor, float]]
+"""An attention module, what it reads [B, N, C] and its other arguments -> queries and keys [B, heads, N, d], scale."""
 
 
 @contextmanager
@@ -17,18 +23,65 @@ def cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
     Saliency is the sum over heads of softmax(q_cls k^T * scale), the CLS column left out (Sec. 3.3). It needs the
     projections of one query alone, so the tower keeps SDPA or Flash.
     """
-    rows: list[Tensor] = []
 
-    def read(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        states = args[0] if args else kwargs["hidden_states"]
+    def of_cls(module: Any, states: Tensor, given: dict[str, Any]) -> Tensor:
         heads = (*states.shape[:2], module.num_heads, module.head_dim)
         query = module.q_proj(states[:, :1]).view(heads[0], 1, *heads[2:])
         key = module.k_proj(states).view(heads)
         scores = torch.einsum("bqhd,bkhd->bhk", query.float() * module.scale, key.float())
-        rows.append(scores.softmax(-1).sum(1)[:, 1:])
+        return scores.softmax(-1).sum(1)[:, 1:]
 
-    hook = attention.register_forward_pre_hook(read, with_kwargs=True)
+    with _beside(attention, of_cls) as rows:
+        yield rows
+
+
+def plain(module: Any, states: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
+    """`Projected` for CLIP and SigLIP."""
+    heads = (*states.shape[:2], module.num_heads, module.head_dim)
+    query, key = (projection(states).view(heads).transpose(1, 2) for projection in (module.q_proj, module.k_proj))
+    return query, key, module.scale
+
+
+@contextmanager
+def received_attention(attention: nn.Module, projected: Projected = plain) -> Iterator[list[Tensor]]:
+    """While open, every pass through an attention appends how much of it each token receives: [B, N] fp32, sum 1.
+
+    The importance in a tower without CLS: the column means of all heads' attention weights.
+    """
+
+    def of_all(module: Any, states: Tensor, given: dict[str, Any]) -> Tensor:
+        return received(*projected(module, states, given))
+
+    with _beside(attention, of_all) as rows:
+        yield rows
+
+
+def received(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Queries and keys [B, heads, N, d] -> mean over heads and queries of softmax(q k^T * scale): [B, N] fp32.
+
+    In chunks of heads, and of queries where one head's weights are too many.
+    """
+    batch, _, count, _ = query.shape
+    heads, rows = max(AT_ONCE // count**2, 1), max(AT_ONCE // count, 1)
+    parts = [
+        torch.stack([(one @ keys.mT).softmax(-1).sum(1) for one in queries.split(rows, 1)]).sum(0)
+        for queries, keys in zip(
+            (query.float() * scale).flatten(0, 1).split(heads), key.float().flatten(0, 1).split(heads), strict=True
+        )
+    ]
+    return torch.cat(parts).view(batch, -1, count).mean(1) / count
+
+
+@contextmanager
+def _beside(module: nn.Module, read: Callable[[Any, Tensor, dict[str, Any]], Tensor]) -> Iterator[list[Tensor]]:
+    """While open, what `read` makes of each input of a module is appended to the list given."""
+    rows: list[Tensor] = []
+
+    def hook(module: Any, args: tuple[Tensor, ...], given: dict[str, Any]) -> None:
+        rows.append(read(module, args[0] if args else given["hidden_states"], given))
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield rows
     finally:
-        hook.remove()
+        handle.remove()

@@ -11,6 +11,8 @@ from pathlib import Path
 from tests.families.tiny.base import Tiny
 
 TINY = {
+    "gemma3": "gemma3:PLAIN",
+    "gemma3-crops": "gemma3:CROPS",
     "llava": "llava:PLAIN",
     "llava-full": "llava:FULL",
     "llava-last": "llava:LAST",

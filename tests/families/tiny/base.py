@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ class Tiny:
     clip         for families that take clips: our pixels of one -> what the stock model's forward takes besides ids
     without      of captured inputs of the stock language model, those that drop with the tokens, where it is not
                  `inputs_embeds`, `position_ids` and deep-stacked features alone
+    options      what the stock processor must be told in each call, where it forgets a setting of the checkpoint
     """
 
     write: Callable[[Path], None]
     sizes: Sizes = ((336, 336), (500, 200), (90, 400))
     clip: Callable[[Pixels], Mapping[str, Tensor]] | None = None
     without: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(kind: Any, config: object, folder: Path, seed: int = 0) -> None:
