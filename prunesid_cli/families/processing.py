@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of 5.17's top level, a dummy
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -36,11 +36,17 @@ def load_processor(checkpoint: Checkpoint) -> Any:
             "image_processor": AutoImageProcessor.from_pretrained(**where, backend="pil"),
             "tokenizer": AutoTokenizer.from_pretrained(**where),
         }
-        settings, _ = kind.get_processor_dict(**where)
+        settings = processor_settings(checkpoint)
         return _without_video(kind).from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         problem = f"cannot load the processor of {checkpoint.name}: {one_line(error)}"
         raise ModelError(problem, REINSTALL) from error
+
+
+def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says of its processor, image processor and tokenizer apart."""
+    settings, _ = ProcessorMixin.get_processor_dict(checkpoint.location, revision=checkpoint.commit)
+    return dict(settings)
 
 
 def _without_video(kind: Any) -> Any:

@@ -25,10 +25,8 @@ def cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
     """
 
     def of_cls(module: Any, states: Tensor, given: dict[str, Any]) -> Tensor:
-        heads = (*states.shape[:2], module.num_heads, module.head_dim)
-        query = module.q_proj(states[:, :1]).view(heads[0], 1, *heads[2:])
-        key = module.k_proj(states).view(heads)
-        scores = torch.einsum("bqhd,bkhd->bhk", query.float() * module.scale, key.float())
+        query, key = heads_of(module, "q", states[:, :1]), heads_of(module, "k", states)
+        scores = torch.einsum("bhqd,bhkd->bhk", query.float() * module.scale, key.float())
         return scores.softmax(-1).sum(1)[:, 1:]
 
     with _beside(attention, of_cls) as rows:
@@ -36,10 +34,16 @@ def cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def plain(module: Any, states: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
-    """`Projected` for CLIP and SigLIP."""
-    heads = (*states.shape[:2], module.num_heads, module.head_dim)
-    query, key = (projection(states).view(heads).transpose(1, 2) for projection in (module.q_proj, module.k_proj))
-    return query, key, module.scale
+    """`Projected` for CLIP and SigLIP, and for others like them that normalise queries and keys."""
+    return heads_of(module, "q", states), heads_of(module, "k", states), module.scale
+
+
+def heads_of(module: Any, which: str, states: Tensor) -> Tensor:
+    """Queries ("q") or keys ("k") of each head: [B, N, C] -> [B, heads, N, d]."""
+    made = getattr(module, f"{which}_proj")(states)
+    norm = getattr(module, f"{which}_norm", None)
+    made = made if norm is None else norm(made)
+    return made.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2)
 
 
 @contextmanager

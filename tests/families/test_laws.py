@@ -74,10 +74,14 @@ class Model:
 
     @cached_property
     def stock(self) -> Any:
+        if self.tiny.stock:
+            return self.tiny.stock(self.folder)
         return AutoModelForImageTextToText.from_pretrained(self.folder, attn_implementation="eager").eval()
 
     @cached_property
     def processor(self) -> Any:
+        if self.tiny.stock:
+            return self.stock.processor
         return load_processor(resolve(str(self.folder)))
 
     def pruner(self, keep: str = "all", method: str = "prunesid", **options: bool) -> Pruner:

@@ -16,6 +16,12 @@ TINY = {
     "llava": "llava:PLAIN",
     "llava-full": "llava:FULL",
     "llava-last": "llava:LAST",
+    "llava-layers": "llava:LAYERS",
+    "llava-mistral": "llava:MISTRAL",
+    "llava-pixtral": "llava:PIXTRAL",
+    "llava-qwen2": "llava:QWEN2",
+    "llava-siglip": "llava:SIGLIP",
+    "llava-siglip-last": "llava:SIGLIP_LAST",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 

@@ -22,6 +22,7 @@ class Tiny:
     clip         for families that take clips: our pixels of one -> what the stock model's forward takes besides ids
     without      of captured inputs of the stock language model, those that drop with the tokens, where it is not
                  `inputs_embeds`, `position_ids` and deep-stacked features alone
+    stock        the whole model of a folder, with its `processor`, where transformers has no class for it
     options      what the stock processor must be told in each call, where it forgets a setting of the checkpoint
     """
 
@@ -29,6 +30,7 @@ class Tiny:
     sizes: Sizes = ((336, 336), (500, 200), (90, 400))
     clip: Callable[[Pixels], Mapping[str, Tensor]] | None = None
     without: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None
+    stock: Callable[[Path], Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
