@@ -104,11 +104,13 @@ class Language:
 
     def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[_Piece]:
         ids = self.tokenised(prompt, [item.layout for item in items])
-        spots = torch.isin(ids, torch.tensor(sorted(self.placeholders))).nonzero().flatten().tolist()
+        is_spot = torch.isin(ids, torch.tensor(sorted(self.placeholders)))
+        spots = is_spot.nonzero().flatten().tolist()
         runs = [piece for item in items for piece in self._runs(item)]
         if len(spots) != len(runs):
             raise ModelError("the chat template does not place every image", hint="give one image at a time")
-        words = self.model.get_input_embeddings()(ids.to(self.model.device))
+        # Placeholders are not read, and may be none of the vocabulary.
+        words = self.model.get_input_embeddings()(ids.masked_fill(is_spot, 0).to(self.model.device))
         edges = zip([-1, *spots], [*spots, len(ids)], strict=True)
         for (before, after), run in zip_longest(edges, runs):
             some = words[before + 1 : after]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ def _attention(name: str) -> str:
 def load_config(checkpoint: Checkpoint) -> Any:
     """The checkpoint's configuration, a copy of its own for each call."""
     try:
+        if checkpoint.original:
+            return import_module("prunesid_cli.families.original").configuration(checkpoint)
         return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of {checkpoint.name}: {one_line(error)}", REINSTALL) from error
@@ -75,6 +78,27 @@ def load_half(
     Raises:
         ModelError: weights are missing or of another shape. They are never left random.
     """
+    options: dict[str, Any] = {"use_safetensors": True}  # the others are pickles, which can run code
+    if checkpoint.original:
+        original = import_module("prunesid_cli.families.original")
+        kind, options = original.fitted(kind, config), original.READING
+    model, report = read_weights(kind, checkpoint, config, placement, ignore_mismatched_sizes=bool(resized), **options)
+    wrong = names(report["missing_keys"])
+    if checkpoint.original:
+        wrong = original.with_tower(model, wrong, checkpoint, placement)
+    wrong = sorted(wrong + names(report["mismatched_keys"]))
+    wrong = [name for name in wrong if not any(part in name for part in resized)]
+    if wrong:
+        raise ModelError(
+            f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
+        )
+    return model.eval().requires_grad_(False)
+
+
+def read_weights(
+    kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A model on its device, and transformers' report of what it found; options: of `from_pretrained`."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if sys.stderr.isatty() and not printer.quiet:  # the line above silences downloads too, which can take long
@@ -87,11 +111,10 @@ def load_half(
                 config=config,
                 dtype=placement.dtype,
                 attn_implementation=placement.attention,
-                ignore_mismatched_sizes=bool(resized),
                 output_loading_info=True,
-                use_safetensors=True,  # the others are pickles, which can run code
+                **options,
             )
-            model = model.to(placement.device)
+            return model.to(placement.device), report
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{checkpoint.name} does not fit into the memory of {placement.device}", "try --dtype bf16 or --device cpu"
@@ -100,16 +123,9 @@ def load_half(
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", "try --attn sdpa") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", REINSTALL) from error
-    wrong = sorted(_names(report["missing_keys"]) + _names(report["mismatched_keys"]))
-    wrong = [name for name in wrong if not any(part in name for part in resized)]
-    if wrong:
-        raise ModelError(
-            f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
-        )
-    return model.eval().requires_grad_(False)
 
 
-def _names(keys: Any) -> list[str]:
+def names(keys: Any) -> list[str]:
     """Keys are names, or (name, shape, shape) where sizes differ."""
     return [key if isinstance(key, str) else key[0] for key in keys]
 

@@ -19,6 +19,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from prunesid_cli.errors import ModelError
+from prunesid_cli.families import original_reading
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import REINSTALL, load_config, one_line
 
@@ -31,6 +32,8 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     """
     where = {"pretrained_model_name_or_path": checkpoint.location, "revision": checkpoint.commit}
     try:
+        if checkpoint.original:
+            return original_reading.processor(checkpoint, load_config(checkpoint))
         kind = PROCESSOR_MAPPING[type(load_config(checkpoint))]
         parts = {
             "image_processor": AutoImageProcessor.from_pretrained(**where, backend="pil"),

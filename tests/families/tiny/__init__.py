@@ -18,6 +18,7 @@ TINY = {
     "llava-last": "llava:LAST",
     "llava-layers": "llava:LAYERS",
     "llava-mistral": "llava:MISTRAL",
+    "llava-original": "original:PLAIN",
     "llava-pixtral": "llava:PIXTRAL",
     "llava-qwen2": "llava:QWEN2",
     "llava-siglip": "llava:SIGLIP",
