@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ def read_weights(
         ) from error
     except ImportError as error:
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", "try --attn sdpa") from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", REINSTALL) from error
 
 
