@@ -37,7 +37,8 @@ SIDE, PATCH = 336, 14
 SPECIAL = ("<unk>", "<s>", "</s>")
 SQUARE = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-"""Width and height."""
+"""Width and height. Turned, they are in an order in which another of two that are as good comes first."""
+TURNED = [[height, width] for width, height in GRIDS]
 THEIRS = {
     r"^model\.vision_tower\.": "model.vision_tower.vision_tower.vision_model.",
     r"^model\.multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
@@ -97,7 +98,7 @@ def original(folder: Path, seed: int = 0, tower_inside: bool = True, said: dict[
         projection_dim=32,
     )
     kind, config = (
-        (LlavaNextForConditionalGeneration, partial(LlavaNextConfig, image_grid_pinpoints=GRIDS))
+        (LlavaNextForConditionalGeneration, partial(LlavaNextConfig, image_grid_pinpoints=TURNED))
         if "image_grid_pinpoints" in said
         else (LlavaForConditionalGeneration, LlavaConfig)
     )
@@ -162,7 +163,7 @@ def whole(folder: Path) -> Any:
     count = len(words) - 1
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight[:count].detach())
     images = (
-        LlavaNextImageProcessorPil(**SQUARE, image_grid_pinpoints=GRIDS)
+        LlavaNextImageProcessorPil(**SQUARE, image_grid_pinpoints=TURNED)
         if tiles
         else (LlavaImageProcessorPil(**SQUARE, do_pad=True))
     )
