@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from prunesid_cli.families.base import Family
 
 FAMILIES = {
+    "gemma3": "gemma3:Gemma3",
     "idefics3": "idefics3:Idefics3",
     "internvl": "internvl:InternVL",
     "llava": "llava:Llava",
+    "llava_next": "llava_next:LlavaNext",
+    "llava_next_video": "llava_next_video:LlavaNextVideo",
     "mgm": "mgm:MGM",
     "mgm_gemma": "mgm:MGM",
     "mgm_mixtral": "mgm:MGM",
@@ -23,8 +26,6 @@ FAMILIES = {
     "qwen2_5_vl": "qwen_vl:QwenVL",
     "qwen2_vl": "qwen_vl:QwenVL",
     "qwen3_vl": "qwen_vl:QwenVL",
-    "llava_next": "llava_next:LlavaNext",
-    "llava_next_video": "llava_next_video:LlavaNextVideo",
     "smolvlm": "idefics3:SmolVLM",
 }
 """model_type of config.json -> module:class."""

@@ -21,12 +21,15 @@ CONFIG = "config.json"
 SETTINGS = "prunesid.json"
 """What a checkpoint may say to this program: {"phi": the information of an average image}."""
 SAMPLES, SAMPLE_BYTES = 64, 4096
+ORIGINALS = ("llava", "llava_llama", "llava_mistral")
+"""Types of LLaVA as its authors published it, which a configuration with `mm_vision_tower` tells."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """name: as it is recorded (a repo id, an absolute folder, or demo); location: what transformers is given;
-    revision: a commit, or for a folder a fingerprint of its contents; commit: None for a folder."""
+    revision: a commit, or for a folder a fingerprint of its contents; commit: None for a folder; original: the contents
+    of config.json where they are those of LLaVA's authors, and model_type is what transformers calls the like."""
 
     name: str
     location: str
@@ -34,6 +37,7 @@ class Checkpoint:
     commit: str | None
     model_type: str
     settings: dict[str, Any]
+    original: dict[str, Any] | None = None
 
     @property
     def sample(self) -> tuple[float, ...]:
@@ -76,20 +80,25 @@ def _hub(repo: str, revision: str) -> Checkpoint:
     return Checkpoint(repo, repo, commit, commit, *_read(config, Path(settings) if isinstance(settings, str) else None))
 
 
-def _read(config: Path, settings: Path | None) -> tuple[str, dict[str, Any]]:
+def _read(config: Path, settings: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
     try:
-        model_type = str(json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown"))
+        said = json.loads(config.read_text(encoding="utf-8"))
         extra = json.loads(settings.read_text(encoding="utf-8")) if settings and settings.is_file() else {}
     except ValueError as error:
         raise ModelError(f"{config} is not JSON: {error}", hint="download the model again") from error
-    return model_type, extra
+    model_type = str(said.get("model_type", "unknown"))
+    if "mm_vision_tower" not in said or model_type not in ORIGINALS:
+        return model_type, extra, None
+    return "llava_next" if "anyres" in str(said.get("image_aspect_ratio")) else "llava", extra, said
 
 
 def fingerprint(folder: Path) -> str:
     """What stands for a commit where there is none: a digest of every small file, and of 64 samples of 4 kB of each
     large one. A change that passes between the samples goes unseen."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".safetensors", ".model")):
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".safetensors", ".bin", ".model")
+    ):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
         with path.open("rb") as file:

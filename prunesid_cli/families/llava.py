@@ -1,7 +1,8 @@
-"""LLaVA-1.5: CLIP tower, two-layer projector, any causal language model. Cut before the projector.
+"""LLaVA-1.5: a CLIP, SigLIP or Pixtral tower, two-layer projector, any causal language model. Cut before the projector.
 
 Visual tokens are the hidden states of the tower that the projector reads (layer -2), 576 for CLIP-L/336; saliency is
-the attention of CLS in that same layer. Layers of the tower above it are neither loaded nor run.
+the attention of CLS in that same layer, or where there is no CLS the attention received. Layers of the tower above it
+are neither loaded nor run.
 """
 
 from __future__ import annotations
@@ -14,57 +15,60 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.language import Language
 from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import load_processor, pixels_of, placeholders, read_picture
-from prunesid_cli.families.saliency import cls_attention
+from prunesid_cli.families.processing import (
+    load_processor,
+    marker,
+    pixels_of,
+    placeholders,
+    processor_settings,
+    read_picture,
+)
+from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
 from prunesid_cli.media import Media
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
 
+WINDOW = 32
+"""Pixtral's rasters, of up to 64 x 64 tokens, are cut into segments of at most this many rows and columns."""
+
+BREAKS = {"break": "[IMG_BREAK]", "end": "[IMG_END]"}
+"""What Pixtral's processor writes between rows of patches and after the last, unless its settings say otherwise."""
+
 
 class Llava:
-    """model_type `llava` with a CLIP tower and one feature layer."""
+    """model_type `llava`."""
 
     def check(self, checkpoint: Checkpoint) -> None:
-        config = load_config(checkpoint)
-        tower = getattr(config.vision_config, "model_type", "none")
-        if tower != "clip_vision_model":
-            raise UnsupportedModel(
-                f"{checkpoint.name} has a vision tower of type {tower!r}", hint="LLaVA is supported with a CLIP tower"
-            )
-        if not isinstance(config.vision_feature_layer, int):
-            raise UnsupportedModel(
-                f"{checkpoint.name} joins features of layers {config.vision_feature_layer}",
-                hint="LLaVA is supported with a single vision_feature_layer",
-            )
+        check_tower(checkpoint, load_config(checkpoint), tuple(VISION))
 
     def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaVision:
-        return LlavaVision(checkpoint, placement)
+        config = load_config(checkpoint)
+        return VISION[kind_of(config)](checkpoint, config, placement)
 
     def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaLanguage:
         return LlavaLanguage(checkpoint, placement)
 
 
-def _layers_read(config: Any) -> int:
-    """How many layers of the tower run before the features are read."""
-    depth: int = config.vision_config.num_hidden_layers
-    layer: int = config.vision_feature_layer
-    return layer if layer >= 0 else depth + 1 + layer
-
-
 class LlavaVision:
-    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        config = load_config(checkpoint)
-        config.vision_config.num_hidden_layers = _layers_read(config)
-        self.placement = placement
+    """Pictures of one size."""
+
+    def __init__(self, checkpoint: Checkpoint, config: Any, placement: Placement) -> None:
+        self.config, self.placement = config, placement
+        kind, layers = kind_of(config), trim(config)
         self.model = load_vision(LlavaForConditionalGeneration, checkpoint, config, placement)
-        self.tower = self.model.model.vision_tower
+        self.tower = Tower(kind, self.model.model.vision_tower, layers)
         self.processor = load_processor(checkpoint)
-        self.summary_slot = 0 if config.vision_feature_select_strategy == "full" else SUMMARY
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        read = read_picture(self.processor, placeholders(config), Image.new("RGB", (side, side)))
+        self.prepare(checkpoint)
+
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        """The layout is the same for every picture."""
+        reads_cls = self.tower.kind.has_cls and self.config.vision_feature_select_strategy == "full"
+        self.summary_slot = 0 if reads_cls else SUMMARY
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        read = read_picture(self.processor, placeholders(self.config), Image.new("RGB", (side, side)))
         self.layout = Layout(read.text, read.runs, (Region(self.summary_slot + 1, side, side, side),))
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
@@ -73,15 +77,62 @@ class LlavaVision:
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
-        batch = batch.to(self.placement.device, self.placement.dtype)
-        encoder = getattr(self.tower, "vision_model", self.tower).encoder
-        with cls_attention(encoder.layers[-1].self_attn) as rows:
-            states = self.tower(batch).last_hidden_state
+        states, saliency = self.tower(batch.to(self.placement.device, self.placement.dtype))
+        made = zip(states, saliency, items, strict=True)
+        return [Encoded((self.segment(one, importance),), item.layout) for one, importance, item in made]
+
+    def segment(self, states: Tensor, saliency: Tensor) -> Segment:
+        if not self.tower.kind.has_cls:
+            return Segment(states, saliency)
         slots = tuple(self.layout.regions[0].slots) if self.summary_slot != SUMMARY else None
-        return [
-            Encoded((Segment(one[1:], saliency, one[0], slots=slots, summary_slot=self.summary_slot),), item.layout)
-            for one, saliency, item in zip(states, rows[0], items, strict=True)
-        ]
+        return Segment(states[1:], saliency, states[0], slots=slots, summary_slot=self.summary_slot)
+
+
+class PixtralVision(LlavaVision):
+    """Pictures of every size, in whole patches: a run for each row of them, with text between.
+
+    That text is written here, because transformers' processor for Pixtral needs torchvision.
+    """
+
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        said = processor_settings(checkpoint)
+        self.break_text, self.end_text = (said.get(f"image_{name}_token", word) for name, word in BREAKS.items())
+
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        pixels = pixels_of(self.processor, media.frames, patch_size=self.config.vision_config.patch_size)
+        rows, columns = (length // self.config.vision_config.patch_size for length in pixels.shape[-2:])
+        word = str(marker(self.processor, False))
+        text = self.break_text.join([word] * rows) + self.end_text
+        return Pixels({"pixel_values": pixels}, Layout(text, (columns,) * rows, (Region(0, rows, columns, columns),)))
+
+    @torch.no_grad()
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        """One by one: the tower would lay a batch end to end and attend over all of it."""
+        return [self.encoded(item) for item in items]
+
+    def encoded(self, item: Pixels) -> Encoded:
+        pixels = item.tensors["pixel_values"].to(self.placement.device, self.placement.dtype)
+        (states,), (saliency,) = self.tower(pixels)
+        (region,) = item.layout.regions
+        parts = windows(region.rows, region.columns, WINDOW)
+        return Encoded(
+            tuple(Segment(states[part], saliency[part], slots=tuple(part.tolist())) for part in parts), item.layout
+        )
+
+
+VISION: dict[str, type[LlavaVision]] = {
+    "clip_vision_model": LlavaVision,
+    "siglip_vision_model": LlavaVision,
+    "pixtral": PixtralVision,
+}
+"""By the type of the tower."""
+
+
+def windows(rows: int, columns: int, side: int) -> list[Tensor]:
+    """The places of a raster cut into rectangles of about one size, none more than `side` high or wide."""
+    raster = torch.arange(rows * columns).view(rows, columns)
+    down, across = (-(-length // side) for length in (rows, columns))
+    return [part.flatten() for band in raster.tensor_split(down) for part in band.tensor_split(across, 1)]
 
 
 class LlavaLanguage(Language):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -55,6 +57,8 @@ def _attention(name: str) -> str:
 def load_config(checkpoint: Checkpoint) -> Any:
     """The checkpoint's configuration, a copy of its own for each call."""
     try:
+        if checkpoint.original:
+            return import_module("prunesid_cli.families.original").configuration(checkpoint)
         return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of {checkpoint.name}: {one_line(error)}", REINSTALL) from error
@@ -80,6 +84,27 @@ def load_half(
     Raises:
         ModelError: weights are missing or of another shape. They are never left random.
     """
+    options: dict[str, Any] = {"use_safetensors": True}  # the others are pickles, which can run code
+    if checkpoint.original:
+        original = import_module("prunesid_cli.families.original")
+        kind, options = original.fitted(kind, config), original.READING
+    model, report = read_weights(kind, checkpoint, config, placement, ignore_mismatched_sizes=bool(resized), **options)
+    wrong = names(report["missing_keys"])
+    if checkpoint.original:
+        wrong = original.with_tower(model, wrong, checkpoint, placement)
+    wrong = sorted(wrong + names(report["mismatched_keys"]))
+    wrong = [name for name in wrong if not any(part in name for part in resized)]
+    if wrong:
+        raise ModelError(
+            f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
+        )
+    return model.eval().requires_grad_(False)
+
+
+def read_weights(
+    kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A model on its device, and transformers' report of what it found; options: of `from_pretrained`."""
     spread = _spread(config, placement)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -93,12 +118,11 @@ def load_half(
                 config=config,
                 dtype=placement.dtype,
                 attn_implementation=placement.attention,
-                ignore_mismatched_sizes=bool(resized),
                 output_loading_info=True,
-                use_safetensors=True,  # the others are pickles, which can run code
                 device_map=spread,
+                **options,
             )
-            model = model if spread else model.to(placement.device)
+            return model if spread else model.to(placement.device), report
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{checkpoint.name} does not fit into the memory of {placement.device}", "try --dtype bf16 or --device cpu"
@@ -106,15 +130,8 @@ def load_half(
     except ImportError as error:
         hint = "install what it names" if _is_quantised(config) else "try --attn sdpa"
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", hint) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", REINSTALL) from error
-    wrong = sorted(_names(report["missing_keys"]) + _names(report["mismatched_keys"]))
-    wrong = [name for name in wrong if not any(part in name for part in resized)]
-    if wrong:
-        raise ModelError(
-            f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
-        )
-    return model.eval().requires_grad_(False)
 
 
 def _spread(config: Any, placement: Placement) -> str | dict[str, str] | None:
@@ -132,7 +149,7 @@ def _is_quantised(config: Any) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
-def _names(keys: Any) -> list[str]:
+def names(keys: Any) -> list[str]:
     """Keys are names, or (name, shape, shape) where sizes differ."""
     return [key if isinstance(key, str) else key[0] for key in keys]
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of 5.17's top level, a dummy
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
+from prunesid_cli.families import original_reading
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import REINSTALL, load_config, one_line
 
@@ -46,6 +47,8 @@ def load_processor(checkpoint: Checkpoint, kind: Any = None, images: Any = None)
     """
     where = {"pretrained_model_name_or_path": checkpoint.location, "revision": checkpoint.commit}
     try:
+        if checkpoint.original:
+            return original_reading.processor(checkpoint, load_config(checkpoint))
         kind = kind or PROCESSOR_MAPPING[type(load_config(checkpoint))]
         parts = {
             "image_processor": images.from_pretrained(**where)
@@ -53,11 +56,17 @@ def load_processor(checkpoint: Checkpoint, kind: Any = None, images: Any = None)
             else AutoImageProcessor.from_pretrained(**where, backend="pil"),
             "tokenizer": AutoTokenizer.from_pretrained(**where),
         }
-        settings, _ = kind.get_processor_dict(**where)
+        settings = processor_settings(checkpoint)
         return _without_video(kind).from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         problem = f"cannot load the processor of {checkpoint.name}: {one_line(error)}"
         raise ModelError(problem, REINSTALL) from error
+
+
+def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says of its processor, image processor and tokenizer apart."""
+    settings, _ = ProcessorMixin.get_processor_dict(checkpoint.location, revision=checkpoint.commit)
+    return dict(settings)
 
 
 def _without_video(kind: Any) -> Any:

@@ -114,7 +114,8 @@ class Model:
         text = self.language.render([{"role": "user", "content": content}])
         begins = self.processor.tokenizer.bos_token and text.startswith(self.processor.tokenizer.bos_token)
         images = [one.image for one in media]
-        return dict(self.processor(images=images, text=[text], return_tensors="pt", add_special_tokens=not begins))
+        how = {"return_tensors": "pt", "add_special_tokens": not begins, **self.tiny.options}
+        return dict(self.processor(images=images, text=[text], **how))
 
     def says(self, inputs: dict[str, Any]) -> str:
         said = self.stock.generate(**inputs, max_new_tokens=HOW.max_new_tokens, do_sample=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Tiny:
     without      of captured inputs of the stock language model, those that drop with the tokens, where it is not
                  `inputs_embeds`, `position_ids` and deep-stacked features alone
     stock        the whole model of a folder, with its `processor`, where transformers has no class for it
+    options      what the stock processor must be told in each call, where it forgets a setting of the checkpoint
     """
 
     write: Callable[[Path], None]
@@ -30,6 +31,7 @@ class Tiny:
     clip: Callable[[Pixels], Mapping[str, Tensor]] | None = None
     without: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None
     stock: Callable[[Path], Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(kind: Any, config: object, folder: Path, seed: int = 0) -> None:

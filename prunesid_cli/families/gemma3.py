@@ -1,0 +1,146 @@
+"""Gemma 3: SigLIP 896/14, 4,096 patches pooled to 256 tokens by the projector. Cut after it.
+
+Saliency is the attention that patches receive in the tower's last layer, added up over the block that makes a token.
+The language model lets the tokens of one picture see each other both ways. Pan-and-scan, where a checkpoint asks for
+it, makes more pictures of one: each crop is a run of its own, with text between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Gemma3ForConditionalGeneration
+
+from prunesid_cli.errors import UnsupportedModel, UsageError
+from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.families.language import Language, left_pad
+from prunesid_cli.families.loading import load_config, load_half, load_vision
+from prunesid_cli.families.processing import load_processor, placeholders, read_picture
+from prunesid_cli.families.saliency import received_attention
+from prunesid_cli.media import Media
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
+
+CROPPING = (
+    "do_pan_and_scan",
+    "pan_and_scan_min_crop_size",
+    "pan_and_scan_max_num_crops",
+    "pan_and_scan_min_ratio_to_activate",
+)
+"""Settings of the image processor that the processor around it overrides, unless it is told them in each call."""
+
+
+class Gemma3:
+    """model_type `gemma3`: those with a vision tower."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        tower = getattr(load_config(checkpoint).vision_config, "model_type", "none")
+        if tower != "siglip_vision_model":
+            raise UnsupportedModel(
+                f"{checkpoint.name} has a vision tower of type {tower!r}", hint="Gemma 3 is supported with SigLIP"
+            )
+
+    def vision(self, checkpoint: Checkpoint, placement: Placement) -> Gemma3Vision:
+        return Gemma3Vision(checkpoint, placement)
+
+    def language(self, checkpoint: Checkpoint, placement: Placement) -> Gemma3Language:
+        return Gemma3Language(checkpoint, placement)
+
+
+def _refuse_flash(placement: Placement) -> None:
+    if "flash" in placement.attention:
+        raise UsageError(
+            "Gemma 3 reads a picture in both directions, which Flash Attention cannot", hint="try --attn sdpa"
+        )
+
+
+class Gemma3Vision:
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        _refuse_flash(placement)
+        config = load_config(checkpoint)
+        self.placement = placement
+        self.placeholders = placeholders(config)
+        self.model = load_vision(Gemma3ForConditionalGeneration, checkpoint, config, placement)
+        self.tower = self.model.model.vision_tower
+        self.projector = self.model.model.multi_modal_projector
+        self.processor = load_processor(checkpoint)
+        own = {name: getattr(self.processor.image_processor, name, None) for name in CROPPING}
+        self.cropping = {name: value for name, value in own.items() if value is not None}
+
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        read = read_picture(self.processor, self.placeholders, media.image, **self.cropping)
+        side = self.projector.tokens_per_side
+        regions = [
+            Region(number * side**2, side, side, side, box)
+            for number, box in enumerate(boxes(media.size, len(read.runs) - 1))
+        ]
+        return Pixels({"pixel_values": read.tensors["pixel_values"]}, Layout(read.text, read.runs, tuple(regions)))
+
+    @torch.no_grad()
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        batch = torch.cat([item.tensors["pixel_values"] for item in items])
+        batch = batch.to(self.placement.device, self.placement.dtype)
+        encoder = getattr(self.tower, "vision_model", self.tower).encoder
+        with received_attention(encoder.layers[-1].self_attn) as rows:
+            states = self.tower(pixel_values=batch).last_hidden_state
+        features, (saliency,) = self.projector(states), rows
+        made = zip(features, self.pooled(saliency), strict=True)
+        return [
+            Encoded(
+                tuple(Segment(*next(made), slots=tuple(region.slots)) for region in item.layout.regions), item.layout
+            )
+            for item in items
+        ]
+
+    def pooled(self, saliency: Tensor) -> Tensor:
+        """Of patches [B, N] -> of the tokens that they are pooled to, the sum over each block [B, T]."""
+        side = self.projector.patches_per_image
+        blocks = self.projector.avg_pool(saliency.view(-1, 1, side, side)) * self.projector.kernel_size**2
+        return blocks.flatten(1)
+
+
+def boxes(size: tuple[int, int], crops: int) -> list[tuple[float, float, float, float]]:
+    """What of a picture is shown: all of it, then `crops` crops, side by side along its longer side."""
+    width, height = size
+    longer = max(size)
+    step = math.ceil(longer / max(crops, 1))
+    edges = [(step * i / longer, min(step * (i + 1), longer) / longer) for i in range(crops)]
+    wide = width >= height
+    return [(0.0, 0.0, 1.0, 1.0), *((a, 0.0, b, 1.0) if wide else (0.0, a, 1.0, b) for a, b in edges)]
+
+
+class Gemma3Language(Language):
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        _refuse_flash(placement)
+        config = load_config(checkpoint)
+        config.vision_config.num_hidden_layers = 0
+        super().__init__(
+            load_half(Gemma3ForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
+        )
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """With the types of the tokens: those of a picture that are still there see each other."""
+        given = super().inputs(prompts)
+        types = left_pad([prompt.visual[:, None] for prompt in prompts])[0].squeeze(-1)
+        return given | {"token_type_ids": types.to(given["attention_mask"])}
+
+    @contextmanager
+    def around(self, prompts: Sequence[Prompt]) -> Iterator[None]:
+        """`generate` asks this method whether a model can begin with embeddings; Gemma's can and does not say so."""
+        prepare = self.model.prepare_inputs_for_generation
+
+        def said(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+            return prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+        self.model.prepare_inputs_for_generation = said
+        try:
+            yield
+        finally:
+            del self.model.prepare_inputs_for_generation
