@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "llava": "llava:Llava",
+    "llava_onevision": "llava_onevision:LlavaOnevision",
+    "video_llava": "video_llava:VideoLlava",
 }
 """model_type of config.json -> module:class."""
 

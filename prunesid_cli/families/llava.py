@@ -47,7 +47,7 @@ class Llava:
         return LlavaLanguage(checkpoint, placement)
 
 
-def _layers_read(config: Any) -> int:
+def layers_read(config: Any) -> int:
     """How many layers of the tower run before the features are read."""
     depth: int = config.vision_config.num_hidden_layers
     layer: int = config.vision_feature_layer
@@ -57,7 +57,7 @@ def _layers_read(config: Any) -> int:
 class LlavaVision:
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
-        config.vision_config.num_hidden_layers = _layers_read(config)
+        config.vision_config.num_hidden_layers = layers_read(config)
         self.placement = placement
         self.model = load_vision(LlavaForConditionalGeneration, checkpoint, config, placement)
         self.tower = self.model.model.vision_tower

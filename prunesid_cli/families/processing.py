@@ -14,13 +14,19 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPImageProcessorPil
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of 5.17's top level, a dummy
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import REINSTALL, load_config, one_line
+
+FRAME_SETTINGS = (
+    "do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size",
+    "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
@@ -86,6 +92,22 @@ def pixels_of(processor: Any, frames: Sequence[Image], **options: Any) -> Tensor
     """Pictures as the image processor alone makes them, for towers that see each whole: [S, 3, H, W]."""
     pixels: Tensor = processor.image_processor(images=list(frames), return_tensors="pt", **options)["pixel_values"]
     return pixels
+
+
+def load_frame_processor(checkpoint: Checkpoint, pictures: Any) -> Any:
+    """What does to frames what the checkpoint's settings for clips say; where those are silent, its processor of
+    pictures decides. For models that see each frame whole."""
+    said = video_settings(checkpoint)
+    return CLIPImageProcessorPil(**{name: said.get(name, getattr(pictures, name, None)) for name in FRAME_SETTINGS})
+
+
+def video_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's settings for clips, from whichever of its files has them; empty where none does."""
+    try:
+        found, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint.location, revision=checkpoint.commit)
+    except OSError:
+        return {}
+    return dict(found)
 
 
 def collapsed(tokenizer: Any, written: Sequence[int], ids: frozenset[int]) -> tuple[str, tuple[int, ...]]:

@@ -14,6 +14,11 @@ TINY = {
     "llava": "llava:PLAIN",
     "llava-full": "llava:FULL",
     "llava-last": "llava:LAST",
+    "llava_onevision": "llava_onevision:PLAIN",
+    "llava_onevision-earlier": "llava_onevision:EARLIER",
+    "llava_onevision-real": "llava_onevision:REAL",
+    "video_llava": "video_llava:PLAIN",
+    "video_llava-full": "video_llava:FULL",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 
