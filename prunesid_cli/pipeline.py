@@ -27,7 +27,8 @@ def ask(
 ) -> tuple[Answer, list[TokenSet]]:
     """Answer one prompt about one or several images."""
     with pruner.clock.stage("preprocess"):
-        pixels = [pruner.vision.preprocess(item, len(media) - 1) for item in media]
+        companions = [sum(other.is_clip == item.is_clip for other in media) - 1 for item in media]
+        pixels = [pruner.vision.preprocess(*one) for one in zip(media, companions, strict=True)]
     encoded = pruner.encode(pixels)
     try:
         items = pruner.prune(encoded)

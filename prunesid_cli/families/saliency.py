@@ -53,10 +53,10 @@ def _cls_row(module: Any, states: Tensor) -> Tensor:
 
 
 def _received(module: Any, states: Tensor) -> Tensor:
-    queries, keys = (_heads(module, one(states)).float().unbind(2) for one in (module.q_proj, module.k_proj))
+    queries, keys = (_heads(module, one(states)).unbind(2) for one in (module.q_proj, module.k_proj))
     total = states.new_zeros(states.shape[:2], dtype=torch.float32)
     for query, key in zip(queries, keys, strict=True):
-        total += (query * module.scale @ key.mT).softmax(-1).mean(1)
+        total += (query.float() * module.scale @ key.float().mT).softmax(-1).mean(1)
     return total / len(keys)
 
 
