@@ -28,7 +28,8 @@ def ask(
     """Answer one prompt about one or several images."""
     language.check(prompt, len(media))
     with pruner.clock.stage("preprocess"):
-        pixels = [pruner.vision.preprocess(item, len(media) - 1) for item in media]
+        companions = [sum(other.is_clip == item.is_clip for other in media) - 1 for item in media]
+        pixels = [pruner.vision.preprocess(*one) for one in zip(media, companions, strict=True)]
     encoded = pruner.encode(pixels)
     try:
         items = pruner.prune(encoded)

@@ -17,6 +17,7 @@ FAMILIES = {
     "llava": "llava:Llava",
     "llava_next": "llava_next:LlavaNext",
     "llava_next_video": "llava_next_video:LlavaNextVideo",
+    "llava_onevision": "llava_onevision:LlavaOnevision",
     "mgm": "mgm:MGM",
     "mgm_gemma": "mgm:MGM",
     "mgm_mixtral": "mgm:MGM",
@@ -27,6 +28,7 @@ FAMILIES = {
     "qwen2_vl": "qwen_vl:QwenVL",
     "qwen3_vl": "qwen_vl:QwenVL",
     "smolvlm": "idefics3:SmolVLM",
+    "video_llava": "video_llava:VideoLlava",
 }
 """model_type of config.json -> module:class."""
 

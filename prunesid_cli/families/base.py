@@ -18,7 +18,7 @@ class VisionHalf(Protocol):
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
         """One picture or clip -> what `encode` takes, as the checkpoint's own processor makes it.
 
-        companions: how many more there are in the same prompt, where that changes how they are read.
+        companions: how many more of its kind there are in the prompt, where that changes how they are read.
         """
         ...
 

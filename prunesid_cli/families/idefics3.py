@@ -87,10 +87,10 @@ def _check_clips(processor: Any, config: Any) -> None:
         raise ModelError("Idefics3 takes pictures and no clips", hint="give single frames, or use SmolVLM2")
 
 
-def _frame_options(checkpoint: Checkpoint) -> dict[str, Any]:
+def _frame_options(checkpoint: Checkpoint, pictures: Any) -> dict[str, Any]:
     """`frame_options`; the size can stand under `video_sampling`, too, and only counts where there is no other."""
     sampling = video_settings(checkpoint).get("video_sampling") or {}
-    return ({"size": sampling["video_size"]} if "video_size" in sampling else {}) | frame_options(checkpoint)
+    return ({"size": sampling["video_size"]} if "video_size" in sampling else {}) | frame_options(checkpoint, pictures)
 
 
 class Idefics3Vision:
@@ -100,7 +100,7 @@ class Idefics3Vision:
         self.placement = placement
         self.model = load_vision(stock, checkpoint, config, placement)
         self.processor = _processor(checkpoint)
-        self.frame_options = _frame_options(checkpoint)
+        self.frame_options = _frame_options(checkpoint, self.processor.image_processor)
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
         if media.is_clip:

@@ -72,7 +72,7 @@ class InternVLVision:
         self.placement = placement
         self.model = load_vision(InternVLForConditionalGeneration, checkpoint, config, placement)
         self.processor = load_processor(checkpoint)
-        self.frame_options = frame_options(checkpoint)
+        self.frame_options = frame_options(checkpoint, self.processor.image_processor)
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
         if media.is_clip:

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
 
+from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.language import Language
 from prunesid_cli.families.loading import load_config, load_half, load_vision
 from prunesid_cli.families.processing import load_processor, marker
-from prunesid_cli.families.tower import Seen, Tower, check_tower, cut_tower, depths
+from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
 from prunesid_cli.media import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
+TOWERS = ("clip_vision_model", "siglip_vision_model")
 NEWLINE = -1
 """Stands for a newline where a patch is named by its number."""
 
@@ -32,13 +35,36 @@ class LlavaNext:
     """model_type `llava_next`."""
 
     def check(self, checkpoint: Checkpoint) -> None:
-        check_tower(checkpoint, load_config(checkpoint))
+        config = load_config(checkpoint)
+        check_tower(checkpoint, config, TOWERS)
+        if kind_of(config) == "clip_vision_model" and config.vision_feature_select_strategy != "default":
+            raise UnsupportedModel(
+                f"{checkpoint.name} reads the CLS of every tile, which leaves no raster to pack",
+                hint='its vision_feature_select_strategy must be "default"',
+            )
 
     def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVision:
         return LlavaNextVision(checkpoint, placement)
 
     def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextLanguage:
         return LlavaNextLanguage(checkpoint, placement)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a tower makes of B squares of R rows and columns of patches.
+
+    features [B, R, R, C]; saliency [B, R, R]; summary [B, C], the CLS, None where there is none
+    """
+
+    features: Tensor
+    saliency: Tensor
+    summary: Tensor | None
+
+    def split(self, counts: Sequence[int]) -> list[Seen]:
+        """The squares in groups of so many each."""
+        summaries = self.summary.split(counts) if self.summary is not None else [None] * len(counts)
+        return list(map(Seen, self.features.split(counts), self.saliency.split(counts), summaries))
 
 
 class Window(NamedTuple):
@@ -55,11 +81,10 @@ class LlavaNextVision:
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
-        read = depths(config)
-        cut_tower(config, max(read))
+        layers = trim(config)
         self.placement = placement
         self.model = load_vision(self.kind, checkpoint, config, placement)
-        self.tower = Tower(self.model.model.vision_tower, read)
+        self.tower = Tower(kind_of(config), self.model.model.vision_tower, layers)
         self.processor = load_processor(checkpoint)
         self.side: int = config.vision_config.image_size // config.vision_config.patch_size
 
@@ -85,8 +110,15 @@ class LlavaNextVision:
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         squares = [next(iter(item.tensors.values())) for item in items]
-        seen = self.tower(torch.cat(squares).to(self.placement.device, self.placement.dtype))
+        seen = self.seen(torch.cat(squares).to(self.placement.device, self.placement.dtype))
         return [self.encoded(item, own) for item, own in zip(items, seen.split(list(map(len, squares))), strict=True)]
+
+    def seen(self, squares: Tensor) -> Seen:
+        """What the tower makes of pixels [B, 3, H, W]."""
+        states, saliency = self.tower(squares)
+        raster, first = (self.side, self.side), int(self.tower.kind.has_cls)
+        patches, summary = states[:, first:].unflatten(1, raster), states[:, 0] if first else None
+        return Seen(patches, saliency.unflatten(1, raster), summary)
 
     def encoded(self, item: Pixels, seen: Seen) -> Encoded:
         """An item, given what the tower makes of its tiles."""
@@ -137,7 +169,8 @@ class LlavaNextLanguage(Language):
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
-        cut_tower(config, 0)
+        trim(config)
+        config.vision_config.num_hidden_layers = 0
         super().__init__(load_half(self.kind, checkpoint, config, placement), load_processor(checkpoint))
         self.newline = self.model.model.image_newline
 

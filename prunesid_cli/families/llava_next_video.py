@@ -6,28 +6,20 @@ saliency is the sum of its patches', and the CLS of a frame, in the space of the
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, LlavaNextVideoForConditionalGeneration
+from transformers import LlavaNextVideoForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.language import is_clip
-from prunesid_cli.families.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, Window, segment
+from prunesid_cli.families.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, Seen, Window, segment
 from prunesid_cli.families.loading import load_config
-from prunesid_cli.families.processing import marker, video_settings
-from prunesid_cli.families.tower import Seen
+from prunesid_cli.families.processing import load_frame_processor, marker
 from prunesid_cli.media import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region
 
 POOLS = ("average", "max")
-SETTINGS = (
-    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
-    "image_mean", "image_std", "do_convert_rgb",
-)  # fmt: skip
-"""Of a video processor, what is done to each frame."""
 
 
 class LlavaNextVideo(LlavaNext):
@@ -51,7 +43,7 @@ class LlavaNextVideoVision(LlavaNextVision):
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         super().__init__(checkpoint, placement)
-        self.frames = frame_processor(video_settings(checkpoint), self.model.config.vision_config.image_size)
+        self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
         self.stride: int = self.model.config.spatial_pool_stride
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
@@ -83,9 +75,3 @@ class LlavaNextVideoVision(LlavaNextVision):
 
 class LlavaNextVideoLanguage(LlavaNextLanguage):
     kind = LlavaNextVideoForConditionalGeneration
-
-
-def frame_processor(settings: dict[str, Any], side: int) -> Any:
-    """What does to frames what a video processor of these settings would: resizing, cropping, normalising."""
-    square = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    return CLIPImageProcessorPil(**square | {name: settings[name] for name in SETTINGS if name in settings})

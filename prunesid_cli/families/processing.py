@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoTokenizer, ProcessorMixin
+from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of 5.17's top level, a dummy
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.video_processing_utils import BaseVideoProcessor
@@ -24,17 +24,11 @@ from prunesid_cli.families import original_reading
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import REINSTALL, load_config, one_line
 
-FRAME_OPTIONS = (
-    "size",
-    "resample",
-    "do_resize",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
-"""What image and video processors call alike."""
+FRAME_SETTINGS = (
+    "do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size",
+    "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
+"""What image and video processors call alike, of what is done to each frame."""
 
 
 def load_processor(checkpoint: Checkpoint, kind: Any = None, images: Any = None) -> Any:
@@ -128,15 +122,22 @@ def pixels_of(processor: Any, frames: Sequence[Image], **options: Any) -> Tensor
     return pixels
 
 
-def frame_options(checkpoint: Checkpoint) -> dict[str, Any]:
+def frame_options(checkpoint: Checkpoint, pictures: Any) -> dict[str, Any]:
     """How an image processor makes of a frame what the checkpoint's video processor would."""
-    settings = video_settings(checkpoint)
-    return {name: settings[name] for name in FRAME_OPTIONS if settings.get(name) is not None}
+    settings, names = video_settings(checkpoint), [name for name in FRAME_SETTINGS if hasattr(pictures, name)]
+    return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
 def read_text(processor: Any, ids: frozenset[int], text: str) -> tuple[str, tuple[int, ...]]:
     """What a processor writes for an item -> text and runs, as in `Layout`."""
     return collapsed(processor.tokenizer, processor.tokenizer(text, add_special_tokens=False)["input_ids"], ids)
+
+
+def load_frame_processor(checkpoint: Checkpoint, pictures: Any) -> Any:
+    """What does to frames what the checkpoint's settings for clips say; where those are silent, its processor of
+    pictures decides. For models that see each frame whole."""
+    said = video_settings(checkpoint)
+    return CLIPImageProcessorPil(**{name: said.get(name, getattr(pictures, name, None)) for name in FRAME_SETTINGS})
 
 
 def collapsed(tokenizer: Any, written: Sequence[int], ids: frozenset[int]) -> tuple[str, tuple[int, ...]]:

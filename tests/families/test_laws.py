@@ -113,7 +113,7 @@ class Model:
             content += [{"type": "image"}] if more else []
         text = self.language.render([{"role": "user", "content": content}])
         begins = self.processor.tokenizer.bos_token and text.startswith(self.processor.tokenizer.bos_token)
-        images = [one.image for one in media]
+        images = [[one.image for one in media]]  # of one prompt, as the processor's own chat template nests them
         how = {"return_tensors": "pt", "add_special_tokens": not begins, **self.tiny.options}
         return dict(self.processor(images=images, text=[text], **how))
 

@@ -37,6 +37,9 @@ TINY = {
     "llava_next-yi-layers": "llava_next:YI_LAYERS",
     "llava_next_video": "llava_next:VIDEO",
     "llava_next_video-siglip-max": "llava_next:VIDEO_SIGLIP",
+    "llava_onevision": "llava_onevision:PLAIN",
+    "llava_onevision-earlier": "llava_onevision:EARLIER",
+    "llava_onevision-real": "llava_onevision:REAL",
     "mgm": "mgm:VICUNA",
     "mgm-hd": "mgm:HD",
     "mgm_gemma": "mgm:GEMMA",
@@ -48,6 +51,8 @@ TINY = {
     "qwen2_vl": "qwen_vl:TWO",
     "qwen3_vl": "qwen_vl:THREE",
     "smolvlm": "idefics3:SMOLVLM2",
+    "video_llava": "video_llava:PLAIN",
+    "video_llava-full": "video_llava:FULL",
 }
 """Variant -> module:Tiny; the part before the first hyphen is the model_type."""
 

@@ -1,0 +1,165 @@
+"""LLaVA-OneVision: SigLIP tower, tiles of a large picture, pooled frames of a clip. Cut after projector and packing.
+
+A picture is read twice: whole, and as a raster of tiles from which padding is cut and which is then shrunk to about
+nine tiles. Shrinking and pooling mix projected tokens, so what the language model reads exists after them alone. A cut
+before the projector would be exact for pictures that are not shrunk (1152 wide; after it 896 in the 0.5B model, 3584 in
+the 7B one), but then a collection would hold tokens of two kinds, whose information cannot be compared.
+
+Saliency is what a token receives in the layer that is read, put through the same packing or pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.families.language import Language
+from prunesid_cli.families.loading import load_config, load_half, load_vision
+from prunesid_cli.families.processing import load_frame_processor, load_processor, marker
+from prunesid_cli.families.saliency import received_attention
+from prunesid_cli.families.towers import trim
+from prunesid_cli.media import Media
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
+
+PICTURE, CLIP = "pixel_values", "pixel_values_videos"
+AT_ONCE = 64
+"""Tiles and frames in one pass of the tower, so that its memory does not grow with their number."""
+ANOTHER = Image.new("RGB", (1, 1))
+
+
+class LlavaOnevision:
+    """model_type `llava_onevision` with a SigLIP tower and one feature layer, read in full."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        config = load_config(checkpoint)
+        tower = getattr(config.vision_config, "model_type", "none")
+        layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+        known = (
+            (tower == "siglip_vision_model", f"a vision tower of type {tower!r}", "a SigLIP tower"),
+            (isinstance(layer, int), f"features of layers {layer} joined", "a single vision_feature_layer"),
+            (strategy == "full", f"vision_feature_select_strategy {strategy!r}", "the strategy 'full'"),
+        )
+        for is_known, what, supported in known:
+            if not is_known:
+                raise UnsupportedModel(
+                    f"{checkpoint.name} has {what}", f"LLaVA-OneVision is supported with {supported}"
+                )
+
+    def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaOnevisionVision:
+        return LlavaOnevisionVision(checkpoint, placement)
+
+    def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaOnevisionLanguage:
+        return LlavaOnevisionLanguage(checkpoint, placement)
+
+
+class LlavaOnevisionVision:
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = _headless(checkpoint)
+        trim(config)
+        self.placement = placement
+        self.model = load_vision(LlavaOnevisionForConditionalGeneration, checkpoint, config, placement)
+        self.tower = getattr(self.model.model.vision_tower, "vision_model", self.model.model.vision_tower)
+        self.processor = load_processor(checkpoint)
+        self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
+        self.aspect_ratio = config.vision_aspect_ratio
+        self.side = config.vision_config.image_size // config.vision_config.patch_size
+
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        """A picture with others in its prompt is not tiled."""
+        if media.is_clip:
+            frames = self.frames(images=list(media.frames), return_tensors="pt")["pixel_values"]
+            return Pixels({CLIP: frames}, self._layout_of_clip(media.times))
+        together = [[media.image, ANOTHER]] if companions else [media.image]
+        made = self.processor.image_processor(images=together, return_tensors="pt")
+        tiles, sizes = made[PICTURE][0], made["image_sizes"][:1]
+        return Pixels({PICTURE: tiles, "image_sizes": sizes}, self._layout_of_picture(len(tiles), sizes))
+
+    def _layout_of_clip(self, times: Sequence[float]) -> Layout:
+        side = (self.side + 1) // 2
+        regions = tuple(Region(i * side**2, side, side, side, time=time) for i, time in enumerate(times))
+        return Layout(marker(self.processor, True) or "", (len(times) * side**2 + 1,), regions)
+
+    def _layout_of_picture(self, tiles: int, sizes: Tensor) -> Layout:
+        """The model's own packer, on zeros with newlines of 1, tells how many rows there are."""
+        packed = self._packed(torch.zeros(tiles, self.side**2, 1), sizes, torch.ones(1))
+        newlines, regions = int(packed.sum()), [Region(0, self.side, self.side, self.side)]
+        if tiles > 1:
+            stride = (len(packed) - self.side**2) // newlines
+            regions.append(Region(self.side**2, newlines, stride - 1, stride))
+        return Layout(marker(self.processor, False) or "", (len(packed),), tuple(regions))
+
+    def _packed(self, tiles: Tensor, sizes: Tensor, newline: Tensor | None = None) -> Tensor:
+        """Tokens of a picture and its tiles [1 + tiles, N, C] -> as the language model reads them [total, C]."""
+        packed, _ = self.model.model.pack_image_features(
+            [tiles], sizes, image_newline=newline, vision_aspect_ratio=self.aspect_ratio
+        )
+        return packed[0]
+
+    @torch.no_grad()
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        pixels = [item.tensors[CLIP if CLIP in item.tensors else PICTURE] for item in items]
+        counts = [len(one) for one in pixels]
+        features, saliency = (made.split(counts) for made in self._seen(torch.cat(pixels)))
+        return [self._encoded(*one) for one in zip(items, features, saliency, strict=True)]
+
+    def _seen(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tiles and frames [P, 3, H, W] -> projected tokens [P, N, D] and their saliency [P, N, 1]."""
+        pixels = pixels.to(self.placement.device, self.placement.dtype)
+        with received_attention(self.tower.encoder.layers[-1].self_attn) as received:
+            states = [
+                self.tower.encoder(inputs_embeds=self.tower.embeddings(some)).last_hidden_state
+                for some in pixels.split(AT_ONCE)
+            ]
+        return self.model.model.multi_modal_projector(torch.cat(states)), torch.cat(received)[..., None]
+
+    def _encoded(self, item: Pixels, features: Tensor, saliency: Tensor) -> Encoded:
+        both = [features, saliency]
+        if CLIP in item.tensors:
+            tokens, weights = (self.model.model.apply_pooling(one).flatten(0, 1) for one in both)
+        else:
+            tokens, weights = (self._packed(one, item.tensors["image_sizes"]) for one in both)
+        sizes = [region.rows * region.columns for region in item.layout.regions]
+        segments = [
+            segment
+            for region, own, mine in zip(item.layout.regions, tokens.split(sizes), weights.split(sizes), strict=True)
+            for segment in self._segments(region, own, mine[:, 0])
+        ]
+        return Encoded(tuple(segments), item.layout)
+
+    def _segments(self, region: Region, *parts: Tensor) -> list[Segment]:
+        """Tokens and saliency of a raster, in windows of at most a tile."""
+        rasters = (part.unflatten(0, (region.rows, region.columns)) for part in (*parts, torch.tensor(region.slots)))
+        cut = zip(*(windows(raster, self.side) for raster in rasters), strict=True)
+        return [Segment(tokens, saliency, slots=tuple(slots.tolist())) for tokens, saliency, slots in cut]
+
+
+class LlavaOnevisionLanguage(Language):
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = _headless(checkpoint)
+        config.vision_config.num_hidden_layers = 0
+        model = load_half(LlavaOnevisionForConditionalGeneration, checkpoint, config, placement)
+        super().__init__(model, load_processor(checkpoint))
+        self.newline = model.model.image_newline
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+def windows(raster: Tensor, side: int) -> list[Tensor]:
+    """[rows, columns, ...] cut into rectangles of about one size, none more than `side` high or wide: [N, ...] each."""
+    down, across = (-(-length // side) for length in raster.shape[:2])
+    return [part.flatten(0, 1) for band in raster.tensor_split(down) for part in band.tensor_split(across, 1)]
+
+
+def _headless(checkpoint: Checkpoint) -> Any:
+    """The configuration without the tower's pooling head, which is not read."""
+    config = load_config(checkpoint)
+    config.vision_config.vision_use_head = False
+    return config

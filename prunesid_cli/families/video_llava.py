@@ -1,0 +1,125 @@
+"""Video-LLaVA: a CLIP tower for pictures and another for clips, one projector for both. Cut before the projector.
+
+Visual tokens and saliency are those of LLaVA-1.5, of each picture or frame. Of a clip the model reads CLS, too: each
+frame is CLS and then its patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import VideoLlavaForConditionalGeneration
+
+from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.families.language import Language
+from prunesid_cli.families.loading import load_config, load_half, load_vision
+from prunesid_cli.families.processing import (
+    load_frame_processor,
+    load_processor,
+    marker,
+    placeholders,
+    read_picture,
+)
+from prunesid_cli.families.saliency import cls_attention
+from prunesid_cli.families.towers import trim
+from prunesid_cli.media import Media
+from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
+
+PICTURE, CLIP = "pixel_values", "pixel_values_videos"
+
+
+class VideoLlava:
+    """model_type `video_llava` with CLIP towers and one feature layer."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        config = load_config(checkpoint)
+        tower = getattr(config.vision_config, "model_type", "none")
+        layer = config.vision_feature_layer
+        known = (
+            (tower == "clip_vision_model", f"vision towers of type {tower!r}", "CLIP towers"),
+            (isinstance(layer, int), f"features of layers {layer} joined", "a single vision_feature_layer"),
+        )
+        for is_known, what, supported in known:
+            if not is_known:
+                raise UnsupportedModel(f"{checkpoint.name} has {what}", f"Video-LLaVA is supported with {supported}")
+
+    def vision(self, checkpoint: Checkpoint, placement: Placement) -> VideoLlavaVision:
+        return VideoLlavaVision(checkpoint, placement)
+
+    def language(self, checkpoint: Checkpoint, placement: Placement) -> VideoLlavaLanguage:
+        return VideoLlavaLanguage(checkpoint, placement)
+
+
+class VideoLlavaVision:
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = load_config(checkpoint)
+        trim(config)
+        self.placement = placement
+        self.model = load_vision(VideoLlavaForConditionalGeneration, checkpoint, config, placement)
+        self.towers = {PICTURE: self.model.model.image_tower, CLIP: self.model.model.video_tower}
+        self.processor = load_processor(checkpoint)
+        self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
+        self.side = config.vision_config.image_size // config.vision_config.patch_size
+        read = read_picture(self.processor, placeholders(config), Image.new("RGB", (self.side, self.side)))
+        first = int(config.vision_feature_select_strategy == "full")
+        self.layout = Layout(read.text, read.runs, (Region(first, self.side, self.side, self.side),))
+
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        processor = self.frames if media.is_clip else self.processor.image_processor
+        made = processor(images=list(media.frames), return_tensors="pt")
+        pixels = next(iter(made.values()))  # the only one, whose name depends on the processor
+        if media.is_clip:
+            return Pixels({CLIP: pixels}, self._layout_of_clip(media.times))
+        return Pixels({PICTURE: pixels}, self.layout)
+
+    def _layout_of_clip(self, times: Sequence[float]) -> Layout:
+        frame = 1 + self.side**2
+        regions = tuple(
+            Region(i * frame + 1, self.side, self.side, self.side, time=time) for i, time in enumerate(times)
+        )
+        return Layout(marker(self.processor, True) or "", (len(times) * frame,), regions)
+
+    @torch.no_grad()
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        """Pictures at once, and clips."""
+        encoded = dict[int, Encoded]()
+        for kind in self.towers:
+            some = {number: item for number, item in enumerate(items) if kind in item.tensors}
+            if some:
+                encoded |= zip(some, self._seen(kind, list(some.values())), strict=True)
+        return [encoded[number] for number in range(len(items))]
+
+    def _seen(self, kind: str, items: Sequence[Pixels]) -> list[Encoded]:
+        """Items of one kind through its tower."""
+        tower = self.towers[kind]
+        pixels = torch.cat([item.tensors[kind] for item in items]).to(self.placement.device, self.placement.dtype)
+        with cls_attention(getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn) as rows:
+            states = tower(pixels).last_hidden_state
+        seen = zip(states, rows[0], strict=True)
+        return [
+            Encoded(tuple(_segment(region, *next(seen)) for region in layout.regions), layout)
+            for layout in (item.layout for item in items)
+        ]
+
+
+def _segment(region: Region, states: Tensor, saliency: Tensor) -> Segment:
+    """CLS and the patches of a picture or frame, at the slots that the stock model reads them at."""
+    before = region.first - 1 if region.first else SUMMARY
+    return Segment(states[1:], saliency, states[0], slots=tuple(region.slots), summary_slot=before)
+
+
+class VideoLlavaLanguage(Language):
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = load_config(checkpoint)
+        config.vision_config.num_hidden_layers = 0
+        super().__init__(
+            load_half(VideoLlavaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
+        )
+
+    def project(self, tokens: Tensor) -> Tensor:
+        embeds: Tensor = self.model.model.multi_modal_projector(tokens)
+        return embeds
