@@ -139,7 +139,11 @@ def expanded(language: Language, prompt: str, layout: Any) -> Tensor:
     return torch.tensor([one for i in ids for one in [i] * (next(runs) if i in language.placeholders else 1)])
 
 
-@pytest.fixture(scope="module", params=sorted(TINY))
+# Of each family one variant at all times, the others where slow tests run.
+VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] if "-" in name else []) for name in sorted(TINY)]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
 
