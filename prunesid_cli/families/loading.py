@@ -140,6 +140,8 @@ def _spread(config: Any, placement: Placement) -> str | dict[str, str] | None:
     Quantised weights cannot be moved once they are loaded. A model is laid over several GPUs only where one was not
     asked for by name.
     """
+    if _is_quantised(config) and find_spec("accelerate") is None:
+        raise ModelError("quantised weights are loaded by accelerate, which is missing", "pip install accelerate")
     if placement.everywhere:
         return "auto"
     return {"": str(placement.device)} if _is_quantised(config) else None

@@ -19,8 +19,7 @@ from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.llava_next import NEWLINE, rasters, windows
-from prunesid_cli.families.llava_next_video import frame_processor
-from prunesid_cli.families.processing import video_settings
+from prunesid_cli.families.processing import load_frame_processor, video_settings
 from prunesid_cli.media import in_memory
 from prunesid_cli.types import SUMMARY, Segment
 from tests.families.test_laws import CPU, Model, clip, painting
@@ -222,8 +221,8 @@ def test_names_of_older_checkpoints_load(models: dict[str, Model], era: str, var
 REFUSED = {
     "strategy 'full'": {"vision_feature_select_strategy": "full"},
     "tower of type 'vit'": {"vision_config": {"model_type": "vit"}},
-    r"layers \[-2, 9\] of a tower of 4": {"vision_feature_layer": [-2, 9]},
-    "layers 0 of a tower of 4": {"vision_feature_layer": 0},
+    r"layers \[-2, 9\] of 4": {"vision_feature_layer": [-2, 9]},
+    "layers 0 of 4": {"vision_feature_layer": 0},
     "pools frames by 'conv'": {"spatial_pool_mode": "conv"},
 }
 
@@ -259,12 +258,8 @@ def test_settings_of_clips_come_from_the_checkpoint(models: dict[str, Model], na
     (folder / name).write_text(json.dumps(settings))
     found = video_settings(resolve(str(folder)))
     assert {key: found[key] for key in given} == given
-    assert frame_processor(found, 336)(images=[painting(0, (90, 60))], return_tensors="pt")["pixel_values"].shape == (
-        1,
-        3,
-        28,
-        28,
-    )
+    frames = load_frame_processor(resolve(str(folder)), models["llava_next_video"].processor.image_processor)
+    assert frames(images=[painting(0, (90, 60))], return_tensors="pt")["pixel_values"].shape == (1, 3, 28, 28)
 
 
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="the stock video processor needs torchvision")
