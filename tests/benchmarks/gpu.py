@@ -215,7 +215,11 @@ def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
         alone = encoded(vision, pixels, first)
         for size in rest:
             batched = encoded(vision, pixels, size)
-            rows = [i for i in range(len(pixels)) if not all(torch.equal(*pair) for pair in same(alone, batched, i))]
+            rows = [
+                i
+                for i in range(len(pixels))
+                if not all(torch.equal(a[i], b[i]) for a, b in zip(alone, batched, strict=True))
+            ]
             others[size] += len(rows)
             for need in sizes.needs if rows else ():
                 one, other = (select(*(t[rows] for t in by), [need] * len(rows), reserved=1) for by in (alone, batched))
@@ -226,10 +230,6 @@ def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
         found = {"tower": name, "need": need, "batches": [first, size], "images": sizes.rounding}
         found |= {"encoded_otherwise": others[size], "differ": differ[size, need]}
         yield found | {"tokens_changed": changes[size, need]}
-
-
-def same(one: Sequence[Tensor], other: Sequence[Tensor], row: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((a[row], b[row]) for a, b in zip(one, other, strict=True))
 
 
 def encoded(vision: VisionHalf, pixels: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
