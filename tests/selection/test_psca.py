@@ -20,7 +20,7 @@ from prunesid_cli.selection.psca import (
     principal_directions,
 )
 from prunesid_cli.selection.similarity import pair_mean, phi, rounded_pair_mean, triangle_mean, unit_tokens
-from tests.selection.inputs import batch, tokens
+from tests.selection.inputs import batch, repeated, tokens
 
 Directions = Callable[[Tensor, Sequence[int]], Tensor]
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
@@ -35,7 +35,7 @@ def centred_exactly(features: Tensor) -> Tensor:
 def test_gram_is_of_tokens_less_their_own_mean(n: int) -> None:
     (features,) = tokens(0, n)
     exact = centred_exactly(features)
-    assert torch.allclose(gram(centred(features)), exact @ exact.T, atol=1e-4)
+    assert torch.allclose(gram(centred(features)).matrix, exact @ exact.T, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [48, 300])
@@ -68,6 +68,29 @@ def test_missing_directions_get_no_tokens() -> None:
     assert groups(exact_directions(same, [4])).tolist() == [[0] * 20]
     constant = torch.ones(1, 20, 8)
     assert groups(exact_directions(constant, [4])).tolist() == [[0] * 20]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_repeated_tokens_have_as_many_directions_as_they_are(threads: int) -> None:
+    """Equal rows of a product in fp32 need not be rounded alike, which would look like a direction."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for seed, n in [(6, 324), (7, 324), (8, 576)]:
+            found = principal_directions(repeated(seed, n, 512)[0], 12)
+            assert found.any(0).tolist() == [True] * 3 + [False] * 9
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("noise", "k"), [(1e-4, 5), (1e-4, 40), (3e-3, 16)])
+def test_faint_directions_are_found(noise: float, k: int) -> None:
+    """Below what a product in fp32 can show."""
+    for seed in range(4):
+        (features,) = repeated(seed, 300, 512, noise)
+        exact = centred(features).double()
+        reference = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -k:].flip(1)
+        assert torch.equal(principal_directions(features, k, False).abs().argmax(1), reference.abs().argmax(1))
 
 
 def test_the_first_of_equal_loadings_wins() -> None:

@@ -1,0 +1,98 @@
+"""What each idea behind the speed of selection is worth: all of them but one, one image at a time on one core.
+
+`python -m tests.benchmarks.ablation`. Variants take turns, image by image, and the time is that of the core, so that
+other work on the machine disturbs little. Prints milliseconds an image and, with --out, writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from datetime import date
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection import eigen, prunesid, psca, select
+from tests.benchmarks.selection import KINDS, WIDTH
+from tests.selection.inputs import attention
+
+TOKENS = 576
+
+
+def whole_decomposition(matrix: Tensor, k: int, doubt: object) -> Tensor:
+    return torch.linalg.eigh(matrix).eigenvectors[:, -k:].flip(1).T
+
+
+def to_the_last_digit(matrix: Tensor, k: int, doubt: object) -> Tensor:
+    return eigen.leading(matrix, k)
+
+
+def all_similarities(unit: Tensor, tau: Tensor, *others: Tensor) -> Tensor:
+    """group, rank, candidate."""
+    return prunesid.survivors_together(unit[None], tau[None], *(other[None] for other in others))[0]
+
+
+def all_products(matrix: Tensor) -> Tensor:
+    return (matrix @ matrix.T).double()
+
+
+def in_double_precision(matrix: Tensor) -> psca.Gram:
+    exact = matrix.double()
+    return psca.Gram(exact @ exact.T, torch.zeros(()))
+
+
+WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "nothing left out": ExitStack,
+    "Krylov space": lambda: patch.object(psca, "leading", whole_decomposition),
+    "stop when no group can change": lambda: patch.object(psca, "leading", to_the_last_digit),
+    "Gram matrix in fp32": lambda: patch.object(psca, "gram", in_double_precision),
+    "Gram matrix by symmetric blocks": lambda: patch.object(psca, "_symmetric_product", all_products),
+    "similarities within groups only": lambda: patch.object(prunesid, "survivors", all_similarities),
+}
+
+
+def measure(kind: str, need: int, images: int, rounds: int) -> dict[str, float]:
+    """Median milliseconds an image of each variant."""
+    inputs = [(KINDS[kind](seed, TOKENS, WIDTH), attention(seed, TOKENS)) for seed in range(images)]
+    spent: dict[str, list[float]] = {name: [] for name in WITHOUT}
+    for turn in range(rounds + 1):
+        for features, saliency in inputs:
+            for name, left_out in WITHOUT.items():
+                with left_out():
+                    began = time.process_time()
+                    select(features, saliency, [need], reserved=1)
+                    spent[name] += [1000 * (time.process_time() - began)] * (turn > 0)  # the first is to warm up
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What each idea behind the speed of selection is worth.")
+    parser.add_argument("--needs", type=int, nargs="+", default=[64, 192])
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = []
+    for kind in KINDS:
+        for need in options.needs:
+            found = measure(kind, need, options.images, options.rounds)
+            results.append({"kind": kind, "need": need, "ms": found})
+            for name, ms in found.items():
+                print(f"{kind:5} {need:4}  {name:32} {ms:7.1f} ms  {ms - found['nothing left out']:+6.1f}", flush=True)
+    if options.out:
+        facts = {"date": date.today().isoformat(), "command": "python -m tests.benchmarks.ablation"}
+        facts |= {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
+        options.out.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
