@@ -87,12 +87,13 @@ class LlavaOnevisionVision:
         return Layout(marker(self.processor, True) or "", (len(times) * side**2 + 1,), regions)
 
     def _layout_of_picture(self, tiles: int, sizes: Tensor) -> Layout:
-        """The model's own packer, on zeros with newlines of 1, tells how many rows there are."""
+        """The model's own packer, on zeros with newlines of 1, tells how many rows there are. Of the raster of a very
+        narrow picture nothing but newlines may be left."""
         packed = self._packed(torch.zeros(tiles, self.side**2, 1), sizes, torch.ones(1))
-        newlines, regions = int(packed.sum()), [Region(0, self.side, self.side, self.side)]
-        if tiles > 1:
-            stride = (len(packed) - self.side**2) // newlines
-            regions.append(Region(self.side**2, newlines, stride - 1, stride))
+        regions, newlines = [Region(0, self.side, self.side, self.side)], int(packed.sum())
+        columns = (len(packed) - self.side**2) // newlines - 1 if newlines else 0
+        if columns:
+            regions.append(Region(self.side**2, newlines, columns, columns + 1))
         return Layout(marker(self.processor, False) or "", (len(packed),), tuple(regions))
 
     def _packed(self, tiles: Tensor, sizes: Tensor, newline: Tensor | None = None) -> Tensor:

@@ -31,6 +31,7 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation
 from tests.families.test_laws import CPU, clip, painting
 from tests.families.tiny import write
+from tests.families.tiny.llava_onevision import llava_onevision
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
 SHRUNK = (1100, 1900)
@@ -103,6 +104,16 @@ def test_slots_are_those_of_the_stock_processor(model: Model, size: tuple[int, i
     ends = {grid.first + row * grid.stride + grid.columns for row in range(grid.rows)}
     assert visual | ends == set(range(layout.total))
     assert not visual & ends
+
+
+@pytest.mark.parametrize("size", [(8, 1000), (1000, 8)])
+def test_of_a_very_narrow_picture_the_whole_is_left(tmp_path: Path, size: tuple[int, int]) -> None:
+    """With an even number of patches a side, all columns or rows of the raster are padding."""
+    llava_onevision(tmp_path, patch=48)
+    vision, media = LlavaOnevisionVision(resolve(str(tmp_path)), CPU), in_memory(painting(1, size))
+    (encoded,) = vision.encode([vision.preprocess(media)])
+    written = vision.processor(text=["<image>"], images=[media.image], return_tensors="pt")["input_ids"]
+    assert (len(encoded.segments), encoded.layout.total) == (1, written.numel())
 
 
 @pytest.mark.parametrize("size", [(300, 300), SHRUNK])
