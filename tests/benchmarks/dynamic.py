@@ -82,11 +82,13 @@ def against(marks: Marks, base: Marks) -> dict[str, int]:
 
 def compare(pictures: Sequence[Picture], vision: Any, language: Any, means: Sequence[int]) -> list[dict[str, Any]]:
     found = []
-    values = [Pruner(vision, Budget(), "prunesid", ()).information(picture.encoded)[0] for picture in pictures]
+    pruner = Pruner(vision, Budget(), "prunesid", ())
+    values = [pruner.information(picture.encoded)[0][0] for picture in pictures]
+    total = pictures[0].encoded[0].layout.total
     for mean in means:
         base: Marks | None = None
         for rule in RULES:
-            counts = rule.counts(values, mean, vision.total)
+            counts = rule.counts(values, mean, total)
             pruner = Pruner(vision, Budget(count=mean), rule.method(mean), ())
             marks = examine(pruner, language, pictures, counts)
             base = base or marks

@@ -41,12 +41,14 @@ from prunesid_cli.families import load_family
 from prunesid_cli.families.base import VisionHalf
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.media import Media, in_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.prunesid import explain
 from prunesid_cli.selection.psca import directions_together, exact_directions
 from prunesid_cli.selection.recipe import PRUNESID
+from prunesid_cli.types import Pixels
 from tests.benchmarks.published import load_published
 from tests.selection.inputs import attention, scene_like
 
@@ -155,7 +157,7 @@ def tower(bench: Bench) -> Iterator[Record]:
         vision = clip_large(bench, Path(folder))
     pruner = Pruner(vision, Budget(count=bench.sizes.needs[0]), "prunesid", ())
     for images in bench.sizes.batches:
-        pixels = [vision.preprocess(picture(i)).to(bench.device) for i in range(images)]
+        pixels = [there(vision.preprocess(picture(i)), bench.device) for i in range(images)]
         counts = [bench.sizes.needs[0]] * images
         alone = bench.measured(partial(vision.encode, pixels))
         both = bench.measured(partial(encode_and_keep, pruner, pixels, counts))
@@ -171,7 +173,11 @@ def tower(bench: Bench) -> Iterator[Record]:
         }
 
 
-def encode_and_keep(pruner: Pruner, pixels: Sequence[Tensor], counts: Sequence[int]) -> object:
+def there(pixels: Pixels, device: torch.device) -> Pixels:
+    return replace(pixels, tensors={name: one.to(device) for name, one in pixels.tensors.items()})
+
+
+def encode_and_keep(pruner: Pruner, pixels: Sequence[Pixels], counts: Sequence[int]) -> object:
     return pruner.keep(pruner.vision.encode(pixels), counts)
 
 
@@ -232,10 +238,10 @@ def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
         yield found | {"tokens_changed": changes[size, need]}
 
 
-def encoded(vision: VisionHalf, pixels: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
-    """features [B, N, C] and saliency [B, N] of pictures, so many at once."""
-    found = [vision.encode(batch) for batch in batches(pixels, size)]
-    return torch.cat([one.features for one in found]), torch.cat([one.saliency for one in found])
+def encoded(vision: VisionHalf, pixels: Sequence[Pixels], size: int) -> tuple[Tensor, Tensor]:
+    """features [B, N, C] and saliency [B, N] of pictures of one segment, so many at once."""
+    found = [item.segments[0] for batch in batches(pixels, size) for item in vision.encode(batch)]
+    return torch.stack([one.features for one in found]), torch.stack([one.saliency for one in found])
 
 
 def prefill(bench: Bench) -> Iterator[Record]:
@@ -309,8 +315,8 @@ def loaded(bench: Bench, name: str) -> VisionHalf:
     return load_family(checkpoint.model_type).vision(checkpoint, placement)
 
 
-def picture(index: int) -> Image.Image:
-    return Image.fromarray(draw(make_scene(HELD_OUT, index)).pixels)
+def picture(index: int) -> Media:
+    return in_memory(Image.fromarray(draw(make_scene(HELD_OUT, index)).pixels))
 
 
 def changed(one: Tensor, other: Tensor) -> int:
