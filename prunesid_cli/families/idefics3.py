@@ -35,8 +35,8 @@ from prunesid_cli.families.processing import (
     read_text,
     video_settings,
 )
+from prunesid_cli.families.rasters import by_item, frames, tiles
 from prunesid_cli.families.saliency import received_attention
-from prunesid_cli.families.tiles import by_item, frames, tiles
 from prunesid_cli.media import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 

@@ -27,8 +27,8 @@ from prunesid_cli.families.processing import (
     read_picture,
     read_text,
 )
+from prunesid_cli.families.rasters import by_item, frames, tiles
 from prunesid_cli.families.saliency import cls_attention
-from prunesid_cli.families.tiles import by_item, frames, tiles
 from prunesid_cli.media import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 

@@ -26,6 +26,7 @@ from prunesid_cli.families.processing import (
     processor_settings,
     read_picture,
 )
+from prunesid_cli.families.rasters import windows
 from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
 from prunesid_cli.media import Media
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
@@ -114,7 +115,8 @@ class PixtralVision(LlavaVision):
         pixels = item.tensors["pixel_values"].to(self.placement.device, self.placement.dtype)
         (states,), (saliency,) = self.tower(pixels)
         (region,) = item.layout.regions
-        parts = windows(region.rows, region.columns, WINDOW)
+        raster = torch.arange(region.rows * region.columns).view(region.rows, region.columns)
+        parts = [raster[window].flatten() for window in windows(region.rows, region.columns, WINDOW)]
         return Encoded(
             tuple(Segment(states[part], saliency[part], slots=tuple(part.tolist())) for part in parts), item.layout
         )
@@ -126,13 +128,6 @@ VISION: dict[str, type[LlavaVision]] = {
     "pixtral": PixtralVision,
 }
 """By the type of the tower."""
-
-
-def windows(rows: int, columns: int, side: int) -> list[Tensor]:
-    """The places of a raster cut into rectangles of about one size, none more than `side` high or wide."""
-    raster = torch.arange(rows * columns).view(rows, columns)
-    down, across = (-(-length // side) for length in (rows, columns))
-    return [part.flatten() for band in raster.tensor_split(down) for part in band.tensor_split(across, 1)]
 
 
 class LlavaLanguage(Language):

@@ -23,6 +23,7 @@ from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.language import Language
 from prunesid_cli.families.loading import load_config, load_half, load_vision
 from prunesid_cli.families.processing import load_frame_processor, load_processor, marker
+from prunesid_cli.families.rasters import windows
 from prunesid_cli.families.saliency import received_attention
 from prunesid_cli.families.towers import trim
 from prunesid_cli.media import Media
@@ -136,8 +137,9 @@ class LlavaOnevisionVision:
 
     def _segments(self, region: Region, *parts: Tensor) -> list[Segment]:
         """Tokens and saliency of a raster, in windows of at most a tile."""
-        rasters = (part.unflatten(0, (region.rows, region.columns)) for part in (*parts, torch.tensor(region.slots)))
-        cut = zip(*(windows(raster, self.side) for raster in rasters), strict=True)
+        shape = (region.rows, region.columns)
+        rasters = [part.unflatten(0, shape) for part in (*parts, torch.tensor(region.slots))]
+        cut = [[raster[window].flatten(0, 1) for raster in rasters] for window in windows(*shape, self.side)]
         return [Segment(tokens, saliency, slots=tuple(slots.tolist())) for tokens, saliency, slots in cut]
 
 
@@ -151,12 +153,6 @@ class LlavaOnevisionLanguage(Language):
 
     def project(self, tokens: Tensor) -> Tensor:
         return tokens
-
-
-def windows(raster: Tensor, side: int) -> list[Tensor]:
-    """[rows, columns, ...] cut into rectangles of about one size, none more than `side` high or wide: [N, ...] each."""
-    down, across = (-(-length // side) for length in raster.shape[:2])
-    return [part.flatten(0, 1) for band in raster.tensor_split(down) for part in band.tensor_split(across, 1)]
 
 
 def _headless(checkpoint: Checkpoint) -> Any:

@@ -22,6 +22,7 @@ from prunesid_cli.families.loading import load_config, load_half, load_vision, o
 from prunesid_cli.families.processing import load_processor
 from prunesid_cli.families.qwen_reading import Reader
 from prunesid_cli.families.qwen_saliency import saliency_beside
+from prunesid_cli.families.rasters import windows
 from prunesid_cli.media import Media
 from prunesid_cli.selection.prunesid import published_qwen
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
@@ -34,7 +35,7 @@ KINDS = {
 LAYERS_NAMED = ("fullatt_block_indexes", "deepstack_visual_indexes")
 """Settings that name layers of the tower, where a kind has them."""
 SIDE = 32
-"""Of a window that one selection runs over, in tokens: its work grows with the square of their number."""
+"""Of a window that one selection runs over, in tokens."""
 
 
 class QwenVL:
@@ -99,27 +100,11 @@ def _read(item: Pixels) -> tuple[Tensor, Tensor]:
     return item.tensors[patches], item.tensors[grid]
 
 
-def windows(rows: int, columns: int) -> list[tuple[slice, slice]]:
-    """Parts of about one size, of at most SIDE x SIDE, that a raster is cut into; long and thin ones may be longer."""
-    area = SIDE * SIDE
-    if rows > columns:
-        return [(down, across) for across, down in windows(columns, rows)]
-    high = -(-rows // -(-rows // SIDE))
-    return [(down, across) for down in _even(rows, high) for across in _even(columns, max(area // high, SIDE))]
-
-
-def _even(length: int, most: int) -> list[slice]:
-    """As few parts of a length as can be, none longer than `most`."""
-    count = -(-length // most)
-    edges = [length * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
-
-
 def _segments(layout: Layout, features: Tensor, saliency: Tensor, extra: Tensor | None = None) -> Iterator[Segment]:
     """One for each window of each picture or temporal patch of an item."""
     slots = torch.arange(layout.total)[:, None]
     for region in layout.regions:
-        for window in windows(region.rows, region.columns):
+        for window in windows(region.rows, region.columns, SIDE):
             yield Segment(
                 _cut(features, region, window),
                 _cut(saliency, region, window).flatten(),

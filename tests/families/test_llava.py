@@ -12,7 +12,6 @@ import torch
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.llava import windows
 from prunesid_cli.families.saliency import received
 from tests.families.test_laws import Model
 from tests.families.tiny import tiny, write
@@ -54,12 +53,6 @@ def test_received_attention_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatc
     for at_once in (10**9, 50 * 50 * 5, 50 * 7, 1):
         monkeypatch.setattr("prunesid_cli.families.saliency.AT_ONCE", at_once)
         torch.testing.assert_close(received(query, key, 0.3), whole)
-
-
-def test_large_rasters_are_cut_into_windows_of_one_size() -> None:
-    parts = windows(64, 33, 32)
-    assert sorted(place for part in parts for place in part.tolist()) == list(range(64 * 33))
-    assert {len(part) for part in parts} == {32 * 17, 32 * 16}
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {

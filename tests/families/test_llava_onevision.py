@@ -23,7 +23,6 @@ from prunesid_cli.families.llava_onevision import (
     LlavaOnevision,
     LlavaOnevisionLanguage,
     LlavaOnevisionVision,
-    windows,
 )
 from prunesid_cli.media import in_memory
 from prunesid_cli.pruner import Pruner
@@ -128,16 +127,6 @@ def test_rasters_are_cut_into_windows_of_at_most_a_tile(model: Model) -> None:
     sizes = [len(segment.features) for segment in encoded.segments]
     assert max(sizes) <= model.vision.side**2
     assert len(sizes) > 9
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (27, 27), (28, 27), (81, 20), (1, 200), (96, 71)])
-def test_windows_cover_a_raster_once_in_equal_parts(rows: int, columns: int) -> None:
-    parts = windows(torch.arange(rows * columns).view(rows, columns), 27)
-    assert sorted(torch.cat(parts).tolist()) == list(range(rows * columns))
-    sizes = {tuple(len(set(one.tolist())) for one in (part // columns, part % columns)) for part in parts}
-    assert {high * wide for high, wide in sizes} == {len(part) for part in parts}
-    for lengths in zip(*sizes, strict=True):
-        assert max(lengths) <= min(27, min(lengths) + 1)
 
 
 def test_frames_are_squeezed_to_a_square_as_the_settings_for_clips_say(model: Model) -> None:

@@ -25,7 +25,7 @@ from prunesid_cli.families import load_family, qwen_saliency
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.processing import placeholders
 from prunesid_cli.families.qwen_reading import CLIPS, video_settings
-from prunesid_cli.families.qwen_vl import SIDE, windows
+from prunesid_cli.families.qwen_vl import SIDE
 from prunesid_cli.media import Media, in_memory
 from prunesid_cli.selection import select
 from prunesid_cli.types import Encoded, Pixels, TokenSet
@@ -118,17 +118,6 @@ def test_importance_adds_to_one_in_each_picture(model: Model) -> None:
         for region in item.layout.regions:
             whole = [one for one in item.segments if region.first <= one.slots[0] < region.slots[-1] + 1]
             assert sum(float(one.saliency.sum()) for one in whole) == pytest.approx(1, abs=1e-4)
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (32, 32), (33, 32), (7, 146), (146, 7), (1, 5000), (128, 130)])
-def test_windows_cover_a_raster_once(rows: int, columns: int) -> None:
-    seen, sizes = torch.zeros(rows, columns), []
-    for window in windows(rows, columns):
-        seen[window] += 1
-        sizes.append(seen[window].numel())
-    assert torch.equal(seen, torch.ones(rows, columns))
-    assert max(sizes) <= SIDE * SIDE and len(sizes) <= 2 * -(-rows * columns // (SIDE * SIDE))
-    assert len(sizes) == 1 or min(sizes) > 200
 
 
 def test_large_pictures_are_selected_from_by_windows(model: Model) -> None:

@@ -1,4 +1,4 @@
-"""What models do alike that read a picture as square tiles, or a clip as frames, of equally many tokens."""
+"""Tiles, frames and windows: how a picture or clip falls into rasters of tokens, and large rasters into segments."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def by_item(features: Tensor, saliency: Tensor, items: Sequence[Pixels]) -> list
         )
         for item in items
     ]
+
+
+def windows(rows: int, columns: int, side: int) -> list[tuple[slice, slice]]:
+    """Parts of about one size that a raster is cut into for selection, whose work grows with the square of its tokens:
+    of at most side x side tokens, longer where the raster is thin."""
+    if rows > columns:
+        return [(down, across) for across, down in windows(columns, rows, side)]
+    high = -(-rows // -(-rows // side))
+    return [(down, across) for down in _even(rows, high) for across in _even(columns, max(side * side // high, side))]
+
+
+def _even(length: int, most: int) -> list[slice]:
+    """As few parts of a length as can be, none longer than `most`."""
+    count = -(-length // most)
+    edges = [length * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
