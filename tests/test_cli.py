@@ -172,9 +172,9 @@ def test_other_kinds_of_models_are_refused(run: Run, llava: Path, pictures: list
         return folder
 
     bert = variant("bert", {"model_type": "bert"})
-    siglip = variant("siglip", {"vision_config": {"model_type": "siglip_vision_model"}})
-    joined = variant("joined", {"vision_feature_layer": [-2, -3]})
-    for folder, words in ((bert, "type 'bert'"), (siglip, "'siglip_vision_model'"), (joined, "joins features")):
+    dino = variant("dino", {"vision_config": {"model_type": "dinov2"}})
+    deep = variant("deep", {"vision_feature_layer": [-2, -9]})
+    for folder, words in ((bert, "type 'bert'"), (dino, "'dinov2'"), (deep, "layers [-2, -9] of 4")):
         (folder / "model.safetensors").unlink()
         ran = run("ask", "-m", folder, pictures[0], ASK)
         assert (ran.code, words in ran.err, "hint: " in ran.err) == (1, True, True), ran.err
