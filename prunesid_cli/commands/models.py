@@ -27,8 +27,9 @@ def list_models(context: typer.Context, quiet: o.Quiet = False, debug: o.Debug =
     listed = LISTED | ALIASES
     if chosen not in listed and chosen not in listed.values():
         printer.result(f"* {chosen}")
+    width = max(map(len, listed))
     for name, repo in listed.items():
-        printer.result(f"{'*' if chosen in (name, repo) else ' '} {name:16} {repo}")
+        printer.result(f"{'*' if chosen in (name, repo) else ' '} {name:{width}} {repo}")
     printer.note(f"* is the default. Any repo or folder of these types can be named too: {', '.join(FAMILIES)}")
 
 

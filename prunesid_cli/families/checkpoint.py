@@ -16,7 +16,20 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 ALIASES = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "llava-1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-next-video-7b": "llava-hf/LLaVA-NeXT-Video-7B-hf",
+    "llava-onevision-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    "video-llava-7b": "LanguageBind/Video-LLaVA-7B-hf",
+    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "internvl3-8b": "OpenGVLab/InternVL3-8B-hf",
+    "idefics3-8b": "HuggingFaceM4/Idefics3-8B-Llama3",
+    "smolvlm2-2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "gemma-3-4b": "google/gemma-3-4b-it",
 }
+"""Short names for checkpoints of each family, one or two sizes of it."""
 CONFIG = "config.json"
 SETTINGS = "prunesid.json"
 """What a checkpoint may say to this program: {"phi": the information of an average image}."""

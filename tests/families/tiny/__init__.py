@@ -32,6 +32,7 @@ TINY = {
     "llava-siglip-last": "llava:SIGLIP_LAST",
     "llava_next": "llava_next:MISTRAL",
     "llava_next-granite": "llava_next:GRANITE",
+    "llava_next-original": "original:ANYRES",
     "llava_next-qwen": "llava_next:QWEN",
     "llava_next-vicuna": "llava_next:VICUNA",
     "llava_next-yi-layers": "llava_next:YI_LAYERS",
