@@ -39,7 +39,7 @@ class LlavaNext:
         check_tower(checkpoint, config, TOWERS)
         if kind_of(config) == "clip_vision_model" and config.vision_feature_select_strategy != "default":
             raise UnsupportedModel(
-                f"{checkpoint.name} reads the CLS of every tile, which leaves no raster to pack",
+                f"{checkpoint.name} reads the CLS of every tile, too (strategy 'full'), which leaves no raster to pack",
                 hint='its vision_feature_select_strategy must be "default"',
             )
 

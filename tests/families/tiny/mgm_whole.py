@@ -110,15 +110,16 @@ class Processor:
         views = grid * grid + (grid > 1)
         self.run = [image] * views * (vision.image_size // vision.patch_size) ** 2
 
-    def __call__(self, images: list[Image.Image], text: list[str], **_: Any) -> dict[str, Tensor]:
+    def __call__(self, images: list[list[Image.Image]], text: list[str], **_: Any) -> dict[str, Tensor]:
+        (pictures,) = images  # of one prompt
         ids: list[int] = []
         for number, piece in enumerate(text[0].split("<image>")):
             some = self.tokenizer(piece.removeprefix("<s>")).input_ids
             ids += [*self.run, *some[1:]] if number else some
         if self.is_padded:
             gray = tuple(int(255 * one) for one in self.images.image_mean)
-            images = [ImageOps.pad(one, 2 * (max(one.size),), color=gray) for one in images]
-        pixels = self.images(images=images, return_tensors="pt")["pixel_values"]
+            pictures = [ImageOps.pad(one, 2 * (max(one.size),), color=gray) for one in pictures]
+        pixels = self.images(images=pictures, return_tensors="pt")["pixel_values"]
         found = torch.tensor([ids])
         return {"input_ids": found, "attention_mask": torch.ones_like(found), "pixel_values": pixels}
 
