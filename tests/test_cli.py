@@ -246,6 +246,35 @@ def test_a_changed_picture_is_done_again(run: Run, llava: Path, pictures: list[P
     assert len(run("answer", tmp_path / "c", ASK).records) == 1
 
 
+def test_a_lost_shard_is_said_by_all_and_mended_by_the_same_command(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "c"
+    command = ("compress", *pictures[:4], "--out", out, "-m", llava, "--shard-items", 2)
+    run(*command)
+    whole = run("answer", out, ASK)
+    (out / "prunesid-00001.safetensors").unlink()
+    ran = run("answer", out, ASK)
+    assert (ran.code, len(ran.records)) == (3, 2)
+    assert "prunesid-00001.safetensors is missing, and with it 2 items\nhint: run the same compress" in ran.err
+    other = run("compress", pictures[5], "--out", out, "-m", llava)
+    assert "goes on without 1 of the 2 items that it lacked: they were not among these images" in other.err
+    (out / "prunesid-00002.safetensors").unlink()
+    again = run(*command)
+    assert (again.code, "prunesid-00002.safetensors is missing, and with it 1 item: done again" in again.err) == (
+        0,
+        True,
+    )
+    assert "goes on without" not in again.err
+    answered = run("answer", out, ASK)
+    assert answered.code == 0
+    assert [r["answer"] for r in answered.records] == [r["answer"] for r in whole.records]
+    for path in out.glob("*.safetensors"):
+        path.unlink()
+    ran = run("answer", out, ASK)
+    assert (ran.code, "are missing, and with them 4 items" in ran.err) == (1, True)
+
+
 def test_nothing_found(run: Run, llava: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     ran = run("compress", tmp_path / "in", "--out", tmp_path / "c", "-m", llava)

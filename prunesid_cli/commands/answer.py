@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.commands.session import Hardware, Session
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.output import advance_one, duration, plural, printer, stdout_is_terminal
@@ -62,6 +63,8 @@ def answer(
     """
     asked = read_prompts(prompt, prompts)
     opened = open_cache(cache)
+    if opened.run is None and opened.missing.numbers:
+        raise opened.missing.error
     if opened.run is None:
         hint = f"ls {cache} --failed" if opened.failures() else f"info {cache}"
         raise CacheError(f"{cache} holds no tokens", hint=f"prunesid cache {hint}")
@@ -82,6 +85,7 @@ def answer(
     if usage:
         spent = time.perf_counter() - began
         printer.usage(f"{plural(len(queries), 'answer')} in {duration(spent)} ({len(queries) / spent:.1f}/s)")
+    end_if_incomplete(opened)
     if failed:
         raise typer.Exit(ExitCode.PARTIAL)
 

@@ -94,6 +94,8 @@ def compress(
         session.dtype_name,
     )
     writer = CacheWriter(out, run, __version__, shard_items)
+    if writer.missing.numbers:
+        printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
     pruner = session.pruner(budget, method, sample)
     report = Report(as_json, budget)
     try:
@@ -101,6 +103,7 @@ def compress(
             for outcome in pipeline.compress(pruner, listing, writer, session.batch_size(batch_size), stream):
                 report.take(outcome)
                 advance_one(bar)
+        writer.complete()
     finally:
         writer.close()
     report.say(writer, listing)
