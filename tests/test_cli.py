@@ -367,11 +367,30 @@ def test_help_and_listing_start_without_torch(tmp_path: Path) -> None:
         assert done.stderr.splitlines()[-1] == "[]", (args, done.stderr)
 
 
+def in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
+    line = f'set -o pipefail; prunesid() {{ {sys.executable} -m prunesid_cli "$@"; }}; {command}'
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+
+
 def test_a_closed_pipe_ends_quietly(llava: Path, pictures: list[Path], tmp_path: Path, run: Run) -> None:
     run("compress", *pictures, "--out", tmp_path / "c", "-m", llava)
-    command = f"{sys.executable} -m prunesid_cli cache ls {tmp_path / 'c'} | true"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    for command in (f"cache ls {tmp_path / 'c'}", "--help", "ask --help", "cache"):
+        done = in_a_shell(f"prunesid {command} | true")
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
+def test_closed_streams(llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    ask = f"prunesid ask -m {llava} {pictures[0]} 'what is shown?'"
+    compress = f"prunesid compress -m {llava} {pictures[0]} --out {tmp_path}/c"
+    told = "error: stdout is closed, there is nowhere to write a result\nhint: leave out >&-\n"
+    for command in (ask, f"{compress} --json", "prunesid models", "prunesid --version"):
+        done = in_a_shell(f"{command} >&-")
+        assert (done.returncode, done.stderr) == (1, told), command
+    done = in_a_shell(f"{compress} -q >&-; prunesid cache verify {tmp_path}/c")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 item good, 0 faults\n", "")
+    done = in_a_shell(f"{ask} 2>&-")
+    assert (done.returncode, done.stdout) == (0, in_a_shell(ask).stdout)
+    assert in_a_shell(f"{ask} -k 0 2>&-").returncode == 2
 
 
 def on_a_terminal(*args: object) -> str:

@@ -61,6 +61,7 @@ def answer(
 
     Example: prunesid answer cache/ "is there a person?" | jq .
     """
+    printer.check()
     asked = read_prompts(prompt, prompts)
     opened = open_cache(cache)
     if opened.run is None and opened.missing.numbers:

@@ -55,6 +55,7 @@ def ask(
 
     Example: prunesid ask kitchen.jpg "is there a kettle?"
     """
+    printer.check()
     *sources, prompt = media_and_prompt
     budget = read_budget(keep, True if calibration else dynamic, method)
     media, prompt = _read_inputs(sources, prompt)

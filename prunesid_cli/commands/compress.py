@@ -71,6 +71,8 @@ def compress(
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
     printer.resumable = not calibrate
+    if as_json:
+        printer.check()
     budget = read_budget(keep, True if stream else dynamic, method)
     session = Session.open(model, revision, Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
