@@ -54,7 +54,7 @@ def ask(
 ) -> None:
     """Answer a prompt about one or more images.
 
-    Example: prunesid ask kitchen.jpg "is there a kettle?"
+    Example: prunesid ask samples/scene5.png "what is shown?"
     """
     printer.check()
     *sources, prompt = media_and_prompt
