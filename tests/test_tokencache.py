@@ -145,12 +145,14 @@ def four_shards(folder: Path) -> list[Path]:
 
 def go_on(folder: Path, *entries: Entry, whole: bool = True) -> None:
     writer = CacheWriter(folder, RUN, "0.0", shard_items=3)
-    for one in entries:
-        if not writer.held(one.source, one.digest):
-            writer.add(one)
-    if whole:
-        writer.complete()
-    writer.close()
+    try:
+        for one in entries:
+            if not writer.held(one.source, one.digest):
+                writer.add(one)
+        if whole:
+            writer.complete()
+    finally:
+        writer.close()
 
 
 @pytest.mark.parametrize("lost", [[0], [1], [3], [1, 3], [2, 3], [0, 1, 2, 3]])
@@ -245,6 +247,27 @@ def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
     write(tmp_path, entry(0))
     with pytest.raises(CacheError, match="made with method prunesid, not random"):
         CacheWriter(tmp_path, replace(RUN, method="random"), "0.0")
+
+
+def test_a_cache_that_cannot_be_written_may_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    four_shards(tmp_path)
+    (tmp_path / "prunesid-index.json").unlink()
+
+    def refused(path: Path, *args: object) -> None:  # what the system says to all but the superuser, who may be us
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    before = sorted(tmp_path.iterdir())
+    go_on(tmp_path, *[entry(number) for number in range(8)])
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(CacheError, match="cannot write to .*: Permission denied"):
+        go_on(tmp_path, entry(8))
+    writer = CacheWriter(tmp_path, RUN, "0.0")
+    writer.fail("0.png", MediaError("bad", "mend it"))
+    with pytest.raises(CacheError, match="cannot write to"):
+        writer.close()
+    with pytest.raises(CacheError, match="cannot write to"):
+        CacheWriter(tmp_path / "new", RUN, "0.0")
 
 
 def test_half_written_files_are_swept(tmp_path: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
@@ -25,11 +24,9 @@ from prunesid_cli.tokencache.format import (
     shard_name,
 )
 from prunesid_cli.tokencache.index import Index
+from prunesid_cli.tokencache.lock import locked
 from prunesid_cli.tokencache.reader import Cache, is_cache, open_cache
 from prunesid_cli.types import TokenSet
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 
 @dataclass(frozen=True)
@@ -51,13 +48,14 @@ class CacheWriter:
     inputs; `complete` says that they have come to their end.
 
     Raises:
-        CacheError: the folder cannot be written, or holds a cache of another run.
+        CacheError: the folder cannot be written, or holds a cache of another run. One that cannot be written but holds
+            a cache may hold all that there is to write: that is an error only once there is more.
     """
 
     def __init__(self, folder: Path, run: Run, tool: str, shard_items: int = 512) -> None:
         self.folder, self.run, self.tool, self.shard_items = folder, run, tool, shard_items
         self.entries: list[Entry] = []
-        self.lock = _locked(folder)
+        self.lock, self.unwritable = locked(folder)
         try:
             self._go_on()
         except CacheError:
@@ -76,6 +74,7 @@ class CacheWriter:
         numbers = max([self.stored.shards, *(1 + shard.number for shard in cache.shards)])
         self.index = Index(numbers, items, self.stored.given_up)
         self.failed = {record["source"]: record for record in cache.failures()}
+        self.recorded = dict(self.failed)
         self.done = {source: item for source, (_, item) in cache.items().items()}
         self.history = [item for shard in cache.shards for item in shard.items]
 
@@ -85,6 +84,8 @@ class CacheWriter:
         return item if item and item.digest == digest else None
 
     def add(self, entry: Entry) -> None:
+        if self.unwritable:
+            raise self.unwritable
         self.entries.append(replace(entry, tokens=replace(entry.tokens, tokens=entry.tokens.tokens.cpu())))
         self.settle(entry.source)
         if len(self.entries) >= self.shard_items:
@@ -120,16 +121,22 @@ class CacheWriter:
 
     def close(self) -> None:
         try:
-            self.flush()
-            self._index()
-            path = self.folder / FAILURES
-            if self.failed:
-                lines = "".join(canonical(record) + "\n" for record in self.failed.values())
-                _replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
-            else:
-                path.unlink(missing_ok=True)
+            if self.unwritable and self.failed != self.recorded:
+                raise self.unwritable
+            if not self.unwritable:
+                self.flush()
+                self._index()
+                self._record_failures()
         finally:
             self.lock.release()
+
+    def _record_failures(self) -> None:
+        path = self.folder / FAILURES
+        if self.failed:
+            lines = "".join(canonical(record) + "\n" for record in self.failed.values())
+            _replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> None:
@@ -180,30 +187,6 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         write_whole(path, write)
     except (OSError, SafetensorError) as error:
         raise CacheError(f"cannot write {path}: {error}", hint="free some space, then run the same command") from error
-
-
-def _locked(folder: Path) -> BaseFileLock:
-    """Make the folder, let nobody else write to it, and sweep what an interrupted run left half written.
-
-    Raises:
-        CacheError: it cannot be written, or another run is writing to it. Found out before a model is loaded.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".prunesid.lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-        for left in (*folder.glob(".prunesid-*.part"), *folder.glob(f".{FAILURES}.*.part")):
-            left.unlink()
-        probe = folder / f".prunesid-probe.{os.getpid()}.part"
-        probe.touch()
-        probe.unlink()
-    except Timeout as error:
-        raise CacheError(f"another run is writing to {folder}", "wait for it, or name another --out") from error
-    except OSError as error:
-        raise CacheError(f"cannot write to {folder}: {error.strerror}", hint="name another --out") from error
-    return lock
 
 
 def _difference(old: Run, new: Run) -> str:
