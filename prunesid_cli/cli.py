@@ -14,7 +14,7 @@ from prunesid_cli.commands.answer import answer
 from prunesid_cli.commands.ask import ask
 from prunesid_cli.commands.compress import compress
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
-from prunesid_cli.output import OutputClosed, end_quietly, printer
+from prunesid_cli.output import OutputClosed, end_quietly, mend_streams, printer
 from prunesid_cli.settings import default_map
 
 app = typer.Typer(
@@ -49,11 +49,22 @@ def _terminate(number: int, frame: Any) -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit code; no traceback without --debug."""
+    mend_streams()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run())
 
 
 def _run() -> int:
+    try:
+        return _command()
+    except SystemExit as ended:  # how rich and typer end where nobody reads the help any more
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        end_quietly()
+        return ExitCode.OK
+
+
+def _command() -> int:
     printer.quiet, printer.verbose, printer.debug, printer.resumable = False, False, "--debug" in sys.argv, False
     try:
         result = app(standalone_mode=False, default_map=default_map())

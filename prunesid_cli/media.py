@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 import stat
 import warnings
 from dataclasses import dataclass, field
@@ -183,7 +184,8 @@ def _sequence_note(file: Image.Image) -> str:
 
 def _undecodable(source: str, data: bytes, error: Exception) -> MediaError:
     if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit, far above `MAX_PIXELS`
-        return MediaError(f"{source}: {TOO_MANY}", SMALLER)
+        said = re.search(r"\d+ pixels", str(error))
+        return MediaError(f"{source}: {said[0]}, {TOO_MANY}" if said else f"{source}: {TOO_MANY}", SMALLER)
     if type(error) in REASONS:
         return unreadable(source, error)
     kind = kind_of(data)

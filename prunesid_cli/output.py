@@ -34,12 +34,22 @@ class Printer:
 
     def result(self, text: str, end: str = "\n") -> None:
         """One result, at once: what reads a pipe should not wait."""
+        self.check()
         try:
             print(printable(text, sys.stdout), end=end, flush=True)
         except BrokenPipeError as error:
             raise OutputClosed from error
         except OSError as error:
             raise PruneSIDError(f"cannot write the result: {error.strerror}", "free some space") from error
+
+    def check(self) -> None:
+        """Whether there is a stdout at all, before work is done whose result would have nowhere to go.
+
+        Raises:
+            PruneSIDError: there is none.
+        """
+        if sys.stdout is None:
+            raise PruneSIDError("stdout is closed, there is nowhere to write a result", "leave out >&-")
 
     def record(self, value: dict[str, Any]) -> None:
         """One JSON object a line."""
@@ -76,7 +86,7 @@ class Printer:
 
         `prints`: results are printed meanwhile. On the terminal of the bar they are progress enough.
         """
-        if self.quiet or not sys.stderr.isatty() or (prints and sys.stdout.isatty()):
+        if self.quiet or not sys.stderr.isatty() or (prints and stdout_is_terminal()):
             yield None
             return
         from rich.console import Console
@@ -101,7 +111,19 @@ def printable(text: str, stream: Any) -> str:
 
 
 def stdout_is_terminal() -> bool:
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def mend_streams() -> None:
+    """Fill the places of standard streams that are closed, or files that are opened later get their numbers, and with
+    them what is meant for those. What is said to a closed stderr goes nowhere; stdout see `Printer.check`."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def end_quietly() -> None:

@@ -29,7 +29,7 @@ def ask(
     language.check(prompt, len(media))
     with pruner.clock.stage("preprocess"):
         companions = [sum(other.is_clip == item.is_clip for other in media) - 1 for item in media]
-        pixels = [pruner.vision.preprocess(*one) for one in zip(media, companions, strict=True)]
+        pixels = [pruner.preprocess(*one) for one in zip(media, companions, strict=True)]
     encoded = pruner.encode(pixels)
     try:
         items = pruner.prune(encoded)
@@ -119,7 +119,7 @@ def _unmeasured(one: Ready) -> Measured:
 def _decoded(
     pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Item | None], batch_size: int
 ) -> Iterator[Decoded]:
-    return ahead(found, lambda one: decode(one, pruner.vision.preprocess, held), AHEAD * batch_size)
+    return ahead(found, lambda one: decode(one, pruner.preprocess, held), AHEAD * batch_size)
 
 
 def _outcomes(pruner: Pruner, batch: Sequence[Decoded], allotment: Allotment) -> dict[str, Outcome]:

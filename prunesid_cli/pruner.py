@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from prunesid_cli.errors import NonFiniteError, UsageError
+from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
 from prunesid_cli.families.base import VisionHalf
+from prunesid_cli.families.processing import reads_clips
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
 from prunesid_cli.selection.checks import check_finite
@@ -22,6 +23,7 @@ from prunesid_cli.selection.similarity import phi
 from prunesid_cli.types import SUMMARY, Encoded, Pixels, Segment, TokenSet
 
 if TYPE_CHECKING:
+    from prunesid_cli.media import Media
     from prunesid_cli.selection import Method
 
 Information = tuple[float, ...]
@@ -62,6 +64,16 @@ class Pruner:
     method: str | Method
     sample: Sequence[float]
     clock: Clock = field(default_factory=Clock)
+
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        """What the tower takes of a picture or clip.
+
+        Raises:
+            MediaError: it is a clip, and the model has none: it would read one frame of it, or fall over them.
+        """
+        if media.is_clip and not reads_clips(self.vision):
+            raise MediaError(f"{media.source}: this model reads no clips", "give it pictures, or name another model")
+        return self.vision.preprocess(media, companions)
 
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         with self.clock.stage("encode"):

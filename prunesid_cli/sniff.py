@@ -25,7 +25,7 @@ class Kind(Enum):
     POSTSCRIPT = False, "the file is PostScript", "turn it into a PNG image first"
     PHOTOSHOP = False, "the file is a Photoshop document", "export it as a PNG image first"
     ARCHIVE = False, "the file is an archive", "unpack it first"
-    VIDEO = False, "the file is a video", "take a picture out of it first, or give it a video's extension"
+    VIDEO = False, "the file is a video", "clips cannot be read from files yet: take a picture out of it first"
     LFS = False, "the file is a Git LFS pointer", "fetch the real file with: git lfs pull"
     HTML = False, "the file is a web page", "the download went wrong: fetch it again"
     SVG = False, "the file is an SVG drawing", "turn it into a PNG image first"

@@ -151,6 +151,93 @@ def test_bad_options(run: Run, llava: Path, pictures: list[Path], args: list[str
     assert "Traceback" not in ran.err
 
 
+def test_contradictions_are_refused_where_both_were_typed(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, cache = ("--out", tmp_path / "c", "-m", llava), tmp_path / "cache"
+    for args, words in (
+        (("compress", pictures[0], *out, "--fixed", "--stream"), "--fixed and --stream contradict"),
+        (("compress", pictures[0], *out, "--calibrate", "--stream"), "--stream and --calibrate contradict"),
+        (("ask", "-m", llava, "--fixed", "--calibration", cache, pictures[0], ASK), "--fixed and --calibration"),
+        (("compress", pictures[0], *out, "-0"), "-0 is about a list on stdin"),
+        (("answer", cache, ASK, "--prompts", "x.jsonl"), "not both"),
+    ):
+        ran = run(*args)
+        assert (ran.code, ran.out, words in ran.err) == (2, "", True), ran.err
+        assert len(ran.err.splitlines()) == 2
+        assert "hint: " in ran.err
+    assert not (tmp_path / "c").exists()
+    monkeypatch.setenv("PRUNESID_DYNAMIC", "0")  # what is typed counts more
+    assert run("compress", pictures[0], *out, "--stream").code == 0
+    assert open_cache(tmp_path / "c").run.dynamic
+    monkeypatch.delenv("PRUNESID_DYNAMIC")
+    configure(tmp_path, "stream = true")
+    assert run("compress", pictures[0], "--out", tmp_path / "d", "-m", llava, "--fixed").code == 0
+    assert open_cache(tmp_path / "d").run.even
+
+
+def configure(folder: Path, text: str) -> None:
+    path = folder / "config" / "prunesid" / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_folder_has_no_revisions(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("compress", pictures[0], "--out", tmp_path / "c", "-m", llava)
+    for args, what in (
+        (("ask", "-m", llava, "--revision", "v1", pictures[0], ASK), f"{llava} is a folder, which"),
+        (("ask", "--revision", "v1", pictures[0], ASK), "the embedded model"),
+        (("compress", pictures[0], "--out", tmp_path / "d", "-m", "demo", "--revision", "v1"), "the embedded model"),
+        (("answer", tmp_path / "c", ASK, "--revision", "v1"), f"{llava} is a folder, which"),
+    ):
+        ran = run(*args)
+        assert (ran.code, ran.out, f"error: {what} has no revisions" in ran.err) == (2, "", True), ran.err
+        assert "hint: leave out --revision" in ran.err
+    configure(tmp_path, 'model = "nobody/nothing"\nrevision = "v1"')  # of that model
+    assert run("ask", "-m", llava, pictures[0], ASK).code == 0
+    monkeypatch.setenv("PRUNESID_REVISION", "v1")
+    assert run("ask", "-m", llava, pictures[0], ASK).code == 0
+    assert run("answer", tmp_path / "c", ASK).code == 0
+    monkeypatch.setenv("PRUNESID_MODEL", str(llava))
+    assert "has no revisions" in run("ask", pictures[0], ASK).err
+
+
+def test_an_error_names_where_a_value_came_from(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ("ask", "-m", llava, pictures[0], ASK)
+    configure(tmp_path, 'method = "best"')
+    assert f"error: method in {tmp_path}/config/prunesid/config.toml: no selection method" in run(*ask).err
+    monkeypatch.setenv("PRUNESID_KEEP", "zzz")
+    ran = run(*ask, "--method", "grid")
+    assert (ran.code, "error: PRUNESID_KEEP: cannot read 'zzz'" in ran.err) == (2, True)
+    assert "error: cannot read 'yyy'" in run(*ask, "--method", "grid", "-k", "yyy").err
+
+
+def test_nothing_on_stdin(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    for args, code in ((("-", ASK), 1), ((pictures[0], "-"), 2)):
+        ran = run("ask", "-m", llava, *args)
+        assert (ran.code, "error: nothing came on stdin\nhint: pipe a p" in ran.err) == (code, True), ran.err
+    done = in_a_shell(f"prunesid compress - --out {tmp_path}/c -m {llava} <&-")
+    assert (done.returncode, "- reads stdin, which is closed" in done.stderr) == (2, True)
+
+
+def test_a_video_as_an_image_is_told_what_can_be_done(run: Run, llava: Path, tmp_path: Path) -> None:
+    for name in ("clip.mp4", "clip.jpg"):
+        (tmp_path / name).write_bytes(hostile.ftyp(b"isom"))
+        ran = run("ask", "-m", llava, tmp_path / name, ASK)
+        assert (ran.code, "hint: clips cannot be read from files yet" in ran.err) == (1, True)
+
+
+def test_the_hub_tells_nothing_of_its_retries(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    import logging
+
+    run("ask", "-m", "nobody/nothing", pictures[0], ASK, "-q")
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+
+
 def test_more_than_all_keeps_all_and_says_so(run: Run, llava: Path, pictures: list[Path]) -> None:
     ran = run("ask", "-m", llava, "-k", "900", pictures[0], ASK)
     assert "--keep 900 of 576 visual tokens: all are kept" in ran.err
@@ -198,6 +285,8 @@ def test_faulty_pictures_cost_themselves_alone(run: Run, llava: Path, pictures: 
     failed = run("cache", "ls", tmp_path / "c", "--failed", "--json").records
     assert {Path(record["source"]).name for record in failed} == {"empty.jpg", "text.jpg", "cut.jpg", "missing.jpg"}
     assert all(record["error"] and record["hint"] for record in failed)
+    listed = run("cache", "ls", tmp_path / "c", "--failed").out
+    assert f"{folder}/empty.jpg\tempty file\n" in listed
     shutil.copy(pictures[1], folder / "cut.jpg")
     again = run("compress", folder, "--out", tmp_path / "c", "-m", llava, "-v")
     assert (again.code, "1 already in the cache" in again.err) == (3, True)
@@ -245,6 +334,35 @@ def test_a_changed_picture_is_done_again(run: Run, llava: Path, pictures: list[P
     run("compress", path, "--out", tmp_path / "c", "-m", llava)
     assert run("answer", tmp_path / "c", ASK).records[0]["answer"] == run("ask", "-m", llava, path, ASK).out.strip()
     assert len(run("answer", tmp_path / "c", ASK).records) == 1
+
+
+def test_a_lost_shard_is_said_by_all_and_mended_by_the_same_command(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "c"
+    command = ("compress", *pictures[:4], "--out", out, "-m", llava, "--shard-items", 2)
+    run(*command)
+    whole = run("answer", out, ASK)
+    (out / "prunesid-00001.safetensors").unlink()
+    ran = run("answer", out, ASK)
+    assert (ran.code, len(ran.records)) == (3, 2)
+    assert "prunesid-00001.safetensors is missing, and with it 2 items\nhint: run the same compress" in ran.err
+    other = run("compress", pictures[5], "--out", out, "-m", llava)
+    assert "goes on without 1 of the 2 items that it lacked: they were not among these images" in other.err
+    (out / "prunesid-00002.safetensors").unlink()
+    again = run(*command)
+    assert (again.code, "prunesid-00002.safetensors is missing, and with it 1 item: done again" in again.err) == (
+        0,
+        True,
+    )
+    assert "goes on without" not in again.err
+    answered = run("answer", out, ASK)
+    assert answered.code == 0
+    assert [r["answer"] for r in answered.records] == [r["answer"] for r in whole.records]
+    for path in out.glob("*.safetensors"):
+        path.unlink()
+    ran = run("answer", out, ASK)
+    assert (ran.code, "are missing, and with them 4 items" in ran.err) == (1, True)
 
 
 def test_nothing_found(run: Run, llava: Path, tmp_path: Path) -> None:
@@ -339,11 +457,30 @@ def test_help_and_listing_start_without_torch(tmp_path: Path) -> None:
         assert done.stderr.splitlines()[-1] == "[]", (args, done.stderr)
 
 
+def in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
+    line = f'set -o pipefail; prunesid() {{ {sys.executable} -m prunesid_cli "$@"; }}; {command}'
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+
+
 def test_a_closed_pipe_ends_quietly(llava: Path, pictures: list[Path], tmp_path: Path, run: Run) -> None:
     run("compress", *pictures, "--out", tmp_path / "c", "-m", llava)
-    command = f"{sys.executable} -m prunesid_cli cache ls {tmp_path / 'c'} | true"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    for command in (f"cache ls {tmp_path / 'c'}", "--help", "ask --help", "cache"):
+        done = in_a_shell(f"prunesid {command} | true")
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
+def test_closed_streams(llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    ask = f"prunesid ask -m {llava} {pictures[0]} 'what is shown?'"
+    compress = f"prunesid compress -m {llava} {pictures[0]} --out {tmp_path}/c"
+    told = "error: stdout is closed, there is nowhere to write a result\nhint: leave out >&-\n"
+    for command in (ask, f"{compress} --json", "prunesid models", "prunesid --version"):
+        done = in_a_shell(f"{command} >&-")
+        assert (done.returncode, done.stderr) == (1, told), command
+    done = in_a_shell(f"{compress} -q >&-; prunesid cache verify {tmp_path}/c")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 item good, 0 faults\n", "")
+    done = in_a_shell(f"{ask} 2>&-")
+    assert (done.returncode, done.stdout) == (0, in_a_shell(ask).stdout)
+    assert in_a_shell(f"{ask} -k 0 2>&-").returncode == 2
 
 
 def on_a_terminal(*args: object) -> str:

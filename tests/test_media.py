@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -298,7 +299,7 @@ def test_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch, 
         raise AssertionError("the bomb was unpacked")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    assert "100 megapixels" in refusal(hostile.claim(*size)).problem
+    assert re.search(r"\d+ pixels, more than the limit of 100 megapixels", refusal(hostile.claim(*size)).problem)
 
 
 def test_a_true_bomb_takes_no_memory() -> None:

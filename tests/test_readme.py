@@ -52,6 +52,13 @@ def test_the_two_commands_of_a_fresh_machine() -> None:
         assert (ROOT / path).is_file()
 
 
+def test_the_example_in_the_help_works(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (example,) = re.findall(r"Example: prunesid (.*)", run("ask", "--help").out)
+    ran = run(*shlex.split(example))
+    assert (ran.code, ran.out) == (0, "a purple ring, the number 2 and a green ring\n")
+
+
 def test_every_documented_option_exists(run: Run) -> None:
     of_prunesid = re.sub(r"`python -m [^`]*`", "", README)
     documented = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", of_prunesid))

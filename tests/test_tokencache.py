@@ -66,7 +66,7 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     assert set(header) == {"__metadata__", "tokens"}
     assert set(header["__metadata__"]) == {"prunesid"}
     body = json.loads(header["__metadata__"]["prunesid"])
-    assert set(body) == {"format", "tool", "run", "items", "layouts", "tokens", "check"}
+    assert set(body) == {"format", "number", "tool", "run", "items", "layouts", "tokens", "check"}
     item = body["items"][1]
     assert (item["rows"], item["slots"], item["whole"], item["layout"]) == ([3, 6], [-1, 0, 1], False, 0)
     (layout,) = body["layouts"]
@@ -134,6 +134,103 @@ def test_shards_follow_each_other_and_the_last_counts(tmp_path: Path) -> None:
     assert cache.items()["3.png"][1].digest == "new"
 
 
+def four_shards(folder: Path) -> list[Path]:
+    writer = CacheWriter(folder, RUN, "0.0", shard_items=2)
+    for number in range(8):
+        writer.add(entry(number))
+    writer.complete()
+    writer.close()
+    return sorted(folder.glob("*.safetensors"))
+
+
+def go_on(folder: Path, *entries: Entry, whole: bool = True) -> None:
+    writer = CacheWriter(folder, RUN, "0.0", shard_items=3)
+    try:
+        for one in entries:
+            if not writer.held(one.source, one.digest):
+                writer.add(one)
+        if whole:
+            writer.complete()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("lost", [[0], [1], [3], [1, 3], [2, 3], [0, 1, 2, 3]])
+def test_lost_shards_are_missed_and_done_again(run: Runner, tmp_path: Path, lost: list[int]) -> None:
+    paths = four_shards(tmp_path)
+    assert run("cache", "verify", tmp_path).out == "8 items good, 0 faults\n"
+    for number in lost:
+        paths[number].unlink()
+    for command in ("verify", "ls", "info"):
+        ran = run("cache", command, tmp_path)
+        assert ran.code == (1 if command == "verify" else 3)
+        assert all(paths[number].name in ran.err for number in lost[:3]), ran.err
+        assert f"missing, and with {'it' if len(lost) == 1 else 'them'} {2 * len(lost)} items" in ran.err
+        assert "hint: run the same compress" in ran.err
+    go_on(tmp_path, *[entry(number) for number in range(8)])
+    assert run("cache", "verify", tmp_path).out == "8 items good, 0 faults\n"
+    assert sorted(open_cache(tmp_path).items()) == [f"{n}.png" for n in range(8)]
+    assert run("cache", "ls", tmp_path).code == 0
+
+
+def test_what_is_lost_stays_missed_until_a_run_comes_to_its_end(run: Runner, tmp_path: Path) -> None:
+    four_shards(tmp_path)[1].unlink()
+    go_on(tmp_path, entry(2), whole=False)
+    assert run("cache", "verify", tmp_path).code == 1
+    go_on(tmp_path, entry(9))
+    assert run("cache", "verify", tmp_path).out == "8 items good, 0 faults\n"
+
+
+def test_a_crash_between_shard_and_index_leaves_a_valid_cache(run: Runner, tmp_path: Path) -> None:
+    path = four_shards(tmp_path)[0].with_name("prunesid-index.json")
+    path.write_text('{"given_up":[],"items":6,"shards":3}')
+    assert run("cache", "verify", tmp_path).out == "8 items good, 0 faults\n"
+    go_on(tmp_path, entry(8))
+    assert json.loads(path.read_text()) == {"given_up": [], "items": 9, "shards": 5}
+    path.unlink()
+    assert run("cache", "verify", tmp_path).code == 0
+    for bad in ("{", "[]", '{"given_up":[],"items":"x","shards":3}'):
+        path.write_text(bad)
+        for command in ("verify", "ls"):
+            ran = run("cache", command, tmp_path)
+            assert (ran.code, f"delete {path}" in ran.err) == (1, True)
+
+
+def test_copied_and_renamed_shards_are_refused(run: Runner, tmp_path: Path) -> None:
+    paths = four_shards(tmp_path)
+    copy = tmp_path / "prunesid-00004.safetensors"
+    copy.write_bytes(paths[1].read_bytes())
+    (tmp_path / "prunesid-000003.safetensors").write_bytes(paths[3].read_bytes())  # no name of a shard
+    ran = run("cache", "verify", tmp_path)
+    assert (ran.code, ran.out) == (1, "8 items good, 1 fault\n")
+    assert f"{copy} is a copy of prunesid-00001.safetensors\nhint: delete {copy}" in ran.err
+    paths[1].unlink()
+    assert "hint: rename it to prunesid-00001.safetensors" in run("cache", "ls", tmp_path).err
+    copy.rename(paths[1])
+    assert run("cache", "verify", tmp_path).code == 0
+
+
+def test_an_item_held_twice_is_a_fault(run: Runner, tmp_path: Path) -> None:
+    write(tmp_path, entry(0), entry(1))
+    write_shard(tmp_path / "prunesid-00001.safetensors", RUN, "0.0", [replace(entry(0), digest="changed"), entry(2)])
+    changed_back = tmp_path / "prunesid-00002.safetensors"
+    write_shard(changed_back, RUN, "0.0", [entry(0)])
+    assert run("cache", "verify", tmp_path).code == 0
+    again = tmp_path / "prunesid-00003.safetensors"
+    write_shard(again, RUN, "0.0", [entry(2), entry(0), entry(3)])
+    ran = run("cache", "verify", tmp_path)
+    assert (ran.code, ran.out) == (1, "6 items good, 1 fault\n")
+    assert f"{again} holds 2 items again, first 2.png of prunesid-00001.safetensors" in ran.err
+    assert f"hint: delete {again}" in ran.err
+
+
+def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number, name in ((0, "99999"), (1, "100000")):
+        changed = replace(entry(0), digest=str(number))
+        write_shard(tmp_path / f"prunesid-{name}.safetensors", RUN, "0.0", [changed])
+    assert open_cache(tmp_path).items()["0.png"][1].digest == "1"
+
+
 def test_failures_stay_until_they_are_settled(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path, RUN, "0.0")
     for name in ("0.png", "other.png"):
@@ -150,6 +247,27 @@ def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
     write(tmp_path, entry(0))
     with pytest.raises(CacheError, match="made with method prunesid, not random"):
         CacheWriter(tmp_path, replace(RUN, method="random"), "0.0")
+
+
+def test_a_cache_that_cannot_be_written_may_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    four_shards(tmp_path)
+    (tmp_path / "prunesid-index.json").unlink()
+
+    def refused(path: Path, *args: object) -> None:  # what the system says to all but the superuser, who may be us
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    before = sorted(tmp_path.iterdir())
+    go_on(tmp_path, *[entry(number) for number in range(8)])
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(CacheError, match="cannot write to .*: Permission denied"):
+        go_on(tmp_path, entry(8))
+    writer = CacheWriter(tmp_path, RUN, "0.0")
+    writer.fail("0.png", MediaError("bad", "mend it"))
+    with pytest.raises(CacheError, match="cannot write to"):
+        writer.close()
+    with pytest.raises(CacheError, match="cannot write to"):
+        CacheWriter(tmp_path / "new", RUN, "0.0")
 
 
 def test_half_written_files_are_swept(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.given import prompt_of
+from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.commands.session import Hardware, Session
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
+from prunesid_cli.families.checkpoint import is_local
 from prunesid_cli.output import advance_one, duration, plural, printer, stdout_is_terminal
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
@@ -40,7 +42,7 @@ def answer(
         typer.Option(metavar="FILE.jsonl", help='Lines {"prompt": ...}, with "source" where one item is meant.'),
     ] = None,
     model: o.CacheModel = None,
-    revision: o.Revision = None,
+    revision: o.CacheRevision = None,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     attention: o.AttentionOption = o.Attention.auto,
@@ -60,8 +62,11 @@ def answer(
 
     Example: prunesid answer cache/ "is there a person?" | jq .
     """
+    printer.check()
     asked = read_prompts(prompt, prompts)
     opened = open_cache(cache)
+    if opened.run is None and opened.missing.numbers:
+        raise opened.missing.error
     if opened.run is None:
         hint = f"ls {cache} --failed" if opened.failures() else f"info {cache}"
         raise CacheError(f"{cache} holds no tokens", hint=f"prunesid cache {hint}")
@@ -82,6 +87,7 @@ def answer(
     if usage:
         spent = time.perf_counter() - began
         printer.usage(f"{plural(len(queries), 'answer')} in {duration(spent)} ({len(queries) / spent:.1f}/s)")
+    end_if_incomplete(opened)
     if failed:
         raise typer.Exit(ExitCode.PARTIAL)
 
@@ -92,15 +98,14 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
     Raises:
         UsageError: none or both were given, or a line cannot be read.
     """
-    if (prompt is None) == (file is None):
+    if prompt is not None and file is not None:
+        raise UsageError("answer takes a prompt or --prompts, not both", "leave out one of them")
+    if prompt is None and file is None:
         raise UsageError(
             "answer needs a prompt, or --prompts FILE.jsonl", hint='prunesid answer cache/ "what is shown?"'
         )
     if file is None:
-        text = sys.stdin.read().strip() if prompt == "-" else prompt or ""
-        if not text.strip():
-            raise UsageError("the prompt is empty", hint='prunesid answer cache/ "what is shown?"')
-        return [Prompt(text)]
+        return [Prompt(prompt_of(prompt or ""))]
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028
     except (OSError, UnicodeDecodeError) as error:
@@ -124,13 +129,15 @@ def _session(run: Run, model: str | None, revision: str | None, hardware: Hardwa
 
     Raises:
         CacheError: the tokens are another model's, who would read them wrongly.
+        UsageError: a revision of a model that has none.
     """
-    chosen = Session.open(model or run.model, revision or (run.revision if model is None else None), hardware)
+    own = run.revision if model is None and not is_local(run.model) else None
+    chosen = Session.open(model or run.model, revision or own, hardware)
     found = chosen.checkpoint
     if found.revision != run.revision or found.model_type != run.family:
         raise CacheError(
             f"the cache holds tokens of {run.model} at {run.revision}, not of {found.name} at {found.revision}",
-            hint="leave out --model, or compress again with this one",
+            hint="leave out --model and --revision, or compress again with this one",
         )
     return chosen
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.given import outweighs_fixed, prompt_of, revision_meant, stdin
 from prunesid_cli.commands.report import note_if_all
 from prunesid_cli.commands.session import Hardware, Session, read_budget
-from prunesid_cli.errors import UsageError
+from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.output import printer, stages, stdout_is_terminal
 from prunesid_cli.tokencache import sample_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def ask(
+    context: typer.Context,
     media_and_prompt: Annotated[
         list[str],
         typer.Argument(metavar="MEDIA... PROMPT", help="Image files, then the prompt. One of them may be - for stdin."),
@@ -53,12 +54,15 @@ def ask(
 ) -> None:
     """Answer a prompt about one or more images.
 
-    Example: prunesid ask kitchen.jpg "is there a kettle?"
+    Example: prunesid ask samples/scene5.png "what is shown?"
     """
+    printer.check()
     *sources, prompt = media_and_prompt
-    budget = read_budget(keep, True if calibration else dynamic, method)
+    if calibration and not outweighs_fixed(context, "calibration", "--calibration"):
+        calibration = None
+    budget = read_budget(context, keep, True if calibration else dynamic, method)
     media, prompt = _read_inputs(sources, prompt)
-    session = Session.open(model, revision, Hardware(device, dtype, attention))
+    session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.types import Generation
 
@@ -85,14 +89,20 @@ def _read_inputs(sources: list[str], prompt: str) -> tuple[list[Media], str]:
         raise UsageError("stdin can be read once", hint="give - for one of the arguments only")
     from prunesid_cli.media import load_image, load_image_bytes
 
-    media = [load_image_bytes(sys.stdin.buffer.read(), "-") if one == "-" else load_image(one) for one in sources]
+    media = [load_image_bytes(_piped(), "-") if one == "-" else load_image(one) for one in sources]
     for item in media:
         for note in item.notes:
             printer.note(f"{item.source}: {note}")
-    prompt = sys.stdin.read().strip() if prompt == "-" else prompt
-    if not prompt.strip():
-        raise UsageError("the prompt is empty", hint='prunesid ask picture.jpg "what is shown?"')
-    return media, prompt
+    return media, prompt_of(prompt)
+
+
+def _piped() -> bytes:
+    data = stdin().buffer.read()
+    if not data:
+        raise MediaError(
+            "nothing came on stdin", 'pipe a picture into it: prunesid ask - "what is shown?" < picture.jpg'
+        )
+    return data
 
 
 def _record(session: Session, media: list[Media], prompt: str, answer: Answer, items: list[TokenSet]) -> dict[str, Any]:

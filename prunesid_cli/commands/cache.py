@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import plural, printer, size
-from prunesid_cli.tokencache import open_cache, read_calibration, verify_all
+from prunesid_cli.tokencache import Cache, open_cache, read_calibration, verify_all
 
 app = typer.Typer(no_args_is_help=True, help="List, describe and check a cache.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
@@ -28,12 +29,21 @@ def list_items(
     """List what is in a cache: kept and all visual tokens, size in pixels, source."""
     opened = open_cache(cache)
     if failed:
-        for record in opened.failures():
-            if as_json:
-                printer.record(record)
-            else:
-                printer.result(f"{record['source']}\t{record['error']}")
-        return
+        _list_failed(opened, as_json)
+    else:
+        _list_held(opened, as_json)
+    end_if_incomplete(opened)
+
+
+def _list_failed(opened: Cache, as_json: bool) -> None:
+    for record in opened.failures():
+        if as_json:
+            printer.record(record)
+        else:
+            printer.result(f"{record['source']}\t{record['error'].removeprefix(record['source'] + ': ')}")
+
+
+def _list_held(opened: Cache, as_json: bool) -> None:
     for source, (shard, item) in opened.items().items():
         if as_json:
             counts = {"tokens": item.total, "kept": item.kept}
@@ -50,18 +60,19 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     total, kept = sum(item.total for item in items), sum(item.kept for item in items)
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
     facts |= {"items": len(items), "failed": len(opened.failures()), "shards": len(opened.shards)}
+    facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}
     facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}
     calibration = read_calibration(cache)
     facts |= {"calibration": asdict(calibration)} if calibration else {}
     if as_json:
         printer.record(facts)
-        return
-    facts["bytes"] = size(opened.size())
-    facts["kept"] = f"{kept} ({kept / max(total, 1):.1%})"
-    if calibration:
-        facts["calibration"] = f"phi {calibration.phi:.4f}, of {plural(calibration.images, 'image')}"
-    for name, value in facts.items():
-        printer.result(f"{name:11} {value}")
+    else:
+        facts |= {"bytes": size(opened.size()), "kept": f"{kept} ({kept / max(total, 1):.1%})"}
+        if calibration:
+            facts["calibration"] = f"phi {calibration.phi:.4f}, of {plural(calibration.images, 'image')}"
+        for name, value in facts.items():
+            printer.result(f"{name:11} {value}")
+    end_if_incomplete(opened)
 
 
 @app.command("verify")

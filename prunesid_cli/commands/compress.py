@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +10,10 @@ import typer
 
 from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.given import is_typed, outweighs_fixed, revision_meant, stdin
 from prunesid_cli.commands.report import Report
 from prunesid_cli.commands.session import Hardware, Session, read_budget
-from prunesid_cli.errors import ExitCode, MediaError
+from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.output import advance_one, plural, printer, stages
 from prunesid_cli.tokencache import calibrated
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def compress(
+    context: typer.Context,
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH...", help="Files, folders, globs; - reads a list of them from stdin.")
     ],
@@ -71,8 +72,12 @@ def compress(
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
     printer.resumable = not calibrate
-    budget = read_budget(keep, True if stream else dynamic, method)
-    session = Session.open(model, revision, Hardware(device, dtype, attention))
+    if as_json:
+        printer.check()
+    _check(context)
+    stream = stream and outweighs_fixed(context, "stream", "--stream")
+    budget = read_budget(context, keep, True if stream else dynamic, method)
+    session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.listing import find_images
     from prunesid_cli.tokencache import CacheWriter, Run
@@ -94,6 +99,8 @@ def compress(
         session.dtype_name,
     )
     writer = CacheWriter(out, run, __version__, shard_items)
+    if writer.missing.numbers:
+        printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
     pruner = session.pruner(budget, method, sample)
     report = Report(as_json, budget)
     try:
@@ -101,6 +108,7 @@ def compress(
             for outcome in pipeline.compress(pruner, listing, writer, session.batch_size(batch_size), stream):
                 report.take(outcome)
                 advance_one(bar)
+        writer.complete()
     finally:
         writer.close()
     report.say(writer, listing)
@@ -108,6 +116,15 @@ def compress(
         printer.usage(stages(pruner.clock.seconds))
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
+
+
+def _check(context: typer.Context) -> None:
+    """Refuse options that do nothing beside each other."""
+    given = context.params
+    if given["stream"] and given["calibrate"] and is_typed(context, "stream"):
+        raise UsageError("--stream and --calibrate contradict each other", "--calibrate only measures: leave out one")
+    if given["null"] and "-" not in given["paths"]:
+        raise UsageError("-0 is about a list on stdin, which is not read", "name - as the path, or leave out -0")
 
 
 def measure_average(
@@ -150,6 +167,6 @@ def _named(paths: Iterable[str], null: bool) -> Iterable[str]:
         if path == "-":
             from prunesid_cli.listing import read_list
 
-            yield from read_list(sys.stdin.buffer, null)
+            yield from read_list(stdin().buffer, null)
         else:
             yield path

@@ -47,6 +47,10 @@ Revision = Annotated[
         envvar="PRUNESID_REVISION", rich_help_panel=MODEL, show_default="main", help="Branch, tag or commit of a repo."
     ),
 ]
+CacheRevision = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=MODEL, show_default="the cache's own", help="Branch, tag or commit, if it is that."),
+]
 Keep = Annotated[
     str,
     typer.Option(

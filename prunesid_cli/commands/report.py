@@ -6,6 +6,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import duration, plural, printer, size
 from prunesid_cli.tokencache import PATTERN
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from prunesid_cli.listing import Listing
     from prunesid_cli.pipeline import Outcome
     from prunesid_cli.selection.budget import Budget
-    from prunesid_cli.tokencache import CacheWriter
+    from prunesid_cli.tokencache import Cache, CacheWriter
 
 
 def note_if_all(budget: Budget, total: int) -> bool:
@@ -22,6 +25,13 @@ def note_if_all(budget: Budget, total: int) -> bool:
     if is_more:
         printer.note(f"--keep {budget.count} of {total} visual tokens: all are kept")
     return is_more
+
+
+def end_if_incomplete(cache: Cache) -> None:
+    """Where a part of a cache is lost, what could be read was: say so, and end as a run of which inputs failed."""
+    if cache.missing.numbers:
+        printer.error(cache.missing.error)
+        raise typer.Exit(ExitCode.PARTIAL)
 
 
 class Report:
@@ -68,6 +78,9 @@ class Report:
         printer.note("   ".join(parts))
         if not count["kept"] + count["held"] + count["failed"]:
             printer.warning("no images found")
+        if writer.missing.items > count["kept"]:
+            lost = f"{writer.missing.items - count['kept']:,} of the {writer.missing.items:,} items that it lacked"
+            printer.warning(f"{writer.folder} goes on without {lost}: they were not among these images")
         if count["tokens"]:
             all_tokens, kept = count["tokens"], count["tokens kept"]
             stored = size(sum(path.stat().st_size for path in writer.folder.glob(PATTERN)))

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
 from prunesid_cli import settings
+from prunesid_cli.commands.given import naming
 from prunesid_cli.commands.options import Attention, Dtype
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families import load_family
@@ -74,11 +77,13 @@ class Session:
         return asked or (8 if self.placement.device.type == "cpu" else 32)
 
 
-def read_budget(keep: str, dynamic: bool | None, method: str) -> Budget:
+def read_budget(context: typer.Context, keep: str, dynamic: bool | None, method: str) -> Budget:
     """What a user asked to keep, checked before anything is loaded.
 
     dynamic: None spreads by information over the tiles and frames of an item, True over items, too, False over none.
     """
-    if method not in METHODS:
-        raise UsageError(f"no selection method called {method!r}", hint=f"one of: {', '.join(METHODS)}")
-    return Budget.parse(keep, dynamic is True, dynamic is False)
+    with naming(context, "method"):
+        if method not in METHODS:
+            raise UsageError(f"no selection method called {method!r}", hint=f"one of: {', '.join(METHODS)}")
+    with naming(context, "keep"):
+        return Budget.parse(keep, dynamic is True, dynamic is False)

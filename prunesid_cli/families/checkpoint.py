@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunesid_cli.errors import ModelError, PruneSIDError
+from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
@@ -63,7 +63,11 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
 
     Raises:
         ModelError: there is none, or it cannot be reached.
+        UsageError: a revision of what has none.
     """
+    if revision and is_local(name):
+        what = "the embedded model" if name == DEMO else f"{name} is a folder, which"
+        raise UsageError(f"{what} has no revisions", "leave out --revision, or unset PRUNESID_REVISION")
     if name == DEMO:
         return _local(DEMO, DEMO_FOLDER)
     name = ALIASES.get(name, name)
@@ -75,6 +79,11 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
     return _hub(name, revision or "main")
 
 
+def is_local(name: str) -> bool:
+    """Whether a name means a folder, or the model embedded here."""
+    return name == DEMO or Path(ALIASES.get(name, name)).expanduser().is_dir()
+
+
 def _local(name: str, folder: Path) -> Checkpoint:
     if not (folder / CONFIG).is_file():
         raise ModelError(f"not a model: {folder} has no {CONFIG}", hint="name the folder that save_pretrained wrote")
@@ -83,7 +92,9 @@ def _local(name: str, folder: Path) -> Checkpoint:
 
 def _hub(repo: str, revision: str) -> Checkpoint:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries are no news: how they ended is said
     try:
         config = Path(hf_hub_download(repo, CONFIG, revision=revision))
     except Exception as error:

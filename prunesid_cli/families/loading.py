@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.families.weight_files import REINSTALL, damaged
 from prunesid_cli.output import printer
 from prunesid_cli.types import Placement
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-REINSTALL = "download the model again, or name another revision"
 
 
 def place(device: str, dtype: str, attention: str, config: PretrainedConfig) -> Placement:
@@ -130,8 +131,9 @@ def read_weights(
     except ImportError as error:
         hint = "install what it names" if _is_quantised(config) else "try --attn sdpa"
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", hint) from error
-    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", REINSTALL) from error
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        unknown = ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", REINSTALL)
+        raise damaged(checkpoint) or unknown from error
 
 
 def _spread(config: Any, placement: Placement) -> str | dict[str, str] | None:

@@ -93,6 +93,11 @@ def marker(processor: Any, is_clip: bool) -> str | None:
     return getattr(processor, "video_token" if is_clip else "image_token", None)
 
 
+def reads_clips(vision: Any) -> bool:
+    """Whether a vision half's checkpoint can say in a prompt where a clip is."""
+    return marker(getattr(vision, "processor", None), True) is not None
+
+
 def placeholders(config: Any) -> frozenset[int]:
     """The ids whose embeddings a model replaces by visual tokens."""
     names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")

@@ -68,6 +68,7 @@ class QwenVision:
         self.tower = self.model.model.visual
         self.seeing = self.tower.blocks[max(getattr(config.vision_config, "fullatt_block_indexes", [-1]))].attn
         self.reader = Reader(checkpoint, self.model.model.get_rope_index)
+        self.processor = self.reader.processor
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
         try:

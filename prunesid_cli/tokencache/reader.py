@@ -15,9 +15,9 @@ from prunesid_cli.tokencache.format import (
     CALIBRATION,
     FAILURES,
     FORMAT,
+    INDEX,
     KEY,
     LARGEST_HEADER,
-    NAME,
     PATTERN,
     Item,
     Run,
@@ -25,8 +25,11 @@ from prunesid_cli.tokencache.format import (
     bytes_of,
     canonical,
     checksum,
+    number_of,
     read_layout,
+    shard_name,
 )  # fmt: skip
+from prunesid_cli.tokencache.index import Index, Missing, missing, read_index
 from prunesid_cli.types import TokenSet
 
 if TYPE_CHECKING:
@@ -39,6 +42,12 @@ class Cache:
 
     folder: Path
     shards: tuple[Shard, ...]
+    index: Index = Index()
+
+    @property
+    def missing(self) -> Missing:
+        """What was in the cache once, and is not there."""
+        return missing(self.folder, self.index, {shard.number: len(shard.items) for shard in self.shards})
 
     @property
     def run(self) -> Run | None:
@@ -63,17 +72,18 @@ class Cache:
 
 
 def open_cache(folder: str | Path) -> Cache:
-    """Read the headers of a cache.
+    """Read the headers of a cache. Shards that are missing do not keep the others from being read.
 
     Raises:
         CacheError: it is no cache, is damaged, is of a newer format, or mixes runs.
     """
     folder = Path(folder)
+    index = read_index(folder)
     shards = tuple(read_header(path) for path in shard_paths(folder))
     for shard in shards[1:]:
         if shard.run != shards[0].run:
             raise mixed(shard.path, shards[0].path)
-    return Cache(folder, shards)
+    return Cache(folder, shards, index)
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -85,10 +95,19 @@ def shard_paths(folder: Path) -> list[Path]:
     hint = "make one with: prunesid compress IMAGES --out CACHE"
     if not folder.is_dir():
         raise CacheError(f"no such cache: {folder}", hint)
-    paths = sorted(path for path in folder.glob(PATTERN) if NAME.fullmatch(path.name))
-    if not paths and not any((folder / name).exists() for name in (FAILURES, CALIBRATION)):
+    if not is_cache(folder):
         raise CacheError(f"not a prunesid cache: {folder}", hint)
-    return paths
+    return _numbered(folder)
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether there is anything of a cache in a folder."""
+    return bool(_numbered(folder)) or any((folder / name).exists() for name in (INDEX, FAILURES, CALIBRATION))
+
+
+def _numbered(folder: Path) -> list[Path]:
+    numbered = [(number, path) for path in folder.glob(PATTERN) if (number := number_of(path)) is not None]
+    return [path for _, path in sorted(numbered)]
 
 
 def read_header(path: Path) -> Shard:
@@ -97,7 +116,7 @@ def read_header(path: Path) -> Shard:
     Raises:
         CacheError: cut short, damaged, not a shard, or of a newer format.
     """
-    again = _again(path)
+    hint = again(path)
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -113,7 +132,7 @@ def read_header(path: Path) -> Shard:
         layout = {"dtype": tokens["dtype"], "shape": tokens["shape"]}
         start_of_tokens, end = tokens["data_offsets"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CacheError(f"{path} is cut short or is no cache shard", again) from error
+        raise CacheError(f"{path} is cut short or is no cache shard", hint) from error
     version = body.get("format")
     if not isinstance(version, int) or version > FORMAT:
         raise CacheError(f"{path} has cache format {version}, newer than {FORMAT}", "upgrade prunesid")
@@ -122,13 +141,16 @@ def read_header(path: Path) -> Shard:
             f"{path} has cache format {version}, which is no longer read", "compress again, to another --out"
         )
     is_sound = body.pop("check", None) == checksum(canonical(body).encode()) and body["tokens"] == layout
-    if not is_sound or start_of_tokens != 0:
-        raise CacheError(f"{path} has a damaged header", again)
+    if not is_sound or start_of_tokens != 0 or not isinstance(body.get("number"), int):
+        raise CacheError(f"{path} has a damaged header", hint)
     if size != 8 + length + end:
-        raise CacheError(f"{path} is cut short", again)
+        raise CacheError(f"{path} is cut short", hint)
+    if body["number"] != number_of(path):
+        raise misplaced(path, body["number"])
     layouts = [read_layout(record) for record in body["layouts"]]
     items = tuple(Item.read(record, layouts) for record in body["items"])
-    return Shard(path, body["tool"], Run(**body["run"]), items, tuple(tokens["shape"]), tokens["dtype"], 8 + length)
+    shape, run = tuple(tokens["shape"]), Run(**body["run"])
+    return Shard(path, body["number"], body["tool"], run, items, shape, tokens["dtype"], 8 + length)
 
 
 def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
@@ -158,12 +180,19 @@ def _checked(tokens: Tensor, item: Item, shard: Shard) -> Tensor:
 
 
 def damaged(item: Item, shard: Shard) -> CacheError:
-    return CacheError(f"the tokens of {item.source} in {shard.path} are damaged", _again(shard.path))
+    return CacheError(f"the tokens of {item.source} in {shard.path} are damaged", again(shard.path))
 
 
 def mixed(path: Path, first: Path) -> CacheError:
     return CacheError(f"{path} is of another run than {first.name}", hint="move it elsewhere")
 
 
-def _again(path: Path) -> str:
+def misplaced(path: Path, number: int) -> CacheError:
+    original = path.with_name(shard_name(number))
+    if original.exists():
+        return CacheError(f"{path} is a copy of {original.name}", f"delete {path}")
+    return CacheError(f"{path} is {original.name} under another name", f"rename it to {original.name}")
+
+
+def again(path: Path) -> str:
     return f"delete {path} and run the same compress again"

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.tokencache.format import (
-    CALIBRATION,
     DTYPES,
     FAILURES,
     FORMAT,
+    INDEX,
     KEY,
-    NAME,
-    PATTERN,
     Item,
     Run,
     bytes_of,
     canonical,
     checksum,
+    number_of,
+    shard_name,
 )
-from prunesid_cli.tokencache.reader import Cache, open_cache
+from prunesid_cli.tokencache.index import Index
+from prunesid_cli.tokencache.lock import locked
+from prunesid_cli.tokencache.reader import Cache, is_cache, open_cache
 from prunesid_cli.types import TokenSet
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,18 @@ class Entry:
 class CacheWriter:
     """Collects entries and writes a shard whenever enough have come; `close` writes the rest and the failures.
 
+    `missing`: what the cache has lost since an earlier run. It is not `held`, so it is done again where it is among the
+    inputs; `complete` says that they have come to their end.
+
     Raises:
-        CacheError: the folder cannot be written, or holds a cache of another run.
+        CacheError: the folder cannot be written, or holds a cache of another run. One that cannot be written but holds
+            a cache may hold all that there is to write: that is an error only once there is more.
     """
 
     def __init__(self, folder: Path, run: Run, tool: str, shard_items: int = 512) -> None:
         self.folder, self.run, self.tool, self.shard_items = folder, run, tool, shard_items
         self.entries: list[Entry] = []
-        self.lock = _locked(folder)
+        self.lock, self.unwritable = locked(folder)
         try:
             self._go_on()
         except CacheError:
@@ -62,14 +64,17 @@ class CacheWriter:
 
     def _go_on(self) -> None:
         """Take up what earlier runs left in the folder."""
-        known = any(self.folder.glob(PATTERN)) or any((self.folder / name).exists() for name in (FAILURES, CALIBRATION))
-        cache = open_cache(self.folder) if known else Cache(self.folder, ())
+        cache = open_cache(self.folder) if is_cache(self.folder) else Cache(self.folder, ())
         if cache.run and cache.run != self.run:
             raise CacheError(
                 f"{self.folder} holds a cache {_difference(cache.run, self.run)}", hint="name another --out"
             )
-        self.next = 1 + max((_number(shard.path) for shard in cache.shards), default=-1)
+        self.missing, self.stored = cache.missing, cache.index
+        items = sum(len(shard.items) for shard in cache.shards) + self.missing.items
+        numbers = max([self.stored.shards, *(1 + shard.number for shard in cache.shards)])
+        self.index = Index(numbers, items, self.stored.given_up)
         self.failed = {record["source"]: record for record in cache.failures()}
+        self.recorded = dict(self.failed)
         self.done = {source: item for source, (_, item) in cache.items().items()}
         self.history = [item for shard in cache.shards for item in shard.items]
 
@@ -79,6 +84,8 @@ class CacheWriter:
         return item if item and item.digest == digest else None
 
     def add(self, entry: Entry) -> None:
+        if self.unwritable:
+            raise self.unwritable
         self.entries.append(replace(entry, tokens=replace(entry.tokens, tokens=entry.tokens.tokens.cpu())))
         self.settle(entry.source)
         if len(self.entries) >= self.shard_items:
@@ -94,20 +101,42 @@ class CacheWriter:
     def flush(self) -> None:
         """Write what has come as a shard, durably."""
         if self.entries:
-            write_shard(self.folder / f"prunesid-{self.next:05d}.safetensors", self.run, self.tool, self.entries)
-            self.next, self.entries = self.next + 1, []
+            number = self.index.shards
+            write_shard(self.folder / shard_name(number), self.run, self.tool, self.entries)
+            self.index = replace(self.index, shards=number + 1, items=self.index.items + len(self.entries))
+            self.entries = []
+            self._index()
+
+    def complete(self) -> None:
+        """All inputs came. What is missing still was not among them, and is not waited for any more."""
+        self.flush()
+        given_up = tuple(sorted({*self.index.given_up, *self.missing.numbers}))
+        self.index = Index(self.index.shards, self.index.items - self.missing.items, given_up)
+
+    def _index(self) -> None:
+        if self.index != self.stored:
+            text = canonical(asdict(self.index)) + "\n"
+            _replace(self.folder / INDEX, lambda beside: beside.write_text(text, encoding="utf-8"))
+            self.stored = self.index
 
     def close(self) -> None:
         try:
-            self.flush()
-            path = self.folder / FAILURES
-            if self.failed:
-                lines = "".join(canonical(record) + "\n" for record in self.failed.values())
-                _replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
-            else:
-                path.unlink(missing_ok=True)
+            if self.unwritable and self.failed != self.recorded:
+                raise self.unwritable
+            if not self.unwritable:
+                self.flush()
+                self._index()
+                self._record_failures()
         finally:
             self.lock.release()
+
+    def _record_failures(self) -> None:
+        path = self.folder / FAILURES
+        if self.failed:
+            lines = "".join(canonical(record) + "\n" for record in self.failed.values())
+            _replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> None:
@@ -123,7 +152,14 @@ def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> No
         start = end
     tokens = torch.cat([entry.tokens.tokens for entry in entries])
     shape = {"dtype": DTYPES[str(tokens.dtype)], "shape": list(tokens.shape)}
-    body = {"format": FORMAT, "tool": tool, "run": asdict(run), "items": items, "tokens": shape}
+    body = {
+        "format": FORMAT,
+        "number": number_of(path),
+        "tool": tool,
+        "run": asdict(run),
+        "items": items,
+        "tokens": shape,
+    }
     body["layouts"] = [asdict(layout) for layout in layouts]
     metadata = {KEY: canonical(body | {"check": checksum(canonical(body).encode())})}
     _replace(path, lambda beside: save_file({"tokens": tokens}, beside, metadata))
@@ -151,35 +187,6 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         write_whole(path, write)
     except (OSError, SafetensorError) as error:
         raise CacheError(f"cannot write {path}: {error}", hint="free some space, then run the same command") from error
-
-
-def _number(shard: Path) -> int:
-    match = NAME.fullmatch(shard.name)
-    return int(match[1]) if match else -1
-
-
-def _locked(folder: Path) -> BaseFileLock:
-    """Make the folder, let nobody else write to it, and sweep what an interrupted run left half written.
-
-    Raises:
-        CacheError: it cannot be written, or another run is writing to it. Found out before a model is loaded.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".prunesid.lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-        for left in (*folder.glob(".prunesid-*.part"), *folder.glob(f".{FAILURES}.*.part")):
-            left.unlink()
-        probe = folder / f".prunesid-probe.{os.getpid()}.part"
-        probe.touch()
-        probe.unlink()
-    except Timeout as error:
-        raise CacheError(f"another run is writing to {folder}", "wait for it, or name another --out") from error
-    except OSError as error:
-        raise CacheError(f"cannot write to {folder}: {error.strerror}", hint="name another --out") from error
-    return lock
 
 
 def _difference(old: Run, new: Run) -> str:

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from prunesid_cli import pipeline
-from prunesid_cli.errors import ModelError
+from prunesid_cli.errors import MediaError, ModelError
 from prunesid_cli.families import FAMILIES, load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.language import Language, is_clip
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.families.processing import placeholders
+from prunesid_cli.families.processing import placeholders, reads_clips
 from prunesid_cli.media import Media, in_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection import METHODS
@@ -285,6 +285,17 @@ def test_batch_is_singles(model: Model, method: str) -> None:
     torch.testing.assert_close(
         model.language.logits(prompts), torch.cat([model.language.logits([one]) for one in prompts]), **CLOSE
     )
+
+
+def test_a_clip_is_read_whole_or_refused(model: Model) -> None:
+    """Never as its first frame alone."""
+    if reads_clips(model.vision):
+        assert is_clip(model.pruner().preprocess(clip(1, 3)).layout)
+        return
+    assert not model.tiny.clip
+    with pytest.raises(MediaError, match="this model reads no clips") as caught:
+        pipeline.ask(model.pruner("29"), model.language, [clip(1, 3)], PROMPT, HOW)
+    assert caught.value.hint
 
 
 def test_asking_is_compressing_then_answering(model: Model, run: Run, tmp_path: Path) -> None:

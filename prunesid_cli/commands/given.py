@@ -1,0 +1,86 @@
+"""What a command was given: options, of which two that were typed may contradict each other and one that was not is
+named in errors; and stdin."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import typer
+
+from prunesid_cli.errors import UsageError
+from prunesid_cli.families.checkpoint import DEMO, is_local
+from prunesid_cli.settings import config_path
+
+RISING = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+"""Of two sources of values, the later one wins. The second is the configuration file."""
+
+
+def weight(context: typer.Context, name: str) -> int:
+    source = context.get_parameter_source(name)
+    return RISING.index(source.name) if source and source.name in RISING else 0
+
+
+def is_typed(context: typer.Context, name: str) -> bool:
+    return RISING[weight(context, name)] == "COMMANDLINE"
+
+
+def outweighs_fixed(context: typer.Context, name: str, option: str) -> bool:
+    """Whether an option that implies --dynamic holds against --fixed, where that is set: as the one with more weight.
+
+    Raises:
+        UsageError: both were typed.
+    """
+    if context.params["dynamic"] is not False:
+        return True
+    if is_typed(context, name) and is_typed(context, "dynamic"):
+        raise UsageError(f"--fixed and {option} contradict each other", f"{option} implies --dynamic: leave out one")
+    return weight(context, name) >= weight(context, "dynamic")
+
+
+@contextmanager
+def naming(context: typer.Context, name: str) -> Iterator[None]:
+    """An error about an option that was not typed says where its value came from."""
+    places = {"ENVIRONMENT": f"PRUNESID_{name.upper()}", "DEFAULT_MAP": f"{name} in {config_path()}"}
+    try:
+        yield
+    except UsageError as error:
+        place = places.get(RISING[weight(context, name)])
+        if place is None:
+            raise
+        raise UsageError(f"{place}: {error.problem}", error.hint) from error
+
+
+def revision_meant(context: typer.Context, model: str | None, revision: str | None) -> str | None:
+    """The revision, but for one that was set together with another model, in whose place a folder was named."""
+    was_before = weight(context, "revision") < weight(context, "model")
+    return None if was_before and is_local(model or DEMO) else revision
+
+
+def stdin() -> TextIO:
+    """What is piped into the command.
+
+    Raises:
+        UsageError: there is no such stream.
+    """
+    if sys.stdin is None:
+        raise UsageError("- reads stdin, which is closed", "leave out <&-, or name a file")
+    return sys.stdin
+
+
+def prompt_of(text: str) -> str:
+    """A prompt as it was typed, or - for stdin.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    example = 'prunesid ask picture.jpg "what is shown?"'
+    if text == "-":
+        text = stdin().read().strip()
+        if not text:
+            raise UsageError("nothing came on stdin", f"pipe a prompt into it, or type one: {example}")
+    if not text.strip():
+        raise UsageError("the prompt is empty", example)
+    return text

@@ -1,0 +1,42 @@
+"""One writer at a time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunesid_cli.errors import CacheError
+from prunesid_cli.tokencache.format import FAILURES
+from prunesid_cli.tokencache.reader import is_cache
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+
+def locked(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
+    """Make the folder, let nobody else write to it, and sweep what an interrupted run left half written. With why it
+    cannot be written, where it is a cache.
+
+    Raises:
+        CacheError: it cannot be written, or another run is writing to it. Found out before a model is loaded.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".prunesid.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        for left in (*folder.glob(".prunesid-*.part"), *folder.glob(f".{FAILURES}.*.part")):
+            left.unlink()
+        probe = folder / f".prunesid-probe.{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except Timeout as error:
+        raise CacheError(f"another run is writing to {folder}", "wait for it, or name another --out") from error
+    except OSError as error:
+        unwritable = CacheError(f"cannot write to {folder}: {error.strerror}", hint="name another --out")
+        if is_cache(folder):
+            return lock, unwritable
+        raise unwritable from error
+    return lock, None
