@@ -24,6 +24,7 @@ FAMILIES = {
     "mini_gemini": "mgm:MGM",
     "mini_gemini_gemma": "mgm:MGM",
     "mini_gemini_mixtral": "mgm:MGM",
+    "paligemma": "paligemma:PaliGemma",
     "qwen2_5_vl": "qwen_vl:QwenVL",
     "qwen2_vl": "qwen_vl:QwenVL",
     "qwen3_vl": "qwen_vl:QwenVL",

@@ -28,6 +28,7 @@ ALIASES = {
     "idefics3-8b": "HuggingFaceM4/Idefics3-8B-Llama3",
     "smolvlm2-2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     "gemma-3-4b": "google/gemma-3-4b-it",
+    "paligemma-2-3b": "google/paligemma2-3b-mix-448",
 }
 """Short names for checkpoints of each family, one or two sizes of it."""
 CONFIG = "config.json"

@@ -8,17 +8,17 @@ it, makes more pictures of one: each crop is a run of its own, with text between
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration
 
-from prunesid_cli.errors import UnsupportedModel, UsageError
+from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.families.both_ways import BothWays, refuse_flash
 from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language, left_pad
+from prunesid_cli.families.language import left_pad
 from prunesid_cli.families.loading import load_config, load_half, load_vision
 from prunesid_cli.families.processing import load_processor, placeholders, read_picture
 from prunesid_cli.families.saliency import received_attention
@@ -51,16 +51,9 @@ class Gemma3:
         return Gemma3Language(checkpoint, placement)
 
 
-def _refuse_flash(placement: Placement) -> None:
-    if "flash" in placement.attention:
-        raise UsageError(
-            "Gemma 3 reads a picture in both directions, which Flash Attention cannot", hint="try --attn sdpa"
-        )
-
-
 class Gemma3Vision:
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        _refuse_flash(placement)
+        refuse_flash(placement, "Gemma 3")
         config = load_config(checkpoint)
         self.placement = placement
         self.placeholders = placeholders(config)
@@ -113,9 +106,9 @@ def boxes(size: tuple[int, int], crops: int) -> list[tuple[float, float, float, 
     return [(0.0, 0.0, 1.0, 1.0), *((a, 0.0, b, 1.0) if wide else (0.0, a, 1.0, b) for a, b in edges)]
 
 
-class Gemma3Language(Language):
+class Gemma3Language(BothWays):
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        _refuse_flash(placement)
+        refuse_flash(placement, "Gemma 3")
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
         super().__init__(
@@ -130,17 +123,3 @@ class Gemma3Language(Language):
         given = super().inputs(prompts)
         types = left_pad([prompt.visual[:, None] for prompt in prompts])[0].squeeze(-1)
         return given | {"token_type_ids": types.to(given["attention_mask"])}
-
-    @contextmanager
-    def around(self, prompts: Sequence[Prompt]) -> Iterator[None]:
-        """`generate` asks this method whether a model can begin with embeddings; Gemma's can and does not say so."""
-        prepare = self.model.prepare_inputs_for_generation
-
-        def said(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
-            return prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
-
-        self.model.prepare_inputs_for_generation = said
-        try:
-            yield
-        finally:
-            del self.model.prepare_inputs_for_generation

@@ -1,0 +1,36 @@
+"""Language models that read pictures, or whole prompts, in both directions: those of Gemma 3 and PaliGemma."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from prunesid_cli.errors import UsageError
+from prunesid_cli.families.language import Language
+from prunesid_cli.types import Placement, Prompt
+
+
+def refuse_flash(placement: Placement, name: str) -> None:
+    if "flash" in placement.attention:
+        raise UsageError(f"{name} reads in both directions, which Flash Attention cannot", hint="try --attn sdpa")
+
+
+class BothWays(Language):
+    """A family says in `inputs` what sees what, by `token_type_ids`."""
+
+    @contextmanager
+    def around(self, prompts: Sequence[Prompt]) -> Iterator[None]:
+        """`generate` asks this method whether a model can begin with embeddings; these can and do not say so."""
+        prepare = self.model.prepare_inputs_for_generation
+
+        def said(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+            return prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+        self.model.prepare_inputs_for_generation = said
+        try:
+            yield
+        finally:
+            del self.model.prepare_inputs_for_generation
