@@ -173,6 +173,16 @@ def test_lost_shards_are_missed_and_done_again(run: Runner, tmp_path: Path, lost
     assert run("cache", "ls", tmp_path).code == 0
 
 
+def test_a_cache_is_checked_without_torch(tmp_path: Path) -> None:
+    four_shards(tmp_path)[1].unlink()
+    code = (
+        "import sys; from pathlib import Path; from prunesid_cli.tokencache import verify_all\n"
+        "print(len(verify_all(Path(sys.argv[1]))[1]), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1 False\n", done.stderr
+
+
 def test_what_is_lost_stays_missed_until_a_run_comes_to_its_end(run: Runner, tmp_path: Path) -> None:
     four_shards(tmp_path)[1].unlink()
     go_on(tmp_path, entry(2), whole=False)
