@@ -79,8 +79,7 @@ def trim(config: Any) -> tuple[int, ...]:
     """Shorten a model's tower to the layers that are read; their numbers, counted from 1."""
     layers = tuple(_numbers(config))
     config.vision_config.num_hidden_layers = max(layers)
-    if hasattr(config.vision_config, "vision_use_head"):
-        config.vision_config.vision_use_head = False
+    config.vision_config.vision_use_head = False  # SigLIP's; in transformers 5.17 there is one where nothing is said
     return layers
 
 
