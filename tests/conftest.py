@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -11,8 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from prunesid_cli import cli
-from tests.families.tiny import write
+# Processes that share the cores share them out, or each would wait for all others; before torch is imported.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+from prunesid_cli import cli  # noqa: E402
+from tests.families.tiny import write  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ def test_the_two_commands_of_a_fresh_machine() -> None:
     """They are too slow to run here (CI does what they do); that they are the right ones can be checked."""
     run_it, test_it = re.findall(r"```bash\n(.*?)```", README, re.S)
     assert re.search(r'pip install .* \. && prunesid ask samples/scene5.png "what is shown\?"$', run_it.strip())
-    assert re.search(r"pip install .* -e '\.\[test\]' && python -m pytest$", test_it.strip())
+    assert re.search(r"pip install .* -e '\.\[test\]' && python -m pytest -n 2$", test_it.strip())
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "python -m pytest" in ci.splitlines()
+    assert "python -m pytest -n 2" in ci.splitlines()
     for path in re.findall(r"\]\((samples/\S+)\)", README):
         assert (ROOT / path).is_file()
 
