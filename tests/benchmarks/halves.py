@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.types import Placement
+from tests.benchmarks.memory import growth
 
 PARTS = ("whole", "vision", "language")
 
@@ -53,24 +53,20 @@ def make(folder: Path) -> None:
 def load(folder: str, part: str) -> dict[str, Any]:
     """To be called in a fresh process."""
     checkpoint, where = resolve(folder), Placement(torch.device("cpu"), torch.bfloat16, "sdpa")
-    family, before, began = load_family(checkpoint.model_type), _peak(), time.perf_counter()
-    if part == "whole":
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
-    else:
-        model = getattr(family, part)(checkpoint, where).model
-    touched = sum(float(parameter.view(-1)[::512].float().sum()) != 0 for parameter in model.parameters())
-    return {
-        "part": part,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tensors": touched,
-        "seconds": time.perf_counter() - began,
-        "peak_mb": _peak() - before,
-    }
+    family, found = load_family(checkpoint.model_type), dict[str, Any](part=part)
 
+    def work() -> None:
+        began = time.perf_counter()
+        if part == "whole":
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
+        else:
+            model = getattr(family, part)(checkpoint, where).model
+        found["seconds"] = time.perf_counter() - began
+        found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        found["sum"] = sum(float(parameter.sum()) for parameter in model.parameters())  # pages are read when touched
 
-def _peak() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (1e6 if sys.platform == "darwin" else 1e3)
+    found["peak_mb"] = growth(work)
+    return found
 
 
 def shares() -> dict[str, float]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 
 from prunesid_cli.selection import select
+from tests.benchmarks.memory import growth
 from tests.benchmarks.published import load_published
 from tests.selection.inputs import attention, scene_like, tokens
 
@@ -34,8 +34,6 @@ WIDTH = 1024
 KINDS = {"scene": scene_like, "flat": tokens}
 ROUNDS, SECONDS = 2, 2.0
 """Each method gets so many turns; within one it runs again until so much time is spent."""
-FORGET = Path("/proc/self/clear_refs")
-"""Where Linux is told to forget the peak of memory so far."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def measure(case: Case) -> dict[str, Any]:
     """Seconds of every run, by the clock and of all cores together, and growth of memory in MB. For a fresh process."""
     _run(Case(case.method, "flat", 1, 8, 24, case.published))()  # what comes once is not the method's
     run = _run(case)
-    grown = _grown(run)
+    grown = growth(run)
     seconds, busy = list[float](), list[float]()
     while sum(busy) < SECONDS:
         began, used = time.perf_counter(), time.process_time()
@@ -72,23 +70,6 @@ def _run(case: Case) -> Callable[[], object]:
         rival = load_published(Path(case.published))
         return lambda: rival(features, saliency, case.need)
     return lambda: select(features, saliency, [case.need] * case.images, case.method, 1)
-
-
-def _grown(run: Callable[[], object]) -> float:
-    """MB that the process holds at most while it runs, beyond what it held before (on Linux; elsewhere beyond what it
-    ever held, which flatters the leaner)."""
-    if FORGET.exists():
-        FORGET.write_text("5")
-    before = _peak()
-    run()
-    return _peak() - before
-
-
-def _peak() -> float:
-    if FORGET.exists():
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def in_a_process(case: Case) -> dict[str, Any]:
