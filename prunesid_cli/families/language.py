@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -19,21 +18,8 @@ from transformers import TextStreamer
 
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.processing import marker, placeholders
+from prunesid_cli.families.prompts import TAG, Piece, content, coordinates, is_clip, texts_of
 from prunesid_cli.types import SUMMARY, Answer, Generation, Layout, Prompt, TokenSet
-
-TAG = re.compile("<image>|<video>")
-"""Where in a prompt a picture or clip belongs; without any, all come first. The same for every family."""
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A part of a prompt: embeds [P, D], visual or not, and where it is [3, P] when the part begins at 0; `advance`:
-    where the next part begins then."""
-
-    embeds: Tensor
-    visual: bool
-    where: Tensor
-    advance: int
 
 
 class Language:
@@ -51,7 +37,7 @@ class Language:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholders = placeholders(model.config)
-        self.markers = {is_clip: marker(processor, is_clip) for is_clip in (False, True)}
+        self.markers = {clip: marker(processor, clip) for clip in (False, True)}
 
     def project(self, tokens: Tensor) -> Tensor:
         """Kept tokens [T, C] -> embeddings [T, D]; [T, D * (1 + K)] where more is added after each of K layers."""
@@ -75,7 +61,7 @@ class Language:
 
     def check(self, prompt: str, items: int) -> None:
         """See `LanguageHalf`."""
-        _parts(prompt, items)
+        texts_of(prompt, items)
         words = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholders))
         text = TAG.sub("", prompt)
         found = next((word for word in (*self.markers.values(), *words) if word and word in text), None)
@@ -103,7 +89,7 @@ class Language:
             deepstack=added,
         )
 
-    def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[_Piece]:
+    def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[Piece]:
         ids = self.tokenised(prompt, [item.layout for item in items])
         is_spot = torch.isin(ids, torch.tensor(sorted(self.placeholders)))
         spots = is_spot.nonzero().flatten().tolist()
@@ -115,11 +101,11 @@ class Language:
         edges = zip([-1, *spots], [*spots, len(ids)], strict=True)
         for (before, after), run in zip_longest(edges, runs):
             some = words[before + 1 : after]
-            yield _Piece(some, False, torch.arange(len(some)).expand(3, -1), len(some))
+            yield Piece(some, False, torch.arange(len(some)).expand(3, -1), len(some))
             if run:
                 yield run
 
-    def _runs(self, item: TokenSet) -> Iterator[_Piece]:
+    def _runs(self, item: TokenSet) -> Iterator[Piece]:
         """The kept tokens of an item, run by run. Those that the stock model does not have come first of all."""
         weights = self.model.get_input_embeddings().weight
         embeds, slots = self.project(item.tokens.to(weights.device, weights.dtype)), torch.tensor(item.slots)
@@ -134,13 +120,13 @@ class Language:
             inside |= (slots == SUMMARY) & (start == 0)
             rows = inside.nonzero().flatten()
             advance = item.layout.advances[number] if item.layout.advances else len(rows)
-            yield _Piece(embeds[rows.to(embeds.device)], True, where[:, slots[rows]], advance)
+            yield Piece(embeds[rows.to(embeds.device)], True, where[:, slots[rows]], advance)
             start += length
 
     def tokenised(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """A user's turn about some items -> ids [L], with one placeholder for each run of each item."""
-        content = _content(prompt, [is_clip(layout) for layout in layouts])
-        text = self.render([{"role": "user", "content": content}])
+        said = content(prompt, [is_clip(layout) for layout in layouts])
+        text = self.render([{"role": "user", "content": said}])
         texts = iter([layout.text for layout in layouts])
         either = "|".join(re.escape(one) for one in dict.fromkeys(self.markers.values()) if one)
         return self.ids(re.sub(either, lambda found: next(texts, found[0]), text))
@@ -206,48 +192,6 @@ class Language:
         length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
         text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
         return Answer(text, len(prompt.embeds), length)
-
-
-def is_clip(layout: Layout) -> bool:
-    return any(region.time is not None for region in layout.regions)
-
-
-def coordinates(layout: Layout) -> Tensor:
-    """Time, row and column of each slot in its run, as M-RoPE counts them: [3, total]; 0 for structural slots."""
-    where = torch.zeros(3, layout.total, dtype=torch.long)
-    if layout.advances:
-        for region in layout.regions:
-            place = torch.arange(region.rows * region.columns)
-            row, column = place // region.columns, place % region.columns
-            where[:, region.first + row * region.stride + column] = torch.stack(
-                [torch.full_like(place, region.tick), row, column]
-            )
-    return where
-
-
-def _parts(prompt: str, items: int) -> list[str]:
-    """The texts before, between and after the items: as the tags say, or all after them.
-
-    Raises:
-        UsageError: there are tags, but not as many as items.
-    """
-    texts = TAG.split(prompt)
-    if len(texts) == 1:
-        return [*[""] * items, prompt]
-    if len(texts) - 1 != items:
-        raise UsageError(
-            f"the prompt has places for {len(texts) - 1} images, and there are {items}",
-            hint="write <image> once for each, or leave it out",
-        )
-    return texts
-
-
-def _content(prompt: str, clips: Sequence[bool]) -> list[dict[str, str]]:
-    """The parts of a user's turn."""
-    media = [{"type": "video" if clip else "image"} for clip in clips]
-    texts = [{"type": "text", "text": text} for text in _parts(prompt, len(clips))]
-    parts = [part for pair in zip_longest(texts, media) for part in pair]
-    return [part for part in parts if part and part.get("text") != ""]
 
 
 def left_pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ from transformers import LlavaNextVideoForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import is_clip
 from prunesid_cli.families.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, Seen, Window, segment
 from prunesid_cli.families.loading import load_config
 from prunesid_cli.families.processing import load_frame_processor, marker
+from prunesid_cli.families.prompts import is_clip
 from prunesid_cli.media import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region
 

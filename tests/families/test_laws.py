@@ -22,9 +22,10 @@ from prunesid_cli import pipeline
 from prunesid_cli.errors import MediaError, ModelError
 from prunesid_cli.families import FAMILIES, load_family
 from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.language import Language, is_clip
+from prunesid_cli.families.language import Language
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.families.processing import placeholders, reads_clips
+from prunesid_cli.families.prompts import is_clip
 from prunesid_cli.media import Media, in_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection import METHODS

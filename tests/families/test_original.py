@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunesid_cli.errors import ModelError, UnsupportedModel
-from prunesid_cli.families import FAMILIES, load_family
+from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import fingerprint, resolve
 from prunesid_cli.families.loading import load_config
 from prunesid_cli.families.original_reading import CHATML, MISTRAL, template
@@ -171,7 +171,6 @@ def test_another_way_to_merge_tiles_is_refused_by_name(tmp_path: Path) -> None:
         load_config(resolve(str(model.folder)))
 
 
-@pytest.mark.skipif("llava_next" not in FAMILIES, reason="no adapter of llava_next")
 @pytest.mark.parametrize("inside", [True, False])
 def test_tiles_are_the_stock_model(inside: bool, tmp_path: Path) -> None:
     model = made(tmp_path, ANYRES, said=TILES, tower_inside=inside)
