@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,9 @@ class Model:
             assert self.tiny.clip
             (pixels,) = [self.vision.preprocess(one) for one in media]
             ids = expanded(self.language, prompt, pixels.layout)[None]
-            kinds = torch.tensor(self.processor.create_mm_token_type_ids(ids.tolist()))
-            more = {"mm_token_type_ids": kinds} if "mm_token_type_ids" in self.processor.model_input_names else {}
+            takes_kinds = "mm_token_type_ids" in signature(self.stock.forward).parameters
+            kinds = self.processor.create_mm_token_type_ids(ids.tolist()) if takes_kinds else ()
+            more = {"mm_token_type_ids": torch.tensor(kinds)} if takes_kinds else {}
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more, **self.tiny.clip(pixels)}
         words = re.split("<image>", prompt) if "<image>" in prompt else ["", *[""] * (len(media) - 1), prompt]
         content: list[dict[str, str]] = []
