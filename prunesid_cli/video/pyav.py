@@ -30,6 +30,8 @@ FORMATS = (
     "ogg", "mxf",
 )  # fmt: skip
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": ""}
+STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
+"""Of decoders: an error is raised, and not painted over."""
 MISSING = 2
 """Packets that may have no picture of their own, in a row: second fields, and frames that only others refer to."""
 
@@ -82,6 +84,7 @@ def opened(file: Any) -> tuple[Any, Any]:
         raise MediaError("there are no moving pictures in it", "name a video, or an image")
     if pictures[0].codec_context is None:
         raise MediaError("its codec is not known", "convert it to MP4")
+    pictures[0].codec_context.options = STRICT
     return container, pictures[0]
 
 
@@ -161,7 +164,7 @@ def frames_by_seeking(file: Any, found: Survey, wanted: Sequence[int], factor: i
             container.seek(key, stream=stream)
             meant = set(group)
             for frame in container.decode(stream):
-                if frame.pts is None or frame.is_corrupt and frame.pts in meant:
+                if frame.pts is None or frame.is_corrupt:
                     raise Misplaced
                 if frame.pts in meant:
                     shown.append(Shown(frame.pts, upright(frame, factor)))

@@ -38,8 +38,14 @@ PATIENCE, PACE = 120.0, 5e6
 START = "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); from prunesid_cli.video.worker import main; main()"
 
 
-# What decoders print is nothing to a user. The worker ends when its stdin does, and so never outlives this process.
-PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+# What decoders print is nothing to a user. The worker ends when its stdin does, and so never outlives this process; an
+# interrupt is for this process alone.
+PIPES: dict[str, Any] = {
+    "stdin": subprocess.PIPE,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.DEVNULL,
+    "start_new_session": True,
+}
 
 
 def load_media(source: str | Path, sampling: Sampling) -> Media:
