@@ -78,7 +78,7 @@ def version() -> str:
 def opened(file: Any) -> tuple[Any, Any]:
     """An open file -> container and the stream of pictures."""
     file.seek(0)
-    container = av.open(file, options=OPTIONS)
+    container = av.open(file, container_options=OPTIONS)
     pictures = [stream for stream in container.streams.video if not _is_cover(stream)]
     if not pictures:
         raise MediaError("there are no moving pictures in it", "name a video, or an image")
