@@ -23,8 +23,9 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.video import pyav
-from prunesid_cli.video.pyav import AGAIN, Misplaced, Shown, Survey
+from prunesid_cli.video.pyav import Misplaced, Shown
 from prunesid_cli.video.sampling import Sampling
+from prunesid_cli.video.survey import AGAIN, Survey, survey
 
 MOST_PIXELS = 128_000_000
 """Of all frames of a clip together, about 400 MB. Larger ones are reduced in size."""
@@ -86,7 +87,7 @@ def read(path: str, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
 
 
 def _read(path: str, file: BinaryIO, size: int, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
-    found = pyav.survey(file, size)
+    found = survey(file, size)
     if sampling.backend == "decord" and (reason := distrust(found)):
         raise MediaError(f"decord cannot be trusted with it: {reason}", "leave out --video-backend")
     if not found.stamps:
