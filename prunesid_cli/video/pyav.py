@@ -6,7 +6,7 @@ meant (some containers seek badly), or where packets have no times, `frames_from
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +17,6 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.video.survey import AGAIN, Survey, opened
-
-MISSING = 2
-"""Packets that may have no picture of their own, in a row: second fields, and frames that only others refer to."""
 
 
 class Misplaced(Exception):
@@ -49,10 +46,11 @@ def frames_by_seeking(file: Any, found: Survey, wanted: Sequence[int], factor: i
     with container:
         for key, group in _by_key(found.keys, wanted):
             container.seek(key, stream=stream)
-            meant = set(group)
+            meant, before = set(group), None
             for frame in container.decode(stream):
-                if frame.pts is None or frame.is_corrupt:
+                if frame.pts is None or frame.is_corrupt or before is not None and frame.pts < before:
                     raise Misplaced
+                before = frame.pts
                 if frame.pts in meant:
                     shown.append(Shown(frame.pts, upright(frame, factor)))
                     meant.remove(frame.pts)
@@ -71,66 +69,52 @@ def _by_key(keys: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, l
     yield from groups.items()
 
 
-def stamps_from_start(file: Any) -> list[int]:
-    """Of all frames that can be decoded, where packets do not tell."""
+def counted(file: Any, found: Survey) -> Survey:
+    """The same with stamps by decoding all of it, where packets do not tell.
+
+    Raises:
+        MediaError: a frame is damaged, or there is none; its text names no source.
+    """
     container, stream = opened(file)
     with container:
-        return [stamp for stamp, _ in _stamped(container.decode(stream))]
-
-
-def counted(file: Any, found: Survey) -> Survey:
-    """The same with stamps by decoding all of it."""
-    stamps = tuple(stamps_from_start(file))
-    if not stamps:
+        raw = [(_sound(frame).pts, frame.duration) for frame in container.decode(stream)]
+    if not raw:
         raise MediaError("there is no picture in it that can be decoded", AGAIN)
-    return replace(found, stamps=stamps, keys=())
+    stamps = [stamp for stamp, _ in raw if stamp is not None]
+    # Decoders give frames in the order in which they are shown, though their times may be in another.
+    stamps = sorted(stamps) if len(set(stamps)) == len(raw) else _rising(raw)
+    return replace(found, stamps=tuple(stamps), keys=())
+
+
+def _rising(raw: Iterable[tuple[int | None, int | None]]) -> list[int]:
+    """Stamps, durations -> stamps; of one that is none or an earlier one, the last and how long that is shown."""
+    stamps, step = list[int](), 1
+    for stamp, duration in raw:
+        step = duration or step
+        last = stamps[-1] if stamps else -step
+        stamps.append(last + step if stamp is None or stamps and stamp <= last else stamp)
+    return stamps
 
 
 def frames_from_start(file: Any, found: Survey, wanted: Sequence[int], factor: int) -> list[Shown]:
-    """What is on screen at these stamps, by decoding everything up to the last.
-
-    Raises:
-        MediaError: a part of the file cannot be decoded; its text names no source.
-    """
+    """The frames with these stamps, of a file that was `counted`, by decoding everything up to the last."""
     container, stream = opened(file)
-    shown, waiting, last = list[Shown](), list(wanted), None
+    left = set(wanted)
+    shown = list[Shown]()
     with container:
-        for stamp, frame in _stamped(container.decode(stream)):
-            while waiting and last and stamp > waiting[0]:
-                shown.append(_checked(found, waiting.pop(0), *last, factor))
-            if not waiting:
+        for stamp, frame in zip(found.stamps, container.decode(stream), strict=False):
+            if stamp in left:
+                shown.append(Shown(stamp, upright(_sound(frame), factor)))
+                left.remove(stamp)
+            if not left:
                 break
-            last = stamp, frame
-        for stamp in waiting:
-            if last is None:
-                raise _undecodable(found, stamp)
-            shown.append(_checked(found, stamp, *last, factor))
-    return list({one.stamp: one for one in shown}.values())
+    return shown
 
 
-def _stamped(frames: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """With rising stamps; of one that has none, or an earlier one, it is that of the frame before and a little more."""
-    last, step = None, 1
-    for frame in frames:
-        step = frame.duration or step
-        stamp = frame.pts
-        if stamp is None or last is not None and stamp <= last:
-            stamp = 0 if last is None else last + step
-        last = stamp
-        yield stamp, frame
-
-
-def _checked(found: Survey, wanted: int, stamp: int, frame: Any, factor: int) -> Shown:
-    """A frame, if it is what should be on screen at the stamp that is wanted."""
-    missing = bisect_right(found.stamps, wanted) - bisect_right(found.stamps, stamp)
-    if frame.is_corrupt or missing > MISSING or stamp > wanted and bisect_left(found.stamps, stamp) > MISSING:
-        raise _undecodable(found, wanted)
-    return Shown(stamp, upright(frame, factor))
-
-
-def _undecodable(found: Survey, stamp: int) -> MediaError:
-    seconds = float((stamp - found.stamps[0]) * found.unit)
-    return MediaError(f"damaged: the picture at {seconds:.2f} s cannot be decoded", AGAIN)
+def _sound(frame: Any) -> Any:
+    if frame.is_corrupt:
+        raise MediaError(f"damaged: the picture at {frame.time or 0:.2f} s cannot be decoded", AGAIN)
+    return frame
 
 
 def upright(frame: Any, factor: int) -> Image.Image:

@@ -94,6 +94,7 @@ def survey(file: Any, size: int) -> Survey:
 
 def _read(container: Any, stream: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
     """Stamps, keys and oddities. Nothing before the first keyframe can be decoded, so nothing of it counts."""
+    guesses = container.format.name == "avi"  # which stores one time a frame, and not the one that it is shown at
     stamps, keys, odd = list[int](), list[int](), dict[str, None]()
     key, read, last = None, 0, None
     for packet in container.demux(stream):
@@ -107,6 +108,8 @@ def _read(container: Any, stream: Any) -> tuple[tuple[int, ...], tuple[int, ...]
         if last is not None and packet.dts is not None and packet.dts < last:
             return (), (), ("times that go back",)
         last = packet.dts
+        if guesses and stamps and packet.pts < stamps[-1]:
+            return (), (), ("times that were guessed",)
         if packet.is_keyframe:
             key = packet.pts
             keys.append(key)

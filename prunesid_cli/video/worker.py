@@ -3,9 +3,11 @@
 It is called with a path and a sampling as JSON, and writes to stdout one line of JSON, `Told` or {"error", "hint"},
 and then the frames, RGB, one after the other.
 
-"auto" is PyAV: it is as fast as decord, reads more formats, and tells when a frame is damaged, where decord gives it as
-if it were whole. decord decodes on request, and only where it can be trusted: it numbers frames, and is silently wrong
-where numbers and times part ways (`Survey.oddities`), and with other codecs and containers than those named here.
+"auto" is PyAV: it is as fast as decord, reads more formats, and tells of most damage, which decord paints over. (In
+VP8, VP9 and HEVC a flipped bit mostly decodes to something, and nobody can tell.)
+
+decord decodes on request, and only where it can be trusted: it numbers frames, and is silently wrong where numbers and
+times part ways (`Survey.oddities`), and with other codecs and containers than those named here.
 """
 
 from __future__ import annotations
@@ -90,13 +92,21 @@ def _read(path: str, file: BinaryIO, size: int, sampling: Sampling) -> tuple[Tol
     found = survey(file, size)
     if sampling.backend == "decord" and (reason := distrust(found)):
         raise MediaError(f"decord cannot be trusted with it: {reason}", "leave out --video-backend")
-    if not found.stamps:
+    if sampling.backend != "decord" and found.keys:
+        with suppress(Misplaced, pyav.av.FFmpegError):
+            return _decoded(path, file, found, sampling)
+    if sampling.backend != "decord":
         found = pyav.counted(file, found)
+    return _decoded(path, file, found, sampling)
+
+
+def _decoded(path: str, file: BinaryIO, found: Survey, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
     wanted = [found.stamps[number] for number in sampling.choose(found.times)]
     factor = reduction(len(wanted), found.size)
     if sampling.backend == "decord":
         return _told(found, *_by_decord(path, found, wanted, factor), factor)
-    return _told(found, _by_pyav(file, found, wanted, factor), pyav.version(), factor)
+    decode = pyav.frames_by_seeking if found.keys else pyav.frames_from_start
+    return _told(found, decode(file, found, wanted, factor), pyav.version(), factor)
 
 
 def distrust(found: Survey) -> str:
@@ -141,13 +151,6 @@ def _numbered(decord: Any, path: str, found: Survey, wanted: list[int], factor: 
         image = Image.fromarray(reader[number].asnumpy())
         shown.append(Shown(stamp, image.reduce(factor) if factor > 1 else image))
     return shown
-
-
-def _by_pyav(file: BinaryIO, found: Survey, wanted: list[int], factor: int) -> list[Shown]:
-    if found.keys:
-        with suppress(Misplaced, pyav.av.FFmpegError):
-            return pyav.frames_by_seeking(file, found, wanted, factor)
-    return pyav.frames_from_start(file, found, wanted, factor)
 
 
 def _told(found: Survey, shown: list[Shown], decoder: str, factor: int) -> tuple[Told, list[Image.Image]]:
