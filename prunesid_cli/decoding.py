@@ -11,8 +11,10 @@ from typing import TypeVar
 from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media, digest_of, load_image_bytes, read_bytes
+from prunesid_cli.pruner import Pruner
 from prunesid_cli.tokencache import Item
 from prunesid_cli.types import Pixels
+from prunesid_cli.video.reading import clip_digest, is_clip, load_clip
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,13 +22,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Ready:
-    """One input as the tower takes it. The picture itself, which may be large, is let go."""
+    """One input as the tower takes it. Its pictures, which may be large, are let go."""
 
     source: str
     digest: str
     size: tuple[int, int]
     notes: tuple[str, ...]
     pixels: Pixels
+    sampling: str = ""
+    decoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,17 @@ class Failed:
 Decoded = Ready | Held | Failed
 
 
-def decode(found: Found, preprocess: Callable[[Media], Pixels], held: Callable[[str, str], Item | None]) -> Decoded:
-    """Read, decode and preprocess one image that is not `held` yet; any fault of the input becomes a record."""
+def decode(found: Found, pruner: Pruner, held: Callable[[str, str], Item | None]) -> Decoded:
+    """Read, decode and preprocess one input that is not `held` yet; any fault of it becomes a record."""
     source = found.source
     if found.error:
         return Failed(source, found.error)
     try:
-        data = read_bytes(source)
-        digest = digest_of(data)
-        if item := held(source, digest):
-            return Held(source, item)
-        media = load_image_bytes(data, source, digest)
-        return Ready(source, media.digest, media.size, media.notes, preprocess(media))
+        media = _clip(source, pruner, held) if is_clip(source) else _picture(source, held)
+        if isinstance(media, Held):
+            return media
+        pixels = pruner.preprocess(media)
+        return Ready(source, media.digest, media.size, media.notes, pixels, media.sampling, media.decoder)
     except PruneSIDError as error:
         return Failed(source, error)
     except Exception as error:
@@ -65,6 +68,20 @@ def decode(found: Found, preprocess: Callable[[Media], Pixels], held: Callable[[
         failure = MediaError(problem, f"see more with: prunesid ask {source} ? --debug")
         failure.__cause__ = error
         return Failed(source, failure)
+
+
+def _picture(source: str, held: Callable[[str, str], Item | None]) -> Media | Held:
+    data = read_bytes(source)
+    digest = digest_of(data)
+    item = held(source, digest)
+    return Held(source, item) if item else load_image_bytes(data, source, digest)
+
+
+def _clip(source: str, pruner: Pruner, held: Callable[[str, str], Item | None]) -> Media | Held:
+    pruner.check_clip(source)
+    digest = clip_digest(source)
+    item = held(source, digest)
+    return Held(source, item) if item else load_clip(source, pruner.sampling, digest)
 
 
 def ahead(items: Iterable[T], work: Callable[[T], R], depth: int) -> Iterator[R]:

@@ -1,4 +1,4 @@
-"""Files, folders and globs -> the images among them, one at a time, in an order that is the same every time.
+"""Files, folders and globs -> the images and clips among them, one at a time, in an order that is the same every time.
 
 A path that cannot be used is given with its error, never raised: one bad name does not end a run of thousands.
 Names may hold bytes that are no UTF-8; they stay `str` (surrogateescape) and pass through JSON as they are.
@@ -23,6 +23,11 @@ IMAGE_EXTENSIONS = frozenset(
     | {".gif", ".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".ico", ".qoi"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
+VIDEO_EXTENSIONS = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".3g2"}
+    | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".mxf"}
+)
+EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 GLOB_CHARACTERS = "*?["
 HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"
 Tell = Callable[[str, str], None]
@@ -38,10 +43,10 @@ class Found:
 
 
 class Listing(Iterator[Found]):
-    """What `find_images` gives; `passed`, final once the listing has ended, counts what it passed over.
+    """What `find_media` gives; `passed`, final once the listing has ended, counts what it passed over.
 
     HIDDEN  files and folders in folders
-    OTHER   files in folders whose extension is not an image's
+    OTHER   files in folders whose extension is that of no image or video
     LINK    links to folders inside folders: not followed, so no loop is possible
     REPEAT  paths that lead to a file or folder already given
     """
@@ -98,7 +103,7 @@ class Listing(Iterator[Found]):
                 yield Found(path, unreadable(path, error))
 
     def _wanted(self, folder: str) -> list[tuple[str, bool]]:
-        """The images and folders in a folder, by name; counts what is passed over."""
+        """The images, clips and folders in a folder, by name; counts what is passed over."""
         wanted = []
         for entry in _entries(folder):
             is_folder = _is_folder(entry)
@@ -106,7 +111,7 @@ class Listing(Iterator[Found]):
                 self._pass(HIDDEN, entry.path)
             elif is_folder and entry.is_symlink():
                 self._pass(LINK, entry.path)
-            elif is_folder or os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
+            elif is_folder or os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 wanted.append((entry.path, is_folder))
             else:
                 self._pass(OTHER, entry.path)
@@ -125,8 +130,8 @@ class Listing(Iterator[Found]):
         self._tell(what, path)
 
 
-def find_images(paths: Iterable[str], tell: Tell = lambda what, path: None) -> Listing:
-    """Each image once: named files, what globs match, and the files with an image's extension in folders.
+def find_media(paths: Iterable[str], tell: Tell = lambda what, path: None) -> Listing:
+    """Each image or clip once: named files, what globs match, and in folders the files with such an extension.
 
     `tell` is called with what is passed over, and its path.
     """

@@ -72,6 +72,8 @@ class Media:
     size: tuple[int, int]  # width, height of the upright image
     notes: tuple[str, ...] = ()  # what was done that the user might not expect
     times: tuple[float, ...] = ()  # of the frames of a clip, in seconds from its start; empty for a picture
+    sampling: str = ""  # how the frames of a clip were chosen
+    decoder: str = ""  # what decoded them, with its version
 
     @property
     def image(self) -> Image.Image:
@@ -128,13 +130,13 @@ def read_bytes(source: str) -> bytes:
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
             raise MediaError(f"{source}: {what}, not a regular file", "name an image; `-` reads one from stdin")
         _check_bytes(source, status.st_size)
-        with open(source, "rb", opener=_open_without_waiting) as file:
+        with open(source, "rb", opener=open_without_waiting) as file:
             return file.read()
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the name
         raise unreadable(source, error) from error
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
+def open_without_waiting(path: str, flags: int) -> int:
     """Even if a FIFO took the file's place since it was looked at."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 

@@ -1,4 +1,4 @@
-"""The chains: pictures -> token sets -> answers, and pictures -> cache -> answers. Nothing else."""
+"""The chains: pictures and clips -> token sets -> answers, and pictures and clips -> cache -> answers. Nothing else."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _unmeasured(one: Ready) -> Measured:
 def _decoded(
     pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Item | None], batch_size: int
 ) -> Iterator[Decoded]:
-    return ahead(found, lambda one: decode(one, pruner.preprocess, held), AHEAD * batch_size)
+    return ahead(found, lambda one: decode(one, pruner, held), AHEAD * batch_size)
 
 
 def _outcomes(pruner: Pruner, batch: Sequence[Decoded], allotment: Allotment) -> dict[str, Outcome]:
@@ -155,9 +155,13 @@ def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> li
         return good + [Outcome(source, error=not_finite(source)) for source in bad]
     allotment.settle(sized, counts)
     return [
-        Outcome(one.source, Entry(one.source, one.digest, one.size, tokens, measured.phi, one.notes))
+        Outcome(one.source, _entry(one, tokens, measured.phi))
         for one, tokens, measured in zip(batch, kept, sized, strict=True)
     ]
+
+
+def _entry(one: Ready, tokens: TokenSet, phi: float) -> Entry:
+    return Entry(one.source, one.digest, one.size, tokens, phi, one.notes, one.sampling, one.decoder)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from prunesid_cli.selection.budget import Budget, limits, reference, single, spr
 from prunesid_cli.selection.checks import check_finite
 from prunesid_cli.selection.similarity import phi
 from prunesid_cli.types import SUMMARY, Encoded, Pixels, Segment, TokenSet
+from prunesid_cli.video.sampling import EVENLY, Sampling
 
 if TYPE_CHECKING:
     from prunesid_cli.media import Media
@@ -57,12 +58,13 @@ class Given(NamedTuple):
 @dataclass(frozen=True)
 class Pruner:
     """A vision half with what to keep and how to choose it; `sample` is the information of items to compare one with,
-    where any are known."""
+    where any are known; `sampling` says at which frames of a clip to look."""
 
     vision: VisionHalf
     budget: Budget
     method: str | Method
     sample: Sequence[float]
+    sampling: Sampling = EVENLY
     clock: Clock = field(default_factory=Clock)
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
@@ -71,9 +73,14 @@ class Pruner:
         Raises:
             MediaError: it is a clip, and the model has none: it would read one frame of it, or fall over them.
         """
-        if media.is_clip and not reads_clips(self.vision):
-            raise MediaError(f"{media.source}: this model reads no clips", "give it pictures, or name another model")
+        if media.is_clip:
+            self.check_clip(media.source)
         return self.vision.preprocess(media, companions)
+
+    def check_clip(self, source: str) -> None:
+        """Refuse a clip, which may not be decoded yet, where the model has none."""
+        if not reads_clips(self.vision):
+            raise MediaError(f"{source}: this model reads no clips", "give it pictures, or name another model")
 
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         with self.clock.stage("encode"):

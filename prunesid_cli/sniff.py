@@ -25,11 +25,11 @@ class Kind(Enum):
     POSTSCRIPT = False, "the file is PostScript", "turn it into a PNG image first"
     PHOTOSHOP = False, "the file is a Photoshop document", "export it as a PNG image first"
     ARCHIVE = False, "the file is an archive", "unpack it first"
-    VIDEO = False, "the file is a video", "clips cannot be read from files yet: take a picture out of it first"
+    VIDEO = False, "the file is a video", "name its file: clips are not read from stdin"
     LFS = False, "the file is a Git LFS pointer", "fetch the real file with: git lfs pull"
     HTML = False, "the file is a web page", "the download went wrong: fetch it again"
     SVG = False, "the file is an SVG drawing", "turn it into a PNG image first"
-    TEXT = False, "the file is text", "name an image file"
+    TEXT = False, "the file is text", "name an image or video file"
     UNKNOWN = False, "the file is of no known image format", "convert it to PNG or JPEG first"
 
     @property
@@ -58,11 +58,17 @@ SIGNATURES = (
     (b"8BPS", Kind.PHOTOSHOP),
     (b"PK\x03\x04", Kind.ARCHIVE),
     (b"\x1f\x8b", Kind.ARCHIVE),
-    (b"\x1aE\xdf\xa3", Kind.VIDEO),
+    (b"\x1aE\xdf\xa3", Kind.VIDEO),  # Matroska and WebM
+    (b"FLV\x01", Kind.VIDEO),
+    (b"0&\xb2u\x8ef\xcf\x11", Kind.VIDEO),  # ASF: WMV
+    (b"\0\0\x01\xba", Kind.VIDEO),  # MPEG program stream
+    (b"\0\0\x01\xb3", Kind.VIDEO),
     (b"version https://git-lfs", Kind.LFS),
 )
 RIFF = {b"WEBP": Kind.WEBP, b"AVI ": Kind.VIDEO}
 BRANDS = dict.fromkeys(HEIF_BRANDS, Kind.HEIC) | dict.fromkeys(AVIF_BRANDS, Kind.AVIF)
+OLD_BOXES = frozenset({b"moov", b"mdat", b"wide"})
+"""With which a QuickTime film without a brand may start."""
 MARKUP = (("<svg", Kind.SVG), ("<!doctype html", Kind.HTML), ("<html", Kind.HTML))
 
 
@@ -70,6 +76,8 @@ def kind_of(data: bytes) -> Kind:
     head = bytes(data[:HEAD])
     if head[:4] == b"RIFF":
         return RIFF.get(head[8:12], Kind.UNKNOWN)
+    if head[4:8] in OLD_BOXES:
+        return Kind.VIDEO
     if head[4:8] == b"ftyp":
         return BRANDS.get(head[8:12], Kind.VIDEO)
     return next((kind for start, kind in SIGNATURES if head.startswith(start)), None) or _kind_of_text(head)

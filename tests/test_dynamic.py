@@ -54,7 +54,7 @@ def test_dynamic_with_nothing_usable(run: Run, llava: Path, tmp_path: Path) -> N
     (tmp_path / "in").mkdir()
     options = ("-m", llava, "-k", "64", "--dynamic", "--out", tmp_path / "c")
     empty = run("compress", tmp_path / "in", *options)
-    assert (empty.code, "no images found" in empty.err) == (0, True)
+    assert (empty.code, "no images or clips found" in empty.err) == (0, True)
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
     bad = run("compress", tmp_path / "in", *options)
     assert (bad.code, "not an image" in bad.err) == (3, True)

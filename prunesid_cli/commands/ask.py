@@ -1,4 +1,4 @@
-"""prunesid ask: images and a prompt in, an answer out."""
+"""prunesid ask: images or clips and a prompt in, an answer out."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.commands import options as o
-from prunesid_cli.commands.given import outweighs_fixed, prompt_of, revision_meant, stdin
+from prunesid_cli.commands.given import outweighs_fixed, prompt_of, read_sampling, revision_meant, stdin
 from prunesid_cli.commands.report import note_if_all
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.output import printer, stages, stdout_is_terminal
+from prunesid_cli.output import plural, printer, stages, stdout_is_terminal
 from prunesid_cli.tokencache import sample_of
+from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
     from prunesid_cli.media import Media
     from prunesid_cli.pruner import Clock
     from prunesid_cli.types import Answer, TokenSet
+    from prunesid_cli.video.sampling import Sampling
 
 
 def ask(
     context: typer.Context,
     media_and_prompt: Annotated[
         list[str],
-        typer.Argument(metavar="MEDIA... PROMPT", help="Image files, then the prompt. One of them may be - for stdin."),
+        typer.Argument(
+            metavar="MEDIA... PROMPT", help="Image or video files, then the prompt. One may be - for stdin."
+        ),
     ],
     model: o.Model = None,
     revision: o.Revision = None,
@@ -40,6 +44,9 @@ def ask(
         ),
     ] = None,
     method: o.Method = "prunesid",
+    frames: o.Frames = FRAMES,
+    fps: o.Fps = None,
+    video_backend: o.VideoBackend = o.Backend.auto,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     attention: o.AttentionOption = o.Attention.auto,
@@ -52,7 +59,7 @@ def ask(
     verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:
-    """Answer a prompt about one or more images.
+    """Answer a prompt about one or more images or clips.
 
     Example: prunesid ask samples/scene5.png "what is shown?"
     """
@@ -61,7 +68,7 @@ def ask(
     if calibration and not outweighs_fixed(context, "calibration", "--calibration"):
         calibration = None
     budget = read_budget(context, keep, True if calibration else dynamic, method)
-    media, prompt = _read_inputs(sources, prompt)
+    media, prompt = _read_inputs(sources, prompt, read_sampling(context))
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.types import Generation
@@ -81,16 +88,19 @@ def ask(
         printer.usage(_usage(pruner.clock, answer, items))
 
 
-def _read_inputs(sources: list[str], prompt: str) -> tuple[list[Media], str]:
-    """Load the images and the prompt, stdin once at most."""
+def _read_inputs(sources: list[str], prompt: str, sampling: Sampling) -> tuple[list[Media], str]:
+    """Load the images, the clips and the prompt, stdin once at most."""
     if not sources:
         raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
     if [*sources, prompt].count("-") > 1:
         raise UsageError("stdin can be read once", hint="give - for one of the arguments only")
-    from prunesid_cli.media import load_image, load_image_bytes
+    from prunesid_cli.media import load_image_bytes
+    from prunesid_cli.video.reading import load_media
 
-    media = [load_image_bytes(_piped(), "-") if one == "-" else load_image(one) for one in sources]
+    media = [load_image_bytes(_piped(), "-") if one == "-" else load_media(one, sampling) for one in sources]
     for item in media:
+        if item.is_clip:
+            printer.detail(f"{item.source}: {plural(len(item.frames), 'frame')} by {item.decoder}")
         for note in item.notes:
             printer.note(f"{item.source}: {note}")
     return media, prompt_of(prompt)

@@ -61,6 +61,8 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
     facts |= {"items": len(items), "failed": len(opened.failures()), "shards": len(opened.shards)}
     facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}
+    sampling = next((item.sampling for item in items if item.sampling), "")
+    facts |= {"sampling": sampling} if sampling else {}
     facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}
     calibration = read_calibration(cache)
     facts |= {"calibration": asdict(calibration)} if calibration else {}

@@ -1,4 +1,4 @@
-"""prunesid compress: images in, a cache out."""
+"""prunesid compress: images and clips in, a cache out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import typer
 
 from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
-from prunesid_cli.commands.given import is_typed, outweighs_fixed, revision_meant, stdin
+from prunesid_cli.commands.given import is_typed, outweighs_fixed, read_sampling, revision_meant, stdin
 from prunesid_cli.commands.report import Report
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.output import advance_one, plural, printer, stages
 from prunesid_cli.tokencache import calibrated
+from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
     from prunesid_cli.listing import Listing
@@ -52,6 +53,9 @@ def compress(
         ),
     ] = False,
     method: o.Method = "prunesid",
+    frames: o.Frames = FRAMES,
+    fps: o.Fps = None,
+    video_backend: o.VideoBackend = o.Backend.auto,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     attention: o.AttentionOption = o.Attention.auto,
@@ -65,9 +69,9 @@ def compress(
     verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:
-    """Encode and prune images into a cache, from which prompts are answered later.
+    """Encode and prune images and clips into a cache, from which prompts are answered later.
 
-    The same command goes on where an earlier one stopped: images in the cache are passed over, failed ones retried.
+    The same command goes on where an earlier one stopped: what is in the cache is passed over, what failed is retried.
 
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
@@ -77,15 +81,23 @@ def compress(
     _check(context)
     stream = stream and outweighs_fixed(context, "stream", "--stream")
     budget = read_budget(context, keep, True if stream else dynamic, method)
+    sampling = read_sampling(context)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
-    from prunesid_cli.listing import find_images
+    from prunesid_cli.listing import find_media
     from prunesid_cli.tokencache import CacheWriter, Run
 
     checkpoint = session.checkpoint
-    listing = find_images(_named(paths, null), lambda what, path: printer.detail(f"{path}: {what}, passed over"))
+    listing = find_media(_named(paths, null), lambda what, path: printer.detail(f"{path}: {what}, passed over"))
     if calibrate:
-        measure_average(session, session.pruner(budget, method), listing, out, session.batch_size(batch_size), as_json)
+        measure_average(
+            session,
+            session.pruner(budget, method, sampling=sampling),
+            listing,
+            out,
+            session.batch_size(batch_size),
+            as_json,
+        )
         return
     sample = calibrated(out, checkpoint.name, checkpoint.revision)
     run = Run(
@@ -98,10 +110,10 @@ def compress(
         budget.even,
         session.dtype_name,
     )
-    writer = CacheWriter(out, run, __version__, shard_items)
+    writer = CacheWriter(out, run, __version__, shard_items, str(sampling))
     if writer.missing.numbers:
         printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
-    pruner = session.pruner(budget, method, sample)
+    pruner = session.pruner(budget, method, sample, sampling)
     report = Report(as_json, budget)
     try:
         with printer.progress("compressing", None, prints=as_json) as bar:

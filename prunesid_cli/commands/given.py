@@ -3,6 +3,7 @@ named in errors; and stdin."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import typer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families.checkpoint import DEMO, is_local
 from prunesid_cli.settings import config_path
+from prunesid_cli.video.sampling import Sampling
 
 RISING = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
 """Of two sources of values, the later one wins. The second is the configuration file."""
@@ -51,6 +53,25 @@ def naming(context: typer.Context, name: str) -> Iterator[None]:
         if place is None:
             raise
         raise UsageError(f"{place}: {error.problem}", error.hint) from error
+
+
+def read_sampling(context: typer.Context) -> Sampling:
+    """How to look at clips: by --frames or --fps, whichever has more weight.
+
+    Raises:
+        UsageError: both were typed, or the latter is no rate.
+    """
+    given = context.params
+    frames, fps, backend = given["frames"], given["fps"], given["video_backend"].value
+    if fps is None:
+        return Sampling(frames, None, backend)
+    with naming(context, "fps"):
+        if not 0 < fps < math.inf:
+            raise UsageError(f"--fps {fps:g} is no rate", "frames a second: 1, or 0.5 for one in two seconds")
+    if is_typed(context, "frames") and is_typed(context, "fps"):
+        raise UsageError("--frames and --fps contradict each other", "leave out one")
+    by_frames = weight(context, "frames") > weight(context, "fps")
+    return Sampling(frames, None, backend) if by_frames else Sampling(fps=fps, backend=backend)
 
 
 def revision_meant(context: typer.Context, model: str | None, revision: str | None) -> str | None:

@@ -9,6 +9,7 @@ import typer
 
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
+from prunesid_cli.video.sampling import MAX_FRAMES
 
 
 class Dtype(str, Enum):
@@ -25,7 +26,13 @@ class Attention(str, Enum):
     eager = "eager"
 
 
-MODEL, PRUNING, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Running", "Answering", "Output"
+class Backend(str, Enum):
+    auto = "auto"
+    decord = "decord"
+    pyav = "pyav"
+
+
+MODEL, PRUNING, CLIPS, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Clips", "Running", "Answering", "Output"
 
 Model = Annotated[
     str | None,
@@ -55,7 +62,7 @@ Keep = Annotated[
     str,
     typer.Option(
         "-k", "--keep", envvar="PRUNESID_KEEP", rich_help_panel=PRUNING,
-        help="Visual tokens to keep of each image: 64, 11% or all. CLS counts, where the tower has one.",
+        help="Visual tokens to keep of each image or clip: 64, 11% or all. CLS counts, where the tower has one.",
     ),
 ]  # fmt: skip
 Dynamic = Annotated[
@@ -69,6 +76,27 @@ Dynamic = Annotated[
 Method = Annotated[
     str, typer.Option(envvar="PRUNESID_METHOD", rich_help_panel=PRUNING, help=f"How to choose: {', '.join(METHODS)}.")
 ]
+Frames = Annotated[
+    int,
+    typer.Option(
+        "--frames", min=1, max=MAX_FRAMES, envvar="PRUNESID_FRAMES", rich_help_panel=CLIPS,
+        help="Of each clip, spread evenly over its time; of a shorter one all.",
+    ),
+]  # fmt: skip
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        "--fps", envvar="PRUNESID_FPS", rich_help_panel=CLIPS, show_default="as --frames says",
+        help="Frames a second instead, however long the clip is: 1, 0.5.",
+    ),
+]  # fmt: skip
+VideoBackend = Annotated[
+    Backend,
+    typer.Option(
+        "--video-backend", envvar="PRUNESID_VIDEO_BACKEND", rich_help_panel=CLIPS,
+        help="What decodes clips; auto is pyav. decord refuses what it is known to get wrong.",
+    ),
+]  # fmt: skip
 Device = Annotated[
     str, typer.Option(envvar="PRUNESID_DEVICE", rich_help_panel=RUNNING, help="auto, cpu, cuda:0 or mps.")
 ]

@@ -54,6 +54,7 @@ class Report:
         else:
             entry = outcome.entry
             self.counts["kept"] += 1
+            self.counts["clips"] += bool(entry.sampling)
             total, kept = entry.tokens.layout.total, entry.tokens.kept
             self.counts["tokens"] += total
             self.counts["tokens kept"] += kept
@@ -70,14 +71,17 @@ class Report:
 
     def say(self, writer: CacheWriter, listing: Listing) -> None:
         count, spent = self.counts, time.perf_counter() - self.began
-        parts = [f"compressed {plural(count['kept'], 'image')} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"]
+        clips, images = count["clips"], count["kept"] - count["clips"]
+        done = [plural(images, "image")] if images or not clips else []
+        done += [plural(clips, "clip")] if clips else []
+        parts = [f"compressed {', '.join(done)} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"]
         parts += [f"{count['held']:,} already in the cache"] if count["held"] else []
         parts += [f"{plural(number, what)} passed over" for what, number in sorted(listing.passed.items())]
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
         printer.note("   ".join(parts))
         if not count["kept"] + count["held"] + count["failed"]:
-            printer.warning("no images found")
+            printer.warning("no images or clips found")
         if writer.missing.items > count["kept"]:
             lost = f"{writer.missing.items - count['kept']:,} of the {writer.missing.items:,} items that it lacked"
             printer.warning(f"{writer.folder} goes on without {lost}: they were not among these images")

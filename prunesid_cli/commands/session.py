@@ -17,6 +17,7 @@ from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
+from prunesid_cli.video.sampling import EVENLY, Sampling
 
 if TYPE_CHECKING:
     from prunesid_cli.families.base import LanguageHalf
@@ -59,12 +60,12 @@ class Session:
         printer.detail(f"device {placement.device}, dtype {placement.dtype}, attention {placement.attention}")
         return cls(checkpoint, placement)
 
-    def pruner(self, budget: Budget, method: str, sample: Sequence[float] = ()) -> Pruner:
+    def pruner(self, budget: Budget, method: str, sample: Sequence[float] = (), sampling: Sampling = EVENLY) -> Pruner:
         """sample: the information of typical images, where it is known better than the checkpoint knows it."""
         from prunesid_cli.pruner import Pruner
 
         vision = load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
-        return Pruner(vision, budget, method, sample or self.checkpoint.sample)
+        return Pruner(vision, budget, method, sample or self.checkpoint.sample, sampling)
 
     def language(self) -> LanguageHalf:
         return load_family(self.checkpoint.model_type).language(self.checkpoint, self.placement)

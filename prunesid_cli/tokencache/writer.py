@@ -39,11 +39,14 @@ class Entry:
     tokens: TokenSet
     phi: float
     notes: tuple[str, ...]
+    sampling: str = ""
+    decoder: str = ""
 
 
 class CacheWriter:
     """Collects entries and writes a shard whenever enough have come; `close` writes the rest and the failures.
 
+    `sampling`: how the frames of clips are chosen.
     `missing`: what the cache has lost since an earlier run. It is not `held`, so it is done again where it is among the
     inputs; `complete` says that they have come to their end.
 
@@ -52,8 +55,9 @@ class CacheWriter:
             a cache may hold all that there is to write: that is an error only once there is more.
     """
 
-    def __init__(self, folder: Path, run: Run, tool: str, shard_items: int = 512) -> None:
+    def __init__(self, folder: Path, run: Run, tool: str, shard_items: int = 512, sampling: str = "") -> None:
         self.folder, self.run, self.tool, self.shard_items = folder, run, tool, shard_items
+        self.sampling = sampling
         self.entries: list[Entry] = []
         self.lock, self.unwritable = locked(folder)
         try:
@@ -77,6 +81,10 @@ class CacheWriter:
         self.recorded = dict(self.failed)
         self.done = {source: item for source, (_, item) in cache.items().items()}
         self.history = [item for shard in cache.shards for item in shard.items]
+        other = next((item.sampling for item in self.history if item.sampling not in ("", self.sampling)), None)
+        if other:
+            problem = f"{self.folder} holds clips of which {other} were taken, not {self.sampling}"
+            raise CacheError(problem, hint="name another --out")
 
     def held(self, source: str, digest: str) -> Item | None:
         """This very input, where it was in the cache when this run began."""
@@ -166,7 +174,8 @@ def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> No
 
 
 def _record(entry: Entry, layout: int, rows: tuple[int, int]) -> dict[str, Any]:
-    return {
+    of_a_clip = {"sampling": entry.sampling, "decoder": entry.decoder} if entry.sampling else {}
+    return of_a_clip | {
         "source": entry.source,
         "digest": entry.digest,
         "size": entry.size,

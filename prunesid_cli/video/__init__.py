@@ -1,0 +1,1 @@
+"""Clips: which of their frames are looked at, and how they are decoded."""
