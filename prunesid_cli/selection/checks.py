@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.errors import NonFiniteError
+from prunesid_cli.selection.parallel import each_image
 
 
 def check_shapes(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int) -> None:
@@ -27,7 +28,7 @@ def check_finite(features: Tensor, *others: Tensor | None) -> None:
     """features, others [B, ...] or None. One host sync, for the whole batch."""
     tensors = [features, *(other for other in others if other is not None)]
     # A sum is a tenth of the price of a look at each number. It may overflow where none of them does, so look then.
-    sums = torch.stack([tensor.flatten(1).sum(1, dtype=torch.float32) for tensor in tensors]).sum(0)
+    sums = torch.stack([_sums(tensor) for tensor in tensors]).sum(0)
     doubtful = [row for row, total in enumerate(sums.tolist()) if not math.isfinite(total)]
     rows = [row for row in doubtful if not all(bool(tensor[row].isfinite().all()) for tensor in tensors)]
     if rows:
@@ -36,3 +37,11 @@ def check_finite(features: Tensor, *others: Tensor | None) -> None:
             hint="half precision may have overflowed in the vision tower; try --dtype fp32",
             rows=rows,
         )
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    """[B, ...] -> [B] fp32. On a CPU image by image, as all that follows: threads that torch starts for one operation
+    spin for a while after it, and slow the core that works."""
+    if tensor.device.type != "cpu" or not len(tensor):
+        return tensor.flatten(1).sum(1, dtype=torch.float32)
+    return torch.stack(each_image(lambda row: tensor[row].sum(dtype=torch.float32), len(tensor), tensor.device))
