@@ -14,7 +14,8 @@ from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media
 from prunesid_cli.memory import within_memory
-from prunesid_cli.pruner import Information, Pruner, of_item
+from prunesid_cli.pruner import Pruner
+from prunesid_cli.segments import Information, of_item
 from prunesid_cli.tokencache import CacheWriter, Entry, Item, Shard, read_tokens
 from prunesid_cli.types import Answer, Encoded, Generation, TokenSet
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from prunesid_cli.selection import select
 from prunesid_cli.selection.prunesid import Explanation, explain
 from prunesid_cli.selection.psca import exact_directions
-from prunesid_cli.selection.recipe import PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe, published_qwen_need
+from prunesid_cli.selection.recipe import PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 from prunesid_cli.selection.similarity import pair_mean, phi, unit_tokens
 from tests.golden_exact import compare
 
@@ -45,6 +45,11 @@ class Case:
         recipe = replace(self.recipe, directions=directions)
         needs = [self.need] * len(self.features)
         return explain(self.features, self.saliency, needs, recipe, self.reserved)
+
+
+def published_qwen_need(configured: int, n: int) -> int:
+    """The published Qwen2-VL code's budget of an image of n tokens, `configured` being meant for 576."""
+    return max(round(n * configured / 576), 16)
 
 
 def load(path: Path) -> Case:

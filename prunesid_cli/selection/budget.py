@@ -101,11 +101,6 @@ Bounds = Sequence[tuple[int, int]]
 """A floor and a ceiling for each."""
 
 
-def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: int) -> list[int]:
-    """Eq. 7 over a collection of images of one size: information of each -> tokens of each; see `spread`."""
-    return spread(phi, [mean] * len(phi), [(floor, ceiling)] * len(phi))
-
-
 def spread(phi: Sequence[float] | Tensor, means: Sequence[float], bounds: Bounds) -> list[int]:
     """Eq. 7: information of each, and what each would get if all had the same -> tokens of each, in proportion to both,
     within the bounds.

@@ -83,11 +83,6 @@ def above_150(need: int) -> bool:
     return need > 150
 
 
-def published_qwen_need(configured: int, n: int) -> int:
-    """The published Qwen2-VL code's budget of an image of n tokens, `configured` being meant for 576."""
-    return max(round(n * configured / 576), 16)
-
-
 PRUNESID = Recipe(
     groups=quarter,
     strength=need_over_32,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from prunesid_cli.errors import MediaError
 
-BACKENDS = ("auto", "decord", "pyav")
 FRAMES = 8
 MAX_FRAMES = 1024
 """Of one clip: they are in memory together."""
@@ -18,7 +17,7 @@ MAX_FRAMES = 1024
 class Sampling:
     """`frames` spread evenly over the time of a clip, both ends included, or, where it is given, `fps` a second.
 
-    backend: one of `BACKENDS`.
+    backend: auto, decord or pyav.
     """
 
     frames: int = FRAMES

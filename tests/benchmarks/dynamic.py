@@ -24,9 +24,10 @@ from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.pruner import Pruner
-from prunesid_cli.selection.budget import Budget, apportion, limits
+from prunesid_cli.selection.budget import Budget, limits
 from prunesid_cli.selection.prunesid import explain
 from prunesid_cli.selection.recipe import PRUNESID
+from tests.selection.inputs import apportion
 
 TILES = 4
 Limits = Callable[[float, int], tuple[int, int]]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from prunesid_cli.selection.budget import spread
 
 
 def generator(seed: int) -> torch.Generator:
@@ -46,3 +50,8 @@ def batch(size: int, n: int = 48) -> tuple[Tensor, Tensor]:
     """features [B, N, C], saliency [B, N]."""
     features = torch.cat([tokens(seed, n, noise=0.2 + 0.3 * seed) for seed in range(size)])
     return features, torch.cat([attention(seed, n) for seed in range(size)])
+
+
+def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: int) -> list[int]:
+    """Eq. 7 over images of one size, all within the same bounds."""
+    return spread(phi, [mean] * len(phi), [(floor, ceiling)] * len(phi))

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunesid_cli.errors import NonFiniteError, UsageError
-from prunesid_cli.selection.budget import LEAST_PHI, Budget, apportion, limits, single
+from prunesid_cli.selection.budget import LEAST_PHI, Budget, limits, single
+from tests.selection.inputs import apportion
 
 
 @pytest.mark.parametrize(

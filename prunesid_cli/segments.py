@@ -1,0 +1,56 @@
+"""Segments of items: their information, which of them can be stacked, and what is kept of them put together again."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.types import SUMMARY, Encoded, Segment, TokenSet
+
+Information = tuple[float, ...]
+"""phi of each segment of an item."""
+PARTS = ("saliency", "summary", "extra")
+"""What a segment may have beside its features."""
+
+
+def of_item(values: Information, encoded: Encoded) -> float:
+    """The information of an item: the average of its segments', by their tokens."""
+    sizes = [len(segment.features) for segment in encoded.segments]
+    return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+def alike(segments: Sequence[Segment]) -> dict[object, list[int]]:
+    """The numbers of segments that can be stacked, in their order."""
+    groups = defaultdict[object, list[int]](list)
+    for number, one in enumerate(segments):
+        groups[one.features.shape, tuple(getattr(one, part) is None for part in PARTS)].append(number)
+    return groups
+
+
+def stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.stack(there) if there else None
+
+
+def assemble(item: Encoded, chosen: Sequence[tuple[Tensor, list[int]]], shares: Sequence[int], whole: bool) -> TokenSet:
+    """The kept rows of all segments of an item, by slot; of a single one, in the order of the method.
+
+    A CLS token comes with its segment's first token, unless nothing is pruned and the stock model does not read it.
+    """
+    rows, slots = list[Tensor](), list[int]()
+    for segment, (places, numbers), share in zip(item.segments, chosen, shares, strict=True):
+        if segment.summary is not None and share and not (whole and segment.summary_slot == SUMMARY):
+            rows.append(segment.summary[None])
+            slots.append(segment.summary_slot)
+        whole_rows = [segment.features] if segment.extra is None else [segment.features, segment.extra]
+        rows.append(torch.cat([part[places] for part in whole_rows], -1))
+        slots += [segment.slots[number] for number in numbers] if segment.slots else numbers
+    tokens = torch.cat(rows)
+    if len(item.segments) > 1:
+        order = sorted(range(len(slots)), key=slots.__getitem__)
+        tokens, slots = tokens[torch.tensor(order, device=tokens.device)], [slots[i] for i in order]
+    return TokenSet(tokens, tuple(slots), item.layout, whole)
