@@ -7,6 +7,7 @@ Processor, chat template, special tokens and stop conditions are the checkpoint'
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
@@ -22,7 +23,7 @@ from prunesid_cli.families.prompts import TAG, Piece, content, coordinates, is_c
 from prunesid_cli.types import SUMMARY, Answer, Generation, Layout, Prompt, TokenSet
 
 
-class Language:
+class Language(ABC):
     """A language model with its projector.
 
     A family says in `project` how kept tokens become embeddings, and in `inputs` and `around` what its model is given
@@ -39,9 +40,9 @@ class Language:
         self.placeholders = placeholders(model.config)
         self.markers = {clip: marker(processor, clip) for clip in (False, True)}
 
+    @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
         """Kept tokens [T, C] -> embeddings [T, D]; [T, D * (1 + K)] where more is added after each of K layers."""
-        raise NotImplementedError
 
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """What `generate` is given for a left-padded batch."""
