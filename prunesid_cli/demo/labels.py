@@ -36,11 +36,15 @@ class Labels:
     """[B, 6 * 8 + 10 + 4 + 1]: each coloured shape, each digit, how many shapes (one-hot), whether it is a scene."""
 
 
-def patches_of(pixels: Tensor) -> Tensor:
-    """[B, 336, 336, 3] uint8 -> [B, 576, 3 * 14 * 14], normalised, laid out as the patch filters are."""
-    values = (pixels.float() / 255 - MEAN) / STD
-    blocks = values.view(-1, GRID, PATCH, GRID, PATCH, 3).permute(0, 1, 3, 5, 2, 4)
-    return blocks.reshape(len(pixels), GRID * GRID, -1)
+def patches_of(pixels: NDArray[np.uint8], seen: NDArray[np.int64] | None = None) -> Tensor:
+    """A picture [336, 336, 3] -> its patches [T, 3 * 14 * 14], normalised, laid out as the patch filters are.
+
+    Args:
+        seen: the patches wanted [T]; all 576 by default.
+    """
+    blocks = pixels.reshape(GRID, PATCH, GRID, PATCH, 3).transpose(0, 2, 1, 3, 4).reshape(GRID * GRID, PATCH, PATCH, 3)
+    values = torch.from_numpy(blocks if seen is None else blocks[seen]).float()
+    return ((values / 255 - MEAN) / STD).permute(0, 3, 1, 2).flatten(1)
 
 
 def labels_of(scene: Scene | None, things: NDArray[np.int8]) -> tuple[np.ndarray, np.ndarray]:

@@ -165,6 +165,7 @@ def train_language(
         batch = max(4, min(10, 3000 // (count + 150)))
         examples = make_examples(store, pools.draw(batch, rng, lesson.single), count, rng, lesson.bare)
         pack = Pack(tokenizer, examples.questions).to(worker.device)
+        worker.choose_attention(model.model.language_model, count + pack.ids.shape[1])
         with worker.autocast():
             logits = answer_logits(model, prefix, examples.visual.to(worker.device), pack)
         loss = loss_of(logits.float(), pack, lesson.hints)

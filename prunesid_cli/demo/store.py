@@ -65,7 +65,7 @@ def fill_store(worker: Worker, folder: Path, tower: Any, split: int) -> None:
     for at in range(done, len(mine), 16):
         part = list(mine[at : at + 16])
         drawn = [picture(split, i) for i in part]
-        patches = patches_of(torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))).to(worker.device)
+        patches = torch.stack([patches_of(pixels) for pixels, _ in drawn]).to(worker.device)
         with worker.autocast():
             states = tower_forward(tower, patches, index[: len(part)])
         store.features[part] = states.float().cpu().numpy().astype(np.float16)

@@ -102,7 +102,7 @@ class Heads(nn.Module):
 
 def make_batch(split: int, first: int, phase: Phase, foreign: float = 0.08) -> tuple[Tensor, Tensor, Labels]:
     """Pictures `first`.. of a split -> patches [B, T, 588], index [B, T], labels; things come first."""
-    pixels, index, rows, whole = [], [], [], []
+    patches, index, rows, whole = [], [], [], []
     for i in range(first, first + phase.batch):
         rng = np.random.default_rng((split, i, 2))
         if rng.random() < foreign:
@@ -113,17 +113,15 @@ def make_batch(split: int, first: int, phase: Phase, foreign: float = 0.08) -> t
         seen = np.argsort((drawing.thing < 0) + rng.random(GRID * GRID) * 0.5)[: phase.tokens]
         seen.sort()
         labels, present = labels_of(scene, drawing.thing)
-        pixels.append(drawing.pixels)
+        patches.append(patches_of(drawing.pixels, seen))
         index.append(seen)
         rows.append(labels[seen])
         whole.append(present)
     at = torch.from_numpy(np.stack(index))
-    patches = patches_of(torch.from_numpy(np.stack(pixels)))
-    patches = patches.gather(1, at[..., None].expand(-1, -1, patches.shape[-1]))
     table = torch.from_numpy(np.stack(rows)).float()
     kind, colour, digit = (table[..., c].long() for c in range(3))
     shown = torch.from_numpy(np.stack(whole)).float()
-    return patches, at, Labels(kind, colour, digit, table[..., 3:6], table[..., 6:].long(), shown)
+    return torch.stack(patches), at, Labels(kind, colour, digit, table[..., 3:6], table[..., 6:].long(), shown)
 
 
 def loss_of(answers: tuple[tuple[Tensor, ...], Tensor], labels: Labels, centres: bool) -> Tensor:
@@ -191,6 +189,7 @@ def train_tower(worker: Worker, folder: Path, seed: int, steps: int, number: int
         phase = next(p for p in course.phases if trainer.step < p.until * steps)
         first = (trainer.step * worker.count + worker.rank) * 64 + course.first + seed * 10**8
         patches, index, labels = make_batch(TRAIN, first, phase)
+        worker.choose_attention(heads.tower, phase.tokens)
         moved = Labels(*(getattr(labels, f).to(worker.device) for f in Labels.__dataclass_fields__))
         with worker.autocast():
             answers = trainer.module(patches.to(worker.device), index.to(worker.device))

@@ -51,7 +51,7 @@ class Plan:
     seed: int = 0
     workers: int = 2
     tower_steps: tuple[int, ...] = (2600, 1300, 320)
-    language_steps: tuple[int, ...] = (4000, 300)
+    language_steps: tuple[int, ...] = (8000, 600)
     pictures: int = 12_000
     tower: Path | None = None
     twin: bool = False

@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+FEW = 220
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Worker:
         """bf16 where it is fast: on a processor without AVX-512 it is fifty times slower than fp32."""
         fast = self.device != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         return torch.autocast(self.device, torch.bfloat16, enabled=fast)
+
+    def choose_attention(self, model: PreTrainedModel, tokens: int) -> None:
+        """Attention over few tokens is faster written out: the backward pass of the fused one, on one thread of a CPU,
+        takes 2.3 times as long at 72 tokens, as long at 192, and half as long at 576."""
+        model.set_attn_implementation("eager" if self.device == "cpu" and tokens < FEW else "sdpa")
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace the gradients by their mean over all workers."""

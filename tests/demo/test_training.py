@@ -109,7 +109,7 @@ def test_patches_are_what_the_processor_and_the_tower_make_of_them() -> None:
     values = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model.model.vision_tower(values, output_hidden_states=True).hidden_states[-2]
-        whole = patches_of(torch.from_numpy(pixels.copy())[None])
+        whole = patches_of(pixels)[None]
         found = tower_forward(tower, whole, torch.arange(N)[None])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
