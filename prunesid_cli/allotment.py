@@ -10,7 +10,7 @@ from typing import Protocol
 from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.pruner import Given, Pruner
 from prunesid_cli.selection.budget import MEMORY, Stream
-from prunesid_cli.tokencache import Item
+from prunesid_cli.tokencache import Known
 
 
 class Sized(Protocol):
@@ -115,7 +115,7 @@ def _counts(pruner: Pruner, images: Iterable[Measured], already: Sequence[Given]
     return dict(zip([one.source for one in images], counts, strict=True))
 
 
-def running(pruner: Pruner, history: Iterable[Item]) -> Running:
+def running(pruner: Pruner, history: Iterable[Known]) -> Running:
     """A stream that goes on after what a cache holds, in the order in which it was written."""
     stream, sample = Stream(pruner.budget), pruner.sample
     if sample:

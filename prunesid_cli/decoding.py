@@ -12,7 +12,7 @@ from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media, digest_of, load_image_bytes, read_bytes
 from prunesid_cli.pruner import Pruner
-from prunesid_cli.tokencache import Item
+from prunesid_cli.tokencache import Known
 from prunesid_cli.types import Pixels
 from prunesid_cli.video.reading import clip_digest, is_clip, load_clip
 
@@ -38,7 +38,7 @@ class Held:
     """One input that is in the cache already."""
 
     source: str
-    item: Item
+    item: Known
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Failed:
 Decoded = Ready | Held | Failed
 
 
-def decode(found: Found, pruner: Pruner, held: Callable[[str, str], Item | None]) -> Decoded:
+def decode(found: Found, pruner: Pruner, held: Callable[[str, str], Known | None]) -> Decoded:
     """Read, decode and preprocess one input that is not `held` yet; any fault of it becomes a record."""
     source = found.source
     if found.error:
@@ -70,14 +70,14 @@ def decode(found: Found, pruner: Pruner, held: Callable[[str, str], Item | None]
         return Failed(source, failure)
 
 
-def _picture(source: str, held: Callable[[str, str], Item | None]) -> Media | Held:
+def _picture(source: str, held: Callable[[str, str], Known | None]) -> Media | Held:
     data = read_bytes(source)
     digest = digest_of(data)
     item = held(source, digest)
     return Held(source, item) if item else load_image_bytes(data, source, digest)
 
 
-def _clip(source: str, pruner: Pruner, held: Callable[[str, str], Item | None]) -> Media | Held:
+def _clip(source: str, pruner: Pruner, held: Callable[[str, str], Known | None]) -> Media | Held:
     pruner.check_clip(source)
     digest = clip_digest(source)
     item = held(source, digest)

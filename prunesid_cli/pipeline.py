@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunesid_cli.allotment import Allotment, Even, Measured, planned, running
 from prunesid_cli.decoding import Decoded, Failed, Held, Ready, ahead, batches, decode
@@ -16,7 +16,7 @@ from prunesid_cli.media import Media
 from prunesid_cli.memory import within_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import Information, of_item
-from prunesid_cli.tokencache import CacheWriter, Entry, Item, Shard, read_tokens
+from prunesid_cli.tokencache import CacheWriter, Entry, Item, Known, Shard, read_tokens
 from prunesid_cli.types import Answer, Encoded, Generation, TokenSet
 
 AHEAD = 2
@@ -64,7 +64,7 @@ def compress(
     if not pruner.spreads:
         allotment: Allotment = Even(pruner)
     elif stream:
-        allotment = running(pruner, writer.history)
+        allotment = running(pruner, writer.history())
     else:
         found = list(found)
         allotment = planned(pruner, measure(pruner, found, writer.held, batch_size))
@@ -82,7 +82,7 @@ def compress(
 
 
 def measure(
-    pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Item | None], batch_size: int
+    pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Known | None], batch_size: int
 ) -> Iterator[Measured]:
     """The information of each image, in the order of the listing. Of one that is `held` it was measured before."""
     for batch in batches(_decoded(pruner, found, held, batch_size), batch_size):
@@ -118,7 +118,7 @@ def _unmeasured(one: Ready) -> Measured:
 
 
 def _decoded(
-    pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Item | None], batch_size: int
+    pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Known | None], batch_size: int
 ) -> Iterator[Decoded]:
     return ahead(found, lambda one: decode(one, pruner, held), AHEAD * batch_size)
 
@@ -162,6 +162,7 @@ def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> li
 
 
 def _entry(one: Ready, tokens: TokenSet, phi: float) -> Entry:
+    tokens = replace(tokens, tokens=tokens.tokens.cpu())
     return Entry(one.source, one.digest, one.size, tokens, phi, one.notes, one.sampling, one.decoder)
 
 

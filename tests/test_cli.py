@@ -16,6 +16,7 @@ import pytest
 
 from prunesid_cli.tokencache import open_cache
 from tests import hostile
+from tests.caches import held, write_shard
 from tests.conftest import Run
 
 ASK = "what is shown?"
@@ -41,7 +42,7 @@ def test_ask_is_compress_then_answer(run: Run, llava: Path, pictures: list[Path]
 def test_batch_size_changes_nothing(run: Run, llava: Path, pictures: list[Path], tmp_path: Path, size: int) -> None:
     for name, batch in (("one", 1), ("many", size)):
         assert run("compress", *pictures, "--out", tmp_path / name, "-m", llava, "--batch-size", batch).code == 0
-    kept = [[item.kept for _, item in open_cache(tmp_path / name).items().values()] for name in ("one", "many")]
+    kept = [[item.kept for item in held(tmp_path / name).values()] for name in ("one", "many")]
     assert kept[0] == kept[1]
     one = run("answer", tmp_path / "one", ASK, "--batch-size", 1)
     many = run("answer", tmp_path / "many", ASK, "--batch-size", size)
@@ -80,9 +81,9 @@ def _with_revision_of(cache: Path, model: Path) -> Path:
     from dataclasses import replace
 
     from prunesid_cli.families.checkpoint import fingerprint
-    from prunesid_cli.tokencache import Entry, read_tokens, write_shard
+    from prunesid_cli.tokencache import Entry, read_tokens
 
-    (shard,) = open_cache(cache).shards
+    shard = next(open_cache(cache).items())[0]
     sets = read_tokens(shard, shard.items)
     entries = [Entry(i.source, i.digest, i.size, t, i.phi, i.notes) for i, t in zip(shard.items, sets, strict=True)]
     other = cache.with_name("again")
@@ -319,9 +320,9 @@ def test_odd_pictures_are_read_and_said(run: Run, llava: Path, tmp_path: Path) -
     assert (ran.code, "compressed 5 images" in ran.err) == (3, True)
     for words in ("animated, 3 frames: the first is used", "16-bit grey", "CMYK", "limit of 100 megapixels"):
         assert words in ran.err
-    (item,) = [i for s, (_, i) in open_cache(tmp_path / "c").items().items() if s.endswith("rotated.jpg")]
+    (item,) = [item for source, item in held(tmp_path / "c").items() if source.endswith("rotated.jpg")]
     assert item.size == hostile.landmark().size
-    assert open_cache(tmp_path / "c").items()[str(folder / "animated.gif")][1].notes != ()
+    assert held(tmp_path / "c")[str(folder / "animated.gif")].notes != ()
 
 
 def test_a_changed_picture_is_done_again(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
@@ -541,12 +542,12 @@ def test_interrupted_then_resumed_is_one_run(llava: Path, pictures: list[Path], 
         assert process.returncode == -9
     else:
         assert (process.returncode, "the same command goes on" in err) == (130, True)
-    safe = len(open_cache(out).items())
+    safe = len(open_cache(out))
     assert 8 <= safe < 60
     resumed = prunesid(*args, "--out", out)
     assert (resumed.returncode, f"{safe} already in the cache" in resumed.stderr) == (0, True)
-    whole, part = open_cache(tmp_path / "whole").items(), open_cache(out).items()
-    assert {s: (i.kept, i.check) for s, (_, i) in whole.items()} == {s: (i.kept, i.check) for s, (_, i) in part.items()}
+    whole, part = held(tmp_path / "whole"), held(out)
+    assert {s: (i.kept, i.check) for s, i in whole.items()} == {s: (i.kept, i.check) for s, i in part.items()}
     assert not list(out.glob("*.part"))
 
 

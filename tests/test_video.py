@@ -14,10 +14,10 @@ import pytest
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.media import Media
-from prunesid_cli.tokencache import open_cache
 from prunesid_cli.video import reading, worker
 from prunesid_cli.video.reading import is_clip, load_clip, load_media
 from prunesid_cli.video.sampling import MAX_FRAMES, Sampling
+from tests.caches import held
 from tests.conftest import Run
 from tests.families.tiny import write
 from tests.films import SIZE, film, number_of, numbered, sound, turned
@@ -297,7 +297,7 @@ def test_ask_is_compress_and_answer(run: Run, model: Path, films: Path, tmp_path
         assert asked.code == 0, asked.err
         (said,) = asked.records
         assert (record["answer"], record["kept"], record["tokens"]) == (said["answer"], said["kept"], said["tokens"])
-    items = [item for _, item in open_cache(tmp_path / "c").items().values()]
+    items = list(held(tmp_path / "c").values())
     assert [item.sampling for item in items] == ["4 frames"] * 2
     assert all(item.decoder.startswith("PyAV ") and item.size == SIZE for item in items)
     assert [region.time for region in items[0].layout.regions][0] == 0.0

@@ -150,14 +150,14 @@ def _queries(cache: Cache, prompts: Iterable[Prompt]) -> Iterator[Query]:
     """
     from prunesid_cli.pipeline import Query
 
-    items, prompts = cache.items(), list(prompts)
+    prompts = list(prompts)
     for prompt in prompts:
-        if prompt.source is not None and prompt.source not in items:
+        if prompt.source is not None and cache.find(prompt.source) is None:
             raise UsageError(f"the cache has no item {prompt.source}", hint=f"prunesid cache ls {cache.folder}")
     number = 0
-    for source, (shard, item) in items.items():
+    for shard, item in cache.items():
         for prompt in prompts:
-            if prompt.source in (None, source):
+            if prompt.source in (None, item.source):
                 yield Query(number, prompt.text, shard, item)
                 number += 1
 

@@ -16,6 +16,7 @@ from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.output import advance_one, plural, printer, stages
 from prunesid_cli.tokencache import calibrated
+from prunesid_cli.tokencache.writer import SHARD_ITEMS
 from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def compress(
     attention: o.AttentionOption = o.Attention.auto,
     batch_size: o.BatchSize = 0,
     shard_items: Annotated[
-        int, typer.Option(min=1, rich_help_panel=o.RUNNING, help="Images a file of the cache: what a crash can cost.")
-    ] = 512,
+        int, typer.Option(min=1, rich_help_panel=o.RUNNING, help="At most so many a file of the cache; 256 MiB are.")
+    ] = SHARD_ITEMS,
+    store: o.Store = o.Stored.model,
     as_json: o.Json = False,
     usage: o.Usage = False,
     quiet: o.Quiet = False,
@@ -85,7 +87,7 @@ def compress(
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.listing import find_media
-    from prunesid_cli.tokencache import CacheWriter, Run
+    from prunesid_cli.tokencache import CacheWriter, Limits, Run
 
     checkpoint = session.checkpoint
     listing = find_media(_named(paths, null), lambda what, path: printer.detail(f"{path}: {what}, passed over"))
@@ -109,8 +111,9 @@ def compress(
         budget.dynamic,
         budget.even,
         session.dtype_name,
+        store.value,
     )
-    writer = CacheWriter(out, run, __version__, shard_items, str(sampling))
+    writer = CacheWriter(out, run, __version__, Limits(shard_items), str(sampling))
     if writer.missing.numbers:
         printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
     pruner = session.pruner(budget, method, sample, sampling)

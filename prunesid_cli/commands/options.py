@@ -32,6 +32,12 @@ class Backend(str, Enum):
     pyav = "pyav"
 
 
+class Stored(str, Enum):
+    model = "model"
+    fp8 = "fp8"
+    int8 = "int8"
+
+
 MODEL, PRUNING, CLIPS, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Clips", "Running", "Answering", "Output"
 
 Model = Annotated[
@@ -95,6 +101,13 @@ VideoBackend = Annotated[
     typer.Option(
         "--video-backend", envvar="PRUNESID_VIDEO_BACKEND", rich_help_panel=CLIPS,
         help="What decodes clips; auto is pyav. decord refuses what it is known to get wrong.",
+    ),
+]  # fmt: skip
+Store = Annotated[
+    Stored,
+    typer.Option(
+        "--store", envvar="PRUNESID_STORE", rich_help_panel=PRUNING,
+        help="Kept tokens in the model's dtype, or in about half of 16 bits: int8 is closer, fp8 a little smaller.",
     ),
 ]  # fmt: skip
 Device = Annotated[

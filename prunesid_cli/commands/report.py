@@ -10,7 +10,6 @@ import typer
 
 from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import duration, plural, printer, size
-from prunesid_cli.tokencache import PATTERN
 
 if TYPE_CHECKING:
     from prunesid_cli.listing import Listing
@@ -87,5 +86,5 @@ class Report:
             printer.warning(f"{writer.folder} goes on without {lost}: they were not among these images")
         if count["tokens"]:
             all_tokens, kept = count["tokens"], count["tokens kept"]
-            stored = size(sum(path.stat().st_size for path in writer.folder.glob(PATTERN)))
+            stored = size(writer.size())
             printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")

@@ -1,69 +1,68 @@
 """The cache: kept visual tokens on disk, from which prompts are answered with neither pixels nor vision tower.
 
-Format 2
+Format 3
 --------
 1. A cache is a folder with files `prunesid-NNNNN.safetensors` (shards, NNNNN counting from 00000, of five digits or
-   more, no number given out twice) and `prunesid-index.json`; where inputs failed, `failures.jsonl`; where typical
-   images were measured, `calibration.json`. Other files are not the cache's.
-2. A shard holds one tensor, `tokens` [R, C]: the kept tokens of its items, one after the other.
+   more, no number given out twice) and `prunesid-index.safetensors`; where inputs failed, `failures.jsonl`; where
+   typical images were measured, `calibration.json`. Other files are not the cache's.
+2. A shard holds the tensor `tokens` [R, C]: the kept tokens of its items, one after the other. They are stored as the
+   run's `store` says: "model": in its dtype; "fp8": as e4m3, with `scales` [R, 1] (fp32), by which rows are multiplied;
+   "int8": as whole numbers, with `scales` [R, G] (fp32) for G groups of 128 channels. `scales` come first in the file.
 3. A shard's metadata has one key, `prunesid`: JSON with sorted keys. (Several metadata keys would be written in
    random order; one makes equal caches equal in every byte.)
-4. `format`: 2. `number`: that of the file's name. A shard under another number is refused: it is a copy, or was
+4. `format`: 3. `number`: that of the file's name. A shard under another number is refused: it is a copy, or was
    renamed, and their order matters. `tool`: version that wrote it. `run`: what one cache has in common: `model`,
-   `revision`, `family`, `method`, `keep`, `dynamic`, `even`, `dtype`. `items`: a list of items. `layouts`: those of its
-   items, each once. `tokens`: `dtype` and `shape` of the tensor. `check`: blake2b-128, in hex, of the JSON without it.
+   `revision`, `family`, `method`, `keep`, `dynamic`, `even`, `dtype`, `store`. `items`: a list of items. `layouts`:
+   those of its items, each once. `tensors`: dtype and shape of each. `check`: blake2b-128, in hex, of the JSON without
+   it.
 5. An item has `source` (as it was named), `digest` (sha256 of the input's bytes), `size` [width, height], `layout` (the
    number of its layout), `slots` (where the stock model reads each row, -1 for a CLS token that it does not read),
    `whole` (whether nothing was pruned: only then structural slots, which have no rows, are read), `rows` [start, end)
-   in `tokens`, `phi` (information, 1 - rho), `notes`, and `check`: blake2b-128 of the bytes of its rows. One of a clip
-   has two more: `sampling` (how its frames were chosen, as "8 frames", "1 fps" or "8 frames by pyav"), which all clips
-   of a cache have in common, and `decoder` (what gave them, as "PyAV 18.1.0"). `size` is then that of a frame; their
-   times are those of the layout's regions. What looks at no clip is the same with or without these options.
-   A layout has the fields of `types.Layout`: `text`, `runs`, `regions` (the fields of `types.Region`), `advances`.
+   in `tokens`, `phi` (information, 1 - rho), `notes`, and `check`: blake2b-128 of the bytes of its rows, tokens before
+   scales. One of a clip has two more: `sampling` (how its frames were chosen, as "8 frames", "1 fps" or "8 frames by
+   pyav"), which all clips of a cache have in common, and `decoder` (what gave them, as "PyAV 18.1.0"). `size` is then
+   that of a frame; their times are those of the layout's regions. What looks at no clip is the same with or without
+   these options. A layout has the fields of `types.Layout`: `text`, `runs`, `regions` (the fields of `types.Region`),
+   `advances`.
 6. Of several items with one source, the last of the last shard counts. An item that follows one of the same source and
    the same digest is a fault: nothing is written twice (what changed and changed back is).
 7. A shard is written under another name in the same folder, synced, renamed, and the folder synced: it is there whole
-   or not at all. Readers accept formats up to their own and refuse newer ones.
+   or not at all. Items are only ever added behind those that it holds, and only to the last one, until it is full: so
+   an interrupted run that is resumed leaves the bytes of one that was not. Readers accept formats up to their own and
+   refuse newer ones.
 8. `failures.jsonl`: one object a line with `source`, `error`, `hint`: inputs whose last try failed; what was kept of
-   an earlier version of one may still be in a shard. Replaced as a whole at the end of a run.
-9. Who writes holds a lock on `.prunesid.lock`. Readers need none: a shard never changes once it is there.
-10. `prunesid-index.json`: an object with `shards` (the numbers below it were given out), `items` (how many are in those
-   shards) and `given_up` (those of the numbers whose shards were lost: a later run was told so, did again what it
-   was asked for, and went on). Replaced as a whole after each shard, so that what is missing in the middle or at the
-   end is found: each number below `shards`, or below that of a shard that is there, has its shard or is given up.
-   What shards hold their headers tell, not the index: a shard beyond it was written just before a crash, and
-   counts; a cache without an index is one of which nobody knows how many shards it had.
+   an earlier version of one may still be in a shard. Replaced as a whole.
+9. Who writes holds a lock on `.prunesid.lock`. Readers need none.
+10. `prunesid-index.safetensors` (index.py): which shards there are, and where each source is. Headers tell the truth;
+   the index makes it quick to find, and tells of shards that were lost. It is replaced as a whole, believed only where
+   its own checksum fits, and made anew from the headers where it does not, or where shards and index disagree.
 11. `calibration.json`: an object with `model`, `revision`, `images` (how many), `phi` (their mean) and `values` (all of
     them in rising order, or their quantiles). Replaced as a whole.
 
-Headers are read here without torch, so that listing a cache starts at once.
+Headers are read without torch, so that listing a cache starts at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prunesid_cli.errors import CacheError
 from prunesid_cli.types import Layout, Region
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-FORMAT = 2
+FORMAT = 3
 KEY = "prunesid"
 PATTERN = "prunesid-*.safetensors"
 NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
 FAILURES = "failures.jsonl"
 CALIBRATION = "calibration.json"
-INDEX = "prunesid-index.json"
-DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
-LARGEST_HEADER = 100_000_000
-"""safetensors' own limit, in bytes."""
+INDEX = "prunesid-index.safetensors"
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,12 @@ class Run:
     dynamic: bool
     even: bool
     dtype: str
+    store: str = "model"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One input in a cache, as its shard's header tells it; `rows` are those of the shard's tensor."""
+    """One input in a cache, as its shard's header tells it; `rows` are those of the shard's tensors."""
 
     source: str
     digest: str
@@ -100,6 +100,12 @@ class Item:
     @classmethod
     def read(cls, record: dict[str, Any], layouts: Sequence[Layout]) -> Item:
         return cls(**_tuples(record | {"layout": layouts[record["layout"]]}))
+
+    def record(self, layout: int) -> dict[str, Any]:
+        """As a header has it, with the number of its layout."""
+        of_a_clip = {"sampling": self.sampling, "decoder": self.decoder} if self.sampling else {}
+        names = ("source", "digest", "size", "slots", "whole", "rows", "phi", "notes", "check")
+        return {name: getattr(self, name) for name in names} | {"layout": layout} | of_a_clip
 
     @property
     def total(self) -> int:
@@ -122,17 +128,29 @@ def _tuples(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: where its bytes begin, and how many a row has."""
+
+    start: int
+    row: int
+
+
+@dataclass(frozen=True)
 class Shard:
-    """A shard's header; `data` is where its tensors begin in the file."""
+    """A shard's header."""
 
     path: Path
     number: int
     tool: str
     run: Run
     items: tuple[Item, ...]
-    shape: tuple[int, int]
-    dtype: str
-    data: int
+    tokens: Stored
+    scales: Stored | None
+
+    @property
+    def parts(self) -> tuple[Stored, ...]:
+        """In the order in which an item's checksum reads them."""
+        return (self.tokens, self.scales) if self.scales else (self.tokens,)
 
 
 def shard_name(number: int) -> str:
@@ -146,16 +164,37 @@ def number_of(path: Path) -> int | None:
     return number if path.name == shard_name(number) else None
 
 
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards in a folder, in order, unread."""
+    numbered = [(number, path) for path in folder.glob(PATTERN) if (number := number_of(path)) is not None]
+    return [path for _, path in sorted(numbered)]
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether there is anything of a cache in a folder."""
+    return bool(shard_paths(folder)) or any((folder / name).exists() for name in (INDEX, FAILURES, CALIBRATION))
+
+
+def check_cache(folder: Path) -> None:
+    """Raises CacheError: it is no cache."""
+    hint = "make one with: prunesid compress IMAGES --out CACHE"
+    if not folder.is_dir():
+        raise CacheError(f"no such cache: {folder}", hint)
+    if not is_cache(folder):
+        raise CacheError(f"not a prunesid cache: {folder}", hint)
+
+
 def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def checksum(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def checksum(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
-def bytes_of(tokens: Tensor) -> bytes:
-    import torch
-
-    raw: bytes = tokens.contiguous().view(torch.uint8).numpy().tobytes()
-    return raw
+def name_of(source: str) -> bytes:
+    """16 bytes that stand for a source in the index, whatever bytes are in its name."""
+    return hashlib.blake2b(os.fsencode(source), digest_size=16).digest()

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.tokencache.format import FAILURES
-from prunesid_cli.tokencache.reader import is_cache
+from prunesid_cli.tokencache.format import FAILURES, is_cache
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -2,85 +2,84 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+
+import numpy as np
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.output import plural
 from prunesid_cli.tokencache.calibration import read_calibration
-from prunesid_cli.tokencache.format import Item, Shard, checksum, number_of
-from prunesid_cli.tokencache.index import Index, missing, read_index
-from prunesid_cli.tokencache.reader import Cache, again, damaged, mixed, read_header, shard_paths
-
-T = TypeVar("T")
+from prunesid_cli.tokencache.format import INDEX, Item, Shard, check_cache, checksum, shard_name, shard_paths
+from prunesid_cli.tokencache.index import COLUMNS, Index, Place, extended, missing_of, read_index
+from prunesid_cli.tokencache.reader import read_failures
+from prunesid_cli.tokencache.shard import again, damaged, mixed, read_header, stored_rows
 
 
 def verify(shard: Shard) -> list[Item]:
     """The items of a shard whose bytes are not those that were written."""
-    bad = []
-    try:
-        with shard.path.open("rb") as file:
-            width = (os.fstat(file.fileno()).st_size - shard.data) // max(shard.shape[0], 1)
-            for item in shard.items:
-                file.seek(shard.data + item.rows[0] * width)
-                if checksum(file.read((item.rows[1] - item.rows[0]) * width)) != item.check:
-                    bad.append(item)
-    except OSError as error:
-        raise CacheError(f"cannot read {shard.path}: {error.strerror}", "check it with: ls -l") from error
-    return bad
+    return [item for item, parts in stored_rows(shard, shard.items) if checksum(*parts) != item.check]
 
 
 def verify_all(folder: Path) -> tuple[int, list[CacheError]]:
     """Read every byte of a cache, and look for what is not there: how many items are good, and each fault."""
-    good, faults, sound = 0, list[CacheError](), list[Shard]()
-    index = _tried(lambda: read_index(folder), faults) or Index()
-    paths = shard_paths(folder)
+    check_cache(folder)
+    saved, paths, faults, good = read_index(folder), shard_paths(folder), list[CacheError](), Counter[str]()
+    found = extended(Index(), _sound(paths, good, faults))
+    all_read = len(found.parts) == len(paths)
+    lost = missing_of(folder, saved or Index(), found.parts)
+    if lost.numbers:  # with how many items, nobody knows where there are shards that cannot be read
+        faults.append((lost if all_read else replace(lost, items=0)).error)
+    faults += _doubled(folder, found.again)
+    if (folder / INDEX).exists() and all_read and not lost.numbers and not _fits(saved, found):
+        faults.append(CacheError(f"{folder / INDEX} is damaged, or not of these shards", f"delete {folder / INDEX}"))
+    for read in (read_failures, read_calibration):
+        try:
+            read(folder)
+        except CacheError as error:
+            faults.append(error)
+    return good["items"] - len(found.again), faults
+
+
+def _sound(paths: Iterable[Path], good: Counter[str], faults: list[CacheError]) -> Iterator[Shard]:
+    """The shards that can be read, of one run; counts their good items, and adds what is wrong."""
+    first: Shard | None = None
     for path in paths:
         try:
             shard = read_header(path)
             bad = verify(shard)
+            first = first or shard
+            if shard.run != first.run:
+                raise mixed(path, first.path)
         except CacheError as error:
             faults.append(error)
             continue
-        good += len(shard.items) - len(bad)
+        good["items"] += len(shard.items) - len(bad)
         faults += [damaged(item, shard) for item in bad]
-        sound.append(shard)
-        if shard.run != sound[0].run:
-            faults.append(mixed(path, sound[0].path))
-    there = {number: 0 for path in paths if (number := number_of(path)) is not None}
-    lost = missing(folder, index, there | {shard.number: len(shard.items) for shard in sound})
-    if lost.numbers:  # with how many items, nobody knows where there are shards that cannot be read
-        faults.append((lost if len(sound) == len(paths) else replace(lost, items=0)).error)
-    twice = doubled(sound)
-    for other in (Cache(folder, ()).failures, lambda: read_calibration(folder)):
-        _tried(other, faults)
-    return good - sum(count for _, count in twice), faults + [fault for fault, _ in twice]
+        yield shard
 
 
-def doubled(shards: Iterable[Shard]) -> list[tuple[CacheError, int]]:
-    """A fault for each shard that holds again what the cache had, and how much it is. What changed, and changed back
-    later, is not had."""
-    last, faults = dict[str, tuple[str, Shard]](), list[tuple[CacheError, int]]()
-    for shard in shards:
-        held = list[tuple[str, Shard]]()
-        for item in shard.items:
-            digest, where = last.get(item.source, ("", shard))
-            held += [(item.source, where)] * (digest == item.digest)
-            last[item.source] = item.digest, shard
-        if held:
-            source, where = held[0]
-            problem = f"{shard.path} holds {plural(len(held), 'item')} again, first {source} of {where.path.name}"
-            faults.append((CacheError(problem, again(shard.path)), len(held)))
+def _fits(saved: Index | None, found: Index) -> bool:
+    """Whether an index tells of shards what they tell themselves. One that was saved before a crash knows fewer."""
+    if saved is None:
+        return False
+    if saved.parts.keys() < found.parts.keys():
+        return all(found.parts[number] == part for number, part in list(saved.parts.items())[:-1])
+    same = (saved.run, saved.parts, saved.dead) == (found.run, found.parts, found.dead)
+    columns = [name for name in COLUMNS if name != "stamps"]
+    return same and all(np.array_equal(getattr(saved.table, one), getattr(found.table, one)) for one in columns)
+
+
+def _doubled(folder: Path, places: tuple[tuple[Place, Place], ...]) -> list[CacheError]:
+    """A fault for each shard that holds again what the cache had."""
+    faults = []
+    for number in sorted({shard for (shard, _), _ in places}):
+        pairs = sorted(pair for pair in places if pair[0][0] == number)
+        (_, place), (before, _) = pairs[0]
+        path = folder / shard_name(number)
+        source = read_header(path).items[place].source
+        held = f"holds {plural(len(pairs), 'item')} again, first {source} of {shard_name(before)}"
+        faults.append(CacheError(f"{path} {held}", again(path)))
     return faults
-
-
-def _tried(read: Callable[[], T], faults: list[CacheError]) -> T | None:
-    """What it gives, or one fault more."""
-    try:
-        return read()
-    except CacheError as error:
-        faults.append(error)
-        return None

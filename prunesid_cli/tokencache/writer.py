@@ -1,37 +1,33 @@
-"""Writing a cache: shards that are there whole or not at all, and the list of what failed."""
+"""Writing a cache: shards that are there whole or not at all, the index, and the list of what failed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
-from prunesid_cli.tokencache.format import (
-    DTYPES,
-    FAILURES,
-    FORMAT,
-    INDEX,
-    KEY,
-    Item,
-    Run,
-    bytes_of,
-    canonical,
-    checksum,
-    number_of,
-    shard_name,
-)
-from prunesid_cli.tokencache.index import Index
+from prunesid_cli.tokencache.format import FAILURES, INDEX, Item, Run, canonical, checksum, is_cache, shard_name
+from prunesid_cli.tokencache.growing import GrowingShard, unwritable
+from prunesid_cli.tokencache.index import Index, Known, Loaded, Missing, Place, Stamp, extended, load_index, write_index
 from prunesid_cli.tokencache.lock import locked
-from prunesid_cli.tokencache.reader import Cache, is_cache, open_cache
+from prunesid_cli.tokencache.reader import read_failures
+from prunesid_cli.tokencache.shard import read_header
+from prunesid_cli.tokencache.storage import STORES, bytes_of
 from prunesid_cli.types import TokenSet
+
+SHARD_BYTES = 256 << 20
+SHARD_ITEMS = 4096
+"""A shard is full when it has either."""
+SAVED_EVERY = 30.0
+"""Seconds of work that a crash can cost, at most, beside what is in flight."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An item on its way into a cache."""
+    """An item on its way into a cache, its tokens on the CPU. `stamp`: of the input's file when it was read."""
 
     source: str
     digest: str
@@ -41,10 +37,23 @@ class Entry:
     notes: tuple[str, ...]
     sampling: str = ""
     decoder: str = ""
+    stamp: Stamp | None = None
+
+
+Rows = tuple[int, bytes, bytes]
+"""Channels of some rows, their bytes, and those of their scales."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a shard is full."""
+
+    items: int = SHARD_ITEMS
+    bytes: int = SHARD_BYTES
 
 
 class CacheWriter:
-    """Collects entries and writes a shard whenever enough have come; `close` writes the rest and the failures.
+    """Takes entries, and fills shard after shard. Not safe to call from several threads at once.
 
     `sampling`: how the frames of clips are chosen.
     `missing`: what the cache has lost since an earlier run. It is not `held`, so it is done again where it is among the
@@ -55,10 +64,11 @@ class CacheWriter:
             a cache may hold all that there is to write: that is an error only once there is more.
     """
 
-    def __init__(self, folder: Path, run: Run, tool: str, shard_items: int = 512, sampling: str = "") -> None:
-        self.folder, self.run, self.tool, self.shard_items = folder, run, tool, shard_items
-        self.sampling = sampling
-        self.entries: list[Entry] = []
+    def __init__(self, folder: Path, run: Run, tool: str, limits: Limits = Limits(), sampling: str = "") -> None:
+        self.folder, self.run, self.tool, self.limits, self.sampling = folder, run, tool, limits, sampling
+        self.growing: GrowingShard | None = None
+        self.stamps, self.newer = dict[Place, Stamp](), dict[str, Stamp]()
+        self.is_written = self.is_indexed = True
         self.lock, self.unwritable = locked(folder)
         try:
             self._go_on()
@@ -68,36 +78,75 @@ class CacheWriter:
 
     def _go_on(self) -> None:
         """Take up what earlier runs left in the folder."""
-        cache = open_cache(self.folder) if is_cache(self.folder) else Cache(self.folder, ())
-        if cache.run and cache.run != self.run:
-            raise CacheError(
-                f"{self.folder} holds a cache {_difference(cache.run, self.run)}", hint="name another --out"
-            )
-        self.missing, self.stored = cache.missing, cache.index
-        items = sum(len(shard.items) for shard in cache.shards) + self.missing.items
-        numbers = max([self.stored.shards, *(1 + shard.number for shard in cache.shards)])
-        self.index = Index(numbers, items, self.stored.given_up)
-        self.failed = {record["source"]: record for record in cache.failures()}
+        there = is_cache(self.folder)
+        loaded = load_index(self.folder) if there else Loaded(Index(), Missing(self.folder), True)
+        self.index, self.missing, self.is_saved = loaded.index, loaded.missing, loaded.is_saved
+        self.saved = time.monotonic()
+        if self.index.run and self.index.run != self.run:
+            difference = _difference(self.index.run, self.run)
+            raise CacheError(f"{self.folder} holds a cache {difference}", hint="name another --out")
+        if self.index.sampling not in ("", self.sampling):
+            taken = f"{self.index.sampling} were taken, not {self.sampling}"
+            raise CacheError(f"{self.folder} holds clips of which {taken}", hint="name another --out")
+        self.failed = {record["source"]: record for record in read_failures(self.folder)}
         self.recorded = dict(self.failed)
-        self.done = {source: item for source, (_, item) in cache.items().items()}
-        self.history = [item for shard in cache.shards for item in shard.items]
-        other = next((item.sampling for item in self.history if item.sampling not in ("", self.sampling)), None)
-        if other:
-            problem = f"{self.folder} holds clips of which {other} were taken, not {self.sampling}"
-            raise CacheError(problem, hint="name another --out")
 
-    def held(self, source: str, digest: str) -> Item | None:
-        """This very input, where it was in the cache when this run began."""
-        item = self.done.get(source)
-        return item if item and item.digest == digest else None
+    def unchanged(self, source: str, stamp: Stamp) -> Known | None:
+        """This input, where it was in the cache when this run began, and has not been touched since it was read."""
+        known = self.index.find(source)
+        return known if known and known.stamp == stamp else None
+
+    def held(self, source: str, digest: str, stamp: Stamp | None = None) -> Known | None:
+        """This very input, where it was in the cache when this run began; it need not be read again as it looks now."""
+        known = self.index.find(source)
+        if not known or known.digest != digest:
+            return None
+        if stamp and known.stamp != stamp:
+            self.newer[source] = stamp
+        return known
+
+    def history(self) -> Iterator[Known]:
+        """What was in the cache when this run began, in the order in which it was written."""
+        return self.index.in_order()
+
+    def size(self) -> int:
+        """Bytes of all shards, once it is closed."""
+        return sum(part.bytes for part in self.index.parts.values())
 
     def add(self, entry: Entry) -> None:
+        item, rows = stored(entry, self.run)
+        self.add_stored(item, rows, entry.stamp)
+
+    def add_stored(self, item: Item, rows: Rows, stamp: Stamp | None) -> None:
+        """An item as `stored` makes it, or as another cache of the same run has it."""
         if self.unwritable:
             raise self.unwritable
-        self.entries.append(replace(entry, tokens=replace(entry.tokens, tokens=entry.tokens.tokens.cpu())))
-        self.settle(entry.source)
-        if len(self.entries) >= self.shard_items:
+        if self.growing is None:
+            self.growing = self._unfinished()
+        if stamp:
+            self.stamps[self.growing.number, len(self.growing.records)] = stamp
+        self.growing.add(item, *rows)
+        self.is_written = False
+        self.settle(item.source)
+        if self._is_full(len(self.growing.records), self.growing.size):
+            self.save()
+            self._let_go()
+        elif time.monotonic() - self.saved > SAVED_EVERY:
             self.flush()
+
+    def _unfinished(self) -> GrowingShard:
+        """The last shard, if it is not full, as this version of the tool wrote it; else a new one."""
+        last = max(self.index.parts, default=-1)
+        if last >= 0 and last == self.index.given - 1:
+            path = self.folder / shard_name(last)
+            shard = read_header(path)
+            rows = shard.items[-1].rows[1] if shard.items else 0
+            if shard.tool == self.tool and not self._is_full(len(shard.items), rows * sum(p.row for p in shard.parts)):
+                return GrowingShard.go_on(path, self.run, self.tool)
+        return GrowingShard(self.folder / shard_name(self.index.given), self.run, self.tool)
+
+    def _is_full(self, items: int, size: int) -> bool:
+        return items >= self.limits.items or size >= self.limits.bytes
 
     def fail(self, source: str, error: PruneSIDError) -> None:
         self.failed[source] = {"source": source, "error": error.problem, "hint": error.hint}
@@ -107,95 +156,78 @@ class CacheWriter:
         self.failed.pop(source, None)
 
     def flush(self) -> None:
-        """Write what has come as a shard, durably."""
-        if self.entries:
-            number = self.index.shards
-            write_shard(self.folder / shard_name(number), self.run, self.tool, self.entries)
-            self.index = replace(self.index, shards=number + 1, items=self.index.items + len(self.entries))
-            self.entries = []
-            self._index()
+        """Write what has come as a shard, durably. It may grow further."""
+        if self.growing and not self.is_written:
+            self.growing.write()
+            self.is_written, self.is_indexed, self.saved = True, False, time.monotonic()
+
+    def save(self) -> None:
+        """Write all that there is to write: shard, index, failures."""
+        self.flush()
+        if self.growing and not self.is_indexed:
+            self.index = extended(self.index, [read_header(self.growing.path)], self.stamps)
+            self.is_indexed, self.is_saved = True, False
+        index = self.index.stamped(self.newer)
+        if index is not self.index or not self.is_saved:
+            self._replace(INDEX, lambda: write_index(self.folder, index))
+        self.index, self.is_saved, self.newer = index, True, {}
+        if self.failed != self.recorded:
+            self._record_failures()
 
     def complete(self) -> None:
         """All inputs came. What is missing still was not among them, and is not waited for any more."""
-        self.flush()
-        given_up = tuple(sorted({*self.index.given_up, *self.missing.numbers}))
-        self.index = Index(self.index.shards, self.index.items - self.missing.items, given_up)
-
-    def _index(self) -> None:
-        if self.index != self.stored:
-            text = canonical(asdict(self.index)) + "\n"
-            _replace(self.folder / INDEX, lambda beside: beside.write_text(text, encoding="utf-8"))
-            self.stored = self.index
+        if self.missing.numbers and not self.unwritable:
+            self.save()
+            given_up = tuple(sorted({*self.index.given_up, *self.missing.numbers}))
+            self.index, self.is_saved = replace(self.index, given_up=given_up), False
 
     def close(self) -> None:
         try:
             if self.unwritable and self.failed != self.recorded:
                 raise self.unwritable
             if not self.unwritable:
-                self.flush()
-                self._index()
-                self._record_failures()
+                self.save()
         finally:
+            self._let_go()
             self.lock.release()
 
+    def _let_go(self) -> None:
+        if self.growing:
+            self.growing.close()
+        self.growing, self.stamps = None, {}
+
     def _record_failures(self) -> None:
-        path = self.folder / FAILURES
-        if self.failed:
-            lines = "".join(canonical(record) + "\n" for record in self.failed.values())
-            _replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
+        path, lines = self.folder / FAILURES, "".join(canonical(one) + "\n" for one in self.failed.values())
+        if lines:
+            write = lambda beside: beside.write_text(lines, encoding="utf-8")  # noqa: E731
+            self._replace(FAILURES, lambda: write_whole(path, write))
         else:
             path.unlink(missing_ok=True)
+        self.recorded = dict(self.failed)
+
+    def _replace(self, name: str, write: Callable[[], None]) -> None:
+        from safetensors import SafetensorError
+
+        try:
+            write()
+        except OSError as error:
+            raise unwritable(self.folder / name, error) from error
+        except SafetensorError as error:
+            raise CacheError(f"cannot write {self.folder / name}: {error}", "free some space") from error
 
 
-def write_shard(path: Path, run: Run, tool: str, entries: Sequence[Entry]) -> None:
-    """Write entries as one shard, whole or not at all."""
+def stored(entry: Entry, run: Run) -> tuple[Item, Rows]:
+    """An entry as a shard holds it."""
     import torch
-    from safetensors.torch import save_file
 
-    layouts = {layout: number for number, layout in enumerate(dict.fromkeys(entry.tokens.layout for entry in entries))}
-    items, start = [], 0
-    for entry in entries:
-        end = start + len(entry.tokens.slots)
-        items.append(_record(entry, layouts[entry.tokens.layout], (start, end)))
-        start = end
-    tokens = torch.cat([entry.tokens.tokens for entry in entries])
-    shape = {"dtype": DTYPES[str(tokens.dtype)], "shape": list(tokens.shape)}
-    body = {
-        "format": FORMAT,
-        "number": number_of(path),
-        "tool": tool,
-        "run": asdict(run),
-        "items": items,
-        "tokens": shape,
-    }
-    body["layouts"] = [asdict(layout) for layout in layouts]
-    metadata = {KEY: canonical(body | {"check": checksum(canonical(body).encode())})}
-    _replace(path, lambda beside: save_file({"tokens": tokens}, beside, metadata))
-
-
-def _record(entry: Entry, layout: int, rows: tuple[int, int]) -> dict[str, Any]:
-    of_a_clip = {"sampling": entry.sampling, "decoder": entry.decoder} if entry.sampling else {}
-    return of_a_clip | {
-        "source": entry.source,
-        "digest": entry.digest,
-        "size": entry.size,
-        "layout": layout,
-        "slots": entry.tokens.slots,
-        "whole": entry.tokens.whole,
-        "rows": rows,
-        "phi": entry.phi,
-        "notes": entry.notes,
-        "check": checksum(bytes_of(entry.tokens.tokens)),
-    }
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        write_whole(path, write)
-    except (OSError, SafetensorError) as error:
-        raise CacheError(f"cannot write {path}: {error}", hint="free some space, then run the same command") from error
+    tokens = entry.tokens
+    rows, scales = STORES[run.store].pack(tokens.tokens.to(getattr(torch, run.dtype)))
+    data, more = bytes_of(rows), b"" if scales is None else bytes_of(scales)
+    names = ("source", "digest", "size", "phi", "notes", "sampling", "decoder")
+    told = {name: getattr(entry, name) for name in names}
+    whole, span = tokens.whole, (0, len(tokens.slots))
+    item = Item(layout=tokens.layout, slots=tokens.slots, whole=whole, rows=span, check=checksum(data, more), **told)
+    return item, (rows.shape[1], data, more)
 
 
 def _difference(old: Run, new: Run) -> str:

@@ -1,0 +1,23 @@
+"""Caches for tests: shards written one by one, and what a cache holds by its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from prunesid_cli.tokencache import Entry, Item, Run, open_cache
+from prunesid_cli.tokencache.growing import GrowingShard
+from prunesid_cli.tokencache.writer import stored
+
+
+def write_shard(path: Path, run: Run, tool: str, entries: Iterable[Entry]) -> None:
+    shard = GrowingShard(path, run, tool)
+    for entry in entries:
+        item, rows = stored(entry, run)
+        shard.add(item, *rows)
+    shard.write()
+    shard.close()
+
+
+def held(folder: Path) -> dict[str, Item]:
+    return {item.source: item for _, item in open_cache(folder).items()}
