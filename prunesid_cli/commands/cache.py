@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import plural, printer, size
-from prunesid_cli.tokencache import Cache, open_cache, read_calibration, verify_all
+from prunesid_cli.tokencache import Cache, CacheWriter, open_cache, read_calibration, verify_all
+from prunesid_cli.tokencache.collect import collect, find_waste
+from prunesid_cli.tokencache.merge import merge
 
-app = typer.Typer(no_args_is_help=True, help="List, describe and check a cache.")
+app = typer.Typer(no_args_is_help=True, help="List, describe, check, join and clean caches.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
 
 
@@ -87,3 +90,55 @@ def check(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, deb
         printer.result(f"{plural(good, 'item')} good, {plural(len(faults), 'fault')}")
     if faults:
         raise typer.Exit(ExitCode.FAILURE)
+
+
+@app.command("merge")
+def join(
+    caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Folders that the same compress wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="CACHE", help="Where all of it goes; made or continued.")],
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Join what several machines made with compress --shard. The caches that are read stay as they are.
+
+    Example: prunesid cache merge part-1/ part-2/ --out cache/
+    """
+    merged = merge(caches, out, __version__)
+    if as_json:
+        printer.record({"merged": merged.copied, "held": merged.held})
+    held = f"   {merged.held:,} there already" if merged.held else ""
+    printer.note(f"merged {plural(merged.copied, 'item')} of {plural(len(caches), 'cache')} into {out}{held}")
+
+
+@app.command("gc")
+def clean(
+    cache: CachePath,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be let go of.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if not a single input is where it was.")] = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Let go of earlier versions of inputs that changed, and of inputs that are gone.
+
+    Sources are looked for as they were named: call it in the folder where compress was called.
+    """
+    opened = open_cache(cache)
+    if opened.missing.numbers:
+        raise opened.missing.error
+    if opened.run is None:
+        printer.note(f"{cache} holds no tokens")
+        return
+    writer = CacheWriter(cache, opened.run, __version__, sampling=opened.index.sampling)
+    try:
+        waste = find_waste(writer, force)
+        if not dry_run:
+            collect(writer, waste)
+    finally:
+        writer.close()
+    if as_json:
+        counts = {"gone": len(waste.gone), "outdated": len(waste.outdated), "failures": len(waste.failures)}
+        printer.record(counts | {"bytes": waste.bytes})
+    what = f"{plural(len(waste.gone), 'input')} that are gone, {plural(len(waste.outdated), 'earlier version')}"
+    printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {size(waste.bytes)}")

@@ -2,10 +2,11 @@
 
 from prunesid_cli.tokencache.calibration import Calibration, calibrated, read_calibration, sample_of, write_calibration
 from prunesid_cli.tokencache.format import Item, Run, Shard
-from prunesid_cli.tokencache.index import Known, Stamp
+from prunesid_cli.tokencache.index import Known
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.tokencache.shard import read_header, read_tokens
 from prunesid_cli.tokencache.storage import STORES
+from prunesid_cli.tokencache.table import Stamp
 from prunesid_cli.tokencache.verify import verify, verify_all
 from prunesid_cli.tokencache.writer import CacheWriter, Entry, Limits
 

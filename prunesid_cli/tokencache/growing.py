@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import FORMAT, Item, Run, number_of
-from prunesid_cli.tokencache.shard import Tensors, read_header, read_rows, write_file
-from prunesid_cli.tokencache.storage import BYTES, DTYPES, STORES
+from prunesid_cli.tokencache.shard import Tensors, channels, read_header, read_rows, write_file
+from prunesid_cli.tokencache.storage import BYTES, STORES, dtype_of
 from prunesid_cli.types import Layout
 
 PIECE = 1 << 20
@@ -48,7 +48,7 @@ class GrowingShard:
         shard = read_header(path)
         growing = cls(path, run, tool)
         for item, (data, *scales) in read_rows(shard, shard.items):
-            growing.add(item, shard.tokens.row // BYTES[_dtype(run)], data, b"".join(scales))
+            growing.add(item, channels(shard), data, b"".join(scales))
         return growing
 
     @property
@@ -86,7 +86,7 @@ class GrowingShard:
             "items": self.records,
             "layouts": [asdict(layout) for layout in self.layouts],
         }
-        tensors: Tensors = {"tokens": (_dtype(self.run), [self.rows, self.width], self._data())}
+        tensors: Tensors = {"tokens": (dtype_of(self.run.store, self.run.dtype), [self.rows, self.width], self._data())}
         groups = STORES[self.run.store].scales(self.width)
         if groups:
             tensors = {"scales": ("F32", [self.rows, groups], self.scales)} | tensors
@@ -102,8 +102,9 @@ class GrowingShard:
 
     def _data(self) -> Iterator[bytes]:
         """What the spool holds of whole items. Raises OSError: that is not there, as on a full disk."""
-        assert self.spool is not None
-        left = self.rows * self.width * BYTES[_dtype(self.run)]
+        if self.spool is None:
+            return
+        left = self.rows * self.width * BYTES[dtype_of(self.run.store, self.run.dtype)]
         self.spool.seek(0)
         while left:
             piece = self.spool.read(min(left, PIECE))
@@ -118,10 +119,6 @@ class GrowingShard:
             self.spool.close()
             self.spool = None
         self.spool_path.unlink(missing_ok=True)
-
-
-def _dtype(run: Run) -> str:
-    return STORES[run.store].dtype or DTYPES[run.dtype]
 
 
 def unwritable(path: Path, error: OSError) -> CacheError:

@@ -19,8 +19,8 @@ phi      [M]     float64 information
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,20 +44,11 @@ from prunesid_cli.tokencache.format import (
     shard_paths,
 )
 from prunesid_cli.tokencache.shard import mixed, read_header
+from prunesid_cli.tokencache.table import COLUMNS, EMPTY, Place, Stamp, Table, heads, latest, raw, with_stamps
 
 FORMAT = 1
 NAMED = 3
 """Missing shards that a message names; of more it tells how many."""
-UNKNOWN = (-1, -1)
-Place = tuple[int, int]
-"""Number of a shard, place in it."""
-
-
-class Stamp(NamedTuple):
-    """What a file's folder tells of it: bytes, and time of change in ns."""
-
-    bytes: int
-    changed: int
 
 
 class Known(NamedTuple):
@@ -69,49 +60,6 @@ class Known(NamedTuple):
     total: int
     kept: int
     phi: float
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows as the module's docstring has them."""
-
-    names: NDArray[np.uint8]
-    digests: NDArray[np.uint8]
-    places: NDArray[np.int32]
-    stamps: NDArray[np.int64]
-    counts: NDArray[np.int32]
-    phi: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, shard: Shard, stamps: Mapping[Place, Stamp]) -> Table:
-        """All items of a shard; `stamps`: of some, by their places."""
-        items, places = shard.items, [(shard.number, place) for place in range(len(shard.items))]
-        return cls(
-            np.frombuffer(b"".join(name_of(item.source) for item in items), np.uint8).reshape(-1, 16),
-            np.frombuffer(b"".join(bytes.fromhex(item.digest) for item in items), np.uint8).reshape(-1, 32),
-            np.array(places, np.int32).reshape(-1, 2),
-            np.array([stamps.get(place, UNKNOWN) for place in places], np.int64).reshape(-1, 2),
-            np.array([(item.total, item.kept) for item in items], np.int32).reshape(-1, 2),
-            np.array([item.phi for item in items], np.float64),
-        )
-
-    @classmethod
-    def joined(cls, tables: Sequence[Table]) -> Table:
-        parts = tables or [EMPTY]
-        return cls(*(np.concatenate([getattr(one, name) for one in parts]) for name in COLUMNS))
-
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Table:
-        return Table(*(getattr(self, name)[rows] for name in COLUMNS))
-
-    def __len__(self) -> int:
-        return len(self.phi)
-
-
-COLUMNS = tuple(one.name for one in fields(Table))
-EMPTY = Table(
-    np.zeros((0, 16), np.uint8), np.zeros((0, 32), np.uint8), np.zeros((0, 2), np.int32),
-    np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int32), np.zeros(0, np.float64),
-)  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -138,7 +86,7 @@ class Index:
 
     @cached_property
     def heads(self) -> NDArray[np.uint64]:
-        return _heads(self.table)
+        return heads(self.table)
 
     def row(self, source: str) -> int | None:
         name = name_of(source)
@@ -223,7 +171,7 @@ def load_index(folder: Path) -> Loaded:
     kept = saved if changed <= {max(saved.parts, default=-1)} & {*map(number_of, sizes)} else _emptied(saved)
     unread = [path for path in sizes if (number := number_of(path)) not in kept.parts or number in changed]
     index = extended(kept, map(read_header, unread))
-    index = replace(index, table=_with_stamps(index.table, saved.table))
+    index = replace(index, table=with_stamps(index.table, saved.table))
     return Loaded(index, missing_of(folder, saved, index.parts), kept is saved and not unread)
 
 
@@ -252,49 +200,17 @@ def extended(index: Index, shards: Iterable[Shard], stamps: Mapping[Place, Stamp
     if not tables:
         return index
     others = index.table.take(~np.isin(index.table.places[:, 0], sorted(given)))
-    table, dead, again = _latest(Table.joined([others, *tables]))
+    table, dead, again = latest(Table.joined([others, *tables]))
     return Index(
         run,
         sampling,
         parts,
         max(index.given, 1 + max(parts)),
         index.given_up,
-        _with_stamps(table, index.table),
+        with_stamps(table, index.table),
         frozenset(place for place in index.dead if place[0] not in given) | dead,
         index.again + again,
     )
-
-
-def _latest(table: Table) -> tuple[Table, frozenset[Place], tuple[tuple[Place, Place], ...]]:
-    """The last row of each name, in their order; places of the others; and of rows that follow one of the same digest,
-    with that one."""
-    if not len(table):
-        return table, frozenset(), ()
-    heads = np.ascontiguousarray(table.names).view(">u8")
-    order = np.lexsort((table.places[:, 1], table.places[:, 0], heads[:, 1], heads[:, 0]))
-    table = table.take(order)
-    follows = (table.names[1:] == table.names[:-1]).all(1)
-    same = follows & (table.digests[1:] == table.digests[:-1]).all(1)
-    is_last = np.append(~follows, True)
-    places = [(int(shard), int(place)) for shard, place in table.places] if follows.any() else []
-    again = tuple((places[row + 1], places[row]) for row in np.flatnonzero(same))
-    dead = frozenset(places[row] for row in np.flatnonzero(~is_last))
-    return (table.take(is_last) if follows.any() else table), dead, again
-
-
-def _with_stamps(table: Table, known: Table) -> Table:
-    """With the stamps of the same inputs in another table, where they are not known here."""
-    if not len(known):
-        return table
-    rows = np.searchsorted(_heads(known), _heads(table)).clip(max=len(known) - 1)
-    same = (known.names[rows] == table.names).all(1) & (known.digests[rows] == table.digests).all(1)
-    wanted = same & (table.stamps[:, 0] < 0)
-    return replace(table, stamps=np.where(wanted[:, None], known.stamps[rows], table.stamps))
-
-
-def _heads(table: Table) -> NDArray[np.uint64]:
-    """The first eight bytes of each name, as numbers, which have their order."""
-    return np.ascontiguousarray(table.names[:, :8]).view(">u8")[:, 0].astype(np.uint64)
 
 
 def missing_of(folder: Path, saved: Index, present: Iterable[int]) -> Missing:
@@ -313,7 +229,7 @@ def read_index(folder: Path) -> Index | None:
             said = json.loads(file.metadata()[KEY])
             columns = [file.get_tensor(name) for name in COLUMNS]
         check = said.pop("check")
-        if said["format"] != FORMAT or check != checksum(canonical(said).encode(), *map(_raw, columns)):
+        if said["format"] != FORMAT or check != checksum(canonical(said).encode(), *map(raw, columns)):
             return None
         run = Run(**said["run"]) if said["run"] else None
         parts = {int(number): Part(*part) for number, *part in said["shards"]}
@@ -338,10 +254,6 @@ def write_index(folder: Path, index: Index) -> None:
         "given_up": index.given_up,
         "dead": sorted(index.dead),
     }
-    check = checksum(canonical(body).encode(), *map(_raw, columns.values()))
+    check = checksum(canonical(body).encode(), *map(raw, columns.values()))
     metadata = {KEY: canonical(body | {"check": check})}
     write_whole(folder / INDEX, lambda beside: save_file(columns, beside, metadata))
-
-
-def _raw(column: NDArray[Any]) -> Any:
-    return np.ascontiguousarray(column).view(np.uint8).data

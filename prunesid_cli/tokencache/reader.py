@@ -10,8 +10,9 @@ from pathlib import Path
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import FAILURES, INDEX, Item, Run, Shard, check_cache, shard_name
-from prunesid_cli.tokencache.index import Index, Missing, Place, load_index
+from prunesid_cli.tokencache.index import Index, Missing, load_index
 from prunesid_cli.tokencache.shard import read_header
+from prunesid_cli.tokencache.table import Place
 
 HEADERS = 8
 """Shards whose headers are kept, for items that are looked up one by one."""
@@ -33,17 +34,21 @@ class Cache:
         """Items, each source once."""
         return len(self.index.table)
 
-    def items(self) -> Iterator[tuple[Shard, Item]]:
-        """All that counts, in the order in which it was written.
+    def places(self) -> Iterator[tuple[Shard, int]]:
+        """Where everything is that counts, in the order in which it was written.
 
         Raises:
             CacheError: a header is damaged. What comes before it was given.
         """
         for number in sorted(self.index.parts):
             shard = read_header(self.folder / shard_name(number))
-            for place, item in enumerate(shard.items[: self.index.parts[number].items]):
+            for place in range(self.index.parts[number].items):
                 if (number, place) not in self.index.dead:
-                    yield shard, item
+                    yield shard, place
+
+    def items(self) -> Iterator[tuple[Shard, Item]]:
+        """See `places`."""
+        return ((shard, shard.items[place]) for shard, place in self.places())
 
     def find(self, source: str) -> tuple[Shard, Item] | None:
         """Where a source is.

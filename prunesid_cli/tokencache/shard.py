@@ -23,7 +23,7 @@ from prunesid_cli.tokencache.format import (
     read_layout,
     shard_name,
 )
-from prunesid_cli.tokencache.storage import BYTES, STORES
+from prunesid_cli.tokencache.storage import BYTES, STORES, dtype_of
 from prunesid_cli.types import TokenSet
 
 LARGEST_HEADER = 100_000_000
@@ -146,6 +146,11 @@ def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
         tokens = torch.frombuffer(bytearray(data), dtype=dtypes[store.dtype]).view(count, -1)
         scales = torch.frombuffer(bytearray(more[0]), dtype=torch.float32).view(count, -1) if more else None
         yield TokenSet(store.unpack(tokens, scales).to(own), item.slots, item.layout, item.whole)
+
+
+def channels(shard: Shard) -> int:
+    """Of a row."""
+    return shard.tokens.row // BYTES[dtype_of(shard.run.store, shard.run.dtype)]
 
 
 def unreadable(path: Path, error: OSError) -> CacheError:

@@ -90,6 +90,11 @@ STORES = {
 }
 
 
+def dtype_of(store: str, dtype: str) -> str:
+    """Of stored numbers, as safetensors calls it; `dtype`: the model's, as torch calls it."""
+    return STORES[store].dtype or DTYPES[dtype]
+
+
 def bytes_of(rows: Tensor) -> bytes:
     import torch
 

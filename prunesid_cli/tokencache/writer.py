@@ -11,11 +11,12 @@ from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.tokencache.format import FAILURES, INDEX, Item, Run, canonical, checksum, is_cache, shard_name
 from prunesid_cli.tokencache.growing import GrowingShard, unwritable
-from prunesid_cli.tokencache.index import Index, Known, Loaded, Missing, Place, Stamp, extended, load_index, write_index
+from prunesid_cli.tokencache.index import Index, Known, Loaded, Missing, extended, load_index, write_index
 from prunesid_cli.tokencache.lock import locked
 from prunesid_cli.tokencache.reader import read_failures
 from prunesid_cli.tokencache.shard import read_header
 from prunesid_cli.tokencache.storage import STORES, bytes_of
+from prunesid_cli.tokencache.table import Place, Stamp
 from prunesid_cli.types import TokenSet
 
 SHARD_BYTES = 256 << 20
@@ -83,8 +84,8 @@ class CacheWriter:
         self.index, self.missing, self.is_saved = loaded.index, loaded.missing, loaded.is_saved
         self.saved = time.monotonic()
         if self.index.run and self.index.run != self.run:
-            difference = _difference(self.index.run, self.run)
-            raise CacheError(f"{self.folder} holds a cache {difference}", hint="name another --out")
+            found = difference(self.index.run, self.run)
+            raise CacheError(f"{self.folder} holds a cache {found}", hint="name another --out")
         if self.index.sampling not in ("", self.sampling):
             taken = f"{self.index.sampling} were taken, not {self.sampling}"
             raise CacheError(f"{self.folder} holds clips of which {taken}", hint="name another --out")
@@ -181,6 +182,10 @@ class CacheWriter:
             given_up = tuple(sorted({*self.index.given_up, *self.missing.numbers}))
             self.index, self.is_saved = replace(self.index, given_up=given_up), False
 
+    def take(self, index: Index) -> None:
+        """What somebody else, under this writer's lock, made of the shards."""
+        self.index, self.is_saved = index, False
+
     def close(self) -> None:
         try:
             if self.unwritable and self.failed != self.recorded:
@@ -230,7 +235,7 @@ def stored(entry: Entry, run: Run) -> tuple[Item, Rows]:
     return item, (rows.shape[1], data, more)
 
 
-def _difference(old: Run, new: Run) -> str:
+def difference(old: Run, new: Run) -> str:
     """The first field in which two runs differ, in words."""
     before, after = asdict(old), asdict(new)
     field = next(name for name in before if before[name] != after[name])

@@ -1,0 +1,172 @@
+"""Caches joined and cleaned, and rows stored smaller than they came: through the command line where a user sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunesid_cli.errors import CacheError
+from prunesid_cli.tokencache import STORES, CacheWriter, Entry, Limits, Stamp, open_cache, read_tokens
+from prunesid_cli.tokencache import Run as Made
+from prunesid_cli.types import Layout, Region, TokenSet
+from tests.caches import held
+from tests.conftest import Run
+
+RUN = Made("demo", "r1", "llava", "prunesid", "11%", False, False, "float32")
+LAYOUT = Layout("<image>", (300,), (Region(0, 15, 20, 20),))
+NAMES = [f"{folder}/{number}.png" for folder in ("a", "a-b", "b") for number in range(5)]
+
+
+def entry(source: str, version: int = 0, width: int = 200) -> Entry:
+    generator = torch.Generator().manual_seed(hash((source, version)) % 2**31)
+    tokens = torch.randn(7, width, generator=generator) * (1 + 50 * (torch.arange(width) % 90 == 0))
+    digest = f"{abs(hash((source, version))):064x}"
+    kept = TokenSet(tokens, tuple(range(7)), LAYOUT, False)
+    return Entry(source, digest, (8, 9), kept, 0.5, (), stamp=Stamp(len(source), version))
+
+
+def write(folder: Path, *entries: Entry, run: Made = RUN, items: int = 4096) -> Path:
+    writer = CacheWriter(folder, run, "0.0", Limits(items=items))
+    for one in entries:
+        writer.add(one)
+    writer.close()
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_parts_merged_are_one_run(run: Run, tmp_path: Path, store: str) -> None:
+    made = replace(RUN, store=store)
+    parts = [write(tmp_path / f"{n}", *map(entry, NAMES[n::3]), run=made, items=2) for n in range(3)]
+    before = [files(part) for part in parts]
+    ran = run("cache", "merge", *parts, "--out", tmp_path / "all")
+    assert (ran.code, ran.out) == (0, "")
+    assert "merged 15 items of 3 caches" in ran.err
+    assert [item.source for _, item in open_cache(tmp_path / "all").items()] == NAMES
+    assert [files(part) for part in parts] == before
+    assert run("cache", "verify", tmp_path / "all").out == "15 items good, 0 faults\n"
+    from prunesid_cli import __version__
+
+    whole = CacheWriter(tmp_path / "whole", made, __version__)
+    for name in NAMES:
+        whole.add(entry(name))
+    whole.close()
+    assert files(tmp_path / "all") == files(tmp_path / "whole")
+    again = run("cache", "merge", *parts, "--out", tmp_path / "all", "--json")
+    assert again.records == [{"merged": 0, "held": 15}]
+    assert files(tmp_path / "all") == files(tmp_path / "whole")
+
+
+def test_of_parts_that_overlap_the_last_counts(run: Run, tmp_path: Path) -> None:
+    first, second = entry("x.png"), entry("x.png", 1)
+    parts = [write(tmp_path / "1", first), write(tmp_path / "2", second, entry("y.png"))]
+    assert run("cache", "merge", *parts, "--out", tmp_path / "all", "--json").records == [{"merged": 2, "held": 0}]
+    assert held(tmp_path / "all")["x.png"].digest == second.digest
+
+
+def test_failures_are_merged_unless_another_part_has_the_item(run: Run, tmp_path: Path) -> None:
+    parts = [write(tmp_path / "1", entry("x.png")), write(tmp_path / "2", entry("y.png"))]
+    writer = CacheWriter(parts[0], RUN, "0.0")
+    for name in ("y.png", "z.png"):
+        writer.fail(name, CacheError(f"{name}: bad", "mend it"))
+    writer.close()
+    run("cache", "merge", *parts, "--out", tmp_path / "all")
+    assert run("cache", "ls", tmp_path / "all", "--failed").out == "z.png\tbad\n"
+
+
+def test_what_cannot_be_merged(run: Run, tmp_path: Path) -> None:
+    first = write(tmp_path / "1", *map(entry, NAMES), items=4)
+    other = write(tmp_path / "2", entry("y.png"), run=replace(RUN, keep="64"))
+    told = run("cache", "merge", first, other, "--out", tmp_path / "all")
+    assert (told.code, f"{other} holds a cache made with keep 64, not 11%" in told.err) == (1, True)
+    assert run("cache", "merge", first, tmp_path / "none", "--out", tmp_path / "all").code == 1
+    assert "into itself" in run("cache", "merge", first, "--out", first).err
+    (first / "prunesid-00001.safetensors").unlink()
+    assert "missing" in run("cache", "merge", first, "--out", tmp_path / "all").err
+    shard = other / "prunesid-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    assert "damaged" in run("cache", "merge", other, "--out", tmp_path / "all").err
+    assert not list((tmp_path / "all").glob("prunesid-0*"))
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where compress was called."""
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_gc_forgets_what_is_gone_and_what_is_outdated(run: Run, inputs: Path) -> None:
+    entries = [entry(name) for name in NAMES]
+    cache = write(inputs / "c", *entries, entry(NAMES[1], 1), entry(NAMES[14], 1), items=4)
+    writer = CacheWriter(cache, RUN, "0.0")
+    for name in ("gone.png", NAMES[2]):
+        writer.fail(name, CacheError(f"{name}: bad", "mend it"))
+    writer.close()
+    for name in (NAMES[0], *NAMES[4:8]):
+        (inputs / name).unlink()
+    before = files(cache)
+    dry = run("cache", "gc", cache, "--dry-run", "--json")
+    size = 7 * 200 * 4
+    assert dry.records == [{"gone": 5, "outdated": 2, "failures": 1, "bytes": 7 * size}]
+    assert files(cache) == before
+    ran = run("cache", "gc", cache)
+    assert (ran.code, "let go of 5 inputs that are gone, 2 earlier versions" in ran.err) == (0, True)
+    left = [name for number, name in enumerate(NAMES) if number not in (0, 4, 5, 6, 7)]
+    assert sorted(held(cache)) == sorted(left)
+    assert held(cache)[NAMES[1]].digest == entry(NAMES[1], 1).digest
+    for shard, item in open_cache(cache).items():
+        (tokens,) = read_tokens(shard, [item])
+        version = int(item.source in (NAMES[1], NAMES[14]))
+        assert torch.equal(tokens.tokens, entry(item.source, version).tokens.tokens)
+        known = open_cache(cache).index.find(item.source)
+        assert known and known.stamp == (len(item.source), version)
+    assert run("cache", "verify", cache).out == "10 items good, 0 faults\n"
+    assert [record["source"] for record in open_cache(cache).failures()] == [NAMES[2]]
+    assert run("cache", "gc", cache, "--json").records == [{"gone": 0, "outdated": 0, "failures": 0, "bytes": 0}]
+    write(cache, entry(NAMES[0]), items=4)
+    assert run("cache", "verify", cache).out == "11 items good, 0 faults\n"
+
+
+def test_gc_does_not_believe_that_everything_is_gone(run: Run, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write(inputs / "c", *map(entry, NAMES))
+    monkeypatch.chdir(inputs / "a")
+    ran = run("cache", "gc", cache)
+    assert (ran.code, "none of the 15 inputs" in ran.err, "--force" in ran.err) == (1, True, True)
+    assert len(open_cache(cache)) == 15
+    assert run("cache", "gc", cache, "--force").code == 0
+    assert run("cache", "verify", cache).out == "0 items good, 0 faults\n"
+
+
+@pytest.mark.parametrize(("store", "most"), [("model", 0.0), ("fp8", 0.04), ("int8", 0.03)])
+@pytest.mark.parametrize("width", [96, 128, 200])
+def test_rows_stored_smaller_are_close(tmp_path: Path, store: str, most: float, width: int) -> None:
+    """Also where some channels are fifty times larger than the others."""
+    whole = entry("x.png", width=width)
+    tokens = whole.tokens.tokens.clone()
+    tokens[3] = 0
+    whole = replace(whole, tokens=replace(whole.tokens, tokens=tokens))
+    write(tmp_path, whole, run=replace(RUN, store=store))
+    ((shard, item),) = open_cache(tmp_path).items()
+    (found,) = read_tokens(shard, [item])
+    error = (found.tokens - tokens).norm(dim=1) / tokens.norm(dim=1).clamp(min=1e-9)
+    assert error.max() <= most
+    assert torch.equal(found.tokens[3], tokens[3])
+
+
+def test_items_are_found_by_digest(tmp_path: Path) -> None:
+    cache = open_cache(write(tmp_path, *map(entry, NAMES)))
+    for name in NAMES:
+        digest = entry(name).digest
+        for prefix in (digest, digest[-64:][:63], digest.upper()):
+            assert name in [item.source for _, item in cache.with_digest(prefix)]
+    assert cache.with_digest("f" * 64) == []
