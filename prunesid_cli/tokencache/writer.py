@@ -10,7 +10,7 @@ from pathlib import Path
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.tokencache.format import FAILURES, INDEX, Item, Run, canonical, checksum, is_cache, shard_name
-from prunesid_cli.tokencache.growing import GrowingShard, unwritable
+from prunesid_cli.tokencache.growing import GrowingShard, recover, unwritable
 from prunesid_cli.tokencache.index import Index, Known, Loaded, Missing, extended, load_index, write_index
 from prunesid_cli.tokencache.lock import locked
 from prunesid_cli.tokencache.reader import read_failures
@@ -22,8 +22,10 @@ from prunesid_cli.types import TokenSet
 SHARD_BYTES = 256 << 20
 SHARD_ITEMS = 4096
 """A shard is full when it has either."""
-SAVED_EVERY = 30.0
+SYNCED_EVERY = 1.0
 """Seconds of work that a crash can cost, at most, beside what is in flight."""
+WRITTEN_EVERY = 300.0
+"""Seconds after which readers see what a slow run has added to its last shard."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ class CacheWriter:
 
     def _go_on(self) -> None:
         """Take up what earlier runs left in the folder."""
+        if not self.unwritable:
+            recover(self.folder)
         there = is_cache(self.folder)
         loaded = load_index(self.folder) if there else Loaded(Index(), Missing(self.folder), True)
         self.index, self.missing, self.is_saved = loaded.index, loaded.missing, loaded.is_saved
-        self.saved = time.monotonic()
+        self.written = self.synced = time.monotonic()
         if self.index.run and self.index.run != self.run:
             found = difference(self.index.run, self.run)
             raise CacheError(f"{self.folder} holds a cache {found}", hint="name another --out")
@@ -132,8 +136,11 @@ class CacheWriter:
         if self._is_full(len(self.growing.records), self.growing.size):
             self.save()
             self._let_go()
-        elif time.monotonic() - self.saved > SAVED_EVERY:
+        elif time.monotonic() - self.written > WRITTEN_EVERY:
             self.flush()
+        elif time.monotonic() - self.synced > SYNCED_EVERY:
+            self.growing.sync()
+            self.synced = time.monotonic()
 
     def _unfinished(self) -> GrowingShard:
         """The last shard, if it is not full, as this version of the tool wrote it; else a new one."""
@@ -160,7 +167,7 @@ class CacheWriter:
         """Write what has come as a shard, durably. It may grow further."""
         if self.growing and not self.is_written:
             self.growing.write()
-            self.is_written, self.is_indexed, self.saved = True, False, time.monotonic()
+            self.is_written, self.is_indexed, self.written = True, False, time.monotonic()
 
     def save(self) -> None:
         """Write all that there is to write: shard, index, failures."""
