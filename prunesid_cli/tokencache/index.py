@@ -229,7 +229,11 @@ def read_index(folder: Path) -> Index | None:
             said = json.loads(file.metadata()[KEY])
             columns = [file.get_tensor(name) for name in COLUMNS]
         check = said.pop("check")
-        if said["format"] != FORMAT or check != checksum(canonical(said).encode(), *map(raw, columns)):
+        if (
+            not _is_alike(Table(*columns), EMPTY)
+            or said["format"] != FORMAT
+            or check != checksum(canonical(said).encode(), *map(raw, columns))
+        ):
             return None
         run = Run(**said["run"]) if said["run"] else None
         parts = {int(number): Part(*part) for number, *part in said["shards"]}
@@ -238,6 +242,12 @@ def read_index(folder: Path) -> Index | None:
         return None
     given_up = tuple(said["given_up"])
     return Index(run, said["sampling"], parts, said["given"], given_up, Table(*columns), dead)
+
+
+def _is_alike(table: Table, other: Table) -> bool:
+    """Whether the columns are of one kind, and of one length."""
+    pairs = [(getattr(table, name), getattr(other, name)) for name in COLUMNS]
+    return all(a.dtype == b.dtype and a.shape == (len(table), *b.shape[1:]) for a, b in pairs)
 
 
 def write_index(folder: Path, index: Index) -> None:

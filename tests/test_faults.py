@@ -1,0 +1,32 @@
+"""What a cache lives through, in small; in full: python -m tests.faults (see --help)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SMALL = [
+    "kills --items 150 --kills 6",
+    "points --items 3",
+    "mutations --items 20 --count 150",
+    "writers --items 50 --count 1",
+    "disk --items 50 --count 2",
+]
+LARGE = [
+    "kills --items 1000 --kills 30 --seed 1",
+    "points --items 70",
+    "mutations --items 100 --count 2000 --seed 1",
+    "writers --items 300 --count 3",
+    "disk --items 300 --count 8 --seed 1",
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+@pytest.mark.parametrize("trial", [*SMALL, *(pytest.param(one, marks=pytest.mark.slow) for one in LARGE)])
+def test_nothing_is_lost(trial: str) -> None:
+    command = [sys.executable, "-m", "tests.faults", *trial.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
