@@ -1,0 +1,105 @@
+"""Where a layout says that a raster lies in the picture is where the processor took its pixels from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prunesid_cli.families import load_family
+from prunesid_cli.families.checkpoint import resolve
+from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.media import Media, in_memory
+from tests.families.tiny import write
+
+Load = Callable[[str], Any]
+SIZES = ((500, 200), (90, 400), (336, 336), (333, 331))
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    made = dict[str, Any]()
+
+    def call(variant: str) -> Any:
+        if variant not in made:
+            checkpoint = resolve(str(write(variant, tmp_path_factory.mktemp(variant))))
+            placement = place("cpu", "auto", "auto", load_config(checkpoint))
+            made[variant] = load_family(checkpoint.model_type).vision(checkpoint, placement)
+        return made[variant]
+
+    return call
+
+
+def ramp(size: tuple[int, int], axis: int) -> Image.Image:
+    """From 1/4 to 3/4 of white, rightwards or downwards."""
+    line = np.linspace(64, 191, size[axis])
+    grey = np.broadcast_to(line if axis == 0 else line[:, None], size[::-1])
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+@pytest.mark.parametrize("is_clip", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "variant", ["llava", "llava-siglip", "llava-original", "video_llava", "llava_next_video", "smolvlm"]
+)
+def test_a_square_shows_its_box(load: Load, variant: str, size: tuple[int, int], is_clip: bool) -> None:
+    vision = load(variant)
+    if is_clip and variant.startswith("llava") and variant != "llava_next_video":
+        pytest.skip("no clips")
+    for axis in (0, 1):
+        image = ramp(size, axis)
+        media = Media("", "", (image, image), size, times=(0.0, 1.0)) if is_clip else in_memory(image)
+        made = vision.preprocess(media)
+        box = made.layout.regions[0].box
+        square = next(iter(made.tensors.values())).flatten(0, -4)[0].mean(0)
+        black, white = (
+            next(iter(vision.preprocess(in_memory(Image.new("RGB", (400, 400), ink))).tensors.values())).mean()
+            for ink in ("black", "white")
+        )
+        line = ((square - black) / (white - black)).mean(axis)
+        # Of the middle half of the box, which padding does not reach: its ends, as shares of the picture.
+        quarter = len(line) // 4
+        some = line[quarter : -quarter or None]
+        inside = (some[[0, -1]] - 0.25) / 0.5
+        expected = [box[axis] + (box[axis + 2] - box[axis]) * share for share in (0.25, 0.75)]
+        if min(expected) > 0.02 and max(expected) < 0.98:
+            assert inside.tolist() == pytest.approx(expected, abs=0.02), (axis, box)
+        assert box[axis] + box[axis + 2] == pytest.approx(1), "it is in the middle"
+
+
+@pytest.mark.parametrize("size", [*SIZES, (700, 500), (1000, 320), (640, 200)])
+@pytest.mark.parametrize("variant", ["llava_next", "llava_next-granite", "llava_onevision"])
+def test_a_raster_of_tiles_shows_its_box(load: Load, variant: str, size: tuple[int, int]) -> None:
+    """Of a white picture on black padding, a patch is as white as it is inside the picture."""
+    vision = load(variant)
+    made = vision.preprocess(in_memory(Image.new("RGB", size, "white")))
+    region, tiles = made.layout.regions[1], next(iter(made.tensors.values()))[1:]
+    white = (tiles - tiles.min()) / (tiles.max() - tiles.min()) if (tiles < 0).any() else torch.ones_like(tiles)
+    patch = vision.model.config.vision_config.patch_size
+    whole = next(iter(made.tensors.values()))
+    seen = torch.nn.functional.avg_pool2d(torch.cat([torch.ones_like(whole[:1]), white]).mean(1, keepdim=True), patch)
+    packed, _ = vision.model.model.pack_image_features(
+        [seen.flatten(1)[..., None]], made.tensors["image_sizes"], image_newline=torch.tensor([-1.0]),
+        **({"vision_aspect_ratio": vision.aspect_ratio} if variant == "llava_onevision" else
+           {"vision_feature_select_strategy": vision.model.config.vision_feature_select_strategy}),
+    )  # fmt: skip
+    found = packed[0].flatten()[torch.tensor(region.slots)].view(region.rows, region.columns)
+    left, top, right, bottom = region.box
+    across, down = (inside(*one) for one in ((left, right, region.columns), (top, bottom, region.rows)))
+    assert np.abs(found.numpy() - np.outer(down, across)).max() < 0.1, (region.box, found[:, 0], found[0])
+
+
+def inside(start: float, end: float, count: int) -> np.ndarray:
+    """How much of each patch is within the picture."""
+    edges = np.linspace(start, end, count + 1)
+    return np.diff(edges.clip(0, 1)) / np.diff(edges)
+
+
+def test_the_padding_of_a_square_is_outside_its_box(load: Load) -> None:
+    vision = load("llava-original")
+    box = vision.preprocess(in_memory(Image.new("RGB", (500, 200), "white"))).layout.regions[0].box
+    assert box == pytest.approx((0.0, -0.75, 1.0, 1.75))
