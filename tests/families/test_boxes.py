@@ -17,6 +17,7 @@ from prunesid_cli.media import Media, in_memory
 from tests.families.tiny import write
 
 Load = Callable[[str], Any]
+CENTRE = 112
 SIZES = ((500, 200), (90, 400), (336, 336), (333, 331))
 
 
@@ -41,40 +42,48 @@ def ramp(size: tuple[int, int], axis: int) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
-@pytest.mark.parametrize("is_clip", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
-    "variant", ["llava", "llava-siglip", "llava-original", "video_llava", "llava_next_video", "smolvlm"]
+    ("variant", "is_clip"),
+    [
+        ("llava", False),
+        ("llava-siglip", False),
+        ("llava-original", False),
+        ("llava_next_video", False),
+        ("llava_next_video", True),
+        ("smolvlm", True),
+        ("video_llava", False),
+        ("video_llava", True),
+    ],
 )
-def test_a_square_shows_its_box(load: Load, variant: str, size: tuple[int, int], is_clip: bool) -> None:
-    vision = load(variant)
-    if is_clip and variant.startswith("llava") and variant != "llava_next_video":
-        pytest.skip("no clips")
+def test_a_square_shows_its_box(load: Load, variant: str, is_clip: bool, size: tuple[int, int]) -> None:
+    """What is seen 1/4 and 3/4 along it is where the box says, for one that lies in the middle of the picture."""
+
+    def square(image: Image.Image) -> tuple[torch.Tensor, Any]:
+        media = Media("", "", (image, image), image.size, times=(0.0, 1.0)) if is_clip else in_memory(image)
+        made = load(variant).preprocess(media)
+        return next(iter(made.tensors.values())).flatten(0, -4)[0].mean(0), made.layout.regions[0].box
+
+    black, white = (square(Image.new("RGB", size, ink))[0][CENTRE, CENTRE] for ink in ("black", "white"))
+    compared = 0
     for axis in (0, 1):
-        image = ramp(size, axis)
-        media = Media("", "", (image, image), size, times=(0.0, 1.0)) if is_clip else in_memory(image)
-        made = vision.preprocess(media)
-        box = made.layout.regions[0].box
-        square = next(iter(made.tensors.values())).flatten(0, -4)[0].mean(0)
-        black, white = (
-            next(iter(vision.preprocess(in_memory(Image.new("RGB", (400, 400), ink))).tensors.values())).mean()
-            for ink in ("black", "white")
-        )
-        line = ((square - black) / (white - black)).mean(axis)
-        # Of the middle half of the box, which padding does not reach: its ends, as shares of the picture.
-        quarter = len(line) // 4
-        some = line[quarter : -quarter or None]
-        inside = (some[[0, -1]] - 0.25) / 0.5
-        expected = [box[axis] + (box[axis + 2] - box[axis]) * share for share in (0.25, 0.75)]
-        if min(expected) > 0.02 and max(expected) < 0.98:
-            assert inside.tolist() == pytest.approx(expected, abs=0.02), (axis, box)
-        assert box[axis] + box[axis + 2] == pytest.approx(1), "it is in the middle"
+        seen, box = square(ramp(size, axis))
+        places = [box[axis] + (box[axis + 2] - box[axis]) * share for share in (0.25, 0.75)]
+        assert sum(places) == pytest.approx(1)
+        if places[0] > 0:  # else it is padding
+            middle = len(seen) // 2
+            line = (seen[middle] if axis == 0 else seen[:, middle])[[middle // 2, middle + middle // 2]]
+            found = ((line - black) / (white - black) - 0.25) / 0.5
+            assert found.tolist() == pytest.approx(places, abs=0.02)
+            compared += 1
+    assert compared
 
 
 @pytest.mark.parametrize("size", [*SIZES, (700, 500), (1000, 320), (640, 200)])
 @pytest.mark.parametrize("variant", ["llava_next", "llava_next-granite", "llava_onevision"])
 def test_a_raster_of_tiles_shows_its_box(load: Load, variant: str, size: tuple[int, int]) -> None:
-    """Of a white picture on black padding, a patch is as white as it is inside the picture."""
+    """Of a white picture on black padding, a patch is as white as it is inside the picture. The last pixels of SigLIP's
+    tiles are in no patch."""
     vision = load(variant)
     made = vision.preprocess(in_memory(Image.new("RGB", size, "white")))
     region, tiles = made.layout.regions[1], next(iter(made.tensors.values()))[1:]
@@ -90,7 +99,7 @@ def test_a_raster_of_tiles_shows_its_box(load: Load, variant: str, size: tuple[i
     found = packed[0].flatten()[torch.tensor(region.slots)].view(region.rows, region.columns)
     left, top, right, bottom = region.box
     across, down = (inside(*one) for one in ((left, right, region.columns), (top, bottom, region.rows)))
-    assert np.abs(found.numpy() - np.outer(down, across)).max() < 0.1, (region.box, found[:, 0], found[0])
+    assert np.abs(found.numpy() - np.outer(down, across)).max() < 0.2, (region.box, found[:, 0], found[0])
 
 
 def inside(start: float, end: float, count: int) -> np.ndarray:
