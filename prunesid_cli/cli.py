@@ -13,6 +13,7 @@ from prunesid_cli.commands import cache, models
 from prunesid_cli.commands.answer import answer
 from prunesid_cli.commands.ask import ask
 from prunesid_cli.commands.compress import compress
+from prunesid_cli.commands.evaluate import evaluate
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.output import OutputClosed, end_quietly, mend_streams, printer
 from prunesid_cli.settings import default_map
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(compress)
 app.command()(answer)
+app.command()(evaluate)
 app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, Placement, Prompt, TokenSet
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from prunesid_cli.families.checkpoint import Checkpoint
     from prunesid_cli.media import Media
 
@@ -38,6 +40,10 @@ class LanguageHalf(Protocol):
 
     def generate(self, prompts: Sequence[Prompt], how: Generation) -> list[Answer]:
         """Prompts, left-padded to one batch -> answers."""
+        ...
+
+    def logits(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Prompts -> scores of the first token of each answer [B, vocabulary], fp32."""
         ...
 
 
