@@ -55,6 +55,7 @@ def compress(
     method: o.Method = "prunesid",
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
+    window: o.Window = 1,
     video_backend: o.VideoBackend = o.Backend.auto,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,

@@ -90,6 +90,14 @@ Fps = Annotated[
         help="Frames a second instead, however long the clip is: 1, 0.5.",
     ),
 ]  # fmt: skip
+Window = Annotated[
+    int,
+    typer.Option(
+        "--window", min=1, max=MAX_FRAMES, envvar="PRUNESID_WINDOW", rich_help_panel=CLIPS,
+        help="Successive frames (Qwen: pairs of them) that are selected from together, so that what stands still is "
+        "hardly kept twice; 1: each alone. Try 8.",
+    ),
+]  # fmt: skip
 VideoBackend = Annotated[
     Backend,
     typer.Option(
