@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
 from prunesid_cli.families.base import VisionHalf
-from prunesid_cli.families.processing import reads_clips
+from prunesid_cli.families.processing import reads_clips, shortest_read
 from prunesid_cli.segments import PARTS, Information, alike, assemble, of_item, stacked
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from prunesid_cli.selection import Method
 
 
+DRAFT = 2
+"""Times the side that a model reads: what a picture is decoded at, at least, where it is decoded smaller."""
 OVER_TIME: Mapping[object, Method] = {"prunesid": over_time}
 """What a method is for a window of frames, where that is another one."""
 
@@ -59,13 +61,15 @@ class Given(NamedTuple):
 @dataclass(frozen=True)
 class Pruner:
     """A vision half with what to keep and how to choose it; `sample` is the information of items to compare one with,
-    where any are known; `sampling` says at which frames of a clip to look, and which are selected from together."""
+    where any are known; `sampling` says at which frames of a clip to look, and which are selected from together;
+    `draft` lets large JPEGs be decoded smaller where that is enough."""
 
     vision: VisionHalf
     budget: Budget
     method: str | Method
     sample: Sequence[float]
     sampling: Sampling = EVENLY
+    draft: bool = False
     clock: Clock = field(default_factory=Clock)
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
@@ -85,6 +89,12 @@ class Pruner:
         """Refuse a clip, which may not be decoded yet, where the model has none."""
         if not reads_clips(self.vision):
             raise MediaError(f"{source}: this model reads no clips", "give it pictures, or name another model")
+
+    @property
+    def enough(self) -> int | None:
+        """Pixels of a picture's shorter side down to which it may be decoded smaller; None: it may not."""
+        side = shortest_read(self.vision) if self.draft else None
+        return side and DRAFT * side
 
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         with self.clock.stage("encode"):

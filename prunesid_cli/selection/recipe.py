@@ -19,7 +19,7 @@ from torch import Tensor
 from prunesid_cli.selection.psca import exact_directions, low_rank_directions
 from prunesid_cli.selection.similarity import pair_mean, rounded_pair_mean, triangle_mean
 
-ALIKE = 0.99
+ALIKE = 0.9
 """A token more similar than this to one that precedes it in its group is a copy, in a window of frames. From a budget
 of 32 / rho on the paper's threshold is above all similarities, and below it what is suppressed fills up small groups:
 either way a still scene's copies would be kept. Of values from .8 to .999 this one keeps most different patches where
