@@ -23,6 +23,7 @@ from tests.families.tiny import write
 from tests.films import SIZE, film, number_of, numbered, sound, turned
 
 ASK = "what happens?"
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 FILMS: dict[str, tuple[str, dict[str, Any]]] = {
     "h264.mp4": ("libx264", {}),
     "h264.mov": ("libx264", {}),
@@ -124,6 +125,21 @@ def test_decord_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytes
     assert len(worker.read(path, Sampling())[1]) == 3
 
 
+def test_clips_without_a_decoder_say_what_to_install_and_pictures_need_none(
+    pictures: list[Path], tmp_path: Path
+) -> None:
+    path = film(tmp_path / "a.mp4", 3)
+    code = "import sys; sys.modules['av'] = sys.modules['decord'] = None\n"
+    code += "from prunesid_cli.cli import main; sys.argv = ['prunesid', 'ask', sys.argv[1], 'what is shown?']; main()"
+    asked, shown = (
+        subprocess.run([sys.executable, "-c", code, str(one)], capture_output=True, text=True, env=OFFLINE)
+        for one in (path, pictures[0])
+    )
+    assert (asked.returncode, asked.stdout) == (1, "")
+    assert f"error: {path}: clips need a package that is not installed\nhint: pip install av\n" in asked.stderr
+    assert shown.returncode == 0, shown.stderr
+
+
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_a_variable_frame_rate(backend: str, tmp_path: Path) -> None:
     """Ten frames in the first second, then one every second."""
@@ -138,9 +154,12 @@ def test_a_variable_frame_rate(backend: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_frames_are_upright(degrees: int, backend: str, tmp_path: Path) -> None:
+    path = turned(film(tmp_path / "a.mp4", 3), degrees)
     if backend == "decord":
         pytest.importorskip("decord")
-    path = turned(film(tmp_path / "a.mp4", 3), degrees)
+        if degrees != 180:
+            assert "pictures on their side" in refusal(path, Sampling(backend=backend)).problem
+            return
     media = load_clip(str(path), Sampling(backend=backend))
     for number, frame in enumerate(media.frames):
         expected = np.rot90(numbered(number), -degrees // 90)

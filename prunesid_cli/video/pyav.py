@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import av
@@ -109,6 +110,13 @@ def frames_from_start(file: Any, found: Survey, wanted: Sequence[int], factor: i
             if not left:
                 break
     return shown
+
+
+def is_on_its_side(file: Any) -> bool:
+    """Whether pictures are stored a quarter turn from how they are shown, by the first one."""
+    container, stream = opened(file)
+    with container:
+        return any(round(frame.rotation / 90) % 2 for frame in islice(container.decode(stream), 1))
 
 
 def _sound(frame: Any) -> Any:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -86,6 +87,8 @@ def clip_digest(source: str) -> str:
 def load_clip(source: str, sampling: Sampling, digest: str = "") -> Media:
     """Some frames of the file named `source`; `digest`: as `clip_digest` gives it, where it is known already."""
     digest = digest or clip_digest(source)
+    if not find_spec("av"):
+        raise MediaError(f"{source}: clips need a package that is not installed", "pip install av")
     patience = PATIENCE + os.path.getsize(source) / PACE
     with _ending(subprocess.Popen(_command(source, sampling), **PIPES)) as worker:
         is_late = Event()

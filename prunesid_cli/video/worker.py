@@ -90,7 +90,7 @@ def read(path: str, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
 
 def _read(path: str, file: BinaryIO, size: int, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
     found = survey(file, size)
-    if sampling.backend == "decord" and (reason := distrust(found)):
+    if sampling.backend == "decord" and (reason := distrust(found, file)):
         raise MediaError(f"decord cannot be trusted with it: {reason}", "leave out --video-backend")
     if sampling.backend != "decord" and found.keys:
         with suppress(Misplaced, pyav.av.FFmpegError):
@@ -109,13 +109,16 @@ def _decoded(path: str, file: BinaryIO, found: Survey, sampling: Sampling) -> tu
     return _told(found, decode(file, found, wanted, factor), pyav.version(), factor)
 
 
-def distrust(found: Survey) -> str:
+def distrust(found: Survey, file: BinaryIO) -> str:
     """Why decord is not to be used; empty where it may be."""
     if not CONTAINERS & set(found.format.split(",")) or found.codec not in CODECS:
         return f"{found.codec} in {found.format.split(',')[0]}"
     if found.oddities:
         return ", ".join(found.oddities)
-    return "" if find_spec("decord") else "it is not installed"
+    if not find_spec("decord"):
+        return "it is not installed"
+    # decord2 3.4, the same module where decord has no wheels, turns the shape of such pictures, but garbles them.
+    return "pictures on their side" if pyav.is_on_its_side(file) else ""
 
 
 def reduction(frames: int, size: tuple[int, int]) -> int:
