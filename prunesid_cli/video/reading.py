@@ -102,7 +102,7 @@ def load_clip(source: str, sampling: Sampling, digest: str = "") -> Media:
         watch.start()
         try:
             told, frames = _received(worker, source)
-            if len(frames) < max(len(told["times"]), 1):
+            if not told:
                 raise _ended(source, worker.wait(), patience if is_late.is_set() else None)
         finally:
             watch.cancel()
@@ -126,22 +126,24 @@ def _command(source: str, sampling: Sampling) -> list[str]:
 
 
 def _received(worker: subprocess.Popen[bytes], source: str) -> tuple[dict[str, Any], tuple[Image.Image, ...]]:
-    """What a worker says of a clip, and its frames; fewer where it ended before the last one."""
+    """What a worker says of a clip, nothing where it ended before it said it, and its frames."""
     assert worker.stdout is not None
-    line = worker.stdout.readline()
-    if not line.endswith(b"\n"):
-        return {"times": ()}, ()
-    told = json.loads(line)
-    if "error" in told:
-        raise MediaError(f"{source}: {told['error']}", told["hint"])
-    width, height = told["size"]
     frames = list[Image.Image]()
-    for _ in told["times"]:
+    while (line := worker.stdout.readline()).endswith(b"\n"):
+        said = json.loads(line)
+        if "error" in said:
+            raise MediaError(f"{source}: {said['error']}", said["hint"])
+        if "times" in said:
+            return said, tuple(frames)
+        if "again" in said:
+            frames.clear()
+            continue
+        width, height = said["frame"]
         data = worker.stdout.read(width * height * 3)
         if len(data) < width * height * 3:
             break
         frames.append(Image.frombytes("RGB", (width, height), data))
-    return told, tuple(frames)
+    return {}, ()
 
 
 def _ended(source: str, code: int, patience: float | None) -> MediaError:
