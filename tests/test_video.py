@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 from prunesid_cli.errors import MediaError
 from prunesid_cli.media import Media
 from prunesid_cli.tokencache import open_cache
-from prunesid_cli.video import reading, worker
+from prunesid_cli.video import pyav, reading, worker
 from prunesid_cli.video.reading import is_clip, load_clip, load_media
 from prunesid_cli.video.sampling import MAX_FRAMES, Sampling
 from tests.conftest import Run
@@ -180,6 +181,49 @@ def test_odd_sizes(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", 5, size=(161, 97), pixels="yuv444p")
     media = load_clip(str(path), Sampling())
     assert (media.size, numbers(media)) == ((161, 97), [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (2, 400)])
+def test_tiny_and_thin_sizes(size: tuple[int, int], tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, "bgr0"
+        for grey in (0, 100, 200):
+            picture = np.full((size[1], size[0], 3), grey, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    media = load_clip(str(tmp_path / "a.mkv"), Sampling())
+    assert media.size == size
+    assert [frame.getpixel((0, 0)) for frame in media.frames] == [(grey,) * 3 for grey in (0, 100, 200)]
+
+
+@pytest.mark.parametrize("duration", [0, 1, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_duration_that_lies_changes_nothing(duration: int, tmp_path: Path) -> None:
+    """What a file says of its length is not asked: packets tell."""
+    path = film(tmp_path / "a.mp4", 40)
+    data = bytearray(path.read_bytes())
+    for box, offset in ((b"mvhd", 16), (b"mdhd", 16), (b"tkhd", 20)):  # version 0, from after the name
+        at = data.index(box) + 4 + offset
+        data[at : at + 4] = duration.to_bytes(4, "big")
+    path.write_bytes(data)
+    media = load_clip(str(path), Sampling(6))
+    assert (numbers(media), media.times[-1]) == ([0, 7, 15, 23, 31, 39], pytest.approx(39 / 25, abs=0.002))
+
+
+def test_a_clip_without_an_end_is_read_up_to_where_it_is(tmp_path: Path) -> None:
+    """As a recording in progress, which says neither its length nor its size."""
+    path = film(tmp_path / "a.mkv", 40, muxer={"live": "1"})
+    assert numbers(load_clip(str(path), Sampling(6))) == [0, 7, 15, 23, 31, 39]
+
+
+def test_frames_that_nobody_needs_are_passed_over_and_no_pixel_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = film(tmp_path / "a.mp4", 60, bf=3, g=60, **{"x264-params": "b-pyramid=normal:b-adapt=0"})
+    frames = [one for one in worker.read(str(path), Sampling(7)) if isinstance(one, Image.Image)]
+    monkeypatch.setattr(pyav, "SKIPPING", ())
+    assert frames == [one for one in worker.read(str(path), Sampling(7)) if isinstance(one, Image.Image)]
+    assert [number_of(one) for one in frames] == [0, 9, 19, 29, 39, 49, 59]
 
 
 def test_frames_that_would_fill_memory_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
