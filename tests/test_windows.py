@@ -23,7 +23,6 @@ from prunesid_cli.video.windows import MOST_TOKENS, check_window, joined
 from tests.conftest import Run
 from tests.families.test_laws import CLOSE, PROMPT, Model, clip, painting, rows_kept, summaries
 from tests.families.tiny import TINY, tiny, write
-from tests.films import film
 
 SIDE, WIDTH = 6, 16
 
@@ -222,6 +221,8 @@ def test_a_still_clip_keeps_other_patches_in_a_window(model: Model) -> None:
 
 
 def test_ask_is_compress_and_answer_in_windows(run: Run, model: Model, tmp_path: Path) -> None:
+    from tests.films import film  # skips what needs PyAV where it is not installed
+
     film(tmp_path / "a.mp4", 30)
     common = ("-m", model.folder, "-k", "20", "--frames", "6", "--window", "3")
     done = run("compress", tmp_path / "a.mp4", "--out", tmp_path / "c", *common)
@@ -235,6 +236,8 @@ def test_ask_is_compress_and_answer_in_windows(run: Run, model: Model, tmp_path:
 
 
 def test_a_window_too_large_costs_its_clip(run: Run, tmp_path: Path) -> None:
+    from tests.films import film
+
     folder = write("video_llava", tmp_path / "m")
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "b.png")
     film(tmp_path / "a.mp4", 40)
