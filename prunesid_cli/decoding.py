@@ -56,7 +56,7 @@ def decode(found: Found, pruner: Pruner, held: Callable[[str, str], Known | None
     if found.error:
         return Failed(source, found.error)
     try:
-        media = _clip(source, pruner, held) if is_clip(source) else _picture(source, held)
+        media = _clip(source, pruner, held) if is_clip(source) else _picture(source, pruner, held)
         if isinstance(media, Held):
             return media
         pixels = pruner.preprocess(media)
@@ -70,11 +70,11 @@ def decode(found: Found, pruner: Pruner, held: Callable[[str, str], Known | None
         return Failed(source, failure)
 
 
-def _picture(source: str, held: Callable[[str, str], Known | None]) -> Media | Held:
+def _picture(source: str, pruner: Pruner, held: Callable[[str, str], Known | None]) -> Media | Held:
     data = read_bytes(source)
     digest = digest_of(data)
     item = held(source, digest)
-    return Held(source, item) if item else load_image_bytes(data, source, digest)
+    return Held(source, item) if item else load_image_bytes(data, source, digest, pruner.enough)
 
 
 def _clip(source: str, pruner: Pruner, held: Callable[[str, str], Known | None]) -> Media | Held:

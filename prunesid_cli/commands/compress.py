@@ -56,7 +56,9 @@ def compress(
     method: o.Method = "prunesid",
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
+    window: o.Window = 1,
     video_backend: o.VideoBackend = o.Backend.auto,
+    draft: o.Draft = False,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     attention: o.AttentionOption = o.Attention.auto,
@@ -94,7 +96,7 @@ def compress(
     if calibrate:
         measure_average(
             session,
-            session.pruner(budget, method, sampling=sampling),
+            session.pruner(budget, method, sampling=sampling, draft=draft),
             listing,
             out,
             session.batch_size(batch_size),
@@ -116,7 +118,9 @@ def compress(
     writer = CacheWriter(out, run, __version__, Limits(shard_items), str(sampling))
     if writer.missing.numbers:
         printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
-    pruner = session.pruner(budget, method, sample, sampling)
+    pruner = session.pruner(budget, method, sample, sampling, draft)
+    if draft and pruner.enough is None:
+        printer.note("--draft changes nothing: of a larger image this model reads more")
     report = Report(as_json, budget)
     try:
         with printer.progress("compressing", None, prints=as_json) as bar:

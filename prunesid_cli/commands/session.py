@@ -60,12 +60,19 @@ class Session:
         printer.detail(f"device {placement.device}, dtype {placement.dtype}, attention {placement.attention}")
         return cls(checkpoint, placement)
 
-    def pruner(self, budget: Budget, method: str, sample: Sequence[float] = (), sampling: Sampling = EVENLY) -> Pruner:
+    def pruner(
+        self,
+        budget: Budget,
+        method: str,
+        sample: Sequence[float] = (),
+        sampling: Sampling = EVENLY,
+        draft: bool = False,
+    ) -> Pruner:
         """sample: the information of typical images, where it is known better than the checkpoint knows it."""
         from prunesid_cli.pruner import Pruner
 
         vision = load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
-        return Pruner(vision, budget, method, sample or self.checkpoint.sample, sampling)
+        return Pruner(vision, budget, method, sample or self.checkpoint.sample, sampling, draft)
 
     def language(self) -> LanguageHalf:
         return load_family(self.checkpoint.model_type).language(self.checkpoint, self.placement)
