@@ -17,12 +17,12 @@ ASK = "what is shown?"
 
 
 def kept(cache: Path) -> dict[str, tuple[int, ...]]:
-    return {source: item.slots for source, (_, item) in open_cache(cache).items().items()}
+    return {item.source: item.slots for _, item in open_cache(cache).items()}
 
 
 def test_dynamic_average_is_exact(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     assert run("compress", *pictures, "--out", tmp_path / "c", "-m", llava, "-k", "64", "--dynamic").code == 0
-    counts = [item.kept for _, item in open_cache(tmp_path / "c").items().values()]
+    counts = [item.kept for _, item in open_cache(tmp_path / "c").items()]
     assert sum(counts) == 64 * len(pictures)
     assert len(set(counts)) > 1
     one = run("ask", "-m", llava, pictures[0], ASK, "--dynamic")
@@ -36,7 +36,7 @@ def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path],
     """Images that an interrupted run had written keep their share, and the others get what they would have had."""
     options = ("-m", llava, "-k", "64", "--dynamic", "--batch-size", "1")
     run("compress", *pictures, "--out", tmp_path / "whole", *options)
-    whole = {s: item.slots for s, (_, item) in open_cache(tmp_path / "whole").items().items()}
+    whole = {item.source: item.slots for _, item in open_cache(tmp_path / "whole").items()}
     part = tmp_path / "part"
     part.mkdir()
     (shard,) = open_cache(tmp_path / "whole").shards
@@ -47,7 +47,7 @@ def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path],
     ]
     write_shard(part / "prunesid-00000.safetensors", shard.run, shard.tool, entries)
     assert "4 already" in run("compress", *pictures, "--out", part, *options).err
-    assert {s: item.slots for s, (_, item) in open_cache(part).items().items()} == whole
+    assert {item.source: item.slots for _, item in open_cache(part).items()} == whole
 
 
 def test_dynamic_with_nothing_usable(run: Run, llava: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_dynamic_average_over_a_growing_folder(run: Run, llava: Path, pictures: 
     options = ("-m", llava, "-k", "64", "--dynamic", "--out", tmp_path / "c")
     for end in (4, 7, 10):
         assert run("compress", *pictures[:end], *options).code == 0
-        counts = [item.kept for _, item in open_cache(tmp_path / "c").items().values()]
+        counts = [item.kept for _, item in open_cache(tmp_path / "c").items()]
         assert (len(counts), sum(counts)) == (end, 64 * end)
 
 

@@ -297,7 +297,7 @@ def test_ask_is_compress_and_answer(run: Run, model: Path, films: Path, tmp_path
         assert asked.code == 0, asked.err
         (said,) = asked.records
         assert (record["answer"], record["kept"], record["tokens"]) == (said["answer"], said["kept"], said["tokens"])
-    items = [item for _, item in open_cache(tmp_path / "c").items().values()]
+    items = [item for _, item in open_cache(tmp_path / "c").items()]
     assert [item.sampling for item in items] == ["4 frames"] * 2
     assert all(item.decoder.startswith("PyAV ") and item.size == SIZE for item in items)
     assert [region.time for region in items[0].layout.regions][0] == 0.0

@@ -44,19 +44,19 @@ def _list_failed(opened: Cache, as_json: bool) -> None:
 
 
 def _list_held(opened: Cache, as_json: bool) -> None:
-    for source, (shard, item) in opened.items().items():
+    for shard, item in opened.items():
         if as_json:
             counts = {"tokens": item.total, "kept": item.kept}
-            printer.record({"source": source, "shard": shard.path.name} | counts | asdict(item))
+            printer.record({"source": item.source, "shard": shard.path.name} | counts | asdict(item))
         else:
-            printer.result(f"{item.kept}/{item.total}\t{item.size[0]}x{item.size[1]}\t{source}")
+            printer.result(f"{item.kept}/{item.total}\t{item.size[0]}x{item.size[1]}\t{item.source}")
 
 
 @app.command()
 def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
     """Describe a cache: model, method, how many items, how large."""
     opened = open_cache(cache)
-    items = [item for _, item in opened.items().values()]
+    items = [item for _, item in opened.items()]
     total, kept = sum(item.total for item in items), sum(item.kept for item in items)
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
     facts |= {"items": len(items), "failed": len(opened.failures()), "shards": len(opened.shards)}

@@ -91,7 +91,7 @@ def sample_of(folder: Path, model: str, revision: str) -> tuple[float, ...]:
     if cache.run is None:
         raise CacheError(f"{folder} holds no images", hint=_hint(folder))
     _check(folder, (cache.run.model, cache.run.revision), (model, revision))
-    return tuple(item.phi for _, item in cache.items().values())
+    return tuple(item.phi for _, item in cache.items())
 
 
 def _check(folder: Path, measured: tuple[str, str], own: tuple[str, str]) -> None:

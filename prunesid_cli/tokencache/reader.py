@@ -53,9 +53,16 @@ class Cache:
     def run(self) -> Run | None:
         return self.shards[0].run if self.shards else None
 
-    def items(self) -> dict[str, tuple[Shard, Item]]:
-        """Source -> where it is, in the order in which sources first came."""
-        return {item.source: (shard, item) for shard in self.shards for item in shard.items}
+    def items(self) -> Iterator[tuple[Shard, Item]]:
+        """Live items, in the order in which their sources first came."""
+        yield from {item.source: (shard, item) for shard in self.shards for item in shard.items}.values()
+
+    def find(self, source: str) -> tuple[Shard, Item] | None:
+        return next((found for found in self.items() if found[1].source == source), None)
+
+    def with_digest(self, prefix: str) -> list[tuple[Shard, Item]]:
+        """The items of inputs whose sha256, in hex, begins so."""
+        return [found for found in self.items() if found[1].digest.startswith(prefix)]
 
     def failures(self) -> list[dict[str, str]]:
         path = self.folder / FAILURES

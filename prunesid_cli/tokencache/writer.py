@@ -79,7 +79,7 @@ class CacheWriter:
         self.index = Index(numbers, items, self.stored.given_up)
         self.failed = {record["source"]: record for record in cache.failures()}
         self.recorded = dict(self.failed)
-        self.done = {source: item for source, (_, item) in cache.items().items()}
+        self.done = {item.source: item for _, item in cache.items()}
         self.history = [item for shard in cache.shards for item in shard.items]
         other = next((item.sampling for item in self.history if item.sampling not in ("", self.sampling)), None)
         if other:
