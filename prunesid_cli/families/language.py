@@ -159,31 +159,31 @@ class Language(ABC):
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if how.temperature > 0:
             sampling = {"do_sample": True, "temperature": how.temperature}
-        past = {PAST: laid_out(begun, [len(one.embeds) for one in prompts])} if begun else {}
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(how.seed)
-            said = self._run(prompts, max_new_tokens=how.max_new_tokens, streamer=streamer, **past, **sampling)
+            said = self._run(prompts, begun, max_new_tokens=how.max_new_tokens, streamer=streamer, **sampling)
         return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
 
     @torch.no_grad()
     def begin(self, prompts: Sequence[Prompt]) -> list[Beginning]:
         """See `LanguageHalf`."""
         cache = empty()
-        self._run(prompts, max_new_tokens=1, do_sample=False, **{PAST: cache})
+        self._run(prompts, (), max_new_tokens=1, do_sample=False, **{PAST: cache})
         return beginnings(cache, [len(prompt.embeds) for prompt in prompts])
 
     @torch.no_grad()
-    def logits(self, prompts: Sequence[Prompt]) -> Tensor:
+    def logits(self, prompts: Sequence[Prompt], begun: Sequence[Beginning] = ()) -> Tensor:
         """Prompts -> scores of the first token of each answer [B, vocabulary], fp32."""
         wanted = {"output_logits": True, "return_dict_in_generate": True}
-        first: Tensor = self._run(prompts, max_new_tokens=1, do_sample=False, **wanted).logits[0].float()
+        first: Tensor = self._run(prompts, begun, max_new_tokens=1, do_sample=False, **wanted).logits[0].float()
         return first
 
-    def _run(self, prompts: Sequence[Prompt], **how: Any) -> Any:
-        """What the stock `generate` makes of prompts, left-padded to one batch."""
+    def _run(self, prompts: Sequence[Prompt], begun: Sequence[Beginning], **how: Any) -> Any:
+        """What the stock `generate` makes of prompts, left-padded to one batch, given what was read of them before."""
+        past = {PAST: laid_out(begun, [len(one.embeds) for one in prompts])} if begun else {}
         with self.around(prompts):
-            return self.model.generate(**self.inputs(prompts), pad_token_id=self._padding(), **how)
+            return self.model.generate(**self.inputs(prompts), pad_token_id=self._padding(), **past, **how)
 
     def _padding(self) -> int:
         for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
