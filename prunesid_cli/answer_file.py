@@ -1,9 +1,9 @@
 """Answers in a file, JSON a line, to which the same run goes on to add when it was interrupted.
 
-A record says what was asked (`source`, `digest` of the input, `prompt`) and `by` what it was answered. Records are
-appended as they come, and are on the disk before the next batch begins. The last one about a source and a prompt
-counts; an error, or an answer about an earlier version of the input, is asked again. A run that was finished leaves one
-record for each query, in the order of the queries.
+A record says what was asked (`source`, `digest` of the input, `sampling` of a clip, `prompt`) and `by` what it was
+answered. Records are appended as they come, and are on the disk before the next batch begins. The last one about a
+source and a prompt counts; an error, or an answer about an earlier version of the input, is asked again. A run that was
+finished leaves one record for each query, in the order of the queries.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ OTHER = "name another --out, or move the file away"
 class Held:
     """The last record about each source and prompt, in rising order of `keys`, their hashes.
 
-    digests  hashes of the inputs' digests; 0 for an error
+    digests  hashes of the inputs' digests, with how the frames of a clip were chosen; 0 for an error
     starts   at which byte its line begins
     numbers  which line that is, from 0
     lines    of the file that are whole, and `end`, their bytes
@@ -48,8 +48,8 @@ class Held:
         return row if row < len(self.keys) and int(self.keys[row]) == key else None
 
     def is_answer(self, row: int | None, query: Query) -> bool:
-        """Whether that is no error, and about the input as it is now."""
-        return row is not None and int(self.digests[row]) == _hash(query.item.digest)
+        """Whether that is no error, and about the input as it is in the cache."""
+        return row is not None and int(self.digests[row]) == _hash(query.item.digest, query.item.sampling)
 
 
 def read_held(path: Path, by: str) -> Held:
@@ -77,7 +77,7 @@ def _read(line: bytes, where: str, by: str) -> tuple[int, int]:
     """The hashes of a record."""
     try:
         record = json.loads(line)
-        key, digest = _hash(record["source"], record["prompt"]), _hash(record["digest"])
+        key, digest = _hash(record["source"], record["prompt"]), _hash(record["digest"], record.get("sampling", ""))
         theirs, failed = str(record["by"]), "answer" not in record
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{where} is no answer of ours", OTHER) from error

@@ -241,6 +241,16 @@ def test_a_picture_that_changed_is_asked_about_again(
     assert lines(out) == told(run(*command))
 
 
+@pytest.mark.parametrize("other", [{"digest": "0" * 64}, {"sampling": "8 frames"}])
+def test_an_answer_about_another_input_of_that_name(run: Run, cache: Path, tmp_path: Path, other: dict) -> None:
+    out, command = tmp_path / "answers.jsonl", ("answer", cache, "count", *SHORT, "--out", tmp_path / "answers.jsonl")
+    run(*command)
+    whole, records = lines(out), [json.loads(line) for line in out.read_text().splitlines()]
+    written(out, *records[:2], records[2] | other, *records[3:])
+    ran = run(*command)
+    assert (ran.err.startswith("1 answer in"), lines(out)) == (True, whole)
+
+
 def test_another_file_is_left_alone(
     run: Run, llava: Path, cache: Path, asking: Path, pictures: list[Path], tmp_path: Path
 ) -> None:

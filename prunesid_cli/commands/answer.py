@@ -86,7 +86,7 @@ def answer(
         job.answer(queries(), opened.index.items * len(asked.texts) if is_known else None)
     else:
         job.answer_into(out, made_by(run, how), queries)
-    if usage:
+    if usage and job.report.answers:
         printer.usage(job.report.speed())
     end_if_incomplete(opened)
     if job.report.failed:

@@ -65,8 +65,8 @@ class Job:
             for replies in answering.answer(language, queries, self.how, self.batch_size):
                 records = [_record(reply) for reply in replies]
                 if file:
-                    digests = [{"digest": reply.query.item.digest} for reply in replies]
-                    file.append([record | digest for record, digest in zip(records, digests, strict=True)])
+                    inputs = [_input(reply.query) for reply in replies]
+                    file.append([record | own for record, own in zip(records, inputs, strict=True)])
                 for reply, record in zip(replies, records, strict=True):
                     self.report.take(reply, record)
                     advance_one(bar)
@@ -97,6 +97,12 @@ def _record(reply: Reply) -> dict[str, Any]:
         return record | {"error": error.problem, "hint": error.hint}
     counts = {"tokens": query.item.total, "kept": query.item.kept}
     return record | {"answer": reply.answer.text} | counts | {"ms": round(reply.ms, 1)}
+
+
+def _input(query: Query) -> dict[str, str]:
+    """What tells an input, and for a clip its frames, from others under the same name."""
+    sampling = {"sampling": query.item.sampling} if query.item.sampling else {}
+    return {"digest": query.item.digest} | sampling
 
 
 def made_by(run: Run, how: Generation) -> str:
