@@ -1,22 +1,21 @@
-"""The chains: pictures and clips -> token sets -> answers, and pictures and clips -> cache -> answers. Nothing else."""
+"""The chains: pictures and clips -> token sets -> answers, and pictures and clips -> cache. Nothing else."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from prunesid_cli.allotment import Allotment, Even, Measured, planned, running
 from prunesid_cli.decoding import Decoded, Failed, Held, Ready, ahead, batches, decode
-from prunesid_cli.errors import CacheError, MediaError, NonFiniteError, PruneSIDError
+from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media
 from prunesid_cli.memory import within_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import Information, of_item
-from prunesid_cli.tokencache import CacheWriter, Entry, Item, Known, Shard, read_tokens
+from prunesid_cli.tokencache import CacheWriter, Entry, Known
 from prunesid_cli.types import Answer, Encoded, Generation, TokenSet
 
 AHEAD = 2
@@ -164,51 +163,3 @@ def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> li
 def _entry(one: Ready, tokens: TokenSet, phi: float) -> Entry:
     tokens = replace(tokens, tokens=tokens.tokens.cpu())
     return Entry(one.source, one.digest, one.size, tokens, phi, one.notes, one.sampling, one.decoder)
-
-
-@dataclass(frozen=True)
-class Query:
-    """One prompt about one cached item; `number` is its place in the output."""
-
-    number: int
-    prompt: str
-    shard: Shard
-    item: Item
-
-
-@dataclass(frozen=True)
-class Reply:
-    query: Query
-    answer: Answer | None
-    ms: float
-    error: PruneSIDError | None = None
-
-
-def answer(language: LanguageHalf, queries: Iterable[Query], how: Generation, batch_size: int) -> Iterator[Reply]:
-    """Answer prompts from cached tokens, in batches, in order. An item that cannot be answered costs itself alone."""
-    size = 1 if how.temperature > 0 else batch_size
-    for batch in batches(queries, size):
-        began = time.perf_counter()
-        answers = within_memory(lambda some: _answers(language, some, how), batch, _too_long)
-        ms = (time.perf_counter() - began) * 1000 / len(batch)
-        for query, one in zip(batch, answers, strict=True):
-            yield Reply(query, None, ms, one) if isinstance(one, PruneSIDError) else Reply(query, one, ms)
-
-
-def _too_long(query: Query) -> PruneSIDError:
-    return CacheError(f"{query.item.source}: not enough memory to answer one prompt", "try --device cpu")
-
-
-def _answers(language: LanguageHalf, queries: Sequence[Query], how: Generation) -> list[Answer | PruneSIDError]:
-    read = [_read(query) for query in queries]
-    pairs = [(query, one) for query, one in zip(queries, read, strict=True) if isinstance(one, TokenSet)]
-    prompts = [language.embed(query.prompt, [one]) for query, one in pairs]
-    said = iter(language.generate(prompts, how) if prompts else [])
-    return [next(said) if isinstance(one, TokenSet) else one for one in read]
-
-
-def _read(query: Query) -> TokenSet | PruneSIDError:
-    try:
-        return next(read_tokens(query.shard, [query.item]))
-    except PruneSIDError as error:
-        return error

@@ -90,6 +90,8 @@ class PaliGemmaVision:
 
 
 class PaliGemmaLanguage(BothWays):
+    causal = False  # visual tokens see the question that comes after them
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         refuse_flash(placement, "PaliGemma")
         config = load_config(checkpoint)
