@@ -193,10 +193,10 @@ def test_what_was_cut_short_goes_on(run: Run, cache: Path, asking: Path, tmp_pat
 def test_what_failed_is_asked_again(run: Run, cache: Path, asking: Path, scenes: list[Path], tmp_path: Path) -> None:
     out, command = tmp_path / "answers.jsonl", ("answer", cache, "--prompts", asking, *SHORT)
     whole = told(run(*command))
-    (shard,) = cache.glob("*.safetensors")
+    (shard,) = cache.glob("prunesid-0*.safetensors")
     sound = shard.read_bytes()
     at = next(
-        read.data + item.rows[0] * read.shape[1] * 4
+        read.tokens.start + item.rows[0] * read.tokens.row
         for read, item in open_cache(cache).items()
         if "scene2" in item.source
     )
