@@ -120,7 +120,7 @@ def compress(
         Work(job, inputs, writer, report, stream).run()
         report.say(writer, not stop.asked)
     if usage:
-        printer.usage(f"{stages(pruner.clock.seconds)}   batches of {pace.size}")
+        printer.usage(f"batches of {pace.size}   {stages(pruner.clock.seconds)}".rstrip())
     stop.check()
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
