@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from typing import Annotated, Any
@@ -77,7 +78,9 @@ def _command() -> int:
         printer.error(error)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        printer.warning("interrupted" + "; the same command goes on from here" * printer.resumable)
+        printer.warning("interrupted")
+        if printer.resumable:
+            printer.usage(f"go on with: {shlex.join(['prunesid', *sys.argv[1:]])}")
         return ExitCode.INTERRUPTED
     except OutputClosed:
         end_quietly()

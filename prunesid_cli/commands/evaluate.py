@@ -14,6 +14,7 @@ from prunesid_cli.commands import options as o
 from prunesid_cli.commands.given import read_sampling, revision_meant
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
+from prunesid_cli.interrupt import stoppable
 from prunesid_cli.output import plural, printer
 from prunesid_cli.video.sampling import FRAMES
 
@@ -110,11 +111,14 @@ def evaluate(
     first = session.pruner(parsed[settings[0]], methods[0], sampling=sampling)
     pruners = {one: replace(first, budget=parsed[one], method=one.method) for one in settings}
     language, how = session.language(), Generation(max_new_tokens)
-    runner = Runner(pruners, language, how, session.batch_size(batch_size), divergence)
-    if wanted is None:
-        _ask(runner, records, results)
-    else:
-        settings = [settings[0], *(one for name in methods for one in _search(runner, name, records, results, wanted))]
+    with stoppable() as stop:
+        runner = Runner(pruners, language, how, session.batch_size(batch_size), divergence, stop)
+        if wanted is None:
+            _ask(runner, records, results)
+        else:
+            tried = (one for name in methods for one in _search(runner, name, records, results, wanted))
+            settings = [settings[0], *tried]
+    stop.check()
     rows = rows_of(settings, records, results, wanted)
     _tell(rows, records, results, wanted, as_json)
     if plot and rows:
@@ -165,6 +169,7 @@ def _search(
         middle = (low + high) // 2
         setting = candidates[middle]
         _ask(replace(runner, pruners={one: runner.pruners[one] for one in (base, setting)}), records, results)
+        runner.stop.check()
         tried.append(setting)
         rows = rows_of([base, setting], records, results, target)
         if not rows:

@@ -17,11 +17,12 @@ from typing import TypeVar
 
 import torch
 
-from prunesid_cli.decoding import ahead, batches
+from prunesid_cli.ahead import Ahead, batches_of
 from prunesid_cli.errors import NonFiniteError, PruneSIDError, UsageError
 from prunesid_cli.evaluate.metrics import METRICS
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.families.base import LanguageHalf
+from prunesid_cli.interrupt import Stop
 from prunesid_cli.memory import within_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import of_item
@@ -106,6 +107,18 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A record with its media as the tower takes them."""
+
+    record: Record
+    pixels: tuple[Pixels, ...]
+
+
+Loaded = Ready | tuple[str, PruneSIDError]
+"""A record that is ready, or the key of one and why it is not."""
+
+
+@dataclass(frozen=True)
 class Runner:
     """`pruners` has one for each setting, all of the same vision half."""
 
@@ -114,6 +127,7 @@ class Runner:
     how: Generation
     batch_size: int
     diverges: bool = False
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def base(self) -> Setting:
@@ -124,15 +138,17 @@ class Runner:
         open_ones = [one for one in records if not all(results.has(one, s) for s in self.pruners)]
         yield len(records) - len(open_ones)
         first = next(iter(self.pruners.values()))
-        loaded = ahead(open_ones, lambda record: _load(record, first), AHEAD * self.batch_size)
-        for batch in batches(loaded, self.batch_size):
-            ready = [one for one in batch if isinstance(one, Ready)]
-            results.failed |= dict(one for one in batch if isinstance(one, tuple))
-            for said in within_memory(
-                lambda some: self._ask(some, results), ready, lambda one: _too_large(one, results)
-            ):
-                results.add(said)
-            yield len(batch)
+        size, depth = lambda: self.batch_size, lambda: AHEAD * self.batch_size
+        with Ahead(open_ones, partial(_load, first), _weight, depth, self.stop) as loaded:
+            for batch in batches_of(loaded, size, lambda one: 1, self.batch_size, self.stop):
+                self._settle(batch, results)
+                yield len(batch)
+
+    def _settle(self, batch: Sequence[Loaded], results: Results) -> None:
+        results.failed |= dict(one for one in batch if isinstance(one, tuple))
+        ready = [one for one in batch if isinstance(one, Ready)]
+        for said in within_memory(lambda some: self._ask(some, results), ready, lambda one: _too_large(one, results)):
+            results.add(said)
 
     def _ask(self, batch: Sequence[Ready], results: Results) -> list[list[Said]]:
         """All settings, for records whose pictures are encoded together; one that is not finite costs itself alone."""
@@ -190,21 +206,20 @@ def _said(record: Record, setting: str, sets: Sequence[TokenSet], answer: str, f
     return Said(record.key, setting, answer, total, kept, score, far)
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A record with its media as the tower takes them."""
-
-    record: Record
-    pixels: tuple[Pixels, ...]
-
-
-def _load(record: Record, pruner: Pruner) -> Ready | tuple[str, PruneSIDError]:
+def _load(pruner: Pruner, record: Record) -> Loaded:
     try:
         media = [load_media(one, pruner.sampling) for one in record.media]
         companions = [sum(other.is_clip == one.is_clip for other in media) - 1 for one in media]
         return Ready(record, tuple(pruner.preprocess(*pair) for pair in zip(media, companions, strict=True)))
     except PruneSIDError as error:
         return record.key, error
+
+
+def _weight(one: Loaded) -> int:
+    """Bytes."""
+    if not isinstance(one, Ready):
+        return 0
+    return sum(tensor.nbytes for pixels in one.pixels for tensor in pixels.tensors.values())
 
 
 def _too_large(one: Ready, results: Results) -> list[Said]:
