@@ -108,16 +108,16 @@ def test_paths_are_those_from_the_file(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def questions(pictures: list[Path]) -> Path:
-    """Two or three questions about each of some scenes, in the folder of the pictures."""
+def questions(pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two or three questions about each of some scenes."""
     from prunesid_cli.demo.questions import ask_all
     from prunesid_cli.demo.scenes import HELD_OUT, make_scene
 
     rng, lines = np.random.default_rng(0), []
     for number, picture in enumerate(pictures[:6]):
         for one in ask_all(make_scene(HELD_OUT, number), rng)[:3]:
-            lines.append({"media": picture.name, "prompt": one.prompt, "answer": one.answer, "kind": one.kind})
-    path = pictures[0].parent / "q.jsonl"
+            lines.append({"media": str(picture), "prompt": one.prompt, "answer": one.answer, "kind": one.kind})
+    path = tmp_path_factory.mktemp("questions") / "q.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

@@ -19,8 +19,7 @@ from prunesid_cli.interrupt import stoppable
 from prunesid_cli.output import printer, stages
 from prunesid_cli.portion import read_portion
 from prunesid_cli.tokencache import calibrated
-from prunesid_cli.tokencache.format import check_cache
-from prunesid_cli.tokencache.writer import SHARD_ITEMS
+from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
 from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def compress(
     """Encode and prune images and clips into a cache, from which prompts are answered later.
 
     The same command goes on where an earlier one stopped: what is in the cache is passed over, what failed is retried.
-    With --json a line tells of each input when it goes to the disk; half a minute later it is safe there.
+    With --json a line tells of each input when it goes to the disk; a second later it is safe there.
 
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.commands.session import Session
 from prunesid_cli.errors import CacheError
+from prunesid_cli.interrupt import Stop, stoppable
 from prunesid_cli.output import advance_one, duration, plural, printer, stdout_is_terminal
 from prunesid_cli.tokencache import Run
 
@@ -61,7 +63,10 @@ class Job:
         for text in self.texts:
             language.check(text, 1)
         self.report.began = time.perf_counter()
-        with printer.progress("answering", total, prints=self.report.prints or self.report.as_json) as bar:
+        prints = self.report.prints or self.report.as_json
+        # Without a file there is nothing to finish a batch for.
+        interrupts = stoppable() if file else nullcontext(Stop())
+        with interrupts as stop, printer.progress("answering", total, prints=prints) as bar:
             for replies in answering.answer(language, queries, self.how, self.batch_size):
                 records = [_record(reply) for reply in replies]
                 if file:
@@ -70,6 +75,7 @@ class Job:
                 for reply, record in zip(replies, records, strict=True):
                     self.report.take(reply, record)
                     advance_one(bar)
+                stop.check()
 
     def answer_into(self, path: Path, by: str, queries: Callable[[], Iterator[Query]]) -> None:
         """Ask what a file does not answer yet, and say what came of it."""
@@ -107,6 +113,7 @@ def _input(query: Query) -> dict[str, str]:
 
 def made_by(run: Run, how: Generation) -> str:
     """What an answer depends on besides the prompt and the input, in words: of two runs, the same or not."""
-    kept = f"{run.method} {run.keep}{', dynamic' * run.dynamic}{', even' * run.even}, {run.dtype}"
+    stored = f" stored as {run.store}" if run.store != "model" else ""
+    kept = f"{run.method} {run.keep}{', dynamic' * run.dynamic}{', even' * run.even}, {run.dtype}{stored}"
     decoding = f"temperature {how.temperature:g}, seed {how.seed}" if how.temperature > 0 else "greedy"
     return f"{run.model} at {run.revision}, {kept}; {how.max_new_tokens} new tokens, {decoding}"

@@ -61,6 +61,9 @@ FORMAT = 3
 KEY = "prunesid"
 PATTERN = "prunesid-*.safetensors"
 NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
+SHARD_BYTES = 256 << 20
+SHARD_ITEMS = 4096
+"""A shard is full when it has either."""
 FAILURES = "failures.jsonl"
 CALIBRATION = "calibration.json"
 INDEX = "prunesid-index.safetensors"
