@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prunesid_cli.drawing.panels import Marks
 from prunesid_cli.errors import NonFiniteError
+from prunesid_cli.families.rasters import Box
 from prunesid_cli.media import Media
 from prunesid_cli.pipeline import not_finite, see
 from prunesid_cli.pruner import Pruner
@@ -14,7 +15,7 @@ from prunesid_cli.segments import of_item
 from prunesid_cli.selection import GROUPED, load_method
 from prunesid_cli.selection.prunesid import Explanation, reasons
 from prunesid_cli.selection.psca import where_exact
-from prunesid_cli.types import Encoded, Layout, Segment, TokenSet
+from prunesid_cli.types import Encoded, Layout, Region, Segment, TokenSet
 
 Place = tuple[int, int, int]
 """Of a slot: the number of its region, row and column in that."""
@@ -22,24 +23,26 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """A segment: a rectangle of the raster of a region.
+    """A segment: a rectangle of the raster of a region, or the same one of several: a window of frames.
 
-    region, top, left  number of the region, and where in its raster the rectangle begins
-    rows, columns      of the rectangle
-    box, time          as of a region
-    phi, share         its information, and how many tokens it was given, CLS included
-    slots              N, in raster order
-    saliency           N, the model's own; None where it has none
-    why                None where the method has no groups, or nothing was dropped
+    regions        their numbers
+    times          of frames; empty for a picture
+    top, left      where in the raster of a region the rectangle begins
+    rows, columns  of the rectangle
+    box            what of the picture it shows
+    phi, share     its information, and how many tokens it was given, CLS included
+    slots          N, in raster order, region by region
+    saliency       N, the model's own; None where it has none
+    why            None where the method has no groups, or nothing was dropped
     """
 
-    region: int
+    regions: tuple[int, ...]
+    times: tuple[float, ...]
     top: int
     left: int
     rows: int
     columns: int
-    box: tuple[float, float, float, float]
-    time: float | None
+    box: Box
     phi: float
     share: int
     slots: tuple[int, ...]
@@ -96,18 +99,26 @@ def _parts(pruner: Pruner, item: Encoded, values: tuple[float, ...], shares: lis
     places = _places(item.layout)
     for segment, phi, share in zip(item.segments, values, shares, strict=True):
         slots = segment.slots or tuple(range(len(segment.features)))
-        (number, top, left), (_, bottom, right) = places[slots[0]], places[slots[-1]]
-        region, rows, columns = item.layout.regions[number], bottom + 1 - top, right + 1 - left
-        x, y, across, down = *region.box[:2], region.box[2] - region.box[0], region.box[3] - region.box[1]
-        box = (
-            x + across * left / region.columns,
-            y + down * top / region.rows,
-            x + across * (right + 1) / region.columns,
-            y + down * (bottom + 1) / region.rows,
-        )
+        known = [places[slot] for slot in slots if slot in places]  # among those of a window may be CLS tokens
+        (number, top, left), (_, bottom, right) = known[0], known[-1]
+        numbers = tuple(sorted({one for one, _, _ in known}))
+        times = tuple(time for one in numbers if (time := item.layout.regions[one].time) is not None)
+        shape = bottom + 1 - top, right + 1 - left
+        box = _box(item.layout.regions[number], top, left, *shape)
         saliency = None if segment.saliency is None else tuple(segment.saliency.float().tolist())
         why = _why(pruner, segment, share)
-        yield Part(number, top, left, rows, columns, box, region.time, phi, share, slots, saliency, why)
+        yield Part(numbers, times, top, left, *shape, box, phi, share, slots, saliency, why)
+
+
+def _box(region: Region, top: int, left: int, rows: int, columns: int) -> Box:
+    """What a part of a region's raster shows."""
+    x, y, across, down = *region.box[:2], region.box[2] - region.box[0], region.box[3] - region.box[1]
+    return (
+        x + across * left / region.columns,
+        y + down * top / region.rows,
+        x + across * (left + columns) / region.columns,
+        y + down * (top + rows) / region.rows,
+    )
 
 
 def _places(layout: Layout) -> Mapping[int, Place]:
@@ -121,7 +132,7 @@ def _places(layout: Layout) -> Mapping[int, Place]:
 def _why(pruner: Pruner, segment: Segment, share: int) -> Explanation | None:
     if pruner.method not in GROUPED or share >= segment.capacity:
         return None
-    chosen = pruner.chosen
+    chosen = pruner.chosen_for(segment)
     method = load_method(chosen) if isinstance(chosen, str) else chosen
     features, saliency = segment.features[None], None if segment.saliency is None else segment.saliency[None]
     return reasons(

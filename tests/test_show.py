@@ -58,11 +58,11 @@ def check_brightness(shown: Path, whole: Path, record: dict, places: dict[int, t
     drawn, full, seen = pixels(shown), pixels(whole), 0
     assert drawn.shape == full.shape
     for segment in record["segments"]:
-        for slot, box in boxes(segment, *places[segment["region"]]):
+        for slot, box in boxes(segment, *places[segment["regions"][0]]):
             if slot in segment["kept"]:
-                assert (drawn[box] == full[box]).all(), (segment["region"], slot)
+                assert (drawn[box] == full[box]).all(), (segment["regions"], slot)
             else:
-                assert (drawn[box] <= 0.4 * full[box] + 1).all(), (segment["region"], slot)
+                assert (drawn[box] <= 0.4 * full[box] + 1).all(), (segment["regions"], slot)
             seen += 1
     assert seen == sum(segment["rows"] * segment["columns"] for segment in record["segments"]) > 0
 
@@ -95,7 +95,7 @@ def test_tiles_stand_beside_the_whole(run: Run, tiled: Path, shapes: dict[str, P
             (record,) = ran.records
     below = 2 * GAP + TITLE
     places = {0: (GAP, below, 336, 1008), 1: (2 * GAP + 336, below, 336, 1008)}
-    assert {segment["region"] for segment in record["segments"]} == {0, 1}
+    assert {segment["regions"][0] for segment in record["segments"]} == {0, 1}
     check_brightness(tmp_path / "some.png", tmp_path / "all.png", record, places)
 
 
@@ -103,7 +103,9 @@ def test_a_clip_is_a_contact_sheet(run: Run, tiled: Path, shapes: dict[str, Path
     common = ("show", shapes["clip"], "-m", tiled, "--frames", 3)
     (record,) = run(*common, "--out", tmp_path / "some.png", "--json").records
     run(*common, "-k", "all", "--out", tmp_path / "all.png")
-    assert [segment["time"] for segment in record["segments"]] == pytest.approx([0, 0.2, 0.44], abs=0.05)
+    assert [time for segment in record["segments"] for time in segment["times"]] == pytest.approx(
+        [0, 0.2, 0.44], abs=0.05
+    )
     width, height = record["size"]
     columns = (Image.open(tmp_path / "some.png").width - GAP) // (width + GAP)
     places = {
@@ -118,6 +120,18 @@ def test_a_clip_is_a_contact_sheet(run: Run, tiled: Path, shapes: dict[str, Path
     check_brightness(tmp_path / "some.png", tmp_path / "all.png", record, places)
     text = run(*common).out
     assert [f"{time:.1f} s" in text for time in (0, 0.2, 0.4)] == [True] * 3
+
+
+def test_frames_of_a_window_have_groups_together(run: Run, tiled: Path, shapes: dict[str, Path]) -> None:
+    """And the cache of the same options holds the same."""
+    common = ("-m", tiled, "--frames", 4, "--window", 2, "-k", "30%")
+    (record,) = run("show", shapes["clip"], *common, "--json").records
+    assert [segment["regions"] for segment in record["segments"]] == [[0, 1], [2, 3]]
+    assert [len(segment["groups"]) for segment in record["segments"]] == [2 * 36] * 2
+    folder = shapes["clip"].parent / "windows"
+    assert run("compress", shapes["clip"], *common, "--out", folder).code == 0
+    (item,) = held(folder).values()
+    assert record["slots"] == list(item.slots)
 
 
 def test_text_has_a_character_a_patch(run: Run, llava: Path, pictures: list[Path]) -> None:

@@ -40,6 +40,7 @@ def ask(
     method: o.Method = "prunesid",
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
+    window: o.Window = 1,
     video_backend: o.VideoBackend = o.Backend.auto,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
@@ -65,13 +66,14 @@ def ask(
     budget = read_budget(context, keep, True if calibration else dynamic, method)
     if compare and str(budget) == "all":
         raise UsageError("--compare --keep all compares a thing with itself", "keep less: --keep 11%")
-    media, prompt = _read_inputs(sources, prompt, read_sampling(context))
+    sampling = read_sampling(context)
+    media, prompt = _read_inputs(sources, prompt, sampling)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.types import Generation
 
     sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
-    pruner = session.pruner(budget, method, sample)
+    pruner = session.pruner(budget, method, sample, sampling)
     streams = not as_json and not compare and stdout_is_terminal()
     stream = (lambda text: printer.result(text, end="")) if streams else None
     asked = pruner, session.language(), media, prompt, Generation(max_new_tokens, temperature, seed, stream)

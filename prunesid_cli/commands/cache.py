@@ -13,9 +13,7 @@ from prunesid_cli.commands import options as o
 from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import plural, printer, size
-from prunesid_cli.tokencache import Cache, CacheWriter, open_cache, read_calibration, verify_all
-from prunesid_cli.tokencache.collect import collect, find_waste
-from prunesid_cli.tokencache.merge import merge
+from prunesid_cli.tokencache import Cache, open_cache, read_calibration
 
 app = typer.Typer(no_args_is_help=True, help="List, describe, check, join and clean caches.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
@@ -81,6 +79,8 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
 @app.command("verify")
 def check(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
     """Read every byte of a cache and compare it with what was written."""
+    from prunesid_cli.tokencache import verify_all
+
     good, faults = verify_all(cache)
     for fault in faults:
         printer.error(fault)
@@ -104,6 +104,8 @@ def join(
 
     Example: prunesid cache merge part-1/ part-2/ --out cache/
     """
+    from prunesid_cli.tokencache.merge import merge
+
     merged = merge(caches, out, __version__)
     if as_json:
         printer.record({"merged": merged.copied, "held": merged.held})
@@ -124,6 +126,9 @@ def clean(
 
     Sources are looked for as they were named: call it in the folder where compress was called.
     """
+    from prunesid_cli.tokencache import CacheWriter
+    from prunesid_cli.tokencache.collect import collect, find_waste
+
     opened = open_cache(cache)
     if opened.missing.numbers:
         raise opened.missing.error

@@ -48,6 +48,7 @@ def show(
     method: o.Method = "prunesid",
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
+    window: o.Window = 1,
     video_backend: o.VideoBackend = o.Backend.auto,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
@@ -71,12 +72,13 @@ def show(
     _check_wanted(method, groups, links, out, as_json)
     if out:
         _check_place(out, media)
-    (item,) = read_media([media], read_sampling(context))
+    sampling = read_sampling(context)
+    (item,) = read_media([media], sampling)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli.explaining import explained
 
     sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
-    found = explained(session.pruner(budget, method, sample), item)
+    found = explained(session.pruner(budget, method, sample, sampling), item)
     note_if_all(budget, found.tokens.layout.total)
     panels, marks = _drawn(item, found, groups, links)
     if out:
@@ -194,8 +196,8 @@ def _record(session: Session, item: Media, found: Explained, asked: dict[str, An
 
 
 def _segment(part: Part, kept: frozenset[int]) -> dict[str, Any]:
-    """Lists go by the tokens of the segment, in raster order."""
-    names = ("region", "top", "left", "rows", "columns", "box", "time", "phi", "share", "slots", "saliency")
+    """Lists go by the tokens of the segment, in raster order; of a window of frames, those of one after the other."""
+    names = ("regions", "times", "top", "left", "rows", "columns", "box", "phi", "share", "slots", "saliency")
     return {name: getattr(part, name) for name in names} | {
         "kept": [slot for slot in part.slots if slot in kept],
         "groups": part.groups,

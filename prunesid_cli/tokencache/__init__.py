@@ -1,14 +1,39 @@
-"""The cache of kept visual tokens; its format is specified in format.py. Importing it imports no torch."""
+"""The cache of kept visual tokens; its format is specified in format.py.
+
+Importing it imports neither torch nor numpy: what needs those is looked up when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.tokencache.calibration import Calibration, calibrated, read_calibration, sample_of, write_calibration
 from prunesid_cli.tokencache.format import Item, Run, Shard
-from prunesid_cli.tokencache.index import Known
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.tokencache.shard import read_header, read_tokens
 from prunesid_cli.tokencache.storage import STORES
-from prunesid_cli.tokencache.table import Stamp
-from prunesid_cli.tokencache.verify import verify, verify_all
-from prunesid_cli.tokencache.writer import CacheWriter, Entry, Limits
+
+if TYPE_CHECKING:
+    from prunesid_cli.tokencache.checking import verify, verify_all
+    from prunesid_cli.tokencache.index import Known
+    from prunesid_cli.tokencache.table import Stamp
+    from prunesid_cli.tokencache.writer import CacheWriter, Entry, Limits
+
+LATER = {
+    "Known": "index",
+    "Stamp": "table",
+    "verify": "checking",
+    "verify_all": "checking",
+    "CacheWriter": "writer",
+    "Entry": "writer",
+    "Limits": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{LATER[name]}"), name)
+
 
 __all__ = [
     "STORES",

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import FAILURES, INDEX, Item, Run, Shard, check_cache, shard_name
-from prunesid_cli.tokencache.index import Index, Missing, load_index
 from prunesid_cli.tokencache.shard import read_header
-from prunesid_cli.tokencache.table import Place
+
+if TYPE_CHECKING:
+    from prunesid_cli.tokencache.index import Index, Missing
+    from prunesid_cli.tokencache.table import Place
 
 HEADERS = 8
 """Shards whose headers are kept, for items that are looked up one by one."""
@@ -92,6 +95,8 @@ def open_cache(folder: str | Path) -> Cache:
     """
     folder = Path(folder)
     check_cache(folder)
+    from prunesid_cli.tokencache.index import load_index  # numpy, which --help does without
+
     loaded = load_index(folder)
     return Cache(folder, loaded.index, loaded.missing)
 

@@ -9,7 +9,18 @@ from pathlib import Path
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
-from prunesid_cli.tokencache.format import FAILURES, INDEX, Item, Run, canonical, checksum, is_cache, shard_name
+from prunesid_cli.tokencache.format import (
+    FAILURES,
+    INDEX,
+    SHARD_BYTES,
+    SHARD_ITEMS,
+    Item,
+    Run,
+    canonical,
+    checksum,
+    is_cache,
+    shard_name,
+)
 from prunesid_cli.tokencache.growing import GrowingShard, recover, unwritable
 from prunesid_cli.tokencache.index import Index, Known, Loaded, Missing, extended, load_index, write_index
 from prunesid_cli.tokencache.lock import locked
@@ -19,9 +30,6 @@ from prunesid_cli.tokencache.storage import STORES, bytes_of
 from prunesid_cli.tokencache.table import Place, Stamp
 from prunesid_cli.types import TokenSet
 
-SHARD_BYTES = 256 << 20
-SHARD_ITEMS = 4096
-"""A shard is full when it has either."""
 SYNCED_EVERY = 1.0
 """Seconds of work that a crash can cost, at most, beside what is in flight."""
 WRITTEN_EVERY = 300.0
