@@ -15,6 +15,7 @@ from prunesid_cli.commands.answer import answer
 from prunesid_cli.commands.ask import ask
 from prunesid_cli.commands.compress import compress
 from prunesid_cli.commands.evaluate import evaluate
+from prunesid_cli.commands.show import show
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.output import OutputClosed, end_quietly, mend_streams, printer
 from prunesid_cli.settings import default_map
@@ -29,6 +30,7 @@ app.command()(ask)
 app.command()(compress)
 app.command()(answer)
 app.command()(evaluate)
+app.command()(show)
 app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 

@@ -38,10 +38,26 @@ def ask(
 ) -> tuple[Answer, list[TokenSet]]:
     """Answer one prompt about one or several images."""
     language.check(prompt, len(media))
+    return reply(pruner, language, media, see(pruner, media), prompt, how)
+
+
+def see(pruner: Pruner, media: Sequence[Media]) -> list[Encoded]:
+    """What the tower makes of the items of one prompt."""
     with pruner.clock.stage("preprocess"):
         companions = [sum(other.is_clip == item.is_clip for other in media) - 1 for item in media]
         pixels = [pruner.preprocess(*one) for one in zip(media, companions, strict=True)]
-    encoded = pruner.encode(pixels)
+    return pruner.encode(pixels)
+
+
+def reply(
+    pruner: Pruner,
+    language: LanguageHalf,
+    media: Sequence[Media],
+    encoded: Sequence[Encoded],
+    prompt: str,
+    how: Generation,
+) -> tuple[Answer, list[TokenSet]]:
+    """Prune what was seen of some media, and answer from the rest."""
     try:
         items = pruner.prune(encoded)
     except NonFiniteError as error:

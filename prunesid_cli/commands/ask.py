@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunesid_cli.commands import compare as sides
 from prunesid_cli.commands import options as o
-from prunesid_cli.commands.given import outweighs_fixed, prompt_of, read_sampling, revision_meant, stdin
+from prunesid_cli.commands.given import outweighs_fixed, prompt_of, read_sampling, revision_meant
+from prunesid_cli.commands.inputs import read_media
 from prunesid_cli.commands.report import note_if_all
 from prunesid_cli.commands.session import Hardware, Session, read_budget
-from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.output import plural, printer, stages, stdout_is_terminal
+from prunesid_cli.errors import UsageError
+from prunesid_cli.output import printer, stages, stdout_is_terminal
 from prunesid_cli.tokencache import sample_of
 from prunesid_cli.video.sampling import FRAMES
 
@@ -35,14 +36,7 @@ def ask(
     revision: o.Revision = None,
     keep: o.Keep = "11%",
     dynamic: o.Dynamic = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CACHE",
-            rich_help_panel=o.PRUNING,
-            help="Implies --dynamic: an average image is one of this cache, by compress --calibrate or as it is.",
-        ),
-    ] = None,
+    calibration: o.Calibration = None,
     method: o.Method = "prunesid",
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
@@ -56,6 +50,7 @@ def ask(
     seed: o.Seed = 0,
     as_json: o.Json = False,
     usage: o.Usage = False,
+    compare: o.Compare = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
@@ -69,6 +64,8 @@ def ask(
     if calibration and not outweighs_fixed(context, "calibration", "--calibration"):
         calibration = None
     budget = read_budget(context, keep, True if calibration else dynamic, method)
+    if compare and str(budget) == "all":
+        raise UsageError("--compare --keep all compares a thing with itself", "keep less: --keep 11%")
     sampling = read_sampling(context)
     media, prompt = _read_inputs(sources, prompt, sampling)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
@@ -77,15 +74,23 @@ def ask(
 
     sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
     pruner = session.pruner(budget, method, sample, sampling)
-    language = session.language()
-    stream = None if as_json or not stdout_is_terminal() else lambda text: printer.result(text, end="")
-    how = Generation(max_new_tokens, temperature, seed, stream)
-    answer, items = pipeline.ask(pruner, language, media, prompt, how)
+    streams = not as_json and not compare and stdout_is_terminal()
+    stream = (lambda text: printer.result(text, end="")) if streams else None
+    asked = pruner, session.language(), media, prompt, Generation(max_new_tokens, temperature, seed, stream)
+    if compare:
+        pruned, whole = sides.compare(*asked)
+        answer, items = pruned.answer, pruned.items
+        pruner.clock.seconds |= pruned.seconds
+        record = {"tokens": pruned.total, "pruned": pruned.record, "all": whole.record}
+        text = sides.table(pruned, whole)
+    else:
+        answer, items = pipeline.ask(*asked)
+        record, text = _answered(answer, items), "" if stream else answer.text
     note_if_all(budget, max(item.layout.total for item in items))
     if as_json:
-        printer.record(_record(session, media, prompt, answer, items))
+        printer.record(_about(session, media, prompt) | record)
     else:
-        printer.result("" if stream else answer.text)
+        printer.result(text)
     if usage:
         printer.usage(_usage(pruner.clock, answer, items))
 
@@ -96,34 +101,21 @@ def _read_inputs(sources: list[str], prompt: str, sampling: Sampling) -> tuple[l
         raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
     if [*sources, prompt].count("-") > 1:
         raise UsageError("stdin can be read once", hint="give - for one of the arguments only")
-    from prunesid_cli.media import load_image_bytes
-    from prunesid_cli.video.reading import load_media
-
-    media = [load_image_bytes(_piped(), "-") if one == "-" else load_media(one, sampling) for one in sources]
-    for item in media:
-        if item.is_clip:
-            printer.detail(f"{item.source}: {plural(len(item.frames), 'frame')} by {item.decoder}")
-        for note in item.notes:
-            printer.note(f"{item.source}: {note}")
-    return media, prompt_of(prompt)
+    return read_media(sources, sampling), prompt_of(prompt)
 
 
-def _piped() -> bytes:
-    data = stdin().buffer.read()
-    if not data:
-        raise MediaError(
-            "nothing came on stdin", 'pipe a picture into it: prunesid ask - "what is shown?" < picture.jpg'
-        )
-    return data
-
-
-def _record(session: Session, media: list[Media], prompt: str, answer: Answer, items: list[TokenSet]) -> dict[str, Any]:
+def _about(session: Session, media: list[Media], prompt: str) -> dict[str, Any]:
     return {
         "sources": [item.source for item in media],
         "prompt": prompt,
-        "answer": answer.text,
         "model": session.checkpoint.name,
         "revision": session.checkpoint.revision,
+    }
+
+
+def _answered(answer: Answer, items: list[TokenSet]) -> dict[str, Any]:
+    return {
+        "answer": answer.text,
         "tokens": sum(item.layout.total for item in items),
         "kept": sum(item.kept for item in items),
         "prompt_tokens": answer.prompt_tokens,
@@ -132,7 +124,12 @@ def _record(session: Session, media: list[Media], prompt: str, answer: Answer, i
 
 
 def _usage(clock: Clock, answer: Answer, items: list[TokenSet]) -> str:
+    """What was saved, and what the rest took, in one line."""
     total, kept = sum(item.layout.total for item in items), sum(item.kept for item in items)
-    prompt = f"prompt {answer.prompt_tokens + total - kept} -> {answer.prompt_tokens}"
-    tokens = f"visual tokens {total} -> {kept} ({kept / total:.1%})   {prompt}   answer {answer.new_tokens}"
-    return f"{tokens}\n{stages(clock.seconds)}"
+    parts = [
+        f"visual tokens {total} -> {kept} ({kept / total:.1%})",
+        f"prompt {answer.prompt_tokens + total - kept} -> {answer.prompt_tokens} tokens",
+        f"answer {answer.new_tokens}",
+        stages(clock.seconds),
+    ]
+    return "   ".join(parts)

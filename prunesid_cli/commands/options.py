@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -77,6 +78,13 @@ Dynamic = Annotated[
         "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=PRUNING,
         show_default="over tiles and frames of one image or clip",
         help="Spread the average by how much is in them: over images, too (each is decoded twice), or not at all.",
+    ),
+]  # fmt: skip
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CACHE", rich_help_panel=PRUNING,
+        help="Implies --dynamic: an average image is one of this cache, by compress --calibrate or as it is.",
     ),
 ]  # fmt: skip
 Method = Annotated[
@@ -196,6 +204,28 @@ Seed = Annotated[
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="JSON on stdout.")]
 Usage = Annotated[
     bool, typer.Option("-u", "--usage", rich_help_panel=OUTPUT, help="Tokens and time by stage, on stderr.")
+]
+Compare = Annotated[
+    bool,
+    typer.Option(
+        "--compare", rich_help_panel=OUTPUT, help="Answer with and without pruning, side by side, each with its time."
+    ),
+]
+Picture = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="PICTURE", rich_help_panel=OUTPUT, show_default="the terminal",
+        help="A .png, .jpg or .webp file to draw it in. A picture that is there is replaced, any other file is not.",
+    ),
+]  # fmt: skip
+Groups = Annotated[
+    bool, typer.Option("--groups", rich_help_panel=OUTPUT, help="Colour tokens by the group that they were put in.")
+]
+Links = Annotated[
+    bool,
+    typer.Option(
+        "--links", rich_help_panel=OUTPUT, help="Draw a line from each suppressed token to the one that suppressed it."
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ are neither loaded nor run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from prunesid_cli.families.processing import (
     placeholders,
     processor_settings,
     read_picture,
+    shown,
     shrunk_to,
 )
 from prunesid_cli.families.rasters import windows
@@ -65,7 +67,7 @@ class LlavaVision:
         self.prepare(checkpoint)
 
     def prepare(self, checkpoint: Checkpoint) -> None:
-        """The layout is the same for every picture."""
+        """The layout is the same for every picture, but for what of it is shown."""
         reads_cls = self.tower.kind.has_cls and self.config.vision_feature_select_strategy == "full"
         self.summary_slot = 0 if reads_cls else SUMMARY
         self.shortest = shrunk_to(self.processor.image_processor)
@@ -75,7 +77,9 @@ class LlavaVision:
         self.layout = Layout(read.text, read.runs, (Region(self.summary_slot + 1, side, side, side),))
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
-        return Pixels({"pixel_values": pixels_of(self.processor, media.frames)}, self.layout)
+        region = replace(self.layout.regions[0], box=shown(self.processor.image_processor, media.size))
+        layout = replace(self.layout, regions=(region,))
+        return Pixels({"pixel_values": pixels_of(self.processor, media.frames)}, layout)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:

@@ -22,6 +22,7 @@ from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.language import Language
 from prunesid_cli.families.loading import load_config, load_half, load_vision
 from prunesid_cli.families.processing import load_processor, marker
+from prunesid_cli.families.rasters import fitted
 from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
 from prunesid_cli.media import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
@@ -92,7 +93,8 @@ class LlavaNextVision:
         made = self.processor.image_processor(images=[media.image], return_tensors="pt")
         tensors = {"pixel_values": made["pixel_values"][0], "image_sizes": made["image_sizes"]}
         packed = self.packed(tensors)
-        layout = Layout(str(marker(self.processor, False)), (len(packed),), rasters(packed, self.side))
+        regions = fitted(rasters(packed, self.side), media.size, self.model.config.image_grid_pinpoints)
+        layout = Layout(str(marker(self.processor, False)), (len(packed),), regions)
         return Pixels(tensors, layout)
 
     def packed(self, tensors: Mapping[str, Tensor]) -> list[int]:

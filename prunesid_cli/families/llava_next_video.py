@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.families import rasters
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, Seen, Window, segment
 from prunesid_cli.families.loading import load_config
-from prunesid_cli.families.processing import load_frame_processor, marker
+from prunesid_cli.families.processing import load_frame_processor, marker, shown
 from prunesid_cli.families.prompts import is_clip
 from prunesid_cli.media import Media
-from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 POOLS = ("average", "max")
 
@@ -50,9 +51,9 @@ class LlavaNextVideoVision(LlavaNextVision):
         if not media.is_clip:
             return super().preprocess(media, companions)
         frames = self.frames(images=list(media.frames), return_tensors="pt")["pixel_values"]
-        side = self.side // self.stride
-        regions = tuple(Region(i * side**2, side, side, side, time=time) for i, time in enumerate(media.times))
-        layout = Layout(str(marker(self.processor, True)), (len(frames) * side**2,), regions)
+        size = (self.side // self.stride) ** 2
+        regions = rasters.frames(size, media.times, shown(self.frames, media.size))
+        layout = Layout(str(marker(self.processor, True)), (len(frames) * size,), regions)
         return Pixels({"pixel_values_videos": frames}, layout)
 
     def encoded(self, item: Pixels, seen: Seen) -> Encoded:

@@ -11,6 +11,7 @@ Saliency is what a token receives in the layer that is read, put through the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.language import Language
 from prunesid_cli.families.loading import load_config, load_half, load_vision
 from prunesid_cli.families.processing import load_frame_processor, load_processor, marker
-from prunesid_cli.families.rasters import windows
+from prunesid_cli.families.rasters import fitted, windows
 from prunesid_cli.families.saliency import received_attention
 from prunesid_cli.families.towers import trim
 from prunesid_cli.media import Media
@@ -80,7 +81,9 @@ class LlavaOnevisionVision:
         together = [[media.image, ANOTHER]] if companions else [media.image]
         made = self.processor.image_processor(images=together, return_tensors="pt")
         tiles, sizes = made[PICTURE][0], made["image_sizes"][:1]
-        return Pixels({PICTURE: tiles, "image_sizes": sizes}, self._layout_of_picture(len(tiles), sizes))
+        layout = self._layout_of_picture(len(tiles), sizes)
+        regions = fitted(layout.regions, media.size, self.model.config.image_grid_pinpoints)
+        return Pixels({PICTURE: tiles, "image_sizes": sizes}, replace(layout, regions=regions))
 
     def _layout_of_clip(self, times: Sequence[float]) -> Layout:
         side = (self.side + 1) // 2

@@ -31,11 +31,11 @@ from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.language import Language
 from prunesid_cli.families.loading import REINSTALL, load_config, load_half, one_line
 from prunesid_cli.families.mgm_model import KINDS, STRIDE, projector, resized, views
+from prunesid_cli.families.rasters import Box, square
 from prunesid_cli.families.saliency import cls_attention
 from prunesid_cli.media import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
-Box = tuple[float, float, float, float]
 MARKER = "<image>"
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -106,7 +106,7 @@ class MGMVision:
         side = self.config.image_size_aux
         size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
         pixels = self.images(images=[image], return_tensors="pt", **size)["pixel_values"]
-        return Pixels({"pixel_values": pixels}, self.layout(seen(media.image.size, is_padded)))
+        return Pixels({"pixel_values": pixels}, self.layout(square(media.image.size, is_padded)))
 
     def layout(self, box: Box) -> Layout:
         """Of a picture of which the square shows `box`."""
@@ -148,13 +148,6 @@ def squared(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
-
-
-def seen(size: tuple[int, int], is_padded: bool) -> Box:
-    """What a square shows of a picture: more than it where it is padded, else its middle."""
-    side = max(size) if is_padded else min(size)
-    across, down = side / size[0], side / size[1]
-    return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
 
 
 def part(box: Box, row: int, column: int, grid: int) -> Box:

@@ -23,6 +23,7 @@ from prunesid_cli.errors import ModelError
 from prunesid_cli.families import original_reading
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import REINSTALL, load_config, one_line
+from prunesid_cli.families.rasters import Box, middle
 
 FRAME_SETTINGS = (
     "do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size",
@@ -138,6 +139,18 @@ def pixels_of(processor: Any, frames: Sequence[Image], **options: Any) -> Tensor
     """Pictures as the image processor alone makes them, for towers that see each whole: [S, 3, H, W]."""
     pixels: Tensor = processor.image_processor(images=list(frames), return_tensors="pt", **options)["pixel_values"]
     return pixels
+
+
+def shown(images: Any, size: tuple[int, int]) -> Box:
+    """What of a picture of some width and height is left by an image processor that may pad it to a square, resizes it
+    and may crop it to its middle."""
+    width, height = 2 * (max(size),) if getattr(images, "do_pad", False) else size
+    if getattr(images, "do_center_crop", False):
+        to, crop = dict(images.size) if images.do_resize else {}, images.crop_size
+        scale = to["shortest_edge"] / min(width, height) if "shortest_edge" in to else 1
+        width = width * crop["width"] / to.get("width", scale * width)
+        height = height * crop["height"] / to.get("height", scale * height)
+    return middle(width / size[0], height / size[1])
 
 
 def frame_options(checkpoint: Checkpoint, pictures: Any) -> dict[str, Any]:

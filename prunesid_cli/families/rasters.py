@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isqrt
 
 from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
 
 from prunesid_cli.types import Encoded, Pixels, Region, Segment
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)
+Box = tuple[float, float, float, float]
+"""A part of a picture: left, top, right, bottom, as shares of its width and height."""
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+def middle(across: float, down: float) -> Box:
+    """So much of a picture's width and height about its middle; more than 1 where it is padded."""
+    return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
+
+
+def square(size: tuple[int, int], is_padded: bool) -> Box:
+    """What a square shows of a picture: more than it where it is padded, else its middle."""
+    side = max(size) if is_padded else min(size)
+    return middle(side / size[0], side / size[1])
+
+
+def unpadded(size: tuple[int, int], canvas: tuple[int, int], rows: int, columns: int) -> Box:
+    """What a raster shows of a picture that was fitted into a canvas; of what fills the rest, whole rows or columns
+    were cut off. Sizes are width and height."""
+    aspect = columns * size[1] / (rows * size[0])
+    return middle(1, 1 / aspect) if size[0] * canvas[1] > size[1] * canvas[0] else middle(aspect, 1)
+
+
+def fitted(regions: Sequence[Region], size: tuple[int, int], canvases: Sequence[Sequence[int]]) -> tuple[Region, ...]:
+    """A whole picture and, where there is one, the raster of its tiles, which learns what of the picture it shows.
+
+    canvases: heights and widths, of which the stock processor fits a picture into the best.
+    """
+    whole, *tiled = regions
+    height, width = select_best_resolution(size[::-1], canvases)
+    return (whole, *(replace(one, box=unpadded(size, (width, height), one.rows, one.columns)) for one in tiled))
 
 
 def tiles(size: int, rows: int, columns: int) -> tuple[Region, ...]:
@@ -20,10 +52,10 @@ def tiles(size: int, rows: int, columns: int) -> tuple[Region, ...]:
     return tuple(Region(number * size, side, side, side, box) for number, box in enumerate(boxes))
 
 
-def frames(size: int, times: Sequence[float]) -> tuple[Region, ...]:
-    """The frames of a clip, `size` tokens each."""
+def frames(size: int, times: Sequence[float], box: Box = WHOLE) -> tuple[Region, ...]:
+    """The frames of a clip, `size` tokens each, that show `box` of it."""
     side = isqrt(size)
-    return tuple(Region(number * size, side, side, side, time=time) for number, time in enumerate(times))
+    return tuple(Region(number * size, side, side, side, box, time) for number, time in enumerate(times))
 
 
 def by_item(features: Tensor, saliency: Tensor, items: Sequence[Pixels]) -> list[Encoded]:

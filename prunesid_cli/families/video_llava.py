@@ -7,6 +7,7 @@ frame is CLS and then its patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -23,8 +24,10 @@ from prunesid_cli.families.processing import (
     marker,
     placeholders,
     read_picture,
+    shown,
     shrunk_to,
 )
+from prunesid_cli.families.rasters import Box
 from prunesid_cli.families.saliency import cls_attention
 from prunesid_cli.families.towers import trim
 from prunesid_cli.media import Media
@@ -75,13 +78,14 @@ class VideoLlavaVision:
         made = processor(images=list(media.frames), return_tensors="pt")
         pixels = next(iter(made.values()))  # the only one, whose name depends on the processor
         if media.is_clip:
-            return Pixels({CLIP: pixels}, self._layout_of_clip(media.times))
-        return Pixels({PICTURE: pixels}, self.layout)
+            return Pixels({CLIP: pixels}, self._layout_of_clip(media.times, shown(processor, media.size)))
+        region = replace(self.layout.regions[0], box=shown(processor, media.size))
+        return Pixels({PICTURE: pixels}, replace(self.layout, regions=(region,)))
 
-    def _layout_of_clip(self, times: Sequence[float]) -> Layout:
+    def _layout_of_clip(self, times: Sequence[float], box: Box) -> Layout:
         frame = 1 + self.side**2
         regions = tuple(
-            Region(i * frame + 1, self.side, self.side, self.side, time=time) for i, time in enumerate(times)
+            Region(i * frame + 1, self.side, self.side, self.side, box, time) for i, time in enumerate(times)
         )
         return Layout(marker(self.processor, True) or "", (len(times) * frame,), regions)
 

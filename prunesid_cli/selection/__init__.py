@@ -20,6 +20,8 @@ METHODS = {
     "grid": "baselines:grid",
     "saliency": "baselines:saliency",
 }
+GROUPED = ("prunesid", "prunesid-published")
+"""Methods that put tokens into groups and suppress within them: `prunesid.reasons` says how."""
 
 
 def load_method(name: str) -> Method:

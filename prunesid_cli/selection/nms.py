@@ -58,6 +58,20 @@ def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate:
     return alive
 
 
+def suppressors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, survivor: Tensor) -> Tensor:
+    """Which survivor did away with each token: of those of its group that precede it and are too similar, the first.
+
+    Arguments as of `survivors`, and what that returns.
+
+    Returns:
+        indices [N] int64; -1 for survivors, and for what was no candidate.
+    """
+    near = (unit @ unit.mT > tau) & (group[:, None] == group) & (rank[:, None] > rank)
+    near &= survivor & ~survivor[:, None]
+    first = torch.where(near, rank, len(rank)).argmin(-1)
+    return torch.where(near.any(-1), first, -1)
+
+
 def survivors_together(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
     """The same of a batch, [B, N, C], [B], [B, N], with all similarities: few launches, and a look for many rounds."""
     kept = []

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prunesid_cli.selection.allocation import Allocation, allocate, count, grouped_choice
-from prunesid_cli.selection.nms import precedence, survivors, survivors_together
+from prunesid_cli.selection.nms import precedence, suppressors, survivors, survivors_together
 from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import groups
 from prunesid_cli.selection.recipe import OVER_TIME, PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 from prunesid_cli.selection.similarity import unit_tokens
+
+if TYPE_CHECKING:
+    from prunesid_cli.selection import Method
 
 Suppression = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -27,6 +31,7 @@ class Explanation:
     group       [N] int64 in [0, G)
     saliency    [N] fp32
     survivor    [N] bool, of the suppression within groups
+    suppressor  [N] int64, the survivor that suppressed a token; -1: none did
     redundancy  scalar, rho
     tau         scalar, the similarity above which a token suppresses another
     groups      fields [G]: tokens, survivors, bounds and tokens kept of each group
@@ -36,6 +41,7 @@ class Explanation:
     group: Tensor
     saliency: Tensor
     survivor: Tensor
+    suppressor: Tensor
     redundancy: Tensor
     tau: Tensor
     groups: Allocation
@@ -81,8 +87,7 @@ def over_time(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
 
 def published(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """The published code, made repeatable: for LLaVA, or for Qwen2-VL where there is no saliency."""
-    recipe = PUBLISHED_QWEN if saliency is None else PUBLISHED_LLAVA
-    return _choose(features, saliency, budgets, recipe, reserved).indices()
+    return _choose(features, saliency, budgets, _published(saliency), reserved).indices()
 
 
 def published_qwen(
@@ -92,6 +97,24 @@ def published_qwen(
     return _choose(features, None, budgets, PUBLISHED_QWEN, reserved).indices()
 
 
+def _published(saliency: Tensor | None) -> Recipe:
+    return PUBLISHED_QWEN if saliency is None else PUBLISHED_LLAVA
+
+
+def reasons(
+    method: Method, features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
+) -> list[Explanation]:
+    """`explain`, for what one of the three methods above chooses."""
+    recipes: dict[Method, tuple[Recipe, Tensor | None]] = {
+        prunesid: (PRUNESID, saliency),
+        published: (_published(saliency), saliency),
+        published_qwen: (PUBLISHED_QWEN, None),
+    }
+    recipe, looked_at = recipes[method]
+    return explain(features, looked_at, budgets, recipe, reserved)
+
+
+@torch.no_grad()
 def explain(
     features: Tensor,
     saliency: Tensor | None,
@@ -108,6 +131,13 @@ def explain(
             group=stage.group[row],
             saliency=stage.saliency[row],
             survivor=stage.survivor[row],
+            suppressor=suppressors(
+                unit_tokens(features[row], recipe.precision or features.dtype),
+                stage.tau[row],
+                stage.group[row],
+                stage.rank[row],
+                stage.survivor[row],
+            ),
             redundancy=stage.redundancy[row],
             tau=stage.tau[row],
             groups=Allocation(*(getattr(groups, field.name)[row] for field in fields(Allocation))),

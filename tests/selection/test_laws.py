@@ -144,6 +144,24 @@ def test_every_group_keeps_one(seed: int, need: int, reserved: int) -> None:
     assert kept == set(image.group.tolist())
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), need=st.integers(2, 20))
+def test_the_suppressor_is_the_first_survivor_too_similar(seed: int, need: int) -> None:
+    features, saliency = tokens(seed, noise=0.1 + seed % 4), attention(seed)
+    (image,) = explain(features, saliency, [need])
+    unit = torch.nn.functional.normalize(features[0], dim=-1)
+    for j, by in enumerate(image.suppressor.tolist()):
+        before = [
+            i
+            for i in sorted(range(48), key=lambda i: (-saliency[0, i], i))
+            if image.survivor[i] and image.group[i] == image.group[j] and unit[i] @ unit[j] > image.tau + 1e-5
+        ]
+        if image.survivor[j]:
+            assert by == -1
+        elif by != (before or [-1])[0]:  # within rounding of the threshold
+            assert abs(unit[by] @ unit[j] - image.tau) < 1e-4
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1.0])
 def test_equal_saliency_prefers_the_first(value: float) -> None:
     """No token left out comes before a kept one of its group that fared alike in the suppression."""

@@ -1,0 +1,81 @@
+"""ask --compare: one prompt answered from the kept tokens and from all, the tower run once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunesid_cli.families.base import LanguageHalf
+    from prunesid_cli.media import Media
+    from prunesid_cli.pruner import Pruner
+    from prunesid_cli.types import Answer, Generation, TokenSet
+
+
+@dataclass(frozen=True)
+class Side:
+    """An answer, what it was given from, and the seconds of each stage after the tower."""
+
+    answer: Answer
+    items: list[TokenSet]
+    seconds: Mapping[str, float]
+
+    @property
+    def total(self) -> int:
+        return sum(item.layout.total for item in self.items)
+
+    @property
+    def kept(self) -> int:
+        return sum(item.kept for item in self.items)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {
+            "answer": self.answer.text,
+            "kept": self.kept,
+            "prompt_tokens": self.answer.prompt_tokens,
+            "new_tokens": self.answer.new_tokens,
+            "ms": round(sum(self.seconds.values()) * 1000, 1),
+        }
+
+
+def compare(
+    pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, how: Generation
+) -> tuple[Side, Side]:
+    """As pruned, and of the stock model."""
+    from prunesid_cli.pipeline import reply, see
+    from prunesid_cli.pruner import Clock
+    from prunesid_cli.selection.budget import Budget
+
+    language.check(prompt, len(media))
+    encoded = see(pruner, media)
+
+    def side(budget: Budget, most: int) -> Side:
+        own = replace(pruner, budget=budget, clock=Clock())
+        return Side(*reply(own, language, media, encoded, prompt, replace(how, max_new_tokens=most)), own.clock.seconds)
+
+    side(pruner.budget, 1)  # the first answer of a process pays for what later ones find ready
+    return side(pruner.budget, how.max_new_tokens), side(Budget.parse("all"), how.max_new_tokens)
+
+
+def table(pruned: Side, whole: Side) -> str:
+    """For people, as wide as their terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table("", f"{pruned.kept / pruned.total:.1%} kept", "all", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    rows = {
+        "answer": lambda side: side.answer.text,
+        "visual tokens": lambda side: f"{side.kept:,}",
+        "prompt tokens": lambda side: f"{side.answer.prompt_tokens:,}",
+        "answer tokens": lambda side: f"{side.answer.new_tokens:,}",
+        "seconds": lambda side: f"{sum(side.seconds.values()):.3f}",
+    }
+    for name, value in rows.items():
+        made.add_row(name, Text(value(pruned)), Text(value(whole)))
+    console = Console()
+    with console.capture() as captured:
+        console.print(made)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -1,0 +1,205 @@
+"""prunesid show: what is kept of a picture or clip, drawn."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunesid_cli.commands import options as o
+from prunesid_cli.commands.given import outweighs_fixed, read_sampling, revision_meant
+from prunesid_cli.commands.inputs import read_media
+from prunesid_cli.commands.report import note_if_all
+from prunesid_cli.commands.session import Hardware, Session, read_budget
+from prunesid_cli.durable import write_whole
+from prunesid_cli.errors import PruneSIDError, UsageError
+from prunesid_cli.output import plural, printer
+from prunesid_cli.selection import GROUPED
+from prunesid_cli.sniff import HEAD, kind_of
+from prunesid_cli.tokencache import sample_of
+from prunesid_cli.video.sampling import FRAMES
+
+if TYPE_CHECKING:
+    from prunesid_cli.drawing.panels import Marks, Panel
+    from prunesid_cli.explaining import Explained, Part
+    from prunesid_cli.media import Media
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "PNG": {"optimize": True},
+    "JPEG": {"quality": 92, "subsampling": 0},
+    "WEBP": {"quality": 92},
+}
+
+
+def show(
+    context: typer.Context,
+    media: Annotated[str, typer.Argument(metavar="MEDIA", help="An image or video file, or - for an image on stdin.")],
+    out: o.Picture = None,
+    groups: o.Groups = False,
+    links: o.Links = False,
+    model: o.Model = None,
+    revision: o.Revision = None,
+    keep: o.Keep = "11%",
+    dynamic: o.Dynamic = None,
+    calibration: o.Calibration = None,
+    method: o.Method = "prunesid",
+    frames: o.Frames = FRAMES,
+    fps: o.Fps = None,
+    video_backend: o.VideoBackend = o.Backend.auto,
+    device: o.Device = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    attention: o.AttentionOption = o.Attention.auto,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Draw which visual tokens of an image or clip are kept: in the terminal, or as a picture.
+
+    Kept patches are as bright as in the image, others dimmed; what the model was never shown, cropped off by its own
+    preparation, is grey.
+
+    Example: prunesid show samples/scene5.png --groups --out kept.png
+    """
+    printer.check()
+    if calibration and not outweighs_fixed(context, "calibration", "--calibration"):
+        calibration = None
+    budget = read_budget(context, keep, True if calibration else dynamic, method)
+    _check_wanted(method, groups, links, out, as_json)
+    if out:
+        _check_place(out, media)
+    (item,) = read_media([media], read_sampling(context))
+    session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
+    from prunesid_cli.explaining import explained
+
+    sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
+    found = explained(session.pruner(budget, method, sample), item)
+    note_if_all(budget, found.tokens.layout.total)
+    panels, marks = _drawn(item, found, groups, links)
+    if out:
+        _write(panels, marks, out)
+    if as_json:
+        printer.record(_record(session, item, found, {"method": method, "keep": keep, "picture": out and str(out)}))
+    elif out:
+        printer.result(str(out))
+        printer.note(_caption(found, groups))
+    else:
+        printer.result(_in_terminal(panels, marks))
+        printer.result(_caption(found, groups))
+
+
+def _check_wanted(method: str, groups: bool, links: bool, out: Path | None, as_json: bool) -> None:
+    wanted = "--groups" if groups else "--links" if links else ""
+    if wanted and method not in GROUPED:
+        hint = f"methods that have them: {', '.join(GROUPED)}"
+        raise UsageError(f"{wanted}: --method {method} puts tokens into no groups", hint)
+    if links and not out and not as_json:
+        raise UsageError("--links draws lines, which a terminal cannot show", "add --out links.png, or --json")
+
+
+def _check_place(out: Path, media: str) -> None:
+    """Whether the picture may be written there: over another picture, but over nothing else.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise UsageError(f"--out {out} is no name of a picture", f"one that ends in {', '.join(FORMATS)}")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: no such folder: {out.parent}", f"make it with: mkdir -p {out.parent}")
+    if not out.exists():
+        return
+    if os.path.exists(media) and out.samefile(media):
+        raise UsageError(f"--out {out} is the very image that is shown", "give the picture another name")
+    if not out.is_file() or not kind_of(_head(out)).is_image:
+        raise UsageError(f"--out {out} exists, and is no picture", "give the picture another name")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError as error:
+        raise UsageError(f"--out {path}: {error.strerror}", "give the picture another name") from error
+
+
+def _drawn(item: Media, found: Explained, groups: bool, links: bool) -> tuple[list[Panel], Marks]:
+    from prunesid_cli.drawing.panels import Marks, panels
+
+    marks = found.marks
+    if (groups or links) and not marks.groups:
+        printer.warning("nothing was pruned, so there are no groups")
+    elif links and not marks.links:
+        printer.note("no token suppressed another: none of a group are more similar than tau, which grows with --keep")
+    wanted = Marks(marks.kept, marks.groups if groups else {}, marks.links if links else {})
+    return panels(item.frames, item.times, found.tokens.layout), wanted
+
+
+def _write(panels: list[Panel], marks: Marks, out: Path) -> None:
+    from prunesid_cli.drawing.sheet import sheet
+
+    picture, name = sheet(panels, marks), FORMATS[out.suffix.lower()]
+    try:
+        write_whole(out, lambda beside: picture.save(beside, format=name, **SETTINGS[name]))
+    except OSError as error:
+        problem = f"cannot write {out}: {error.strerror or error}"
+        raise PruneSIDError(problem, "free some space, or choose another place") from error
+
+
+def _in_terminal(panels: list[Panel], marks: Marks) -> str:
+    """As stdout can show it: in colours, where it is a terminal that has them and NO_COLOR is not set."""
+    from rich.console import Console
+
+    from prunesid_cli.drawing.text import Canvas, text
+
+    console = Console()
+    coloured = bool(console.color_system) and not console.no_color and console.encoding.startswith("utf")
+    # What is read by no eye is not made to fit one.
+    width = console.width if console.is_terminal else max(console.width, *(one.slots.shape[1] for one in panels), 0)
+    with console.capture() as captured:
+        for line in text(panels, marks, Canvas(width, console.height, coloured)):
+            console.print(line, no_wrap=True, overflow="ignore", crop=False)
+    return captured.get().removesuffix("\n")
+
+
+def _caption(found: Explained, groups: bool) -> str:
+    tokens, layout = found.tokens, found.tokens.layout
+    visual = {slot for region in layout.regions for slot in region.slots}
+    patches = len(visual.intersection(tokens.slots))
+    others = sum(slot not in visual for slot in tokens.slots)
+    parts = [f"{tokens.kept} of {layout.total} visual tokens ({tokens.kept / layout.total:.1%})"]
+    parts += [f"{patches} of {len(visual)} patches" + f" and {others} CLS" * (others > 0)]
+    if groups and found.marks.groups:
+        parts += [plural(sum(len(set(part.groups or ())) for part in found.parts), "group")]
+    return "   ".join(parts)
+
+
+def _record(session: Session, item: Media, found: Explained, asked: dict[str, Any]) -> dict[str, Any]:
+    tokens = found.tokens
+    return {
+        "source": item.source,
+        "model": session.checkpoint.name,
+        "revision": session.checkpoint.revision,
+        **asked,
+        "size": item.size,
+        "tokens": tokens.layout.total,
+        "kept": tokens.kept,
+        "phi": found.phi,
+        "slots": tokens.slots,
+        "segments": [_segment(part, found.marks.kept) for part in found.parts],
+    }
+
+
+def _segment(part: Part, kept: frozenset[int]) -> dict[str, Any]:
+    """Lists go by the tokens of the segment, in raster order."""
+    names = ("region", "top", "left", "rows", "columns", "box", "time", "phi", "share", "slots", "saliency")
+    return {name: getattr(part, name) for name in names} | {
+        "kept": [slot for slot in part.slots if slot in kept],
+        "groups": part.groups,
+        "suppressed_by": part.suppressed_by,
+        "redundancy": part.why and float(part.why.redundancy),
+        "tau": part.why and float(part.why.tau),
+    }
