@@ -322,7 +322,12 @@ def test_a_full_disk_leaves_a_valid_cache(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
     assert done.stdout.count("cannot write") == 1, done.stderr
     assert "free some space" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".prunesid.lock", "prunesid-00000.safetensors", INDEX]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".prunesid-stamps",
+        ".prunesid.lock",
+        "prunesid-00000.safetensors",
+        INDEX,
+    ]
     assert list(held(tmp_path)) == ["0.png"]
 
 

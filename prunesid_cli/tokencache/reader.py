@@ -86,8 +86,10 @@ def _header(path: Path) -> Shard:
     return read_header(path)
 
 
-def open_cache(folder: str | Path) -> Cache:
+def open_cache(folder: str | Path, stamped: bool = False) -> Cache:
     """Look a cache up. Shards that are missing do not keep the others from being read.
+
+    stamped: with what tells whether inputs are as they were when they were read.
 
     Raises:
         CacheError: it is no cache, is of a newer format, or a shard that is not in its index is damaged or of another
@@ -97,7 +99,7 @@ def open_cache(folder: str | Path) -> Cache:
     check_cache(folder)
     from prunesid_cli.tokencache.index import load_index  # numpy, which --help does without
 
-    loaded = load_index(folder)
+    loaded = load_index(folder, stamped)
     return Cache(folder, loaded.index, loaded.missing)
 
 

@@ -92,7 +92,7 @@ class CacheWriter:
         if not self.unwritable:
             recover(self.folder)
         there = is_cache(self.folder)
-        loaded = load_index(self.folder) if there else Loaded(Index(), Missing(self.folder), True)
+        loaded = load_index(self.folder, stamped=True) if there else Loaded(Index(), Missing(self.folder), True)
         self.index, self.missing, self.is_saved = loaded.index, loaded.missing, loaded.is_saved
         self.written = self.synced = time.monotonic()
         if self.index.run and self.index.run != self.run:
