@@ -81,7 +81,7 @@ def compress(
     """Encode and prune images and clips into a cache, from which prompts are answered later.
 
     The same command goes on where an earlier one stopped: what is in the cache is passed over, what failed is retried.
-    With --json a line tells of each input when it goes to the disk; half a minute later it is safe there.
+    With --json a line tells of each input when it goes to the disk; within a minute it is safe there.
 
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
