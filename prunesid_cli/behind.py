@@ -9,7 +9,7 @@ from types import TracebackType
 
 DEPTH = 2
 """Calls that wait; more make the caller wait."""
-IDLE = 30.0
+IDLE = 1.0
 """Seconds."""
 
 
