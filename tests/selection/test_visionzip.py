@@ -51,12 +51,12 @@ def test_each_joins_what_it_resembles_most() -> None:
 
 
 def test_a_cls_token_counts_as_dominant() -> None:
+    """Of 13 tokens 2 are merged, of 12 it would be 1."""
     features, saliency = batch(1)
-    (one,) = choose(features, saliency, [16], "visionzip", reserved=1)
-    dominant = {place for place, size in enumerate(into_of(one).bincount().tolist()) if size == 1}
-    assert len(one.indices) == 15
-    top = set(saliency[0].topk(16 - 1 - contextual(16)).indices.tolist())
-    assert top <= set(one.indices[list(dominant)].tolist())
+    (one,) = choose(features, saliency, [13], "visionzip", reserved=1)
+    sizes = into_of(one).bincount()
+    assert sorted(sizes.tolist())[:-2] == [1] * 10
+    assert one.indices[sizes == 1].tolist() == sorted(saliency[0].topk(10).indices.tolist())
 
 
 @settings(max_examples=60, deadline=None)
