@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,10 +15,10 @@ from prunesid_cli.tokencache import Known
 
 
 class Sized(Protocol):
-    """An input of known size and information (phi)."""
+    """An input of known size and information (phi); `number`: its place in the listing."""
 
     @property
-    def source(self) -> str: ...
+    def number(self) -> int: ...
 
     @property
     def phi(self) -> float: ...
@@ -27,10 +28,10 @@ class Sized(Protocol):
 
 
 class Allotment(Protocol):
-    """`refused`: inputs that can get nothing, and why."""
+    """`refused`: inputs that can get nothing, by number, and why."""
 
     @property
-    def refused(self) -> Mapping[str, PruneSIDError]: ...
+    def refused(self) -> Mapping[int, PruneSIDError]: ...
 
     def counts(self, images: Sequence[Sized]) -> list[int]:
         """Tokens for the next images. May be asked again for fewer of them."""
@@ -44,7 +45,7 @@ class Even:
     """The same for each, or the same share."""
 
     pruner: Pruner
-    refused: Mapping[str, PruneSIDError] = field(default_factory=dict)
+    refused: Mapping[int, PruneSIDError] = field(default_factory=dict)
 
     def counts(self, images: Sequence[Sized]) -> list[int]:
         return [self.pruner.mean(one.total) for one in images]
@@ -55,13 +56,13 @@ class Even:
 
 @dataclass(frozen=True)
 class Planned:
-    """Eq. 7 over a closed collection, every image of which was measured before."""
+    """Eq. 7 over a closed collection, every image of which was measured before. `plan`: tokens by number."""
 
-    plan: Mapping[str, int]
-    refused: Mapping[str, PruneSIDError]
+    plan: Sequence[int]
+    refused: Mapping[int, PruneSIDError]
 
     def counts(self, images: Sequence[Sized]) -> list[int]:
-        return [self.plan[one.source] for one in images]
+        return [self.plan[one.number] for one in images]
 
     def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
         """All is decided beforehand."""
@@ -72,7 +73,7 @@ class Running:
     """Eq. 7 over images that come one by one; the state moves on only with what was really kept."""
 
     stream: Stream
-    refused: Mapping[str, PruneSIDError] = field(default_factory=dict)
+    refused: Mapping[int, PruneSIDError] = field(default_factory=dict)
 
     def counts(self, images: Sequence[Sized]) -> list[int]:
         return self.stream.spread([one.phi for one in images], [one.total for one in images])
@@ -92,31 +93,53 @@ class Measured:
     total: int = 0
     held: int | None = None
     error: PruneSIDError | None = None
+    number: int = 0
 
 
-def planned(pruner: Pruner, images: Iterable[Measured]) -> Planned:
+NOT_HELD = -1
+
+
+class Measurements:
+    """Numbers in arrays: there may be millions."""
+
+    def __init__(self, images: Iterable[Measured]) -> None:
+        self.phi, self.total, self.held = array("d"), array("l"), array("l")
+        self.refused = dict[int, PruneSIDError]()
+        for number, one in enumerate(images):
+            self.phi.append(one.phi)
+            self.total.append(one.total)
+            self.held.append(NOT_HELD if one.held is None else one.held)
+            if one.error:
+                self.refused[number] = one.error
+
+    def plan(self, pruner: Pruner, numbers: Sequence[int], already: Sequence[Given] = ()) -> array[int]:
+        """Tokens by number, for some of them."""
+        phi, total = [self.phi[n] for n in numbers], [self.total[n] for n in numbers]
+        plan = array("l", bytes(self.total.itemsize * len(self.total)))
+        for number, count in zip(numbers, pruner.counts(phi, total, already), strict=True):
+            plan[number] = count
+        return plan
+
+
+def planned(pruner: Pruner, found: Measurements) -> Planned:
     """Images already in the cache take part with what they were given, so that an interrupted run goes on as planned,
     and the average of a growing collection stays exact."""
-    images = list(images)
-    refused = {one.source: one.error for one in images if one.error}
-    known = {one.source: one for one in images if not one.error}
+    known = [number for number in range(len(found.phi)) if number not in found.refused]
     if not known:
-        return Planned({}, refused)
-    plan = _counts(pruner, known.values())
-    held = {source: Given(one.total, one.held) for source, one in known.items() if one.held is not None}
-    if any(plan[source] != one.tokens for source, one in held.items()):  # images came or went: the new ones even it out
-        plan = _counts(pruner, [one for one in known.values() if one.held is None], tuple(held.values()))
-    return Planned(plan, refused)
+        return Planned((), found.refused)
+    plan = found.plan(pruner, known)
+    held = [number for number in known if found.held[number] != NOT_HELD]
+    if any(plan[number] != found.held[number] for number in held):  # images came or went: the new ones even it out
+        fresh = [number for number in known if found.held[number] == NOT_HELD]
+        plan = found.plan(pruner, fresh, [Given(found.total[number], found.held[number]) for number in held])
+    return Planned(plan, found.refused)
 
 
-def _counts(pruner: Pruner, images: Iterable[Measured], already: Sequence[Given] = ()) -> dict[str, int]:
-    images = list(images)
-    counts = pruner.counts([one.phi for one in images], [one.total for one in images], already)
-    return dict(zip([one.source for one in images], counts, strict=True))
-
-
-def running(pruner: Pruner, history: Iterable[Known]) -> Running:
-    """A stream that goes on after what a cache holds, in the order in which it was written."""
+def at_once(pruner: Pruner, history: Iterable[Known]) -> Allotment:
+    """What is decided of each image when it comes; of those that get different shares, after what a cache holds, in
+    the order in which it was written."""
+    if not pruner.spreads:
+        return Even(pruner)
     stream, sample = Stream(pruner.budget), pruner.sample
     if sample:
         stream = Stream(pruner.budget, math.fsum(sample) / len(sample), round(1 / MEMORY))

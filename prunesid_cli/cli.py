@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from prunesid_cli.commands import cache, models
 from prunesid_cli.commands.answer import answer
 from prunesid_cli.commands.ask import ask
 from prunesid_cli.commands.compress import compress
+from prunesid_cli.commands.evaluate import evaluate
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.output import OutputClosed, end_quietly, mend_streams, printer
 from prunesid_cli.settings import default_map
@@ -26,6 +28,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(compress)
 app.command()(answer)
+app.command()(evaluate)
 app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 
@@ -75,7 +78,9 @@ def _command() -> int:
         printer.error(error)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        printer.warning("interrupted" + "; the same command goes on from here" * printer.resumable)
+        printer.warning("interrupted")
+        if printer.resumable:
+            printer.usage(f"go on with: {shlex.join(['prunesid', *sys.argv[1:]])}")
         return ExitCode.INTERRUPTED
     except OutputClosed:
         end_quietly()

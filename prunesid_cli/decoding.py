@@ -1,29 +1,34 @@
-"""From listed files to pixels for the tower, ahead of it, in threads."""
+"""From listed files to pixels for the tower."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
 from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.listing import Found
-from prunesid_cli.media import Media, digest_of, load_image_bytes, read_bytes
+from prunesid_cli.media import digest_of, load_image_bytes, read_bytes
 from prunesid_cli.pruner import Pruner
-from prunesid_cli.tokencache import Known
+from prunesid_cli.tokencache import CacheWriter, Known, Stamp
 from prunesid_cli.types import Pixels
 from prunesid_cli.video.reading import clip_digest, is_clip, load_clip
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+GRAIN = 2 * 10**9
+"""Nanoseconds within which a file may change again without its time telling so."""
+
 
 @dataclass(frozen=True)
 class Ready:
-    """One input as the tower takes it. Its pictures, which may be large, are let go."""
+    """One input as the tower takes it, with its place in the listing. Its pictures, which may be large, are let go."""
 
+    number: int
     source: str
     digest: str
     size: tuple[int, int]
@@ -31,36 +36,116 @@ class Ready:
     pixels: Pixels
     sampling: str = ""
     decoder: str = ""
+    stamp: Stamp | None = None
+
+    @property
+    def regions(self) -> int:
+        """Pictures, tiles and frames: what the tower sees."""
+        return len(self.pixels.layout.regions)
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.nbytes for one in self.pixels.tensors.values())
 
 
 @dataclass(frozen=True)
 class Held:
-    """One input that is in the cache already."""
+    """One input that is in the cache already; `newer`: the stamp of its file, where the cache has another."""
 
     source: str
     item: Known
+    newer: Stamp | None = None
+    regions: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Failed:
     source: str
     error: PruneSIDError
+    regions: int = 0
+    bytes: int = 0
 
 
 Decoded = Ready | Held | Failed
 
 
-def decode(found: Found, pruner: Pruner, held: Callable[[str, str], Known | None]) -> Decoded:
-    """Read, decode and preprocess one input that is not `held` yet; any fault of it becomes a record."""
-    source = found.source
-    if found.error:
-        return Failed(source, found.error)
+@dataclass(frozen=True)
+class Cached:
+    """What a cache holds of the inputs. `by_contents`: whatever size and time of change say; no writer: nothing."""
+
+    writer: CacheWriter | None = None
+    by_contents: bool = False
+
+    def unchanged(self, source: str, stamp: Stamp) -> Known | None:
+        return self.writer.unchanged(source, stamp) if self.writer and not self.by_contents else None
+
+    def held(self, source: str, digest: str) -> Known | None:
+        return self.writer.held(source, digest) if self.writer else None
+
+    def knows(self, source: str) -> bool:
+        return self.writer is not None and self.writer.index.find(source) is not None
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input to decode; `data`: of a picture. The digest of a clip may not be known yet."""
+
+    source: str
+    data: bytes | None
+    digest: str
+    stamp: Stamp | None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads, decodes and preprocesses what the cache does not hold; any fault of an input becomes a record.
+
+    load: called before anything is decoded; what that raises is the fault of no input.
+    """
+
+    pruner: Pruner
+    cached: Cached = Cached()
+    load: Callable[[], object] = lambda: None
+
+    def __call__(self, number: int, found: Found) -> Decoded:
+        source = found.source
+        if found.error:
+            return Failed(source, found.error)
+        read = _tried(source, lambda: self._read(source))
+        if isinstance(read, Held | Failed):
+            return read
+        self.load()
+        return _tried(source, lambda: self._ready(number, read))
+
+    def _read(self, source: str) -> Held | Input:
+        stamp = stamp_of(source)
+        known = self.cached.unchanged(source, stamp) if stamp else None
+        if known:
+            return Held(source, known)
+        data = None if is_clip(source) else read_bytes(source)
+        if data is None and not self.cached.knows(source):
+            return Input(source, data, "", stamp)
+        digest = clip_digest(source) if data is None else digest_of(data)
+        known = self.cached.held(source, digest)
+        newer = stamp if known and known.stamp != stamp else None
+        return Held(source, known, newer) if known else Input(source, data, digest, stamp)
+
+    def _ready(self, number: int, read: Input) -> Ready:
+        source = read.source
+        if read.data is None:
+            self.pruner.check_clip(source)
+            media = load_clip(source, self.pruner.sampling, read.digest)
+        else:
+            media = load_image_bytes(read.data, source, read.digest, self.pruner.enough)
+        pixels = self.pruner.preprocess(media)
+        told = (media.digest, media.size, media.notes, pixels, media.sampling, media.decoder)
+        return Ready(number, source, *told, read.stamp)
+
+
+def _tried(source: str, work: Callable[[], R]) -> R | Failed:
     try:
-        media = _clip(source, pruner, held) if is_clip(source) else _picture(source, held)
-        if isinstance(media, Held):
-            return media
-        pixels = pruner.preprocess(media)
-        return Ready(source, media.digest, media.size, media.notes, pixels, media.sampling, media.decoder)
+        return work()
     except PruneSIDError as error:
         return Failed(source, error)
     except Exception as error:
@@ -70,33 +155,15 @@ def decode(found: Found, pruner: Pruner, held: Callable[[str, str], Known | None
         return Failed(source, failure)
 
 
-def _picture(source: str, held: Callable[[str, str], Known | None]) -> Media | Held:
-    data = read_bytes(source)
-    digest = digest_of(data)
-    item = held(source, digest)
-    return Held(source, item) if item else load_image_bytes(data, source, digest)
-
-
-def _clip(source: str, pruner: Pruner, held: Callable[[str, str], Known | None]) -> Media | Held:
-    pruner.check_clip(source)
-    digest = clip_digest(source)
-    item = held(source, digest)
-    return Held(source, item) if item else load_clip(source, pruner.sampling, digest)
-
-
-def ahead(items: Iterable[T], work: Callable[[T], R], depth: int) -> Iterator[R]:
-    """Map in threads, in order, at most `depth` items in advance."""
-    with ThreadPoolExecutor(2) as pool:
-        source = iter(items)
-        waiting = [pool.submit(work, item) for item in islice(source, depth)]
-        try:
-            while waiting:
-                done = waiting.pop(0).result()
-                waiting += [pool.submit(work, item) for item in islice(source, 1)]
-                yield done
-        finally:
-            for future in waiting:
-                future.cancel()
+def stamp_of(source: str) -> Stamp | None:
+    """What tells whether a file was changed, before it is read. None: it was changed a moment ago, and may be again
+    within the grain of the clock, or there is no such file."""
+    try:
+        status = os.stat(source)
+    except (OSError, ValueError):  # reading it will say why
+        return None
+    is_settled = status.st_mtime_ns < time.time_ns() - GRAIN
+    return Stamp(status.st_size, status.st_mtime_ns) if is_settled else None
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

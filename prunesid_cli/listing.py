@@ -6,6 +6,8 @@ Names may hold bytes that are no UTF-8; they stay `str` (surrogateescape) and pa
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import stat
 from collections import Counter
@@ -30,7 +32,13 @@ VIDEO_EXTENSIONS = frozenset(
 EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 GLOB_CHARACTERS = "*?["
 HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"
+FILE, LINKED, FOLDER = "f", "l", "d"
+PASSED = {"h": HIDDEN, "o": OTHER, "x": LINK}
+"""Marks of what is in a folder: what is given, and what is passed over."""
+Entry = tuple[str, str, str]
+"""Path, real path (of a link, its own), mark."""
 Tell = Callable[[str, str], None]
+Opened = Callable[[str], None]
 CHUNK = 1 << 16  # bytes of a list read at once
 
 
@@ -48,13 +56,16 @@ class Listing(Iterator[Found]):
     HIDDEN  files and folders in folders
     OTHER   files in folders whose extension is that of no image or video
     LINK    links to folders inside folders: not followed, so no loop is possible
-    REPEAT  paths that lead to a file or folder already given
+    REPEAT  paths that lead to a file or folder already given, or to a file that comes with its folder
+
+    Memory grows with folders and with files that were named, not with the files in a folder.
     """
 
-    def __init__(self, paths: Iterable[str], tell: Tell) -> None:
+    def __init__(self, paths: Iterable[str], tell: Tell, opened: Opened) -> None:
         self.passed: Counter[str] = Counter()
-        self._tell = tell
-        self._seen: set[str] = set()
+        self._tell, self._opened = tell, opened
+        self._walked = set[bytes]()
+        self._given = set[bytes]()
         self._found = self._search(paths)
 
     def __next__(self) -> Found:
@@ -84,45 +95,59 @@ class Listing(Iterator[Found]):
         for match in _expand(path):
             matched = True
             yield from self._named(match, os.path.isdir(match))
-        if not matched:
+        if matched:
+            self._opened(path)
+        else:
             yield Found(path, MediaError(f"{path}: no file matches", "`*` passes over hidden files; `**` goes deeper"))
 
     def _walk(self, top: str) -> Iterator[Found]:
         """A stack and no recursion: a tree may be deeper than Python's."""
-        stack = [(top, True)]
+        stack: list[Iterator[Entry]] = [iter([(top, os.path.realpath(top), FOLDER)])]
         while stack:
-            path, is_folder = stack.pop()
-            if not self._is_new(path):
+            entry = next(stack[-1], None)
+            if entry is None:
+                stack.pop()
                 continue
-            if not is_folder:
+            path, real, mark = entry
+            if not (self._is_new(path) if mark == LINKED else self._is_first(path, real)):
+                continue
+            if mark != FOLDER:
                 yield Found(path)
                 continue
             try:
-                stack += reversed(self._wanted(path))
+                stack.append(self._wanted(path, real))
             except OSError as error:
+                self._given.add(_digest(real))
                 yield Found(path, unreadable(path, error))
 
-    def _wanted(self, folder: str) -> list[tuple[str, bool]]:
+    def _wanted(self, folder: str, real: str) -> Iterator[Entry]:
         """The images, clips and folders in a folder, by name; counts what is passed over."""
-        wanted = []
-        for entry in _entries(folder):
-            is_folder = _is_folder(entry)
-            if entry.name.startswith("."):
-                self._pass(HIDDEN, entry.path)
-            elif is_folder and entry.is_symlink():
-                self._pass(LINK, entry.path)
-            elif is_folder or os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                wanted.append((entry.path, is_folder))
-            else:
-                self._pass(OTHER, entry.path)
-        return wanted
+        with os.scandir(folder or ".") as entries:
+            marked = sorted(f"{entry.name}\0{_mark(entry)}" for entry in entries)
+        for name, _, mark in (one.partition("\0") for one in marked):
+            if mark in PASSED:
+                self._pass(PASSED[mark], os.path.join(folder, name))
+        self._walked.add(_digest(real))
+        self._opened(folder)
+        return _split(folder, real, "/".join(one for one in marked if one[-1] not in PASSED))
 
     def _is_new(self, path: str) -> bool:
+        """Of a file that was named, or linked to: whether it neither came before nor comes with the folder it is in."""
         real = os.path.realpath(path)
-        if real in self._seen:
+        folder, name = os.path.split(real)
+        if _is_media(name) and _digest(folder) in self._walked and _is_there(real):
             self._pass(REPEAT, path)
             return False
-        self._seen.add(real)
+        is_new = self._is_first(path, real)
+        if is_new:
+            self._given.add(_digest(real))
+        return is_new
+
+    def _is_first(self, path: str, real: str) -> bool:
+        digest = _digest(real)
+        if digest in self._given or digest in self._walked:
+            self._pass(REPEAT, path)
+            return False
         return True
 
     def _pass(self, what: str, path: str) -> None:
@@ -130,26 +155,70 @@ class Listing(Iterator[Found]):
         self._tell(what, path)
 
 
-def find_media(paths: Iterable[str], tell: Tell = lambda what, path: None) -> Listing:
+def _split(folder: str, real: str, marked: str) -> Iterator[Entry]:
+    """From one string, which is a fraction of as many strings as there may be files."""
+    start = 0
+    while start < len(marked):
+        end = marked.find("/", start)
+        end = len(marked) if end < 0 else end
+        name, _, mark = marked[start:end].partition("\0")
+        yield os.path.join(folder, name), os.path.join(real, name), mark
+        start = end + 1
+
+
+def _mark(entry: os.DirEntry[str]) -> str:
+    is_folder, is_link = _is_folder(entry), entry.is_symlink()
+    if entry.name.startswith("."):
+        return "h"
+    if is_folder:
+        return "x" if is_link else FOLDER
+    if not _is_media(entry.name):
+        return "o"
+    return LINKED if is_link else FILE
+
+
+def _is_there(real: str) -> bool:
+    """Whether a real path is one: a link that leads nowhere, or to itself, ends in none."""
+    return os.path.lexists(real) and not os.path.islink(real)
+
+
+def _is_media(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _digest(real: str) -> bytes:
+    """Stands for a path in a fraction of its memory."""
+    return hashlib.blake2b(os.fsencode(real), digest_size=16).digest()
+
+
+def find_media(
+    paths: Iterable[str], tell: Tell = lambda what, path: None, opened: Opened = lambda path: None
+) -> Listing:
     """Each image or clip once: named files, what globs match, and in folders the files with such an extension.
 
-    `tell` is called with what is passed over, and its path.
+    `tell` is called with what is passed over, and its path; `opened` with folders that could be read, and globs that
+    matched.
     """
-    return Listing(paths, tell)
+    return Listing(paths, tell, opened)
 
 
 def read_list(stream: BinaryIO, null_separated: bool = False) -> Iterator[str]:
     """The paths in a stream, one a line or NUL-separated, each given as soon as it was read."""
-    items = _split_at_nul(stream) if null_separated else (line.rstrip(b"\r\n") for line in stream)
+    items = _pieces(unbuffered(stream), b"\0" if null_separated else b"\n")
     return (os.fsdecode(item) for item in items if item)
 
 
-def _split_at_nul(stream: BinaryIO) -> Iterator[bytes]:
-    read = getattr(stream, "read1", stream.read)  # `read` would wait for a whole chunk from a pipe
+def unbuffered(stream: BinaryIO) -> BinaryIO | io.RawIOBase:
+    """Past its buffer, where it has one: a thread that waits in there for a pipe would keep the process from ending."""
+    return getattr(stream, "raw", stream)
+
+
+def _pieces(stream: BinaryIO | io.RawIOBase, end: bytes) -> Iterator[bytes]:
+    read = getattr(stream, "read1", stream.read)  # `read` of a buffer would wait for a whole chunk from a pipe
     tail = b""
     while chunk := read(CHUNK):
-        *whole, tail = (tail + chunk).split(b"\0")
-        yield from whole
+        *whole, tail = (tail + chunk).split(end)
+        yield from (one.rstrip(b"\r") for one in whole) if end == b"\n" else whole
     yield tail
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.pixels import oriented, to_rgb
+from prunesid_cli.pixels import oriented, oriented_size, to_rgb
 from prunesid_cli.sniff import Kind, kind_of
 
 MAX_BYTES = 1 << 30
@@ -69,7 +69,7 @@ class Media:
     source: str  # as the user named it; "-" for stdin
     digest: str  # sha256 of the input's bytes, in hex
     frames: tuple[Image.Image, ...] = field(repr=False)  # RGB, upright; one, where it is a picture
-    size: tuple[int, int]  # width, height of the upright image
+    size: tuple[int, int]  # width, height of the upright image, as it is in the file
     notes: tuple[str, ...] = ()  # what was done that the user might not expect
     times: tuple[float, ...] = ()  # of the frames of a clip, in seconds from its start; empty for a picture
     sampling: str = ""  # how the frames of a clip were chosen
@@ -95,20 +95,22 @@ def load_image(source: str | Path) -> Media:
     return load_image_bytes(read_bytes(name), name)
 
 
-def load_image_bytes(data: bytes, source: str, digest: str = "") -> Media:
+def load_image_bytes(data: bytes, source: str, digest: str = "", enough: int | None = None) -> Media:
     """Decode bytes that were read elsewhere, as from stdin; `source` names them in messages.
 
-    `digest`: as `digest_of` gives it, where it is known already.
+    digest: as `digest_of` gives it, where it is known already.
+    enough: pixels of the shorter side down to which a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is
+        faster than to shrink it, and nearly the same. None: never.
     """
     if not data:
         raise MediaError(f"{source}: empty file", "copy or download it again")
     try:
-        image, notes = _decode(data, source)
+        image, size, notes = _decode(data, source, enough)
     except MediaError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise _undecodable(source, data, error) from error
-    return Media(source, digest or digest_of(data), (image,), image.size, notes)
+    return Media(source, digest or digest_of(data), (image,), size, notes)
 
 
 def digest_of(data: bytes) -> str:
@@ -152,16 +154,29 @@ def _check_pixels(source: str, size: tuple[int, int]) -> None:
         raise MediaError(f"{source}: {width} x {height} pixels, {TOO_MANY}", SMALLER)
 
 
-def _decode(data: bytes, source: str) -> tuple[Image.Image, tuple[str, ...]]:
+def _decode(data: bytes, source: str, enough: int | None) -> tuple[Image.Image, tuple[int, int], tuple[str, ...]]:
+    """The upright picture, its size in the file, notes."""
     _check_bytes(source, len(data))
     if kind_of(data) is Kind.HEIC:
         _require_heif(source)
     with Image.open(BytesIO(data), formats=_formats()) as file:
         _check_pixels(source, file.size)
+        whole, draft_note = file.size, _draft(file, enough)
         file.load()
         rgb, colour_note = to_rgb(file)
         upright, turn_note = oriented(rgb, file)
-        return upright, tuple(note for note in (_sequence_note(file), colour_note, turn_note) if note)
+        size = oriented_size(whole, file) if draft_note else upright.size
+        return upright, size, tuple(note for note in (_sequence_note(file), draft_note, colour_note, turn_note) if note)
+
+
+def _draft(file: Image.Image, enough: int | None) -> str:
+    """Have a JPEG decoded smaller, where both sides keep `enough` pixels; a note where that is so."""
+    if enough is None or file.format not in ("JPEG", "MPO"):
+        return ""
+    width = file.width
+    file.draft(None, (enough, enough))  # type: ignore[arg-type]
+    scale = round(width / file.width)
+    return f"decoded at 1/{scale} of its size" if scale > 1 else ""
 
 
 def _require_heif(source: str) -> None:

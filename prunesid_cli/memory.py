@@ -11,13 +11,31 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def within_memory(work: Callable[[Sequence[T]], list[R]], batch: Sequence[T], alone: Callable[[T], R]) -> list[R]:
-    """`work` on a batch, in halves when it does not fit into the device's memory; `alone`: on one that never does."""
+SAID = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""By the errors of devices that have no class for it."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    is_said = isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
+    return is_said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def within_memory(
+    work: Callable[[Sequence[T]], list[R]],
+    batch: Sequence[T],
+    alone: Callable[[T], R],
+    told: Callable[[], object] = lambda: None,
+) -> list[R]:
+    """`work` on a batch, in halves when it does not fit into the device's memory; `alone`: on one that never does;
+    `told`: called once where the whole batch did not fit, though it was of several."""
     try:
         return work(batch)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         if len(batch) == 1:
             return [alone(batch[0])]
     # Outside of the handler: its traceback holds on to all that the failed attempt had allocated.
+    told()
     half = len(batch) // 2
     return within_memory(work, batch[:half], alone) + within_memory(work, batch[half:], alone)

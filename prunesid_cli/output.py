@@ -23,7 +23,7 @@ class OutputClosed(Exception):
 class Printer:
     """`quiet` leaves warnings and errors alone on stderr, `verbose` adds details, `debug` shows tracebacks.
 
-    `resumable`: run again, the command goes on.
+    `resumable`: run again, the command goes on from where it was interrupted.
     """
 
     def __init__(self) -> None:
@@ -89,19 +89,21 @@ class Printer:
         if self.quiet or not sys.stderr.isatty() or (prints and stdout_is_terminal()):
             yield None
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from prunesid_cli.bars import new_bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # rich would take stdout over, and print results on stderr.
-        with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-            bar.add_task(what, total=total)
+        with new_bar(what, total) as bar:
             yield bar
 
 
-def advance_one(bar: Progress | None) -> None:
+def advance_one(bar: Progress | None, has_failed: bool = False) -> None:
     if bar is not None:
-        bar.advance(bar.task_ids[0])
+        task = bar.tasks[0]
+        bar.update(task.id, advance=1, failed=task.fields["failed"] + has_failed)
+
+
+def expect(bar: Progress | None, total: int) -> None:
+    if bar is not None:
+        bar.update(bar.tasks[0].id, total=total)
 
 
 def printable(text: str, stream: Any) -> str:

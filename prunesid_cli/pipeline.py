@@ -1,26 +1,36 @@
-"""The chains: pictures and clips -> token sets -> answers, and pictures and clips -> cache -> answers. Nothing else."""
+"""The chains: pictures and clips -> token sets -> answers, and pictures and clips -> cache. Nothing else."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from prunesid_cli.allotment import Allotment, Even, Measured, planned, running
-from prunesid_cli.decoding import Decoded, Failed, Held, Ready, ahead, batches, decode
-from prunesid_cli.errors import CacheError, MediaError, NonFiniteError, PruneSIDError
+import torch
+
+from prunesid_cli.ahead import Ahead, batches_of
+from prunesid_cli.allotment import Allotment, Measured, Measurements, planned
+from prunesid_cli.decoding import Decoded, Decoder, Failed, Held, Ready
+from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
+from prunesid_cli.interrupt import Stop
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media
 from prunesid_cli.memory import within_memory
+from prunesid_cli.pace import Pace
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import Information, of_item
-from prunesid_cli.tokencache import CacheWriter, Entry, Item, Known, Shard, read_tokens
+from prunesid_cli.tokencache import CacheWriter, Entry
 from prunesid_cli.types import Answer, Encoded, Generation, TokenSet
 
-AHEAD = 2
-"""Batches that are decoded while another is encoded."""
+R = TypeVar("R")
+
+AHEAD, SPARE = 2, 8
+"""Batches that are decoded while another is encoded, and inputs on top: of them some may be held, or faulty."""
+MOST = 256
+"""Inputs of a batch, held and faulty ones included."""
 
 
 def ask(
@@ -47,69 +57,116 @@ def not_finite(source: str) -> NonFiniteError:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input: kept, already in the cache (`entry` None, `error` None), or an error."""
+    """What became of one input: kept, in the cache already, or an error."""
 
     source: str
     entry: Entry | None = None
+    held: Held | None = None
     error: PruneSIDError | None = None
 
 
-def compress(
-    pruner: Pruner, found: Iterable[Found], writer: CacheWriter, batch_size: int, stream: bool = False
-) -> Iterator[Outcome]:
-    """Encode, prune and write images; yields what became of each, in the order of the listing.
+@dataclass(frozen=True)
+class Job:
+    """What a run over many inputs works with: how they are decoded, how large batches are, whether to stop."""
 
-    stream: decide of each image when it comes, and not of all once all were measured.
+    decoder: Decoder
+    pace: Pace
+    stop: Stop = field(default_factory=Stop)
+
+    @property
+    def pruner(self) -> Pruner:
+        return self.decoder.pruner
+
+    def batches(self, found: Iterable[Found]) -> Iterator[list[Decoded]]:
+        """Inputs decoded ahead, in the order of the listing."""
+        depth = lambda: AHEAD * self.pace.size + SPARE  # noqa: E731
+        work: Callable[[tuple[int, Found]], Decoded] = lambda one: self.decoder(*one)  # noqa: E731
+        with Ahead(enumerate(found), work, lambda one: one.bytes, depth, self.stop) as decoded:
+            yield from batches_of(decoded, lambda: self.pace.size, lambda one: one.regions, MOST, self.stop)
+
+    def encode(
+        self, work: Callable[[Sequence[Ready]], list[R]], batch: Sequence[Ready], alone: Callable[[Ready], R]
+    ) -> list[R]:
+        """`work` on a batch, whose time and need of memory say how large the next ones are."""
+
+        def timed(some: Sequence[Ready]) -> list[R]:
+            began = time.perf_counter()
+            done = work(some)
+            self.pace.took(_regions(some), time.perf_counter() - began)
+            return done
+
+        return within_memory(timed, batch, alone, lambda: self.pace.too_large(_regions(batch))) if batch else []
+
+
+def _regions(batch: Sequence[Ready]) -> int:
+    return sum(one.regions for one in batch)
+
+
+def plan(job: Job, found: Iterable[Found], told: Callable[[Measured], object]) -> Allotment:
+    """How many tokens each image of a closed collection gets, every one of which is measured for that.
+
+    Raises:
+        KeyboardInterrupt: the run was asked to stop meanwhile.
     """
-    if not pruner.spreads:
-        allotment: Allotment = Even(pruner)
-    elif stream:
-        allotment = running(pruner, writer.history())
-    else:
-        found = list(found)
-        allotment = planned(pruner, measure(pruner, found, writer.held, batch_size))
-    for batch in batches(_decoded(pruner, found, writer.held, batch_size), batch_size):
-        outcomes = _outcomes(pruner, batch, allotment)
-        for one in batch:
-            outcome = outcomes[one.source]
-            if outcome.entry:
-                writer.add(outcome.entry)
-            elif outcome.error:
-                writer.fail(one.source, outcome.error)
-            else:
-                writer.settle(one.source)
-            yield outcome
+
+    def measured() -> Iterator[Measured]:
+        for one in measure(job, found):
+            told(one)
+            yield one
+
+    measurements = Measurements(measured())
+    job.stop.check()
+    return planned(job.pruner, measurements)
 
 
-def measure(
-    pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Known | None], batch_size: int
-) -> Iterator[Measured]:
-    """The information of each image, in the order of the listing. Of one that is `held` it was measured before."""
-    for batch in batches(_decoded(pruner, found, held, batch_size), batch_size):
+def compress(
+    job: Job, found: Iterable[Found], allotment: Allotment, write: Callable[[Sequence[Outcome]], object]
+) -> Generator[Outcome, None, None]:
+    """Encode and prune images and clips, and hand them on, a batch at a time; yields what became of each, in the order
+    of the listing."""
+    for batch in job.batches(found):
+        outcomes = _outcomes(job, batch, allotment)
+        write(outcomes)
+        yield from outcomes
+
+
+def record(writer: CacheWriter, outcomes: Sequence[Outcome]) -> None:
+    """Into the cache."""
+    for one in outcomes:
+        if one.entry:
+            writer.add(one.entry)
+        elif one.error:
+            writer.fail(one.source, one.error)
+        else:
+            writer.settle(one.source)
+            if one.held and one.held.newer:
+                writer.held(one.source, one.held.item.digest, one.held.newer)
+
+
+def measure(job: Job, found: Iterable[Found]) -> Iterator[Measured]:
+    """The information of each image, in the order of the listing. Of one that is held it was measured before."""
+    for batch in job.batches(found):
         ready = [one for one in batch if isinstance(one, Ready)]
-        measured = within_memory(lambda some: _measured(pruner, some), ready, _unmeasured)
-        values = {one.source: one for one in measured}
+        measured = iter(job.encode(lambda some: _encoded(job.pruner, some)[2], ready, _unmeasured))
         for one in batch:
             if isinstance(one, Failed):
                 yield Measured(one.source, error=one.error)
             elif isinstance(one, Held):
                 yield Measured(one.source, one.item.phi, one.item.total, one.item.kept)
-            elif math.isfinite(values[one.source].phi):
-                yield values[one.source]
             else:
-                yield Measured(one.source, error=not_finite(one.source))
-
-
-def _measured(pruner: Pruner, batch: Sequence[Ready]) -> list[Measured]:
-    return _encoded(pruner, batch)[2] if batch else []
+                value = next(measured)
+                yield value if math.isfinite(value.phi) else Measured(one.source, error=not_finite(one.source))
 
 
 def _encoded(pruner: Pruner, batch: Sequence[Ready]) -> tuple[list[Encoded], list[Information], list[Measured]]:
     """What the tower makes of a batch, the information of each segment, and of each item."""
     encoded = pruner.encode([one.pixels for one in batch])
     values = pruner.information(encoded)
-    items = zip(batch, values, encoded, strict=True)
-    return encoded, values, [Measured(one.source, of_item(own, item), item.layout.total) for one, own, item in items]
+    sized = [
+        Measured(one.source, of_item(own, item), item.layout.total, number=one.number)
+        for one, own, item in zip(batch, values, encoded, strict=True)
+    ]
+    return encoded, values, sized
 
 
 def _unmeasured(one: Ready) -> Measured:
@@ -117,25 +174,20 @@ def _unmeasured(one: Ready) -> Measured:
     return Measured(one.source, 0.0, one.pixels.layout.total)
 
 
-def _decoded(
-    pruner: Pruner, found: Iterable[Found], held: Callable[[str, str], Known | None], batch_size: int
-) -> Iterator[Decoded]:
-    return ahead(found, lambda one: decode(one, pruner, held), AHEAD * batch_size)
-
-
-def _outcomes(pruner: Pruner, batch: Sequence[Decoded], allotment: Allotment) -> dict[str, Outcome]:
-    outcomes, ready = dict[str, Outcome](), list[Ready]()
+def _outcomes(job: Job, batch: Sequence[Decoded], allotment: Allotment) -> list[Outcome]:
+    refused = allotment.refused
+    ready = [one for one in batch if isinstance(one, Ready) and one.number not in refused]
+    done = iter(job.encode(lambda some: _entries(job.pruner, some, allotment), ready, _too_large))
+    outcomes = list[Outcome]()
     for one in batch:
         if isinstance(one, Failed):
-            outcomes[one.source] = Outcome(one.source, error=one.error)
+            outcomes.append(Outcome(one.source, error=one.error))
         elif isinstance(one, Held):
-            outcomes[one.source] = Outcome(one.source)
-        elif one.source in allotment.refused:
-            outcomes[one.source] = Outcome(one.source, error=allotment.refused[one.source])
+            outcomes.append(Outcome(one.source, held=one))
         else:
-            ready.append(one)
-    done = within_memory(lambda some: _entries(pruner, some, allotment), ready, _too_large)
-    return outcomes | {outcome.source: outcome for outcome in done}
+            error = refused.get(one.number)
+            outcomes.append(Outcome(one.source, error=error) if error else next(done))
+    return outcomes
 
 
 def _too_large(one: Ready) -> Outcome:
@@ -149,11 +201,14 @@ def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> li
     try:
         encoded, values, sized = _encoded(pruner, batch)
         counts = allotment.counts(sized)
-        kept = pruner.keep(encoded, counts, values)
+        kept = on_host(pruner.keep(encoded, counts, values))
     except NonFiniteError as error:
-        bad = [batch[row].source for row in error.rows]
-        good = _entries(pruner, [one for row, one in enumerate(batch) if row not in error.rows], allotment)
-        return good + [Outcome(source, error=not_finite(source)) for source in bad]
+        bad = set(error.rows)
+        good = iter(_entries(pruner, [one for row, one in enumerate(batch) if row not in bad], allotment))
+        return [
+            Outcome(one.source, error=not_finite(one.source)) if row in bad else next(good)
+            for row, one in enumerate(batch)
+        ]
     allotment.settle(sized, counts)
     return [
         Outcome(one.source, _entry(one, tokens, measured.phi))
@@ -161,54 +216,13 @@ def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> li
     ]
 
 
+def on_host(items: Sequence[TokenSet]) -> Sequence[TokenSet]:
+    """Their tokens on the CPU, by one copy: the host waits for each."""
+    if all(one.tokens.device.type == "cpu" for one in items):
+        return items
+    rows = torch.cat([one.tokens for one in items]).cpu().split([len(one.tokens) for one in items])
+    return [replace(one, tokens=own) for one, own in zip(items, rows, strict=True)]
+
+
 def _entry(one: Ready, tokens: TokenSet, phi: float) -> Entry:
-    tokens = replace(tokens, tokens=tokens.tokens.cpu())
-    return Entry(one.source, one.digest, one.size, tokens, phi, one.notes, one.sampling, one.decoder)
-
-
-@dataclass(frozen=True)
-class Query:
-    """One prompt about one cached item; `number` is its place in the output."""
-
-    number: int
-    prompt: str
-    shard: Shard
-    item: Item
-
-
-@dataclass(frozen=True)
-class Reply:
-    query: Query
-    answer: Answer | None
-    ms: float
-    error: PruneSIDError | None = None
-
-
-def answer(language: LanguageHalf, queries: Iterable[Query], how: Generation, batch_size: int) -> Iterator[Reply]:
-    """Answer prompts from cached tokens, in batches, in order. An item that cannot be answered costs itself alone."""
-    size = 1 if how.temperature > 0 else batch_size
-    for batch in batches(queries, size):
-        began = time.perf_counter()
-        answers = within_memory(lambda some: _answers(language, some, how), batch, _too_long)
-        ms = (time.perf_counter() - began) * 1000 / len(batch)
-        for query, one in zip(batch, answers, strict=True):
-            yield Reply(query, None, ms, one) if isinstance(one, PruneSIDError) else Reply(query, one, ms)
-
-
-def _too_long(query: Query) -> PruneSIDError:
-    return CacheError(f"{query.item.source}: not enough memory to answer one prompt", "try --device cpu")
-
-
-def _answers(language: LanguageHalf, queries: Sequence[Query], how: Generation) -> list[Answer | PruneSIDError]:
-    read = [_read(query) for query in queries]
-    pairs = [(query, one) for query, one in zip(queries, read, strict=True) if isinstance(one, TokenSet)]
-    prompts = [language.embed(query.prompt, [one]) for query, one in pairs]
-    said = iter(language.generate(prompts, how) if prompts else [])
-    return [next(said) if isinstance(one, TokenSet) else one for one in read]
-
-
-def _read(query: Query) -> TokenSet | PruneSIDError:
-    try:
-        return next(read_tokens(query.shard, [query.item]))
-    except PruneSIDError as error:
-        return error
+    return Entry(one.source, one.digest, one.size, tokens, phi, one.notes, one.sampling, one.decoder, one.stamp)

@@ -29,6 +29,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
+
 
 def to_rgb(image: Image.Image) -> Converted:
     """A loaded picture of any mode -> a new one in RGB; transparency is laid on white."""
@@ -38,11 +40,20 @@ def to_rgb(image: Image.Image) -> Converted:
 
 def oriented(rgb: Image.Image, file: Image.Image) -> Converted:
     """`rgb` as the EXIF of `file`, which it came from, says that it should be seen."""
+    turn, note = _turn(file)
+    return (rgb if turn is None else rgb.transpose(turn)), note
+
+
+def oriented_size(size: tuple[int, int], file: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture of this size in `file` once it is `oriented`."""
+    return size[::-1] if _turn(file)[0] in SIDEWAYS else size
+
+
+def _turn(file: Image.Image) -> tuple[Image.Transpose | None, str]:
     try:
-        turn = TURNS.get(file.getexif().get(ORIENTATION, 1))
+        return TURNS.get(file.getexif().get(ORIENTATION, 1)), ""
     except Exception:  # Pillow's reader raises nearly anything on damaged EXIF; the picture itself is whole, so: a note
-        return rgb, "unreadable EXIF: the picture may be turned"
-    return (rgb if turn is None else rgb.transpose(turn)), ""
+        return None, "unreadable EXIF: the picture may be turned"
 
 
 def _plain(image: Image.Image) -> Converted:

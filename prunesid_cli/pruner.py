@@ -13,19 +13,27 @@ import torch
 
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
 from prunesid_cli.families.base import VisionHalf
-from prunesid_cli.families.processing import reads_clips
+from prunesid_cli.families.processing import reads_clips, shortest_read
 from prunesid_cli.segments import PARTS, Information, alike, assemble, of_item, stacked
 from prunesid_cli.selection import choose
 from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
 from prunesid_cli.selection.checks import check_finite
 from prunesid_cli.selection.chosen import Chosen
+from prunesid_cli.selection.prunesid import over_time
 from prunesid_cli.selection.similarity import phi
 from prunesid_cli.types import Encoded, Pixels, Segment, TokenSet
 from prunesid_cli.video.sampling import EVENLY, Sampling
+from prunesid_cli.video.windows import check_window, joined
 
 if TYPE_CHECKING:
     from prunesid_cli.media import Media
     from prunesid_cli.selection import Method
+
+
+DRAFT = 2
+"""Times the side that a model reads: what a picture is decoded at, at least, where it is decoded smaller."""
+OVER_TIME: Mapping[object, Method] = {"prunesid": over_time}
+"""What a method is for a window of frames, where that is another one."""
 
 
 @dataclass
@@ -53,33 +61,44 @@ class Given(NamedTuple):
 @dataclass(frozen=True)
 class Pruner:
     """A vision half with what to keep and how to choose it; `sample` is the information of items to compare one with,
-    where any are known; `sampling` says at which frames of a clip to look."""
+    where any are known; `sampling` says at which frames of a clip to look, and which are selected from together;
+    `draft` lets large JPEGs be decoded smaller where that is enough."""
 
     vision: VisionHalf
     budget: Budget
     method: str | Method
     sample: Sequence[float]
     sampling: Sampling = EVENLY
+    draft: bool = False
     clock: Clock = field(default_factory=Clock)
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
         """What the tower takes of a picture or clip.
 
         Raises:
-            MediaError: it is a clip, and the model has none: it would read one frame of it, or fall over them.
+            MediaError: it is a clip, and the model has none: it would read one frame of it, or fall over them; or
+                windows of its frames are too large.
         """
         if media.is_clip:
             self.check_clip(media.source)
-        return self.vision.preprocess(media, companions)
+        pixels = self.vision.preprocess(media, companions)
+        check_window(media.source, pixels.layout, self.sampling.window)
+        return pixels
 
     def check_clip(self, source: str) -> None:
         """Refuse a clip, which may not be decoded yet, where the model has none."""
         if not reads_clips(self.vision):
             raise MediaError(f"{source}: this model reads no clips", "give it pictures, or name another model")
 
+    @property
+    def enough(self) -> int | None:
+        """Pixels of a picture's shorter side down to which it may be decoded smaller; None: it may not."""
+        side = shortest_read(self.vision) if self.draft else None
+        return side and DRAFT * side
+
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         with self.clock.stage("encode"):
-            return self.vision.encode(items)
+            return [joined(item, self.sampling.window) for item in self.vision.encode(items)]
 
     @property
     def spreads(self) -> bool:
@@ -197,7 +216,8 @@ class Pruner:
                     if other is not None:
                         check_finite(other)
                 features = torch.stack([one.features for one in some])
-                kept = choose(features, saliency, [jobs[i][1] for i in group], self.chosen, reserved)
+                method = OVER_TIME.get(self.chosen, self.chosen) if some[0].frames > 1 else self.chosen
+                kept = choose(features, saliency, [jobs[i][1] for i in group], method, reserved)
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
             found |= dict(zip(group, kept, strict=True))

@@ -28,7 +28,7 @@ def alike(segments: Sequence[Segment]) -> dict[object, list[int]]:
     """The numbers of segments that can be stacked, in their order."""
     groups = defaultdict[object, list[int]](list)
     for number, one in enumerate(segments):
-        groups[one.features.shape, tuple(getattr(one, part) is None for part in PARTS)].append(number)
+        groups[one.features.shape, one.frames > 1, tuple(getattr(one, part) is None for part in PARTS)].append(number)
     return groups
 
 
@@ -38,7 +38,7 @@ def stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def assemble(item: Encoded, chosen: Sequence[tuple[Chosen, list[int]]], shares: Sequence[int], whole: bool) -> TokenSet:
-    """The kept rows of all segments of an item, by slot; of a single one, in the order of the method.
+    """The kept rows of all segments of an item, by slot; of a single picture or frame, in the order of the method.
 
     What else a token carries is merged as its features are, and stands where they stand.
 
@@ -53,7 +53,7 @@ def assemble(item: Encoded, chosen: Sequence[tuple[Chosen, list[int]]], shares: 
         rows.append(torch.cat([kept.rows(part) for part in whole_rows], -1))
         slots += [segment.slots[number] for number in numbers] if segment.slots else numbers
     tokens = torch.cat(rows)
-    if len(item.segments) > 1:
+    if len(item.segments) > 1 or item.segments[0].frames > 1:
         order = sorted(range(len(slots)), key=slots.__getitem__)
         tokens, slots = tokens[torch.tensor(order, device=tokens.device)], [slots[i] for i in order]
     return TokenSet(tokens, tuple(slots), item.layout, whole)

@@ -90,7 +90,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Segment:
-    """What one selection runs over: a picture, a tile or a frame.
+    """What one selection runs over: a picture, a tile, a frame or a window of frames.
 
     features [N, C]    visual tokens at the cut
     saliency [N]       the model's own importance of a token; None where it offers none
@@ -98,6 +98,7 @@ class Segment:
     extra    [N, E]    what else a token carries, unseen by the selection, to stand after its features; None: nothing
     slots    N         where the stock model reads each token; None: 0 to N - 1
     summary_slot       where it reads the CLS token; SUMMARY: nowhere
+    frames             of how many its tokens are, one after the other
     """
 
     features: Tensor
@@ -106,6 +107,7 @@ class Segment:
     extra: Tensor | None = None
     slots: tuple[int, ...] | None = None
     summary_slot: int = SUMMARY
+    frames: int = 1
 
     @property
     def capacity(self) -> int:

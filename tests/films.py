@@ -8,9 +8,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
+import pytest
 from PIL import Image
+
+av = pytest.importorskip("av")
 
 BITS, BLOCK = 8, 16
 SIZE = (BITS * BLOCK + 32, 96)

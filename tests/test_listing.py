@@ -180,8 +180,14 @@ def test_the_same_file_is_given_once(tree: Path, paths: list[str], expected: lis
 
 
 def test_linked_file_is_given_once(tree: Path) -> None:
+    """By its own name where it comes anyway, else by the link's."""
     (tree / "sub/again.webp").symlink_to("c.webp")
-    assert sources("sub") == ["sub/again.webp", "sub/deep/d.gif"]
+    (tree / "sub/other.jpg").symlink_to("../b.jpg")
+    assert sources("sub") == ["sub/c.webp", "sub/deep/d.gif", "sub/other.jpg"]
+    assert sources("sub", "b.jpg", ".") == [
+        *("sub/c.webp", "sub/deep/d.gif", "sub/other.jpg"),
+        *("./a.PNG", "./dir.jpg/f.jpg"),
+    ]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")

@@ -1,17 +1,28 @@
-"""The chains under pressure: little memory, damaged inputs under --dynamic, a second writer, prompts from files."""
+"""The chains under pressure: work ahead and behind, batches that grow, little memory, a second writer, odd prompts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from prunesid_cli.ahead import THREADS, Ahead, batches_of
+from prunesid_cli.behind import Behind
+from prunesid_cli.decoding import Ready
 from prunesid_cli.errors import CacheError
+from prunesid_cli.interrupt import Stop
 from prunesid_cli.memory import within_memory
+from prunesid_cli.pace import Pace
 from prunesid_cli.tokencache import CacheWriter, open_cache
+from prunesid_cli.types import Layout, Pixels, Region
 from tests.conftest import Run
 
 ASK = "what is shown?"
@@ -112,3 +123,129 @@ def test_a_prompt_from_stdin(run: Run, cache: Path) -> None:
     piped = run("answer", cache, "-", stdin=b"what is shown?\n")
     assert [r["prompt"] for r in piped.records] == [ASK, ASK]
     assert run("answer", cache, "-", stdin=b" \n").code == 2
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 12), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_batches_are_filled_in_order(counts: list[int], size: int, depth: int) -> None:
+    """By what the tower sees of each item, and of one item at least."""
+    begun, taken = [0], [0]
+
+    def work(number: int) -> tuple[int, int]:
+        begun[0] += 1
+        assert begun[0] - taken[0] <= depth + 7 + 1, "beside a batch and the item that overfills it"
+        return number, counts[number]
+
+    stop = Stop()
+    with Ahead(range(len(counts)), work, lambda one: 1, lambda: depth, stop) as ahead:
+        found = []
+        for batch in batches_of(ahead, lambda: size, lambda one: one[1], 7, stop):
+            found.append(batch)
+            taken[0] += len(batch)
+            assert len(batch) == 1 or sum(count for _, count in batch) <= size
+    assert [number for batch in found for number, _ in batch] == list(range(len(counts)))
+    for batch, following in pairwise(found):
+        room = size - sum(count for _, count in batch)
+        assert following[0][1] > room or len(batch) == 7, "a batch was given though the next item fitted in"
+
+
+def test_a_clip_counts_its_frames() -> None:
+    frames = tuple(Region(64 * i, 8, 8, 8, time=float(i)) for i in range(32))
+    pixels = Pixels({"pixel_values": torch.zeros(32, 3, 8, 8)}, Layout("<video>", (2048,), frames))
+    clip = Ready(0, "clip.mp4", "", (8, 8), (), pixels)
+    assert (clip.regions, clip.bytes) == (32, 32 * 3 * 8 * 8 * 4)
+
+
+def test_what_waits_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunesid_cli.ahead.BYTES", 10)
+    begun = list[int]()
+    with Ahead(range(50), lambda one: begun.append(one) or one, lambda one: 4, lambda: 40, Stop()) as ahead:
+        ahead.take()
+        time.sleep(0.3)
+        assert len(begun) <= 1 + 10 // 4 + 1 + THREADS
+        assert [ahead.take() for _ in range(49)] == list(range(1, 50))
+
+
+def test_a_fault_ahead_comes_in_its_turn() -> None:
+    def work(number: int) -> int:
+        return 6 // (number - 3)
+
+    with Ahead(range(9), work, lambda one: 1, lambda: 9, Stop()) as ahead:
+        assert [ahead.take() for _ in range(3)] == [-2, -3, -6]
+        with pytest.raises(ZeroDivisionError):
+            ahead.take()
+
+
+def test_writing_behind_waits_and_tells_its_error() -> None:
+    done = list[int]()
+    with Behind() as behind:
+        for number in range(9):
+            behind.do(partial(done.append, number))
+    assert done == list(range(9))
+    with pytest.raises(ZeroDivisionError), Behind() as behind:
+        behind.do(lambda: 1 // 0)
+        behind.do(partial(done.append, 9))
+    assert done == list(range(9))
+    with pytest.raises(ZeroDivisionError), Behind() as behind:
+        for _ in range(9):
+            behind.do(lambda: 1 // 0)
+            time.sleep(0.01)
+        pytest.fail("the run went on")
+
+
+def sizes(pace: Pace, seconds: Callable[[int], float], batches: int = 60) -> list[int]:
+    seen = []
+    for _ in range(batches):
+        seen.append(pace.size)
+        pace.took(pace.size, seconds(pace.size))
+    return seen
+
+
+def test_batches_grow_while_that_pays() -> None:
+    def levels_off_at(most: int) -> Callable[[int], float]:
+        return lambda size: max(1.0, size / most)
+
+    assert sizes(Pace(8, 1024), levels_off_at(64))[-1] == 64
+    assert sizes(Pace(8, 1024), lambda size: 1.0)[-1] == 1024
+    assert sizes(Pace(8, 1024), lambda size: size * 1.0)[-1] == 8
+    assert set(sizes(Pace.fixed(5), lambda size: 1.0)) == {5}
+    assert sizes(Pace(8, 1024), levels_off_at(64), 500)[60:] == [64] * 440
+
+
+def test_batches_that_do_not_fit_are_halved_for_good() -> None:
+    pace = Pace(8, 1024)
+    sizes(pace, lambda size: 1.0, 12)
+    assert pace.size == 32
+    pace.too_large(32)
+    assert set(sizes(pace, lambda size: 1.0)) == {16}
+    fixed = Pace.fixed(1)
+    fixed.too_large(1)
+    assert fixed.size == 1
+
+
+def test_one_large_item_is_a_measure_of_its_own_size() -> None:
+    pace = Pace(8, 1024)
+    for _ in range(40):
+        pace.took(32, 1.0)
+    assert pace.size == 64, "two at once are what comes next"
+    for _ in range(8):
+        pace.took(64, 2.0)
+    assert pace.size == 32
+
+
+def test_a_batch_that_did_not_fit_is_told_once() -> None:
+    told = list[int]()
+
+    def work(some: Sequence[int]) -> list[int]:
+        if len(some) > 1:
+            raise RuntimeError("MPS backend out of memory")
+        return list(some)
+
+    assert within_memory(work, range(8), lambda one: -1, lambda: told.append(1)) == list(range(8))
+    assert told == [1]
+
+    def fail(some: Sequence[int]) -> list[int]:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        within_memory(fail, range(8), lambda one: -1)

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.media import Media
-from prunesid_cli.video import reading, worker
+from prunesid_cli.video import reading
 from prunesid_cli.video.reading import is_clip, load_clip, load_media
 from prunesid_cli.video.sampling import MAX_FRAMES, Sampling
 from tests.caches import held
 from tests.conftest import Run
 from tests.families.tiny import write
-from tests.films import SIZE, film, number_of, numbered, sound, turned
+from tests.films import SIZE, av, film, number_of, numbered, sound, turned
 
+pyav, worker = (pytest.importorskip(f"prunesid_cli.video.{name}") for name in ("pyav", "worker"))
 ASK = "what happens?"
 FILMS: dict[str, tuple[str, dict[str, Any]]] = {
     "h264.mp4": ("libx264", {}),
@@ -120,8 +122,8 @@ def test_decord_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(worker, "find_spec", lambda name: None)
     path = str(film(tmp_path / "a.mp4", 3))
     with pytest.raises(MediaError, match="it is not installed"):
-        worker.read(path, Sampling(backend="decord"))
-    assert len(worker.read(path, Sampling())[1]) == 3
+        list(worker.read(path, Sampling(backend="decord")))
+    assert len(list(worker.read(path, Sampling()))) == 3 + 1
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
@@ -138,9 +140,12 @@ def test_a_variable_frame_rate(backend: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_frames_are_upright(degrees: int, backend: str, tmp_path: Path) -> None:
+    path = turned(film(tmp_path / "a.mp4", 3), degrees)
     if backend == "decord":
         pytest.importorskip("decord")
-    path = turned(film(tmp_path / "a.mp4", 3), degrees)
+        if degrees != 180:
+            assert "pictures on their side" in refusal(path, Sampling(backend=backend)).problem
+            return
     media = load_clip(str(path), Sampling(backend=backend))
     for number, frame in enumerate(media.frames):
         expected = np.rot90(numbered(number), -degrees // 90)
@@ -162,11 +167,55 @@ def test_odd_sizes(tmp_path: Path) -> None:
     assert (media.size, numbers(media)) == ((161, 97), [0, 1, 2, 3, 4])
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (2, 400)])
+def test_tiny_and_thin_sizes(size: tuple[int, int], tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, "bgr0"
+        for grey in (0, 100, 200):
+            picture = np.full((size[1], size[0], 3), grey, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    media = load_clip(str(tmp_path / "a.mkv"), Sampling())
+    assert media.size == size
+    assert [frame.getpixel((0, 0)) for frame in media.frames] == [(grey,) * 3 for grey in (0, 100, 200)]
+
+
+@pytest.mark.parametrize("duration", [0, 1, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_duration_that_lies_changes_nothing(duration: int, tmp_path: Path) -> None:
+    """What a file says of its length is not asked: packets tell."""
+    path = film(tmp_path / "a.mp4", 40)
+    data = bytearray(path.read_bytes())
+    for box, offset in ((b"mvhd", 16), (b"mdhd", 16), (b"tkhd", 20)):  # version 0, from after the name
+        at = data.index(box) + 4 + offset
+        data[at : at + 4] = duration.to_bytes(4, "big")
+    path.write_bytes(data)
+    media = load_clip(str(path), Sampling(6))
+    assert (numbers(media), media.times[-1]) == ([0, 7, 15, 23, 31, 39], pytest.approx(39 / 25, abs=0.002))
+
+
+def test_a_clip_without_an_end_is_read_up_to_where_it_is(tmp_path: Path) -> None:
+    """As a recording in progress, which says neither its length nor its size."""
+    path = film(tmp_path / "a.mkv", 40, muxer={"live": "1"})
+    assert numbers(load_clip(str(path), Sampling(6))) == [0, 7, 15, 23, 31, 39]
+
+
+def test_frames_that_nobody_needs_are_passed_over_and_no_pixel_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = film(tmp_path / "a.mp4", 60, bf=3, g=60, **{"x264-params": "b-pyramid=normal:b-adapt=0"})
+    frames = [one for one in worker.read(str(path), Sampling(7)) if isinstance(one, Image.Image)]
+    monkeypatch.setattr(pyav, "SKIPPING", ())
+    assert frames == [one for one in worker.read(str(path), Sampling(7)) if isinstance(one, Image.Image)]
+    assert [number_of(one) for one in frames] == [0, 9, 19, 29, 39, 49, 59]
+
+
 def test_frames_that_would_fill_memory_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "MOST_PIXELS", 5 * SIZE[0] * SIZE[1] // 4)
-    told, frames = worker.read(str(film(tmp_path / "a.mp4", 5)), Sampling())
+    *frames, told = worker.read(str(film(tmp_path / "a.mp4", 5)), Sampling())
+    assert isinstance(told, worker.Told)
     assert told.notes == (f"frames of {SIZE[0]}x{SIZE[1]} reduced to {SIZE[0] // 2}x{SIZE[1] // 2}",)
-    assert [number_of(frame.resize(SIZE)) for frame in frames] == [0, 1, 2, 3, 4]
+    assert [number_of(one.resize(SIZE)) for one in frames if isinstance(one, Image.Image)] == [0, 1, 2, 3, 4]
 
 
 def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +234,6 @@ def test_what_a_file_is_decides_not_its_name(tmp_path: Path) -> None:
         (tmp_path / "plain").write_bytes(film(tmp_path / name, 2).read_bytes())
         assert is_clip(str(tmp_path / name))
         assert is_clip(str(tmp_path / "plain")) == (name != "a.ts")
-    from PIL import Image
-
     Image.new("RGB", (8, 8)).save(tmp_path / "b.mp4", "PNG")
     assert not load_media(tmp_path / "b.mp4", Sampling()).is_clip
 
@@ -242,9 +289,7 @@ def test_a_decoder_that_hangs_or_crashes_is_ended(tmp_path: Path, monkeypatch: p
     began = time.monotonic()
     monkeypatch.setattr(reading, "START", "import time; time.sleep(60)")
     assert "not decoded within" in refusal(path).problem
-    monkeypatch.setattr(
-        reading, "START", 'print(\'{"size": [8, 8], "times": [0]}\', flush=True); import time; time.sleep(60)'
-    )
+    monkeypatch.setattr(reading, "START", "print('{\"frame\": [8, 8]}', flush=True); import time; time.sleep(60)")
     assert "not decoded within" in refusal(path).problem
     monkeypatch.setattr(reading, "START", "import os; os.abort()")
     assert "the video decoder crashed (" in refusal(path).problem

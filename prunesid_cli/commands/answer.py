@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from prunesid_cli.commands import options as o
-from prunesid_cli.commands.given import prompt_of
+from prunesid_cli.commands.prompts import read_prompts
+from prunesid_cli.commands.replies import Job, Report, made_by
 from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.commands.session import Hardware, Session
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.families.checkpoint import is_local
-from prunesid_cli.output import advance_one, duration, plural, printer, stdout_is_terminal
+from prunesid_cli.output import printer
 from prunesid_cli.tokencache import Cache, Run, open_cache
-
-if TYPE_CHECKING:
-    from prunesid_cli.pipeline import Query, Reply
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt for every item, or for the one named `source`."""
-
-    text: str
-    source: str | None = None
 
 
 def answer(
@@ -39,7 +26,24 @@ def answer(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.jsonl", help='Lines {"prompt": ...}, with "source" where one item is meant.'),
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='Lines {"prompt": ...}, with "source", "digest" (its first digits) or "where" (a glob) if not all '
+            "items are meant.",
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Only items whose path matches, or without a slash in GLOB their name; repeatable."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FILE.jsonl", rich_help_panel=o.OUTPUT,
+            help="Write answers there, and go on where the same command stopped. stdout is silent without --json.",
+        ),
     ] = None,
     model: o.CacheModel = None,
     revision: o.CacheRevision = None,
@@ -55,73 +59,53 @@ def answer(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Answer one prompt, or many, over everything in a cache, with neither images nor vision tower.
 
-    The model is the cache's own. Answers are JSON, a line each, unless a person is looking.
+    The model is the cache's own. Answers are JSON, a line each, unless a person is looking: item by item, the prompts
+    about it in their order, each once. With --out, what is answered is not asked again; what failed is.
 
     Example: prunesid answer cache/ "is there a person?" | jq .
     """
-    printer.check()
+    if out is None or as_json:
+        printer.check()
+    printer.resumable = out is not None
     asked = read_prompts(prompt, prompts)
-    opened = open_cache(cache)
-    if opened.run is None and opened.missing.numbers:
-        raise opened.missing.error
-    if opened.run is None:
-        hint = f"ls {cache} --failed" if opened.failures() else f"info {cache}"
-        raise CacheError(f"{cache} holds no tokens", hint=f"prunesid cache {hint}")
-    session = _session(opened.run, model, revision, Hardware(device, dtype, attention))
-    from prunesid_cli import pipeline
+    opened, run = _opened(cache)
+    asked.check(opened)
+    queries = partial(asked.queries, opened, where or ())
+    if next(queries(), None) is None:
+        raise UsageError(f"--where {' '.join(where or ())}: no item of {cache}", f"prunesid cache ls {cache}")
+    session = _session(run, model, revision, Hardware(device, dtype, attention))
     from prunesid_cli.types import Generation
 
-    queries = list(_queries(opened, asked))
-    language, began, failed = session.language(), time.perf_counter(), 0
-    for text in dict.fromkeys(prompt.text for prompt in asked):
-        language.check(text, 1)
     how = Generation(max_new_tokens, temperature, seed)
-    with printer.progress("answering", len(queries), prints=True) as bar:
-        for reply in pipeline.answer(language, queries, how, session.batch_size(batch_size)):
-            failed += reply.error is not None
-            _print(reply, as_json or not stdout_is_terminal())
-            advance_one(bar)
-    if usage:
-        spent = time.perf_counter() - began
-        printer.usage(f"{plural(len(queries), 'answer')} in {duration(spent)} ({len(queries) / spent:.1f}/s)")
+    job = Job(session, asked.texts, how, session.batch_size(batch_size), Report(as_json, out is None))
+    if out is None:
+        is_known = not where and not asked.are_named
+        job.answer(queries(), len(opened) * len(asked.texts) if is_known else None)
+    else:
+        job.answer_into(out, made_by(run, how), queries)
+    if usage and job.report.answers:
+        printer.usage(job.report.speed())
     end_if_incomplete(opened)
-    if failed:
+    if job.report.failed:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def read_prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
-    """The prompt, or those of a JSONL file.
+def _opened(folder: Path) -> tuple[Cache, Run]:
+    """A cache, and what its items have in common.
 
     Raises:
-        UsageError: none or both were given, or a line cannot be read.
+        CacheError: it cannot be read, or there is nothing in it that could be answered.
     """
-    if prompt is not None and file is not None:
-        raise UsageError("answer takes a prompt or --prompts, not both", "leave out one of them")
-    if prompt is None and file is None:
-        raise UsageError(
-            "answer needs a prompt, or --prompts FILE.jsonl", hint='prunesid answer cache/ "what is shown?"'
-        )
-    if file is None:
-        return [Prompt(prompt_of(prompt or ""))]
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {file}: {error}", hint="a text file with a JSON object a line") from error
-    return [_prompt(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _prompt(line: str, where: str) -> Prompt:
-    try:
-        record = json.loads(line)
-        text, source = record["prompt"], record.get("source")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        text = source = None
-    if not isinstance(text, str) or not text.strip() or not isinstance(source, str | None):
-        raise UsageError(f"{where} is no prompt", hint='write {"prompt": "what is shown?"}')
-    return Prompt(text, source)
+    cache = open_cache(folder)
+    if cache.run is None and cache.missing.numbers:
+        raise cache.missing.error
+    if cache.run is None:
+        hint = f"ls {folder} --failed" if cache.failures() else f"info {folder}"
+        raise CacheError(f"{folder} holds no tokens", hint=f"prunesid cache {hint}")
+    return cache, cache.run
 
 
 def _session(run: Run, model: str | None, revision: str | None, hardware: Hardware) -> Session:
@@ -140,39 +124,3 @@ def _session(run: Run, model: str | None, revision: str | None, hardware: Hardwa
             hint="leave out --model and --revision, or compress again with this one",
         )
     return chosen
-
-
-def _queries(cache: Cache, prompts: Iterable[Prompt]) -> Iterator[Query]:
-    """Item by item, each prompt that means it.
-
-    Raises:
-        UsageError: a prompt names a source that is not in the cache.
-    """
-    from prunesid_cli.pipeline import Query
-
-    prompts = list(prompts)
-    for prompt in prompts:
-        if prompt.source is not None and cache.find(prompt.source) is None:
-            raise UsageError(f"the cache has no item {prompt.source}", hint=f"prunesid cache ls {cache.folder}")
-    number = 0
-    for shard, item in cache.items():
-        for prompt in prompts:
-            if prompt.source in (None, item.source):
-                yield Query(number, prompt.text, shard, item)
-                number += 1
-
-
-def _print(reply: Reply, as_json: bool) -> None:
-    query = reply.query
-    record: dict[str, Any] = {"id": query.number, "source": query.item.source, "prompt": query.prompt}
-    if reply.error or reply.answer is None:
-        error = reply.error or CacheError("no answer")
-        printer.error(error)
-        record |= {"error": error.problem, "hint": error.hint}
-    else:
-        counts = {"tokens": query.item.total, "kept": query.item.kept}
-        record |= {"answer": reply.answer.text} | counts | {"ms": round(reply.ms, 1)}
-    if as_json:
-        printer.record(record)
-    elif "answer" in record:
-        printer.result(f"{query.item.source}: {record['answer']}")

@@ -46,6 +46,7 @@ def ask(
     method: o.Method = "prunesid",
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
+    window: o.Window = 1,
     video_backend: o.VideoBackend = o.Backend.auto,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
@@ -68,13 +69,14 @@ def ask(
     if calibration and not outweighs_fixed(context, "calibration", "--calibration"):
         calibration = None
     budget = read_budget(context, keep, True if calibration else dynamic, method)
-    media, prompt = _read_inputs(sources, prompt, read_sampling(context))
+    sampling = read_sampling(context)
+    media, prompt = _read_inputs(sources, prompt, sampling)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli import pipeline
     from prunesid_cli.types import Generation
 
     sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
-    pruner = session.pruner(budget, method, sample)
+    pruner = session.pruner(budget, method, sample, sampling)
     language = session.language()
     stream = None if as_json or not stdout_is_terminal() else lambda text: printer.result(text, end="")
     how = Generation(max_new_tokens, temperature, seed, stream)

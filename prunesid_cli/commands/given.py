@@ -14,7 +14,7 @@ import typer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families.checkpoint import DEMO, is_local
 from prunesid_cli.settings import config_path
-from prunesid_cli.video.sampling import Sampling
+from prunesid_cli.video.sampling import FRAMES, Sampling
 
 RISING = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
 """Of two sources of values, the later one wins. The second is the configuration file."""
@@ -56,22 +56,22 @@ def naming(context: typer.Context, name: str) -> Iterator[None]:
 
 
 def read_sampling(context: typer.Context) -> Sampling:
-    """How to look at clips: by --frames or --fps, whichever has more weight.
+    """How to look at clips: by --frames or --fps, whichever has more weight, and in which windows.
 
     Raises:
         UsageError: both were typed, or the latter is no rate.
     """
     given = context.params
-    frames, fps, backend = given["frames"], given["fps"], given["video_backend"].value
+    frames, fps, how = given["frames"], given["fps"], (given["video_backend"].value, given["window"])
     if fps is None:
-        return Sampling(frames, None, backend)
+        return Sampling(frames, None, *how)
     with naming(context, "fps"):
         if not 0 < fps < math.inf:
             raise UsageError(f"--fps {fps:g} is no rate", "frames a second: 1, or 0.5 for one in two seconds")
     if is_typed(context, "frames") and is_typed(context, "fps"):
         raise UsageError("--frames and --fps contradict each other", "leave out one")
     by_frames = weight(context, "frames") > weight(context, "fps")
-    return Sampling(frames, None, backend) if by_frames else Sampling(fps=fps, backend=backend)
+    return Sampling(frames, None, *how) if by_frames else Sampling(FRAMES, fps, *how)
 
 
 def revision_meant(context: typer.Context, model: str | None, revision: str | None) -> str | None:

@@ -76,12 +76,20 @@ Dynamic = Annotated[
     typer.Option(
         "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=PRUNING,
         show_default="over tiles and frames of one image or clip",
-        help="Spread the average by how much is in them: over images, too (a folder in two passes), or not at all.",
+        help="Spread the average by how much is in them: over images, too (each is decoded twice), or not at all.",
     ),
 ]  # fmt: skip
 Method = Annotated[
     str, typer.Option(envvar="PRUNESID_METHOD", rich_help_panel=PRUNING, help=f"How to choose: {', '.join(METHODS)}.")
 ]
+Draft = Annotated[
+    bool,
+    typer.Option(
+        "--draft", envvar="PRUNESID_DRAFT", rich_help_panel=RUNNING,
+        help="Decode large JPEGs at 1/2, 1/4 or 1/8, still twice what the model reads: 6 to 9 times faster, and "
+        "of what is kept a tenth is another. Noted of each image. For models that shrink all images to one size.",
+    ),
+]  # fmt: skip
 Frames = Annotated[
     int,
     typer.Option(
@@ -94,6 +102,14 @@ Fps = Annotated[
     typer.Option(
         "--fps", envvar="PRUNESID_FPS", rich_help_panel=CLIPS, show_default="as --frames says",
         help="Frames a second instead, however long the clip is: 1, 0.5.",
+    ),
+]  # fmt: skip
+Window = Annotated[
+    int,
+    typer.Option(
+        "--window", min=1, max=MAX_FRAMES, envvar="PRUNESID_WINDOW", rich_help_panel=CLIPS,
+        help="Successive frames (Qwen: pairs of them) that are selected from together, so that what stands still is "
+        "hardly kept twice; 1: each alone. Try 8.",
     ),
 ]  # fmt: skip
 VideoBackend = Annotated[
@@ -134,6 +150,36 @@ BatchSize = Annotated[
         help="Items a forward; 0: 8 on a CPU, 32 elsewhere.",
     ),
 ]
+TowerBatch = Annotated[
+    int,
+    typer.Option(
+        "--batch-size", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=RUNNING,
+        help="Pictures, tiles and frames that the tower sees at once, one image or clip at least; 0: 8 on a CPU, "
+        "elsewhere grown while it pays. Halved where memory ends.",
+    ),
+]  # fmt: skip
+Checksum = Annotated[
+    bool,
+    typer.Option(
+        "--checksum", rich_help_panel=RUNNING,
+        help="Tell what changed by the contents of files, and not by their size and time of change.",
+    ),
+]  # fmt: skip
+Portion = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", rich_help_panel=RUNNING,
+        help="Only the inputs of one of N machines: 1/4 to 4/4, each with an --out of its own, the same whatever files "
+        "are added. auto: as a SLURM array or an indexed Kubernetes job says.",
+    ),
+]  # fmt: skip
+RetryFailed = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed", rich_help_panel=RUNNING,
+        help="Only what failed before, as the cache lists it; no PATH. The options are those of that run.",
+    ),
+]  # fmt: skip
 MaxNewTokens = Annotated[
     int,
     typer.Option(min=1, envvar="PRUNESID_MAX_NEW_TOKENS", rich_help_panel=ANSWERING, help="Longest answer, in tokens."),

@@ -12,8 +12,8 @@ from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import duration, plural, printer, size
 
 if TYPE_CHECKING:
-    from prunesid_cli.listing import Listing
     from prunesid_cli.pipeline import Outcome
+    from prunesid_cli.portion import Portion
     from prunesid_cli.selection.budget import Budget
     from prunesid_cli.tokencache import Cache, CacheWriter
 
@@ -36,10 +36,11 @@ def end_if_incomplete(cache: Cache) -> None:
 class Report:
     """What became of the inputs: a line of JSON each on request, and the summary at the end."""
 
-    def __init__(self, as_json: bool, budget: Budget) -> None:
-        self.as_json, self.budget = as_json, budget
+    def __init__(self, as_json: bool, budget: Budget, portion: Portion, retries: bool) -> None:
+        self.as_json, self.budget, self.portion, self.retries = as_json, budget, portion, retries
         self.began = time.perf_counter()
         self.counts: Counter[str] = Counter()
+        self.passed: Counter[str] = Counter()
 
     def take(self, outcome: Outcome) -> None:
         if outcome.error:
@@ -68,23 +69,32 @@ class Report:
         if self.as_json:
             printer.record(values)
 
-    def say(self, writer: CacheWriter, listing: Listing) -> None:
-        count, spent = self.counts, time.perf_counter() - self.began
-        clips, images = count["clips"], count["kept"] - count["clips"]
-        done = [plural(images, "image")] if images or not clips else []
-        done += [plural(clips, "clip")] if clips else []
-        parts = [f"compressed {', '.join(done)} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"]
-        parts += [f"{count['held']:,} already in the cache"] if count["held"] else []
-        parts += [f"{plural(number, what)} passed over" for what, number in sorted(listing.passed.items())]
+    def say(self, writer: CacheWriter, is_whole: bool) -> None:
+        """is_whole: all inputs came."""
+        count = self.counts
+        parts = [self._done(is_whole)] + [f"shard {self.portion}"] * (self.portion.of > 1)
+        parts += [f"{plural(number, what)} passed over" for what, number in sorted(self.passed.items())]
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
         printer.note("   ".join(parts))
-        if not count["kept"] + count["held"] + count["failed"]:
+        if is_whole and not self.retries and not count["kept"] + count["held"] + count["failed"]:
             printer.warning("no images or clips found")
-        if writer.missing.items > count["kept"]:
+        if is_whole and not self.retries and writer.missing.items > count["kept"]:
             lost = f"{writer.missing.items - count['kept']:,} of the {writer.missing.items:,} items that it lacked"
             printer.warning(f"{writer.folder} goes on without {lost}: they were not among these images")
         if count["tokens"]:
             all_tokens, kept = count["tokens"], count["tokens kept"]
             stored = size(writer.size())
             printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")
+
+    def _done(self, is_whole: bool) -> str:
+        count, spent = self.counts, time.perf_counter() - self.began
+        held = f"{count['held']:,} already in the cache"
+        if is_whole and not count["kept"] + count["failed"]:
+            nothing = "nothing failed before" if self.retries else "no images or clips"
+            return f"nothing to do: {held if count['held'] else nothing}"
+        clips, images = count["clips"], count["kept"] - count["clips"]
+        done = [plural(images, "image")] if images or not clips else []
+        done += [plural(clips, "clip")] if clips else []
+        rate = f"compressed {', '.join(done)} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"
+        return "   ".join([rate] + [held] * bool(count["held"]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,14 +21,20 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.video.sampling import EVENLY, Sampling
 
 if TYPE_CHECKING:
-    from prunesid_cli.families.base import LanguageHalf
+    from prunesid_cli.families.base import LanguageHalf, VisionHalf
+    from prunesid_cli.media import Media
+    from prunesid_cli.pace import Pace
     from prunesid_cli.pruner import Pruner
-    from prunesid_cli.types import Placement
+    from prunesid_cli.types import Encoded, Pixels, Placement
 
 DEMO_NOTE = (
     "using the embedded demo model, which knows only drawn scenes; "
     "choose a real one with: prunesid models use llava-1.5-7b"
 )
+
+ON_CPU = 8
+FIRST, MOST = 8, 1024
+"""Of a batch that grows."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,33 @@ class Hardware:
     device: str
     dtype: Dtype
     attention: Attention
+
+
+class LazyVision:
+    """A vision half that is loaded when something is first asked of it; once, whichever thread asks."""
+
+    def __init__(self, load: Callable[[], VisionHalf]) -> None:
+        self._load, self._lock = load, Lock()
+        self._half: VisionHalf | None = None
+
+    def load(self) -> VisionHalf:
+        with self._lock:
+            self._half = self._half or self._load()
+            return self._half
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._half is not None
+
+    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+        return self.load().preprocess(media, companions)
+
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        return self.load().encode(items)
+
+    def __getattr__(self, name: str) -> Any:
+        """What some vision halves have beyond the protocol."""
+        return getattr(self.load(), name)
 
 
 @dataclass(frozen=True)
@@ -60,12 +94,22 @@ class Session:
         printer.detail(f"device {placement.device}, dtype {placement.dtype}, attention {placement.attention}")
         return cls(checkpoint, placement)
 
-    def pruner(self, budget: Budget, method: str, sample: Sequence[float] = (), sampling: Sampling = EVENLY) -> Pruner:
-        """sample: the information of typical images, where it is known better than the checkpoint knows it."""
+    def pruner(
+        self,
+        budget: Budget,
+        method: str,
+        sample: Sequence[float] = (),
+        sampling: Sampling = EVENLY,
+        vision: VisionHalf | None = None,
+    ) -> Pruner:
+        """sample: the information of typical images, where it is known better than the checkpoint knows it. vision: to
+        be loaded now, where none is given."""
         from prunesid_cli.pruner import Pruner
 
-        vision = load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
-        return Pruner(vision, budget, method, sample or self.checkpoint.sample, sampling)
+        return Pruner(vision or self.vision(), budget, method, sample or self.checkpoint.sample, sampling)
+
+    def vision(self) -> VisionHalf:
+        return load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
 
     def language(self) -> LanguageHalf:
         return load_family(self.checkpoint.model_type).language(self.checkpoint, self.placement)
@@ -75,7 +119,15 @@ class Session:
         return str(self.placement.dtype).removeprefix("torch.")
 
     def batch_size(self, asked: int) -> int:
-        return asked or (8 if self.placement.device.type == "cpu" else 32)
+        return asked or (ON_CPU if self.placement.device.type == "cpu" else 32)
+
+    def pace(self, asked: int) -> Pace:
+        """How many pictures, tiles and frames the tower sees at once. More than a few gain nothing on a CPU."""
+        from prunesid_cli.pace import Pace
+
+        if asked or self.placement.device.type == "cpu":
+            return Pace.fixed(asked or ON_CPU)
+        return Pace(FIRST, MOST)
 
 
 def read_budget(context: typer.Context, keep: str, dynamic: bool | None, method: str) -> Budget:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from prunesid_cli.types import Answer, Encoded, Generation, Pixels, Placement, Prompt, TokenSet
+from prunesid_cli.types import Answer, Encoded, Generation, Layout, Pixels, Placement, Prompt, TokenSet
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from prunesid_cli.families.checkpoint import Checkpoint
+    from prunesid_cli.families.prefill import Beginning
     from prunesid_cli.media import Media
 
 
@@ -26,18 +29,37 @@ class VisionHalf(Protocol):
 
 
 class LanguageHalf(Protocol):
-    """Token sets and a prompt -> an answer. Holds the projector and the language model alone."""
+    """Token sets and a prompt -> an answer. Holds the projector and the language model alone.
+
+    placeholders  ids that stand for visual tokens, one for each run of an item
+    shares        whether what prompts begin with alike can be read once for all of them
+    """
+
+    placeholders: frozenset[int]
+    shares: bool
 
     def check(self, prompt: str, items: int) -> None:
         """Refuse a prompt that cannot be put to this model about so many items, with a `UsageError`."""
+        ...
+
+    def tokenised(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
+        """The ids [L] of a whole prompt about some items."""
         ...
 
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
         """The whole prompt, visual tokens of the items in their places."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], how: Generation) -> list[Answer]:
-        """Prompts, left-padded to one batch -> answers."""
+    def generate(self, prompts: Sequence[Prompt], how: Generation, begun: Sequence[Beginning] = ()) -> list[Answer]:
+        """Prompts, left-padded to one batch -> answers; `begun`: what each begins with, where it was read before."""
+        ...
+
+    def begin(self, prompts: Sequence[Prompt]) -> list[Beginning]:
+        """Read what other prompts begin with."""
+        ...
+
+    def logits(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Prompts -> scores of the first token of each answer [B, vocabulary], fp32."""
         ...
 
 

@@ -27,7 +27,10 @@ class BothWays(Language):
         prepare = self.model.prepare_inputs_for_generation
 
         def said(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
-            return prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+            given: dict[str, Any] = prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+            # The mask reads types by column, from the first; 5.17 hands on those of the columns that are new.
+            types = {"token_type_ids": kwargs["token_type_ids"]} if given.get("token_type_ids") is not None else {}
+            return given | types
 
         self.model.prepare_inputs_for_generation = said
         try:

@@ -20,7 +20,7 @@ from prunesid_cli.families.both_ways import BothWays, refuse_flash
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.language import left_pad
 from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import load_processor, placeholders, read_picture
+from prunesid_cli.families.processing import load_processor, placeholders, read_picture, shrunk_to
 from prunesid_cli.families.saliency import received_attention
 from prunesid_cli.media import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
@@ -63,6 +63,8 @@ class Gemma3Vision:
         self.processor = load_processor(checkpoint)
         own = {name: getattr(self.processor.image_processor, name, None) for name in CROPPING}
         self.cropping = {name: value for name, value in own.items() if value is not None}
+        if not self.cropping.get("do_pan_and_scan"):
+            self.shortest = shrunk_to(self.processor.image_processor)
 
     def preprocess(self, media: Media, companions: int = 0) -> Pixels:
         read = read_picture(self.processor, self.placeholders, media.image, **self.cropping)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from prunesid_cli.errors import ModelError, UsageError
+from prunesid_cli.families.prefill import PAST, Beginning, beginnings, empty, keeps_tokens, laid_out
 from prunesid_cli.families.processing import marker, placeholders
 from prunesid_cli.families.prompts import TAG, Piece, content, coordinates, is_clip, texts_of
 from prunesid_cli.types import SUMMARY, Answer, Generation, Layout, Prompt, TokenSet
@@ -33,12 +34,16 @@ class Language(ABC):
     newline: Tensor | None = None
     """The embedding of structural slots [D], where a family has some."""
 
+    causal = True
+    """Whether what a prompt begins with is read alike whatever follows."""
+
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholders = placeholders(model.config)
         self.markers = {clip: marker(processor, clip) for clip in (False, True)}
+        self.shares = self.causal and keeps_tokens(model.config)
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
@@ -148,38 +153,37 @@ class Language(ABC):
         return text
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Prompt], how: Generation) -> list[Answer]:
+    def generate(self, prompts: Sequence[Prompt], how: Generation, begun: Sequence[Beginning] = ()) -> list[Answer]:
         """See `LanguageHalf`; sampling has a seed of its own."""
         streamer = _Stream(self.tokenizer, how.stream) if how.stream else None
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if how.temperature > 0:
             sampling = {"do_sample": True, "temperature": how.temperature}
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self.around(prompts):
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(how.seed)
-            said = self.model.generate(
-                **self.inputs(prompts),
-                max_new_tokens=how.max_new_tokens,
-                pad_token_id=self._padding(),
-                streamer=streamer,
-                **sampling,
-            )
+            said = self._run(prompts, begun, max_new_tokens=how.max_new_tokens, streamer=streamer, **sampling)
         return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
 
     @torch.no_grad()
-    def logits(self, prompts: Sequence[Prompt]) -> Tensor:
+    def begin(self, prompts: Sequence[Prompt]) -> list[Beginning]:
+        """See `LanguageHalf`."""
+        cache = empty()
+        self._run(prompts, (), max_new_tokens=1, do_sample=False, **{PAST: cache})
+        return beginnings(cache, [len(prompt.embeds) for prompt in prompts])
+
+    @torch.no_grad()
+    def logits(self, prompts: Sequence[Prompt], begun: Sequence[Beginning] = ()) -> Tensor:
         """Prompts -> scores of the first token of each answer [B, vocabulary], fp32."""
-        with self.around(prompts):
-            said = self.model.generate(
-                **self.inputs(prompts),
-                max_new_tokens=1,
-                do_sample=False,
-                pad_token_id=self._padding(),
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        first: Tensor = said.logits[0].float()
+        wanted = {"output_logits": True, "return_dict_in_generate": True}
+        first: Tensor = self._run(prompts, begun, max_new_tokens=1, do_sample=False, **wanted).logits[0].float()
         return first
+
+    def _run(self, prompts: Sequence[Prompt], begun: Sequence[Beginning], **how: Any) -> Any:
+        """What the stock `generate` makes of prompts, left-padded to one batch, given what was read of them before."""
+        past = {PAST: laid_out(begun, [len(one.embeds) for one in prompts])} if begun else {}
+        with self.around(prompts):
+            return self.model.generate(**self.inputs(prompts), pad_token_id=self._padding(), **past, **how)
 
     def _padding(self) -> int:
         for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):

@@ -25,6 +25,7 @@ from prunesid_cli.families.processing import (
     placeholders,
     processor_settings,
     read_picture,
+    shrunk_to,
 )
 from prunesid_cli.families.rasters import windows
 from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
@@ -67,6 +68,7 @@ class LlavaVision:
         """The layout is the same for every picture."""
         reads_cls = self.tower.kind.has_cls and self.config.vision_feature_select_strategy == "full"
         self.summary_slot = 0 if reads_cls else SUMMARY
+        self.shortest = shrunk_to(self.processor.image_processor)
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         read = read_picture(self.processor, placeholders(self.config), Image.new("RGB", (side, side)))

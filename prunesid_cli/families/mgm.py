@@ -89,6 +89,7 @@ class MGMVision:
         self.grid = getattr(self.config, "image_grid", None) or 1
         self.has_whole = self.grid > 1 and bool(getattr(self.config, "image_global", False))
         self.side = clip.image_size
+        self.shortest: int = self.config.image_size_aux
         self.rows = clip.image_size // clip.patch_size
         if self.config.image_size_aux % (STRIDE * self.grid * self.rows):
             raise UnsupportedModel(

@@ -20,7 +20,7 @@ from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families.both_ways import BothWays, refuse_flash
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import load_processor, marker, pixels_of
+from prunesid_cli.families.processing import load_processor, marker, pixels_of, shrunk_to
 from prunesid_cli.families.rasters import windows
 from prunesid_cli.families.saliency import received_attention
 from prunesid_cli.families.towers import kind_of
@@ -64,6 +64,7 @@ class PaliGemmaVision:
         self.tower = self.model.model.vision_tower
         self.tower.set_attn_implementation(placement.attention)
         self.processor = load_processor(checkpoint)
+        self.shortest = shrunk_to(self.processor.image_processor)
         side = config.vision_config.image_size // config.vision_config.patch_size
         self.layout = Layout(str(marker(self.processor, False)), (side**2,), (Region(0, side, side, side),))
         raster = torch.arange(side**2).view(side, side)
@@ -89,6 +90,8 @@ class PaliGemmaVision:
 
 
 class PaliGemmaLanguage(BothWays):
+    causal = False  # visual tokens see the question that comes after them
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         refuse_flash(placement, "PaliGemma")
         config = load_config(checkpoint)

@@ -98,6 +98,19 @@ def reads_clips(vision: Any) -> bool:
     return marker(getattr(vision, "processor", None), True) is not None
 
 
+def shrunk_to(images: Any) -> int | None:
+    """How many pixels the shorter side of every picture has once an image processor has resized it; None: as many as it
+    had."""
+    known = [length for name in ("shortest_edge", "height", "width") if (length := images.size.get(name))]
+    return max(known) if images.do_resize and known else None
+
+
+def shortest_read(vision: Any) -> int | None:
+    """How many pixels of a picture's shorter side a vision half reads, however many there are; None: of more it reads
+    more."""
+    return getattr(vision, "shortest", None)
+
+
 def placeholders(config: Any) -> frozenset[int]:
     """The ids whose embeddings a model replaces by visual tokens."""
     names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")

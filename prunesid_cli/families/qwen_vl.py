@@ -141,15 +141,17 @@ class QwenLanguage(Language):
 
 @contextmanager
 def deepstacked(language_model: Any, prompts: Sequence[Prompt], added: Tensor) -> Iterator[None]:
-    """While open, a language model that is given a left-padded batch of whole prompts is given, too, what is added to
-    their visual tokens after each of its first layers: [K, V, D], V of all prompts. `generate` takes no such thing."""
+    """While open, a language model that is given a left-padded batch of prompts, or the last columns of one, is given,
+    too, what is added to their visual tokens after each of its first layers: [K, V, D], V of all prompts. `generate`
+    takes no such thing."""
     visual = left_pad([prompt.visual[:, None].long() for prompt in prompts])[0][..., 0].bool()
 
-    def give(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        if kwargs["inputs_embeds"].shape[1] != visual.shape[1]:
-            return None
-        mask = visual.to(kwargs["inputs_embeds"].device)
-        return args, {**kwargs, "visual_pos_masks": mask, "deepstack_visual_embeds": list(added)}
+    def give(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hook.remove()  # what is read next are words
+        start = visual.shape[1] - kwargs["inputs_embeds"].shape[1]
+        mask = visual[:, start:].to(kwargs["inputs_embeds"].device)
+        rest = added[:, (visual.nonzero()[:, 1] >= start).to(added.device)]
+        return args, {**kwargs, "visual_pos_masks": mask, "deepstack_visual_embeds": list(rest)}
 
     hook = language_model.register_forward_pre_hook(give, with_kwargs=True)
     try:

@@ -44,10 +44,10 @@ def windows(rows: int, columns: int, side: int) -> list[tuple[slice, slice]]:
     if rows > columns:
         return [(down, across) for across, down in windows(columns, rows, side)]
     high = -(-rows // -(-rows // side))
-    return [(down, across) for down in _even(rows, high) for across in _even(columns, max(side * side // high, side))]
+    return [(down, across) for down in evenly(rows, high) for across in evenly(columns, max(side * side // high, side))]
 
 
-def _even(length: int, most: int) -> list[slice]:
+def evenly(length: int, most: int) -> list[slice]:
     """As few parts of a length as can be, none longer than `most`."""
     count = -(-length // most)
     edges = [length * i // count for i in range(count + 1)]

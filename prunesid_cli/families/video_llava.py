@@ -23,6 +23,7 @@ from prunesid_cli.families.processing import (
     marker,
     placeholders,
     read_picture,
+    shrunk_to,
 )
 from prunesid_cli.families.saliency import cls_attention
 from prunesid_cli.families.towers import trim
@@ -62,6 +63,7 @@ class VideoLlavaVision:
         self.model = load_vision(VideoLlavaForConditionalGeneration, checkpoint, config, placement)
         self.towers = {PICTURE: self.model.model.image_tower, CLIP: self.model.model.video_tower}
         self.processor = load_processor(checkpoint)
+        self.shortest = shrunk_to(self.processor.image_processor)
         self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
         self.side = config.vision_config.image_size // config.vision_config.patch_size
         read = read_picture(self.processor, placeholders(config), Image.new("RGB", (self.side, self.side)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -12,7 +13,7 @@ from prunesid_cli.selection.allocation import Allocation, allocate, count, group
 from prunesid_cli.selection.nms import precedence, survivors, survivors_together
 from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import groups
-from prunesid_cli.selection.recipe import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
+from prunesid_cli.selection.recipe import OVER_TIME, PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 from prunesid_cli.selection.similarity import unit_tokens
 
 Suppression = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -70,6 +71,12 @@ class _Chosen:
 def prunesid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """features [B, N, C], saliency [B, N] -> kept indices B x [T], exact decomposition, raster order."""
     return _choose(features, saliency, budgets, PRUNESID, reserved).indices()
+
+
+def over_time(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+    """`prunesid` over the tokens of several frames, of which those that show the same count once, however many are
+    kept."""
+    return _choose(features, saliency, budgets, OVER_TIME, reserved).indices()
 
 
 def published(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
@@ -139,7 +146,9 @@ def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], reci
         rank = precedence(score)
         unit = unit_tokens(features[rows], recipe.precision or features.dtype)
         redundancy = recipe.redundancy(unit)
-        tau = (strengths[rows] * redundancy.float()).to(redundancy.dtype).float()
+        tau = (strengths[rows] * redundancy.float()).to(redundancy.dtype).float().clamp(max=recipe.alike)
+        if recipe.alike < math.inf:
+            rank = _copies_last(rank, suppress(unit, torch.full_like(tau, recipe.alike), own, rank, score >= 0))
         return own, score, rank, suppress(unit, tau, own, rank, score > 0), redundancy.float(), tau
 
     if recipe.together or (recipe.together is None and device.type != "cpu"):
@@ -148,6 +157,11 @@ def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], reci
         images = each_image(lambda row: suppressed(row, survivors), len(needs), device)
         columns = tuple(torch.stack(column) for column in zip(*images, strict=True))
     return _Grouping(directions.shape[-1], *columns)
+
+
+def _copies_last(rank: Tensor, original: Tensor) -> Tensor:
+    """rank, original [..., N] -> places with the originals first, else as they were [..., N]."""
+    return precedence(-(rank + rank.shape[-1] * ~original))
 
 
 def _ordered(choice: Tensor, lengths: Sequence[int], ascending: Sequence[bool]) -> Tensor:

@@ -19,11 +19,11 @@ Format 3
    number of its layout), `slots` (where the stock model reads each row, -1 for a CLS token that it does not read),
    `whole` (whether nothing was pruned: only then structural slots, which have no rows, are read), `rows` [start, end)
    in `tokens`, `phi` (information, 1 - rho), `notes`, and `check`: blake2b-128 of the bytes of its rows, tokens before
-   scales. One of a clip has two more: `sampling` (how its frames were chosen, as "8 frames", "1 fps" or "8 frames by
-   pyav"), which all clips of a cache have in common, and `decoder` (what gave them, as "PyAV 18.1.0"). `size` is then
-   that of a frame; their times are those of the layout's regions. What looks at no clip is the same with or without
-   these options. A layout has the fields of `types.Layout`: `text`, `runs`, `regions` (the fields of `types.Region`),
-   `advances`.
+   scales. One of a clip has two more: `sampling` (how its frames were chosen, as "8 frames", "1 fps", "8 frames by
+   pyav" or "8 frames in windows of 4"), which all clips of a cache have in common, and `decoder` (what gave them, as
+   "PyAV 18.1.0"). `size` is then that of a frame; their times are those of the layout's regions. What looks at no clip
+   is the same with or without these options. A layout has the fields of `types.Layout`: `text`, `runs`, `regions` (the
+   fields of `types.Region`), `advances`.
 6. Of several items with one source, the last of the last shard counts. An item that follows one of the same source and
    the same digest is a fault: nothing is written twice (what changed and changed back is).
 7. A shard is written under another name in the same folder, synced, renamed, and the folder synced: it is there whole

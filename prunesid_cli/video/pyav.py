@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import av
@@ -17,6 +18,9 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.video.survey import AGAIN, Survey, opened
+
+SKIPPING = frozenset({"h264", "hevc"})
+"""Decoders that can be told at each packet whether to pass over a frame that no other one needs."""
 
 
 class Misplaced(Exception):
@@ -35,30 +39,38 @@ def version() -> str:
     return f"PyAV {av.__version__}"
 
 
-def frames_by_seeking(file: Any, found: Survey, wanted: Sequence[int], factor: int) -> list[Shown]:
-    """The frames with these stamps, each reduced in size by `factor`.
+def frames_by_seeking(file: Any, found: Survey, wanted: Sequence[int], factor: int) -> Iterator[Shown]:
+    """The frames with these stamps, each reduced in size by `factor`, as they are decoded.
 
     Raises:
         Misplaced: one of them is not where the container says.
     """
     container, stream = opened(file)
-    shown = list[Shown]()
     with container:
         for key, group in _by_key(found.keys, wanted):
             container.seek(key, stream=stream)
             meant, before = set(group), None
-            for frame in container.decode(stream):
+            for frame in _decoding(container, stream, group):
                 if frame.pts is None or frame.is_corrupt or before is not None and frame.pts < before:
                     raise Misplaced
                 before = frame.pts
                 if frame.pts in meant:
-                    shown.append(Shown(frame.pts, upright(frame, factor)))
+                    yield Shown(frame.pts, upright(frame, factor))
                     meant.remove(frame.pts)
                 if not meant or frame.pts > group[-1]:
                     break
             if meant:
                 raise Misplaced
-    return shown
+
+
+def _decoding(container: Any, stream: Any, wanted: Sequence[int]) -> Iterator[Any]:
+    """Frames from here on; those that are neither wanted nor needed by others may be missing."""
+    context, meant = stream.codec_context, set(wanted)
+    can_skip = context.name in SKIPPING
+    for packet in container.demux(stream):
+        if can_skip:
+            context.skip_frame = "NONREF" if packet.size and packet.pts not in meant else "DEFAULT"
+        yield from packet.decode()
 
 
 def _by_key(keys: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
@@ -96,19 +108,24 @@ def _rising(raw: Iterable[tuple[int | None, int | None]]) -> list[int]:
     return stamps
 
 
-def frames_from_start(file: Any, found: Survey, wanted: Sequence[int], factor: int) -> list[Shown]:
+def frames_from_start(file: Any, found: Survey, wanted: Sequence[int], factor: int) -> Iterator[Shown]:
     """The frames with these stamps, of a file that was `counted`, by decoding everything up to the last."""
     container, stream = opened(file)
     left = set(wanted)
-    shown = list[Shown]()
     with container:
         for stamp, frame in zip(found.stamps, container.decode(stream), strict=False):
             if stamp in left:
-                shown.append(Shown(stamp, upright(_sound(frame), factor)))
+                yield Shown(stamp, upright(_sound(frame), factor))
                 left.remove(stamp)
             if not left:
                 break
-    return shown
+
+
+def is_on_its_side(file: Any) -> bool:
+    """Whether pictures are stored a quarter turn from how they are shown, by the first one."""
+    container, stream = opened(file)
+    with container:
+        return any(round(frame.rotation / 90) % 2 for frame in islice(container.decode(stream), 1))
 
 
 def _sound(frame: Any) -> Any:

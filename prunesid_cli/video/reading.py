@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -86,6 +87,8 @@ def clip_digest(source: str) -> str:
 def load_clip(source: str, sampling: Sampling, digest: str = "") -> Media:
     """Some frames of the file named `source`; `digest`: as `clip_digest` gives it, where it is known already."""
     digest = digest or clip_digest(source)
+    if not find_spec("av"):
+        raise MediaError(f"{source}: clips need a package that is not installed", "pip install av")
     patience = PATIENCE + os.path.getsize(source) / PACE
     with _ending(subprocess.Popen(_command(source, sampling), **PIPES)) as worker:
         is_late = Event()
@@ -99,7 +102,7 @@ def load_clip(source: str, sampling: Sampling, digest: str = "") -> Media:
         watch.start()
         try:
             told, frames = _received(worker, source)
-            if len(frames) < max(len(told["times"]), 1):
+            if not told:
                 raise _ended(source, worker.wait(), patience if is_late.is_set() else None)
         finally:
             watch.cancel()
@@ -123,22 +126,24 @@ def _command(source: str, sampling: Sampling) -> list[str]:
 
 
 def _received(worker: subprocess.Popen[bytes], source: str) -> tuple[dict[str, Any], tuple[Image.Image, ...]]:
-    """What a worker says of a clip, and its frames; fewer where it ended before the last one."""
+    """What a worker says of a clip, nothing where it ended before it said it, and its frames."""
     assert worker.stdout is not None
-    line = worker.stdout.readline()
-    if not line.endswith(b"\n"):
-        return {"times": ()}, ()
-    told = json.loads(line)
-    if "error" in told:
-        raise MediaError(f"{source}: {told['error']}", told["hint"])
-    width, height = told["size"]
     frames = list[Image.Image]()
-    for _ in told["times"]:
+    while (line := worker.stdout.readline()).endswith(b"\n"):
+        said = json.loads(line)
+        if "error" in said:
+            raise MediaError(f"{source}: {said['error']}", said["hint"])
+        if "times" in said:
+            return said, tuple(frames)
+        if "again" in said:
+            frames.clear()
+            continue
+        width, height = said["frame"]
         data = worker.stdout.read(width * height * 3)
         if len(data) < width * height * 3:
             break
         frames.append(Image.frombytes("RGB", (width, height), data))
-    return told, tuple(frames)
+    return {}, ()
 
 
 def _ended(source: str, code: int, patience: float | None) -> MediaError:

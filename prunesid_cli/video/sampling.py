@@ -1,4 +1,5 @@
-"""Which frames of a clip are looked at: chosen by their times, so that a variable frame rate changes nothing."""
+"""Which frames of a clip are looked at: chosen by their times, so that a variable frame rate changes nothing. And how
+many of them are selected from together."""
 
 from __future__ import annotations
 
@@ -18,15 +19,18 @@ class Sampling:
     """`frames` spread evenly over the time of a clip, both ends included, or, where it is given, `fps` a second.
 
     backend: auto, decord or pyav.
+    window: at most so many successive frames are selected from together (`windows.joined`).
     """
 
     frames: int = FRAMES
     fps: float | None = None
     backend: str = "auto"
+    window: int = 1
 
     def __str__(self) -> str:
         how = f"{self.frames} frames" if self.fps is None else f"{self.fps:g} fps"
-        return how if self.backend == "auto" else f"{how} by {self.backend}"
+        by = "" if self.backend == "auto" else f" by {self.backend}"
+        return how + by + (f" in windows of {self.window}" if self.window > 1 else "")
 
     def choose(self, times: Sequence[float]) -> list[int]:
         """times: of all frames in seconds, rising -> numbers of those on screen at the moments to look at, each once.

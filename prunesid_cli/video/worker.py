@@ -1,7 +1,8 @@
 """The process that decodes one clip: whatever its decoder does, hang or crash, ends with it.
 
-It is called with a path and a sampling as JSON, and writes to stdout one line of JSON, `Told` or {"error", "hint"},
-and then the frames, RGB, one after the other.
+It is called with a path and a sampling as JSON, and writes to stdout lines of JSON: {"frame": [width, height]}, which
+its RGB bytes follow, for each frame as it is decoded; {"again": true} where it begins anew, and those so far do not
+count; and last `Told`, or {"error", "hint"}. So it never holds more than one frame.
 
 "auto" is PyAV: it is as fast as decord, reads more formats, and tells of most damage, which decord paints over. (In
 VP8, VP9 and HEVC a flipped bit mostly decodes to something, and nobody can tell.)
@@ -15,8 +16,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from threading import Thread
 from typing import Any, BinaryIO
@@ -39,12 +41,18 @@ NEAR = 0.002
 
 @dataclass(frozen=True)
 class Told:
-    """What is said of a clip before its frames; size: of each."""
+    """What is said of a clip after its frames."""
 
-    size: tuple[int, int]
     times: tuple[float, ...]
     decoder: str
     notes: tuple[str, ...]
+
+
+class Again:
+    """The frames so far do not count: another way is tried."""
+
+
+Said = Image.Image | Again | Told
 
 
 def main() -> None:
@@ -53,15 +61,22 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what decoders print is no frame
     try:
-        told, frames = read(path, sampling)
+        for said in read(path, sampling):
+            out.write(_written(said))
     except MediaError as error:
-        out.write(json.dumps({"error": error.problem, "hint": error.hint}).encode() + b"\n")
-    else:
-        out.write(json.dumps(asdict(told)).encode() + b"\n")
-        for frame in frames:
-            out.write(frame.tobytes())
+        out.write(_line({"error": error.problem, "hint": error.hint}))
     out.flush()
     os._exit(0)  # decord may wait for its threads for ever
+
+
+def _written(said: Said) -> bytes:
+    if isinstance(said, Image.Image):
+        return _line({"frame": said.size}) + said.tobytes()
+    return _line({"again": True} if isinstance(said, Again) else asdict(said))
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _end_with_stdin() -> None:
@@ -70,15 +85,15 @@ def _end_with_stdin() -> None:
     os._exit(1)
 
 
-def read(path: str, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
-    """The chosen frames of a clip.
+def read(path: str, sampling: Sampling) -> Iterator[Said]:
+    """The chosen frames of a clip, of one size, and then what there is to say of them.
 
     Raises:
         MediaError: whatever went wrong; its text names no source.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            return _read(path, file, os.fstat(file.fileno()).st_size, sampling)
+            yield from _read(path, file, os.fstat(file.fileno()).st_size, sampling)
     except MediaError:
         raise
     except MemoryError as error:
@@ -88,34 +103,54 @@ def read(path: str, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
         raise MediaError(f"damaged, or of no known video format ({said or type(error).__name__})", AGAIN) from error
 
 
-def _read(path: str, file: BinaryIO, size: int, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
+def _read(path: str, file: BinaryIO, size: int, sampling: Sampling) -> Iterator[Said]:
     found = survey(file, size)
-    if sampling.backend == "decord" and (reason := distrust(found)):
-        raise MediaError(f"decord cannot be trusted with it: {reason}", "leave out --video-backend")
-    if sampling.backend != "decord" and found.keys:
-        with suppress(Misplaced, pyav.av.FFmpegError):
-            return _decoded(path, file, found, sampling)
-    if sampling.backend != "decord":
-        found = pyav.counted(file, found)
-    return _decoded(path, file, found, sampling)
+    if sampling.backend == "decord":
+        if reason := distrust(found, file):
+            raise MediaError(f"decord cannot be trusted with it: {reason}", "leave out --video-backend")
+        yield from _decoded(found, sampling, partial(_by_decord, path))
+        return
+    if found.keys:
+        try:
+            yield from _decoded(found, sampling, partial(pyav.frames_by_seeking, file))
+            return
+        except (Misplaced, pyav.av.FFmpegError):
+            yield Again()
+    yield from _decoded(pyav.counted(file, found), sampling, partial(pyav.frames_from_start, file))
 
 
-def _decoded(path: str, file: BinaryIO, found: Survey, sampling: Sampling) -> tuple[Told, list[Image.Image]]:
+def _decoded(
+    found: Survey, sampling: Sampling, decode: Callable[[Survey, Sequence[int], int], Iterator[Shown]]
+) -> Iterator[Said]:
     wanted = [found.stamps[number] for number in sampling.choose(found.times)]
     factor = reduction(len(wanted), found.size)
-    if sampling.backend == "decord":
-        return _told(found, *_by_decord(path, found, wanted, factor), factor)
-    decode = pyav.frames_by_seeking if found.keys else pyav.frames_from_start
-    return _told(found, decode(file, found, wanted, factor), pyav.version(), factor)
+    sizes, times = list[tuple[int, int]](), list[float]()
+    for one in decode(found, wanted, factor):
+        sizes.append(one.image.size)
+        times.append(float((one.stamp - found.stamps[0]) * found.unit))
+        yield one.image if one.image.size == sizes[0] else one.image.resize(sizes[0])
+    decoder = decord_version() if sampling.backend == "decord" else pyav.version()
+    yield Told(tuple(times), decoder, tuple(_notes(found, sizes, factor)))
 
 
-def distrust(found: Survey) -> str:
+def _notes(found: Survey, sizes: Sequence[tuple[int, int]], factor: int) -> Iterator[str]:
+    width, height = sizes[0]
+    if factor > 1:
+        yield f"frames of {found.size[0]}x{found.size[1]} reduced to {width}x{height}"
+    if len(set(sizes)) > 1:
+        yield f"frames of several sizes, made {width}x{height}"
+
+
+def distrust(found: Survey, file: BinaryIO) -> str:
     """Why decord is not to be used; empty where it may be."""
     if not CONTAINERS & set(found.format.split(",")) or found.codec not in CODECS:
         return f"{found.codec} in {found.format.split(',')[0]}"
     if found.oddities:
         return ", ".join(found.oddities)
-    return "" if find_spec("decord") else "it is not installed"
+    if not find_spec("decord"):
+        return "it is not installed"
+    # decord2 3.4, the same module where decord has no wheels, turns the shape of such pictures, but garbles them.
+    return "pictures on their side" if pyav.is_on_its_side(file) else ""
 
 
 def reduction(frames: int, size: tuple[int, int]) -> int:
@@ -126,40 +161,32 @@ def reduction(frames: int, size: tuple[int, int]) -> int:
     )
 
 
-def _by_decord(path: str, found: Survey, wanted: list[int], factor: int) -> tuple[list[Shown], str]:
-    import decord
-
+def _by_decord(path: str, found: Survey, wanted: Sequence[int], factor: int) -> Iterator[Shown]:
     try:
-        return _numbered(decord, path, found, wanted, factor), f"decord {decord.__version__}"
+        yield from _numbered(path, found, wanted, factor)
     except Exception as error:
         problem = f"decord cannot read it ({type(error).__name__})"
         raise MediaError(problem, "leave out --video-backend") from error
 
 
-def _numbered(decord: Any, path: str, found: Survey, wanted: list[int], factor: int) -> list[Shown]:
+def decord_version() -> str:
+    import decord
+
+    return f"decord {decord.__version__}"
+
+
+def _numbered(path: str, found: Survey, wanted: Sequence[int], factor: int) -> Iterator[Shown]:
     """Raises ValueError where decord sees other frames than PyAV."""
+    import decord
+
     # More threads break VP9, and gain little.
     reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
     if len(reader) != len(found.stamps):
         raise ValueError(f"{len(reader)} frames instead of {len(found.stamps)}")
     starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-    shown = list[Shown]()
     for stamp in wanted:
         number = found.stamps.index(stamp)
         if abs(starts[number] - starts[0] - found.times[number]) > NEAR:
             raise ValueError(f"frame {number} at {starts[number] - starts[0]:.3f} s")
         image = Image.fromarray(reader[number].asnumpy())
-        shown.append(Shown(stamp, image.reduce(factor) if factor > 1 else image))
-    return shown
-
-
-def _told(found: Survey, shown: list[Shown], decoder: str, factor: int) -> tuple[Told, list[Image.Image]]:
-    notes = list[str]()
-    size = shown[0].image.size
-    if factor > 1:
-        notes.append(f"frames of {found.size[0]}x{found.size[1]} reduced to {size[0]}x{size[1]}")
-    if any(one.image.size != size for one in shown):
-        notes.append(f"frames of several sizes, made {size[0]}x{size[1]}")
-    times = tuple(float((one.stamp - found.stamps[0]) * found.unit) for one in shown)
-    frames = [one.image if one.image.size == size else one.image.resize(size) for one in shown]
-    return Told(size, times, decoder, tuple(notes)), frames
+        yield Shown(stamp, image.reduce(factor) if factor > 1 else image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from prunesid_cli.families import FAMILIES, load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.language import Language
 from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.families.prefill import head
 from prunesid_cli.families.processing import placeholders, reads_clips
 from prunesid_cli.families.prompts import is_clip
 from prunesid_cli.media import Media, in_memory
@@ -32,7 +34,7 @@ from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.visionzip import contextual
-from prunesid_cli.types import SUMMARY, Generation, Placement, TokenSet
+from prunesid_cli.types import SUMMARY, Generation, Placement, Prompt, TokenSet
 from tests.conftest import Run
 from tests.families.tiny import TINY, tiny, write
 from tests.families.tiny.base import Tiny
@@ -310,6 +312,51 @@ def test_batch_is_singles(model: Model, method: str) -> None:
     torch.testing.assert_close(
         model.language.logits(prompts), torch.cat([model.language.logits([one]) for one in prompts]), **CLOSE
     )
+
+
+QUESTIONS = [PROMPT, "is there a star in it, and of which colour is that then?", "count", "what is left of the ring?"]
+
+
+@pytest.mark.parametrize("keep", ["all", "23"])
+def test_what_prompts_begin_with_can_be_read_once(model: Model, keep: str) -> None:
+    """Prompts of all lengths about items of all sizes, in one batch: as if each had been read from its first token."""
+    assert model.language.shares == (model.language.model.config.model_type != "paligemma")
+    pruner = model.pruner(keep)
+    items = pruner.prune(pruner.encode([model.vision.preprocess(one) for one in model.media()]))
+    prompts = [[model.language.embed(text, [item]) for text in QUESTIONS] for item in items]
+    lengths = [beginning(own) for own in prompts]
+    assert all(
+        own[0].visual[:length].sum() == item.kept for own, length, item in zip(prompts, lengths, items, strict=True)
+    )
+    if not model.language.shares:
+        return
+    begun = model.language.begin([head(own[0], length) for own, length in zip(prompts, lengths, strict=True)])
+    batch = [one for own in prompts for one in own]
+    known = [one for one in begun for _ in QUESTIONS]
+    torch.testing.assert_close(model.language.logits(batch, known), model.language.logits(batch), **CLOSE)
+    assert model.language.generate(batch, HOW, known) == model.language.generate(batch, HOW)
+
+
+def beginning(prompts: Sequence[Prompt]) -> int:
+    """How many embeddings some prompts begin with alike, less than any has."""
+    most = min(len(one.embeds) for one in prompts) - 1
+    rows = torch.stack([one.embeds[:most] for one in prompts])
+    return int((rows == rows[0]).all(0).all(-1).long().cumprod(0).sum())
+
+
+def test_several_prompts_are_each_as_if_alone(model: Model, run: Run, tmp_path: Path) -> None:
+    """Whatever the batch, and whether or not what they begin with is read once."""
+    for number, one in enumerate(model.pictures()):
+        one.image.save(tmp_path / f"{number}.png")
+    assert run("compress", tmp_path, "-m", model.folder, "-k", "all", "--out", tmp_path / "cache").code == 0
+    texts = [*QUESTIONS, "what is <image> then?"]
+    (tmp_path / "prompts").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    common = ("answer", tmp_path / "cache", "--max-new-tokens", 8)
+    alone = {text: [record["answer"] for record in run(*common, text).records] for text in texts}
+    expected = [answer for item in zip(*alone.values(), strict=True) for answer in item]
+    for size in (1, 3, 8):
+        ran = run(*common, "--prompts", tmp_path / "prompts", "--batch-size", size)
+        assert (ran.code, [record["answer"] for record in ran.records]) == (0, expected), size
 
 
 def test_a_clip_is_read_whole_or_refused(model: Model) -> None:

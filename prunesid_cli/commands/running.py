@@ -1,0 +1,141 @@
+"""What a run of compress goes through: its inputs, one by one, into a cache, or into an average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import typer
+
+from prunesid_cli.allotment import Allotment, Measured, at_once
+from prunesid_cli.behind import Behind
+from prunesid_cli.commands.given import stdin
+from prunesid_cli.commands.report import Report
+from prunesid_cli.errors import ExitCode, MediaError
+from prunesid_cli.families.checkpoint import Checkpoint
+from prunesid_cli.listing import Found, Listing, find_media, read_list
+from prunesid_cli.output import advance_one, expect, plural, printer
+from prunesid_cli.pipeline import Job, Outcome, compress, measure, plan, record
+from prunesid_cli.portion import Portion
+from prunesid_cli.remembered import Remembered
+from prunesid_cli.tokencache import CacheWriter, Calibration, write_calibration
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Paths, of which - is a list on stdin unless they are `exact`; and the portion of them that is this machine's."""
+
+    paths: Sequence[str]
+    null: bool = False
+    portion: Portion = field(default_factory=Portion)
+    exact: bool = False
+
+    def listing(self, opened: Callable[[str], None] = lambda path: None) -> Listing:
+        tell: Callable[[str, str], None] = lambda what, path: printer.detail(f"{path}: {what}, passed over")  # noqa: E731
+        return find_media(self._named(), tell, opened)
+
+    def ours(self, listing: Iterable[Found]) -> Iterator[Found]:
+        return (one for one in listing if self.portion.takes(one.source))
+
+    def count(self, bar: Progress | None) -> None:
+        """Let a bar know how many there are, as soon as it is known; who lists them for it leaves the run alone."""
+        if bar is not None and (self.exact or "-" not in self.paths):
+            work = lambda: expect(bar, sum(1 for _ in self.ours(find_media(self.paths))))  # noqa: E731
+            Thread(target=work, name="count", daemon=True).start()
+
+    def _named(self) -> Iterator[str]:
+        for path in self.paths:
+            if path == "-" and not self.exact:
+                yield from read_list(stdin().buffer, self.null)
+            else:
+                yield path
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run into a cache. `stream`: decide of each image when it comes."""
+
+    job: Job
+    inputs: Inputs
+    writer: CacheWriter
+    report: Report
+    stream: bool
+
+    def run(self) -> None:
+        """Until the inputs end, or a stop is asked for; what came until then is in the cache.
+
+        Raises:
+            CacheError: it cannot be written.
+            KeyboardInterrupt: a stop was asked for while images were measured.
+        """
+        with closing(self.writer), Behind() as behind:
+            listing = self.inputs.listing(partial(self._settle, behind))
+            allotment, found, total = self._allotment(self.inputs.ours(listing))
+            with printer.progress("compressing", total, prints=self.report.as_json) as bar:
+                if total is None:
+                    self.inputs.count(bar)
+                write: Callable[[Sequence[Outcome]], None] = lambda done: behind.do(partial(record, self.writer, done))  # noqa: E731
+                with closing(compress(self.job, found, allotment, write)) as outcomes:
+                    for outcome in outcomes:
+                        self.report.take(outcome)
+                        advance_one(bar, outcome.error is not None)
+            self.report.passed = listing.passed
+            if not self.job.stop.asked and not self.inputs.exact:
+                behind.do(self.writer.complete)
+
+    def _allotment(self, found: Iterator[Found]) -> tuple[Allotment, Iterator[Found], int | None]:
+        """With the inputs, and how many there are where that is known."""
+        pruner = self.job.pruner
+        if self.stream or not pruner.spreads:
+            return at_once(pruner, self.writer.history()), found, None
+        remembered = Remembered(found)
+        with printer.progress("measuring", None, prints=False) as bar:
+            self.inputs.count(bar)
+            told: Callable[[Measured], None] = lambda one: advance_one(bar, one.error is not None)  # noqa: E731
+            allotment = plan(self.job, remembered.first(), told)
+        return allotment, remembered.again(), remembered.count
+
+    def _settle(self, behind: Behind, path: str) -> None:
+        """A folder that could not be read, or a glob that matched nothing, in an earlier run."""
+        if path in self.writer.failed:
+            behind.do(partial(self.writer.settle, path))
+
+
+def measure_average(job: Job, inputs: Inputs, out: Path, checkpoint: Checkpoint, as_json: bool) -> None:
+    """Write the information of all images that can be read, in short, into the cache.
+
+    Raises:
+        MediaError: none can.
+        CacheError: it cannot be written.
+        KeyboardInterrupt: a stop was asked for; then nothing is written.
+    """
+    values, failed = list[float](), 0
+    with printer.progress("measuring", None, prints=False) as bar:
+        inputs.count(bar)
+        for one in measure(job, inputs.ours(inputs.listing())):
+            if one.error:
+                failed += 1
+                printer.error(one.error)
+            else:
+                values.append(one.phi)
+                printer.detail(f"{one.source}: information {one.phi:.4f}")
+            advance_one(bar, one.error is not None)
+    job.stop.check()
+    if not values:
+        raise MediaError("there is no image to measure", hint="name files, folders or globs of pictures")
+    calibration = Calibration.of(checkpoint.name, checkpoint.revision, values)
+    write_calibration(out, calibration)
+    if as_json:
+        printer.record({"images": len(values), "phi": calibration.phi, "failed": failed})
+    printer.note(f"information of {plural(len(values), 'image')}: {calibration.phi:.4f} on average (phi, 1 - rho)")
+    printer.note(f"compare single images with it: prunesid ask IMAGE PROMPT --calibration {out}")
+    if failed:
+        raise typer.Exit(ExitCode.PARTIAL)

@@ -1,0 +1,150 @@
+"""What compress costs beside the tower it drives: `python -m tests.benchmarks.throughput`.
+
+Images a second, in one process and over the same pictures, of (tower) the bare tower over tensors that are preprocessed
+already, (loop) a plain loop that opens, preprocesses and encodes, a batch after the other, and (compress) the pipeline:
+the same, then selection, and a cache on disk. On the embedded model; with --clip on a LLaVA with the real CLIP-L/336
+tower, random weights. Repeats alternate, and the best of each counts. Prints a table; dated JSON with --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from prunesid_cli.allotment import at_once
+from prunesid_cli.behind import Behind
+from prunesid_cli.commands.options import Attention, Dtype
+from prunesid_cli.commands.session import Hardware, Session
+from prunesid_cli.decoding import Cached, Decoder, batches
+from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
+from prunesid_cli.listing import find_media
+from prunesid_cli.media import load_image
+from prunesid_cli.pipeline import Job, compress, record
+from prunesid_cli.pruner import Pruner
+from prunesid_cli.selection.budget import Budget
+from prunesid_cli.tokencache import CacheWriter, Run
+from tests.benchmarks import halves
+
+
+@dataclass(frozen=True)
+class Subject:
+    session: Session
+    pruner: Pruner
+    paths: Sequence[Path]
+    batch: int
+
+
+def tower(subject: Subject) -> float:
+    pixels = [subject.pruner.preprocess(load_image(path)) for path in subject.paths]
+    began = time.perf_counter()
+    for some in batches(pixels, subject.batch):
+        finish(subject.pruner.vision.encode(some))
+    return time.perf_counter() - began
+
+
+def loop(subject: Subject) -> float:
+    began = time.perf_counter()
+    for some in batches(subject.paths, subject.batch):
+        finish(subject.pruner.vision.encode([subject.pruner.preprocess(load_image(path)) for path in some]))
+    return time.perf_counter() - began
+
+
+def finish(encoded: Any) -> None:
+    """Wait for the device."""
+    encoded[-1].segments[-1].features[0, 0].item()
+
+
+def pipeline(subject: Subject) -> float:
+    found, budget = subject.session.checkpoint, subject.pruner.budget
+    dtype = subject.session.dtype_name
+    run = Run(found.name, found.revision, found.model_type, "prunesid", str(budget), False, False, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        with closing(CacheWriter(Path(folder), run, "benchmark")) as writer, Behind() as behind:
+            job = Job(Decoder(subject.pruner, Cached(writer)), subject.session.pace(subject.batch))
+            write = lambda outcomes: behind.do(partial(record, writer, outcomes))  # noqa: E731
+            done = compress(job, find_media(map(str, subject.paths)), at_once(subject.pruner, ()), write)
+            kept = sum(outcome.entry is not None for outcome in done)
+        spent = time.perf_counter() - began
+    assert kept == len(subject.paths)
+    return spent
+
+
+WAYS: dict[str, Callable[[Subject], float]] = {"tower": tower, "loop": loop, "compress": pipeline}
+
+
+def measure(subject: Subject, repeats: int) -> dict[str, float]:
+    """Images a second."""
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    with torch.inference_mode():
+        for number in range(repeats + 1):
+            for name, way in WAYS.items():
+                spent = way(subject)
+                seconds[name] += [spent] if number else []  # the first one warms up
+    return {name: len(subject.paths) / min(spent) for name, spent in seconds.items()}
+
+
+def drawn(folder: Path, count: int, size: int) -> list[Path]:
+    """Scenes as JPEG, `size` pixels wide and high."""
+    paths = [folder / f"{number:05d}.jpg" for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.fromarray(draw(make_scene(HELD_OUT, number)).pixels).resize((size, size)).save(path, quality=90)
+    return paths
+
+
+def subjects(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Subject]]:
+    paths = drawn(folder, options.images, options.size)
+    models = {"embedded": "demo"}
+    if options.clip:
+        (folder / "clip").mkdir()
+        halves.make(folder / "clip")
+        models["CLIP-L/336"] = str(folder / "clip")
+    for name, model in models.items():
+        session = Session.open(model, None, Hardware(options.device, Dtype.auto, Attention.auto))
+        pruner = session.pruner(Budget.parse("11%", False, False), "prunesid")
+        yield name, Subject(session, pruner, paths, options.batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What compress costs beside the tower it drives.")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--size", type=int, default=640, help="of the pictures, in pixels")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--clip", action="store_true", help="also a LLaVA with CLIP-L/336, random weights: slow")
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    options = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, subject in subjects(options, Path(folder)):
+            rates = measure(subject, options.repeats)
+            shares = {f"compress / {other}": rates["compress"] / rates[other] for other in ("tower", "loop")}
+            device = str(subject.session.placement.device)
+            found.append({"model": name, "device": device, "dtype": subject.session.dtype_name, **rates, **shares})
+            print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in found[-1].items()))
+    if options.out:
+        kept = {name: value for name, value in vars(options).items() if name != "out"}
+        report = {
+            "date": date.today().isoformat(),
+            "torch": torch.__version__,
+            "options": kept,
+            "images a second": found,
+        }
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

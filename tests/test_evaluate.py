@@ -1,0 +1,187 @@
+"""Accuracy against budget: metrics and statistics by hand, the command on the embedded model and on a tiny one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunesid_cli.evaluate.metrics import METRICS, fitting, likeness
+from prunesid_cli.evaluate.records import Record, read_records
+from prunesid_cli.evaluate.report import rows_of, suffering
+from prunesid_cli.evaluate.runner import Results, Said, Setting
+from prunesid_cli.evaluate.statistics import detection, relative
+from tests.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "expected", "score"),
+    [
+        ("exact", "A red car.", ["red car"], 1),
+        ("exact", "a red car", ["red"], 0),
+        ("exact", "two", ["2", "two"], 1),
+        ("contains", "it is a red car, I think", ["red car"], 1),
+        ("contains", "a reddish car", ["red"], 0),
+        ("yesno", "Yes, there is no doubt", ["yes"], 1),
+        ("yesno", "There is no cat", ["yes"], 0),
+        ("yesno", "perhaps", ["no"], 0),
+        ("vqa", "red", ["red"] * 10, 1),
+        ("vqa", "red", ["red"] * 2 + ["blue"] * 8, 0.6),
+        ("vqa", "red", ["red"] * 1 + ["blue"] * 9, 0.3),
+        ("vqa", "red", ["blue"] * 10, 0),
+        ("vqa", "red", ["red"], 1),
+        ("recall", "a red car and a dog", ["red car", "cat"], 0.5),
+        ("regex", "about 42 people", [r"\b4[0-9]\b"], 1),
+    ],
+)
+def test_metrics(metric: str, answer: str, expected: list[str], score: float) -> None:
+    assert METRICS[metric].score(answer, expected) == pytest.approx(score)
+
+
+def test_the_metric_fits_the_answers() -> None:
+    assert [fitting(one) for one in (["Yes"], ["no", "yes"], ["yes sir"], ["a"] * 10, [])] == [
+        "yesno", "yesno", "exact", "vqa", "exact",
+    ]  # fmt: skip
+    assert likeness("a red car", "red") == pytest.approx(2 / 3)
+    assert likeness("", ".") == 1
+
+
+def test_relative_accuracy_and_its_interval() -> None:
+    base = np.array([1.0] * 80 + [0.0] * 20)
+    same = relative(base, base, 0.99)
+    assert (same.accuracy, same.share, same.low, same.high, same.sure) == (0.8, 1, 1, 1, 1)
+    worse = base.copy()
+    worse[:16] = 0
+    found = relative(worse, base, 0.9)
+    assert found.share == pytest.approx(0.8)
+    assert 0.7 < found.low < 0.76 and 0.84 < found.high < 0.9
+    assert found.sure is not None and found.sure < 0.05
+    assert relative(worse, base, 0.9) == found
+    nothing = np.zeros(5)
+    assert relative(nothing, nothing).share == 1
+    told = detection(["yes", "yes", "no", ""], ["yes", "no", "yes", "no"])
+    assert told and (told.precision, told.recall, told.yes) == (0.5, 0.5, 0.5)
+
+
+def test_a_kind_that_suffers_is_named_only_where_that_is_sure() -> None:
+    records = [Record(n, ("x",), str(n), ("a",), "text" if n % 2 else "colour", "exact") for n in range(80)]
+    settings = [Setting("all", "prunesid"), Setting("16", "prunesid")]
+    results = Results(None, "")
+    for one in records:
+        for setting in settings:
+            lost = setting.keep == "16" and one.kind == "text" and one.number % 4 == 1
+            results.add([Said(one.key, str(setting), "b" if lost else "a", 576, 16, float(not lost))])
+    rows = rows_of(settings, records, results)
+    assert rows[1].kinds["text"].share == 0.5
+    assert suffering(rows[1], records, 0.95) == ["text (50%)"]
+    assert suffering(rows[1], records[:30], 0.95) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nonsense", "line 2 is no JSON"),
+        ("[]", "line 2 is no object"),
+        ('{"media": "a.png"}', "needs media and a prompt"),
+        ('{"media": [], "prompt": "x"}', "needs media and a prompt"),
+        ('{"media": "a.png", "prompt": "x", "answers": "y"}', "unknown field 'answers'"),
+        ('{"media": "a.png", "prompt": "x", "metric": "bleu"}', "no metric called 'bleu'"),
+        ('{"media": "a.png", "prompt": "x", "answer": "(", "metric": "regex"}', "no regular expression"),
+        ('{"media": "a.png", "prompt": "x", "answer": "red", "metric": "yesno"}', "neither yes nor no"),
+        ('{"media": "a.png", "prompt": "x", "answer": true}', "neither a text nor a list"),
+    ],
+)
+def test_a_bad_record_is_found_before_any_model_is_loaded(run: Run, tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"media": "a.png", "prompt": "x"}\n' + line)
+    ran = run("evaluate", path, "-m", tmp_path / "none")
+    assert (ran.code, ran.out, words in ran.err) == (2, "", True), ran.err
+
+
+def test_paths_are_those_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"media": ["a.png", "/b.png"], "prompt": "x", "answer": 3}')
+    (record,) = read_records(path)
+    assert (record.media, record.answers) == ((str(tmp_path / "a.png"), "/b.png"), ("3",))
+
+
+@pytest.fixture(scope="session")
+def questions(pictures: list[Path]) -> Path:
+    """Two or three questions about each of some scenes, in the folder of the pictures."""
+    from prunesid_cli.demo.questions import ask_all
+    from prunesid_cli.demo.scenes import HELD_OUT, make_scene
+
+    rng, lines = np.random.default_rng(0), []
+    for number, picture in enumerate(pictures[:6]):
+        for one in ask_all(make_scene(HELD_OUT, number), rng)[:3]:
+            lines.append({"media": picture.name, "prompt": one.prompt, "answer": one.answer, "kind": one.kind})
+    path = pictures[0].parent / "q.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_the_embedded_model_is_evaluated(run: Run, questions: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "answers.jsonl", tmp_path / "plot.png"
+    command = ["evaluate", questions, "--keep", "64,8", "--method", "prunesid,random", "-o", out]
+    ran = run(*command, "--json", "--plot", plot)
+    assert ran.code == 0, ran.err
+    names = [record["setting"] for record in ran.records]
+    assert names == ["all", "64 prunesid", "8 prunesid", "64 random", "8 random"]
+    base, first, *_, last = ran.records
+    assert base["marks"]["accuracy"] > 0.85 and base["same"] == 1
+    assert (first["kept"], first["records"]) == (64, len(questions.read_text().splitlines()))
+    assert last["marks"]["accuracy"] < base["marks"]["accuracy"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    before = out.read_text()
+    lines = before.splitlines(keepends=True)
+    assert len(lines) == 5 * first["records"]
+    out.write_text("".join(lines[:17]) + lines[17][:20])  # as an interrupted run leaves it
+    again = run(*command, "--json")
+    assert again.records == ran.records
+    assert sorted(out.read_text().splitlines()) == sorted(before.splitlines())
+    table = run(*command)
+    assert table.out.splitlines()[1].split()[:3] == ["all", "576", "100.0%"]
+
+
+def test_one_setting_alone_says_what_it_says_among_others(run: Run, llava: Path, questions: Path) -> None:
+    """Encoded once for all or not, in batches of one or of eight."""
+    some = ["evaluate", questions, "-m", llava, "--max-new-tokens", "4", "--json"]
+    whole = run(*some, "--keep", "32,8", "--batch-size", "8").records
+    alone = run(*some, "--keep", "8", "--batch-size", "1").records
+    assert [whole[0], whole[2]] == alone
+
+
+def test_without_answers_the_unpruned_ones_are_what_counts(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({"media": str(one), "prompt": "what?"}) + "\n" for one in pictures[:4]))
+    command = ["evaluate", path, "-m", llava, "--keep", "400,4", "--max-new-tokens", "4", "--json"]
+    base, more, less = run(*command, "--divergence").records
+    assert (base["marks"]["accuracy"], base["divergence"]) == (1, 0)
+    assert 0 < more["divergence"] < less["divergence"]
+    assert less["marks"]["accuracy"] == less["same"]
+
+
+def test_the_smallest_budget_that_reaches_a_target(run: Run, questions: Path) -> None:
+    ran = run("evaluate", questions, "--target", "95%")
+    assert ran.code == 0, ran.err
+    assert "prunesid: --keep " in ran.err and "of the unpruned accuracy" in ran.err
+    tried = [line.split()[0] for line in ran.out.splitlines()[2:]]
+    assert 2 <= len(tried) <= 5
+    assert run("evaluate", questions, "--target", "120%").code == 2
+
+
+def test_a_picture_that_cannot_be_read_costs_its_own_records(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "q.jsonl"
+    media = [str(pictures[0]), "gone.png", str(pictures[1])]
+    path.write_text("".join(json.dumps({"media": one, "prompt": "what?"}) + "\n" for one in media))
+    ran = run("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", "2", "--json")
+    assert (ran.code, "line 2: " in ran.err, "no such file" in ran.err) == (3, True, True)
+    assert [record["records"] for record in ran.records] == [2, 2]
+    path.write_text(json.dumps({"media": "gone.png", "prompt": "what?"}))
+    assert run("evaluate", path, "-m", llava, "--keep", "8").code == 1
