@@ -63,6 +63,6 @@ def test_every_documented_option_exists(run: Run) -> None:
     of_prunesid = re.sub(r"`python -m [^`]*`", "", README)
     documented = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", of_prunesid))
     assert len(documented) > 3
-    known = "".join(run(command, "--help").out for command in ("ask", "compress", "answer", "show"))
+    known = "".join(run(command, "--help").out for command in ("ask", "compress", "answer", "show", "evaluate"))
     for option in documented:
         assert option in known, option
