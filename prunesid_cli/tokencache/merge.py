@@ -87,6 +87,8 @@ def _ordered(caches: Sequence[Cache]) -> Iterator[tuple[int, Place]]:
     for number, cache in enumerate(caches):
         for shard, place in cache.places():
             where[shard.items[place].source] = number, (shard.number, place)
+        for error in cache.faults.values():
+            raise error
     return (where[source] for source in sorted(where, key=_by_parts))
 
 
