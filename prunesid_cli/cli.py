@@ -29,8 +29,8 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(compress)
 app.command()(answer)
-app.command()(show)
 app.command()(evaluate)
+app.command()(show)
 app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
 
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
 from prunesid_cli.families.base import VisionHalf
 from prunesid_cli.families.processing import reads_clips, shortest_read
 from prunesid_cli.segments import PARTS, Information, alike, assemble, of_item, stacked
-from prunesid_cli.selection import select
+from prunesid_cli.selection import choose
 from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
 from prunesid_cli.selection.checks import check_finite
+from prunesid_cli.selection.chosen import Chosen
 from prunesid_cli.selection.prunesid import over_time
 from prunesid_cli.selection.similarity import phi
 from prunesid_cli.types import Encoded, Pixels, Segment, TokenSet
@@ -204,13 +204,13 @@ class Pruner:
                 for item, own, count in zip(items, shares, counts, strict=True)
             ]
 
-    def _choose(self, jobs: Sequence[tuple[Segment, int]]) -> list[tuple[Tensor, list[int]]]:
-        """What is kept of segments, each with its share: places [T], on the device and as numbers.
+    def _choose(self, jobs: Sequence[tuple[Segment, int]]) -> list[tuple[Chosen, list[int]]]:
+        """What is kept of segments, each with its share, on the device, and its places as numbers.
 
         Raises:
             NonFiniteError: with `rows`, the numbers of the segments.
         """
-        places: dict[int, Tensor] = {}
+        found: dict[int, Chosen] = {}
         for group in alike([segment for segment, _ in jobs]).values():
             some = [jobs[i][0] for i in group]
             reserved = int(some[0].summary is not None)
@@ -220,11 +220,11 @@ class Pruner:
                     if other is not None:
                         check_finite(other)
                 features = torch.stack([one.features for one in some])
-                kept = select(features, saliency, [jobs[i][1] for i in group], self.chosen_for(some[0]), reserved)
+                kept = choose(features, saliency, [jobs[i][1] for i in group], self.chosen_for(some[0]), reserved)
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
-            places |= dict(zip(group, kept, strict=True))
-        ordered = [places[i] for i in range(len(jobs))]
+            found |= dict(zip(group, kept, strict=True))
+        ordered = [found[i] for i in range(len(jobs))]
         # All at once: the host waits for a device that it asks.
-        numbers = torch.cat(ordered).cpu().split([len(one) for one in ordered])
-        return [(one, found.tolist()) for one, found in zip(ordered, numbers, strict=True)]
+        numbers = torch.cat([one.indices for one in ordered]).cpu().split([len(one.indices) for one in ordered])
+        return [(one, own.tolist()) for one, own in zip(ordered, numbers, strict=True)]

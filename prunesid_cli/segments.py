@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prunesid_cli.selection.chosen import Chosen
 from prunesid_cli.types import SUMMARY, Encoded, Segment, TokenSet
 
 Information = tuple[float, ...]
@@ -36,18 +37,20 @@ def stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(there) if there else None
 
 
-def assemble(item: Encoded, chosen: Sequence[tuple[Tensor, list[int]]], shares: Sequence[int], whole: bool) -> TokenSet:
+def assemble(item: Encoded, chosen: Sequence[tuple[Chosen, list[int]]], shares: Sequence[int], whole: bool) -> TokenSet:
     """The kept rows of all segments of an item, by slot; of a single picture or frame, in the order of the method.
+
+    What else a token carries is merged as its features are, and stands where they stand.
 
     A CLS token comes with its segment's first token, unless nothing is pruned and the stock model does not read it.
     """
     rows, slots = list[Tensor](), list[int]()
-    for segment, (places, numbers), share in zip(item.segments, chosen, shares, strict=True):
+    for segment, (kept, numbers), share in zip(item.segments, chosen, shares, strict=True):
         if segment.summary is not None and share and not (whole and segment.summary_slot == SUMMARY):
             rows.append(segment.summary[None])
             slots.append(segment.summary_slot)
         whole_rows = [segment.features] if segment.extra is None else [segment.features, segment.extra]
-        rows.append(torch.cat([part[places] for part in whole_rows], -1))
+        rows.append(torch.cat([kept.rows(part) for part in whole_rows], -1))
         slots += [segment.slots[number] for number in numbers] if segment.slots else numbers
     tokens = torch.cat(rows)
     if len(item.segments) > 1 or item.segments[0].frames > 1:

@@ -20,4 +20,7 @@ def write_shard(path: Path, run: Run, tool: str, entries: Iterable[Entry]) -> No
 
 
 def held(folder: Path) -> dict[str, Item]:
-    return {item.source: item for _, item in open_cache(folder).items()}
+    cache = open_cache(folder)
+    found = {item.source: item for _, item in cache.items()}
+    assert not cache.faults
+    return found

@@ -30,6 +30,7 @@ from prunesid_cli.tokencache.format import is_cache
 from tests.families.tiny import write
 
 SHARD_ITEMS = 64
+LASTING = (".prunesid.lock", ".prunesid-stamps")
 WRITING = os.O_WRONLY | os.O_RDWR
 
 
@@ -98,7 +99,7 @@ def check_equal(out: Path, whole: Path) -> None:
     if found != wanted:
         differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise Lost(f"differs from an undisturbed run in {', '.join(differing)}")
-    left = [path.name for path in out.iterdir() if path.name.startswith(".") and path.name != ".prunesid.lock"]
+    left = [path.name for path in out.iterdir() if path.name.startswith(".") and path.name not in LASTING]
     if left:
         raise Lost(f"left behind: {', '.join(left)}")
 
@@ -130,6 +131,49 @@ def kills(folder: Path, given: argparse.Namespace) -> str:
         shutil.rmtree(out)
         caches += 1
     return f"{done} kills over {given.items} items, {caches} caches: all equal an undisturbed run"
+
+
+def interrupts(folder: Path, given: argparse.Namespace) -> str:
+    """SIGINT and SIGTERM at random moments: the batch in flight is finished, and the next run goes on."""
+    bench, rng, done = Bench(folder, given.items), random.Random(given.seed), 0
+    whole, seconds = undisturbed(bench)
+    out, before = folder / "cache", 0
+    while done < given.kills:
+        child = bench.start(out)
+        time.sleep(seconds * 0.3 * rng.random())
+        os.kill(child, rng.choice((signal.SIGINT, signal.SIGTERM)))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code not in (0, 130, -signal.SIGINT, -signal.SIGTERM):  # the last two: before there was a handler
+            raise Lost(f"an interrupted run ends with code {code}: " + (folder / "log.txt").read_text()[-500:])
+        done += code != 0
+        now = bench.check_valid(out)
+        if now < before:
+            raise Lost(f"{before} items were there, then {now}")
+        before = now
+        if code == 0:
+            check_equal(out, whole)
+            shutil.rmtree(out)
+            before = 0
+    if bench.run(out) != 0:
+        raise Lost("cannot go on: " + (folder / "log.txt").read_text()[-500:])
+    check_equal(out, whole)
+    return f"{done} interrupts over {given.items} items: all equal an undisturbed run"
+
+
+def shards(folder: Path, given: argparse.Namespace) -> str:
+    """Parts of a folder into caches of their own, merged: one run over all of it."""
+    bench = Bench(folder, given.items)
+    whole, _ = undisturbed(bench)
+    parts = [folder / f"part{number}" for number in range(given.count)]
+    for number, part in enumerate(parts, 1):
+        if bench.run(part, "--shard", f"{number}/{given.count}") != 0:
+            raise Lost(f"shard {number} fails: " + (folder / "log.txt").read_text()[-500:])
+    out = folder / "merged"
+    command = [sys.executable, "-m", "prunesid_cli", "cache", "merge", *map(str, parts), "--out", str(out)]
+    subprocess.run([*command, "--shard-items", str(SHARD_ITEMS)], check=True, capture_output=True)
+    check_equal(out, whole)
+    sizes = [bench.check_valid(part) for part in parts]
+    return f"{len(parts)} shards of {sizes} items, merged: equal one run over {given.items}"
 
 
 def points(folder: Path, given: argparse.Namespace) -> str:
@@ -315,7 +359,15 @@ def main() -> int:
     return 0
 
 
-TRIALS = {"disk": disk, "kills": kills, "points": points, "mutations": mutations, "writers": writers}
+TRIALS = {
+    "disk": disk,
+    "interrupts": interrupts,
+    "kills": kills,
+    "points": points,
+    "mutations": mutations,
+    "shards": shards,
+    "writers": writers,
+}
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_a_cache_says_of_each_picture_what_was_done(run: Run, llava: Path, photo
     for name, *options in (("plain",), ("draft", "--draft")):
         done = run("compress", photos, "-m", llava, "--out", tmp_path / name, *options)
         assert done.code == 0, done.err
-        assert "--draft changes nothing" not in done.err
+        assert "--draft changed nothing" not in done.err
     plain, draft = ([item for _, item in open_cache(tmp_path / name).items()] for name in ("plain", "draft"))
     assert [item.size for item in draft] == [item.size for item in plain] == [(2800, 1500), (600, 500)]
     assert [item.notes for item in plain] == [(), ()]
@@ -111,5 +111,5 @@ def test_a_cache_says_of_each_picture_what_was_done(run: Run, llava: Path, photo
 def test_a_model_that_reads_more_of_a_larger_picture_is_given_it(run: Run, photos: Path, tmp_path: Path) -> None:
     model = write("qwen2_vl", tmp_path / "m")
     done = run("compress", photos / "b.jpg", "-m", model, "--out", tmp_path / "c", "--draft")
-    assert (done.code, "--draft changes nothing" in done.err) == (0, True)
+    assert (done.code, "--draft changed nothing" in done.err) == (0, True)
     assert [item.notes for _, item in open_cache(tmp_path / "c").items()] == [()]

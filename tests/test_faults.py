@@ -14,6 +14,8 @@ SMALL = [
     "mutations --items 20 --count 150",
     "writers --items 50 --count 1",
     "disk --items 50 --count 2",
+    "interrupts --items 150 --kills 4",
+    "shards --items 60 --count 4",
 ]
 LARGE = [
     "kills --items 1000 --kills 30 --seed 1",
@@ -21,6 +23,8 @@ LARGE = [
     "mutations --items 100 --count 2000 --seed 1",
     "writers --items 300 --count 3",
     "disk --items 300 --count 8 --seed 1",
+    "interrupts --items 600 --kills 15 --seed 1",
+    "shards --items 600 --count 4",
 ]
 
 

@@ -193,6 +193,14 @@ def test_writing_behind_waits_and_tells_its_error() -> None:
         pytest.fail("the run went on")
 
 
+def test_what_waits_for_more_is_saved_meanwhile() -> None:
+    done = list[str]()
+    with Behind(lambda: done.append("idle"), 0.05) as behind:
+        behind.do(lambda: done.append("call"))
+        time.sleep(0.5)
+    assert done[:2] == ["call", "idle"] or done[:3] == ["idle", "call", "idle"]
+
+
 def sizes(pace: Pace, seconds: Callable[[int], float], batches: int = 60) -> list[int]:
     seen = []
     for _ in range(batches):

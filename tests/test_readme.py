@@ -63,6 +63,7 @@ def test_every_documented_option_exists(run: Run) -> None:
     of_prunesid = re.sub(r"`python -m [^`]*`", "", README)
     documented = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", of_prunesid))
     assert len(documented) > 3
-    known = "".join(run(command, "--help").out for command in ("ask", "compress", "answer", "show"))
+    commands = ("ask", "compress", "answer", "show", "evaluate", "cache ls", "cache gc", "cache merge")
+    known = "".join(run(*command.split(), "--help").out for command in commands)
     for option in documented:
         assert option in known, option

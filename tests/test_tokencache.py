@@ -222,6 +222,19 @@ def test_what_grew_step_by_step_equals_what_was_written_at_once(tmp_path: Path) 
     assert files[0] == files[1]
 
 
+def test_a_damaged_shard_costs_its_own_items(run: Runner, tmp_path: Path) -> None:
+    paths = four_shards(tmp_path)
+    data = paths[1].read_bytes()
+    paths[1].write_bytes(data.replace(b"2.png", b"7.png", 1))
+    ran = run("cache", "ls", tmp_path)
+    assert (ran.code, len(ran.out.splitlines())) == (3, 6)
+    assert f"{paths[1]} has a damaged header\nhint: delete {paths[1]}" in ran.err
+    assert run("cache", "merge", tmp_path, "--out", tmp_path / "all").code == 1
+    paths[1].unlink()
+    go_on(tmp_path, *[entry(number) for number in range(8)])
+    assert run("cache", "ls", tmp_path).code == 0
+
+
 def test_copied_and_renamed_shards_are_refused(run: Runner, tmp_path: Path) -> None:
     paths = four_shards(tmp_path)
     copy = tmp_path / "prunesid-00004.safetensors"
@@ -322,7 +335,12 @@ def test_a_full_disk_leaves_a_valid_cache(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
     assert done.stdout.count("cannot write") == 1, done.stderr
     assert "free some space" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".prunesid.lock", "prunesid-00000.safetensors", INDEX]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".prunesid-stamps",
+        ".prunesid.lock",
+        "prunesid-00000.safetensors",
+        INDEX,
+    ]
     assert list(held(tmp_path)) == ["0.png"]
 
 

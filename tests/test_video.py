@@ -363,10 +363,10 @@ def test_frames_are_part_of_what_clips_have_in_common(
 def test_caches_of_images_do_not_depend_on_it(run: Run, pictures: list[Path], llava: Path, tmp_path: Path) -> None:
     for name, *options in (("a",), ("b", "--frames", "3"), ("c", "--fps", "1", "--video-backend", "pyav")):
         assert run("compress", pictures[0], "-m", llava, "--out", tmp_path / name, *options).code == 0
-    assert run("compress", pictures[1], "-m", llava, "--out", tmp_path / "a", "--frames", "5").code == 0
     shards = {(tmp_path / name / "prunesid-00000.safetensors").read_bytes() for name in "abc"}
     assert len(shards) == 1
     assert b"sampling" not in shards.pop()
+    assert run("compress", pictures[1], "-m", llava, "--out", tmp_path / "a", "--frames", "5").code == 0
 
 
 def test_a_clip_for_a_model_that_reads_none(

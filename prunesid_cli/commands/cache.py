@@ -14,6 +14,7 @@ from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import plural, printer, size
 from prunesid_cli.tokencache import Cache, open_cache, read_calibration
+from prunesid_cli.tokencache.format import SHARD_ITEMS
 
 app = typer.Typer(no_args_is_help=True, help="List, describe, check, join and clean caches.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
@@ -96,6 +97,7 @@ def check(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, deb
 def join(
     caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Folders that the same compress wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="CACHE", help="Where all of it goes; made or continued.")],
+    shard_items: o.ShardItems = SHARD_ITEMS,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -104,9 +106,10 @@ def join(
 
     Example: prunesid cache merge part-1/ part-2/ --out cache/
     """
+    from prunesid_cli.tokencache import Limits
     from prunesid_cli.tokencache.merge import merge
 
-    merged = merge(caches, out, __version__)
+    merged = merge(caches, out, __version__, Limits(shard_items))
     if as_json:
         printer.record({"merged": merged.copied, "held": merged.held})
     held = f"   {merged.held:,} there already" if merged.held else ""

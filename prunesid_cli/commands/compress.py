@@ -70,9 +70,7 @@ def compress(
     shard: o.Portion = None,
     retry_failed: o.RetryFailed = False,
     checksum: o.Checksum = False,
-    shard_items: Annotated[
-        int, typer.Option(min=1, rich_help_panel=o.RUNNING, help="At most so many a file of the cache; 256 MiB are.")
-    ] = SHARD_ITEMS,
+    shard_items: o.ShardItems = SHARD_ITEMS,
     store: o.Store = o.Stored.model,
     as_json: o.Json = False,
     usage: o.Usage = False,

@@ -62,7 +62,7 @@ def read_sampling(context: typer.Context) -> Sampling:
         UsageError: both were typed, or the latter is no rate.
     """
     given = context.params
-    frames, fps, how = given["frames"], given["fps"], (given["video_backend"].value, given["window"])
+    frames, fps, how = given["frames"], given["fps"], (given["video_backend"].value, given.get("window", 1))
     if fps is None:
         return Sampling(frames, None, *how)
     with naming(context, "fps"):

@@ -134,6 +134,9 @@ Store = Annotated[
         help="Kept tokens in the model's dtype, or in about half of 16 bits: int8 is closer, fp8 a little smaller.",
     ),
 ]  # fmt: skip
+ShardItems = Annotated[
+    int, typer.Option(min=1, rich_help_panel=RUNNING, help="At most so many a file of the cache; 256 MiB are.")
+]
 Device = Annotated[
     str, typer.Option(envvar="PRUNESID_DEVICE", rich_help_panel=RUNNING, help="auto, cpu, cuda:0 or mps.")
 ]

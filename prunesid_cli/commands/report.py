@@ -28,8 +28,10 @@ def note_if_all(budget: Budget, total: int) -> bool:
 
 def end_if_incomplete(cache: Cache) -> None:
     """Where a part of a cache is lost, what could be read was: say so, and end as a run of which inputs failed."""
-    if cache.missing.numbers:
-        printer.error(cache.missing.error)
+    lost = [cache.missing.error] if cache.missing.numbers else []
+    for error in (*lost, *cache.faults.values()):
+        printer.error(error)
+    if lost or cache.faults:
         raise typer.Exit(ExitCode.PARTIAL)
 
 

@@ -76,7 +76,7 @@ class Work:
             CacheError: it cannot be written.
             KeyboardInterrupt: a stop was asked for while images were measured.
         """
-        with closing(self.writer), Behind() as behind:
+        with closing(self.writer), Behind(self.writer.rest) as behind:
             listing = self.inputs.listing(partial(self._settle, behind))
             allotment, found, total = self._allotment(self.inputs.ours(listing))
             with printer.progress("compressing", total, prints=self.report.as_json) as bar:

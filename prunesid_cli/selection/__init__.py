@@ -1,4 +1,4 @@
-"""Which visual tokens to keep: tensors in, indices out. Knows no model; imports torch only when called."""
+"""Which visual tokens to keep, or merge: tensors in, indices out. Knows no model; imports torch only when called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from prunesid_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Method = Callable[[Tensor, Tensor | None, Sequence[int], int], list[Tensor]]
+    from prunesid_cli.selection.chosen import Chosen
+
+    Method = Callable[[Tensor, Tensor | None, Sequence[int], int], Sequence[Tensor | Chosen]]
 
 METHODS = {
     "prunesid": "prunesid:prunesid",
@@ -19,6 +21,10 @@ METHODS = {
     "random": "baselines:random",
     "grid": "baselines:grid",
     "saliency": "baselines:saliency",
+    "divprune": "divprune:divprune",
+    "visionzip": "visionzip:visionzip",
+    "vispruner": "vispruner:vispruner",
+    "scope": "scope:scope",
 }
 GROUPED = ("prunesid", "prunesid-published")
 """Methods that put tokens into groups and suppress within them: `prunesid.reasons` says how."""
@@ -40,7 +46,18 @@ def select(
     method: str | Method = "prunesid",
     reserved: int = 0,
 ) -> list[Tensor]:
-    """features [B, N, C], saliency [B, N] or None, a budget an image -> kept indices, B x [T] int64.
+    """The indices of `choose` alone, B x [T] int64: what a method merges with others is among them once."""
+    return [kept.indices for kept in choose(features, saliency, budgets, method, reserved)]
+
+
+def choose(
+    features: Tensor,
+    saliency: Tensor | None,
+    budgets: Sequence[int],
+    method: str | Method = "prunesid",
+    reserved: int = 0,
+) -> list[Chosen]:
+    """features [B, N, C], saliency [B, N] or None, a budget an image -> what is kept of each.
 
     `method` is a name of METHODS or a function like those behind the names, which gets budgets below N + reserved.
 
@@ -50,22 +67,23 @@ def select(
     import torch
 
     from prunesid_cli.selection.checks import check_finite, check_shapes
+    from prunesid_cli.selection.chosen import Chosen
     from prunesid_cli.selection.psca import where_exact
 
-    choose = load_method(method) if isinstance(method, str) else method
+    prune = load_method(method) if isinstance(method, str) else method
     check_shapes(features, saliency, budgets, reserved)
     check_finite(features, saliency)
     n = features.shape[1]
-    kept = [torch.arange(n, device=features.device)] * len(budgets)
+    kept = [Chosen(torch.arange(n, device=features.device))] * len(budgets)
     rows = [row for row, budget in enumerate(budgets) if budget - reserved < n]
     if rows:
         some = slice(None) if len(rows) == len(budgets) else rows
-        pruned = choose(
+        pruned = prune(
             where_exact(features[some].detach()),
             None if saliency is None else where_exact(saliency[some].detach()),
             [budgets[row] for row in rows],
             reserved,
         )
-        for row, indices in zip(rows, pruned, strict=True):
-            kept[row] = indices
-    return [indices.to(features.device) for indices in kept]
+        for row, one in zip(rows, pruned, strict=True):
+            kept[row] = one if isinstance(one, Chosen) else Chosen(one)
+    return [one.to(features.device) for one in kept]

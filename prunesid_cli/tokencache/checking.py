@@ -16,7 +16,7 @@ from prunesid_cli.tokencache.format import INDEX, Item, Shard, check_cache, chec
 from prunesid_cli.tokencache.index import Index, extended, missing_of, read_index
 from prunesid_cli.tokencache.reader import read_failures
 from prunesid_cli.tokencache.shard import again, damaged, mixed, read_header, stored_rows
-from prunesid_cli.tokencache.table import COLUMNS, Place
+from prunesid_cli.tokencache.table import KEPT, Place
 
 
 def verify(shard: Shard) -> list[Item]:
@@ -69,8 +69,7 @@ def _fits(saved: Index | None, found: Index) -> bool:
     if saved.parts.keys() < found.parts.keys():
         return all(found.parts[number] == part for number, part in list(saved.parts.items())[:-1])
     same = (saved.run, saved.parts, saved.dead) == (found.run, found.parts, found.dead)
-    columns = [name for name in COLUMNS if name != "stamps"]
-    return same and all(np.array_equal(getattr(saved.table, one), getattr(found.table, one)) for one in columns)
+    return same and all(np.array_equal(getattr(saved.table, one), getattr(found.table, one)) for one in KEPT)
 
 
 def _doubled(folder: Path, places: tuple[tuple[Place, Place], ...]) -> list[CacheError]:

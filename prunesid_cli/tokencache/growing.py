@@ -12,6 +12,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -142,7 +143,8 @@ class GrowingShard:
         """Forget what is not in the shard."""
         for file in (self.spool, self.log):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # on a full disk what is still buffered cannot be written, nor need it be
+                    file.close()
         self.spool = self.log = None
         for what in ("log", "rows"):
             self.beside(what).unlink(missing_ok=True)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.tokencache.format import FAILURES, is_cache
+from prunesid_cli.tokencache.format import CALIBRATION, FAILURES, is_cache
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+LEFT = (".prunesid-*.part", "..prunesid-*.part", f".{FAILURES}.*.part", f".{CALIBRATION}.*.part")
+"""Half-written files of ours."""
 
 
 def locked(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
@@ -26,7 +29,7 @@ def locked(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        for left in (*folder.glob(".prunesid-*.part"), *folder.glob(f".{FAILURES}.*.part")):
+        for left in (one for pattern in LEFT for one in folder.glob(pattern)):
             left.unlink()
         probe = folder / f".prunesid-probe.{os.getpid()}.part"
         probe.touch()

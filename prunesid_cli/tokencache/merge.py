@@ -12,7 +12,7 @@ from prunesid_cli.tokencache.format import Item, Shard, shard_name
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
 from prunesid_cli.tokencache.table import Place, Stamp
-from prunesid_cli.tokencache.writer import CacheWriter, difference
+from prunesid_cli.tokencache.writer import CacheWriter, Limits, difference
 
 
 @dataclass
@@ -40,7 +40,7 @@ class _Part:
         return Stamp(*known.stamp) if known and known.stamp[0] >= 0 else None
 
 
-def merge(folders: Sequence[Path], out: Path, tool: str) -> Merged:
+def merge(folders: Sequence[Path], out: Path, tool: str, limits: Limits) -> Merged:
     """Copy all that counts in some caches to `out`, each source once: of the last cache that has it.
 
     Items are put in the order of their paths, which is that of a run over a folder; so what several machines made of
@@ -58,7 +58,7 @@ def merge(folders: Sequence[Path], out: Path, tool: str) -> Merged:
             problem = f"{cache.folder} holds a cache {difference(cache.run, first.run)}"
             raise CacheError(problem, "merge what one and the same compress made")
     sampling = next((cache.index.sampling for cache in caches if cache.index.sampling), "")
-    writer, merged, parts = CacheWriter(out, first.run, tool, sampling=sampling), Merged(), [*map(_Part, caches)]
+    writer, merged, parts = CacheWriter(out, first.run, tool, limits, sampling), Merged(), [*map(_Part, caches)]
     try:
         for number, place in _ordered(caches):
             _copy(parts[number], place, writer, merged)
@@ -73,7 +73,7 @@ def merge(folders: Sequence[Path], out: Path, tool: str) -> Merged:
 
 
 def _sound(folder: Path, out: Path) -> Cache:
-    cache = open_cache(folder)
+    cache = open_cache(folder, stamped=True)
     if cache.missing.numbers:
         raise cache.missing.error
     if out.exists() and os.path.samefile(folder, out):
@@ -87,6 +87,8 @@ def _ordered(caches: Sequence[Cache]) -> Iterator[tuple[int, Place]]:
     for number, cache in enumerate(caches):
         for shard, place in cache.places():
             where[shard.items[place].source] = number, (shard.number, place)
+        for error in cache.faults.values():
+            raise error
     return (where[source] for source in sorted(where, key=_by_parts))
 
 

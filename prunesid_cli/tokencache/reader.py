@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +23,15 @@ HEADERS = 8
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache, however large: items are read when they are asked for."""
+    """A cache, however large: items are read when they are asked for.
+
+    `faults`: of shards that were passed over since their headers are damaged, by what is said of them.
+    """
 
     folder: Path
     index: Index
     missing: Missing
+    faults: dict[str, CacheError] = field(default_factory=dict)
 
     @property
     def run(self) -> Run | None:
@@ -38,13 +42,13 @@ class Cache:
         return len(self.index.table)
 
     def places(self) -> Iterator[tuple[Shard, int]]:
-        """Where everything is that counts, in the order in which it was written.
-
-        Raises:
-            CacheError: a header is damaged. What comes before it was given.
-        """
+        """Where everything is that counts, in the order in which it was written; what cannot be is among `faults`."""
         for number in sorted(self.index.parts):
-            shard = read_header(self.folder / shard_name(number))
+            try:
+                shard = read_header(self.folder / shard_name(number))
+            except CacheError as error:
+                self.faults[error.problem] = error
+                continue
             for place in range(self.index.parts[number].items):
                 if (number, place) not in self.index.dead:
                     yield shard, place
@@ -86,8 +90,10 @@ def _header(path: Path) -> Shard:
     return read_header(path)
 
 
-def open_cache(folder: str | Path) -> Cache:
+def open_cache(folder: str | Path, stamped: bool = False) -> Cache:
     """Look a cache up. Shards that are missing do not keep the others from being read.
+
+    stamped: with what tells whether inputs are as they were when they were read.
 
     Raises:
         CacheError: it is no cache, is of a newer format, or a shard that is not in its index is damaged or of another
@@ -97,7 +103,7 @@ def open_cache(folder: str | Path) -> Cache:
     check_cache(folder)
     from prunesid_cli.tokencache.index import load_index  # numpy, which --help does without
 
-    loaded = load_index(folder)
+    loaded = load_index(folder, stamped)
     return Cache(folder, loaded.index, loaded.missing)
 
 

@@ -60,6 +60,9 @@ class Table:
 
 
 COLUMNS = tuple(one.name for one in fields(Table))
+KEPT = tuple(name for name in COLUMNS if name != "stamps")
+"""What the index's file has. Stamps are in a file of their own, so that equal caches have equal bytes."""
+STAMPED = ("names", "digests", "stamps")
 EMPTY = Table(
     np.zeros((0, 16), np.uint8), np.zeros((0, 32), np.uint8), np.zeros((0, 2), np.int32),
     np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int32), np.zeros(0, np.float64),

@@ -32,8 +32,8 @@ from prunesid_cli.types import TokenSet
 
 SYNCED_EVERY = 1.0
 """Seconds of work that a crash can cost, at most, beside what is in flight."""
-WRITTEN_EVERY = 300.0
-"""Seconds after which readers see what a slow run has added to its last shard."""
+WRITTEN_EVERY, SEEN_AFTER = 300.0, 30.0
+"""Seconds after which readers see what a slow run has added to its last shard; and when nothing more comes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class CacheWriter:
         self.folder, self.run, self.tool, self.limits, self.sampling = folder, run, tool, limits, sampling
         self.growing: GrowingShard | None = None
         self.stamps, self.newer = dict[Place, Stamp](), dict[str, Stamp]()
-        self.is_written = self.is_indexed = True
+        self.is_written = self.is_indexed = self.is_synced = True
         self.lock, self.unwritable = locked(folder)
         try:
             self._go_on()
@@ -92,7 +92,7 @@ class CacheWriter:
         if not self.unwritable:
             recover(self.folder)
         there = is_cache(self.folder)
-        loaded = load_index(self.folder) if there else Loaded(Index(), Missing(self.folder), True)
+        loaded = load_index(self.folder, stamped=True) if there else Loaded(Index(), Missing(self.folder), True)
         self.index, self.missing, self.is_saved = loaded.index, loaded.missing, loaded.is_saved
         self.written = self.synced = time.monotonic()
         if self.index.run and self.index.run != self.run:
@@ -139,7 +139,7 @@ class CacheWriter:
         if stamp:
             self.stamps[self.growing.number, len(self.growing.records)] = stamp
         self.growing.add(item, *rows)
-        self.is_written = False
+        self.is_written = self.is_synced = False
         self.settle(item.source)
         if self._is_full(len(self.growing.records), self.growing.size):
             self.save()
@@ -147,8 +147,21 @@ class CacheWriter:
         elif time.monotonic() - self.written > WRITTEN_EVERY:
             self.flush()
         elif time.monotonic() - self.synced > SYNCED_EVERY:
+            self._sync()
+
+    def rest(self) -> None:
+        """While nothing comes: what did come is made safe, and after a while readers see it."""
+        if self.unwritable:
+            return
+        if time.monotonic() - self.written > SEEN_AFTER:
+            self.save()
+        elif not self.is_synced:
+            self._sync()
+
+    def _sync(self) -> None:
+        if self.growing:
             self.growing.sync()
-            self.synced = time.monotonic()
+        self.is_synced, self.synced = True, time.monotonic()
 
     def _unfinished(self) -> GrowingShard:
         """The last shard, if it is not full, as this version of the tool wrote it; else a new one."""

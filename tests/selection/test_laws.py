@@ -173,7 +173,7 @@ def test_equal_saliency_prefers_the_first(value: float) -> None:
         assert all(j < i for j in alike.nonzero().flatten().tolist() if j in kept)
 
 
-@prunes_by_group
+@every_method
 @pytest.mark.parametrize(
     "features",
     [torch.ones(1, 30, 8), torch.zeros(1, 30, 8), tokens(1, 1).expand(1, 30, -1)],

@@ -1,0 +1,35 @@
+"""DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175): tokens of which no two are alike. Knows no saliency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection.targets import by_target, cosines, row_of, targets
+
+
+def divprune(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+    """Max-min diversity, greedily (Algorithm 1), over cosine distances; in O(T N) once these are there.
+
+    First the token furthest from its nearest, then again and again the one furthest from the nearest of those taken.
+    As published, but that a token is never taken twice, which the published code does where tokens repeat; and that
+    the paper takes tokens as the language model reads them, behind the projector: here they are those at the cut.
+    """
+    return by_target(_furthest, features, None, targets(features, budgets, reserved))
+
+
+def _furthest(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:
+    near = cosines(features)
+    near.diagonal(dim1=-2, dim2=-1).fill_(-math.inf)
+    closest = near.amax(-1)
+    taken = torch.empty(len(features), target, dtype=torch.int64, device=features.device)
+    for step in range(target):
+        furthest = closest.argmin(-1, keepdim=True)
+        taken[:, step : step + 1] = furthest
+        row = row_of(near, furthest)
+        closest = torch.maximum(closest, row) if step else row
+        closest.scatter_(1, furthest, math.inf)
+    return list(taken.sort(-1).values)

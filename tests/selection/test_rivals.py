@@ -1,0 +1,144 @@
+"""The methods that others published: cases small enough to do by hand, and the rules of each written out slowly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection import select
+from prunesid_cli.selection.divprune import _furthest
+from prunesid_cli.selection.scope import _covering
+from prunesid_cli.selection.targets import cosines, launches
+from prunesid_cli.selection.together import LARGEST
+from prunesid_cli.selection.vispruner import _distinct
+from tests.selection.inputs import attention, scene_like, tokens
+
+Slowly = Callable[[list[list[float]], list[float], int], list[int]]
+
+
+def at_angles(*degrees: float) -> Tensor:
+    """features [1, N, 2]."""
+    turns = torch.tensor([degrees]) * (math.pi / 180)
+    return torch.stack([turns.cos(), turns.sin()], -1)
+
+
+def kept(method: str, features: Tensor, saliency: Sequence[float] | None, budget: int) -> list[int]:
+    given = None if saliency is None else torch.tensor([saliency])
+    return select(features, given, [budget], method)[0].tolist()
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(1, [3]), (2, [1, 3]), (3, [1, 2, 3])])
+def test_divprune_begins_with_the_loneliest_and_keeps_away(budget: int, expected: list[int]) -> None:
+    assert kept("divprune", at_angles(0, 10, 90, 200), [1.0, 0.0, 0.0, 0.0], budget) == expected
+
+
+def test_divprune_takes_no_token_twice() -> None:
+    assert kept("divprune", at_angles(0, 0, 0, 90), None, 2) == [0, 3]
+    assert kept("divprune", at_angles(0, 0, 0, 90), None, 3) == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("saliency", "budget", "expected"),
+    [
+        (None, 1, [0]),  # stands for three
+        (None, 2, [0, 3]),
+        ([0.1, 0.1, 0.1, 0.9], 1, [3]),  # three times a little is less
+        ([0.1, 0.2, 0.1, 0.9], 2, [1, 3]),
+        ([0.5, 0.4, 0.3, 0.01], 2, [0, 3]),  # the others are covered
+    ],
+)
+def test_scope_weighs_what_is_covered(saliency: list[float] | None, budget: int, expected: list[int]) -> None:
+    assert kept("scope", at_angles(0, 0, 0, 90), saliency, budget) == expected
+
+
+def test_scope_holds_no_opposite_against_a_token() -> None:
+    """The first resembles three and is the opposite of two; the sixth resembles two, and has no opposite."""
+    assert kept("scope", at_angles(0, 0, 0, 180, 180, 90, 90), None, 1) == [0]
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [((0, 0, 90, 180, 181), [0, 1, 2, 3]), ((0, 0, 181, 180, 90), [0, 1, 3, 4])],
+)
+def test_vispruner_drops_duplicates_of_what_is_not_salient(degrees: tuple[float, ...], expected: list[int]) -> None:
+    """The first two are kept, alike as they are; of the others the outer ones are compared with that in between."""
+    assert kept("vispruner", at_angles(*degrees), [0.5, 0.4, 0.3, 0.2, 0.1], 4) == expected
+
+
+def test_vispruner_lays_tokens_out_by_saliency() -> None:
+    assert kept("vispruner", at_angles(180, 90, 0, 181, 0), [0.2, 0.3, 0.5, 0.1, 0.4], 4) == [0, 1, 2, 4]
+    assert kept("vispruner", at_angles(90, 180, 0, 181, 0), [0.3, 0.1, 0.5, 0.2, 0.4], 4) == [0, 2, 3, 4]
+
+
+def divprune_slowly(near: list[list[float]], saliency: list[float], target: int) -> list[int]:
+    everything = range(len(near))
+    taken: list[int] = []
+    while len(taken) < target:
+        left = [i for i in everything if i not in taken]
+        taken.append(min(left, key=lambda i: max(near[i][j] for j in (taken or everything) if j != i)))
+    return sorted(taken)
+
+
+def scope_slowly(near: list[list[float]], saliency: list[float], target: int) -> list[int]:
+    everything = range(len(near))
+    taken: list[int] = []
+    while len(taken) < target:
+        covered = [max([0.0, *(near[i][j] for j in taken)]) for i in everything]
+        gain = [saliency[j] * sum(max(near[i][j] - covered[i], 0) for i in everything) for j in everything]
+        taken.append(max([j for j in everything if j not in taken], key=gain.__getitem__))
+    return sorted(taken)
+
+
+def vispruner_slowly(near: list[list[float]], saliency: list[float], target: int) -> list[int]:
+    order = sorted(range(len(near)), key=lambda i: -saliency[i])
+    salient, others = order[: target // 2], order[target // 2 :]
+    while (over := len(others) - (target - len(salient))) > 0:
+        even, odd = others[::2], others[1::2]
+        ranked = sorted(even, key=lambda i: -max(near[i][j] for j in odd))
+        others = ranked[min(8, over) :] + odd
+    return sorted(salient + others)
+
+
+SLOWLY: dict[str, Slowly] = {"divprune": divprune_slowly, "scope": scope_slowly, "vispruner": vispruner_slowly}
+
+
+@pytest.mark.parametrize("method", SLOWLY)
+@pytest.mark.parametrize("seed", range(6))
+def test_the_rule_written_out(method: str, seed: int) -> None:
+    """Odd numbers, budgets from one to all but one; what makes the first few tokens differ makes all that follow."""
+    n = 37 + seed
+    features, saliency = tokens(seed, n), attention(seed, n)
+    near = cosines(features)[0].tolist()
+    for budget in (1, 2, 9, 20, n - 1):
+        expected = SLOWLY[method](near, saliency[0].tolist(), budget)
+        assert select(features, saliency, [budget], method)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("method", ["divprune", "scope"])
+def test_more_of_the_same(method: str) -> None:
+    features, saliency = scene_like(3, 64, 48), attention(3, 64)
+    sets = [set(select(features, saliency, [budget], method)[0].tolist()) for budget in range(1, 65)]
+    assert all(fewer < more for fewer, more in zip(sets, sets[1:], strict=False))
+
+
+@pytest.mark.parametrize("rule", [_furthest, _covering, _distinct])
+def test_a_shared_launch_changes_nothing(rule: Callable[[Tensor, Tensor, int], Sequence[Tensor]]) -> None:
+    """What accelerators run: a batch in every operation."""
+    features = torch.cat([tokens(seed, 50) for seed in range(4)])
+    saliency = torch.cat([attention(seed, 50) for seed in range(4)])
+    for row, together in enumerate(rule(features, saliency, 17)):
+        (alone,) = rule(features[row : row + 1], saliency[row : row + 1], 17)
+        assert torch.equal(together, alone)
+
+
+def test_launches_hold_everything_once() -> None:
+    wanted = [5, 9, 5, 0, 9, 9, 5]
+    for n in (16, 4096, 10**5):
+        cut = list(launches(wanted, n))
+        assert sorted(row for rows in cut for row in rows) == list(range(len(wanted)))
+        assert all(len({wanted[row] for row in rows}) == 1 for rows in cut)
+        assert all(len(rows) * n * n <= max(LARGEST, n * n) for rows in cut)
