@@ -60,8 +60,7 @@ def show(
 ) -> None:
     """Draw which visual tokens of an image or clip are kept: in the terminal, or as a picture.
 
-    Kept patches are as bright as in the image, others dimmed; what the model was never shown, cropped off by its own
-    preparation, is grey.
+    Kept patches are as bright as in the image, others dimmed; what the model's preparation crops off is behind bars.
 
     Example: prunesid show samples/scene5.png --groups --out kept.png
     """
