@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from threading import Condition, Lock, Thread
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -126,6 +127,13 @@ class Ahead(Generic[T, R]):
             self._is_closed = True
             self._change.notify_all()
             self._change.wait_for(lambda: self._begun - self._taken == len(self._done), PARTING)
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """In lists of `size`, the last one shorter."""
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
 
 
 def batches_of(

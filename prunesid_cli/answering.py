@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from prunesid_cli.decoding import batches
+from prunesid_cli.ahead import batches
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.families.prefill import Beginning, head

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 from prunesid_cli.errors import MediaError, PruneSIDError
@@ -17,7 +16,6 @@ from prunesid_cli.tokencache import CacheWriter, Known, Stamp
 from prunesid_cli.types import Pixels
 from prunesid_cli.video.reading import clip_digest, is_clip, load_clip
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 GRAIN = 2 * 10**9
@@ -164,9 +162,3 @@ def stamp_of(source: str) -> Stamp | None:
         return None
     is_settled = status.st_mtime_ns < time.time_ns() - GRAIN
     return Stamp(status.st_size, status.st_mtime_ns) if is_settled else None
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    source = iter(items)
-    while batch := list(islice(source, size)):
-        yield batch

@@ -13,11 +13,10 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import PurePath
 from typing import BinaryIO
 
 from prunesid_cli.errors import MediaError
+from prunesid_cli.globs import expand, is_folder, is_glob
 from prunesid_cli.media import unreadable
 
 IMAGE_EXTENSIONS = frozenset(
@@ -30,7 +29,6 @@ VIDEO_EXTENSIONS = frozenset(
     | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".mxf"}
 )
 EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
-GLOB_CHARACTERS = "*?["
 HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"
 FILE, LINKED, FOLDER = "f", "l", "d"
 PASSED = {"h": HIDDEN, "o": OTHER, "x": LINK}
@@ -88,11 +86,11 @@ class Listing(Iterator[Found]):
             yield Found(path)
 
     def _missing(self, path: str, error: Exception) -> Iterator[Found]:
-        if not isinstance(error, FileNotFoundError) or not _is_glob(path) or os.path.lexists(path):
+        if not isinstance(error, FileNotFoundError) or not is_glob(path) or os.path.lexists(path):
             yield Found(path, unreadable(path, error))
             return
         matched = False
-        for match in _expand(path):
+        for match in expand(path):
             matched = True
             yield from self._named(match, os.path.isdir(match))
         if matched:
@@ -167,10 +165,10 @@ def _split(folder: str, real: str, marked: str) -> Iterator[Entry]:
 
 
 def _mark(entry: os.DirEntry[str]) -> str:
-    is_folder, is_link = _is_folder(entry), entry.is_symlink()
+    is_link = entry.is_symlink()
     if entry.name.startswith("."):
         return "h"
-    if is_folder:
+    if is_folder(entry):
         return "x" if is_link else FOLDER
     if not _is_media(entry.name):
         return "o"
@@ -220,55 +218,3 @@ def _pieces(stream: BinaryIO | io.RawIOBase, end: bytes) -> Iterator[bytes]:
         *whole, tail = (tail + chunk).split(end)
         yield from (one.rstrip(b"\r") for one in whole) if end == b"\n" else whole
     yield tail
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder or ".") as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, say: reading it will tell
-        return False
-
-
-def _is_glob(path: str) -> bool:
-    return any(char in path for char in GLOB_CHARACTERS)
-
-
-def _expand(pattern: str) -> Iterator[str]:
-    """The paths that a glob matches. Unlike `glob.glob`: sorted, streaming, and `**` follows no links."""
-    path = PurePath(pattern)
-    return _match(path.anchor, path.parts[1:] if path.anchor else path.parts)
-
-
-def _match(base: str, parts: tuple[str, ...]) -> Iterator[str]:
-    if not parts:
-        yield base
-        return
-    head, rest = parts[0], parts[1:]
-    if not _is_glob(head):
-        joined = os.path.join(base, head)
-        yield from _match(joined, rest) if os.path.lexists(joined) else ()
-        return
-    try:
-        entries = _entries(base)
-    except NotADirectoryError:
-        return
-    except OSError:  # given as it is, so that walking it says why
-        yield base
-        return
-    if head == "**":
-        yield from _match(base, rest)
-    for entry in entries:
-        joined = os.path.join(base, entry.name)
-        if head != "**":
-            yield from _match(joined, rest) if _fits(entry.name, head) else ()
-        elif not entry.name.startswith(".") and _is_folder(entry) and not entry.is_symlink():
-            yield from _match(joined, parts)
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatch(name, pattern) and (pattern.startswith(".") or not name.startswith("."))

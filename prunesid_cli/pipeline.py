@@ -23,7 +23,7 @@ from prunesid_cli.pace import Pace
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import Information, of_item
 from prunesid_cli.tokencache import CacheWriter, Entry
-from prunesid_cli.types import Answer, Encoded, Generation, TokenSet
+from prunesid_cli.types import Answer, Encoded, Generation, Pixels, TokenSet
 
 R = TypeVar("R")
 
@@ -43,10 +43,14 @@ def ask(
 
 def see(pruner: Pruner, media: Sequence[Media]) -> list[Encoded]:
     """What the tower makes of the items of one prompt."""
+    return pruner.encode(preprocessed(pruner, media))
+
+
+def preprocessed(pruner: Pruner, media: Sequence[Media]) -> list[Pixels]:
+    """What the tower takes of the items of one prompt, which may change how each is read."""
     with pruner.clock.stage("preprocess"):
         companions = [sum(other.is_clip == item.is_clip for other in media) - 1 for item in media]
-        pixels = [pruner.preprocess(*one) for one in zip(media, companions, strict=True)]
-    return pruner.encode(pixels)
+        return [pruner.preprocess(*one) for one in zip(media, companions, strict=True)]
 
 
 def reply(
@@ -156,7 +160,7 @@ def record(writer: CacheWriter, outcomes: Sequence[Outcome]) -> None:
         else:
             writer.settle(one.source)
             if one.held and one.held.newer:
-                writer.held(one.source, one.held.item.digest, one.held.newer)
+                writer.seen(one.source, one.held.newer)
 
 
 def measure(job: Job, found: Iterable[Found]) -> Iterator[Measured]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prunesid_cli.tokencache import Entry, Item, Run, open_cache
+from prunesid_cli.tokencache.entry import stored
 from prunesid_cli.tokencache.growing import GrowingShard
-from prunesid_cli.tokencache.writer import stored
 
 
 def write_shard(path: Path, run: Run, tool: str, entries: Iterable[Entry]) -> None:

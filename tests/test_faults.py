@@ -34,3 +34,5 @@ def test_nothing_is_lost(trial: str) -> None:
     command = [sys.executable, "-m", "tests.faults", *trial.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
+    if done.stdout.startswith("not tried"):
+        pytest.skip(done.stdout)

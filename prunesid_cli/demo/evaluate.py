@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from prunesid_cli.decoding import batches
+from prunesid_cli.ahead import batches
+from prunesid_cli.evaluate.runner import Setting
 from prunesid_cli.families import load_family
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.families.checkpoint import DEMO, resolve
@@ -46,15 +47,6 @@ class Picture:
     encoded: list[Encoded]
     things: NDArray[np.int8]
     questions: tuple[Question, ...]
-
-
-@dataclass(frozen=True)
-class Setting:
-    keep: str
-    method: str
-
-    def __str__(self) -> str:
-        return "all" if self.keep == "all" else f"{self.keep} {self.method}"
 
 
 def examination(pruner: Pruner, per_kind: int, split: int) -> list[Picture]:

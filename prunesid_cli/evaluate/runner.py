@@ -24,6 +24,7 @@ from prunesid_cli.evaluate.records import Record
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.interrupt import Stop
 from prunesid_cli.memory import within_memory
+from prunesid_cli.pipeline import preprocessed
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import of_item
 from prunesid_cli.types import Generation, Pixels, TokenSet
@@ -209,8 +210,7 @@ def _said(record: Record, setting: str, sets: Sequence[TokenSet], answer: str, f
 def _load(pruner: Pruner, record: Record) -> Loaded:
     try:
         media = [load_media(one, pruner.sampling) for one in record.media]
-        companions = [sum(other.is_clip == one.is_clip for other in media) - 1 for one in media]
-        return Ready(record, tuple(pruner.preprocess(*pair) for pair in zip(media, companions, strict=True)))
+        return Ready(record, tuple(preprocessed(pruner, media)))
     except PruneSIDError as error:
         return record.key, error
 

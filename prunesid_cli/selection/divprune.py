@@ -12,11 +12,11 @@ from prunesid_cli.selection.targets import by_target, cosines, row_of, targets
 
 
 def divprune(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
-    """Max-min diversity, greedily (Algorithm 1), over cosine distances; in O(T N) once these are there.
+    """Max-min diversity, greedily, over cosine distances; in O(T N) once these are there.
 
     First the token furthest from its nearest, then again and again the one furthest from the nearest of those taken.
     As published, but that a token is never taken twice, which the published code does where tokens repeat; and that
-    the paper takes tokens as the language model reads them, behind the projector: here they are those at the cut.
+    tokens are those at the cut, and not those that the projector makes of them.
     """
     return by_target(_furthest, features, None, targets(features, budgets, reserved))
 

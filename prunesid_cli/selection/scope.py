@@ -12,7 +12,7 @@ from prunesid_cli.selection.targets import by_target, cosines, places, row_of, t
 
 
 def scope(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
-    """Greedily the token of the highest SCOPE score (Algorithm 1): what it adds to the coverage, times its saliency.
+    """Greedily the token of the highest SCOPE score: what it adds to the coverage, times its saliency.
 
     A token is covered as much as the most similar of those taken resembles it; coverage is the sum over all tokens. As
     published, in O(T N^2): the exponent alpha of the saliency is 1, as the published scripts set it, coverage begins at

@@ -17,7 +17,7 @@ CONTEXTUAL = (5, 32)
 
 
 def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Chosen]:
-    """The most salient tokens, and contextual ones, each an average (Sec. 3.2).
+    """The most salient tokens, and contextual ones, each an average.
 
     Contextual tokens begin at equal steps among those that are not dominant, and every other joins the one that it
     resembles most; the average stands where the first of it stood. Budgets below 7 have no contextual token, and drop
@@ -28,8 +28,7 @@ def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
       makes a token of about twice the length of any other;
     - tokens are in raster order, and so keep their positions: there contextual ones come last.
 
-    Without saliency (of a tower without CLS that is how much attention a token receives, as in the paper), by the norm
-    of the features.
+    Without saliency, by the norm of the features.
     """
     wanted = targets(features, budgets, reserved)
     return by_target(partial(_merged, reserved=reserved), features, saliency, wanted)

@@ -14,9 +14,10 @@ from prunesid_cli.tokencache.storage import STORES
 
 if TYPE_CHECKING:
     from prunesid_cli.tokencache.checking import verify, verify_all
+    from prunesid_cli.tokencache.entry import Entry
     from prunesid_cli.tokencache.index import Known
     from prunesid_cli.tokencache.table import Stamp
-    from prunesid_cli.tokencache.writer import CacheWriter, Entry, Limits
+    from prunesid_cli.tokencache.writer import CacheWriter, Limits
 
 LATER = {
     "Known": "index",
@@ -24,7 +25,7 @@ LATER = {
     "verify": "checking",
     "verify_all": "checking",
     "CacheWriter": "writer",
-    "Entry": "writer",
+    "Entry": "entry",
     "Limits": "writer",
 }
 

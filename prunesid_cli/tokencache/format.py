@@ -34,9 +34,9 @@ Format 3
 8. `failures.jsonl`: one object a line with `source`, `error`, `hint`: inputs whose last try failed; what was kept of
    an earlier version of one may still be in a shard. Replaced as a whole.
 9. Who writes holds a lock on `.prunesid.lock`. Readers need none.
-10. `prunesid-index.safetensors` (index.py): which shards there are, and where each source is. Headers tell the truth;
-   the index makes it quick to find, and tells of shards that were lost. It is replaced as a whole, believed only where
-   its own checksum fits, and made anew from the headers where it does not, or where shards and index disagree.
+10. `prunesid-index.safetensors` (index_file.py): which shards there are, and where each source is. Headers tell the
+   truth; the index makes it quick to find, and tells of shards that were lost. It is replaced as a whole, believed only
+   where its own checksum fits, and made anew from the headers where it does not, or where shards and index disagree.
 11. `calibration.json`: an object with `model`, `revision`, `images` (how many), `phi` (their mean) and `values` (all of
     them in rising order, or their quantiles). Replaced as a whole.
 

@@ -100,7 +100,9 @@ def _by_parts(source: str) -> list[str]:
 def _copy(part: _Part, place: Place, writer: CacheWriter, merged: Merged) -> None:
     shard, item = part.item(place)
     stamp = part.stamp(item.source)
-    if writer.held(item.source, item.digest, stamp):
+    if writer.held(item.source, item.digest):
+        if stamp:
+            writer.seen(item.source, stamp)
         merged.held += 1
         return
     ((_, (data, *scales)),) = read_rows(shard, [item])

@@ -82,7 +82,7 @@ class Cache:
 
     def size(self) -> int:
         """Bytes of all shards."""
-        return sum(part.bytes for part in self.index.parts.values())
+        return self.index.size
 
 
 @lru_cache(HEADERS)
@@ -101,7 +101,7 @@ def open_cache(folder: str | Path, stamped: bool = False) -> Cache:
     """
     folder = Path(folder)
     check_cache(folder)
-    from prunesid_cli.tokencache.index import load_index  # numpy, which --help does without
+    from prunesid_cli.tokencache.index_file import load_index  # numpy, which --help does without
 
     loaded = load_index(folder, stamped)
     return Cache(folder, loaded.index, loaded.missing)

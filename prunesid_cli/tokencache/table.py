@@ -1,4 +1,4 @@
-"""The columns of the index, a row for each item: see index.py, which says what is in them."""
+"""The columns of the index, a row for each item: see index_file.py, which says what is in them."""
 
 from __future__ import annotations
 

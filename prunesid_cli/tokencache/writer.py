@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
+from prunesid_cli.tokencache.entry import Entry, Rows, stored
 from prunesid_cli.tokencache.format import (
     FAILURES,
     INDEX,
@@ -17,42 +18,21 @@ from prunesid_cli.tokencache.format import (
     Item,
     Run,
     canonical,
-    checksum,
     is_cache,
     shard_name,
 )
 from prunesid_cli.tokencache.growing import GrowingShard, recover, unwritable
-from prunesid_cli.tokencache.index import Index, Known, Loaded, Missing, extended, load_index, write_index
+from prunesid_cli.tokencache.index import Index, Known, Missing, extended
+from prunesid_cli.tokencache.index_file import Loaded, load_index, write_index
 from prunesid_cli.tokencache.lock import locked
 from prunesid_cli.tokencache.reader import read_failures
 from prunesid_cli.tokencache.shard import read_header
-from prunesid_cli.tokencache.storage import STORES, bytes_of
 from prunesid_cli.tokencache.table import Place, Stamp
-from prunesid_cli.types import TokenSet
 
 SYNCED_EVERY = 1.0
 """Seconds of work that a crash can cost, at most, beside what is in flight."""
 WRITTEN_EVERY, SEEN_AFTER = 300.0, 30.0
 """Seconds after which readers see what a slow run has added to its last shard; and when nothing more comes."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An item on its way into a cache, its tokens on the CPU. `stamp`: of the input's file when it was read."""
-
-    source: str
-    digest: str
-    size: tuple[int, int]
-    tokens: TokenSet
-    phi: float
-    notes: tuple[str, ...]
-    sampling: str = ""
-    decoder: str = ""
-    stamp: Stamp | None = None
-
-
-Rows = tuple[int, bytes, bytes]
-"""Channels of some rows, their bytes, and those of their scales."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +89,14 @@ class CacheWriter:
         known = self.index.find(source)
         return known if known and known.stamp == stamp else None
 
-    def held(self, source: str, digest: str, stamp: Stamp | None = None) -> Known | None:
-        """This very input, where it was in the cache when this run began; it need not be read again as it looks now."""
+    def held(self, source: str, digest: str) -> Known | None:
+        """This very input, where it was in the cache when this run began."""
         known = self.index.find(source)
-        if not known or known.digest != digest:
-            return None
-        if stamp and known.stamp != stamp:
-            self.newer[source] = stamp
-        return known
+        return known if known and known.digest == digest else None
+
+    def seen(self, source: str, stamp: Stamp) -> None:
+        """An input that is held need not be read again as it looks now."""
+        self.newer[source] = stamp
 
     def history(self) -> Iterator[Known]:
         """What was in the cache when this run began, in the order in which it was written."""
@@ -124,7 +104,7 @@ class CacheWriter:
 
     def size(self) -> int:
         """Bytes of all shards, once it is closed."""
-        return sum(part.bytes for part in self.index.parts.values())
+        return self.index.size
 
     def add(self, entry: Entry) -> None:
         item, rows = stored(entry, self.run)
@@ -247,20 +227,6 @@ class CacheWriter:
             raise unwritable(self.folder / name, error) from error
         except SafetensorError as error:
             raise CacheError(f"cannot write {self.folder / name}: {error}", "free some space") from error
-
-
-def stored(entry: Entry, run: Run) -> tuple[Item, Rows]:
-    """An entry as a shard holds it."""
-    import torch
-
-    tokens = entry.tokens
-    rows, scales = STORES[run.store].pack(tokens.tokens.to(getattr(torch, run.dtype)))
-    data, more = bytes_of(rows), b"" if scales is None else bytes_of(scales)
-    names = ("source", "digest", "size", "phi", "notes", "sampling", "decoder")
-    told = {name: getattr(entry, name) for name in names}
-    whole, span = tokens.whole, (0, len(tokens.slots))
-    item = Item(layout=tokens.layout, slots=tokens.slots, whole=whole, rows=span, check=checksum(data, more), **told)
-    return item, (rows.shape[1], data, more)
 
 
 def difference(old: Run, new: Run) -> str:

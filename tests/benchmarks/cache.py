@@ -24,7 +24,7 @@ from typing import Any
 
 from prunesid_cli.tokencache import CacheWriter, Item, Run, Stamp, open_cache
 from prunesid_cli.tokencache.format import INDEX, checksum
-from prunesid_cli.tokencache.index import read_index
+from prunesid_cli.tokencache.index_file import read_index
 from prunesid_cli.types import Layout, Region
 
 RUN = Run("demo", "r1", "llava", "prunesid", "11%", False, False, "float32")

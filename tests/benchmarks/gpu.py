@@ -34,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from prunesid_cli.decoding import batches
+from prunesid_cli.ahead import batches
 from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.families import load_family

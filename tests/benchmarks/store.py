@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from prunesid_cli.decoding import batches
+from prunesid_cli.ahead import batches
 from prunesid_cli.demo.evaluate import HOW, examination
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
