@@ -56,7 +56,11 @@ def main() -> None:
     """Run the command line and leave with its exit code; no traceback without --debug."""
     mend_streams()
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run())
+    try:
+        code = _run()
+    except KeyboardInterrupt:  # once more, while the last lines were written
+        code = ExitCode.INTERRUPTED
+    sys.exit(code)
 
 
 def _run() -> int:

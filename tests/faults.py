@@ -24,7 +24,7 @@ from typing import Any
 
 from PIL import Image
 
-from prunesid_cli.errors import CacheError
+from prunesid_cli.errors import CacheError, ExitCode
 from prunesid_cli.tokencache import open_cache, read_tokens, verify_all
 from prunesid_cli.tokencache.format import is_cache
 from tests.families.tiny import write
@@ -72,7 +72,11 @@ class Bench:
             paths = ["-m", str(self.model), "--out", str(out), "--shard-items", str(SHARD_ITEMS)]
             sys.argv = ["prunesid", "compress", str(self.pictures), *paths, *more]
             before()
-            code = cli._run()
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except KeyboardInterrupt:  # before the command began, or after its end
+            code = ExitCode.INTERRUPTED
         finally:
             os._exit(code)
 
