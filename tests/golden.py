@@ -120,7 +120,7 @@ def _cosines(tokens: Tensor) -> Tensor:
 # Stored name -> ours, of the whole batch, from the tokens alone.
 FROM_TOKENS: dict[str, Callable[[Case], Tensor]] = {
     "phi": lambda case: phi(case.features),
-    "rho_eq4": lambda case: torch.stack([pair_mean(unit_tokens(tokens)) for tokens in case.features]),
+    "rho_eq4": lambda case: torch.stack([pair_mean(tokens) for tokens in case.features]),
     "similarity": lambda case: torch.stack([_cosines(tokens) for tokens in case.features]),
     "need_token_num": lambda case: torch.tensor([case.need]),
 }

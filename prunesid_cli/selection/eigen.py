@@ -9,6 +9,7 @@ LAPACK's price. A space that is not enough grows; one that gets no nearer gives 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,15 +38,16 @@ CLOSE = 1e-6
 
 @dataclass(frozen=True)
 class Found:
-    """Approximate eigenvectors, best first: `values` [..., P], rows [..., P, N]. The first `k` are wanted.
+    """Approximate eigenvectors, best first: `values` [..., P], rows [..., P, N]. Of the first K some are wanted.
 
     images  vectors @ matrix: one step of subspace iteration further, but for their length
+    wanted  mask [..., K]; all others are taken to be zero
     """
 
     values: Tensor
     vectors: Tensor
     images: Tensor
-    k: int
+    wanted: Tensor
 
     def real(self) -> Tensor:
         """Mask [..., P, 1]: not rounding noise."""
@@ -56,19 +58,27 @@ class Found:
         return torch.where(self.real(), self.images / self.values.unsqueeze(-1), self.vectors)
 
     def directions(self) -> Tensor:
-        """[..., k, N], rows of noise zero."""
-        return torch.where(self.real(), self.improved(), 0)[..., : self.k, :]
+        """[..., K, N], rows of noise zero."""
+        return self._where_wanted(self.images / self.values.unsqueeze(-1))
 
     def errors(self) -> Tensor:
-        """[..., k, N]: how far each direction may be off, to first order and noise aside.
+        """[..., K, N]: how far each direction may be off, to first order and noise aside.
 
         The error is the residual, seen through the rest of the matrix: no longer than the residual by the distance to
         the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric Eigenvalue Problem,
         11.7), but shared among entries otherwise.
         """
-        top, wanted = self.values[..., : self.k, None], slice(self.k)
-        off = (self.images[..., wanted, :] - top * self.vectors[..., wanted, :]) / (top - self.values[..., -1:, None])
-        return torch.where(self.real()[..., wanted, :], off, 0)
+        residual = torch.addcmul(self.images, self.vectors, self.values.unsqueeze(-1), value=-1)
+        return self._where_wanted(residual / (self.values - self.values[..., -1:]).unsqueeze(-1))
+
+    def _where_wanted(self, rows: Tensor) -> Tensor:
+        """[..., P, N] -> [..., K, N]."""
+        k = self.wanted.shape[-1]
+        return torch.where(self.real()[..., :k, :] & self.wanted.unsqueeze(-1), rows[..., :k, :], 0)
+
+    def of(self, row: int) -> Found:
+        """That of one matrix."""
+        return Found(self.values[row], self.vectors[row], self.images[row], self.wanted[row])
 
 
 Doubt = Callable[[Found], Tensor]
@@ -83,7 +93,7 @@ def angle(found: Found) -> Tensor:
 
 def undecided(found: Found) -> Tensor:
     """The number of entries of the space whose greatest loading may be that of another direction."""
-    return overtakable(found.directions(), found.errors())
+    return overtakable(found.directions().float(), found.errors().float())  # as groups are looked for, too
 
 
 def undecided_through(matrix: Tensor) -> Doubt:
@@ -91,7 +101,7 @@ def undecided_through(matrix: Tensor) -> Doubt:
 
     def doubt(found: Found) -> Tensor:
         through = matrix.double().T
-        length = found.values[: found.k, None].clamp(min=0).sqrt()
+        length = found.values[..., : found.wanted.shape[-1], None].clamp(min=0).sqrt()
         loading, error = (rows @ through / length for rows in (found.directions(), found.errors()))
         return overtakable(loading.nan_to_num(0), error.nan_to_num(0))
 
@@ -108,49 +118,71 @@ def overtakable(loading: Tensor, error: Tensor) -> Tensor:
     return (~(least >= most)).sum(-1)
 
 
-def leading(matrix: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
-    """matrix [N, N] fp64, symmetric, positive semi-definite -> its first k eigenvectors as rows [k, N], descending.
+def leading(matrices: Tensor, wanted: Tensor, doubt: Doubt = angle) -> Tensor:
+    """matrices [B, N, N] fp64, symmetric, positive semi-definite -> first K eigenvectors as rows [B, K, N], descending.
 
-    Directions that the matrix does not have (rank < k) are zero rows.
+    Rows that are not wanted (mask [B, K]) and directions that a matrix does not have (rank < K) are zero. Most matrices
+    want the same few steps, which are taken together: threads wait for each other at every operation, and one on all of
+    them costs that once. What comes of a matrix does not depend on the others.
     """
-    n = len(matrix)
-    space, hope = Krylov(room(matrix, n, n, dtype=torch.float32).copy_(matrix), n // 2), float("inf")
-    for width in range(_first_width(k), n // 2 + 1, LOOK):
-        space.grow(width)
-        rows = space.leading(k)
-        if rows is None:
-            break
-        first, last, found = polish(matrix, rows, k, doubt)
-        if not last:
-            return found.directions()
-        if first > hope / 2:
-            break
-        hope = first
-    values, vectors = torch.linalg.eigh(matrix)
-    values, vectors = values[-k:].flip(0), vectors[:, -k:].flip(1)
-    return (vectors * (values > NOISE * values[:1].clamp(min=0))).T
+    n, k = matrices.shape[-1], wanted.shape[-1]
+    if (width := _first_width(k)) > n // 2:
+        return torch.stack([_whole(matrix, own) for matrix, own in zip(matrices, wanted, strict=True)])
+    space = Krylov(room(matrices, *matrices.shape, dtype=torch.float32).copy_(matrices), n // 2)
+    space.grow(width)
+    rows, complete = space.leading(k)
+    found = rayleigh_ritz(matrices, rows, wanted)
+    decided = complete & (doubt(found) == 0)
+    directions = found.directions()
+    for row in (~decided).nonzero().flatten().tolist():
+        more = _alone(matrices[row], space.of(row), found.of(row), doubt) if complete[row] else None
+        directions[row] = _whole(matrices[row], wanted[row]) if more is None else more
+    return directions
 
 
 def _first_width(k: int) -> int:
     """Enough for most images at the first look, whose price is that of half a step to the next."""
-    return BLOCK * -(-(5 * k // 2 + 60) // BLOCK)
+    return BLOCK * -(-(2 * k + 84) // BLOCK)
 
 
-def polish(matrix: Tensor, rows: Tensor, k: int, doubt: Doubt) -> tuple[float, float, Found]:
-    """Subspace iteration from rows [P, N] while a step leaves a quarter, or few -> doubt at first and at last."""
-    found = rayleigh_ritz(matrix, rows, k)
+def _alone(matrix: Tensor, space: Krylov, found: Found, doubt: Doubt) -> Tensor | None:
+    """One matrix [N, N] further, from what its space gave so far -> [K, N]; None where it gets no nearer."""
+    hope = float("inf")
+    while True:
+        first, last, found = polish(matrix, found, doubt)
+        if not last:
+            return found.directions()
+        if first > hope / 2 or space.width + LOOK > len(matrix) // 2:
+            return None
+        hope = first
+        space.grow(space.width + LOOK)
+        rows, complete = space.leading(found.wanted.shape[-1])
+        if not complete:
+            return None
+        found = rayleigh_ritz(matrix, rows, found.wanted)
+
+
+def _whole(matrix: Tensor, wanted: Tensor) -> Tensor:
+    """LAPACK's, of one matrix [N, N], wanted [K] -> [K, N]."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = values.flip(0)[: len(wanted)], vectors.flip(1)[:, : len(wanted)]
+    return (vectors * (wanted & (values > NOISE * values[:1].clamp(min=0)))).T
+
+
+def polish(matrix: Tensor, found: Found, doubt: Doubt) -> tuple[float, float, Found]:
+    """Subspace iteration of one matrix while a step leaves a quarter, or few -> doubt at first and at last."""
     first = last = float(doubt(found))
     for _ in range(STEPS):
         if not last:
             break
-        better = rayleigh_ritz(matrix, found.improved(), k)
+        better = rayleigh_ritz(matrix, found.improved(), found.wanted)
         before, last, found = last, float(doubt(better)), better
         if last > max(before / 4, FEW):
             break
     return first, last, found
 
 
-def rayleigh_ritz(matrix: Tensor, rows: Tensor, k: int) -> Found:
+def rayleigh_ritz(matrix: Tensor, rows: Tensor, wanted: Tensor) -> Found:
     """The best approximations in the span of rows [..., P, N], which need not be quite orthonormal; in fp64."""
     rows = rows.double()
     images = rows @ matrix
@@ -159,58 +191,75 @@ def rayleigh_ritz(matrix: Tensor, rows: Tensor, k: int) -> Found:
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
     values, weights = torch.linalg.eigh(inverse @ (rows @ images.mT) @ inverse.mT)
     weights = weights.flip(-1).mT @ inverse
-    return Found(values.flip(-1), weights @ rows, weights @ images, k)
+    return Found(values.flip(-1), weights @ rows, weights @ images, wanted)
 
 
 class Krylov:
-    """An orthonormal basis of the block Krylov space of a matrix, from a start that is the same for all matrices.
+    """Orthonormal bases of the block Krylov spaces of matrices [..., N, N], from a start that is the same for all.
 
-    `basis` [M, N] has its vectors as rows, which is the faster way round to multiply; `image` is basis @ matrix. Every
-    block is made orthogonal to all before it, twice, since rounding leaves some of them the first time (Golub and Van
-    Loan, Matrix Computations, 10.3). Vectors that add nothing give way to new ones.
+    `basis` [..., M, N] has its vectors as rows, which is the faster way round to multiply; `image` is basis @ matrix.
+    Every block is made orthogonal to all before it, twice, since rounding leaves some of them the first time (Golub and
+    Van Loan, Matrix Computations, 10.3). Vectors that add nothing give way to new ones.
     """
 
     def __init__(self, matrix: Tensor, most: int) -> None:
         self.matrix, self.width = matrix, 0
-        self.basis = room(matrix, most, len(matrix))
-        self.image = room(matrix, most, len(matrix))
+        self.basis = room(matrix, *matrix.shape[:-2], most, matrix.shape[-1])
+        self.image = room(matrix, *matrix.shape[:-2], most, matrix.shape[-1])
+
+    def of(self, row: int) -> Krylov:
+        """That of one matrix, which goes on in the memory of all."""
+        own = copy(self)
+        own.matrix, own.basis, own.image = self.matrix[row], self.basis[row], self.image[row]
+        return own
 
     def grow(self, width: int) -> None:
         """To `width` vectors, a multiple of BLOCK."""
         for at in range(self.width, width, BLOCK):
             block = self._next(at)
-            self.basis[at : at + BLOCK] = block
-            torch.mm(block, self.matrix, out=self.image[at : at + BLOCK])
+            self.basis[..., at : at + BLOCK, :] = block
+            self.image[..., at : at + BLOCK, :] = block @ self.matrix
         self.width = width
 
     def _next(self, at: int) -> Tensor:
-        """What the last images add to the first `at` vectors [BLOCK, N]; before all others, those of the start do."""
-        before, fresh = self.basis[:at], start(len(self.matrix), at).to(self.matrix)
-        block = self.image[at - BLOCK : at] if at else fresh @ self.matrix
-        while True:
-            orthonormal, triangle = torch.linalg.qr(without(without(block, before), before).T)
-            nothing_new = triangle.diagonal().abs() <= NEW * block.norm(dim=1)
-            if not nothing_new.any():
-                return orthonormal.T
-            block = torch.where(nothing_new[:, None], fresh, orthonormal.T)
+        """What the last images add to the first `at` vectors [..., BLOCK, N]; before all others, those of the start."""
+        before, fresh = self.basis[..., :at, :], start(self.matrix.shape[-1], at).to(self.matrix)
+        fresh = fresh.expand(*self.matrix.shape[:-2], *fresh.shape)
+        block, nothing_new = orthonormal(self.image[..., at - BLOCK : at, :] if at else fresh @ self.matrix, before)
+        while nothing_new.any():
+            other = orthonormal(torch.where(nothing_new.unsqueeze(-1), fresh, block), before)
+            open_ = nothing_new.any(-1, keepdim=True)  # what others lack changes nothing of a whole block
+            block, nothing_new = torch.where(open_.unsqueeze(-1), other[0], block), open_ & other[1]
+        return block
 
-    def leading(self, k: int) -> Tensor | None:
-        """Ritz vectors of the k + SPARE largest Ritz values, as rows; None where one might be missing.
+    def leading(self, k: int) -> tuple[Tensor, Tensor]:
+        """Ritz vectors of the k + SPARE largest Ritz values, as rows [..., P, N]; mask [...] of those that are all.
 
         A space from BLOCK vectors holds no eigenvalue more than BLOCK times, so of one that it holds that often there
         might be more.
         """
-        basis = self.basis[: self.width]
-        values, weights = torch.linalg.eigh(self.image[: self.width] @ basis.T)
-        values = values.flip(0)
-        if bool((values[:k] - values[BLOCK - 1 : BLOCK - 1 + k] < 0.01 * values[:k]).any()):
-            return None
-        return weights[:, -(k + SPARE) :].flip(1).T @ basis
+        basis = self.basis[..., : self.width, :]
+        values, weights = torch.linalg.eigh(self.image[..., : self.width, :] @ basis.mT)
+        values = values.flip(-1)
+        first, later = values[..., :k], values[..., BLOCK - 1 : BLOCK - 1 + k]
+        return weights[..., -(k + SPARE) :].flip(-1).mT @ basis, ~(first - later < 0.01 * first).any(-1)
+
+
+def orthonormal(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """rows [..., B, N], orthonormal basis [..., M, N] -> rows orthonormal to it and to each other; mask [..., B] of
+    those that add nothing to it and to those before them, in whose place stands noise."""
+    vectors, triangle = torch.linalg.qr(without(without(rows, basis), basis).mT)
+    return vectors.mT, triangle.diagonal(dim1=-2, dim2=-1).abs() <= NEW * rows.norm(dim=-1)
 
 
 def without(rows: Tensor, basis: Tensor) -> Tensor:
-    """rows [B, N], orthonormal basis [M, N] -> rows less their part in the basis."""
-    return torch.addmm(rows, rows @ basis.T, basis, alpha=-1)
+    """rows [..., B, N], orthonormal basis [..., M, N] -> rows less their part in the basis."""
+    return add_product(rows, rows @ basis.mT, basis, alpha=-1)
+
+
+def add_product(matrix: Tensor, left: Tensor, right: Tensor, alpha: float = 1, out: Tensor | None = None) -> Tensor:
+    """matrix + alpha * left @ right, of one matrix or a batch [B]."""
+    return (torch.addmm if matrix.ndim == 2 else torch.baddbmm)(matrix, left, right, alpha=alpha, out=out)
 
 
 @lru_cache(maxsize=256)

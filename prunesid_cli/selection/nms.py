@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.parallel import room
+from prunesid_cli.selection.parallel import room, scratch
+from prunesid_cli.selection.similarity import unit_tokens
 from prunesid_cli.selection.together import LARGEST
 
 STEP = 16
@@ -25,13 +26,13 @@ def precedence(saliency: Tensor) -> Tensor:
     return saliency.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
-def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
+def survivors(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
     """Which candidates no survivor of their group, preceding them, is more similar to than tau.
 
     Only similarities within groups are computed, never of all tokens with all.
 
     Args:
-        unit: tokens of length one [N, C].
+        tokens: [N, C], in the precision of which similarities are wanted.
         tau: the threshold, strict; scalar.
         group, rank, candidate: [N].
 
@@ -45,20 +46,21 @@ def survivors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate:
     first = sizes.cumsum(0) - sizes
     alive = candidate.clone()
     padded = (sizes + STEP - 1) // STEP * STEP
-    for width in padded.unique().tolist():
+    for width in padded[padded > 0].unique().tolist():
         rows = (padded == width).nonzero()
-        place = torch.arange(width, device=unit.device)
+        place = torch.arange(width, device=tokens.device)
         filled = place < sizes[rows]
-        tokens = order[torch.where(filled, first[rows] + place, 0)]
-        near = room(unit, tokens.numel(), unit.shape[1])
-        torch.index_select(unit, 0, tokens.flatten(), out=near)
-        near = near.view(*tokens.shape, unit.shape[1])
-        blocks = (near @ near.mT > tau).tril(-1)
-        alive[tokens[filled]] = fixed_point(blocks, candidate[tokens] & filled)[filled]
+        which = order[torch.where(filled, first[rows] + place, 0)]
+        with scratch():
+            near = room(tokens, which.numel(), tokens.shape[1])
+            torch.index_select(tokens, 0, which.flatten(), out=near)
+            near = unit_tokens(near, near.dtype).view(*which.shape, tokens.shape[1])
+            blocks = (near @ near.mT > tau).tril(-1)
+        alive[which[filled]] = fixed_point(blocks, candidate[which] & filled)[filled]
     return alive
 
 
-def suppressors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, survivor: Tensor) -> Tensor:
+def suppressors(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, survivor: Tensor) -> Tensor:
     """Which survivor did away with each token: of those of its group that precede it and are too similar, the first.
 
     Arguments as of `survivors`, and what that returns.
@@ -66,18 +68,20 @@ def suppressors(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, survivor
     Returns:
         indices [N] int64; -1 for survivors, and for what was no candidate.
     """
+    unit = unit_tokens(tokens, tokens.dtype)
     near = (unit @ unit.mT > tau) & (group[:, None] == group) & (rank[:, None] > rank)
     near &= survivor & ~survivor[:, None]
     first = torch.where(near, rank, len(rank)).argmin(-1)
     return torch.where(near.any(-1), first, -1)
 
 
-def survivors_together(unit: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
+def survivors_together(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
     """The same of a batch, [B, N, C], [B], [B, N], with all similarities: few launches, and a look for many rounds."""
     kept = []
-    for row in range(0, len(unit), portion := max(1, LARGEST // unit.shape[1] ** 2)):
+    for row in range(0, len(tokens), portion := max(1, LARGEST // tokens.shape[1] ** 2)):
         some = slice(row, row + portion)
-        near = unit[some] @ unit[some].mT > tau[some, None, None]
+        unit = unit_tokens(tokens[some], tokens.dtype)
+        near = unit @ unit.mT > tau[some, None, None]
         own, place = group[some], rank[some]
         blocks = near & (own[:, :, None] == own[:, None, :]) & (place[:, :, None] > place[:, None, :])
         kept.append(fixed_point(blocks, candidate[some], ROUNDS))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -50,6 +51,16 @@ class _Room(threading.local):
 
 
 _own = _Room()
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """What `room` gives in here is no longer needed afterwards."""
+    used = _own.used
+    try:
+        yield
+    finally:
+        _own.used = used
 
 
 def room(like: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:

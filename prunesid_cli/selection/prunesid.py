@@ -15,7 +15,6 @@ from prunesid_cli.selection.nms import precedence, suppressors, survivors, survi
 from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import groups
 from prunesid_cli.selection.recipe import OVER_TIME, PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
-from prunesid_cli.selection.similarity import unit_tokens
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method
@@ -133,7 +132,7 @@ def explain(
             saliency=stage.saliency[row],
             survivor=stage.survivor[row],
             suppressor=suppressors(
-                unit_tokens(features[row], recipe.precision or features.dtype),
+                features[row].to(recipe.precision or features.dtype),
                 stage.tau[row],
                 stage.group[row],
                 stage.rank[row],
@@ -175,12 +174,12 @@ def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], reci
         own = groups(directions[rows])
         score = recipe.saliency(None if saliency is None else saliency[rows], directions[rows])
         rank = precedence(score)
-        unit = unit_tokens(features[rows], recipe.precision or features.dtype)
-        redundancy = recipe.redundancy(unit)
+        tokens = features[rows].to(recipe.precision or features.dtype)
+        redundancy = recipe.redundancy(tokens)
         tau = (strengths[rows] * redundancy.float()).to(redundancy.dtype).float().clamp(max=recipe.alike)
         if recipe.alike < math.inf:
-            rank = _copies_last(rank, suppress(unit, torch.full_like(tau, recipe.alike), own, rank, score >= 0))
-        return own, score, rank, suppress(unit, tau, own, rank, score > 0), redundancy.float(), tau
+            rank = _copies_last(rank, suppress(tokens, torch.full_like(tau, recipe.alike), own, rank, score >= 0))
+        return own, score, rank, suppress(tokens, tau, own, rank, score > 0), redundancy.float(), tau
 
     if recipe.together or (recipe.together is None and device.type != "cpu"):
         columns = suppressed(slice(None), survivors_together)

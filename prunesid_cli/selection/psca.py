@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided, undecided_through
-from prunesid_cli.selection.parallel import each_image, room
-from prunesid_cli.selection.together import STEP, leading_together, portions
+from prunesid_cli.selection.eigen import Doubt, add_product, angle, leading, undecided, undecided_through
+from prunesid_cli.selection.parallel import each_image, room, scratch
+from prunesid_cli.selection.together import LARGEST, STEP, leading_together, portions
 
 ITERATIONS = 2
 ROWS = 96
 """Rows of a Gram matrix that are computed at once, up to the diagonal: of 576 tokens 7/12 of all products."""
+AT_ONCE, CPU_STEP = 4 * 576**2, 8
+"""Entries of the Gram matrices that a core has at once, and the step of `together.portions` there."""
 ROUNDING = 1e-5
 """Share of all variation below which a direction is not to be had of products in fp32: of the embedded model's tokens
 they get 1 in 500 wrong a decade below it, 1 in 80 two decades, 1 in 8,000 a decade above and none further up; and where
@@ -27,100 +29,136 @@ def where_exact(tensor: Tensor) -> Tensor:
     return tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
 
 
-def centred(tokens: Tensor) -> Tensor:
+def centred(tokens: Tensor, out: Tensor | None = None) -> Tensor:
     """tokens [..., N, C] -> fp32: sigmoid, less each token's own mean over its channels."""
     tokens = tokens.float()
-    activation = torch.sigmoid(tokens, out=room(tokens, *tokens.shape))
+    activation = torch.sigmoid(tokens, out=room(tokens, *tokens.shape) if out is None else out)
     return activation.sub_(activation.mean(-1, keepdim=True))
 
 
 @dataclass(frozen=True)
 class Gram:
-    """`matrix` [..., M, M] fp64, symmetric; `least` [...]: eigenvalues above it are hardly touched by its rounding."""
+    """`matrix` [B, M, M] fp64, symmetric; `least` [B]: eigenvalues above it are hardly touched by its rounding."""
 
     matrix: Tensor
     least: Tensor
 
 
-def gram(matrix: Tensor) -> Gram:
-    """matrix [..., M, D] fp32 -> matrix @ matrix.mT [..., M, M], by products in fp32, of one matrix at half price.
+def gram(matrices: Tensor) -> Gram:
+    """matrices [B, M, D] fp32 -> matrices @ matrices.mT [B, M, M], by products in fp32, on a CPU at half price.
 
     What all rows share is split off first: its rounding would drown the rest of nearly uniform images (eigenvalues
     below 1e-5 of the largest), of which a plain product in fp32 gets 1 token in 10 wrong.
     """
-    common = normalize(matrix.mean(-2, keepdim=True), dim=-1)
-    along = matrix @ common.mT
-    rest = torch.addcmul(matrix, along, common, value=-1, out=room(matrix, *matrix.shape))
-    across = (rest @ common.mT).double()  # nearly nothing, but times `along` no longer so
+    images, m, _ = matrices.shape
+    product = room(matrices, images, m, m, dtype=torch.float64)
+    if matrices.device.type == "cpu":  # large operations, some of which round otherwise for another batch
+        least = torch.stack([_gram(matrix, out) for matrix, out in zip(matrices, product, strict=True)])
+    else:
+        least = _gram(matrices, product)
+    return Gram(product, least)
+
+
+def _gram(matrix: Tensor, out: Tensor) -> Tensor:
+    """matrix [..., M, D] fp32 -> `out` [..., M, M]; returns `least` [...]."""
+    with scratch():
+        common = normalize(matrix.mean(-2, keepdim=True), dim=-1)
+        along = matrix @ common.mT
+        rest = torch.addcmul(matrix, along, common, value=-1, out=room(matrix, *matrix.shape))
+        across = (rest @ common.mT).double()  # nearly nothing, but times `along` no longer so
+        _product(rest, out)
+    least = ROUNDING * out.diagonal(dim1=-2, dim2=-1).sum(-1)
     along = along.double()
-    product = _symmetric_product(rest) if rest.ndim == 2 else (rest @ rest.mT).double()
-    least = ROUNDING * product.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return Gram(product.addcmul_(along, (along + across).mT).addcmul_(across, along.mT), least)
+    add_product(out, torch.cat([along, across], -1), torch.cat([along + across, along], -1).mT, out=out)
+    return least
 
 
-def _symmetric_product(matrix: Tensor) -> Tensor:
-    """matrix [M, D] fp32 -> matrix @ matrix.T [M, M] fp64, each product of two rows once."""
+def _product(matrix: Tensor, out: Tensor) -> None:
+    """matrix [..., M, D] fp32 -> `out` [..., M, M] fp64, from products in fp32: on a CPU, of two rows once."""
+    if matrix.device.type != "cpu":
+        out.copy_(matrix @ matrix.mT)
+        return
     m = len(matrix)
     product = room(matrix, m, m)
     for start in range(0, m, ROWS):
         stop = min(start + ROWS, m)
         torch.mm(matrix[start:stop], matrix[:stop].T, out=product[start:stop, :stop])
         product[:start, start:stop] = product[start:stop, :start].T
-    return room(matrix, m, m, dtype=torch.float64).copy_(product)
-
-
-def principal_directions(tokens: Tensor, k: int, loadings: bool = True) -> Tensor:
-    """tokens [N, C] -> exact top-k eigenvectors V [N, k] of the Gram matrix, by descending eigenvalue.
-
-    Directions that the input does not have (rank < k) are zero columns, so that no token can be assigned to a group of
-    rounding noise. Of more tokens than channels it is the channels' matrix that is factorised, and V = X W / |X W|.
-
-    loadings: whether the values of V matter, and not only which is the greatest of a token.
-    """
-    matrix = centred(tokens)
-    n, channels = matrix.shape
-    if n <= channels:
-        return _leading(matrix, k, angle if loadings else undecided).float().T
-    common = normalize(matrix.mean(0), dim=0)
-    along = matrix @ common
-    rest = torch.addr(matrix, along, common, alpha=-1)
-    weights = _leading(matrix.T, min(k, channels), angle if loadings else undecided_through(matrix)).T
-    # As in `gram`: what all tokens share would drown the rest.
-    found = (rest @ weights.float()).double() + torch.outer(along.double(), common.double() @ weights)
-    return torch.nn.functional.pad(normalize(found, dim=0).float(), (0, k - weights.shape[1]))
-
-
-def _leading(rows: Tensor, k: int, doubt: Doubt) -> Tensor:
-    """rows [M, D] fp32 -> first k eigenvectors of rows @ rows.T as rows [k, M], from products as exact as need be."""
-    quick = gram(rows)
-    found = leading(quick.matrix, k, doubt)
-    if bool(found[-1] @ quick.matrix @ found[-1] > quick.least):
-        return found
-    exact = rows.double()
-    return leading(exact @ exact.T, k, doubt)
+    out.copy_(product)
 
 
 def exact_directions(features: Tensor, ks: Sequence[int], loadings: bool = True) -> Tensor:
-    """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)], zero beyond an image's k."""
-    if features.device.type != "cpu" and features.shape[1] <= features.shape[2]:
+    """features [B, N, C], directions wanted of each image -> V [B, N, max(ks)]: exact top-k eigenvectors of the Gram
+    matrix, by descending eigenvalue; zero beyond an image's k.
+
+    Directions that the input does not have (rank < k) are zero columns, so that no token can be assigned to a group of
+    rounding noise.
+
+    loadings: whether the values of V matter, and not only which is the greatest of a token.
+    """
+    images, n, channels = features.shape
+    if n > channels:
+        of = lambda row: _through_channels(features[row], ks[row], loadings)  # noqa: E731
+        return _pad(each_image(of, images, features.device), max(ks))
+    if features.device.type != "cpu":
         return directions_together(features, ks, loadings)
-    columns = each_image(lambda row: principal_directions(features[row], ks[row], loadings), len(ks), features.device)
-    return _pad(columns, max(ks))
+    at_once = max(1, min(AT_ONCE // n**2, -(-images // torch.get_num_threads())))
+    parts = list(portions(ks, n, CPU_STEP, at_once))
+    found = each_image(lambda part: _directions(features, ks, parts[part], loadings), len(parts), features.device)
+    directions = torch.zeros(images, n, max(ks))
+    for (_, rows), own in zip(parts, found, strict=True):
+        directions[rows] = _to_width(own, max(ks))
+    return directions
+
+
+def _directions(features: Tensor, ks: Sequence[int], part: tuple[int, list[int]], loadings: bool) -> Tensor:
+    """(directions to find, rows) of the batch -> V [b, N, directions] of those rows."""
+    width, rows = part
+    matrices = room(features, len(rows), *features.shape[1:], dtype=torch.float32)
+    for row, out in zip(rows, matrices, strict=True):  # one by one, as in `gram`
+        centred(features[row], out)
+    wanted = torch.arange(width) < torch.tensor([ks[row] for row in rows])[:, None]
+    return _leading(matrices, wanted, angle if loadings else undecided).float().mT
+
+
+def _through_channels(tokens: Tensor, k: int, loadings: bool) -> Tensor:
+    """tokens [N, C] -> V [N, k], of more tokens than channels: of those the matrix is factorised, V = X W / |X W|."""
+    matrix = centred(tokens)
+    common = normalize(matrix.mean(0), dim=0)
+    along = matrix @ common
+    rest = torch.addr(matrix, along, common, alpha=-1)
+    wanted = torch.ones(1, min(k, matrix.shape[1]), dtype=torch.bool, device=matrix.device)
+    (weights,) = _leading(matrix.T[None], wanted, angle if loadings else undecided_through(matrix)).mT
+    # As in `gram`: what all tokens share would drown the rest.
+    found = (rest @ weights.float()).double() + torch.outer(along.double(), common.double() @ weights)
+    return _to_width(normalize(found, dim=0).float(), k)
+
+
+def _leading(rows: Tensor, wanted: Tensor, doubt: Doubt) -> Tensor:
+    """rows [B, M, D] fp32 -> first K eigenvectors of rows @ rows.mT, where wanted [B, K], as rows [B, K, M], from
+    products as exact as need be."""
+    quick = gram(rows)
+    found = leading(quick.matrix, wanted, doubt)
+    last = found[torch.arange(len(found), device=found.device), wanted.sum(-1) - 1].unsqueeze(1)
+    faint = (last @ quick.matrix @ last.mT).flatten() <= quick.least
+    for row in faint.nonzero().flatten().tolist():
+        exact = rows[row].double()
+        found[row] = leading((exact @ exact.T)[None], wanted[row : row + 1], doubt)[0]
+    return found
 
 
 def directions_together(features: Tensor, ks: Sequence[int], loadings: bool = True) -> Tensor:
     """As `exact_directions`, in as few launches as possible; no more tokens than channels."""
     n, most = features.shape[1], max(ks)
     directions = torch.zeros(len(ks), n, -(-most // STEP) * STEP, device=features.device)
-    for width, rows in portions(ks, n):
+    for width, rows in portions(ks, n, STEP, max(1, LARGEST // n**2)):
         some = slice(None) if len(rows) == len(ks) else rows  # an index would be sent over, and its images copied
         quick, own = gram(centred(features[some])), [ks[row] for row in rows]
         found, doubtful = leading_together(quick.matrix, own, width, loadings, quick.least)
         directions[some, :, :width] = found.mT.float()
         for row in [rows[at] for at in doubtful.nonzero().flatten().tolist()]:
-            directions[row] = torch.nn.functional.pad(
-                principal_directions(features[row], ks[row], loadings), (0, directions.shape[-1] - ks[row])
-            )
+            again = _directions(features, ks, (ks[row], [row]), loadings)
+            directions[row] = _to_width(again[0], directions.shape[-1])
     return directions[..., :most]
 
 
@@ -152,7 +190,12 @@ def _halko(matrix: Tensor, k: int, seed: int) -> Tensor:
 
 def _pad(columns: Sequence[Tensor], width: int) -> Tensor:
     """B x [N, k] -> [B, N, width]. A zero column wins no token (all-zero rows go to group 0)."""
-    return torch.stack([torch.nn.functional.pad(v, (0, width - v.shape[1])) for v in columns])
+    return torch.stack([_to_width(v, width) for v in columns])
+
+
+def _to_width(directions: Tensor, width: int) -> Tensor:
+    """V [..., k] -> [..., width]: less of it, or zeros beside it."""
+    return torch.nn.functional.pad(directions, (0, width - directions.shape[-1]))
 
 
 def groups(directions: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Recipe:
 
     groups      need -> number of groups
     strength    need, N -> lambda; the NMS threshold is lambda x redundancy
-    redundancy  tokens of length one [N, C] -> scalar
+    redundancy  tokens [N, C] -> scalar
     saliency    the model's [B, N] or None, V [B, N, G] -> saliency [B, N] fp32
     directions  features [B, N, C], number of groups of each image, whether V itself matters or only where each row of
                 it is greatest -> V [B, N, G]

@@ -9,35 +9,47 @@ from torch.nn.functional import normalize
 from prunesid_cli.selection.parallel import each_image, room
 from prunesid_cli.selection.psca import where_exact
 
+SHORTEST = 1e-12
+"""A token that is shorter is not scaled up to length one."""
+
 
 def unit_tokens(tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """tokens [..., N, C] -> of length one, as a model running in `dtype` would round them."""
     tokens = tokens.to(dtype)
-    # A zero token is like no other; in half precision its quotient would be NaN.
-    return normalize(tokens, dim=-1, out=room(tokens, *tokens.shape)).nan_to_num_(0.0, 0.0, 0.0)
+    unit: Tensor = normalize(tokens, dim=-1, eps=SHORTEST, out=room(tokens, *tokens.shape))
+    # A zero token is like no other; in half precision, where SHORTEST is zero, its quotient is NaN.
+    return unit if dtype == torch.float32 else unit.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def pair_mean(unit: Tensor) -> Tensor:
-    """rho of Eq. 4: unit tokens [..., N, C] -> mean cosine over the pairs i < j, fp32 [...]. No pair, no redundancy.
+def pair_mean(tokens: Tensor) -> Tensor:
+    """rho of Eq. 4: tokens [..., N, C] -> mean cosine over the pairs i < j, fp32 [...]. No pair, no redundancy.
 
-    In O(NC), with no [N, N] matrix: the sum over i != j of n_i.n_j is |sum n_i|^2 - sum |n_i|^2.
+    In O(NC), with no [N, N] matrix nor tokens of length one: of those, n_i, the sum over i != j of n_i.n_j is
+    |sum n_i|^2 - sum |n_i|^2.
     """
-    n, together = unit.shape[-2], (unit.new_ones(unit.shape[-2]) @ unit).double()
-    lengths = torch.linalg.vector_norm(unit, dim=-1).double()
-    return ((together.square().sum(-1) - lengths.square().sum(-1)) / max(n * (n - 1), 1)).float()
+    n, tokens = tokens.shape[-2], tokens.float()
+    lengths = torch.linalg.vector_norm(tokens, dim=-1)
+    weights = 1 / lengths.clamp(min=SHORTEST)
+    together = (weights.unsqueeze(-2) @ tokens).squeeze(-2).double().square().sum(-1)
+    return ((together - (weights * lengths).double().square().sum(-1)) / max(n * (n - 1), 1)).float()
 
 
-def triangle_mean(unit: Tensor) -> Tensor:
+def triangle_mean(tokens: Tensor) -> Tensor:
     """The published Qwen2-VL slip: sum over i <= j divided by N^2, about rho / 2. Rounded as the input is."""
-    similarity = unit @ unit.mT
-    return (_total(similarity.triu()) / unit.shape[-2] ** 2).to(similarity.dtype)
+    n, similarity = tokens.shape[-2], _cosines(tokens)
+    return (_total(similarity.triu()) / n**2).to(similarity.dtype)
 
 
-def rounded_pair_mean(unit: Tensor) -> Tensor:
+def rounded_pair_mean(tokens: Tensor) -> Tensor:
     """rho as the published code has it: of cosines that are rounded as the input is."""
-    n, similarity = unit.shape[-2], unit @ unit.mT
+    n, similarity = tokens.shape[-2], _cosines(tokens)
     of_itself = similarity.diagonal(dim1=-2, dim2=-1).double().sum(-1)
     return ((_total(similarity) - of_itself) / max(n * (n - 1), 1)).float()
+
+
+def _cosines(tokens: Tensor) -> Tensor:
+    unit = unit_tokens(tokens, tokens.dtype)
+    return unit @ unit.mT
 
 
 def _total(matrix: Tensor) -> Tensor:
@@ -48,7 +60,5 @@ def phi(features: Tensor) -> Tensor:
     """Information of an image: features [B, N, C] -> 1 - rho [B] fp32."""
     features = where_exact(features)
     if features.device.type != "cpu":
-        return 1 - pair_mean(unit_tokens(features))
-    return torch.stack(
-        each_image(lambda row: 1 - pair_mean(unit_tokens(features[row])), len(features), features.device)
-    )
+        return 1 - pair_mean(features)
+    return torch.stack(each_image(lambda row: 1 - pair_mean(features[row]), len(features), features.device))

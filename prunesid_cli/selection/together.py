@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.eigen import Found, angle, overtakable, rayleigh_ritz
+from prunesid_cli.selection.eigen import angle, rayleigh_ritz, undecided
 
 STEPS = 12
 STEP = 16
@@ -26,10 +26,13 @@ LARGEST = 2**26
 """Entries of all Gram matrices that are there at once."""
 
 
-def portions(ks: Sequence[int], n: int) -> Iterator[tuple[int, list[int]]]:
-    """(directions to find, rows): images that share a launch, by what they ask for alone and what memory allows."""
-    widths = [min(-(-k // STEP) * STEP, n) for k in ks]
-    most = max(1, LARGEST // n**2)
+def portions(ks: Sequence[int], n: int, step: int, most: int) -> Iterator[tuple[int, list[int]]]:
+    """(directions to find, rows): at most so many images that go together, by what they ask for alone.
+
+    That are directions, rounded up to a multiple of `step`, but no more than n: what comes of an image does not depend
+    on what the others ask for.
+    """
+    widths = [min(-(-k // step) * step, n) for k in ks]
     for width in sorted(set(widths)):
         rows = [row for row, own in enumerate(widths) if own == width]
         for start in range(0, len(rows), most):
@@ -49,17 +52,11 @@ def leading_together(
     """
     n = matrices.shape[-1]
     rows, broken = independent(iterate(matrices.float(), min(2 * k + 2 * STEP, n)))
-    found = rayleigh_ritz(matrices, rows, k)
     own = torch.arange(k, device=matrices.device) < torch.tensor(ks, device=matrices.device)[:, None]
-    directions = torch.where(own.unsqueeze(-1), found.directions(), 0)
+    found = rayleigh_ritz(matrices, rows, own)
     drowned = (own & ~(found.values[:, :k] > least[:, None])).any(-1)
-    return directions, broken | drowned | (_doubt(found, directions, own, loadings) != 0)
-
-
-def _doubt(found: Found, directions: Tensor, own: Tensor, loadings: bool) -> Tensor:
-    if loadings:
-        return angle(found)
-    return overtakable(directions, torch.where(own.unsqueeze(-1), found.errors(), 0))
+    doubt = angle if loadings else undecided
+    return found.directions(), broken | drowned | (doubt(found) != 0)
 
 
 def iterate(matrices: Tensor, width: int) -> Tensor:

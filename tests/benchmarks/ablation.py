@@ -27,26 +27,26 @@ from tests.selection.inputs import attention
 TOKENS = 576
 
 
-def whole_decomposition(matrix: Tensor, k: int, doubt: object) -> Tensor:
-    return torch.linalg.eigh(matrix).eigenvectors[:, -k:].flip(1).T
+def whole_decomposition(matrices: Tensor, wanted: Tensor, doubt: object) -> Tensor:
+    return torch.linalg.eigh(matrices).eigenvectors[..., -wanted.shape[-1] :].flip(-1).mT
 
 
-def to_the_last_digit(matrix: Tensor, k: int, doubt: object) -> Tensor:
-    return eigen.leading(matrix, k)
+def to_the_last_digit(matrices: Tensor, wanted: Tensor, doubt: object) -> Tensor:
+    return eigen.leading(matrices, wanted)
 
 
-def all_similarities(unit: Tensor, tau: Tensor, *others: Tensor) -> Tensor:
+def all_similarities(tokens: Tensor, tau: Tensor, *others: Tensor) -> Tensor:
     """group, rank, candidate."""
-    return prunesid.survivors_together(unit[None], tau[None], *(other[None] for other in others))[0]
+    return prunesid.survivors_together(tokens[None], tau[None], *(other[None] for other in others))[0]
 
 
-def all_products(matrix: Tensor) -> Tensor:
-    return (matrix @ matrix.T).double()
+def all_products(matrix: Tensor, out: Tensor) -> None:
+    out.copy_(matrix @ matrix.mT)
 
 
-def in_double_precision(matrix: Tensor) -> psca.Gram:
-    exact = matrix.double()
-    return psca.Gram(exact @ exact.T, torch.zeros(()))
+def in_double_precision(matrices: Tensor) -> psca.Gram:
+    exact = matrices.double()
+    return psca.Gram(exact @ exact.mT, torch.zeros(len(matrices)))
 
 
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -54,7 +54,7 @@ WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "Krylov space": lambda: patch.object(psca, "leading", whole_decomposition),
     "stop when no group can change": lambda: patch.object(psca, "leading", to_the_last_digit),
     "Gram matrix in fp32": lambda: patch.object(psca, "gram", in_double_precision),
-    "Gram matrix by symmetric blocks": lambda: patch.object(psca, "_symmetric_product", all_products),
+    "Gram matrix by symmetric blocks": lambda: patch.object(psca, "_product", all_products),
     "similarities within groups only": lambda: patch.object(prunesid, "survivors", all_similarities),
 }
 

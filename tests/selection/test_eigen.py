@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.eigen import BLOCK, Krylov, leading, rayleigh_ritz, undecided
-from prunesid_cli.selection.psca import centred, gram, principal_directions
+from prunesid_cli.selection import eigen
+from prunesid_cli.selection.eigen import BLOCK, Doubt, Krylov, angle, rayleigh_ritz, undecided
+from prunesid_cli.selection.psca import centred, exact_directions, gram
 from tests.selection.inputs import generator, scene_like, tokens
 
 N = 300
@@ -22,6 +23,16 @@ SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
     "one direction": lambda i: (i < 1).double(),
     "nothing": lambda i: 0 * i,
 }
+
+
+def leading(matrix: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
+    """Of one matrix, all of which are wanted."""
+    (found,) = eigen.leading(matrix[None], torch.ones(1, k, dtype=torch.bool), doubt)
+    return found
+
+
+def gram_of(tokens: Tensor) -> Tensor:
+    return gram(centred(tokens)[None]).matrix[0]
 
 
 def with_spectrum(values: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +88,7 @@ def test_small_matrices(n: int) -> None:
 def test_each_token_loads_most_where_lapack_says(kind: Callable[[int, int, int], Tensor], scale: float, k: int) -> None:
     """Stopping when no group can change any more changes no group."""
     for seed in range(3):
-        matrix = gram(centred(scale * kind(seed, 400, 512)[0])).matrix
+        matrix = gram_of(scale * kind(seed, 400, 512)[0])
         exact = torch.linalg.eigh(matrix).eigenvectors[:, -k:].flip(1)
         assert torch.equal(leading(matrix, k, undecided).abs().argmax(0), exact.abs().argmax(1))
 
@@ -88,21 +99,22 @@ def test_more_tokens_than_channels(scale: float, k: int) -> None:
     """Then it is the channels' matrix that is factorised."""
     for seed in range(3):
         (features,) = scale * scene_like(seed, 400, 250)
-        exact = torch.linalg.eigh(gram(centred(features)).matrix).eigenvectors[:, -k:].flip(1)
-        assert torch.equal(principal_directions(features, k, loadings=False).abs().argmax(1), exact.abs().argmax(1))
+        exact = torch.linalg.eigh(gram_of(features)).eigenvectors[:, -k:].flip(1)
+        ours = exact_directions(features[None], [k], loadings=False)[0]
+        assert torch.equal(ours.abs().argmax(1), exact.abs().argmax(1))
 
 
 def test_doubt_tells_of_every_token_that_is_wrong() -> None:
     """Stopped early, the tokens in another group than they belong to are among those counted."""
-    matrix = gram(centred(scene_like(0, 400, 512)[0])).matrix
+    matrix = gram_of(scene_like(0, 400, 512)[0])
     exact = torch.linalg.eigh(matrix).eigenvectors[:, -16:].flip(1).abs().argmax(1)
     wrong = []
     for width in range(48, 133, 12):
         space = Krylov(matrix.float(), 200)
         space.grow(width)
-        rows = space.leading(16)
-        assert rows is not None
-        found = rayleigh_ritz(matrix, rows, 16)
+        rows, complete = space.leading(16)
+        assert complete
+        found = rayleigh_ritz(matrix, rows, torch.ones(16, dtype=torch.bool))
         wrong.append(int((found.directions().abs().argmax(0) != exact).sum()))
         assert undecided(found) >= wrong[-1]
     assert wrong[0] > 20

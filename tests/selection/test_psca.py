@@ -17,10 +17,9 @@ from prunesid_cli.selection.psca import (
     gram,
     groups,
     low_rank_directions,
-    principal_directions,
 )
 from prunesid_cli.selection.similarity import pair_mean, phi, rounded_pair_mean, triangle_mean, unit_tokens
-from tests.selection.inputs import batch, repeated, tokens
+from tests.selection.inputs import batch, repeated, scene_like, tokens
 
 Directions = Callable[[Tensor, Sequence[int]], Tensor]
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
@@ -35,7 +34,7 @@ def centred_exactly(features: Tensor) -> Tensor:
 def test_gram_is_of_tokens_less_their_own_mean(n: int) -> None:
     (features,) = tokens(0, n)
     exact = centred_exactly(features)
-    assert torch.allclose(gram(centred(features)).matrix, exact @ exact.T, atol=1e-4)
+    assert torch.allclose(gram(centred(features)[None]).matrix[0], exact @ exact.T, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [48, 300])
@@ -44,12 +43,12 @@ def test_directions_are_the_leading_eigenvectors(n: int) -> None:
     (features,) = tokens(0, n)
     exact = centred_exactly(features)
     reference = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -5:].flip(-1)
-    assert torch.allclose(principal_directions(features, 5).abs(), reference.abs().float(), atol=1e-4)
+    assert torch.allclose(exact_directions(features[None], [5])[0].abs(), reference.abs().float(), atol=1e-4)
 
 
 def test_columns_are_nested() -> None:
     (features,) = tokens(0)
-    few, many = principal_directions(features, 3), principal_directions(features, 8)
+    few, many = exact_directions(features[None], [3])[0], exact_directions(features[None], [8])[0]
     assert torch.allclose(few.abs(), many[:, :3].abs(), atol=1e-6)
 
 
@@ -60,6 +59,16 @@ def test_an_image_pads_nothing_into_another(directions: Directions) -> None:
     for row, k in enumerate([2, 7, 4]):
         assert torch.equal(together[row, :, :k], directions(features[row : row + 1], [k])[0])
         assert not together[row, :, k:].any()
+
+
+@pytest.mark.parametrize("loadings", [True, False])
+def test_images_that_share_operations_share_nothing_else(loadings: bool) -> None:
+    """Of some the first few steps are enough, others need more, or LAPACK; to the last bit as alone."""
+    kinds = [tokens(0, 196, 300), scene_like(1, 196, 300), repeated(2, 196, 300), repeated(3, 196, 300, 1e-4)]
+    features = torch.cat([*kinds, 0.05 * kinds[0], torch.zeros(1, 196, 300), 4 * kinds[1], kinds[1]])
+    together = exact_directions(features, [13] * 8, loadings)
+    for row in range(8):
+        assert torch.equal(together[row], exact_directions(features[row : row + 1], [13], loadings)[0])
 
 
 def test_missing_directions_get_no_tokens() -> None:
@@ -77,7 +86,7 @@ def test_repeated_tokens_have_as_many_directions_as_they_are(threads: int) -> No
     try:
         torch.set_num_threads(threads)
         for seed, n in [(6, 324), (7, 324), (8, 576)]:
-            found = principal_directions(repeated(seed, n, 512)[0], 12)
+            found = exact_directions(repeated(seed, n, 512), [12])[0]
             assert found.any(0).tolist() == [True] * 3 + [False] * 9
     finally:
         torch.set_num_threads(before)
@@ -90,7 +99,7 @@ def test_faint_directions_are_found(noise: float, k: int) -> None:
         (features,) = repeated(seed, 300, 512, noise)
         exact = centred(features).double()
         reference = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -k:].flip(1)
-        assert torch.equal(principal_directions(features, k, False).abs().argmax(1), reference.abs().argmax(1))
+        assert torch.equal(exact_directions(features[None], [k], False)[0].abs().argmax(1), reference.abs().argmax(1))
 
 
 def test_the_first_of_equal_loadings_wins() -> None:

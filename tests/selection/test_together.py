@@ -13,7 +13,7 @@ from prunesid_cli.selection.nms import fixed_point, precedence, survivors, survi
 from prunesid_cli.selection.prunesid import explain
 from prunesid_cli.selection.psca import centred, directions_together, exact_directions, gram, groups
 from prunesid_cli.selection.recipe import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
-from prunesid_cli.selection.together import LARGEST, leading_together, portions
+from prunesid_cli.selection.together import leading_together, portions
 from tests.selection.inputs import attention, generator, repeated, scene_like, tokens
 
 TOGETHER = replace(PRUNESID, directions=directions_together, together=True)
@@ -117,8 +117,8 @@ def test_every_recipe_in_few_launches(recipe: Recipe, dtype: torch.dtype) -> Non
 
 def test_portions_hold_everything_once() -> None:
     ks = [3, 40, 16, 17, 16, 1]
-    for n in (16, 576, 4096, 10**5):
-        cut = list(portions(ks, n))
+    for n, most in ((16, 1), (16, 9), (576, 2), (10**5, 3)):
+        cut = list(portions(ks, n, 8, most))
         assert sorted(row for _, rows in cut for row in rows) == list(range(len(ks)))
         assert all(min(ks[row], n) <= width for width, rows in cut for row in rows)
-        assert all(len(rows) * n * n <= max(LARGEST, n * n) for _, rows in cut)
+        assert all(len(rows) <= most for _, rows in cut)
