@@ -142,7 +142,7 @@ def leading(matrices: Tensor, wanted: Tensor, doubt: Doubt = angle) -> Tensor:
 
 def _first_width(k: int) -> int:
     """Enough for most images at the first look, whose price is that of half a step to the next."""
-    return BLOCK * -(-(2 * k + 84) // BLOCK)
+    return BLOCK * -(-(7 * k // 4 + 104) // BLOCK)
 
 
 def _alone(matrix: Tensor, space: Krylov, found: Found, doubt: Doubt) -> Tensor | None:
