@@ -53,7 +53,7 @@ def default_map() -> dict[str, Any]:
         return {}
     config = {PARAMETERS.get(key, key): value for key, value in found.items()}
     of_a_cache = {key: value for key, value in config.items() if key not in ("model", "revision")}
-    return {"ask": config, "compress": config, "answer": of_a_cache, "show": config}
+    return {"ask": config, "compress": config, "answer": of_a_cache, "show": config, "bench": config}
 
 
 def set_model(name: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TextStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.prefill import PAST, Beginning, beginnings, empty, keeps_tokens, laid_out
@@ -156,13 +156,17 @@ class Language(ABC):
     def generate(self, prompts: Sequence[Prompt], how: Generation, begun: Sequence[Beginning] = ()) -> list[Answer]:
         """See `LanguageHalf`; sampling has a seed of its own."""
         streamer = _Stream(self.tokenizer, how.stream) if how.stream else None
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if how.temperature > 0:
-            sampling = {"do_sample": True, "temperature": how.temperature}
+            options = {"do_sample": True, "temperature": how.temperature}
+        if how.full:
+            options["min_new_tokens"] = how.max_new_tokens
+        if how.told:
+            options["stopping_criteria"] = StoppingCriteriaList([_Told(how.told)])
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(how.seed)
-            said = self._run(prompts, begun, max_new_tokens=how.max_new_tokens, streamer=streamer, **sampling)
+            said = self._run(prompts, begun, max_new_tokens=how.max_new_tokens, streamer=streamer, **options)
         return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
 
     @torch.no_grad()
@@ -207,6 +211,17 @@ def left_pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for at, row in enumerate(rows):
         mask[at, longest - len(row) :] = 1
     return torch.stack(padded), mask
+
+
+class _Told(StoppingCriteria):
+    """Stops nothing, and tells that it was asked, as it is after each token."""
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self.tell = tell
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        self.tell()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Stream(TextStreamer):

@@ -1,0 +1,192 @@
+"""Pictures to answers, stage by stage, in batches: what `ask` does, with a stopwatch between the stages.
+
+Opening and the tower are the same whatever is kept, and are run once a round for all settings; from selection on the
+settings take turns. The rival is the setting that keeps all: the same stock class generates from all visual tokens,
+and nothing is selected.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prunesid_cli.bench import cached
+from prunesid_cli.bench.timing import Lap, Meter
+from prunesid_cli.errors import NonFiniteError, OutOfMemory
+from prunesid_cli.families.base import LanguageHalf
+from prunesid_cli.memory import is_out_of_memory
+from prunesid_cli.pipeline import not_finite
+from prunesid_cli.pruner import Pruner
+from prunesid_cli.selection.budget import Budget
+from prunesid_cli.types import Encoded, Generation, Layout, Prompt, TokenSet
+from prunesid_cli.video.reading import load_media
+
+STOCK = "all"
+STAGES = ("decode", "encode", "select", "project", "prefill", "decoding")
+"""Open files and prepare pixels; the tower; choose; the prompt's embeddings, by the projector where that is in the
+language half; to the first token; all further ones."""
+FIRST = STAGES[:-1]
+"""Until the first token is there."""
+CACHE = ("write", "read")
+"""What a cache adds, which is no part of the whole."""
+QUESTION, FILLING = "what is shown?", " and"
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round of one setting took, and of what.
+
+    tokens, kept   visual tokens of the batch, before and after
+    text           other tokens of its prompts
+    """
+
+    laps: Mapping[str, Lap]
+    tokens: int
+    kept: int
+    text: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All rounds of one setting at one batch size, the warm-up first."""
+
+    keep: str
+    budget: Budget
+    batch_size: int
+    new_tokens: int
+    rounds: Sequence[Round]
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Of each lap for a whole batch: the median of the rounds after the first."""
+        names = self.rounds[0].laps
+        return {name: statistics.median(one.laps[name].seconds for one in self.rounds[1:]) for name in names}
+
+    @property
+    def whole(self) -> float:
+        return sum(self.seconds[name] for name in STAGES)
+
+    @property
+    def to_first(self) -> float:
+        return sum(self.seconds[name] for name in FIRST)
+
+    @property
+    def a_token(self) -> float:
+        return self.seconds["decoding"] / (self.new_tokens - 1)
+
+    def mean(self, name: str) -> float:
+        """Of tokens, kept or text: for an item."""
+        return statistics.fmean(getattr(one, name) for one in self.rounds[1:]) / self.batch_size
+
+    def most(self, name: str, stage: str | None = None) -> float | None:
+        """Of grown_mb or peak_mb: in a stage, or in all; the warm-up counts, too."""
+        laps = [lap for one in self.rounds for key, lap in one.laps.items() if stage in (None, key)]
+        known = [value for lap in laps if (value := getattr(lap, name)) is not None]
+        return max(known) if known else None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """`pruners`: one for each setting, all of the same vision half, first that which keeps all; `sources`: files of
+    pictures or clips; `text`: tokens of a prompt beside the visual ones."""
+
+    pruners: Mapping[str, Pruner]
+    language: LanguageHalf
+    sources: Sequence[str]
+    text: int
+    new_tokens: int
+    meter: Meter
+
+    def run(self, batch_size: int, repeats: int) -> list[Measured]:
+        """One warm-up, and the rounds that count.
+
+        Raises:
+            OutOfMemory: it does not fit into memory.
+        """
+        done: dict[str, list[Round]] = {keep: [] for keep in self.pruners}
+        keep = STOCK
+        try:
+            for number in range(1 + repeats):
+                for keep, one in self.round(batch_size, number):
+                    done[keep].append(one)
+        except NonFiniteError as error:
+            raise not_finite(self.sources[0]) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._too_large(batch_size) from error
+        return [
+            Measured(keep, self.pruners[keep].budget, batch_size, self.new_tokens, rounds)
+            for keep, rounds in done.items()
+        ]
+
+    def round(self, batch_size: int, number: int) -> Iterator[tuple[str, Round]]:
+        """The same work once for each setting, on the pictures that are next."""
+        first = self.pruners[STOCK]
+        names = [self.sources[(number * batch_size + i) % len(self.sources)] for i in range(batch_size)]
+        self.meter.begin()
+        pixels = [first.preprocess(load_media(name, first.sampling)) for name in names]
+        seen = {"decode": self.meter.lap()}
+        encoded = first.encode(pixels)
+        seen["encode"] = self.meter.lap()
+        for keep, pruner in self.pruners.items():
+            yield keep, self._settled(keep, pruner, encoded, seen)
+
+    def _settled(self, keep: str, pruner: Pruner, encoded: Sequence[Encoded], seen: Mapping[str, Lap]) -> Round:
+        self.meter.begin()
+        items = pruner.prune(encoded)
+        selected = self.meter.lap() if keep != STOCK else Lap(0.0)
+        words = [worded(self.language, item.layout, self.text) for item in items]
+        self.meter.begin()
+        prompts = [self.language.embed(*one) for one in zip(words, [[item] for item in items], strict=True)]
+        laps = {**seen, "select": selected, "project": self.meter.lap()}
+        laps["prefill"], laps["decoding"] = self.generated(prompts)
+        if keep != STOCK:
+            laps["write"], laps["read"] = self.cached(items)
+        kept = sum(item.kept for item in items)
+        text = sum(len(one.embeds) - int(one.visual.sum()) for one in prompts)
+        return Round(laps, sum(item.layout.total for item in items), kept, text)
+
+    def generated(self, prompts: Sequence[Prompt]) -> tuple[Lap, Lap]:
+        """To the first token of each answer, and to the last: as many as were asked for, whatever is said."""
+        laps = list[Lap]()
+
+        def told() -> None:
+            if not laps:
+                laps.append(self.meter.lap())
+
+        self.meter.begin()
+        self.language.generate(prompts, Generation(self.new_tokens, full=True, told=told))
+        return laps[0], self.meter.lap()
+
+    def cached(self, items: Sequence[TokenSet]) -> tuple[Lap, Lap]:
+        """To the disk and back."""
+        with TemporaryDirectory() as folder:
+            self.meter.begin()
+            cached.write(Path(folder), items)
+            wrote = self.meter.lap()
+            cached.read(Path(folder))
+            return wrote, self.meter.lap()
+
+    def _too_large(self, batch_size: int) -> OutOfMemory:
+        less = f"--batch-size {batch_size // 2}" if batch_size > 1 else "fewer --prompt-tokens"
+        return OutOfMemory(
+            f"not enough memory for --batch-size {batch_size}", f"try {less}, fewer --new-tokens or --dtype bf16"
+        )
+
+
+def worded(language: LanguageHalf, layout: Layout, wanted: int) -> str:
+    """A prompt of so many tokens beside the visual ones, its template's included; no shorter than a question is."""
+
+    def count(words: int) -> int:
+        ids = language.tokenised(QUESTION + FILLING * words, [layout]).tolist()
+        return sum(one not in language.placeholders for one in ids)
+
+    words = max(wanted - count(0), 0)
+    while words and count(words) > wanted:
+        words -= max((count(words) - wanted) // 2, 1)
+    return QUESTION + FILLING * max(words, 0)

@@ -1,0 +1,246 @@
+"""prunesid bench: what pruning saves, stage by stage, against the unpruned model on the same machine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunesid_cli.commands import options as o
+from prunesid_cli.commands.given import is_typed, listed, naming, read_sampling, revision_meant
+from prunesid_cli.commands.report import note_if_all
+from prunesid_cli.commands.session import Hardware, Session, read_budget
+from prunesid_cli.durable import write_whole
+from prunesid_cli.errors import ExitCode, OutOfMemory, PruneSIDError, UsageError
+from prunesid_cli.output import advance_one, columns, printer
+from prunesid_cli.video.sampling import FRAMES
+
+if TYPE_CHECKING:
+    from prunesid_cli.bench.stages import Measured
+    from prunesid_cli.pruner import Pruner
+
+BUDGETS = "640,320,160"
+SCENES = 8
+"""That are drawn where no pictures are given, unless a batch has more."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How much to measure: items at once, tokens of text and of an answer, rounds."""
+
+    batch_sizes: Sequence[int]
+    text: int
+    new_tokens: int
+    rounds: int
+
+
+def bench(
+    context: typer.Context,
+    media: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MEDIA...]", help="Pictures or clips; without any, drawn scenes as large as it reads."),
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option("-k", "--keep", rich_help_panel=o.PRUNING, help="Budgets, separated by commas; all is the rival."),
+    ] = "11%",
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, rich_help_panel=o.ANSWERING, help="Of text in a prompt, its template's counted.")
+    ] = 64,
+    new_tokens: Annotated[
+        int, typer.Option(min=2, rich_help_panel=o.ANSWERING, help="Tokens of each answer, whatever is said.")
+    ] = 32,
+    batch_size: Annotated[
+        str, typer.Option(rich_help_panel=o.RUNNING, help="Items at once, several sizes separated by commas: 1,8,32.")
+    ] = "1",
+    rounds: Annotated[
+        int, typer.Option(min=1, rich_help_panel=o.RUNNING, help="Of which medians are taken; one more warms up.")
+    ] = 5,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH", rich_help_panel=o.RUNNING, show_default="as the model reads", help="Of drawn scenes."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", rich_help_panel=o.OUTPUT, help="Also write the JSON.")
+    ] = None,
+    model: o.Model = None,
+    revision: o.Revision = None,
+    random_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG", rich_help_panel=o.MODEL,
+            help="For timing only: a model of this config with random weights, none downloaded. A folder, a repo id, "
+            "or llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, which need no network.",
+        ),
+    ] = None,
+    dynamic: o.Dynamic = None,
+    method: o.Method = "prunesid",
+    frames: o.Frames = FRAMES,
+    fps: o.Fps = None,
+    window: o.Window = 1,
+    video_backend: o.VideoBackend = o.Backend.auto,
+    device: o.Device = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    attention: o.AttentionOption = o.Attention.auto,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:  # fmt: skip
+    """Tell what pruning saves: time and memory of each stage beside the unpruned model, and from where on it pays.
+
+    Example: prunesid bench --random-weights llava-next-7b --keep 640,320,160 --batch-size 1,8
+    """
+    printer.check()
+    keeps = [one for one in listed(keep, BUDGETS) if one != "all"]
+    asked = Asked(_sizes(context, batch_size), prompt_tokens, new_tokens, rounds)
+    budgets = {one: read_budget(context, one, dynamic, method) for one in ("all", *keeps)}
+    sampling, sides = read_sampling(context), _sides(size)
+    _check_wanted(context, out)
+    with TemporaryDirectory() as name:
+        hardware, meant = Hardware(device, dtype, attention), revision_meant(context, model, revision)
+        session = _open(random_weights, model, meant, hardware, Path(name))
+        sources = media or _scenes(session, Path(name), max(SCENES, *asked.batch_sizes), sides)
+        first = session.pruner(budgets["all"], method, sampling=sampling)
+        pruners = {one: replace(first, budget=budget) for one, budget in budgets.items()}
+        measured, error = _measure(session, pruners, sources, asked)
+    _tell(_about(session, asked, media or "drawn scenes"), measured, as_json, out)
+    if error:
+        printer.error(error)
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+def _sizes(context: typer.Context, text: str) -> list[int]:
+    with naming(context, "batch_size"):
+        sizes = listed(text, "1,8,32")
+        wrong = next((one for one in sizes if not one.isdecimal() or not int(one)), None)
+        if wrong:
+            raise UsageError(f"--batch-size {wrong} is no number of items", "one or several, separated by commas: 1,8")
+    return [int(one) for one in sizes]
+
+
+def _sides(text: str | None) -> tuple[int, int] | None:
+    """ "672x672" -> width and height."""
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UsageError(f"--size {text} is no size", "width and height in pixels: 672x672")
+    return int(width), int(height)
+
+
+def _check_wanted(context: typer.Context, out: Path | None) -> None:
+    given = context.params
+    if given["random_weights"] and is_typed(context, "model"):
+        raise UsageError("--model and --random-weights contradict each other", "leave out one")
+    if given["media"] and given["size"]:
+        raise UsageError("--size is of drawn scenes, and pictures are given", "leave out one")
+    if out and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: no such folder: {out.parent}", f"make it with: mkdir -p {out.parent}")
+
+
+def _open(shape: str | None, model: str | None, revision: str | None, hardware: Hardware, folder: Path) -> Session:
+    """With the best attention kernels that there are; folder: for what a model of random weights lacks."""
+    if shape is None:
+        session = Session.open(model, revision, hardware)
+    else:
+        from prunesid_cli.bench.shapes import drawn
+
+        session = Session.of(drawn(shape, revision, folder), hardware)
+    from transformers.utils import is_flash_attn_2_available
+
+    placement = session.placement
+    is_best = hardware.attention is o.Attention.auto and placement.dtype.itemsize == 2 and is_flash_attn_2_available()
+    if is_best and placement.device.type == "cuda":
+        placement = replace(placement, attention=o.Attention.flash.value)
+    return replace(session, placement=placement)
+
+
+def _scenes(session: Session, folder: Path, count: int, size: tuple[int, int] | None) -> list[str]:
+    from prunesid_cli.bench.pictures import draw_pictures, size_of
+    from prunesid_cli.families.loading import load_config
+
+    return draw_pictures(folder, count, size or size_of(load_config(session.checkpoint)))
+
+
+def _measure(
+    session: Session, pruners: Mapping[str, Pruner], sources: Sequence[str], asked: Asked
+) -> tuple[list[Measured], PruneSIDError | None]:
+    """Batch size by batch size, until one does not fit into memory, which is the error.
+
+    Raises:
+        PruneSIDError: not even the first does.
+    """
+    from prunesid_cli.bench.stages import Bench
+    from prunesid_cli.bench.timing import Meter
+
+    meter = Meter(session.placement.device)
+    bench = Bench(pruners, session.language(), sources, asked.text, asked.new_tokens, meter)
+    measured: list[Measured] = []
+    with printer.progress("measuring", len(asked.batch_sizes), prints=False) as bar:
+        for size in asked.batch_sizes:
+            try:
+                measured += bench.run(size, asked.rounds)
+            except OutOfMemory as error:
+                if not measured:
+                    raise
+                return measured, error
+            advance_one(bar)
+    return measured, None
+
+
+def _about(session: Session, asked: Asked, media: Sequence[str] | str) -> dict[str, Any]:
+    from prunesid_cli.bench import machine, report
+    from prunesid_cli.bench.timing import Meter
+
+    found, device = session.checkpoint, session.placement.device
+    return {
+        "command": shlex.join(["prunesid", *sys.argv[1:]]),
+        "commit": machine.commit(),
+        "versions": machine.versions(),
+        "machine": machine.machine(device),
+        "model": {
+            "name": found.name,
+            "revision": found.revision,
+            "model_type": found.model_type,
+            "weights": report.RANDOM if found.random else "the checkpoint's",
+        },
+        "device": str(device),
+        "dtype": session.dtype_name,
+        "attention": session.placement.attention,
+        "stock": report.RIVAL,
+        "media": media,
+        "rounds": asked.rounds,
+        "memory": Meter(device).memory,
+    }
+
+
+def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, out: Path | None) -> None:
+    from prunesid_cli.bench import report
+
+    found = about | {"settings": report.records_of(measured)}
+    for one in measured:
+        note_if_all(one.budget, round(one.mean("tokens")))
+    if out:
+        _write(out, json.dumps(found, indent=1) + "\n")
+    if as_json:
+        printer.record(found)
+        return
+    texts = [report.about(about), *map(columns, report.tables(measured)), report.advice(measured)]
+    printer.result("\n\n".join("\n".join(lines) for lines in texts if lines))
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        write_whole(out, lambda beside: beside.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise PruneSIDError(f"cannot write {out}: {error.strerror}", "choose another place") from error
