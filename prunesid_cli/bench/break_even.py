@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Costs:
     """Seconds of one setting. All are of the same items at once, so that quotients are of one item.
 
-    see      an item, opened and through the tower
+    see      an item, opened and through the tower (of the stock model: and projected)
     select   what to keep of it
     first    from then on to the first token of an answer
     token    each further token
@@ -40,8 +40,8 @@ class BreakEven:
     """Each the least number at which pruning is no slower; None: it never is, by these figures.
 
     answer_tokens   tokens of an answer
-    visual_tokens   of an item before pruning: so many, and selection costs what reading the dropped ones would (which
-                    is taken to grow with their number, and selection to cost what it cost here)
+    visual_tokens   of an item before pruning: from so many on, what pruning takes longer before the prompt is read is
+                    less than reading what is dropped (which is taken to grow with its number, the former to stay)
     prompt_tokens   the same with the text of the prompt
     prompts         about one item, which compress + answer are faster at than asking the unpruned model each of them
     prompts_pruned  the same against asking with pruning, the item seen anew for each prompt
@@ -56,9 +56,10 @@ class BreakEven:
 
 def break_even(stock: Costs, pruned: Costs, text: int, tokens: int) -> BreakEven:
     """text: tokens of the prompt beside the visual ones; tokens: of an answer."""
-    later = least(pruned.select - (stock.first - pruned.first), stock.token - pruned.token)
+    later = least(pruned.asking(1) - stock.asking(1), stock.token - pruned.token)
     a_token = (stock.answer(tokens) - pruned.answer(tokens)) / max(stock.visual - pruned.visual, 1)
-    dropped = least(pruned.select, a_token)
+    before = max(pruned.see - stock.see, 0) + pruned.select
+    dropped = least(before, a_token)
     visual = None if dropped is None else round(pruned.visual) + dropped
     return BreakEven(
         answer_tokens=None if later is None else later + 1,

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from prunesid_cli.bench.break_even import BreakEven, Costs, break_even
 from prunesid_cli.bench.stages import CACHE, STAGES, STOCK, Measured
+from prunesid_cli.output import plural
 
-RIVAL = (
-    "keep all: the stock class generates from all visual tokens, which gives the stock model's answers token for token;"
-    " nothing is selected"
-)
+RIVALS = {
+    True: "the stock transformers model's own generate, from pixels to the last token; it projects where it encodes",
+    False: "all tokens kept and none selected, which is the stock model token for token; it could not be asked itself",
+}
+"""By whether that model itself was measured."""
 RANDOM = "random weights, for timing only"
+PAYS = {
+    "answer_tokens": "pays from: tokens of an answer",
+    "visual_tokens": "pays from: visual tokens",
+    "prompt_tokens": "pays from: tokens of a prompt",
+    "prompts": "cache pays from: prompts a picture",
+    "prompts_pruned": "the same, against pruned anew",
+}
+"""Lines of the table about a `BreakEven`."""
 
 
 def costs_of(one: Measured) -> Costs:
@@ -29,20 +40,25 @@ def costs_of(one: Measured) -> Costs:
     )
 
 
+def drops(one: Measured) -> bool:
+    """Whether anything was pruned."""
+    return one.mean("kept") < one.mean("tokens")
+
+
 def turning_point(stock: Measured, pruned: Measured) -> BreakEven:
     return break_even(costs_of(stock), costs_of(pruned), round(stock.mean("text")), stock.new_tokens)
 
 
 def records_of(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """One for each setting and batch size; in seconds of a whole batch, and MB."""
-    stock = {one.batch_size: one for one in measured if one.keep == STOCK}
+    stock = {one.batch_size: one for one in measured if one.setting == STOCK}
     return [_record(one, stock[one.batch_size]) for one in measured]
 
 
 def _record(one: Measured, stock: Measured) -> dict[str, Any]:
     return {
         "batch_size": one.batch_size,
-        "keep": one.keep,
+        "setting": one.setting,
         "tokens": one.mean("tokens"),
         "kept": one.mean("kept"),
         "text_tokens": one.mean("text"),
@@ -56,7 +72,7 @@ def _record(one: Measured, stock: Measured) -> dict[str, Any]:
         "times_faster_to_first": stock.to_first / one.to_first,
         "peak_mb": one.most("peak_mb"),
         "cache": {name: _stage(one, name) for name in CACHE if name in one.seconds},
-        "break_even": None if one is stock else asdict(turning_point(stock, one)),
+        "break_even": asdict(turning_point(stock, one)) if drops(one) else None,
     }
 
 
@@ -67,75 +83,57 @@ def _stage(one: Measured, name: str) -> dict[str, Any]:
 
 def about(found: dict[str, Any]) -> list[str]:
     """Of all of them: what was measured, on what, against what."""
-    model, machine = found["model"], found["machine"]
+    model, machine, one = found["model"], found["machine"], found["settings"][0]
     named = f"{model['name']} ({RANDOM})" if model["weights"] == RANDOM else model["name"]
-    where = machine["gpu"] if "gpu" in machine else f"{machine['cpu']}, {machine['threads']} threads"
+    where = machine["gpu"] if "gpu" in machine else f"{machine['cpu']}, {plural(machine['threads'], 'thread')}"
     return [
         f"{named}, {found['dtype']}, {found['attention']}, {found['device']}: {where}",
-        f"stock is {RIVAL}",
-        f"milliseconds of a batch (medians of {found['rounds']} rounds after a warm-up), share of the whole, "
-        f"MB beyond what was held before ({found['memory']})",
+        f"stock: {found['stock']}",
+        f"prompts of {one['text_tokens']:.0f} tokens beside the visual ones, answers of {one['new_tokens']}",
+        f"milliseconds of a batch (medians of {plural(found['rounds'], 'round')} after a warm-up), share of the whole,"
+        f" MB beyond what was held before ({found['memory']})",
     ]
 
 
 def tables(measured: Sequence[Measured]) -> list[list[list[str]]]:
-    """For each batch size the cells of a table: a line for each stage, a column for each setting."""
+    """For each batch size the cells of a table: a line for each figure, a column for each setting."""
     return [_table(list(some)) for _, some in groupby(measured, lambda one: one.batch_size)]
 
 
 def _table(some: Sequence[Measured]) -> list[list[str]]:
     stock = some[0]
-    size, text, new = stock.batch_size, stock.mean("text"), stock.new_tokens
-    lines = [[f"batch of {size}", *(_named(one) for one in some)]]
-    for name in STAGES:
-        lines.append([name, *(_cell(one, name) for one in some)])
-    figures = {
+    size = stock.batch_size
+    figures: dict[str, Callable[[Measured], str]] = {
+        f"batch of {size}": lambda one: f"{_named(one)}, {plural(round(one.mean('kept')), 'token')}",
+        **{name: partial(_cell, name=name) for name in STAGES},
         "to the first token": lambda one: f"{1000 * one.to_first:,.1f} ms",
+        "a further token": lambda one: f"{1000 * one.a_token:,.2f} ms",
         "whole": lambda one: f"{1000 * one.whole:,.1f} ms",
         "times faster": lambda one: f"{stock.whole / one.whole:.2f}",
-        "a further token": lambda one: f"{1000 * one.a_token:,.2f} ms",
         "items a second": lambda one: f"{size / one.whole:,.2f}",
-        "peak memory": lambda one: _mb(one.most("peak_mb")),
+        "peak memory": lambda one: _mb(one.most("peak_mb")) or "-",
     }
-    lines += [[name, *(figure(one) for one in some)] for name, figure in figures.items()]
-    return [*lines, [f"{text:.0f} tokens of text, {new} new ones", *("" for _ in some)]]
+    for name, words in PAYS.items():
+        figures[words] = partial(_pays, stock=stock, name=name)
+    return [[name, *map(figure, some)] for name, figure in figures.items()]
 
 
 def _named(one: Measured) -> str:
-    name = "stock" if one.keep == STOCK else f"--keep {one.keep}"
-    return f"{name}, {one.mean('kept'):,.0f} tokens"
+    return one.setting if one.setting == STOCK else f"--keep {one.setting}"
 
 
 def _cell(one: Measured, name: str) -> str:
-    seconds, grown = one.seconds[name], one.most("grown_mb", name)
-    if name == "select" and one.keep == STOCK:
-        return "-" + " " * len("  100.0 %    1,000 MB")
-    return f"{1000 * seconds:,.1f} ms  {seconds / one.whole:5.1%}  {_mb(grown):>9}"
+    seconds = one.seconds[name]
+    cells = (f"{1000 * seconds:,.1f} ms", f"{seconds / one.whole:.1%}", _mb(one.most("grown_mb", name)))
+    return f"{cells[0]}  {cells[1]:>6}  {cells[2]:>9}" if seconds else f"-{'':19}"
 
 
 def _mb(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f} MB"
+    return "" if value is None else f"{max(value, 0):,.0f} MB"
 
 
-def advice(measured: Sequence[Measured]) -> list[str]:
-    """From where on each budget pays, a line each."""
-    stock = {one.batch_size: one for one in measured if one.keep == STOCK}
-    pruned = [one for one in measured if one.keep != STOCK]
-    return [_sentence(one, turning_point(stock[one.batch_size], one)) for one in pruned]
-
-
-def _sentence(one: Measured, found: BreakEven) -> str:
-    pays = _from(found.answer_tokens, "answers of", "token")
-    visual = _from(found.visual_tokens, "pictures of", "visual token")
-    cached = _from(found.prompts, "", "prompt") + " a picture"
-    again = _from(found.prompts_pruned, "", "prompt")
-    return (
-        f"batch of {one.batch_size}, --keep {one.keep}: pays {pays} (at {one.new_tokens} tokens {visual}); "
-        f"a cache pays {cached} against stock, {again} against asking pruned again"
-    )
-
-
-def _from(count: int | None, what: str, word: str) -> str:
-    if count is None:
-        return "never, by these figures,"
-    return " ".join(filter(None, ["from", what, f"{count:,}", word + "s" * (count != 1), "on"]))
+def _pays(one: Measured, stock: Measured, name: str) -> str:
+    if not drops(one):
+        return "-"
+    found = getattr(turning_point(stock, one), name)
+    return "never" if found is None else f"{found:,}"

@@ -1,8 +1,7 @@
 """Pictures to answers, stage by stage, in batches: what `ask` does, with a stopwatch between the stages.
 
-Opening and the tower are the same whatever is kept, and are run once a round for all settings; from selection on the
-settings take turns. The rival is the setting that keeps all: the same stock class generates from all visual tokens,
-and nothing is selected.
+Opening and the tower are the same whatever is kept, and are run once a round for all budgets; from selection on they
+take turns. Against them runs the stock model; where it cannot be asked, its equal: all tokens kept and none selected.
 """
 
 from __future__ import annotations
@@ -15,20 +14,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from prunesid_cli.bench import cached
+from prunesid_cli.bench.stock import Stock, inputs_of
 from prunesid_cli.bench.timing import Lap, Meter
 from prunesid_cli.errors import NonFiniteError, OutOfMemory
 from prunesid_cli.families.base import LanguageHalf
+from prunesid_cli.media import Media
 from prunesid_cli.memory import is_out_of_memory
 from prunesid_cli.pipeline import not_finite
 from prunesid_cli.pruner import Pruner
-from prunesid_cli.selection.budget import Budget
-from prunesid_cli.types import Encoded, Generation, Layout, Prompt, TokenSet
+from prunesid_cli.types import Encoded, Generation, Layout, Pixels, Prompt, TokenSet
 from prunesid_cli.video.reading import load_media
+from prunesid_cli.video.sampling import EVENLY
 
-STOCK = "all"
+STOCK = "stock"
 STAGES = ("decode", "encode", "select", "project", "prefill", "decoding")
 """Open files and prepare pixels; the tower; choose; the prompt's embeddings, by the projector where that is in the
-language half; to the first token; all further ones."""
+language half; to the first token; all further ones. The stock model projects where it encodes, and selects nothing."""
 FIRST = STAGES[:-1]
 """Until the first token is there."""
 CACHE = ("write", "read")
@@ -52,10 +53,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Measured:
-    """All rounds of one setting at one batch size, the warm-up first."""
+    """All rounds of one setting (a budget, or STOCK) at one batch size, the warm-up first."""
 
-    keep: str
-    budget: Budget
+    setting: str
     batch_size: int
     new_tokens: int
     rounds: Sequence[Round]
@@ -91,9 +91,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bench:
-    """`pruners`: one for each setting, all of the same vision half, first that which keeps all; `sources`: files of
-    pictures or clips; `text`: tokens of a prompt beside the visual ones."""
+    """What is measured: the rival, if there is one apart from `pruners`, and those, by budget, of one vision half;
+    `sources`: files of pictures or clips; `text`: tokens of a prompt beside the visual ones."""
 
+    stock: Stock | None
     pruners: Mapping[str, Pruner]
     language: LanguageHalf
     sources: Sequence[str]
@@ -102,50 +103,70 @@ class Bench:
     meter: Meter
 
     def run(self, batch_size: int, repeats: int) -> list[Measured]:
-        """One warm-up, and the rounds that count.
+        """One warm-up, and the rounds that count; STOCK comes first.
 
         Raises:
             OutOfMemory: it does not fit into memory.
         """
-        done: dict[str, list[Round]] = {keep: [] for keep in self.pruners}
-        keep = STOCK
+        done: dict[str, list[Round]] = {}
         try:
             for number in range(1 + repeats):
-                for keep, one in self.round(batch_size, number):
-                    done[keep].append(one)
+                names = [self.sources[(number * batch_size + i) % len(self.sources)] for i in range(batch_size)]
+                for setting, one in self.round(names):
+                    done.setdefault(setting, []).append(one)
         except NonFiniteError as error:
             raise not_finite(self.sources[0]) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise self._too_large(batch_size) from error
-        return [
-            Measured(keep, self.pruners[keep].budget, batch_size, self.new_tokens, rounds)
-            for keep, rounds in done.items()
-        ]
+            raise _too_large(batch_size) from error
+        return [Measured(setting, batch_size, self.new_tokens, rounds) for setting, rounds in done.items()]
 
-    def round(self, batch_size: int, number: int) -> Iterator[tuple[str, Round]]:
-        """The same work once for each setting, on the pictures that are next."""
-        first = self.pruners[STOCK]
-        names = [self.sources[(number * batch_size + i) % len(self.sources)] for i in range(batch_size)]
+    def round(self, names: Sequence[str]) -> Iterator[tuple[str, Round]]:
+        """The same work once for each setting."""
         self.meter.begin()
-        pixels = [first.preprocess(load_media(name, first.sampling)) for name in names]
+        media, pixels = self.decoded(names)
         seen = {"decode": self.meter.lap()}
-        encoded = first.encode(pixels)
+        encoded = next(iter(self.pruners.values())).encode(pixels)
         seen["encode"] = self.meter.lap()
-        for keep, pruner in self.pruners.items():
-            yield keep, self._settled(keep, pruner, encoded, seen)
+        words = [worded(self.language, one.layout, self.text) for one in pixels]
+        if self.stock:
+            yield STOCK, self._rival(self.stock, names, words, pixels)
+        for setting, pruner in self.pruners.items():
+            yield setting, self._pruned(setting, pruner, encoded, words, seen)
 
-    def _settled(self, keep: str, pruner: Pruner, encoded: Sequence[Encoded], seen: Mapping[str, Lap]) -> Round:
+    def decoded(self, names: Sequence[str]) -> tuple[list[Media], list[Pixels]]:
+        pruner = next(iter(self.pruners.values()))
+        media = [load_media(name, pruner.sampling) for name in names]
+        return media, [pruner.preprocess(one) for one in media]
+
+    def _rival(self, stock: Stock, names: Sequence[str], words: Sequence[str], pixels: Sequence[Pixels]) -> Round:
+        self.meter.begin()
+        inputs = inputs_of(self.language, [load_media(name, EVENLY) for name in names], words)
+        laps, order = {"decode": self.meter.lap()}, iter(("encode", "prefill"))
+        total, length = sum(one.layout.total for one in pixels), int(inputs["attention_mask"].sum())
+
+        def told() -> None:
+            name = next(order, None)
+            if name:
+                laps[name] = self.meter.lap()
+
+        self.meter.begin()
+        stock.generate(inputs, Generation(self.new_tokens, full=True, told=told), told)
+        laps |= {"decoding": self.meter.lap(), "select": Lap(0.0), "project": Lap(0.0)}
+        return Round(laps, total, total, length - total)
+
+    def _pruned(
+        self, setting: str, pruner: Pruner, encoded: Sequence[Encoded], words: Sequence[str], seen: Mapping[str, Lap]
+    ) -> Round:
         self.meter.begin()
         items = pruner.prune(encoded)
-        selected = self.meter.lap() if keep != STOCK else Lap(0.0)
-        words = [worded(self.language, item.layout, self.text) for item in items]
+        selected = self.meter.lap() if setting != STOCK else Lap(0.0)
         self.meter.begin()
-        prompts = [self.language.embed(*one) for one in zip(words, [[item] for item in items], strict=True)]
+        prompts = [self.language.embed(text, [item]) for text, item in zip(words, items, strict=True)]
         laps = {**seen, "select": selected, "project": self.meter.lap()}
         laps["prefill"], laps["decoding"] = self.generated(prompts)
-        if keep != STOCK:
+        if setting != STOCK:
             laps["write"], laps["read"] = self.cached(items)
         kept = sum(item.kept for item in items)
         text = sum(len(one.embeds) - int(one.visual.sum()) for one in prompts)
@@ -172,11 +193,12 @@ class Bench:
             cached.read(Path(folder))
             return wrote, self.meter.lap()
 
-    def _too_large(self, batch_size: int) -> OutOfMemory:
-        less = f"--batch-size {batch_size // 2}" if batch_size > 1 else "fewer --prompt-tokens"
-        return OutOfMemory(
-            f"not enough memory for --batch-size {batch_size}", f"try {less}, fewer --new-tokens or --dtype bf16"
-        )
+
+def _too_large(batch_size: int) -> OutOfMemory:
+    less = f"--batch-size {batch_size // 2}" if batch_size > 1 else "fewer --prompt-tokens"
+    return OutOfMemory(
+        f"not enough memory for --batch-size {batch_size}", f"try {less}, fewer --new-tokens or --dtype bf16"
+    )
 
 
 def worded(language: LanguageHalf, layout: Layout, wanted: int) -> str:

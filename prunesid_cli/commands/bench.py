@@ -23,8 +23,9 @@ from prunesid_cli.output import advance_one, columns, printer
 from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
-    from prunesid_cli.bench.stages import Measured
+    from prunesid_cli.bench.stages import Bench, Measured
     from prunesid_cli.pruner import Pruner
+    from prunesid_cli.selection.budget import Budget
 
 BUDGETS = "640,320,160"
 SCENES = 8
@@ -49,8 +50,8 @@ def bench(
     ] = None,
     keep: Annotated[
         str,
-        typer.Option("-k", "--keep", rich_help_panel=o.PRUNING, help="Budgets, separated by commas; all is the rival."),
-    ] = "11%",
+        typer.Option("-k", "--keep", rich_help_panel=o.PRUNING, help="Budgets, separated by commas; all: nothing pruned."),
+    ] = "all,11%",
     prompt_tokens: Annotated[
         int, typer.Option(min=1, rich_help_panel=o.ANSWERING, help="Of text in a prompt, its template's counted.")
     ] = 64,
@@ -101,19 +102,22 @@ def bench(
     Example: prunesid bench --random-weights llava-next-7b --keep 640,320,160 --batch-size 1,8
     """
     printer.check()
-    keeps = [one for one in listed(keep, BUDGETS) if one != "all"]
+    keeps = listed(keep, BUDGETS)
     asked = Asked(_sizes(context, batch_size), prompt_tokens, new_tokens, rounds)
-    budgets = {one: read_budget(context, one, dynamic, method) for one in ("all", *keeps)}
+    budgets = {one: read_budget(context, one, dynamic, method) for one in keeps}
     sampling, sides = read_sampling(context), _sides(size)
     _check_wanted(context, out)
     with TemporaryDirectory() as name:
         hardware, meant = Hardware(device, dtype, attention), revision_meant(context, model, revision)
         session = _open(random_weights, model, meant, hardware, Path(name))
         sources = media or _scenes(session, Path(name), max(SCENES, *asked.batch_sizes), sides)
-        first = session.pruner(budgets["all"], method, sampling=sampling)
+        first = session.pruner(budgets[keeps[0]], method, sampling=sampling)
         pruners = {one: replace(first, budget=budget) for one, budget in budgets.items()}
-        measured, error = _measure(session, pruners, sources, asked)
-    _tell(_about(session, asked, media or "drawn scenes"), measured, as_json, out)
+        one = _bench(session, pruners, sources, asked)
+        measured, error = _measure(one, asked)
+    _note(measured, budgets)
+    about = _about(session, asked, media or "drawn scenes", one.stock is not None)
+    _tell(about, measured, as_json, out)
     if error:
         printer.error(error)
         raise typer.Exit(ExitCode.PARTIAL)
@@ -158,9 +162,11 @@ def _open(shape: str | None, model: str | None, revision: str | None, hardware: 
         session = Session.of(drawn(shape, revision, folder), hardware)
     from transformers.utils import is_flash_attn_2_available
 
+    from prunesid_cli.families.both_ways import WITHOUT_FLASH
+
     placement = session.placement
     is_best = hardware.attention is o.Attention.auto and placement.dtype.itemsize == 2 and is_flash_attn_2_available()
-    if is_best and placement.device.type == "cuda":
+    if is_best and placement.device.type == "cuda" and session.checkpoint.model_type not in WITHOUT_FLASH:
         placement = replace(placement, attention=o.Attention.flash.value)
     return replace(session, placement=placement)
 
@@ -172,19 +178,29 @@ def _scenes(session: Session, folder: Path, count: int, size: tuple[int, int] | 
     return draw_pictures(folder, count, size or size_of(load_config(session.checkpoint)))
 
 
-def _measure(
-    session: Session, pruners: Mapping[str, Pruner], sources: Sequence[str], asked: Asked
-) -> tuple[list[Measured], PruneSIDError | None]:
+def _bench(session: Session, pruners: dict[str, Pruner], sources: Sequence[str], asked: Asked) -> Bench:
+    """With the stock model itself as the rival, where it can be asked about the pictures."""
+    from prunesid_cli.bench.stages import STOCK, Bench
+    from prunesid_cli.bench.stock import is_known, made_whole
+    from prunesid_cli.bench.timing import Meter
+    from prunesid_cli.selection.budget import Budget
+
+    language, meter = session.language(), Meter(session.placement.device)
+    bench = Bench(None, pruners, language, sources, asked.text, asked.new_tokens, meter)
+    media, pixels = bench.decoded(list(dict.fromkeys(sources)))
+    if is_known(session.checkpoint, language, media, [one.layout for one in pixels]):
+        return replace(bench, stock=made_whole(session.checkpoint, language, session.placement))
+    all_kept = replace(next(iter(pruners.values())), budget=Budget.parse("all"))
+    budgets = {keep: one for keep, one in pruners.items() if keep != "all"}
+    return replace(bench, pruners={STOCK: all_kept, **budgets})
+
+
+def _measure(bench: Bench, asked: Asked) -> tuple[list[Measured], PruneSIDError | None]:
     """Batch size by batch size, until one does not fit into memory, which is the error.
 
     Raises:
-        PruneSIDError: not even the first does.
+        OutOfMemory: not even the first does.
     """
-    from prunesid_cli.bench.stages import Bench
-    from prunesid_cli.bench.timing import Meter
-
-    meter = Meter(session.placement.device)
-    bench = Bench(pruners, session.language(), sources, asked.text, asked.new_tokens, meter)
     measured: list[Measured] = []
     with printer.progress("measuring", len(asked.batch_sizes), prints=False) as bar:
         for size in asked.batch_sizes:
@@ -198,7 +214,14 @@ def _measure(
     return measured, None
 
 
-def _about(session: Session, asked: Asked, media: Sequence[str] | str) -> dict[str, Any]:
+def _note(measured: Sequence[Measured], budgets: Mapping[str, Budget]) -> None:
+    """Budgets that are more than there is, once each."""
+    totals = {one.setting: round(one.mean("tokens")) for one in measured}
+    for setting, budget in budgets.items():
+        note_if_all(budget, totals.get(setting, 0)) if setting in totals else None
+
+
+def _about(session: Session, asked: Asked, media: Sequence[str] | str, is_stock: bool) -> dict[str, Any]:
     from prunesid_cli.bench import machine, report
     from prunesid_cli.bench.timing import Meter
 
@@ -217,7 +240,7 @@ def _about(session: Session, asked: Asked, media: Sequence[str] | str) -> dict[s
         "device": str(device),
         "dtype": session.dtype_name,
         "attention": session.placement.attention,
-        "stock": report.RIVAL,
+        "stock": report.RIVALS[is_stock],
         "media": media,
         "rounds": asked.rounds,
         "memory": Meter(device).memory,
@@ -228,15 +251,13 @@ def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, ou
     from prunesid_cli.bench import report
 
     found = about | {"settings": report.records_of(measured)}
-    for one in measured:
-        note_if_all(one.budget, round(one.mean("tokens")))
     if out:
         _write(out, json.dumps(found, indent=1) + "\n")
     if as_json:
         printer.record(found)
         return
-    texts = [report.about(about), *map(columns, report.tables(measured)), report.advice(measured)]
-    printer.result("\n\n".join("\n".join(lines) for lines in texts if lines))
+    texts = [report.about(found), *map(columns, report.tables(measured))]
+    printer.result("\n\n".join("\n".join(lines) for lines in texts))
 
 
 def _write(out: Path, text: str) -> None:
