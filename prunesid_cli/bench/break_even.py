@@ -37,14 +37,14 @@ class Costs:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Each the least number at which pruning is no slower; None: it never is, by these figures.
+    """Each the least number at which pruning is no slower than the stock model; None: it never is, by these figures.
 
-    answer_tokens   tokens of an answer
-    visual_tokens   of an item before pruning: from so many on, what pruning takes longer before the prompt is read is
-                    less than reading what is dropped (which is taken to grow with its number, the former to stay)
+    answer_tokens   tokens of an answer: what selection takes is saved in reading the prompt, or by each further token
+    visual_tokens   of an item before pruning: what selection takes is saved by the dropped ones (it is taken to stay as
+                    it is, and what is saved to grow with their number)
     prompt_tokens   the same with the text of the prompt
-    prompts         about one item, which compress + answer are faster at than asking the unpruned model each of them
-    prompts_pruned  the same against asking with pruning, the item seen anew for each prompt
+    prompts         about one item, where compress + answer takes on the stock model asked each of them
+    prompts_pruned  the same, where it takes on asking with pruning, the item seen anew for each prompt
     """
 
     answer_tokens: int | None
@@ -56,9 +56,9 @@ class BreakEven:
 
 def break_even(stock: Costs, pruned: Costs, text: int, tokens: int) -> BreakEven:
     """text: tokens of the prompt beside the visual ones; tokens: of an answer."""
-    later = least(pruned.asking(1) - stock.asking(1), stock.token - pruned.token)
+    before = max(pruned.see - stock.see, 0) + pruned.select  # a tower that is faster is not to pruning's credit
+    later = least(before - (stock.first - pruned.first), stock.token - pruned.token)
     a_token = (stock.answer(tokens) - pruned.answer(tokens)) / max(stock.visual - pruned.visual, 1)
-    before = max(pruned.see - stock.see, 0) + pruned.select
     dropped = least(before, a_token)
     visual = None if dropped is None else round(pruned.visual) + dropped
     return BreakEven(

@@ -106,6 +106,12 @@ def write(config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
+def of_config(config: Any, folder: Path) -> Checkpoint:
+    """A checkpoint with random weights."""
+    write(config, folder)
+    return replace(resolve(str(folder)), random=True)
+
+
 def drawn(name: str, revision: str | None, folder: Path) -> Checkpoint:
     """A checkpoint with random weights: of a shape, of a folder or of a repository. `folder`: for what it lacks.
 
@@ -113,14 +119,10 @@ def drawn(name: str, revision: str | None, folder: Path) -> Checkpoint:
         ModelError: there is no such configuration, or no processor to ask a model of its kind with.
     """
     if name in SHAPES:
-        write(config(SHAPES[name]), folder)
-        return replace(resolve(str(folder)), name=name, random=True)
+        return replace(of_config(config(SHAPES[name]), folder), name=name)
     found = resolve(name, revision)
-    if not found.commit and not any((Path(found.location) / one).is_file() for one in WORDS):
-        if found.model_type not in PROCESSORS:
-            raise ModelError(
-                f"{name} has no tokenizer", "put the files of the model's processor beside its config.json"
-            )
-        write(load_config(found), folder)
-        found = replace(resolve(str(folder)), name=found.name)
-    return replace(found, random=True)
+    if found.commit or any((Path(found.location) / one).is_file() for one in WORDS):
+        return replace(found, random=True)
+    if found.model_type not in PROCESSORS:
+        raise ModelError(f"{name} has no tokenizer", "put the files of the model's processor beside its config.json")
+    return replace(of_config(load_config(found), folder), name=found.name)

@@ -115,7 +115,7 @@ class Bench:
                 for setting, one in self.round(names):
                     done.setdefault(setting, []).append(one)
         except NonFiniteError as error:
-            raise not_finite(self.sources[0]) from error
+            raise not_finite(names[error.rows[0]]) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -13,7 +13,10 @@ from prunesid_cli.bench.memory import forget, peak
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WAITS: dict[str, Callable[[], object]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+WAITS: dict[str, Callable[[torch.device], object]] = {
+    "cuda": torch.cuda.synchronize,
+    "mps": lambda device: torch.mps.synchronize(),
+}
 """What devices are waited for by, that work on while the host goes on."""
 
 
@@ -49,7 +52,7 @@ class Meter:
         return "not known"
 
     def wait(self) -> None:
-        WAITS.get(self.device.type, lambda: None)()
+        WAITS.get(self.device.type, lambda device: None)(self.device)
 
     def begin(self) -> None:
         self.wait()

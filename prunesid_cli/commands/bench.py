@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prunesid_cli.pruner import Pruner
     from prunesid_cli.selection.budget import Budget
 
-BUDGETS = "640,320,160"
+BUDGETS = "all,64,11%"
 SCENES = 8
 """That are drawn where no pictures are given, unless a batch has more."""
 
@@ -50,7 +50,7 @@ def bench(
     ] = None,
     keep: Annotated[
         str,
-        typer.Option("-k", "--keep", rich_help_panel=o.PRUNING, help="Budgets, separated by commas; all: nothing pruned."),
+        typer.Option("-k", "--keep", rich_help_panel=o.PRUNING, help="Budgets, separated by commas; all: none pruned."),
     ] = "all,11%",
     prompt_tokens: Annotated[
         int, typer.Option(min=1, rich_help_panel=o.ANSWERING, help="Of text in a prompt, its template's counted.")
@@ -78,12 +78,12 @@ def bench(
     random_weights: Annotated[
         str | None,
         typer.Option(
-            metavar="CONFIG", rich_help_panel=o.MODEL,
+            metavar="CONFIG",
+            rich_help_panel=o.MODEL,
             help="For timing only: a model of this config with random weights, none downloaded. A folder, a repo id, "
             "or llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, which need no network.",
         ),
     ] = None,
-    dynamic: o.Dynamic = None,
     method: o.Method = "prunesid",
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
@@ -96,7 +96,7 @@ def bench(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
-) -> None:  # fmt: skip
+) -> None:
     """Tell what pruning saves: time and memory of each stage beside the unpruned model, and from where on it pays.
 
     Example: prunesid bench --random-weights llava-next-7b --keep 640,320,160 --batch-size 1,8
@@ -104,7 +104,7 @@ def bench(
     printer.check()
     keeps = listed(keep, BUDGETS)
     asked = Asked(_sizes(context, batch_size), prompt_tokens, new_tokens, rounds)
-    budgets = {one: read_budget(context, one, dynamic, method) for one in keeps}
+    budgets = {one: read_budget(context, one, None, method) for one in keeps}
     sampling, sides = read_sampling(context), _sides(size)
     _check_wanted(context, out)
     with TemporaryDirectory() as name:
@@ -216,9 +216,9 @@ def _measure(bench: Bench, asked: Asked) -> tuple[list[Measured], PruneSIDError 
 
 def _note(measured: Sequence[Measured], budgets: Mapping[str, Budget]) -> None:
     """Budgets that are more than there is, once each."""
-    totals = {one.setting: round(one.mean("tokens")) for one in measured}
-    for setting, budget in budgets.items():
-        note_if_all(budget, totals.get(setting, 0)) if setting in totals else None
+    for setting, total in {one.setting: round(one.mean("tokens")) for one in measured}.items():
+        if setting in budgets:
+            note_if_all(budgets[setting], total)
 
 
 def _about(session: Session, asked: Asked, media: Sequence[str] | str, is_stock: bool) -> dict[str, Any]:
