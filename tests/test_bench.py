@@ -25,7 +25,6 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation, Placement
 from tests.conftest import Run
 from tests.families.tiny import write
-from tests.films import film
 
 CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
 SHORT = ("--rounds", "1", "--new-tokens", "3", "--prompt-tokens", "40")
@@ -150,6 +149,8 @@ def write_square(path: Path, side: int) -> Path:
 
 
 def test_where_the_stock_model_cannot_be_asked_all_tokens_are_kept(run: Run, tmp_path: Path) -> None:
+    from tests.films import film  # skips what needs PyAV where it is not installed
+
     model, clip = write("llava_next_video", tmp_path / "m"), film(tmp_path / "a.mp4", 8)
     found = told(run, clip, "-m", model, "--keep", "all,10%", "--frames", "4")
     check_settings(found["settings"])
