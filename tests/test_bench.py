@@ -205,6 +205,15 @@ def test_least() -> None:
     assert [least(*one) for one in ((0, 0), (-1, -1), (3, 1), (3, 2), (3, 0), (1, -1))] == [0, 0, 3, 2, None, None]
 
 
+def test_a_model_that_does_not_fit_is_not_begun(run: Run, llava: Path, tmp_path: Path) -> None:
+    """Of a trillion words. Where memory is promised freely, the system would end the process that takes it."""
+    said = json.loads((llava / "config.json").read_text())
+    said["text_config"]["vocab_size"] = 10**12
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    ran = run("bench", "--random-weights", tmp_path)
+    assert (ran.code, "does not fit into the memory of cpu" in ran.err, "hint: " in ran.err) == (1, True, True)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [

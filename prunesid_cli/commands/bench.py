@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,30 +14,17 @@ import typer
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.given import is_typed, listed, naming, read_sampling, revision_meant
 from prunesid_cli.commands.report import note_if_all
-from prunesid_cli.commands.session import Hardware, Session, read_budget
+from prunesid_cli.commands.session import Hardware, read_budget
 from prunesid_cli.durable import write_whole
-from prunesid_cli.errors import ExitCode, OutOfMemory, PruneSIDError, UsageError
-from prunesid_cli.output import advance_one, columns, printer
+from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
+from prunesid_cli.output import columns, printer
 from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
-    from prunesid_cli.bench.stages import Bench, Measured
-    from prunesid_cli.pruner import Pruner
+    from prunesid_cli.bench.stages import Measured
     from prunesid_cli.selection.budget import Budget
 
 BUDGETS = "all,64,11%"
-SCENES = 8
-"""That are drawn where no pictures are given, unless a batch has more."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How much to measure: items at once, tokens of text and of an answer, rounds."""
-
-    batch_sizes: Sequence[int]
-    text: int
-    new_tokens: int
-    rounds: int
 
 
 def bench(
@@ -103,20 +88,23 @@ def bench(
     """
     printer.check()
     keeps = listed(keep, BUDGETS)
-    asked = Asked(_sizes(context, batch_size), prompt_tokens, new_tokens, rounds)
+    sizes = _sizes(context, batch_size)
     budgets = {one: read_budget(context, one, None, method) for one in keeps}
     sampling, sides = read_sampling(context), _sides(size)
     _check_wanted(context, out)
+    from prunesid_cli.commands import measuring
+
+    asked = measuring.Asked(sizes, prompt_tokens, new_tokens, rounds)
     with TemporaryDirectory() as name:
         hardware, meant = Hardware(device, dtype, attention), revision_meant(context, model, revision)
-        session = _open(random_weights, model, meant, hardware, Path(name))
-        sources = media or _scenes(session, Path(name), max(SCENES, *asked.batch_sizes), sides)
+        session = measuring.open_session(random_weights, model, meant, hardware, Path(name))
+        sources = media or measuring.scenes(session, Path(name), asked, sides)
         first = session.pruner(budgets[keeps[0]], method, sampling=sampling)
         pruners = {one: replace(first, budget=budget) for one, budget in budgets.items()}
-        one = _bench(session, pruners, sources, asked)
-        measured, error = _measure(one, asked)
+        one = measuring.prepare(session, pruners, sources, asked)
+        measured, error = measuring.measure(one, asked)
     _note(measured, budgets)
-    about = _about(session, asked, media or "drawn scenes", one.stock is not None)
+    about = measuring.about(session, asked, media or "drawn scenes", one.stock is not None)
     _tell(about, measured, as_json, out)
     if error:
         printer.error(error)
@@ -152,99 +140,11 @@ def _check_wanted(context: typer.Context, out: Path | None) -> None:
         raise UsageError(f"--out {out}: no such folder: {out.parent}", f"make it with: mkdir -p {out.parent}")
 
 
-def _open(shape: str | None, model: str | None, revision: str | None, hardware: Hardware, folder: Path) -> Session:
-    """With the best attention kernels that there are; folder: for what a model of random weights lacks."""
-    if shape is None:
-        session = Session.open(model, revision, hardware)
-    else:
-        from prunesid_cli.bench.shapes import drawn
-
-        session = Session.of(drawn(shape, revision, folder), hardware)
-    from transformers.utils import is_flash_attn_2_available
-
-    from prunesid_cli.families.both_ways import WITHOUT_FLASH
-
-    placement = session.placement
-    is_best = hardware.attention is o.Attention.auto and placement.dtype.itemsize == 2 and is_flash_attn_2_available()
-    if is_best and placement.device.type == "cuda" and session.checkpoint.model_type not in WITHOUT_FLASH:
-        placement = replace(placement, attention=o.Attention.flash.value)
-    return replace(session, placement=placement)
-
-
-def _scenes(session: Session, folder: Path, count: int, size: tuple[int, int] | None) -> list[str]:
-    from prunesid_cli.bench.pictures import draw_pictures, size_of
-    from prunesid_cli.families.loading import load_config
-
-    return draw_pictures(folder, count, size or size_of(load_config(session.checkpoint)))
-
-
-def _bench(session: Session, pruners: dict[str, Pruner], sources: Sequence[str], asked: Asked) -> Bench:
-    """With the stock model itself as the rival, where it can be asked about the pictures."""
-    from prunesid_cli.bench.stages import STOCK, Bench
-    from prunesid_cli.bench.stock import is_known, made_whole
-    from prunesid_cli.bench.timing import Meter
-    from prunesid_cli.selection.budget import Budget
-
-    language, meter = session.language(), Meter(session.placement.device)
-    bench = Bench(None, pruners, language, sources, asked.text, asked.new_tokens, meter)
-    media, pixels = bench.decoded(list(dict.fromkeys(sources)))
-    if is_known(session.checkpoint, language, media, [one.layout for one in pixels]):
-        return replace(bench, stock=made_whole(session.checkpoint, language, session.placement))
-    all_kept = replace(next(iter(pruners.values())), budget=Budget.parse("all"))
-    budgets = {keep: one for keep, one in pruners.items() if keep != "all"}
-    return replace(bench, pruners={STOCK: all_kept, **budgets})
-
-
-def _measure(bench: Bench, asked: Asked) -> tuple[list[Measured], PruneSIDError | None]:
-    """Batch size by batch size, until one does not fit into memory, which is the error.
-
-    Raises:
-        OutOfMemory: not even the first does.
-    """
-    measured: list[Measured] = []
-    with printer.progress("measuring", len(asked.batch_sizes), prints=False) as bar:
-        for size in asked.batch_sizes:
-            try:
-                measured += bench.run(size, asked.rounds)
-            except OutOfMemory as error:
-                if not measured:
-                    raise
-                return measured, error
-            advance_one(bar)
-    return measured, None
-
-
 def _note(measured: Sequence[Measured], budgets: Mapping[str, Budget]) -> None:
     """Budgets that are more than there is, once each."""
     for setting, total in {one.setting: round(one.mean("tokens")) for one in measured}.items():
         if setting in budgets:
             note_if_all(budgets[setting], total)
-
-
-def _about(session: Session, asked: Asked, media: Sequence[str] | str, is_stock: bool) -> dict[str, Any]:
-    from prunesid_cli.bench import machine, report
-    from prunesid_cli.bench.timing import Meter
-
-    found, device = session.checkpoint, session.placement.device
-    return {
-        "command": shlex.join(["prunesid", *sys.argv[1:]]),
-        "commit": machine.commit(),
-        "versions": machine.versions(),
-        "machine": machine.machine(device),
-        "model": {
-            "name": found.name,
-            "revision": found.revision,
-            "model_type": found.model_type,
-            "weights": report.RANDOM if found.random else "the checkpoint's",
-        },
-        "device": str(device),
-        "dtype": session.dtype_name,
-        "attention": session.placement.attention,
-        "stock": report.RIVALS[is_stock],
-        "media": media,
-        "rounds": asked.rounds,
-        "memory": Meter(device).memory,
-    }
 
 
 def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, out: Path | None) -> None:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.weight_files import REINSTALL, damaged
-from prunesid_cli.memory import is_out_of_memory
+from prunesid_cli.memory import available, is_out_of_memory
 from prunesid_cli.output import printer
 from prunesid_cli.types import Placement
 
@@ -108,10 +108,15 @@ def load_half(
 def _drawn(kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement) -> Any:
     """Random weights, made where they are needed and in the dtype that is."""
     devices = [placement.device] if placement.device.type == "cuda" else []
+    how = {"dtype": placement.dtype, "attn_implementation": placement.attention}
     try:
+        with torch.device("meta"):
+            needed = sum(one.nbytes for one in kind._from_config(config, **how).parameters())
+        if placement.device.type == "cpu" and needed > (available() or needed):  # Linux would end this process instead
+            raise _too_large(checkpoint, placement)
         with torch.random.fork_rng(devices=devices), torch.device(placement.device):
             torch.manual_seed(0)
-            model = kind._from_config(config, dtype=placement.dtype, attn_implementation=placement.attention)
+            model = kind._from_config(config, **how)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -123,7 +128,8 @@ def _drawn(kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, pla
 
 def _too_large(checkpoint: Checkpoint, placement: Placement) -> ModelError:
     problem = f"{checkpoint.name} does not fit into the memory of {placement.device}"
-    return ModelError(problem, "try --dtype bf16 or --device cpu")
+    is_cpu = placement.device.type == "cpu"
+    return ModelError(problem, "try --dtype bf16, or a smaller model" if is_cpu else "try --dtype bf16 or --device cpu")
 
 
 def read_weights(
