@@ -249,6 +249,11 @@ def test_a_batch_that_does_not_fit_is_named(run: Run, llava: Path) -> None:
     assert "not enough memory for --batch-size 1" in ran.err and "fewer --prompt-tokens" in ran.err
 
 
-def test_the_model_that_was_chosen_is_measured(run: Run, llava: Path) -> None:
+def test_the_model_that_was_chosen_is_measured(run: Run, llava: Path, tmp_path: Path) -> None:
+    """Batch sizes are what is measured, and come from no configuration."""
     assert run("models", "use", llava).code == 0
-    assert told(run, "--keep", "8")["model"]["name"] == str(llava)
+    settings = tmp_path / "config" / "prunesid" / "config.toml"
+    settings.write_text(settings.read_text() + 'batch_size = 16\nkeep = "8"\n')
+    found = told(run)
+    assert found["model"]["name"] == str(llava)
+    assert [(one["batch_size"], one["kept"]) for one in found["settings"]] == [(1, 576), (1, 8)]

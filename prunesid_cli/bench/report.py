@@ -107,6 +107,7 @@ def _table(some: Sequence[Measured]) -> list[list[str]]:
         f"batch of {size}": lambda one: f"{_named(one)}, {plural(round(one.mean('kept')), 'token')}",
         **{name: partial(_cell, name=name) for name in STAGES},
         "to the first token": lambda one: f"{1000 * one.to_first:,.1f} ms",
+        "times faster to it": lambda one: f"{stock.to_first / one.to_first:.2f}",
         "a further token": lambda one: f"{1000 * one.a_token:,.2f} ms",
         "whole": lambda one: f"{1000 * one.whole:,.1f} ms",
         "times faster": lambda one: f"{stock.whole / one.whole:.2f}",
