@@ -61,6 +61,9 @@ def check_settings(settings: list[dict[str, Any]]) -> None:
         assert (one["break_even"] is None) == (one["kept"] == one["tokens"])
         assert set(one["cache"]) == (set() if is_stock else {"write", "read"})
         assert one["text_tokens"] == settings[0]["text_tokens"]
+        runs = zip(*(stage["runs"] for stage in stages.values()), strict=True)
+        wholes = [sum(run) for run in runs]
+        assert one["spread"] == pytest.approx(max(wholes) / min(wholes))
 
 
 def test_the_embedded_model_alone(run: Run, tmp_path: Path) -> None:

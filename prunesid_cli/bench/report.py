@@ -68,6 +68,7 @@ def _record(one: Measured, stock: Measured) -> dict[str, Any]:
         "seconds_to_first": one.to_first,
         "seconds_a_token": one.a_token,
         "items_a_second": one.batch_size / one.whole,
+        "spread": one.spread,
         "times_faster": stock.whole / one.whole,
         "times_faster_to_first": stock.to_first / one.to_first,
         "peak_mb": one.most("peak_mb"),

@@ -78,6 +78,12 @@ class Measured:
     def a_token(self) -> float:
         return self.seconds["decoding"] / (self.new_tokens - 1)
 
+    @property
+    def spread(self) -> float:
+        """How many times as long as the shortest round the longest took."""
+        wholes = [sum(one.laps[name].seconds for name in STAGES) for one in self.rounds[1:]]
+        return max(wholes) / min(wholes)
+
     def mean(self, name: str) -> float:
         """Of tokens, kept or text: for an item."""
         return statistics.fmean(getattr(one, name) for one in self.rounds[1:]) / self.batch_size

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from prunesid_cli.selection.budget import Budget
 
 BUDGETS = "all,64,11%"
+UNEVEN = 1.5
+ADVICE = "try more --rounds"
 
 
 def bench(
@@ -141,10 +143,15 @@ def _check_wanted(context: typer.Context, out: Path | None) -> None:
 
 
 def _note(measured: Sequence[Measured], budgets: Mapping[str, Budget]) -> None:
-    """Budgets that are more than there is, once each."""
+    """Budgets that are more than there is, once each; and whether figures can be trusted."""
     for setting, total in {one.setting: round(one.mean("tokens")) for one in measured}.items():
         if setting in budgets:
             note_if_all(budgets[setting], total)
+    spread = max(one.spread for one in measured)
+    if spread > UNEVEN:
+        printer.warning(
+            f"the longest of the rounds took {spread:.1f} times the shortest: is the machine busy? {ADVICE}"
+        )
 
 
 def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, out: Path | None) -> None:
