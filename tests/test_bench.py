@@ -67,7 +67,7 @@ def check_settings(settings: list[dict[str, Any]]) -> None:
 
 
 def test_the_embedded_model_alone(run: Run, tmp_path: Path) -> None:
-    found = told(run, "--keep", "all,11%,8", "--batch-size", "1,2", "-o", tmp_path / "b.json")
+    found = told(run, "--keep", "all,11%,8", "--batch-size", "1,2", "--rounds", "2", "-o", tmp_path / "b.json")
     assert json.loads((tmp_path / "b.json").read_text()) == found
     settings = found["settings"]
     order = [(one["batch_size"], one["setting"]) for one in settings]

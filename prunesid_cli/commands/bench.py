@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BUDGETS = "all,64,11%"
 UNEVEN = 1.5
-ADVICE = "try more --rounds"
+"""Times the shortest round, from which on it is said that the longest took so long."""
 
 
 def bench(
@@ -149,9 +149,7 @@ def _note(measured: Sequence[Measured], budgets: Mapping[str, Budget]) -> None:
             note_if_all(budgets[setting], total)
     spread = max(one.spread for one in measured)
     if spread > UNEVEN:
-        printer.warning(
-            f"the longest of the rounds took {spread:.1f} times the shortest: is the machine busy? {ADVICE}"
-        )
+        printer.warning(f"the longest round took {spread:.1f} times the shortest: on a busy machine, try more --rounds")
 
 
 def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, out: Path | None) -> None:
