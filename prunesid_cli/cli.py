@@ -13,6 +13,7 @@ from prunesid_cli import __version__
 from prunesid_cli.commands import cache, models
 from prunesid_cli.commands.answer import answer
 from prunesid_cli.commands.ask import ask
+from prunesid_cli.commands.bench import bench
 from prunesid_cli.commands.compress import compress
 from prunesid_cli.commands.evaluate import evaluate
 from prunesid_cli.commands.show import show
@@ -31,6 +32,7 @@ app.command()(compress)
 app.command()(answer)
 app.command()(evaluate)
 app.command()(show)
+app.command()(bench)
 app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 

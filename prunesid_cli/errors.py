@@ -47,6 +47,10 @@ class UnsupportedModel(ModelError):
     """A model of a kind that has no adapter."""
 
 
+class OutOfMemory(PruneSIDError):
+    """Work that does not fit into a device's memory, where it cannot be cut smaller."""
+
+
 class NonFiniteError(PruneSIDError):
     """NaN or inf in the features or the saliency of an item. `rows` are the batch rows it was found in."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+AVAILABLE = Path("/proc/meminfo")
 SAID = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """By the errors of devices that have no class for it."""
 
@@ -18,6 +20,13 @@ SAID = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FA
 def is_out_of_memory(error: Exception) -> bool:
     is_said = isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
     return is_said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def available() -> int | None:
+    """Bytes that Linux could give to a process; None where that is not told."""
+    if not AVAILABLE.exists():
+        return None
+    return 1024 * int(AVAILABLE.read_text().split("MemAvailable:")[1].split()[0])
 
 
 def within_memory(

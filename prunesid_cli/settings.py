@@ -53,7 +53,8 @@ def default_map() -> dict[str, Any]:
         return {}
     config = {PARAMETERS.get(key, key): value for key, value in found.items()}
     of_a_cache = {key: value for key, value in config.items() if key not in ("model", "revision")}
-    return {"ask": config, "compress": config, "answer": of_a_cache, "show": config}
+    of_bench = {key: value for key, value in config.items() if key != "batch_size"}  # there it is what is measured
+    return {"ask": config, "compress": config, "answer": of_a_cache, "show": config, "bench": of_bench}
 
 
 def set_model(name: str) -> Path:

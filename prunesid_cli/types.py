@@ -164,12 +164,15 @@ class Prompt:
 @dataclass(frozen=True)
 class Generation:
     """How to decode: greedy unless a temperature is given; `seed` is used by sampling alone; `stream` gets the text of
-    an answer that is generated alone, as it comes."""
+    an answer that is generated alone, as it comes; `full`: whatever would end an answer, it gets all of its tokens;
+    `told` is called whenever the answers of a batch have got one more token."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
     stream: Callable[[str], None] | None = None
+    full: bool = False
+    told: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)

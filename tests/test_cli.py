@@ -451,7 +451,7 @@ def test_help_and_listing_start_without_torch(tmp_path: Path) -> None:
         "import sys; from prunesid_cli import cli; sys.argv = ['prunesid', *sys.argv[1:]]; cli._run();"
         "print([m for m in ('torch', 'transformers', 'PIL', 'scipy', 'numpy') if m in sys.modules], file=sys.stderr)"
     )
-    for args in (["--help"], ["ask", "--help"], ["models"], ["cache", "ls", str(tmp_path)]):
+    for args in (["--help"], ["ask", "--help"], ["bench", "--help"], ["models"], ["cache", "ls", str(tmp_path)]):
         done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
         assert done.stderr.splitlines()[-1] == "[]", (args, done.stderr)
 

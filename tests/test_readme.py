@@ -63,7 +63,7 @@ def test_every_documented_option_exists(run: Run) -> None:
     of_prunesid = re.sub(r"`python -m [^`]*`", "", README)
     documented = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", of_prunesid))
     assert len(documented) > 3
-    commands = ("ask", "compress", "answer", "show", "evaluate", "cache ls", "cache gc", "cache merge")
+    commands = ("ask", "compress", "answer", "show", "evaluate", "bench", "cache ls", "cache gc", "cache merge")
     known = "".join(run(*command.split(), "--help").out for command in commands)
     for option in documented:
         assert option in known, option

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunesid_cli.commands import options as o
-from prunesid_cli.commands.given import read_sampling, revision_meant
+from prunesid_cli.commands.given import listed, read_sampling, revision_meant
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.interrupt import stoppable
-from prunesid_cli.output import plural, printer
+from prunesid_cli.output import columns, plural, printer
 from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def evaluate(
         check_plot()
     wanted = _share(target)
     records = read_records(data, metric)
-    methods = _listed(method)
-    budgets = list(SEARCHED) if target else [one for one in _listed(keep) if one != "all"]
+    methods = listed(method, BUDGETS)
+    budgets = list(SEARCHED) if target else [one for one in listed(keep, BUDGETS) if one != "all"]
     settings = [Setting("all", methods[0]), *(Setting(one, name) for name in methods for one in budgets)]
     parsed = {one: read_budget(context, one.keep, dynamic, one.method) for one in settings}
     sampling = read_sampling(context)
@@ -127,14 +127,6 @@ def evaluate(
         printer.note(f"plotted: {plot}")
     if results.failed:
         raise typer.Exit(ExitCode.PARTIAL)
-
-
-def _listed(text: str) -> list[str]:
-    """Values separated by commas, each once."""
-    found = list(dict.fromkeys(one.strip() for one in text.split(",") if one.strip()))
-    if not found:
-        raise UsageError("an empty list of budgets or methods", hint=f"separated by commas: {BUDGETS}")
-    return found
 
 
 def _share(target: str | None) -> float | None:
@@ -194,11 +186,8 @@ def _tell(
         for row in rows:
             printer.record(as_record(row) | {"records": len(records) - len(results.failed)})
     else:
-        lines = table(rows)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines:
-            first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            printer.result("  ".join([line[0].ljust(widths[0]), *others]))
+        for line in columns(table(rows)):
+            printer.result(line)
     for row in rows[1:]:
         lost = suffering(row, records, target or 0.95)
         if lost:

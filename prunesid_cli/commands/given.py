@@ -80,6 +80,18 @@ def revision_meant(context: typer.Context, model: str | None, revision: str | No
     return None if was_before and is_local(model or DEMO) else revision
 
 
+def listed(text: str, example: str) -> list[str]:
+    """Values separated by commas, each once.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = list(dict.fromkeys(one.strip() for one in text.split(",") if one.strip()))
+    if not found:
+        raise UsageError("an empty list", hint=f"separated by commas: {example}")
+    return found
+
+
 def stdin() -> TextIO:
     """What is piped into the command.
 

@@ -84,7 +84,11 @@ class Session:
         settings.load_config()
         if model is None:
             printer.note(DEMO_NOTE)
-        checkpoint = resolve(model or DEMO, revision)
+        return cls.of(resolve(model or DEMO, revision), hardware)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, hardware: Hardware) -> Session:
+        """The same for a checkpoint that was found already."""
         family = load_family(checkpoint.model_type)
         from prunesid_cli.families.loading import load_config, place
 

@@ -12,6 +12,9 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.families.language import Language
 from prunesid_cli.types import Placement, Prompt
 
+WITHOUT_FLASH = ("gemma3", "paligemma")
+"""Types of models that read so."""
+
 
 def refuse_flash(placement: Placement, name: str) -> None:
     if "flash" in placement.attention:

@@ -43,7 +43,8 @@ ORIGINALS = ("llava", "llava_llama", "llava_mistral")
 class Checkpoint:
     """name: as it is recorded (a repo id, an absolute folder, or demo); location: what transformers is given;
     revision: a commit, or for a folder a fingerprint of its contents; commit: None for a folder; original: the contents
-    of config.json where they are those of LLaVA's authors, and model_type is what transformers calls the like."""
+    of config.json where they are those of LLaVA's authors, and model_type is what transformers calls the like; random:
+    weights are not read but drawn, for what needs a model's size alone."""
 
     name: str
     location: str
@@ -52,6 +53,7 @@ class Checkpoint:
     model_type: str
     settings: dict[str, Any]
     original: dict[str, Any] | None = None
+    random: bool = False
 
     @property
     def sample(self) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TextStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.prefill import PAST, Beginning, beginnings, empty, keeps_tokens, laid_out
@@ -155,15 +155,24 @@ class Language(ABC):
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], how: Generation, begun: Sequence[Beginning] = ()) -> list[Answer]:
         """See `LanguageHalf`; sampling has a seed of its own."""
-        streamer = _Stream(self.tokenizer, how.stream) if how.stream else None
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if how.temperature > 0:
-            sampling = {"do_sample": True, "temperature": how.temperature}
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(how.seed)
-            said = self._run(prompts, begun, max_new_tokens=how.max_new_tokens, streamer=streamer, **sampling)
+            said = self._run(prompts, begun, **self.options(how))
         return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
+
+    def options(self, how: Generation) -> dict[str, Any]:
+        """What the stock `generate` is told of how to decode."""
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        given: dict[str, Any] = {"max_new_tokens": how.max_new_tokens}
+        given |= {"do_sample": True, "temperature": how.temperature} if how.temperature > 0 else greedy
+        if how.stream:
+            given["streamer"] = _Stream(self.tokenizer, how.stream)
+        if how.full:
+            given["min_new_tokens"] = how.max_new_tokens
+        if how.told:
+            given["stopping_criteria"] = StoppingCriteriaList([_Told(how.told)])
+        return given
 
     @torch.no_grad()
     def begin(self, prompts: Sequence[Prompt]) -> list[Beginning]:
@@ -183,9 +192,10 @@ class Language(ABC):
         """What the stock `generate` makes of prompts, left-padded to one batch, given what was read of them before."""
         past = {PAST: laid_out(begun, [len(one.embeds) for one in prompts])} if begun else {}
         with self.around(prompts):
-            return self.model.generate(**self.inputs(prompts), pad_token_id=self._padding(), **past, **how)
+            return self.model.generate(**self.inputs(prompts), pad_token_id=self.padding(), **past, **how)
 
-    def _padding(self) -> int:
+    def padding(self) -> int:
+        """The id that rows of a batch are filled up with."""
         for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if value is not None:
                 return int(value)
@@ -207,6 +217,17 @@ def left_pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for at, row in enumerate(rows):
         mask[at, longest - len(row) :] = 1
     return torch.stack(padded), mask
+
+
+class _Told(StoppingCriteria):
+    """Stops nothing, and tells that it was asked, as it is after each token."""
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self.tell = tell
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        self.tell()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Stream(TextStreamer):

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.weight_files import REINSTALL, damaged
+from prunesid_cli.memory import available, is_out_of_memory
 from prunesid_cli.output import printer
 from prunesid_cli.types import Placement
 
@@ -83,8 +84,10 @@ def load_half(
     """The weights of one half; `config` says which, `resized` names modules whose size it changed on purpose.
 
     Raises:
-        ModelError: weights are missing or of another shape. They are never left random.
+        ModelError: weights are missing or of another shape. They are never left random, unless the checkpoint says so.
     """
+    if checkpoint.random:
+        return _drawn(kind, checkpoint, config, placement)
     options: dict[str, Any] = {"use_safetensors": True}  # the others are pickles, which can run code
     if checkpoint.original:
         original = import_module("prunesid_cli.families.original")
@@ -100,6 +103,33 @@ def load_half(
             f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
         )
     return model.eval().requires_grad_(False)
+
+
+def _drawn(kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement) -> Any:
+    """Random weights, made where they are needed and in the dtype that is."""
+    devices = [placement.device] if placement.device.type == "cuda" else []
+    how = {"dtype": placement.dtype, "attn_implementation": placement.attention}
+    try:
+        with torch.device("meta"):
+            needed = sum(one.nbytes for one in kind._from_config(config, **how).parameters())
+        if placement.device.type == "cpu" and needed > (available() or needed):  # Linux would end this process instead
+            raise _too_large(checkpoint, placement)
+        with torch.random.fork_rng(devices=devices), torch.device(placement.device):
+            torch.manual_seed(0)
+            model = kind._from_config(config, **how)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _too_large(checkpoint, placement) from error
+    except ImportError as error:
+        raise ModelError(f"cannot make {checkpoint.name}: {one_line(error)}", "try --attn sdpa") from error
+    return model.eval().requires_grad_(False)
+
+
+def _too_large(checkpoint: Checkpoint, placement: Placement) -> ModelError:
+    problem = f"{checkpoint.name} does not fit into the memory of {placement.device}"
+    is_cpu = placement.device.type == "cpu"
+    return ModelError(problem, "try --dtype bf16, or a smaller model" if is_cpu else "try --dtype bf16 or --device cpu")
 
 
 def read_weights(
@@ -125,9 +155,7 @@ def read_weights(
             )
             return model if spread else model.to(placement.device), report
     except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{checkpoint.name} does not fit into the memory of {placement.device}", "try --dtype bf16 or --device cpu"
-        ) from error
+        raise _too_large(checkpoint, placement) from error
     except ImportError as error:
         hint = "install what it names" if _is_quantised(config) else "try --attn sdpa"
         raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", hint) from error

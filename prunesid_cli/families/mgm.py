@@ -52,6 +52,8 @@ class MGM:
 
     def check(self, checkpoint: Checkpoint) -> None:
         config = load_config(checkpoint)
+        if checkpoint.random:
+            raise UnsupportedModel("Mini-Gemini cannot be made with random weights", "name a model of another kind")
         clip, convnext = (str(getattr(config, name, None)) for name in ("mm_vision_tower", "mm_vision_tower_aux"))
         if not any(word in clip.lower() for word in ("clip-vit", "openai", "sharegpt4v")):
             raise UnsupportedModel(

@@ -6,7 +6,7 @@ selection  time, launches, host waits and memory of selection, ours against the 
 tower      CLIP-L/336 in half precision, random weights: images a second with and without selection, and its share
 agreement  images of which the GPU's way (on a CPU: that way run there) and the CPU's way keep other tokens
 rounding   images of which another batch size changes the tower's last bits so that other tokens are kept
-prefill    a 7 B language model, random weights: time to first token and memory, 2,880 visual tokens against fewer
+stages     LLaVA-NeXT-7B, random weights: what `prunesid bench` measures, all visual tokens of a picture against fewer
 
 It runs on a CPU as well, where --smoke makes it small enough to be tested.
 """
@@ -32,14 +32,18 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from prunesid_cli.ahead import batches
-from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
+from prunesid_cli.bench.pictures import draw_pictures, size_of
+from prunesid_cli.bench.report import records_of
+from prunesid_cli.bench.shapes import SHAPES, Shape, config, of_config
+from prunesid_cli.bench.stages import Bench as Stages
+from prunesid_cli.bench.stock import made_whole
+from prunesid_cli.bench.timing import Meter
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.families import load_family
 from prunesid_cli.families.base import VisionHalf
-from prunesid_cli.families.checkpoint import DEMO, resolve
+from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.media import Media, in_memory
 from prunesid_cli.pruner import Pruner
@@ -48,11 +52,13 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.prunesid import explain
 from prunesid_cli.selection.psca import directions_together, exact_directions
 from prunesid_cli.selection.recipe import PRUNESID
-from prunesid_cli.types import Pixels
+from prunesid_cli.types import Pixels, Placement
 from tests.benchmarks.published import load_published
 from tests.selection.inputs import attention, scene_like
 
 Record = dict[str, Any]
+TEXT, NEW = 64, 32
+"""Tokens of a prompt beside the visual ones, and of an answer."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,9 @@ class Sizes:
     seconds: float = 1.0
     agreement: int = 200
     rounding: int = 1000
-    tower_layers: int = 24
-    language_layers: int = 32
-    language_width: int = 4096
-    prompt: int = 64
-    prefill: tuple[int, ...] = (2880, 640, 320, 160)
+    shape: Shape = SHAPES["llava-next-7b"]
+    keep: tuple[str, ...] = ("all", "640", "320", "160")
+    rounds: int = 5
 
 
 SMOKE = Sizes(
@@ -81,11 +85,9 @@ SMOKE = Sizes(
     seconds=0.0,
     agreement=2,
     rounding=4,
-    tower_layers=2,
-    language_layers=1,
-    language_width=64,
-    prompt=4,
-    prefill=(48, 16),
+    shape=Shape(64, 64, 1, 2, tiles=True, tower=2, words=600),
+    keep=("48", "16"),
+    rounds=1,
 )
 
 
@@ -244,28 +246,15 @@ def encoded(vision: VisionHalf, pixels: Sequence[Pixels], size: int) -> tuple[Te
     return torch.stack([one.features for one in found]), torch.stack([one.saliency for one in found])
 
 
-def prefill(bench: Bench) -> Iterator[Record]:
-    width, layers = bench.sizes.language_width, bench.sizes.language_layers
-    config = LlamaConfig(
-        vocab_size=32064,
-        hidden_size=width,
-        intermediate_size=round(width * 2.6875),
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-    )
-    with torch.random.fork_rng(), torch.device(bench.device):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=half(bench), attn_implementation="sdpa").eval()
-    for visual in bench.sizes.prefill:
-        prompt = torch.randn(1, visual + bench.sizes.prompt, width, device=bench.device).to(half(bench)) / width**0.5
-
-        @torch.no_grad()
-        def first_token(prompt: Tensor = prompt) -> Tensor:
-            return model(inputs_embeds=prompt, use_cache=True, logits_to_keep=1).logits.argmax(-1)
-
-        yield {"visual": visual, "text": bench.sizes.prompt, "layers": layers} | bench.measured(first_token)
+def stages(bench: Bench) -> Iterator[Record]:
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint = of_config(config(bench.sizes.shape), Path(name))
+        family, where = load_family(checkpoint.model_type), placed(bench, checkpoint)
+        vision, language = family.vision(checkpoint, where), family.language(checkpoint, where)
+        pruners = {keep: Pruner(vision, Budget.parse(keep), "prunesid", ()) for keep in bench.sizes.keep}
+        sources = draw_pictures(Path(name), bench.sizes.rounds, size_of(load_config(checkpoint)))
+        stock, meter = made_whole(checkpoint, language, where), Meter(bench.device)
+        yield from records_of(Stages(stock, pruners, language, sources, TEXT, NEW, meter).run(1, bench.sizes.rounds))
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Record]]] = {
@@ -273,46 +262,26 @@ PARTS: dict[str, Callable[[Bench], Iterator[Record]]] = {
     "tower": tower,
     "agreement": agreement,
     "rounding": rounding,
-    "prefill": prefill,
+    "stages": stages,
 }
 
 
-def half(bench: Bench) -> torch.dtype:
-    return torch.float32 if bench.device.type == "cpu" else torch.bfloat16
-
-
 def clip_large(bench: Bench, folder: Path) -> VisionHalf:
-    """The tower of LLaVA-1.5 with random weights, loaded by the code that loads a checkpoint."""
-    words = build_tokenizer(["USER: \nwhat is shown? ASSISTANT: a picture"] * 4)
-    build_processor(words).save_pretrained(folder)
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=bench.sizes.tower_layers,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    text = LlamaConfig(
-        vocab_size=len(words), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlavaForConditionalGeneration(config).to(half(bench)).save_pretrained(folder)
-    return loaded(bench, str(folder))
+    """The tower of LLaVA-1.5 with random weights."""
+    return loaded(bench, of_config(config(replace(bench.sizes.shape, tiles=False)), folder))
 
 
 def embedded(bench: Bench) -> VisionHalf:
-    return loaded(bench, DEMO)
+    return loaded(bench, resolve(DEMO))
 
 
-def loaded(bench: Bench, name: str) -> VisionHalf:
-    checkpoint = resolve(name)
+def loaded(bench: Bench, checkpoint: Checkpoint) -> VisionHalf:
+    return load_family(checkpoint.model_type).vision(checkpoint, placed(bench, checkpoint))
+
+
+def placed(bench: Bench, checkpoint: Checkpoint) -> Placement:
     dtype = "fp32" if bench.device.type == "cpu" else "bf16"
-    placement = place(str(bench.device), dtype, "auto", load_config(checkpoint))
-    return load_family(checkpoint.model_type).vision(checkpoint, placement)
+    return place(str(bench.device), dtype, "auto", load_config(checkpoint))
 
 
 def picture(index: int) -> Media:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText, LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 
-from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
+from prunesid_cli.bench.shapes import SHAPES, Shape, config, write
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.types import Placement
@@ -30,24 +30,14 @@ from tests.benchmarks.memory import growth
 PARTS = ("whole", "vision", "language")
 
 
-def config(layers: int, width: int, heads: int, vocabulary: int) -> LlavaConfig:
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768,
-    )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=round(width * 2.6875), num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads,
-    )  # fmt: skip
-    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"))
+SMALLER = Shape(2048, 5504, 8, 16)
 
 
 def make(folder: Path) -> None:
-    words = build_tokenizer(["USER: \nwhat is shown? ASSISTANT: a picture"] * 4)
-    build_processor(words).save_pretrained(folder)
+    write(config(SMALLER), folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        Llava(config(8, 2048, 16, 32064)).to(torch.bfloat16).save_pretrained(folder)
+        Llava(LlavaConfig.from_pretrained(folder)).to(torch.bfloat16).save_pretrained(folder)
 
 
 def load(folder: str, part: str) -> dict[str, Any]:
@@ -72,7 +62,7 @@ def load(folder: str, part: str) -> dict[str, Any]:
 def shares() -> dict[str, float]:
     """Of the weights of LLaVA-1.5-7B, by its configuration: the tower with its patch filters, and all the rest."""
     with torch.device("meta"):
-        model = Llava(config(32, 4096, 32, 32064))
+        model = Llava(config(SHAPES["llava-1.5-7b"]))
     tower = sum(parameter.numel() for parameter in model.model.vision_tower.parameters())
     whole = sum(parameter.numel() for parameter in model.parameters())
     return {"whole": whole, "tower": tower / whole, "projector and language model": 1 - tower / whole}
