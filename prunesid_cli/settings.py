@@ -19,6 +19,15 @@ else:
 
 PARAMETERS = {"attn": "attention", "json": "as_json"}
 """Options whose parameter has another name."""
+DEFAULTS: dict[str, tuple[str, ...]] = {
+    "ask": (),
+    "compress": (),
+    "show": (),
+    "answer": ("model", "revision"),  # a cache brings its own
+    "evaluate": ("keep", "method"),  # what is compared
+    "bench": ("batch_size",),  # what is measured
+}
+"""Commands that take their defaults from the file, and which of them they do not."""
 
 
 def config_path() -> Path:
@@ -42,7 +51,7 @@ def load_config() -> dict[str, Any]:
 
 
 def default_map() -> dict[str, Any]:
-    """The configuration as click reads it: the same defaults for each command. A cache brings its own model.
+    """The configuration as click reads it: the defaults of each command.
 
     A broken file gives none: it must not take the help, or the command that mends it, with it. What does need it calls
     `load_config` and says so.
@@ -52,9 +61,10 @@ def default_map() -> dict[str, Any]:
     except UsageError:
         return {}
     config = {PARAMETERS.get(key, key): value for key, value in found.items()}
-    of_a_cache = {key: value for key, value in config.items() if key not in ("model", "revision")}
-    of_bench = {key: value for key, value in config.items() if key != "batch_size"}  # there it is what is measured
-    return {"ask": config, "compress": config, "answer": of_a_cache, "show": config, "bench": of_bench}
+    return {
+        command: {key: value for key, value in config.items() if key not in others}
+        for command, others in DEFAULTS.items()
+    }
 
 
 def set_model(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -73,3 +74,14 @@ def test_environment_before_file_before_default(
     monkeypatch.setenv("PRUNESID_KEEP", "30")
     assert kept() == 30
     assert kept("-k", "20") == 20
+
+
+def test_evaluate_takes_the_model_and_compares_what_it_is_told(
+    run: Run, config: Path, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    config.write_text(f'model = "{llava}"\nkeep = "40"\nmax_new_tokens = 3\n')
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"media": str(pictures[0]), "prompt": "what?"}) + "\n")
+    ran = run("evaluate", data, "--json")
+    assert (ran.code, "embedded" in ran.err) == (0, False), ran.err
+    assert [one["keep"] for one in ran.records] == ["all", "192", "128", "64", "32", "16"]
