@@ -156,9 +156,9 @@ def directions_together(features: Tensor, ks: Sequence[int], loadings: bool = Tr
         quick, own = gram(centred(features[some])), [ks[row] for row in rows]
         found, doubtful = leading_together(quick.matrix, own, width, loadings, quick.least)
         directions[some, :, :width] = found.mT.float()
-        for row in [rows[at] for at in doubtful.nonzero().flatten().tolist()]:
-            again = _directions(features, ks, (ks[row], [row]), loadings)
-            directions[row] = _to_width(again[0], directions.shape[-1])
+        if again := [rows[at] for at in doubtful.nonzero().flatten().tolist()]:  # few, if any: the CPU's own way
+            exact = exact_directions(features[again].cpu(), [ks[row] for row in again], loadings)
+            directions[again] = _to_width(exact, directions.shape[-1]).to(features.device)
     return directions[..., :most]
 
 
