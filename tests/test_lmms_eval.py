@@ -223,6 +223,12 @@ def test_how_a_task_wants_to_be_answered(
     assert settings == before
 
 
+def test_what_is_sampled_depends_on_no_other_question(questions: list[Document]) -> None:
+    settings, some = {"max_new_tokens": 8, "temperature": 9.0}, questions[:3]
+    alone = [generated(model_of(), [one], settings)[0] for one in some]
+    assert generated(model_of(batch_size="4"), some, settings) == alone
+
+
 def test_a_picture_is_laid_on_white_and_a_place_too_many_is_no_error(
     run: Run, questions: list[Document], tmp_path: Path
 ) -> None:
