@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.commands.prompts import read_prompts
 from prunesid_cli.commands.replies import Job, Report, made_by
 from prunesid_cli.commands.report import end_if_incomplete
@@ -48,8 +49,8 @@ def answer(
     model: o.CacheModel = None,
     revision: o.CacheRevision = None,
     device: o.Device = "auto",
-    dtype: o.DtypeOption = o.Dtype.auto,
-    attention: o.AttentionOption = o.Attention.auto,
+    dtype: o.DtypeOption = Dtype.auto,
+    attention: o.AttentionOption = Attention.auto,
     batch_size: o.BatchSize = 0,
     max_new_tokens: o.MaxNewTokens = 128,
     temperature: o.Temperature = 0.0,

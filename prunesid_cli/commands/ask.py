@@ -8,6 +8,7 @@ import typer
 
 from prunesid_cli.commands import compare as sides
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.choices import Attention, Backend, Dtype
 from prunesid_cli.commands.given import outweighs_fixed, prompt_of, read_sampling, revision_meant
 from prunesid_cli.commands.inputs import read_media
 from prunesid_cli.commands.report import note_if_all
@@ -41,10 +42,10 @@ def ask(
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
-    video_backend: o.VideoBackend = o.Backend.auto,
+    video_backend: o.VideoBackend = Backend.auto,
     device: o.Device = "auto",
-    dtype: o.DtypeOption = o.Dtype.auto,
-    attention: o.AttentionOption = o.Attention.auto,
+    dtype: o.DtypeOption = Dtype.auto,
+    attention: o.AttentionOption = Attention.auto,
     max_new_tokens: o.MaxNewTokens = 128,
     temperature: o.Temperature = 0.0,
     seed: o.Seed = 0,

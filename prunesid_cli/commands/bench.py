@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.choices import Attention, Backend, Dtype
 from prunesid_cli.commands.given import is_typed, listed, naming, read_sampling, revision_meant
 from prunesid_cli.commands.report import note_if_all
 from prunesid_cli.commands.session import Hardware, read_budget
@@ -75,10 +76,10 @@ def bench(
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
-    video_backend: o.VideoBackend = o.Backend.auto,
+    video_backend: o.VideoBackend = Backend.auto,
     device: o.Device = "auto",
-    dtype: o.DtypeOption = o.Dtype.auto,
-    attention: o.AttentionOption = o.Attention.auto,
+    dtype: o.DtypeOption = Dtype.auto,
+    attention: o.AttentionOption = Attention.auto,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

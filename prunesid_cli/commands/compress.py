@@ -11,6 +11,7 @@ import typer
 
 from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.choices import Attention, Backend, Dtype, Stored
 from prunesid_cli.commands.given import is_typed, outweighs_fixed, read_sampling, revision_meant
 from prunesid_cli.commands.report import Report
 from prunesid_cli.commands.session import Hardware, LazyVision, Session, read_budget
@@ -61,17 +62,17 @@ def compress(
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
-    video_backend: o.VideoBackend = o.Backend.auto,
+    video_backend: o.VideoBackend = Backend.auto,
     draft: o.Draft = False,
     device: o.Device = "auto",
-    dtype: o.DtypeOption = o.Dtype.auto,
-    attention: o.AttentionOption = o.Attention.auto,
+    dtype: o.DtypeOption = Dtype.auto,
+    attention: o.AttentionOption = Attention.auto,
     batch_size: o.TowerBatch = 0,
     shard: o.Portion = None,
     retry_failed: o.RetryFailed = False,
     checksum: o.Checksum = False,
     shard_items: o.ShardItems = SHARD_ITEMS,
-    store: o.Store = o.Stored.model,
+    store: o.Store = Stored.model,
     as_json: o.Json = False,
     usage: o.Usage = False,
     quiet: o.Quiet = False,
@@ -152,7 +153,7 @@ def _check(context: typer.Context) -> None:
             )
 
 
-def _writer(session: Session, pruner: Pruner, store: o.Stored, out: Path, shard_items: int) -> CacheWriter:
+def _writer(session: Session, pruner: Pruner, store: Stored, out: Path, shard_items: int) -> CacheWriter:
     from prunesid_cli.tokencache import CacheWriter, Limits, Run
 
     found, budget = session.checkpoint, pruner.budget

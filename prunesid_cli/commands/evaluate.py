@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunesid_cli.commands import options as o
+from prunesid_cli.commands.choices import Attention, Backend, Dtype
 from prunesid_cli.commands.given import listed, read_sampling, revision_meant
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
@@ -72,10 +73,10 @@ def evaluate(
     frames: o.Frames = FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
-    video_backend: o.VideoBackend = o.Backend.auto,
+    video_backend: o.VideoBackend = Backend.auto,
     device: o.Device = "auto",
-    dtype: o.DtypeOption = o.Dtype.auto,
-    attention: o.AttentionOption = o.Attention.auto,
+    dtype: o.DtypeOption = Dtype.auto,
+    attention: o.AttentionOption = Attention.auto,
     batch_size: o.BatchSize = 0,
     max_new_tokens: o.MaxNewTokens = 128,
     as_json: o.Json = False,

@@ -17,7 +17,7 @@ from prunesid_cli.bench.shapes import drawn
 from prunesid_cli.bench.stages import STOCK, Bench, Measured
 from prunesid_cli.bench.stock import is_known, made_whole
 from prunesid_cli.bench.timing import Meter
-from prunesid_cli.commands.options import Attention
+from prunesid_cli.commands.choices import Attention
 from prunesid_cli.commands.session import Hardware, Session
 from prunesid_cli.errors import OutOfMemory, PruneSIDError
 from prunesid_cli.families.both_ways import WITHOUT_FLASH

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from prunesid_cli.commands.choices import Attention, Backend, Dtype, Stored
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 from prunesid_cli.video.sampling import MAX_FRAMES
-
-
-class Dtype(str, Enum):
-    auto = "auto"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
-
-
-class Attention(str, Enum):
-    auto = "auto"
-    sdpa = "sdpa"
-    flash = "flash_attention_2"
-    eager = "eager"
-
-
-class Backend(str, Enum):
-    auto = "auto"
-    decord = "decord"
-    pyav = "pyav"
-
-
-class Stored(str, Enum):
-    model = "model"
-    fp8 = "fp8"
-    int8 = "int8"
-
 
 MODEL, PRUNING, CLIPS, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Clips", "Running", "Answering", "Output"
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from prunesid_cli import settings
+from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.commands.given import naming
-from prunesid_cli.commands.options import Attention, Dtype
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from prunesid_cli.commands.options import Attention, Dtype
+from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.commands.session import Hardware, Session
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families.base import LanguageHalf
