@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.selection.eigen import Doubt, add_product, angle, leading, undecided, undecided_through
+from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided, undecided_through
+from prunesid_cli.selection.krylov import add_product
 from prunesid_cli.selection.parallel import each_image, room, scratch
 from prunesid_cli.selection.together import LARGEST, STEP, leading_together, portions
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection import eigen
-from prunesid_cli.selection.eigen import BLOCK, Doubt, Krylov, angle, rayleigh_ritz, undecided
+from prunesid_cli.selection.eigen import Doubt, angle, rayleigh_ritz, undecided
+from prunesid_cli.selection.krylov import BLOCK, Krylov
 from prunesid_cli.selection.psca import centred, exact_directions, gram
 from tests.selection.inputs import generator, scene_like, tokens
 
