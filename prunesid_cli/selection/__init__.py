@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 METHODS = {
     "prunesid": "prunesid:prunesid",
     "prunesid-published": "prunesid:published",
+    "prunesid-plus": "plus:plus",
     "random": "baselines:random",
     "grid": "baselines:grid",
     "saliency": "baselines:saliency",

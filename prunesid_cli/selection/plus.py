@@ -1,0 +1,64 @@
+"""PruneSID's groups led by their most salient tokens; the rest of the budget goes where it adds most.
+
+The groups are those of PruneSID (arXiv 2603.09480, Sec. 3.2), computed exactly, and each keeps its most salient token.
+Suppression and shares by group are replaced: their threshold is above all similarities from a budget of 32 / rho on,
+and below it suppresses nearly everything, so that small budgets go to the most salient tokens of the same thing. Here
+every further token is the one of the greatest gain in coverage times saliency, as in SCOPE (arXiv 2510.24214).
+tests/benchmarks says what each of these is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection.psca import exact_directions, groups
+from prunesid_cli.selection.recipe import model_or_loading, quarter
+from prunesid_cli.selection.similarity import unit_tokens
+from prunesid_cli.selection.targets import targets
+
+
+@torch.no_grad()
+def plus(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+    """features [B, N, C], saliency [B, N] -> kept indices B x [T], in raster order."""
+    wanted = targets(features, budgets, reserved)
+    with torch.autocast(features.device.type, enabled=False):
+        group, score = grouped(features, saliency, budgets)
+        first = [leaders(*one)[:target] for *one, target in zip(group, score, wanted, strict=True)]
+        return [covering(*one) for one in zip(features, score, first, wanted, strict=True)]
+
+
+def grouped(features: Tensor, saliency: Tensor | None, budgets: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """PruneSID's group and score of each token [B, N]: its saliency, or how strongly it belongs to its group."""
+    most = features.shape[1]
+    directions = exact_directions(features, [min(quarter(budget), most) for budget in budgets], saliency is None)
+    return groups(directions), model_or_loading(saliency, directions)
+
+
+def leaders(group: Tensor, score: Tensor) -> Tensor:
+    """group [N], score [N] -> the highest scored token of each group that has any [G], the highest first."""
+    order = score.argsort(descending=True, stable=True)
+    own = group[order]
+    earlier = (own[:, None] == own).tril(-1).any(-1)
+    return order[~earlier]
+
+
+def covering(tokens: Tensor, score: Tensor, first: Tensor, target: int) -> Tensor:
+    """tokens [N, C], score [N] -> `first`, and then greedily what adds most to coverage, times its score; in order [T].
+
+    A token is covered as much as the most similar of those taken resembles it; opposites do not count against it.
+    """
+    unit = unit_tokens(tokens, torch.float32)
+    near = (unit @ unit.T).clamp(min=0)
+    more, taken = torch.empty_like(near), torch.zeros_like(score, dtype=torch.bool)
+    taken[first] = True
+    covered = near[first].amax(0) if len(first) else torch.zeros_like(score)
+    for _ in range(target - len(first)):
+        gain = torch.sub(near, covered, out=more).clamp_(min=0).sum(-1)
+        best = (gain * score).masked_fill_(taken, -math.inf).argmax(-1, keepdim=True)
+        taken[best] = True
+        covered = torch.maximum(covered, near[best[0]])
+    return taken.nonzero().flatten()

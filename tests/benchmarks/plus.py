@@ -1,0 +1,125 @@
+"""What each idea of prunesid-plus is worth, on the embedded model: `python -m tests.benchmarks.plus --split 21`.
+
+Variants were tuned on split 21 and decided on split 22, whose scenes nobody had looked at. Every variant gets the same
+pictures, encoded once, and the same questions. Prints, for each budget, the share of right answers, the share of things
+of which a patch was kept, and the questions gained and lost against PruneSID; with --out, writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from prunesid_cli.demo.evaluate import Marks, examination, examine
+from prunesid_cli.families import load_family
+from prunesid_cli.families.checkpoint import DEMO, resolve
+from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.pruner import Pruner
+from prunesid_cli.selection import load_method
+from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.plus import covering, leaders
+from prunesid_cli.selection.prunesid import explain, over_time
+from prunesid_cli.selection.recipe import OVER_TIME
+from prunesid_cli.selection.targets import targets
+
+if TYPE_CHECKING:
+    from prunesid_cli.selection import Method
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""PruneSID's score of each token [N], and which of them survive its suppression [N] -> what gains are multiplied by."""
+
+
+def salient(score: Tensor, survivor: Tensor) -> Tensor:
+    return score
+
+
+def root(score: Tensor, survivor: Tensor) -> Tensor:
+    return score.sqrt()
+
+
+def alike(score: Tensor, survivor: Tensor) -> Tensor:
+    return torch.ones_like(score)
+
+
+def surviving(score: Tensor, survivor: Tensor) -> Tensor:
+    """What was suppressed waits until all survivors are taken."""
+    return torch.where(survivor, score, 1e-6 * score)
+
+
+def variant(lead: bool, worth: Score) -> Method:
+    """Whether each group keeps its most salient token, and what decides beside coverage."""
+
+    def chosen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+        wanted = targets(features, budgets, reserved)
+        found = explain(features, saliency, budgets, OVER_TIME, reserved)
+        first = [leaders(one.group, one.saliency)[: target * lead] for one, target in zip(found, wanted, strict=True)]
+        worths = [worth(one.saliency, one.survivor) for one in found]
+        return [covering(*one) for one in zip(features, worths, first, wanted, strict=True)]
+
+    return chosen
+
+
+VARIANTS: dict[str, Method] = {
+    "prunesid": load_method("prunesid"),
+    "prunesid-plus": load_method("prunesid-plus"),
+    "prunesid, threshold capped": over_time,
+    "plus without leaders": variant(False, salient),
+    "plus, suppressed ones wait": variant(True, surviving),
+    "plus, root of saliency": variant(True, root),
+    "plus, coverage alone": variant(True, alike),
+    "scope": load_method("scope"),
+    "divprune": load_method("divprune"),
+}
+"""Those capped suppress above .9 at most, so that a threshold above all similarities does not switch itself off."""
+
+
+def compared(marks: Marks, base: Marks) -> dict[str, float]:
+    """Scores, and the questions about scenes and the things gained and lost against `base`."""
+    pairs = [(new, old) for (kind, new), (_, old) in zip(marks.right, base.right, strict=True) if kind != "refusal"]
+    things = list(zip(marks.seen, base.seen, strict=True))
+    found = {"questions": len(pairs), "gained": pairs.count((True, False)), "lost": pairs.count((False, True))}
+    found |= {"things": len(things), "seen more": things.count((True, False)), "seen less": things.count((False, True))}
+    return marks.scores() | found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What each idea of prunesid-plus is worth.")
+    parser.add_argument("--per-kind", type=int, default=40)
+    parser.add_argument("--split", type=int, default=21, help="which scenes")
+    parser.add_argument("--keep", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    checkpoint = resolve(DEMO)
+    family, placement = load_family(checkpoint.model_type), place("cpu", "auto", "auto", load_config(checkpoint))
+    vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
+    pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for keep in options.keep:
+        marked = partial(examine, language=language, pictures=pictures)
+        base = marked(Pruner(vision, Budget.parse(str(keep)), "prunesid", ()))
+        for name in options.variants:
+            marks = base if name == "prunesid" else marked(Pruner(vision, Budget.parse(str(keep)), VARIANTS[name], ()))
+            one = results.setdefault(str(keep), {})[name] = compared(marks, base)
+            change = f"+{one['gained']} -{one['lost']}"
+            seen = f"+{one['seen more']} -{one['seen less']}"
+            print(f"{keep:4} {name:32} {one['overall']:.3f} {change:10} {one['coverage']:.3f} {seen}", flush=True)
+    if options.out:
+        facts = {"date": date.today().isoformat(), "model": checkpoint.revision, "torch": torch.__version__}
+        facts["command"] = "python -m tests.benchmarks.plus " + shlex.join(sys.argv[1:])
+        options.out.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""prunesid-plus: what its groups keep at least, and where the rest of the budget goes."""
+
+from __future__ import annotations
+
+import torch
+
+from prunesid_cli.selection import select
+from prunesid_cli.selection.psca import exact_directions, groups
+from tests.selection.inputs import attention, tokens
+
+
+def test_every_group_keeps_its_most_salient_token() -> None:
+    for seed in range(5):
+        features, saliency = tokens(seed, 60, 90), attention(seed, 60)
+        (kept,) = select(features, saliency, [24], "prunesid-plus")
+        group = groups(exact_directions(features, [24 // 4]))[0]
+        for own in group.unique():
+            members = (group == own).nonzero().flatten()
+            assert members[saliency[0, members].argmax()] in kept
+
+
+def test_a_salient_thing_does_not_take_what_a_faint_one_needs() -> None:
+    """All is alike enough to be suppressed at a small budget, and PruneSID fills up by saliency, with a copy."""
+    big, small = torch.eye(12)[0], torch.eye(12)[0] + torch.eye(12)[1]
+    features = torch.stack([big] * 8 + [small] * 4)[None]
+    saliency = torch.tensor([[0.9 - 0.01 * i for i in range(8)] + [0.1] * 4])
+    (kept,) = select(features, saliency, [2], "prunesid-plus")
+    (salient,) = select(features, saliency, [2], "prunesid")
+    assert (kept.tolist(), salient.tolist()) == ([0, 8], [0, 1])
