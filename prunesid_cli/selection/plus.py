@@ -9,26 +9,30 @@ tests/benchmarks says what each of these is worth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import exact_directions, groups
 from prunesid_cli.selection.recipe import model_or_loading, quarter
-from prunesid_cli.selection.similarity import unit_tokens
-from prunesid_cli.selection.targets import targets
+from prunesid_cli.selection.scope import cover
+from prunesid_cli.selection.targets import cosines, places, targets
 
 
 @torch.no_grad()
 def plus(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """features [B, N, C], saliency [B, N] -> kept indices B x [T], in raster order."""
     wanted = targets(features, budgets, reserved)
+
+    def of(row: int) -> Tensor:
+        first = leaders(group[row], score[row])[: wanted[row]]
+        return covering(features[row], score[row], first, wanted[row])
+
     with torch.autocast(features.device.type, enabled=False):
         group, score = grouped(features, saliency, budgets)
-        first = [leaders(*one)[:target] for *one, target in zip(group, score, wanted, strict=True)]
-        return [covering(*one) for one in zip(features, score, first, wanted, strict=True)]
+        return each_image(of, len(wanted), features.device)
 
 
 def grouped(features: Tensor, saliency: Tensor | None, budgets: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -47,18 +51,7 @@ def leaders(group: Tensor, score: Tensor) -> Tensor:
 
 
 def covering(tokens: Tensor, score: Tensor, first: Tensor, target: int) -> Tensor:
-    """tokens [N, C], score [N] -> `first`, and then greedily what adds most to coverage, times its score; in order [T].
-
-    A token is covered as much as the most similar of those taken resembles it; opposites do not count against it.
-    """
-    unit = unit_tokens(tokens, torch.float32)
-    near = (unit @ unit.T).clamp(min=0)
-    more, taken = torch.empty_like(near), torch.zeros_like(score, dtype=torch.bool)
-    taken[first] = True
-    covered = near[first].amax(0) if len(first) else torch.zeros_like(score)
-    for _ in range(target - len(first)):
-        gain = torch.sub(near, covered, out=more).clamp_(min=0).sum(-1)
-        best = (gain * score).masked_fill_(taken, -math.inf).argmax(-1, keepdim=True)
-        taken[best] = True
-        covered = torch.maximum(covered, near[best[0]])
-    return taken.nonzero().flatten()
+    """tokens [N, C], score [N] -> `first` and what adds most to coverage, times its score; raster order [T]."""
+    taken = torch.zeros_like(score, dtype=torch.bool).index_fill(0, first, True)
+    mask = cover(cosines(tokens[None]), score[None], taken[None], target - len(first))
+    return places(mask, target)[0]

@@ -24,11 +24,16 @@ def scope(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], res
 def _covering(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:
     near = cosines(features)
     weight = near.new_ones(near.shape[:2]) if saliency is None else saliency.float()
-    covered, more = torch.zeros_like(weight), torch.empty_like(near)
-    taken = torch.zeros_like(weight, dtype=torch.bool)
-    for _ in range(target):
-        gain = torch.sub(near, covered.unsqueeze(1), out=more).clamp_(min=0).sum(-1)
-        best = (gain * weight).masked_fill_(taken, -math.inf).argmax(-1, keepdim=True)
-        taken.scatter_(1, best, True)
+    return list(places(cover(near, weight, torch.zeros_like(weight, dtype=torch.bool), target), target))
+
+
+def cover(near: Tensor, weight: Tensor, taken: Tensor, more: int) -> Tensor:
+    """near [B, N, N], weight [B, N], mask [B, N] of the tokens taken so far -> the mask with so many more, one by one
+    that which adds most to the coverage, times its weight."""
+    covered, gains = (near * taken.unsqueeze(-1)).amax(1), torch.empty_like(near)
+    for _ in range(more):
+        gain = torch.sub(near, covered.unsqueeze(1), out=gains).clamp_(min=0).sum(-1)
+        best = (gain * weight).masked_fill(taken, -math.inf).argmax(-1, keepdim=True)
+        taken = taken.scatter(1, best, True)
         covered = torch.maximum(covered, row_of(near, best))
-    return list(places(taken, target))
+    return taken
