@@ -182,6 +182,21 @@ def test_retry_failed(run: Run, llava: Path, folder: Path, pictures: list[Path],
     assert (ran.code, "nothing to do: nothing failed before" in ran.err) == (0, True)
 
 
+def test_what_to_type_to_go_on_with_a_cache(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    (folder / "bad.png").write_bytes(b"no picture")
+    made = ("-m", llava, "-k", "12", "--method", "random", "--dynamic")
+    assert run("compress", folder, "--out", out, *made).code == 3
+    ran = run("compress", "--retry-failed", "--out", out, "-k", "13", "--fixed")
+    hint = f"go on with --model {llava} --method random --keep 12 --dynamic, as it was made, or name another --out"
+    assert (ran.code, hint in " ".join(ran.err.split())) == (1, True), ran.err
+    typed = ("--model", llava, "--method", "random", "--keep", "12", "--dynamic")
+    ran = run("compress", "--retry-failed", "--out", out, *typed)
+    assert (ran.code, "bad.png" in ran.err) == (3, True), ran.err
+    ran = run("compress", "--retry-failed", "--out", out, *typed, "--store", "int8")
+    assert "hint: go on with --store model, as" in ran.err, ran.err
+
+
 def test_retry_failed_takes_no_paths(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
     for args, code, words in (
         ((folder, "--retry-failed"), 2, "--retry-failed and PATH contradict"),

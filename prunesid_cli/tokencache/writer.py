@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
+from prunesid_cli.tokencache.difference import difference, way_on
 from prunesid_cli.tokencache.entry import Entry, Rows, stored
 from prunesid_cli.tokencache.format import (
     FAILURES,
@@ -77,7 +78,7 @@ class CacheWriter:
         self.written = self.synced = time.monotonic()
         if self.index.run and self.index.run != self.run:
             found = difference(self.index.run, self.run)
-            raise CacheError(f"{self.folder} holds a cache {found}", hint="name another --out")
+            raise CacheError(f"{self.folder} holds a cache {found}", way_on(self.index.run, self.run))
         if self.index.sampling not in ("", self.sampling):
             taken = f"{self.index.sampling} were taken, not {self.sampling}"
             raise CacheError(f"{self.folder} holds clips of which {taken}", hint="name another --out")
@@ -227,10 +228,3 @@ class CacheWriter:
             raise unwritable(self.folder / name, error) from error
         except SafetensorError as error:
             raise CacheError(f"cannot write {self.folder / name}: {error}", "free some space") from error
-
-
-def difference(old: Run, new: Run) -> str:
-    """The first field in which two runs differ, in words."""
-    before, after = asdict(old), asdict(new)
-    field = next(name for name in before if before[name] != after[name])
-    return f"made with {field} {before[field]}, not {after[field]}"

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from prunesid_cli.ahead import batches
 from prunesid_cli.allotment import at_once
 from prunesid_cli.behind import Behind
 from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.commands.session import Hardware, Session
-from prunesid_cli.decoding import Cached, Decoder, batches
+from prunesid_cli.decoding import Cached, Decoder
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.listing import find_media
 from prunesid_cli.media import load_image
