@@ -88,7 +88,8 @@ class Pruner:
     def check_clip(self, source: str) -> None:
         """Refuse a clip, which may not be decoded yet, where the model has none."""
         if not reads_clips(self.vision):
-            raise MediaError(f"{source}: this model reads no clips", "give it pictures, or name another model")
+            hint = "give it pictures, or name a model that does: -m qwen2.5-vl-7b (others: prunesid models)"
+            raise MediaError(f"{source}: this model reads no clips", hint)
 
     @property
     def enough(self) -> int | None:
