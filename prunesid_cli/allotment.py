@@ -86,7 +86,7 @@ class Running:
 @dataclass(frozen=True)
 class Measured:
     """The information of one input and how many tokens it has; `held`: what it was given before, and keeps; or why it
-    could not be measured."""
+    could not be measured; `is_recalled`: an earlier run measured it, and nothing is decoded."""
 
     source: str
     phi: float = 0.0
@@ -94,6 +94,9 @@ class Measured:
     held: int | None = None
     error: PruneSIDError | None = None
     number: int = 0
+    is_recalled: bool = False
+    regions: int = 0
+    bytes: int = 0
 
 
 NOT_HELD = -1

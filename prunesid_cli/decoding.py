@@ -12,7 +12,7 @@ from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.listing import Found
 from prunesid_cli.media import digest_of, load_image_bytes, read_bytes
 from prunesid_cli.pruner import Pruner
-from prunesid_cli.tokencache import CacheWriter, Known, Stamp
+from prunesid_cli.tokencache import CacheWriter, Known, MeasuredLog, Stamp
 from prunesid_cli.types import Pixels
 from prunesid_cli.video.reading import clip_digest, is_clip, load_clip
 
@@ -70,16 +70,25 @@ Decoded = Ready | Held | Failed
 
 @dataclass(frozen=True)
 class Cached:
-    """What a cache holds of the inputs. `by_contents`: whatever size and time of change say; no writer: nothing."""
+    """What a cache holds of the inputs. `by_contents`: whatever size and time of change say; no writer: nothing.
+    `measured`: what is known of those that it does not hold."""
 
     writer: CacheWriter | None = None
     by_contents: bool = False
+    measured: MeasuredLog | None = None
 
     def unchanged(self, source: str, stamp: Stamp) -> Known | None:
         return self.writer.unchanged(source, stamp) if self.writer and not self.by_contents else None
 
     def held(self, source: str, digest: str) -> Known | None:
         return self.writer.held(source, digest) if self.writer else None
+
+    def recall(self, source: str) -> tuple[float, int] | None:
+        """Information and tokens of an input that an earlier run measured, and did not come to write."""
+        if self.measured is None or self.by_contents or self.knows(source):
+            return None
+        stamp = stamp_of(source)
+        return self.measured.find(source, stamp) if stamp else None
 
     def knows(self, source: str) -> bool:
         return self.writer is not None and self.writer.index.find(source) is not None

@@ -22,10 +22,11 @@ from prunesid_cli.memory import within_memory
 from prunesid_cli.pace import Pace
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import Information, of_item
-from prunesid_cli.tokencache import CacheWriter, Entry
+from prunesid_cli.tokencache import CacheWriter, Entry, Measurement
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, TokenSet
 
 R = TypeVar("R")
+D = TypeVar("D", bound=Decoded | Measured)
 
 AHEAD, SPARE = 2, 8
 """Batches that are decoded while another is encoded, and inputs on top: of them some may be held, or faulty."""
@@ -97,10 +98,10 @@ class Job:
     def pruner(self) -> Pruner:
         return self.decoder.pruner
 
-    def batches(self, found: Iterable[Found]) -> Iterator[list[Decoded]]:
+    def batches(self, found: Iterable[Found], decode: Callable[[int, Found], D]) -> Iterator[list[D]]:
         """Inputs decoded ahead, in the order of the listing."""
         depth = lambda: AHEAD * self.pace.size + SPARE  # noqa: E731
-        work: Callable[[tuple[int, Found]], Decoded] = lambda one: self.decoder(*one)  # noqa: E731
+        work: Callable[[tuple[int, Found]], D] = lambda one: decode(*one)  # noqa: E731
         with Ahead(enumerate(found), work, lambda one: one.bytes, depth, self.stop) as decoded:
             yield from batches_of(decoded, lambda: self.pace.size, lambda one: one.regions, MOST, self.stop)
 
@@ -144,7 +145,7 @@ def compress(
 ) -> Generator[Outcome, None, None]:
     """Encode and prune images and clips, and hand them on, a batch at a time; yields what became of each, in the order
     of the listing."""
-    for batch in job.batches(found):
+    for batch in job.batches(found, job.decoder):
         outcomes = _outcomes(job, batch, allotment)
         write(outcomes)
         yield from outcomes
@@ -165,17 +166,35 @@ def record(writer: CacheWriter, outcomes: Sequence[Outcome]) -> None:
 
 def measure(job: Job, found: Iterable[Found]) -> Iterator[Measured]:
     """The information of each image, in the order of the listing. Of one that is held it was measured before."""
-    for batch in job.batches(found):
+    cached = job.decoder.cached
+
+    def decode(number: int, one: Found) -> Decoded | Measured:
+        known = None if one.error else cached.recall(one.source)
+        return Measured(one.source, *known, is_recalled=True) if known else job.decoder(number, one)
+
+    for batch in job.batches(found, decode):
         ready = [one for one in batch if isinstance(one, Ready)]
-        measured = iter(job.encode(lambda some: _encoded(job.pruner, some)[2], ready, _unmeasured))
+        values = job.encode(lambda some: _encoded(job.pruner, some)[2], ready, _unmeasured)
+        if cached.measured and ready:
+            cached.measured.add(_settled(ready, values))
+        measured = iter(values)
         for one in batch:
-            if isinstance(one, Failed):
+            if isinstance(one, Measured):
+                yield one
+            elif isinstance(one, Failed):
                 yield Measured(one.source, error=one.error)
             elif isinstance(one, Held):
                 yield Measured(one.source, one.item.phi, one.item.total, one.item.kept)
             else:
                 value = next(measured)
                 yield value if math.isfinite(value.phi) else Measured(one.source, error=not_finite(one.source))
+
+
+def _settled(ready: Sequence[Ready], values: Sequence[Measured]) -> Iterator[Measurement]:
+    """What can be believed as long as the file looks as it does."""
+    for one, value in zip(ready, values, strict=True):
+        if one.stamp and math.isfinite(value.phi):
+            yield Measurement(one.source, one.stamp, value.phi, value.total)
 
 
 def _encoded(pruner: Pruner, batch: Sequence[Ready]) -> tuple[list[Encoded], list[Information], list[Measured]]:

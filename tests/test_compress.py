@@ -17,6 +17,7 @@ import pytest
 
 from prunesid_cli.portion import Portion, read_portion
 from prunesid_cli.tokencache import open_cache
+from prunesid_cli.tokencache.format import MEASURED
 from tests.caches import held
 from tests.conftest import Run
 
@@ -259,6 +260,39 @@ def test_interrupted_then_resumed_is_one_run(
     assert (resumed.code, f"{safe} already in the cache" in resumed.err) == (0, True), resumed.err
     assert files(out) == files(tmp_path / "whole")
     assert not list(out.glob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_while_measuring_then_resumed_is_one_run(
+    run: Run, llava: Path, folder: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    """What was measured is not measured again, but for what was changed since, or is damaged."""
+    for path in sorted(folder.iterdir()):
+        for number in range(3):
+            shutil.copy2(path, folder / f"{path.stem}-{number}.png")
+    args = ("compress", folder, "-m", llava, "-k", "64", "--dynamic", "--batch-size", "1", "--out")
+    assert run(*args, tmp_path / "whole").code == 0
+    out, log = tmp_path / "part", tmp_path / "part" / MEASURED
+    with running(*args, out) as process:
+        while not log.exists() or log.stat().st_size < 32 * 6:
+            time.sleep(0.002)
+            assert process.poll() is None
+        process.send_signal(sent)
+        process.communicate(timeout=60)
+    known = log.stat().st_size // 32 - 1
+    assert (5 <= known < 40, files(out)) == (True, {})
+    data = bytearray(log.read_bytes())
+    data[32 * 3 + 20] ^= 1
+    log.write_bytes(data + b"torn")
+    os.utime(min(folder.iterdir()), (LONG_AGO, LONG_AGO + 1))
+    shutil.copytree(out, tmp_path / "other")
+    resumed = run(*args, out)
+    assert (resumed.code, f"information of {known - 2} images is known" in resumed.err) == (0, True), resumed.err
+    assert files(out) == files(tmp_path / "whole")
+    assert not log.exists()
+    assert "is known" not in run(*args, tmp_path / "other", "--draft").err
+    assert not (tmp_path / "other" / MEASURED).exists()
 
 
 @pytest.mark.slow

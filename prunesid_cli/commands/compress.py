@@ -101,6 +101,7 @@ def compress(
     from prunesid_cli.commands.running import Inputs, Work, measure_average
     from prunesid_cli.decoding import Cached, Decoder
     from prunesid_cli.pipeline import Job
+    from prunesid_cli.tokencache import MeasuredLog
 
     checkpoint, vision, pace = session.checkpoint, LazyVision(session.vision), session.pace(batch_size)
     inputs = Inputs(paths or [], null, portion)
@@ -111,13 +112,15 @@ def compress(
             measure_average(Job(Decoder(pruner), pace, stop), inputs, out, checkpoint, as_json)
         return
     writer = _writer(session, pruner, store, out, shard_items)
+    plans = pruner.spreads and not (stream or retry_failed or writer.unwritable)
+    cached = Cached(writer, checksum, MeasuredLog(writer, draft) if plans else None)
     if retry_failed:
         inputs = Inputs(list(writer.failed), exact=True)
     elif writer.missing.numbers:
         printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
     report = Report(as_json, budget, portion, retry_failed)
     with stoppable() as stop:
-        job = Job(Decoder(pruner, Cached(writer, checksum), vision.load), pace, stop)
+        job = Job(Decoder(pruner, cached, vision.load), pace, stop)
         Work(job, inputs, writer, report, stream).run()
         report.say(writer, not stop.asked)
     if draft and vision.is_loaded and pruner.enough is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -96,11 +97,17 @@ class Work:
         pruner = self.job.pruner
         if self.stream or not pruner.spreads:
             return at_once(pruner, self.writer.history()), found, None
-        remembered = Remembered(found)
+        remembered, recalled = Remembered(found), Counter[bool]()
         with printer.progress("measuring", None, prints=False) as bar:
             self.inputs.count(bar)
-            told: Callable[[Measured], None] = lambda one: advance_one(bar, one.error is not None)  # noqa: E731
+
+            def told(one: Measured) -> None:
+                advance_one(bar, one.error is not None)
+                recalled.update([one.is_recalled])
+
             allotment = plan(self.job, remembered.first(), told)
+        if recalled[True]:
+            printer.note(f"information of {plural(recalled[True], 'image')} is known from an earlier run")
         return allotment, remembered.again(), remembered.count
 
     def _settle(self, behind: Behind, path: str) -> None:

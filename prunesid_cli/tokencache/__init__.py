@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from prunesid_cli.tokencache.checking import verify, verify_all
     from prunesid_cli.tokencache.entry import Entry
     from prunesid_cli.tokencache.index import Known
+    from prunesid_cli.tokencache.measured import MeasuredLog, Measurement
     from prunesid_cli.tokencache.table import Stamp
     from prunesid_cli.tokencache.writer import CacheWriter, Limits
 
 LATER = {
     "Known": "index",
+    "MeasuredLog": "measured",
+    "Measurement": "measured",
     "Stamp": "table",
     "verify": "checking",
     "verify_all": "checking",
@@ -45,6 +48,8 @@ __all__ = [
     "Item",
     "Known",
     "Limits",
+    "MeasuredLog",
+    "Measurement",
     "Run",
     "Shard",
     "Stamp",

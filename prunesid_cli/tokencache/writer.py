@@ -14,6 +14,7 @@ from prunesid_cli.tokencache.entry import Entry, Rows, stored
 from prunesid_cli.tokencache.format import (
     FAILURES,
     INDEX,
+    MEASURED,
     SHARD_BYTES,
     SHARD_ITEMS,
     Item,
@@ -186,7 +187,10 @@ class CacheWriter:
 
     def complete(self) -> None:
         """All inputs came. What is missing still was not among them, and is not waited for any more."""
-        if self.missing.numbers and not self.unwritable:
+        if self.unwritable:
+            return
+        (self.folder / MEASURED).unlink(missing_ok=True)
+        if self.missing.numbers:
             self.save()
             given_up = tuple(sorted({*self.index.given_up, *self.missing.numbers}))
             self.index, self.is_saved = replace(self.index, given_up=given_up), False

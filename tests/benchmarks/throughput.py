@@ -2,7 +2,7 @@
 
 Images a second, in one process and over the same pictures, of (tower) the bare tower over tensors that are preprocessed
 already, (loop) a plain loop that opens, preprocesses and encodes, a batch after the other, and (compress) the pipeline:
-the same, then selection, and a cache on disk. On the embedded model; with --clip on a LLaVA with the real CLIP-L/336
+the same, then selection, and a cache on disk. On the embedded model, or with --clip on a LLaVA with the real CLIP-L/336
 tower, random weights. Repeats alternate, and the best of each counts. Prints a table; dated JSON with --out.
 """
 
@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
@@ -86,15 +86,15 @@ def pipeline(subject: Subject) -> float:
 WAYS: dict[str, Callable[[Subject], float]] = {"tower": tower, "loop": loop, "compress": pipeline}
 
 
-def measure(subject: Subject, repeats: int) -> dict[str, float]:
-    """Images a second."""
+def measure(subject: Subject, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each round."""
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     with torch.inference_mode():
         for number in range(repeats + 1):
             for name, way in WAYS.items():
                 spent = way(subject)
                 seconds[name] += [spent] if number else []  # the first one warms up
-    return {name: len(subject.paths) / min(spent) for name, spent in seconds.items()}
+    return seconds
 
 
 def drawn(folder: Path, count: int, size: int) -> list[Path]:
@@ -105,17 +105,15 @@ def drawn(folder: Path, count: int, size: int) -> list[Path]:
     return paths
 
 
-def subjects(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Subject]]:
-    paths = drawn(folder, options.images, options.size)
-    models = {"embedded": "demo"}
+def subject_of(options: argparse.Namespace, folder: Path) -> Subject:
+    paths, model = drawn(folder, options.images, options.size), "demo"
     if options.clip:
         (folder / "clip").mkdir()
         halves.make(folder / "clip")
-        models["CLIP-L/336"] = str(folder / "clip")
-    for name, model in models.items():
-        session = Session.open(model, None, Hardware(options.device, Dtype.auto, Attention.auto))
-        pruner = session.pruner(Budget.parse("11%", False, False), "prunesid")
-        yield name, Subject(session, pruner, paths, options.batch)
+        model = str(folder / "clip")
+    session = Session.open(model, None, Hardware(options.device, Dtype.auto, Attention.auto))
+    pruner = session.pruner(Budget.parse("11%", False, False), "prunesid")
+    return Subject(session, pruner, paths, options.batch)
 
 
 def main() -> None:
@@ -125,24 +123,28 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--clip", action="store_true", help="also a LLaVA with CLIP-L/336, random weights: slow")
+    parser.add_argument(
+        "--clip", action="store_true", help="a LLaVA with CLIP-L/336, random weights; on a CPU: --images 8"
+    )
     parser.add_argument("--out", type=Path, help="write JSON here")
     options = parser.parse_args()
-    found = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, subject in subjects(options, Path(folder)):
-            rates = measure(subject, options.repeats)
-            shares = {f"compress / {other}": rates["compress"] / rates[other] for other in ("tower", "loop")}
-            device = str(subject.session.placement.device)
-            found.append({"model": name, "device": device, "dtype": subject.session.dtype_name, **rates, **shares})
-            print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in found[-1].items()))
+        subject = subject_of(options, Path(folder))
+        seconds = measure(subject, options.repeats)
+    rates = {way: len(subject.paths) / min(spent) for way, spent in seconds.items()}
+    shares = {f"compress / {other}": rates["compress"] / rates[other] for other in ("tower", "loop")}
+    device, dtype = str(subject.session.placement.device), subject.session.dtype_name
+    found = {"model": "CLIP-L/336" if options.clip else "embedded", "device": device, "dtype": dtype, **rates, **shares}
+    print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
     if options.out:
         kept = {name: value for name, value in vars(options).items() if name != "out"}
         report = {
             "date": date.today().isoformat(),
             "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
             "options": kept,
             "images a second": found,
+            "seconds": seconds,
         }
         options.out.write_text(json.dumps(report, indent=1) + "\n")
 
