@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.report import Row
+
+FEW = 3
+"""So many bands can be told apart."""
+COLOURS = ("#d62728", "#1f77b4", "#7f7f7f", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22")
+MARKERS = "osD^vPX*<>"
 
 
 def check_plot() -> None:
@@ -32,17 +39,9 @@ def draw_plot(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     base, *others = rows
     axes.axhline(base.marks.accuracy, color="0.4", linestyle="--", linewidth=1)
-    axes.annotate(f"all {base.kept:,.0f} tokens", (1, base.marks.accuracy), xycoords=("axes fraction", "data"),
-                  ha="right", va="bottom", color="0.4")  # fmt: skip
-    methods = defaultdict[str, list[Row]](list)
-    for row in others:
-        methods[row.setting.method].append(row)
-    for (method, some), marker in zip(methods.items(), "osD^vPX*<>" * len(methods), strict=False):
-        some = sorted(some, key=lambda row: row.kept)
-        counts, marks = [row.kept for row in some], [row.marks for row in some]
-        (line,) = axes.plot(counts, [one.accuracy for one in marks], marker=marker, label=method)
-        edges = [[base.marks.accuracy * getattr(one, name) for one in marks] for name in ("low", "high")]
-        axes.fill_between(counts, *edges, color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.annotate(f"all {base.kept:,.0f} tokens", (0, base.marks.accuracy), xycoords=("axes fraction", "data"),
+                  xytext=(3, 2), textcoords="offset points", ha="left", va="bottom", color="0.4")  # fmt: skip
+    _draw_methods(axes, base.marks.accuracy, others)
     axes.set_xscale("log", base=2)
     counts = sorted({round(row.kept) for row in others})
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
@@ -50,11 +49,33 @@ def draw_plot(rows: Sequence[Row], path: Path) -> None:
     axes.set(xlabel="visual tokens kept, on average", ylabel="accuracy")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if methods:
-        axes.legend(frameon=False)
+    if others:
+        figure.legend(loc="outside right center", frameon=False)
     try:
         figure.savefig(path, dpi=160)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write {path}: {error}", "name a file that ends in .png, .svg or .pdf") from error
     finally:
         pyplot.close(figure)
+
+
+def _draw_methods(axes: Any, base: float, rows: Sequence[Row]) -> None:
+    """A line for each method, named in the order in which they stand where fewest tokens are kept.
+
+    The first method is the one that the others are compared with: it is drawn last and stronger. Where there are more
+    than FEW it alone has its interval as a band, since many bands hide the lines.
+    """
+    methods = defaultdict[str, list[Row]](list)
+    for row in sorted(rows, key=lambda row: row.kept):
+        methods[row.setting.method].append(row)
+    looks = dict(zip(methods, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+    first = rows[0].setting.method if rows else None
+    ordered = sorted(methods.items(), key=lambda item: -item[1][0].marks.accuracy)
+    for method, some in ordered:
+        (colour, marker), is_first = looks[method], method == first
+        counts, marks = [row.kept for row in some], [row.marks for row in some]
+        weight = {"linewidth": 2.6, "markersize": 7, "zorder": 4} if is_first else {"linewidth": 1.2, "markersize": 5}
+        axes.plot(counts, [one.accuracy for one in marks], marker=marker, color=colour, label=method, **weight)
+        if is_first or len(methods) <= FEW:
+            edges = [[base * getattr(one, name) for one in marks] for name in ("low", "high")]
+            axes.fill_between(counts, *edges, color=colour, alpha=0.12, linewidth=0)
