@@ -64,8 +64,7 @@ def in_words(told: Told) -> str:
         "",
         f"All of this is made by `{told['command']}`: `questions.jsonl` ({told['per_kind']} questions of each of",
         f"{len(kinds)} kinds, each about a picture of its own, from seeds that nothing was trained or tuned on),",
-        "`results.json`, `plot.png`, and this page. It took",
-        f"{told['seconds'] / 60:.0f} minutes on {_where(told)}.",
+        f"`results.json`, `plot.png`, and this page, on {_where(told)}.",
         "",
         *_summary(told),
         "",
@@ -95,7 +94,8 @@ def in_words(told: Told) -> str:
 
 def _where(told: Told) -> str:
     has, made = told["machine"], told["versions"]
-    return f"{has['cores']} cores ({has['cpu']}, {has['threads']} threads), torch {made['torch']}"
+    machine = f"{has['cpu']}, {has['threads']} of {has['cores']} cores, torch {made['torch']}"
+    return machine + (f", in {told['processor_seconds'] / 60:.1f} minutes of its time" if told["in_one_go"] else "")
 
 
 def _grid(told: Told) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]]:
