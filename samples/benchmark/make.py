@@ -69,7 +69,7 @@ class Asked:
 
 
 def examination(per_kind: int) -> Iterator[Asked]:
-    """`per_kind` questions of each kind, no two about the same picture; the first of them are those of a smaller one."""
+    """`per_kind` questions of each kind, no two about one picture; they begin with those of a smaller one."""
     rng, scenes = np.random.default_rng((SPLIT, 7)), count()
     for start in range(0, per_kind, ROUND):
         turn = range(start, min(start + ROUND, per_kind))
