@@ -1,0 +1,173 @@
+"""results.json in words: the whole of it for this folder, and what matters most for the README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- made by python samples/benchmark/make.py -->", "<!-- until here -->"
+Told = dict[str, Any]
+
+
+class Lead(NamedTuple):
+    """Points of 100 by which PruneSID is ahead of a rival at a budget, and the 95 % interval of that."""
+
+    keep: str
+    rival: str
+    points: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.points:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
+
+def leads(told: Told, kind: str = "") -> list[Lead]:
+    """Of every rival and budget, over the questions of a kind, or over all."""
+    return [_lead(one, told["per_kind"], kind) for one in told["duels"]]
+
+
+def _lead(duel: dict[str, Any], per_kind: int, kind: str) -> Lead:
+    """A difference of two shares of the same questions: the adjusted Wald interval of Bonett and Price (2012), with a
+    question more won and a question more lost, which holds where few questions tell the two apart."""
+    pairs = [duel["kinds"][kind]] if kind else list(duel["kinds"].values())
+    ours, theirs = (sum(side) for side in zip(*pairs, strict=True))
+    asked = per_kind * len(pairs)
+    middle = (ours - theirs) / (asked + 2)
+    error = 1.96 * math.sqrt(((ours + theirs + 2) / (asked + 2) - middle**2) / (asked + 2))
+    low, high = 100 * (middle - error), 100 * (middle + error)
+    return Lead(duel["keep"], duel["method"], 100 * (ours - theirs) / asked, low, high)
+
+
+def put_into(path: Path, told: Told) -> None:
+    """Replace what stands between the two marks."""
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    path.write_text(before + section(told) + rest.partition(END)[2], encoding="utf-8")
+
+
+def section(told: Told) -> str:
+    """What the README says, marks included."""
+    return "\n".join([BEGIN, *_summary(told), "", *_verdict(told), END])
+
+
+def in_words(told: Told) -> str:
+    """The README of this folder."""
+    kinds = list(told["rows"][0]["kinds"])
+    found = [(kind, one) for kind in kinds for one in leads(told, kind)]
+    lost = [f"- {kind}, {one.keep} tokens, {_loss(one)}" for kind, one in found if one.high < 0]
+    lines = [
+        "# Every selector at the paper's budgets, on the embedded model",
+        "",
+        f"All of this is made by `{told['command']}`: `questions.jsonl` ({told['per_kind']} questions of each of",
+        f"{len(kinds)} kinds, each about a picture of its own, from seeds that nothing was trained or tuned on),",
+        f"`results.json`, `plot.png`, and this page, on {_where(told)}.",
+        "",
+        *_summary(told),
+        "",
+        "![Accuracy against tokens kept, a line for each method](plot.png)",
+        "",
+        *_verdict(told),
+        "",
+        f"By kind of question there are {len(found)} comparisons, of which {len(lost)} are surely lost, where",
+        f"{_by_chance(len(found))} would be by chance.",
+        *(["", *lost] if lost else []),
+        "",
+        "## PruneSID against each",
+        "",
+        "Points of 100 by which PruneSID is ahead (behind, where negative) on the same questions, and the interval in",
+        "which that lies with 95 % (adjusted Wald for pairs, Bonett and Price 2012):",
+        "",
+        *_ahead(told),
+        "",
+        "## By kind of question",
+        "",
+        "Share of right answers, and what that is of the unpruned; coverage: things with a kept patch.",
+        "",
+        *_by_kind(told),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _where(told: Told) -> str:
+    has, made = told["machine"], told["versions"]
+    machine = f"{has['cpu']}, {has['threads']} of {has['cores']} cores, torch {made['torch']}"
+    return machine + (f", in {told['processor_seconds'] / 60:.1f} minutes of its time" if told["in_one_go"] else "")
+
+
+def _grid(told: Told) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]]:
+    """Methods, budgets, and the row of each pair."""
+    rows = {(row["method"], row["keep"]): row for row in told["rows"][1:]}
+    methods, budgets = (list(dict.fromkeys(names)) for names in zip(*rows, strict=True))
+    return methods, budgets, rows
+
+
+def _table(lines: Sequence[Sequence[str]]) -> list[str]:
+    head, *rest = lines
+    return ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rest]]
+
+
+def _summary(told: Told) -> list[str]:
+    methods, budgets, rows = _grid(told)
+    base = told["rows"][0]["marks"]["accuracy"]
+    best = {keep: max(round(rows[name, keep]["marks"]["accuracy"], 3) for name in methods) for keep in budgets}
+
+    def cell(name: str, keep: str) -> str:
+        row = rows[name, keep]
+        text = f"{row['marks']['accuracy']:.1%}"
+        bold = round(row["marks"]["accuracy"], 3) == best[keep]
+        return f"{f'**{text}**' if bold else text} / {row['coverage']:.0%}"
+
+    lines = [["tokens kept", *budgets], *([name, *(cell(name, keep) for keep in budgets)] for name in methods)]
+    return [
+        f"Right answers / things with a kept patch; of all 576 tokens {base:.1%} are answered rightly. Bold: the best.",
+        "",
+        *_table(lines),
+    ]
+
+
+def _verdict(told: Told) -> list[str]:
+    """In plain words where PruneSID loses."""
+    found = leads(told)
+    lost, won = [one for one in found if one.high < 0], [one for one in found if one.low > 0]
+    lines = [
+        f"Of {len(found)} comparisons (a rival, a budget, the same questions) PruneSID surely wins {len(won)} and",
+        f"surely loses {len(lost)}; {len(found) - len(lost) - len(won)} are undecided. (Surely: the 95 % interval of",
+        f"the difference leaves out zero; by chance {_by_chance(len(found))} of so many come out so to either side.)",
+    ]
+    return [*lines, "", "PruneSID loses, in points of 100, with that interval:", "", *_losses(lost)] if lost else lines
+
+
+def _by_chance(comparisons: int) -> str:
+    """Of so many without a difference, how many have an interval on one side of zero."""
+    return f"about {max(1, round(0.025 * comparisons))}"
+
+
+def _losses(lost: Sequence[Lead]) -> Iterator[str]:
+    for keep in dict.fromkeys(one.keep for one in lost):
+        some = sorted((one for one in lost if one.keep == keep), key=lambda one: one.points)
+        yield f"- {keep} tokens: {'; '.join(map(_loss, some))}"
+
+
+def _loss(one: Lead) -> str:
+    return f"to {one.rival} by {-one.points:.1f} ({-one.high:.1f} to {-one.low:.1f})"
+
+
+def _ahead(told: Told) -> list[str]:
+    by = {(one.rival, one.keep): one for one in leads(told)}
+    rivals, budgets = (list(dict.fromkeys(names)) for names in zip(*by, strict=True))
+    return _table([["against", *budgets], *([name, *(str(by[name, keep]) for keep in budgets)] for name in rivals)])
+
+
+def _by_kind(told: Told) -> list[str]:
+    kinds = list(told["rows"][0]["kinds"])
+    lines = [["setting", "right", "of unpruned, 95 %", "coverage", *kinds]]
+    for row in told["rows"]:
+        marks = row["marks"]
+        interval = f"{marks['share']:.1%} ({marks['low']:.1%} to {marks['high']:.1%})"
+        cells = [row["setting"], f"{marks['accuracy']:.3f}", interval, f"{row['coverage']:.3f}"]
+        lines.append([*cells, *(f"{row['kinds'][kind]['accuracy']:.2f}" for kind in kinds)])
+    return _table(lines)

@@ -1,0 +1,60 @@
+"""The benchmark among the samples: one command makes it, and what the README says of it is what was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from prunesid_cli.selection import METHODS
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "samples" / "benchmark"
+sys.path.insert(0, str(FOLDER))
+import tell  # noqa: E402
+
+
+def lead(ours: int, theirs: int) -> tell.Lead:
+    kinds = {"colour": [ours, theirs], "count": [0, 0]}
+    (one,) = tell.leads({"per_kind": 50, "duels": [{"keep": "64", "method": "grid", "kinds": kinds}]})
+    return one
+
+
+def test_a_lead_is_sure_only_where_enough_questions_tell() -> None:
+    assert lead(7, 1).points == pytest.approx(6)
+    few, many, lost = lead(4, 0), lead(8, 0), lead(0, 8)
+    assert few.low < 0 < few.high
+    assert 0 < many.low < many.points < many.high
+    assert (lost.low, lost.high) == pytest.approx((-many.high, -many.low))
+    assert str(lost).startswith("-8.0 (")
+
+
+def test_what_is_written_is_what_was_measured() -> None:
+    told = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+    assert tell.section(told) in tell.README.read_text(encoding="utf-8")
+    assert tell.in_words(told) == (FOLDER / "README.md").read_text(encoding="utf-8")
+    questions = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert set(Counter(one["kind"] for one in questions).values()) == {told["per_kind"]}
+    assert len({one["media"] for one in questions}) == len(questions)
+
+
+@pytest.mark.slow
+def test_one_command_makes_the_benchmark(tmp_path: Path) -> None:
+    command = [sys.executable, FOLDER / "make.py", "--per-kind", "1", "--out", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    told = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert {row["method"] for row in told["rows"]} == set(METHODS)
+    base, *others = told["rows"]
+    assert base["coverage"] == 1
+    assert min(row["coverage"] for row in others) < 1
+    (duel,) = (one for one in told["duels"] if (one["method"], one["keep"]) == ("random", "16"))
+    ahead = sum(ours - theirs for ours, theirs in duel["kinds"].values())
+    marks = {row["setting"]: row["marks"]["accuracy"] for row in told["rows"]}
+    assert marks["16 prunesid"] - marks["16 random"] == pytest.approx(ahead / 8)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == tell.in_words(told)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "answers.jsonl").exists()
