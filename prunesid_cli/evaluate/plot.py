@@ -44,9 +44,8 @@ def draw_plot(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     axes.set_yscale("function", functions=(_stretched, _shrunk))
     base, *others = rows
-    axes.axhline(base.marks.accuracy, color="0.4", linestyle="--", linewidth=1)
-    axes.annotate(f"all {base.kept:,.0f} tokens", (0, base.marks.accuracy), xycoords=("axes fraction", "data"),
-                  xytext=(3, 2), textcoords="offset points", ha="left", va="bottom", color="0.4")  # fmt: skip
+    label = f"all {base.kept:,.0f} tokens"
+    axes.axhline(base.marks.accuracy, color="0.4", linestyle="--", linewidth=1, label=label)
     _draw_methods(axes, base.marks.accuracy, others)
     axes.set_xscale("log", base=2)
     counts = sorted({round(row.kept) for row in others})
@@ -57,8 +56,7 @@ def draw_plot(rows: Sequence[Row], path: Path) -> None:
     axes.set(xlabel="visual tokens kept, on average", ylabel="accuracy (stretched where few are wrong)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if others:
-        figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     try:
         figure.savefig(path, dpi=160)
     except (OSError, ValueError) as error:

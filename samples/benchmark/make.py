@@ -171,6 +171,7 @@ def main() -> None:
     drawn = write_questions(list(examination(options.per_kind)), questions)
     rows = evaluated(questions, answers, out / "plot.png")
     things = covered(drawn)
+    told |= {"things": sum(len(np.unique(one.thing[one.thing >= 0])) for one in drawn)}
     told |= {"processor_seconds": round(processor_seconds())}
     told |= {"rows": [row | {"coverage": things[row["setting"]]} for row in rows]}
     told |= {"duels": duels(questions, answers)}
