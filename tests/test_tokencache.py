@@ -211,6 +211,31 @@ def test_an_index_that_lags_is_lost_or_damaged_is_made_anew(run: Runner, tmp_pat
         assert run("cache", "verify", tmp_path).out == "8 items good, 0 faults\n"
 
 
+def test_an_index_from_before_its_last_shard_grew_is_no_fault(run: Runner, tmp_path: Path) -> None:
+    """A run that goes on ends between its shard and its index; of earlier shards the index must be right."""
+    for number in range(4):
+        writer = CacheWriter(tmp_path, RUN, "0.0", Limits(items=3))
+        writer.add(entry(number))
+        writer.close()
+        if number == 0:
+            early = (tmp_path / INDEX).read_bytes()
+        if number == 1:
+            (tmp_path / INDEX).write_bytes(early)
+            assert run("cache", "verify", tmp_path).out == "2 items good, 0 faults\n"
+    whole = (tmp_path / INDEX).read_bytes()
+    (tmp_path / INDEX).write_bytes(early)
+    assert run("cache", "verify", tmp_path).out == "4 items good, 0 faults\n"
+    other = tmp_path / "other"
+    for number in (7, 8):
+        writer = CacheWriter(other, RUN, "0.0", Limits(items=1))
+        writer.add(entry(number))
+        writer.close()
+    (tmp_path / INDEX).write_bytes((other / INDEX).read_bytes())
+    assert run("cache", "verify", tmp_path).code == 1
+    (tmp_path / INDEX).write_bytes(whole)
+    assert run("cache", "verify", tmp_path).code == 0
+
+
 def test_what_grew_step_by_step_equals_what_was_written_at_once(tmp_path: Path) -> None:
     for name, steps in (("whole", [range(7)]), ("steps", [range(1), range(1, 4), range(4, 7)])):
         for step in steps:

@@ -64,12 +64,15 @@ def _sound(paths: Iterable[Path], good: Counter[str], faults: list[CacheError]) 
 
 
 def _fits(saved: Index | None, found: Index) -> bool:
-    """Whether an index tells of shards what they tell themselves. One that was saved before a crash knows fewer."""
+    """Whether an index tells of shards what they tell themselves. One that was saved before a crash knows fewer, and
+    the last that it knows may have grown since."""
     if saved is None:
         return False
-    if saved.parts.keys() < found.parts.keys():
-        return all(found.parts[number] == part for number, part in list(saved.parts.items())[:-1])
-    same = (saved.run, saved.parts, saved.dead) == (found.run, found.parts, found.dead)
+    if saved.parts != found.parts:
+        *whole, last = sorted(saved.parts) or [-1]
+        grown = last < 0 or last in found.parts and saved.parts[last].items <= found.parts[last].items
+        return grown and all(found.parts.get(number) == saved.parts[number] for number in whole)
+    same = (saved.run, saved.dead) == (found.run, found.dead)
     return same and all(np.array_equal(getattr(saved.table, one), getattr(found.table, one)) for one in KEPT)
 
 
