@@ -53,7 +53,7 @@ class Pack:
             asked = encode(tokenizer, suffix(question.prompt))
             said = [*encode(tokenizer, " " + question.answer), tokenizer.eos_token_id]
             ahead = [next_thing(said[at:-1], links) for at in range(len(said) + 1)]
-            parts = (
+            parts: tuple[list[Any], ...] = (
                 asked + said,
                 list(range(len(asked + said))),
                 [k] * len(asked + said),
