@@ -54,7 +54,7 @@ class Bench:
     def __init__(self, folder: Path, items: int) -> None:
         self.folder, self.model = folder, write("llava", folder / "model")
         self.pictures = draw_pictures(folder / "pictures", items)
-        self.out = folder / "cache"
+        self.inputs = [self.pictures]
 
     def start(self, out: Path, *more: str, before: Callable[[], None] = lambda: None) -> int:
         """Run compress in a child; returns its process number."""
@@ -70,7 +70,7 @@ class Bench:
             from prunesid_cli import cli
 
             paths = ["-m", str(self.model), "--out", str(out), "--shard-items", str(SHARD_ITEMS)]
-            sys.argv = ["prunesid", "compress", str(self.pictures), *paths, *more]
+            sys.argv = ["prunesid", "compress", *map(str, self.inputs), *paths, *more]
             before()
             cli.main()
         except SystemExit as ended:
@@ -181,24 +181,35 @@ def shards(folder: Path, given: argparse.Namespace) -> str:
 
 
 def points(folder: Path, given: argparse.Namespace) -> str:
-    """Kill before each file operation on the cache, one after the other."""
+    """Kill before each file operation on the cache, one after the other: of a run that begins, and of one that goes on
+    where another came to its end with half of the pictures."""
     bench = Bench(folder, given.items)
     whole, _ = undisturbed(bench)
-    reached = 0
+    half, bench.inputs = folder / "half", sorted(bench.pictures.rglob("*.png"))[: (given.items + 1) // 2]
+    if bench.run(half) != 0:
+        raise Lost("no half: " + (folder / "log.txt").read_text()[-500:])
+    bench.inputs = [bench.pictures]
+    reached = killed_at_each(bench, None, whole) + killed_at_each(bench, half, whole)
+    return f"killed at each of {reached} file operations over {given.items} items: all equal an undisturbed run"
+
+
+def killed_at_each(bench: Bench, begun: Path | None, whole: Path) -> int:
+    """At how many operations a run was ended, each time with a copy of the cache `begun`, if there is one."""
+    out = bench.folder / "cache"
     for number in range(10**6):
-        out = folder / "cache"
+        if begun:
+            shutil.copytree(begun, out)
         code = bench.run(out, before=partial(kill_at, number, out))
-        if code == 0:
-            break
-        if code != -signal.SIGKILL:
+        if code not in (0, -signal.SIGKILL):
             raise Lost(f"ended with code {code} at operation {number}")
-        reached += 1
         bench.check_valid(out)
-        if bench.run(out) != 0:
+        if code and bench.run(out) != 0:
             raise Lost(f"cannot go on after a kill at operation {number}")
         check_equal(out, whole)
         shutil.rmtree(out)
-    return f"killed at each of {reached} file operations over {given.items} items: all equal an undisturbed run"
+        if code == 0:
+            return number
+    raise AssertionError("a run without an end")
 
 
 def kill_at(number: int, folder: Path) -> None:
