@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from prunesid_cli.ahead import Ahead, batches_of
-from prunesid_cli.allotment import Allotment, Measured, Measurements, planned
+from prunesid_cli.allotment import Allotment, Measured
 from prunesid_cli.decoding import Decoded, Decoder, Failed, Held, Ready
 from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
@@ -22,7 +21,7 @@ from prunesid_cli.memory import within_memory
 from prunesid_cli.pace import Pace
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import Information, of_item
-from prunesid_cli.tokencache import CacheWriter, Entry, Measurement
+from prunesid_cli.tokencache import CacheWriter, Entry
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, TokenSet
 
 R = TypeVar("R")
@@ -123,23 +122,6 @@ def _regions(batch: Sequence[Ready]) -> int:
     return sum(one.regions for one in batch)
 
 
-def plan(job: Job, found: Iterable[Found], told: Callable[[Measured], object]) -> Allotment:
-    """How many tokens each image of a closed collection gets, every one of which is measured for that.
-
-    Raises:
-        KeyboardInterrupt: the run was asked to stop meanwhile.
-    """
-
-    def measured() -> Iterator[Measured]:
-        for one in measure(job, found):
-            told(one)
-            yield one
-
-    measurements = Measurements(measured())
-    job.stop.check()
-    return planned(job.pruner, measurements)
-
-
 def compress(
     job: Job, found: Iterable[Found], allotment: Allotment, write: Callable[[Sequence[Outcome]], object]
 ) -> Generator[Outcome, None, None]:
@@ -164,40 +146,7 @@ def record(writer: CacheWriter, outcomes: Sequence[Outcome]) -> None:
                 writer.seen(one.source, one.held.newer)
 
 
-def measure(job: Job, found: Iterable[Found]) -> Iterator[Measured]:
-    """The information of each image, in the order of the listing. Of one that is held it was measured before."""
-    cached = job.decoder.cached
-
-    def decode(number: int, one: Found) -> Decoded | Measured:
-        known = None if one.error else cached.recall(one.source)
-        return Measured(one.source, *known, is_recalled=True) if known else job.decoder(number, one)
-
-    for batch in job.batches(found, decode):
-        ready = [one for one in batch if isinstance(one, Ready)]
-        values = job.encode(lambda some: _encoded(job.pruner, some)[2], ready, _unmeasured)
-        if cached.measured and ready:
-            cached.measured.add(_settled(ready, values))
-        measured = iter(values)
-        for one in batch:
-            if isinstance(one, Measured):
-                yield one
-            elif isinstance(one, Failed):
-                yield Measured(one.source, error=one.error)
-            elif isinstance(one, Held):
-                yield Measured(one.source, one.item.phi, one.item.total, one.item.kept)
-            else:
-                value = next(measured)
-                yield value if math.isfinite(value.phi) else Measured(one.source, error=not_finite(one.source))
-
-
-def _settled(ready: Sequence[Ready], values: Sequence[Measured]) -> Iterator[Measurement]:
-    """What can be believed as long as the file looks as it does."""
-    for one, value in zip(ready, values, strict=True):
-        if one.stamp and math.isfinite(value.phi):
-            yield Measurement(one.source, one.stamp, value.phi, value.total)
-
-
-def _encoded(pruner: Pruner, batch: Sequence[Ready]) -> tuple[list[Encoded], list[Information], list[Measured]]:
+def encode_sized(pruner: Pruner, batch: Sequence[Ready]) -> tuple[list[Encoded], list[Information], list[Measured]]:
     """What the tower makes of a batch, the information of each segment, and of each item."""
     encoded = pruner.encode([one.pixels for one in batch])
     values = pruner.information(encoded)
@@ -206,11 +155,6 @@ def _encoded(pruner: Pruner, batch: Sequence[Ready]) -> tuple[list[Encoded], lis
         for one, own, item in zip(batch, values, encoded, strict=True)
     ]
     return encoded, values, sized
-
-
-def _unmeasured(one: Ready) -> Measured:
-    """Of what does not fit into memory; that it cannot be encoded is said when it is tried."""
-    return Measured(one.source, 0.0, one.pixels.layout.total)
 
 
 def _outcomes(job: Job, batch: Sequence[Decoded], allotment: Allotment) -> list[Outcome]:
@@ -238,7 +182,7 @@ def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> li
     if not batch:
         return []
     try:
-        encoded, values, sized = _encoded(pruner, batch)
+        encoded, values, sized = encode_sized(pruner, batch)
         counts = allotment.counts(sized)
         kept = on_host(pruner.keep(encoded, counts, values))
     except NonFiniteError as error:

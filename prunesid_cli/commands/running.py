@@ -20,8 +20,9 @@ from prunesid_cli.commands.report import Report
 from prunesid_cli.errors import ExitCode, MediaError
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.listing import Found, Listing, find_media, read_list
+from prunesid_cli.measuring import measure, plan
 from prunesid_cli.output import advance_one, expect, plural, printer
-from prunesid_cli.pipeline import Job, Outcome, compress, measure, plan, record
+from prunesid_cli.pipeline import Job, Outcome, compress, record
 from prunesid_cli.portion import Portion
 from prunesid_cli.remembered import Remembered
 from prunesid_cli.tokencache import CacheWriter, Calibration, write_calibration
