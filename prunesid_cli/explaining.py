@@ -12,7 +12,8 @@ from prunesid_cli.media import Media
 from prunesid_cli.pipeline import not_finite, see
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import of_item
-from prunesid_cli.selection import GROUPED, load_method
+from prunesid_cli.selection import GROUPED, SUPPRESSING, load_method
+from prunesid_cli.selection.plus import grouped
 from prunesid_cli.selection.prunesid import Explanation, reasons
 from prunesid_cli.selection.psca import where_exact
 from prunesid_cli.types import Encoded, Layout, Region, Segment, TokenSet
@@ -33,7 +34,8 @@ class Part:
     phi, share     its information, and how many tokens it was given, CLS included
     slots          N, in raster order, region by region
     saliency       N, the model's own; None where it has none
-    why            None where the method has no groups, or nothing was dropped
+    groups         N, the group of each token; None where the method has none, or nothing was dropped
+    why            None where the method does not suppress, or nothing was dropped
     """
 
     regions: tuple[int, ...]
@@ -47,12 +49,8 @@ class Part:
     share: int
     slots: tuple[int, ...]
     saliency: tuple[float, ...] | None
+    groups: tuple[int, ...] | None
     why: Explanation | None
-
-    @property
-    def groups(self) -> list[int] | None:
-        """The group of each token."""
-        return self.why.group.tolist() if self.why else None
 
     @property
     def suppressed_by(self) -> list[int | None] | None:
@@ -106,8 +104,8 @@ def _parts(pruner: Pruner, item: Encoded, values: tuple[float, ...], shares: lis
         shape = bottom + 1 - top, right + 1 - left
         box = _box(item.layout.regions[number], top, left, *shape)
         saliency = None if segment.saliency is None else tuple(segment.saliency.float().tolist())
-        why = _why(pruner, segment, share)
-        yield Part(numbers, times, top, left, *shape, box, phi, share, slots, saliency, why)
+        groups, why = _reasons(pruner, segment, share)
+        yield Part(numbers, times, top, left, *shape, box, phi, share, slots, saliency, groups, why)
 
 
 def _box(region: Region, top: int, left: int, rows: int, columns: int) -> Box:
@@ -129,16 +127,15 @@ def _places(layout: Layout) -> Mapping[int, Place]:
     }
 
 
-def _why(pruner: Pruner, segment: Segment, share: int) -> Explanation | None:
+def _reasons(pruner: Pruner, segment: Segment, share: int) -> tuple[tuple[int, ...] | None, Explanation | None]:
+    """The group of each token, and why those that are kept are."""
     if pruner.method not in GROUPED or share >= segment.capacity:
-        return None
+        return None, None
+    features = where_exact(segment.features[None])
+    saliency = None if segment.saliency is None else where_exact(segment.saliency[None])
+    if pruner.method not in SUPPRESSING:
+        return tuple(grouped(features, saliency, [share])[0][0].tolist()), None
     chosen = pruner.chosen_for(segment)
     method = load_method(chosen) if isinstance(chosen, str) else chosen
-    features, saliency = segment.features[None], None if segment.saliency is None else segment.saliency[None]
-    return reasons(
-        method,
-        where_exact(features),
-        None if saliency is None else where_exact(saliency),
-        [share],
-        int(segment.summary is not None),
-    )[0]
+    (why,) = reasons(method, features, saliency, [share], int(segment.summary is not None))
+    return tuple(why.group.tolist()), why

@@ -193,6 +193,16 @@ def test_json_says_who_suppressed_whom(run: Run, pictures: list[Path]) -> None:
     assert (record["method"], record["segments"][0]["groups"]) == ("random", None)
 
 
+def test_groups_without_suppression(run: Run, pictures: list[Path]) -> None:
+    """prunesid-plus has the groups of prunesid, and its own way with them."""
+    ones = [run("show", pictures[0], "-k", 20, "--method", f"prunesid{way}", "--json").records for way in ("", "-plus")]
+    (plain,), (plus,) = (record["segments"] for (record,) in ones)
+    assert (plus["groups"], plus["suppressed_by"], plus["tau"]) == (plain["groups"], None, None)
+    assert len({plus["groups"][slot] for slot in plus["kept"]}) == 5, "20 // 4 groups, each with its leader"
+    caption = run("show", pictures[0], "-k", 20, "--method", "prunesid-plus", "--groups").out.splitlines()[-1]
+    assert caption.endswith("5 groups")
+
+
 def test_nothing_but_a_picture_is_written_over(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     text, picture = tmp_path / "notes.png", tmp_path / "kept.webp"
     text.write_text("precious", encoding="utf-8")
@@ -216,7 +226,8 @@ def test_wrong_wishes_are_refused_before_a_model_is_loaded(run: Run, pictures: l
     note = tmp_path / "note.txt"
     note.write_text("a picture of a cat", encoding="utf-8")
     for code, said, *args in (
-        (2, "prunesid, prunesid-published", pictures[0], "--method", "grid", "--groups"),
+        (2, "prunesid, prunesid-published, prunesid-plus", pictures[0], "--method", "grid", "--groups"),
+        (2, "suppresses no tokens", pictures[0], "--method", "prunesid-plus", "--links", "--out", tmp_path / "a.png"),
         (2, "prunesid, prunesid-published", pictures[0], "--method", "grid", "--links", "--out", tmp_path / "a.png"),
         (2, "--out links.png", pictures[0], "--links"),
         (1, "the file is text", note),

@@ -17,7 +17,7 @@ from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.output import plural, printer
-from prunesid_cli.selection import GROUPED
+from prunesid_cli.selection import GROUPED, SUPPRESSING
 from prunesid_cli.sniff import HEAD, kind_of
 from prunesid_cli.tokencache import sample_of
 from prunesid_cli.video.sampling import FRAMES
@@ -94,10 +94,12 @@ def show(
 
 
 def _check_wanted(method: str, groups: bool, links: bool, out: Path | None, as_json: bool) -> None:
-    wanted = "--groups" if groups else "--links" if links else ""
-    if wanted and method not in GROUPED:
-        hint = f"methods that have them: {', '.join(GROUPED)}"
-        raise UsageError(f"{wanted}: --method {method} puts tokens into no groups", hint)
+    for wanted, option, having, lack in (
+        (groups, "--groups", GROUPED, "puts tokens into no groups"),
+        (links, "--links", SUPPRESSING, "suppresses no tokens"),
+    ):
+        if wanted and method not in having:
+            raise UsageError(f"{option}: --method {method} {lack}", f"methods that do: {', '.join(having)}")
     if links and not out and not as_json:
         raise UsageError("--links draws lines, which a terminal cannot show", "add --out links.png, or --json")
 

@@ -27,8 +27,10 @@ METHODS = {
     "vispruner": "vispruner:vispruner",
     "scope": "scope:scope",
 }
-GROUPED = ("prunesid", "prunesid-published")
+SUPPRESSING = ("prunesid", "prunesid-published")
 """Methods that put tokens into groups and suppress within them: `prunesid.reasons` says how."""
+GROUPED = (*SUPPRESSING, "prunesid-plus")
+"""Methods that put tokens into groups."""
 
 
 def load_method(name: str) -> Method:
