@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,13 @@ def test_relative_accuracy_and_its_interval() -> None:
 
 
 def test_a_kind_that_suffers_is_named_only_where_that_is_sure() -> None:
-    records = [Record(n, ("x",), str(n), ("a",), "text" if n % 2 else "colour", "exact") for n in range(80)]
+    records = [Record(n, ("x",), str(n), ("a",), "text" if n % 2 else "colour", "exact", str(n)) for n in range(80)]
     settings = [Setting("all", "prunesid"), Setting("16", "prunesid")]
     results = Results(None, "")
     for one in records:
         for setting in settings:
             lost = setting.keep == "16" and one.kind == "text" and one.number % 4 == 1
-            results.add([Said(one.key, str(setting), "b" if lost else "a", 576, 16, float(not lost))])
+            results.add([Said(one.key, "", str(setting), "b" if lost else "a", 576, 16, float(not lost))])
     rows = rows_of(settings, records, results)
     assert rows[1].kinds["text"].share == 0.5
     assert suffering(rows[1], records, 0.95) == ["text (50%)"]
@@ -143,6 +144,32 @@ def test_the_embedded_model_is_evaluated(run: Run, questions: Path, tmp_path: Pa
     assert sorted(out.read_text().splitlines()) == sorted(before.splitlines())
     table = run(*command)
     assert table.out.splitlines()[1].split()[:3] == ["all", "576", "100.0%"]
+
+
+def test_answers_go_where_their_pictures_go(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    """Into another folder; but not to other pictures of the same names."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    for number, picture in enumerate(pictures[:3]):
+        shutil.copy(picture, here / f"{number}.png")
+    lines = [json.dumps({"media": f"{number}.png", "prompt": "what?"}) + "\n" for number in range(3)]
+    (here / "q.jsonl").write_text("".join(lines))
+
+    def asked(folder: Path) -> tuple[list[dict], str]:
+        options = ("-m", llava, "--keep", 8, "--max-new-tokens", 4, "--json")
+        ran = run("evaluate", folder / "q.jsonl", *options, "-o", folder / "answers.jsonl")
+        assert ran.code == 0, ran.err
+        return ran.records, (folder / "answers.jsonl").read_text()
+
+    first = asked(here)
+    shutil.copytree(here, there)
+    (there / "1.png").unlink()
+    assert asked(there) == first
+    shutil.copy(pictures[3], there / "1.png")
+    records, answers = asked(there)
+    assert (len(answers.splitlines()), answers.startswith(first[1])) == (6 + 2, True)
+    (there / "answers.jsonl").unlink()
+    assert asked(there)[0] == records
 
 
 def test_one_setting_alone_says_what_it_says_among_others(run: Run, llava: Path, questions: Path) -> None:

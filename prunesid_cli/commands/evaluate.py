@@ -110,6 +110,8 @@ def evaluate(
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     made = [session.checkpoint.name, session.checkpoint.revision, session.dtype_name, str(sampling), max_new_tokens]
     results = Results(out, json.dumps([*made, dynamic]))
+    if changed := results.leave_out(records):
+        printer.note(f"asked again, as their media have changed: {plural(changed, 'record')}")
     first = session.pruner(parsed[settings[0]], methods[0], sampling=sampling)
     pruners = {one: replace(first, budget=parsed[one], method=one.method) for one in settings}
     language, how = session.language(), Generation(max_new_tokens)

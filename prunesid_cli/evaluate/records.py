@@ -23,7 +23,13 @@ FIELDS = {"media", "prompt", "answer", "kind", "metric"}
 
 @dataclass(frozen=True)
 class Record:
-    """One question. `answers` is empty where none is known; `number` is that of its line."""
+    """One question.
+
+    number   of its line
+    media    paths
+    answers  empty where none is known
+    key      what is asked, in short: the same only where all of it is, media by the names that the line gives them
+    """
 
     number: int
     media: tuple[str, ...]
@@ -31,12 +37,7 @@ class Record:
     answers: tuple[str, ...]
     kind: str
     metric: str
-
-    @property
-    def key(self) -> str:
-        """What a record asks, in short: the same only where all of it is."""
-        said = json.dumps([self.media, self.prompt, self.answers, self.kind, self.metric])
-        return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    key: str
 
 
 def read_records(path: Path, metric: str | None = None) -> list[Record]:
@@ -73,7 +74,9 @@ def _record(line: str, path: Path, number: int, metric: str | None) -> Record:
     if named not in METRICS:
         raise UsageError(f"{where}: no metric called {named!r}", hint=f"one of: {', '.join(METRICS)}")
     METRICS[named].check(answers, where)
-    return Record(number, tuple(str(path.parent / one) for one in media), prompt, answers, kind, named)
+    asked = json.dumps([media, prompt, answers, kind, named])
+    key = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+    return Record(number, tuple(str(path.parent / one) for one in media), prompt, answers, kind, named, key)
 
 
 def _texts(said: dict[str, Any], name: str, where: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ An answer is a line of the results file, written when it is there; what is in th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import TypeVar
 import torch
 
 from prunesid_cli.ahead import Ahead, batches_of
-from prunesid_cli.errors import NonFiniteError, PruneSIDError, UsageError
+from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError, UsageError
 from prunesid_cli.evaluate.metrics import METRICS
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.families.base import LanguageHalf
@@ -28,7 +29,7 @@ from prunesid_cli.pipeline import preprocessed
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.segments import of_item
 from prunesid_cli.types import Generation, Pixels, TokenSet
-from prunesid_cli.video.reading import load_media
+from prunesid_cli.video.reading import load_media, media_digest
 
 AHEAD = 2
 T = TypeVar("T")
@@ -47,10 +48,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Said:
-    """What was answered to one record under one setting. `score` is None where no answer is expected; `divergence`:
-    Kullback-Leibler divergence of the first token from that of the unpruned model, where it was asked for."""
+    """What was answered to one record under one setting.
+
+    media       the digests of what was shown
+    score       None where no answer is expected
+    divergence  Kullback-Leibler divergence of the first token from that of the unpruned model, where it was asked for
+    """
 
     key: str
+    media: str
     setting: str
     answer: str
     tokens: int
@@ -89,6 +95,13 @@ class Results:
         if len(whole) < len(data):  # an interrupted run was in the middle of a line
             os.truncate(self.path, len(whole))
 
+    def leave_out(self, records: Sequence[Record]) -> int:
+        """Forget answers about media that are no longer what they were -> of how many records."""
+        known = {key: one.media for (key, _), one in self.said.items()}
+        changed = {one.key for one in records if one.key in known and _shown(one) not in (known[one.key], None)}
+        self.said = {which: one for which, one in self.said.items() if one.key not in changed}
+        return len(changed)
+
     def has(self, record: Record, setting: Setting) -> bool:
         return (record.key, str(setting)) in self.said
 
@@ -109,9 +122,10 @@ class Results:
 
 @dataclass(frozen=True)
 class Ready:
-    """A record with its media as the tower takes them."""
+    """A record with its media as the tower takes them, and their digests."""
 
     record: Record
+    media: str
     pixels: tuple[Pixels, ...]
 
 
@@ -187,7 +201,7 @@ class Runner:
             first = logs if first is None else first
             for row, (one, some, answer) in enumerate(zip(batch, sets, answers, strict=True)):
                 far = None if logs is None or first is None else _divergence(first[row], logs[row])
-                found[row].append(_said(one.record, str(setting), some, answer.text, far))
+                found[row].append(_said(one, str(setting), some, answer.text, far))
         return found
 
 
@@ -201,18 +215,32 @@ def _divergence(base: torch.Tensor, other: torch.Tensor) -> float:
     return float((base.exp() * (base - other)).nan_to_num().sum().clamp(min=0))
 
 
-def _said(record: Record, setting: str, sets: Sequence[TokenSet], answer: str, far: float | None) -> Said:
+def _said(one: Ready, setting: str, sets: Sequence[TokenSet], answer: str, far: float | None) -> Said:
+    record = one.record
     score = METRICS[record.metric].score(answer, record.answers) if record.answers else None
     total, kept = sum(one.layout.total for one in sets), sum(one.kept for one in sets)
-    return Said(record.key, setting, answer, total, kept, score, far)
+    return Said(record.key, one.media, setting, answer, total, kept, score, far)
 
 
 def _load(pruner: Pruner, record: Record) -> Loaded:
     try:
         media = [load_media(one, pruner.sampling) for one in record.media]
-        return Ready(record, tuple(preprocessed(pruner, media)))
+        return Ready(record, _together([one.digest for one in media]), tuple(preprocessed(pruner, media)))
     except PruneSIDError as error:
         return record.key, error
+
+
+def _shown(record: Record) -> str | None:
+    """The digests of a record's media; None where they cannot be read."""
+    try:
+        return _together([media_digest(one) for one in record.media])
+    except MediaError:  # what was answered about them stands
+        return None
+
+
+def _together(digests: Sequence[str]) -> str:
+    """In short: there is a line for each answer."""
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def _weight(one: Loaded) -> int:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.listing import VIDEO_EXTENSIONS
-from prunesid_cli.media import Media, load_image, open_without_waiting, unreadable
+from prunesid_cli.media import Media, digest_of, load_image, open_without_waiting, read_bytes, unreadable
 from prunesid_cli.sniff import HEAD, Kind, kind_of
 from prunesid_cli.video.sampling import Sampling
 
@@ -53,6 +53,11 @@ def load_media(source: str | Path, sampling: Sampling) -> Media:
     """Read and decode a picture or clip."""
     name = os.fspath(source)
     return load_clip(name, sampling) if is_clip(name) else load_image(name)
+
+
+def media_digest(source: str) -> str:
+    """The digest that `load_media` gives."""
+    return clip_digest(source) if is_clip(source) else digest_of(read_bytes(source))
 
 
 def is_clip(source: str) -> bool:
