@@ -347,26 +347,45 @@ def test_what_others_left_half_written_is_not_ours_to_sweep(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == [".film.mp4.part", ".prunesid.lock"]
 
 
-def test_a_full_disk_leaves_a_valid_cache(tmp_path: Path) -> None:
-    """A limit on the size of files stands for a disk with no space left: the same short write, the same error."""
-    write(tmp_path, entry(0))
+def add_within(folder: Path, most: int, *kept: int) -> str:
+    """Add items of so many rows, in a process that can write no file larger than that: a limit on the size of files
+    stands for a disk with no space left, the same short write, the same error -> what was said."""
     code = (
         "import resource, sys; from pathlib import Path; from tests.test_tokencache import *\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
-        "writer = CacheWriter(Path(sys.argv[1]), RUN, '0.0')\n"
-        "try:\n    try:\n        writer.add(entry(1, 500))\n    finally:\n        writer.close()\n"
+        "folder, most, *kept = Path(sys.argv[1]), *map(int, sys.argv[2:])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
+        "writer = CacheWriter(folder, RUN, '0.0')\n"
+        "try:\n    try:\n        for number, rows in enumerate(kept, 1):\n            writer.add(entry(number, rows))\n"
+        "    finally:\n        writer.close()\n"
         "except CacheError as error:\n    print(error.problem, '|', error.hint)"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
-    assert done.stdout.count("cannot write") == 1, done.stderr
-    assert "free some space" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".prunesid-stamps",
-        ".prunesid.lock",
-        "prunesid-00000.safetensors",
-        INDEX,
-    ]
+    command = [sys.executable, "-c", code, folder, str(most), *map(str, kept)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
+
+
+def test_a_full_disk_leaves_a_valid_cache(tmp_path: Path) -> None:
+    write(tmp_path, entry(0))
+    said = add_within(tmp_path, 3000, 500)
+    assert (said.count("cannot write"), "free some space" in said) == (1, True)
     assert list(held(tmp_path)) == ["0.png"]
+    CacheWriter(tmp_path, RUN, "0.0").close()
+    assert list(held(tmp_path)) == ["0.png"]
+    assert not [*tmp_path.glob(".*.rows"), *tmp_path.glob(".*.log")], "of an item that was not whole nothing is left"
+
+
+def test_what_a_full_disk_had_room_for_is_not_lost(tmp_path: Path) -> None:
+    """Though there was none for the shard, which is written from it."""
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    whole.mkdir()
+    full.mkdir()
+    path = write(whole, *(entry(number, 200) for number in range(1, 4)))
+    assert "cannot write" in add_within(full, path.stat().st_size - 1, 200, 200, 200)
+    assert not (full / path.name).exists()
+    CacheWriter(full, RUN, "0.0").close()
+    assert (full / path.name).read_bytes() == path.read_bytes()
+    assert list(held(full)) == ["1.png", "2.png", "3.png"]
+    assert not list(full.glob(".*.rows"))
 
 
 def test_ls_info_and_verify(run: Runner, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Rows are appended to a file beside the shard, and what the header will tell of them to another, the log: a line for the
 shard, for each new layout and for each item, each with its checksum. Both are synced every now and then, which costs no
 more than what was added. From them the shard is written when it is full or the run ends; and if the run was killed, by
-the next one (`recover`).
+the next one (`recover`), as where the disk had no room for both.
 """
 
 from __future__ import annotations
@@ -139,13 +139,17 @@ class GrowingShard:
         if self.spool is not None:
             self.spool.seek(0, os.SEEK_END)
 
-    def close(self) -> None:
-        """Forget what is not in the shard."""
+    def leave(self) -> None:
+        """Let go of the files, from which `recover` writes the shard."""
         for file in (self.spool, self.log):
             if file is not None:
-                with suppress(OSError):  # on a full disk what is still buffered cannot be written, nor need it be
+                with suppress(OSError):  # what is still buffered has no room on a full disk
                     file.close()
         self.spool = self.log = None
+
+    def close(self) -> None:
+        """Forget what is not in the shard."""
+        self.leave()
         for what in ("log", "rows"):
             self.beside(what).unlink(missing_ok=True)
 

@@ -205,8 +205,10 @@ class CacheWriter:
                 raise self.unwritable
             if not self.unwritable:
                 self.save()
-        finally:
             self._let_go()
+        finally:
+            if self.growing:
+                self.growing.leave()
             self.lock.release()
 
     def _let_go(self) -> None:
