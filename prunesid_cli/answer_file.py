@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import PruneSIDError, UsageError
-from prunesid_cli.held_answers import OTHER, Held, read_held
+from prunesid_cli.held_answers import Held, read_held
+from prunesid_cli.output import plural
 
 if TYPE_CHECKING:
     from prunesid_cli.answering import Query
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How many queries there are, how many of them are answered, and whether those are all that the file holds, and
-    its first lines."""
+    """How many queries there are, how many of them are answered, whether those are all that the file holds, and its
+    first lines, and how many of its records are about other queries."""
 
     total: int
     answered: int
     in_order: bool
+    others: int
 
 
 class AnswerFile:
@@ -43,10 +45,10 @@ class AnswerFile:
         self.held: Held = read_held(path, by)
         self.end = self.held.end
 
-    def progress(self, queries: Iterable[Query]) -> Progress:
+    def progress(self, queries: Iterable[Query], forget: bool = False) -> Progress:
         """
         Raises:
-            UsageError: the file holds what is not asked.
+            UsageError: the file holds what is not asked, which is not to be forgotten.
         """
         held, met = self.held, np.zeros(len(self.held.keys), bool)
         total, answered, in_order = 0, 0, len(met) == held.lines
@@ -58,15 +60,16 @@ class AnswerFile:
                 in_order = in_order and int(held.numbers[row]) == query.number
                 answered += 1
             total += 1
-        if not met.all():
+        if not met.all() and not forget:
             raise self._not_asked(~met)
-        return Progress(total, answered, in_order and answered == held.lines)
+        return Progress(total, answered, in_order and answered == held.lines, int((~met).sum()))
 
     def _not_asked(self, rows: NDArray[np.bool_]) -> UsageError:
         with self.path.open("rb") as lines:
             record = _record(lines, self.held.starts[rows][0])
-        about = f"{rows.sum():,} answers to what is not asked here, as {record['prompt']!r} about {record['source']}"
-        return UsageError(f"{self.path} holds {about}", OTHER)
+        about = f"to what is not asked here, as {record['prompt']!r} about {record['source']}"
+        hint = "--forget lets go of them; or name another --out"
+        return UsageError(f"{self.path} holds {plural(int(rows.sum()), 'answer')} {about}", hint)
 
     def missing(self, queries: Iterable[Query]) -> Iterator[Query]:
         held = self.held

@@ -130,20 +130,38 @@ def test_prompts_name_their_items(run: Run, cache: Path, scenes: list[Path], ask
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ({"source": "nowhere.png"}, "no item nowhere.png"),
-        ({"digest": "0" * 12}, "no item digest 0"),
         ({"digest": "abc"}, "at least 8"),
         ({"digest": "no digest!"}, "at least 8"),
-        ({"where": "*.jpg"}, "no item where *.jpg"),
+        ({"were": "*.jpg"}, "unknown field 'were'"),
         ({"where": "*", "source": "scene1.png"}, "by source and by where"),
     ],
 )
-def test_unknown_names_are_found_before_a_model_is_looked_for(
+def test_mistakes_are_found_before_a_model_is_looked_for(
     run: Run, cache: Path, asking: Path, name: dict, words: str
 ) -> None:
     written(asking, {"prompt": "count"}, {"prompt": "count"} | name)
     ran = run("answer", cache, "--prompts", asking, "-m", "nowhere/at-all")
     assert (ran.code, ran.out, words in ran.err) == (2, "", True), ran.err
+
+
+def test_a_prompt_about_nothing_costs_itself_alone(
+    run: Run, llava: Path, cache: Path, asking: Path, tmp_path: Path
+) -> None:
+    bad, own = tmp_path / "bad.png", tmp_path / "own"
+    bad.write_text("no picture")
+    shutil.copytree(cache, own)
+    assert run("compress", bad, "-m", llava, "--out", own).code == 3
+    names = [{"source": str(bad)}, {"digest": "0" * 12}, {"where": "*.jpg"}, {"source": "nowhere.png"}]
+    written(asking, {"prompt": "count"})
+    whole = told(run("answer", own, "--prompts", asking, *SHORT))
+    written(asking, *({"prompt": "count"} | name for name in names), {"prompt": "count"})
+    ran = run("answer", own, "--prompts", asking, *SHORT)
+    assert (ran.code, told(ran)) == (3, whole)
+    for number, words in enumerate((f"{bad}, which failed: ", "digest 0", "where *.jpg", "nowhere.png"), 1):
+        assert f"{asking}, line {number}: the cache has no item {words}" in ran.err
+    written(asking, *({"prompt": "count"} | name for name in names))
+    ran = run("answer", own, "--prompts", asking, "-m", "nowhere/at-all")
+    assert (ran.code, ran.out, "no item of" in ran.err) == (2, "", True), ran.err
 
 
 def test_no_more_queries_are_drawn_than_are_worked_on(llava: Path, cache: Path) -> None:
@@ -276,6 +294,20 @@ def test_another_file_is_left_alone(
         ran = run(*command)
         assert (ran.code, "line 1 is no answer" in ran.err) == (2, True), ran.err
         assert out.read_text() == text
+
+
+def test_answers_to_what_is_not_asked_are_forgotten_if_that_is_wished(
+    run: Run, cache: Path, asking: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    run("answer", cache, "--prompts", asking, *SHORT, "--out", out)
+    command = ("answer", cache, "count", *SHORT)
+    assert "--forget" in run(*command, "--out", out).err
+    ran = run(*command, "--out", out, "--forget")
+    assert (ran.code, "let go of " in ran.err) == (0, True), ran.err
+    assert lines(out) == told(run(*command))
+    assert "let go" not in run(*command, "--out", out, "--forget").err
+    assert run(*command, "--forget").code == 2
 
 
 def test_places_that_cannot_be_written(run: Run, cache: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +11,17 @@ import typer
 
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.choices import Attention, Dtype
-from prunesid_cli.commands.prompts import read_prompts
+from prunesid_cli.commands.prompts import Prompt, read_prompts
 from prunesid_cli.commands.replies import Job, Report, made_by
 from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.commands.session import Hardware, Session
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.families.checkpoint import is_local
-from prunesid_cli.output import printer
+from prunesid_cli.output import plural, printer
 from prunesid_cli.tokencache import Cache, Run, open_cache
+
+TOLD = 20
+"""Prompts about nothing that are told one by one."""
 
 
 def answer(
@@ -46,6 +50,13 @@ def answer(
             help="Write answers there, and go on where the same command stopped. stdout is silent without --json.",
         ),
     ] = None,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget", rich_help_panel=o.OUTPUT,
+            help="Let go of answers in --out to what is not asked: other prompts, or inputs that gc let go of.",
+        ),
+    ] = False,
     model: o.CacheModel = None,
     revision: o.CacheRevision = None,
     device: o.Device = "auto",
@@ -64,7 +75,8 @@ def answer(
     """Answer one prompt, or many, over everything in a cache, with neither images nor vision tower.
 
     The model is the cache's own. Answers are JSON, a line each, unless a person is looking: item by item, the prompts
-    about it in their order, each once. With --out, what is answered is not asked again; what failed is.
+    about it in their order, each once. With --out, what is answered is not asked again; what failed is. A prompt about
+    an item that is not in the cache costs itself alone.
 
     Example: prunesid answer cache/ "is there a person?" | jq .
     """
@@ -73,10 +85,14 @@ def answer(
     printer.resumable = out is not None
     asked = read_prompts(prompt, prompts)
     opened, run = _opened(cache)
-    asked.check(opened)
+    if forget and out is None:
+        raise UsageError("--forget is about answers in a file", "name it by --out")
+    pointless = asked.pointless(opened)
     queries = partial(asked.queries, opened, where or ())
     if next(queries(), None) is None:
-        raise UsageError(f"--where {' '.join(where or ())}: no item of {cache}", f"prunesid cache ls {cache}")
+        what = f"--where {' '.join(where)}" if where else f"{prompts}"
+        raise UsageError(f"{what}: no item of {cache}", f"prunesid cache ls {cache}")
+    _tell(pointless, opened, prompts)
     session = _session(run, model, revision, Hardware(device, dtype, attention))
     from prunesid_cli.types import Generation
 
@@ -86,12 +102,23 @@ def answer(
         is_known = not where and not asked.are_named
         job.answer(queries(), len(opened) * len(asked.texts) if is_known else None)
     else:
-        job.answer_into(out, made_by(run, how), queries)
+        job.answer_into(out, made_by(run, how), queries, forget)
     if usage and job.report.answers:
         printer.usage(job.report.speed())
     end_if_incomplete(opened)
-    if job.report.failed:
+    if job.report.failed or pointless:
         raise typer.Exit(ExitCode.PARTIAL)
+
+
+def _tell(pointless: Sequence[Prompt], cache: Cache, file: Path | None) -> None:
+    """Which prompts are about what the cache has not, and why it has not, the first of them one by one."""
+    reasons = {record["source"]: record["error"] for record in cache.failures()} if pointless else {}
+    for prompt in pointless[:TOLD]:
+        what = prompt.name if prompt.by == "source" else f"{prompt.by} {prompt.name}"
+        why = f", which failed: {reasons[what]}" if what in reasons else ""
+        printer.warning(f"{file}, line {prompt.line}: the cache has no item {what}{why}")
+    if len(pointless) > TOLD:
+        printer.warning(f"and so for {plural(len(pointless) - TOLD, 'more name')}")
 
 
 def _opened(folder: Path) -> tuple[Cache, Run]:

@@ -31,11 +31,13 @@ FOUND: dict[str, Callable[[Cache, str], object]] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt for every item, or for those that `name` means, read as `by` says: a key of FOUND."""
+    """A prompt for every item, or for those that `name` means, read as `by` says: a key of FOUND. `line`: of the file
+    that it stands in."""
 
     text: str
     by: str = ""
     name: str = ""
+    line: int = 0
 
 
 def matches(source: str, pattern: str) -> bool:
@@ -64,17 +66,10 @@ class Prompts:
         """Whether some mean certain items alone."""
         return any(prompt.by for prompt in self.all)
 
-    def check(self, cache: Cache) -> None:
-        """
-        Raises:
-            UsageError: a prompt names what is not in the cache.
-        """
-        for by, name in dict.fromkeys((prompt.by, prompt.name) for prompt in self.all if prompt.by):
-            if not FOUND[by](cache, name):
-                raise UsageError(
-                    f"the cache has no item {'' if by == 'source' else by + ' '}{name}",
-                    f"prunesid cache ls {cache.folder}",
-                )
+    def pointless(self, cache: Cache) -> list[Prompt]:
+        """Those that name what is not in the cache, of several with the same name the first."""
+        named = {(prompt.by, prompt.name): prompt for prompt in reversed(self.all) if prompt.by}
+        return [one for (by, name), one in reversed(named.items()) if not FOUND[by](cache, name)]
 
     def about(self, item: Item) -> list[str]:
         """The texts that mean an item, each once, in the order in which they were given."""
@@ -118,13 +113,14 @@ def read_prompts(prompt: str | None, file: Path | None) -> Prompts:
         lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {file}: {error}", hint="a text file with a JSON object a line") from error
-    found = [_prompt(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    found = [_prompt(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise UsageError(f"{file} holds no prompt", hint='write a line {"prompt": "what is shown?"}')
     return Prompts(found)
 
 
-def _prompt(line: str, where: str) -> Prompt:
+def _prompt(line: str, file: Path, number: int) -> Prompt:
+    where = f"{file}, line {number}"
     try:
         record = json.loads(line)
         text, names = record["prompt"], {by: record[by] for by in FOUND if record.get(by) is not None}
@@ -132,6 +128,8 @@ def _prompt(line: str, where: str) -> Prompt:
         text, names = None, {}
     if not isinstance(text, str) or not text.strip() or not all(isinstance(name, str) for name in names.values()):
         raise UsageError(f"{where} is no prompt", hint='write {"prompt": "what is shown?"}')
+    if unknown := sorted(record.keys() - {"prompt", *FOUND}):  # a misspelt one would ask about everything
+        raise UsageError(f"{where} has an unknown field {unknown[0]!r}", f"known: prompt, {', '.join(FOUND)}")
     if len(names) > 1:
         raise UsageError(f"{where} names items by {' and by '.join(names)}", "leave out all but one")
     by, name = next(iter(names.items()), ("", ""))
@@ -139,4 +137,4 @@ def _prompt(line: str, where: str) -> Prompt:
         raise UsageError(
             f"{where}: {name} is no digest", f"at least {DIGITS} of its hex digits: prunesid cache ls --json"
         )
-    return Prompt(text, by, name)
+    return Prompt(text, by, name, number)

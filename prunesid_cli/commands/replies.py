@@ -77,12 +77,12 @@ class Job:
                     advance_one(bar)
                 stop.check()
 
-    def answer_into(self, path: Path, by: str, queries: Callable[[], Iterator[Query]]) -> None:
-        """Ask what a file does not answer yet, and say what came of it."""
+    def answer_into(self, path: Path, by: str, queries: Callable[[], Iterator[Query]], forget: bool) -> None:
+        """Ask what a file does not answer yet, and say what came of it; `forget` what else it answers."""
         from prunesid_cli.answer_file import open_answers
 
         with open_answers(path, by) as file:
-            found = file.progress(queries())
+            found = file.progress(queries(), forget)
             file.append([])
             left = found.total - found.answered
             if left:
@@ -91,6 +91,7 @@ class Job:
                 file.arrange(queries())
         parts = [self.report.speed()] if left else [f"all of {plural(found.total, 'answer')} were there"]
         parts += [f"{found.answered:,} were there"] if left and found.answered else []
+        parts += [f"let go of {plural(found.others, 'answer')} to what is not asked"] if found.others else []
         parts += [f"{self.report.failed:,} failed: the same command asks them again"] if self.report.failed else []
         printer.note("   ".join([*parts, str(path)]))
 
