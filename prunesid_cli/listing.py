@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from prunesid_cli.errors import MediaError
+from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.globs import expand, is_folder, is_glob
 from prunesid_cli.media import unreadable
 
@@ -201,8 +201,12 @@ def find_media(
 
 
 def read_list(stream: BinaryIO, null_separated: bool = False) -> Iterator[str]:
-    """The paths in a stream, one a line or NUL-separated, each given as soon as it was read."""
-    items = _pieces(unbuffered(stream), b"\0" if null_separated else b"\n")
+    """The paths in a stream, one a line or NUL-separated, each given as soon as it was read.
+
+    Raises:
+        UsageError: they are separated the other way.
+    """
+    items = _pieces(unbuffered(stream), *((b"\0", b"\n") if null_separated else (b"\n", b"\0")))
     return (os.fsdecode(item) for item in items if item)
 
 
@@ -211,10 +215,22 @@ def unbuffered(stream: BinaryIO) -> BinaryIO | io.RawIOBase:
     return getattr(stream, "raw", stream)
 
 
-def _pieces(stream: BinaryIO | io.RawIOBase, end: bytes) -> Iterator[bytes]:
+def _pieces(stream: BinaryIO | io.RawIOBase, end: bytes, other: bytes) -> Iterator[bytes]:
     read = getattr(stream, "read1", stream.read)  # `read` of a buffer would wait for a whole chunk from a pipe
-    tail = b""
+    tail, is_one = b"", True
     while chunk := read(CHUNK):
         *whole, tail = (tail + chunk).split(end)
+        is_one = is_one and not whole
+        if is_one and len(tail) > CHUNK:  # else all of a list would be read first
+            _check_name(tail, other)
         yield from (one.rstrip(b"\r") for one in whole) if end == b"\n" else whole
+    if is_one:
+        _check_name(tail, other)
     yield tail
+
+
+def _check_name(one: bytes, other: bytes) -> None:
+    """Whether what is a single name so far is none but a list."""
+    if other in one.rstrip(other) and not os.path.lexists(one):
+        how, way = ("NUL", "add -0") if other == b"\0" else ("line", "leave out -0")
+        raise UsageError(f"the list on stdin is separated by {how}", way)

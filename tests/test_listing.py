@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from prunesid_cli.errors import MediaError
+from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.listing import HIDDEN, IMAGE_EXTENSIONS, LINK, OTHER, REPEAT, Found, Listing, find_media, read_list
 from prunesid_cli.media import load_image
 from tests import hostile
@@ -247,6 +247,22 @@ LISTS = [
 @pytest.mark.parametrize(("data", "null_separated", "expected"), LISTS)
 def test_lists(data: bytes, null_separated: bool, expected: list[str]) -> None:
     assert list(read_list(io.BytesIO(data), null_separated)) == expected
+
+
+@pytest.mark.parametrize("many", [2, 20_000])
+@pytest.mark.parametrize(("end", "null_separated", "hint"), [(b"\0", False, "add -0"), (b"\n", True, "leave out -0")])
+def test_lists_separated_the_other_way(end: bytes, null_separated: bool, hint: str, many: int) -> None:
+    stream = io.BytesIO(end.join([b"photos/a.jpg"] * many) + end)
+    with pytest.raises(UsageError) as caught:
+        list(read_list(stream, null_separated))
+    assert caught.value.hint == hint
+    assert stream.tell() <= 3 * 2**16
+
+
+def test_names_may_hold_newlines(tmp_path: Path) -> None:
+    path = tmp_path / "two\nlines.png"
+    path.touch()
+    assert list(read_list(io.BytesIO(str(path).encode()), True)) == [str(path)]
 
 
 @pytest.mark.parametrize(("end", "null_separated"), [(b"\n", False), (b"\0", True)])
