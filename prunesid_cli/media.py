@@ -121,6 +121,8 @@ def unreadable(source: str, error: Exception) -> MediaError:
     """What the system said of a path, as a `MediaError`."""
     reason = getattr(error, "strerror", None) or str(error)
     problem, hint = REASONS.get(type(error), (reason, "check that it is a file or folder that can be read"))
+    if isinstance(error, FileNotFoundError) and os.path.islink(source):
+        problem, hint = "a link that leads nowhere", "mend or remove it"
     return MediaError(f"{source or repr(source)}: {problem}", hint)
 
 
@@ -205,6 +207,8 @@ def _undecodable(source: str, data: bytes, error: Exception) -> MediaError:
         return MediaError(f"{source}: {said[0]}, {TOO_MANY}" if said else f"{source}: {TOO_MANY}", SMALLER)
     if type(error) in REASONS:
         return unreadable(source, error)
+    if "MAX_TEXT" in str(error):  # of a PNG, packed, as a bomb would be
+        return MediaError(f"{source}: it holds too much text", "save it again without")
     kind = kind_of(data)
     if kind.is_image:
         # Pillow's text for a file that it does not know is the address of the buffer.

@@ -155,6 +155,7 @@ def test_links_never_loop(tree: Path) -> None:
         with pytest.raises(MediaError):
             load_image(name)
         assert only_error(name).problem.startswith(name)
+    assert only_error("sub/gone.jpg").problem == "sub/gone.jpg: a link that leads nowhere"
 
 
 def test_named_link_to_a_folder_is_followed(tree: Path) -> None:
