@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from tests.families.tiny import write
 SHARD_ITEMS = 64
 LASTING = (".prunesid.lock", ".prunesid-stamps")
 WRITING = os.O_WRONLY | os.O_RDWR
+Command = Callable[[Path], Sequence[str]]
+"""What is done to a cache."""
 
 
 class Lost(Exception):
@@ -58,6 +60,11 @@ class Bench:
 
     def start(self, out: Path, *more: str, before: Callable[[], None] = lambda: None) -> int:
         """Run compress in a child; returns its process number."""
+        paths = ["-m", str(self.model), "--out", str(out), "--shard-items", str(SHARD_ITEMS)]
+        return self.fork(["compress", *map(str, self.inputs), *paths, *more], before)
+
+    def fork(self, arguments: Sequence[str], before: Callable[[], None] = lambda: None) -> int:
+        """Run a command in a child; returns its process number."""
         child = os.fork()
         if child:
             return child
@@ -69,8 +76,7 @@ class Bench:
             os.environ["HF_HUB_OFFLINE"] = "1"
             from prunesid_cli import cli
 
-            paths = ["-m", str(self.model), "--out", str(out), "--shard-items", str(SHARD_ITEMS)]
-            sys.argv = ["prunesid", "compress", *map(str, self.inputs), *paths, *more]
+            sys.argv = ["prunesid", *arguments]
             before()
             cli.main()
         except SystemExit as ended:
@@ -82,7 +88,7 @@ class Bench:
 
     def run(self, out: Path, *more: str, before: Callable[[], None] = lambda: None) -> int:
         """Its exit code, -9 where it was killed."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.start(out, *more, before=before), 0)[1])
+        return ended(self.start(out, *more, before=before))
 
     def check_valid(self, out: Path) -> int:
         """How many items a cache has, which must be without a fault."""
@@ -92,6 +98,11 @@ class Bench:
         if faults:
             raise Lost(faults[0].problem)
         return good
+
+
+def ended(child: int) -> int:
+    """The exit code of a child, when it has come to its end."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -173,11 +184,45 @@ def shards(folder: Path, given: argparse.Namespace) -> str:
         if bench.run(part, "--shard", f"{number}/{given.count}") != 0:
             raise Lost(f"shard {number} fails: " + (folder / "log.txt").read_text()[-500:])
     out = folder / "merged"
-    command = [sys.executable, "-m", "prunesid_cli", "cache", "merge", *map(str, parts), "--out", str(out)]
-    subprocess.run([*command, "--shard-items", str(SHARD_ITEMS)], check=True, capture_output=True)
+
+    def merge(out: Path) -> list[str]:
+        return ["cache", "merge", *map(str, parts), "--out", str(out), "--shard-items", str(SHARD_ITEMS)]
+
+    if ended(bench.fork(merge(out))) != 0:
+        raise Lost("cannot merge: " + (folder / "log.txt").read_text()[-500:])
     check_equal(out, whole)
+    reached = killed_at_each(bench, None, whole, merge)
     sizes = [bench.check_valid(part) for part in parts]
-    return f"{len(parts)} shards of {sizes} items, merged: equal one run over {given.items}"
+    what = f"{len(parts)} shards of {sizes} items, merged, and killed at each of {reached} file operations meanwhile"
+    return f"{what}: all equal one run over {given.items}"
+
+
+def gc(folder: Path, given: argparse.Namespace) -> str:
+    """Kill before each file operation of `cache gc`, on a cache of which a third is outdated and some inputs are gone:
+    what is not to go is there at any time, and in the end all is as after one that nobody disturbed."""
+    bench = Bench(folder, given.items)
+    grown, _ = undisturbed(bench)
+    pictures, rng = sorted(bench.pictures.rglob("*.png")), random.Random(given.seed)
+    for path in rng.sample(pictures, len(pictures) // 3):
+        Image.frombytes("RGB", (8, 8), rng.randbytes(192)).save(path)
+    if bench.run(grown) != 0:
+        raise Lost("no cache to clean: " + (folder / "log.txt").read_text()[-500:])
+    for path in rng.sample(pictures, len(pictures) // 10):
+        path.unlink()
+    clean = folder / "clean"
+    shutil.copytree(grown, clean)
+    command: Command = lambda out: ["cache", "gc", str(out)]  # noqa: E731
+    if ended(bench.fork(command(clean))) != 0 or files(clean) == files(grown):
+        raise Lost("nothing is let go of: " + (folder / "log.txt").read_text()[-500:])
+    truth = {item.source: tokens_of(shard, item) for shard, item in open_cache(clean).items()}
+
+    def check(out: Path) -> None:
+        held = {item.source: tokens_of(shard, item) for shard, item in open_cache(out).items()}
+        if not truth.items() <= held.items():
+            raise Lost(f"{len(truth.items() - held.items())} items are not what they were")
+
+    reached = killed_at_each(bench, grown, clean, command, check)
+    return f"gc of {given.items} items killed at each of {reached} file operations: nothing lost, all equal in the end"
 
 
 def points(folder: Path, given: argparse.Namespace) -> str:
@@ -188,25 +233,30 @@ def points(folder: Path, given: argparse.Namespace) -> str:
     half, bench.inputs = folder / "half", sorted(bench.pictures.rglob("*.png"))[: (given.items + 1) // 2]
     if bench.run(half) != 0:
         raise Lost("no half: " + (folder / "log.txt").read_text()[-500:])
-    bench.inputs = [bench.pictures]
-    reached = killed_at_each(bench, None, whole) + killed_at_each(bench, half, whole)
+    paths = ["-m", str(bench.model), "--shard-items", str(SHARD_ITEMS)]
+    command: Command = lambda out: ["compress", str(bench.pictures), *paths, "--out", str(out)]  # noqa: E731
+    reached = killed_at_each(bench, None, whole, command) + killed_at_each(bench, half, whole, command)
     return f"killed at each of {reached} file operations over {given.items} items: all equal an undisturbed run"
 
 
-def killed_at_each(bench: Bench, begun: Path | None, whole: Path) -> int:
-    """At how many operations a run was ended, each time with a copy of the cache `begun`, if there is one."""
+def killed_at_each(
+    bench: Bench, begun: Path | None, whole: Path, command: Command, check: Callable[[Path], None] = lambda out: None
+) -> int:
+    """At how many operations a command was ended, each time with a copy of the cache `begun`, if there is one; `check`
+    of what is left, besides that it is valid."""
     out = bench.folder / "cache"
     for number in range(10**6):
         if begun:
             shutil.copytree(begun, out)
-        code = bench.run(out, before=partial(kill_at, number, out))
+        code = ended(bench.fork(command(out), partial(kill_at, number, out)))
         if code not in (0, -signal.SIGKILL):
             raise Lost(f"ended with code {code} at operation {number}")
         bench.check_valid(out)
-        if code and bench.run(out) != 0:
+        check(out)
+        if code and ended(bench.fork(command(out))) != 0:
             raise Lost(f"cannot go on after a kill at operation {number}")
         check_equal(out, whole)
-        shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)
         if code == 0:
             return number
     raise AssertionError("a run without an end")
@@ -376,6 +426,7 @@ def main() -> int:
 
 TRIALS = {
     "disk": disk,
+    "gc": gc,
     "interrupts": interrupts,
     "kills": kills,
     "points": points,

@@ -11,6 +11,7 @@ import pytest
 SMALL = [
     "kills --items 150 --kills 6",
     "points --items 3",
+    "gc --items 70",
     "mutations --items 20 --count 150",
     "writers --items 50 --count 1",
     "disk --items 50 --count 2",
@@ -20,6 +21,7 @@ SMALL = [
 LARGE = [
     "kills --items 1000 --kills 30 --seed 1",
     "points --items 70",
+    "gc --items 300 --seed 1",
     "mutations --items 100 --count 2000 --seed 1",
     "writers --items 300 --count 3",
     "disk --items 300 --count 8 --seed 1",

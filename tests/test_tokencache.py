@@ -212,7 +212,8 @@ def test_an_index_that_lags_is_lost_or_damaged_is_made_anew(run: Runner, tmp_pat
 
 
 def test_an_index_from_before_its_last_shard_grew_is_no_fault(run: Runner, tmp_path: Path) -> None:
-    """A run that goes on ends between its shard and its index; of earlier shards the index must be right."""
+    """A run that goes on ends between its shard and its index. What an index tells of shards that are as it knows them
+    must be right."""
     for number in range(4):
         writer = CacheWriter(tmp_path, RUN, "0.0", Limits(items=3))
         writer.add(entry(number))
@@ -226,8 +227,8 @@ def test_an_index_from_before_its_last_shard_grew_is_no_fault(run: Runner, tmp_p
     (tmp_path / INDEX).write_bytes(early)
     assert run("cache", "verify", tmp_path).out == "4 items good, 0 faults\n"
     other = tmp_path / "other"
-    for number in (7, 8):
-        writer = CacheWriter(other, RUN, "0.0", Limits(items=1))
+    for number in range(5, 9):
+        writer = CacheWriter(other, RUN, "0.0", Limits(items=3))
         writer.add(entry(number))
         writer.close()
     (tmp_path / INDEX).write_bytes((other / INDEX).read_bytes())

@@ -14,7 +14,7 @@ from prunesid_cli.output import plural
 from prunesid_cli.tokencache.calibration import read_calibration
 from prunesid_cli.tokencache.format import INDEX, Item, Shard, check_cache, checksum, shard_name, shard_paths
 from prunesid_cli.tokencache.index import Index, extended, missing_of
-from prunesid_cli.tokencache.index_file import read_index
+from prunesid_cli.tokencache.index_file import load_index, read_index
 from prunesid_cli.tokencache.reader import read_failures
 from prunesid_cli.tokencache.shard import again, damaged, mixed, read_header, stored_rows
 from prunesid_cli.tokencache.table import KEPT, Place
@@ -35,7 +35,7 @@ def verify_all(folder: Path) -> tuple[int, list[CacheError]]:
     if lost.numbers:  # with how many items, nobody knows where there are shards that cannot be read
         faults.append((lost if all_read else replace(lost, items=0)).error)
     faults += _doubled(folder, found.again)
-    if (folder / INDEX).exists() and all_read and not lost.numbers and not _fits(saved, found):
+    if (folder / INDEX).exists() and all_read and not lost.numbers and not (saved and _fits(folder, found)):
         faults.append(CacheError(f"{folder / INDEX} is damaged, or not of these shards", f"delete {folder / INDEX}"))
     for read in (read_failures, read_calibration):
         try:
@@ -63,17 +63,12 @@ def _sound(paths: Iterable[Path], good: Counter[str], faults: list[CacheError]) 
         yield shard
 
 
-def _fits(saved: Index | None, found: Index) -> bool:
-    """Whether an index tells of shards what they tell themselves. One that was saved before a crash knows fewer, and
-    the last that it knows may have grown since."""
-    if saved is None:
-        return False
-    if saved.parts != found.parts:
-        *whole, last = sorted(saved.parts) or [-1]
-        grown = last < 0 or last in found.parts and saved.parts[last].items <= found.parts[last].items
-        return grown and all(found.parts.get(number) == saved.parts[number] for number in whole)
-    same = (saved.run, saved.dead) == (found.run, found.dead)
-    return same and all(np.array_equal(getattr(saved.table, one), getattr(found.table, one)) for one in KEPT)
+def _fits(folder: Path, found: Index) -> bool:
+    """Whether a saved index, with what readers make of it where shards have grown or shrunk since, as after a crash,
+    tells what the shards tell themselves."""
+    told = load_index(folder).index
+    same = (told.run, told.parts, told.dead) == (found.run, found.parts, found.dead)
+    return same and all(np.array_equal(getattr(told.table, one), getattr(found.table, one)) for one in KEPT)
 
 
 def _doubled(folder: Path, places: tuple[tuple[Place, Place], ...]) -> list[CacheError]:
