@@ -13,7 +13,7 @@ from prunesid_cli.evaluate.metrics import METRICS, fitting, likeness
 from prunesid_cli.evaluate.records import Record, read_records
 from prunesid_cli.evaluate.report import rows_of, suffering
 from prunesid_cli.evaluate.runner import Results, Said, Setting
-from prunesid_cli.evaluate.statistics import detection, relative
+from prunesid_cli.evaluate.statistics import Relative, detection, itself, relative
 from tests.conftest import Run
 
 
@@ -50,24 +50,53 @@ def test_the_metric_fits_the_answers() -> None:
 
 
 def test_relative_accuracy_and_its_interval() -> None:
-    base = np.array([1.0] * 80 + [0.0] * 20)
-    same = relative(base, base, 0.99)
-    assert (same.accuracy, same.share, same.low, same.high, same.sure) == (0.8, 1, 1, 1, 1)
+    base, about = np.array([1.0] * 80 + [0.0] * 20), range(100)
     worse = base.copy()
     worse[:16] = 0
-    found = relative(worse, base, 0.9)
+    found = relative(worse, base, about, 0.9)
     assert found.share == pytest.approx(0.8)
-    assert 0.7 < found.low < 0.76 and 0.84 < found.high < 0.9
+    assert found.low and found.high and 0.7 < found.low < 0.76 and 0.84 < found.high < 0.9
     assert found.sure is not None and found.sure < 0.05
-    assert relative(worse, base, 0.9) == found
+    assert relative(worse, base, about, 0.9) == found
     nothing = np.zeros(5)
-    assert relative(nothing, nothing).share == 1
+    for never in (relative(nothing, nothing, range(5), 0.9), itself(nothing, 0.9)):
+        assert (never.accuracy, never.share, never.low, never.high, never.sure) == (0, None, None, None, None)
+    assert itself(base, 0.9) == Relative(0.8, 1, 1, 1, 1)
+
+
+def test_that_no_question_differs_is_not_that_none_ever_does() -> None:
+    """An interval like that of Bonett and Price: 1.96 sqrt(2) / (n + 2) to either side."""
+    wide = []
+    for many in (1, 10, 30, 300):
+        found = relative(np.ones(many), np.ones(many), range(many), 0.99)
+        assert found.low is not None and found.high is not None and found.sure is not None
+        assert found.low < 1 < found.high and found.sure < (0.8 if many <= 30 else 1)
+        wide.append(found.high - found.low)
+    assert wide == sorted(wide, reverse=True)
+    assert wide[2] == pytest.approx(2 * 1.96 * 2**0.5 / 32, rel=0.2)
+
+
+@pytest.mark.parametrize(("pictures", "each"), [(100, 1), (100, 6), (20, 1)])
+def test_the_true_share_lies_in_the_interval(pictures: int, each: int) -> None:
+    """About as often as is said, whether or not questions about a picture go wrong together."""
+    rng, truth, held, trials = np.random.default_rng(pictures + each), 0.85, 0, 150
+    about = np.repeat(np.arange(pictures), each)
+    for _ in range(trials):
+        base = (rng.random(len(about)) < 0.9).astype(float)
+        lost = rng.beta(0.3, 0.3 * truth / (1 - truth), pictures)[about]  # of mean 1 - truth: all of a picture, or none
+        found = relative(base * (rng.random(len(about)) >= lost), base, about.tolist())
+        assert found.low is not None and found.high is not None
+        held += found.low <= truth <= found.high
+    assert held / trials >= 0.9
+
+
+def test_detection() -> None:
     told = detection(["yes", "yes", "no", ""], ["yes", "no", "yes", "no"])
     assert told and (told.precision, told.recall, told.yes) == (0.5, 0.5, 0.5)
 
 
 def test_a_kind_that_suffers_is_named_only_where_that_is_sure() -> None:
-    records = [Record(n, ("x",), str(n), ("a",), "text" if n % 2 else "colour", "exact", str(n)) for n in range(80)]
+    records = [Record(n, (f"{n}.png",), "?", ("a",), "text" if n % 2 else "colour", "exact", str(n)) for n in range(80)]
     settings = [Setting("all", "prunesid"), Setting("16", "prunesid")]
     results = Results(None, "")
     for one in records:

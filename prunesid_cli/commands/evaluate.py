@@ -14,7 +14,7 @@ from prunesid_cli.commands import options as o
 from prunesid_cli.commands.choices import Attention, Backend, Dtype
 from prunesid_cli.commands.given import listed, read_sampling, revision_meant
 from prunesid_cli.commands.session import Hardware, Session, read_budget
-from prunesid_cli.errors import ExitCode, MediaError, UsageError
+from prunesid_cli.errors import ExitCode, MediaError, PruneSIDError, UsageError
 from prunesid_cli.interrupt import stoppable
 from prunesid_cli.output import columns, plural, printer
 from prunesid_cli.video.sampling import FRAMES
@@ -28,6 +28,7 @@ BUDGETS = "all,192,128,64,32,16"
 SEARCHED = ("8", "12", "16", "24", "32", "48", "64", "96", "128", "192", "256", "384", "512", "768", "1024")
 """Budgets among which the smallest that reaches a target is looked for."""
 SURE = 0.9
+NOTHING = "look at its answers: --keep all --out answers.jsonl"
 TEXT = "small things that only a few tokens show, as text, suffer first: look at their kind"
 
 
@@ -170,7 +171,9 @@ def _search(
         rows = rows_of([base, setting], records, results, target)
         if not rows:
             break
-        reaches = rows[1].marks.share >= target or rows[1].share >= 1
+        if (share := rows[1].marks.share) is None:
+            raise PruneSIDError("the unpruned model answers no record rightly, so there is nothing to keep", NOTHING)
+        reaches = share >= target or rows[1].share >= 1
         low, high = (low, middle) if reaches else (middle + 1, high)
     yield from sorted(tried, key=lambda one: int(one.keep))
 
@@ -191,6 +194,8 @@ def _tell(
     else:
         for line in columns(table(rows)):
             printer.result(line)
+    if rows[0].marks.share is None:
+        printer.warning(f"the unpruned model answers no record rightly, so nothing can be said of pruning: {NOTHING}")
     for row in rows[1:]:
         lost = suffering(row, records, target or 0.95)
         if lost:
@@ -203,7 +208,7 @@ def _advise(rows: Sequence[Row], records: Sequence[Record], target: float) -> No
     """The smallest budget of each method that keeps what was asked for, and how sure that is."""
     for method in dict.fromkeys(row.setting.method for row in rows[1:]):
         some = [row for row in rows[1:] if row.setting.method == method]
-        good = [row for row in some if row.marks.share >= target]
+        good = [row for row in some if (row.marks.share or 0) >= target]
         if not good:
             printer.note(f"{method}: no budget below {rows[0].kept:,.0f} tokens keeps {target:.0%}")
             continue

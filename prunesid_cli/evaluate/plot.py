@@ -90,6 +90,6 @@ def _draw_methods(axes: Any, base: float, rows: Sequence[Row]) -> None:
         counts, marks = [row.kept for row in some], [row.marks for row in some]
         weight = {"linewidth": 2.6, "markersize": 7, "zorder": 4} if is_first else {"linewidth": 1.2, "markersize": 5}
         axes.plot(counts, [one.accuracy for one in marks], marker=marker, color=colour, label=method, **weight)
-        if is_first or len(methods) <= FEW:
+        if base and (is_first or len(methods) <= FEW):
             edges = [[min(1.0, base * getattr(one, name)) for one in marks] for name in ("low", "high")]
             axes.fill_between(counts, *edges, color=colour, alpha=0.12, linewidth=0)

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunesid_cli.evaluate.metrics import likeness, said_yes_no, words
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.runner import Results, Said, Setting
-from prunesid_cli.evaluate.statistics import Detection, Relative, by_kind, detection, relative
+from prunesid_cli.evaluate.statistics import Detection, Relative, by_kind, detection, itself, relative
 
 ENOUGH = 20
 """Questions of a kind from which on something is said of it alone."""
@@ -59,15 +60,21 @@ def _row(
     said = [results.said[one.key, str(setting)] for one in done]
     pairs = list(zip(said, base, strict=True))
     marks, kinds = np.array([_mark(*pair) for pair in pairs]), [one.kind for one in done]
-    named = np.array(kinds)
+    named, about = np.array(kinds), [one.media for one in done]
+
+    def beside(some: NDArray[np.bool_]) -> Relative:
+        if said == base:
+            return itself(own[some], target)
+        return relative(marks[some], own[some], [one for one, is_in in zip(about, some, strict=True) if is_in], target)
+
     yes_no = [(said_yes_no(s.answer), said_yes_no(r.answers[0])) for s, r in zip(said, done, strict=True) if _asks(r)]
     far = [one.divergence for one in said if one.divergence is not None]
     return Row(
         setting,
         float(np.mean([one.kept for one in said])),
         sum(one.kept for one in said) / max(1, sum(one.tokens for one in said)),
-        relative(marks, own, target),
-        {kind: relative(marks[named == kind], own[named == kind], target) for kind in by_kind(marks, kinds) if kind},
+        beside(np.ones(len(done), bool)),
+        {kind: beside(named == kind) for kind in by_kind(marks, kinds) if kind},
         float(np.mean([words(a.answer) == words(b.answer) for a, b in pairs])),
         float(np.mean([likeness(a.answer, b.answer) for a, b in pairs])),
         float(np.mean(far)) if far else None,
@@ -90,13 +97,13 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     lines = [head]
     for row in rows:
         marks = row.marks
-        interval = f"{marks.low:.1%} to {marks.high:.1%}"
+        interval = "-" if marks.low is None else f"{marks.low:.1%} to {marks.high:.1%}"
         cells = [
             str(row.setting),
             f"{row.kept:,.0f}",
             f"{row.share:.1%}",
             f"{marks.accuracy:.3f}",
-            f"{marks.share:.1%}",
+            "-" if marks.share is None else f"{marks.share:.1%}",
         ]
         lines.append([*cells, interval, *(f"{row.kinds[kind].accuracy:.3f}" for kind in kinds), f"{row.same:.1%}"])
     return lines
@@ -109,4 +116,5 @@ def as_record(row: Row) -> dict[str, Any]:
 def suffering(row: Row, records: Sequence[Record], target: float) -> list[str]:
     """Kinds of which it is sure, as far as the interval goes, that they do not reach the target."""
     many = {kind for kind in row.kinds if sum(one.kind == kind for one in records) >= ENOUGH}
-    return [f"{kind} ({one.share:.0%})" for kind, one in row.kinds.items() if kind in many and one.high < target]
+    told = {kind: one for kind, one in row.kinds.items() if kind in many and one.high is not None}
+    return [f"{kind} ({one.share:.0%})" for kind, one in told.items() if (one.high or 0) < target]
