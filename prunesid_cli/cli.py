@@ -19,7 +19,7 @@ from prunesid_cli.commands.evaluate import evaluate
 from prunesid_cli.commands.show import show
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.output import OutputClosed, end_quietly, mend_streams, printer
-from prunesid_cli.settings import default_map
+from prunesid_cli.settings import DEFAULTS, default_map, unknown_keys
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,9 +45,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def everywhere(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Answer questions about many images with a vision-language model, from the few visual tokens that matter."""
+    if context.invoked_subcommand in DEFAULTS:
+        commands = [getattr(context.command, "commands")[name] for name in DEFAULTS]  # noqa: B009
+        options = {one.name for command in commands for one in command.params if one.param_type_name == "option"}
+        for problem in unknown_keys(options):
+            printer.warning(problem)
 
 
 def _terminate(number: int, frame: Any) -> None:
