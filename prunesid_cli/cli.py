@@ -16,8 +16,9 @@ from prunesid_cli.commands.ask import ask
 from prunesid_cli.commands.bench import bench
 from prunesid_cli.commands.compress import compress
 from prunesid_cli.commands.evaluate import evaluate
+from prunesid_cli.commands.mistyped import explained
 from prunesid_cli.commands.show import show
-from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
+from prunesid_cli.errors import ExitCode, PruneSIDError
 from prunesid_cli.output import OutputClosed, end_quietly, mend_streams, printer
 from prunesid_cli.settings import DEFAULTS, default_map, unknown_keys
 
@@ -104,7 +105,7 @@ def _command() -> int:
             error.show()
             return ExitCode.USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
-            printer.error(UsageError(error.format_message(), f"see: {_asked(error)} --help"))
+            printer.error(explained(error, _asked()))
             return ExitCode.USAGE
         bug = PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it")
         bug.__cause__ = error
@@ -112,6 +113,13 @@ def _command() -> int:
         return ExitCode.FAILURE
 
 
-def _asked(error: Any) -> str:
-    """The command that the parser was reading."""
-    return error.ctx.command_path if getattr(error, "ctx", None) else "prunesid"
+def _asked() -> str:
+    """The command that was typed, as far as it is one."""
+    words = ["prunesid"]
+    command: Any = typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        words.append(word)
+    return " ".join(words)

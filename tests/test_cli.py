@@ -19,6 +19,8 @@ from tests.caches import held, write_shard
 from tests.conftest import Run
 
 ASK = "what is shown?"
+RAW = ("Value error", "Input should", "env var", "PRUNESID_")
+"""What a parser says, and no user."""
 
 
 def prunesid(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -214,6 +216,37 @@ def test_an_error_names_where_a_value_came_from(
     ran = run(*ask, "--method", "grid")
     assert (ran.code, "error: PRUNESID_KEEP: cannot read 'zzz'" in ran.err) == (2, True)
     assert "error: cannot read 'yyy'" in run(*ask, "--method", "grid", "-k", "yyy").err
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--dtype", "fp8"], "--dtype: 'fp8' is not one of 'auto', 'bf16', 'fp16', 'fp32'"),
+        (["--frames", "0"], "--frames: "),
+        (["--frames", "x"], "--frames: "),
+        (["--seed", "-1"], "--seed: "),
+        (["-k"], "Option '-k' requires an argument."),
+    ],
+)
+def test_what_the_parser_refuses_is_said_as_all_else(
+    run: Run, pictures: list[Path], args: list[str], problem: str
+) -> None:
+    ran = run("ask", pictures[0], ASK, *args)
+    said, hint = ran.err.splitlines()
+    assert (ran.code, ran.out, said.startswith(f"error: {problem}")) == (2, "", True), ran.err
+    assert not [raw for raw in RAW if raw in ran.err]
+    assert hint == "hint: see: prunesid ask --help"
+
+
+def test_what_the_parser_refuses_is_named_where_it_stands(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ("ask", pictures[0], ASK)
+    configure(tmp_path, 'attn = "best"\n')
+    assert f"error: attn in {tmp_path}/config/prunesid/config.toml: 'best' is not one of" in run(*ask).err
+    monkeypatch.setenv("PRUNESID_ATTN", "worst")
+    assert "error: PRUNESID_ATTN: 'worst' is not one of" in run(*ask).err
+    assert "error: --attn: 'x' is not one of" in run(*ask, "--attn", "x").err
 
 
 def test_nothing_on_stdin(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
