@@ -138,9 +138,12 @@ def test_prompts_from_a_file(run: Run, llava: Path, pictures: list[Path], tmp_pa
         (["-k", "120%"], 2, "more than 100%"),
         (["-k", "lots"], 2, "cannot read 'lots'"),
         (["--method", "best"], 2, "no selection method"),
+        (["--method", "PrunSID"], 2, "hint: did you mean prunesid? one of: prunesid, "),
         (["--device", "tpu9"], 2, "no such device"),
         (["-m", "nobody/nothing"], 1, "nobody/nothing"),
         (["-m", "./nowhere"], 1, "no such model folder"),
+        (["-m", "qwn2-vl-7B"], 1, "hint: did you mean qwen2-vl-7b? see: prunesid models"),
+        (["-m", "nosuch"], 1, "prunesid models"),
         (["-m", "a b c"], 1, "neither a folder nor a repo id"),
     ],
 )

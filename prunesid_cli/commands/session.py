@@ -15,6 +15,7 @@ from prunesid_cli.commands.given import naming
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
+from prunesid_cli.nearest import did_you_mean
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
@@ -141,6 +142,7 @@ def read_budget(context: typer.Context, keep: str, dynamic: bool | None, method:
     """
     with naming(context, "method"):
         if method not in METHODS:
-            raise UsageError(f"no selection method called {method!r}", hint=f"one of: {', '.join(METHODS)}")
+            hint = did_you_mean(method, METHODS, f"one of: {', '.join(METHODS)}")
+            raise UsageError(f"no selection method called {method!r}", hint)
     with naming(context, "keep"):
         return Budget.parse(keep, dynamic is True, dynamic is False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
+from prunesid_cli.nearest import nearest
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
@@ -79,6 +80,9 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
         return _local(str(folder.resolve()), folder.resolve())
     if os.sep in name.strip(os.sep) and (name.startswith((".", os.sep, "~")) or name.count("/") > 1):
         raise ModelError(f"no such model folder: {name}", hint="name a folder that holds a config.json, or a repo id")
+    meant = None if "/" in name else nearest(name, (DEMO, *ALIASES))
+    if meant:  # no model on the hub that could be read has so short a name
+        raise ModelError(f"no model called {name!r}", f"did you mean {meant}? see: prunesid models")
     return _hub(name, revision or "main")
 
 
@@ -140,7 +144,7 @@ def explain_hub_error(repo: str, revision: str, error: Exception) -> PruneSIDErr
     """The hub's exception as a line and a hint. Order matters: some are subclasses of others."""
     from huggingface_hub import errors
 
-    offline = "without network, name a folder; the embedded model needs none: -m demo"
+    offline = "without network, name a folder; the embedded model needs none: -m demo (others: prunesid models)"
     table: tuple[tuple[type[Exception], str, str], ...] = (
         (errors.GatedRepoError, f"{repo} is gated", "accept its licence on its page, then: hf auth login"),
         (errors.RepositoryNotFoundError, f"no model called {repo!r}", "see: prunesid models"),
