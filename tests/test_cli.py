@@ -272,6 +272,20 @@ def test_the_hub_tells_nothing_of_its_retries(run: Run, pictures: list[Path], tm
     assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
+def test_a_hub_that_is_not_reached_is_told_at_once(pictures: list[Path], tmp_path: Path) -> None:
+    """The pauses between the retries of a download alone are 23 seconds."""
+    others = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PRUNESID_MODEL")}
+    nowhere = others | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    ask = ("ask", pictures[0], ASK, "-m", "nobody/nothing")
+    began = time.perf_counter()
+    ran = prunesid(*ask, env=nowhere)
+    assert time.perf_counter() - began < 20
+    note, error, hint = ran.stderr.splitlines()
+    assert (ran.returncode, note) == (1, "looking for nobody/nothing on the Hugging Face hub")
+    assert error == "error: nobody/nothing is not on this machine and the hub cannot be reached"
+    assert prunesid(*ask, "-q", env=nowhere).stderr.splitlines() == [error, hint]
+
+
 def test_more_than_all_keeps_all_and_says_so(run: Run, llava: Path, pictures: list[Path]) -> None:
     ran = run("ask", "-m", llava, "-k", "900", pictures[0], ASK)
     assert "--keep 900 of 576 visual tokens: all are kept" in ran.err
