@@ -476,6 +476,22 @@ def test_models_use_sets_the_default(
     assert run("models", "use", "./nowhere").code == 1
 
 
+def test_a_model_that_was_chosen_is_not_remarked_on(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded one, too."""
+    ask = ("ask", pictures[0], ASK)
+    assert "using the embedded demo model" in run(*ask).err
+    assert run(*ask, "-m", "demo").err == ""
+    run("compress", pictures[0], "--out", tmp_path / "c", "-q")
+    assert run("answer", tmp_path / "c", ASK).err == ""
+    monkeypatch.setenv("PRUNESID_MODEL", "demo")
+    assert run(*ask).err == ""
+    monkeypatch.delenv("PRUNESID_MODEL")
+    assert run("models", "use", "demo").code == 0
+    assert run(*ask).err == run("show", pictures[0]).err == ""
+
+
 def test_tags_place_images_in_a_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:
     """<image>, once for each; for a model that puts images first anyway, as LLaVA-1.5 does, they change nothing."""
     plain = run("ask", "-m", llava, *pictures[:2], "and what?", "--json").records[0]
