@@ -252,6 +252,27 @@ def test_what_the_parser_refuses_is_named_where_it_stands(
     assert "error: --attn: 'x' is not one of" in run(*ask, "--attn", "x").err
 
 
+def test_what_was_meant_is_typed_out(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b c.png", "-dash.png", "--dash.png"):
+        shutil.copy(pictures[0], name)
+    for hint, *args in (
+        ("the prompt comes last: prunesid ask a.png 'what is shown?'", "ask", ASK, "a.png"),
+        ("the prompt comes last: prunesid ask 'b c.png' a.png 'what is shown?'", "ask", ASK, "b c.png", "a.png"),
+        ("a file whose name begins with -: ./-dash.png", "compress", "-dash.png", "--out", "c"),
+        ("a file whose name begins with -: ./--dash.png", "compress", "--dash.png", "--out", "c"),
+        ("see: prunesid compress --help", "compress", "-dish.png", "--out", "c"),
+        ('put several prompts into a file, one {"prompt": ...} a line: --prompts', "answer", "c", ASK, ASK),
+        ('ask something: "what is shown?"', "ask", "a.png", " "),
+        ('ask something: "what is shown?"', "ask", "a.png", "<image>"),
+    ):
+        ran = run(*args)
+        assert (ran.code, ran.out, f"hint: {hint}" in ran.err) == (2, "", True), ran.err
+    assert "gone.png: no such file" in run("ask", "gone.png", ASK).err
+
+
 def test_nothing_on_stdin(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     for args, code in ((("-", ASK), 1), ((pictures[0], "-"), 2)):
         ran = run("ask", "-m", llava, *args)

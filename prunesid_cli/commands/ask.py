@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -102,6 +104,10 @@ def _read_inputs(sources: list[str], prompt: str, sampling: Sampling) -> tuple[l
         raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
     if [*sources, prompt].count("-") > 1:
         raise UsageError("stdin can be read once", hint="give - for one of the arguments only")
+    first, *others = sources
+    if os.path.isfile(prompt) and first != "-" and not os.path.exists(first):
+        typed = shlex.join(["prunesid", "ask", *others, prompt, first])
+        raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {typed}")
     return read_media(sources, sampling), prompt_of(prompt)
 
 

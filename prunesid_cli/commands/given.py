@@ -115,11 +115,10 @@ def prompt_of(text: str) -> str:
     Raises:
         UsageError: it is empty.
     """
-    example = 'prunesid ask picture.jpg "what is shown?"'
     if text == "-":
         text = stdin().read().strip()
         if not text:
-            raise UsageError("nothing came on stdin", f"pipe a prompt into it, or type one: {example}")
+            raise UsageError("nothing came on stdin", 'pipe a prompt into it, or type one: "what is shown?"')
     if not text.strip():
-        raise UsageError("the prompt is empty", example)
+        raise UsageError("the prompt is empty", 'ask something: "what is shown?"')
     return text

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import sys
 from typing import Any
 
 from prunesid_cli.commands.given import origin
@@ -24,7 +27,7 @@ WORDS = (
 
 def explained(error: Any, command: str) -> UsageError:
     """The error of the parser, whichever typer brings; command: that was typed, as far as it is one."""
-    return UsageError(_problem(error), f"see: {command} --help")
+    return UsageError(_problem(error), _hint(error, command) or f"see: {command} --help")
 
 
 def _problem(error: Any) -> str:
@@ -35,3 +38,14 @@ def _problem(error: Any) -> str:
     for theirs, ours in WORDS:
         text = re.sub(theirs, ours, text)
     return f"{origin(error.ctx, option.name) or max(option.opts, key=len)}: {text}"
+
+
+def _hint(error: Any, command: str) -> str | None:
+    """Where more is known than that something is wrong."""
+    option = getattr(error, "option_name", None)
+    if option and type(error).__name__ == "NoSuchOption":
+        file = next((word for word in sys.argv[1:] if word.startswith(option) and os.path.exists(word)), None)
+        return file and f"a file whose name begins with -: {shlex.quote(os.path.join(os.curdir, file))}"
+    if command == "prunesid answer" and "extra argument" in error.format_message():
+        return 'put several prompts into a file, one {"prompt": ...} a line: --prompts prompts.jsonl'
+    return None
