@@ -101,6 +101,22 @@ def test_several_pictures_in_one_prompt(run: Run, llava: Path, pictures: list[Pa
     assert (record["kept"], record["tokens"], len(record["sources"])) == (120, 3 * 576, 3)
 
 
+def test_a_record_says_how_it_came_about(run: Run, llava: Path, pictures: list[Path]) -> None:
+    """And whether its answer was cut."""
+    ask = ("ask", "-m", llava, pictures[0], ASK, "--json", "--method", "grid", "-k", 40, "-u")
+    ran = run(*ask, "--max-new-tokens", 3)
+    (record,) = ran.records
+    assert (record["method"], record["keep"], record["new_tokens"], record["cut"]) == ("grid", "40", 3, True)
+    for stage in ("preprocess", "encode", "select", "generate"):
+        assert float(re.findall(rf"{stage} (\d+) ms", ran.err)[0]) == pytest.approx(record[f"{stage}_ms"], abs=0.6)
+    whole = run("ask", pictures[0], ASK, "--json").records[0]
+    assert (whole["method"], whole["keep"], whole["cut"]) == ("prunesid", "11%", False)
+    length = whole["new_tokens"]
+    for most in (length, length + 1):  # the end, too, is a token
+        same = run("ask", pictures[0], ASK, "--json", "--max-new-tokens", most).records[0]
+        assert (same["answer"], same["cut"]) == (whole["answer"], most == length)
+
+
 def test_stdin_is_a_picture_a_prompt_or_a_list(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     expected = run("ask", "-m", llava, pictures[0], ASK).out
     assert run("ask", "-m", llava, "-", ASK, stdin=pictures[0].read_bytes()).out == expected

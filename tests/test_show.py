@@ -245,9 +245,14 @@ def test_compare_gives_both_answers(run: Run, llava: Path, pictures: list[Path])
     names = ("answer", "kept", "prompt_tokens", "new_tokens")
     for side, single in alone.items():
         assert {name: record[side][name] for name in names} == {name: single[name] for name in names}
-        assert record[side]["ms"] > 0
+        stages = [record[side][f"{stage}_ms"] for stage in ("preprocess", "encode", "select", "generate")]
+        assert record[side]["ms"] == pytest.approx(sum(stages), abs=0.3)
+        assert min(stages) > 0
+    assert record["pruned"]["encode_ms"] == record["all"]["encode_ms"], "the tower sees once for both"
     assert (record["tokens"], record["all"]["kept"]) == (2 * 576, 2 * 576)
     assert "visual tokens 1152 -> 126 (10.9%)" in ran.err
     table = run(*common, "--compare").out
     assert [line.split()[-2:] for line in table.splitlines() if line.startswith("visual")] == [["126", "1,152"]]
+    rows = ("preprocess, ms", "encode, ms", "select, ms", "generate, ms", "all of it, ms")
+    assert [line[:16].strip() for line in table.splitlines()[-5:]] == list(rows)
     assert run(*common, "--compare", "-k", "all").code == 2

@@ -88,10 +88,11 @@ def ask(
         text = sides.table(pruned, whole)
     else:
         answer, items = pipeline.ask(*asked)
-        record, text = _answered(answer, items), "" if stream else answer.text
+        given = sides.Side(answer, items, pruner.clock.seconds, max_new_tokens)
+        record, text = {"tokens": given.total} | given.record, "" if stream else answer.text
     note_if_all(budget, max(item.layout.total for item in items))
     if as_json:
-        printer.record(_about(session, media, prompt) | record)
+        printer.record(_about(session, media, prompt) | {"method": method, "keep": keep} | record)
     else:
         printer.result(text)
     if usage:
@@ -117,16 +118,6 @@ def _about(session: Session, media: list[Media], prompt: str) -> dict[str, Any]:
         "prompt": prompt,
         "model": session.checkpoint.name,
         "revision": session.checkpoint.revision,
-    }
-
-
-def _answered(answer: Answer, items: list[TokenSet]) -> dict[str, Any]:
-    return {
-        "answer": answer.text,
-        "tokens": sum(item.layout.total for item in items),
-        "kept": sum(item.kept for item in items),
-        "prompt_tokens": answer.prompt_tokens,
-        "new_tokens": answer.new_tokens,
     }
 
 
