@@ -182,6 +182,8 @@ def test_contradictions_are_refused_where_both_were_typed(
         (("ask", "-m", llava, "--fixed", "--calibration", cache, pictures[0], ASK), "--fixed and --calibration"),
         (("compress", pictures[0], *out, "-0"), "-0 is about a list on stdin"),
         (("answer", cache, ASK, "--prompts", "x.jsonl"), "not both"),
+        (("ask", "-m", llava, "-q", "-v", pictures[0], ASK), "--quiet and --verbose contradict"),
+        (("compress", pictures[0], *out, "-vq"), "--quiet and --verbose contradict"),
     ):
         ran = run(*args)
         assert (ran.code, ran.out, words in ran.err) == (2, "", True), ran.err
