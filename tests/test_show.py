@@ -85,6 +85,9 @@ def test_kept_patches_are_bright(run: Run, llava: Path, shapes: dict[str, Path],
     drawn = pixels(out)[unseen]
     assert (drawn.max(-1) == drawn.min(-1)).all(), "what was cropped off is grey"
     assert (len(drawn) > 0) == (shape != "square")
+    assert record["seen"] == pytest.approx(1 - unseen.mean(), abs=1e-3)
+    said = "   67% of the picture is not seen: cropped off"
+    assert (said in run("show", source, "-m", llava).out) == (shape != "square")
 
 
 def test_tiles_stand_beside_the_whole(run: Run, tiled: Path, shapes: dict[str, Path], tmp_path: Path) -> None:
@@ -120,6 +123,8 @@ def test_a_clip_is_a_contact_sheet(run: Run, tiled: Path, shapes: dict[str, Path
     check_brightness(tmp_path / "some.png", tmp_path / "all.png", record, places)
     text = run(*common).out
     assert [f"{time:.1f} s" in text for time in (0, 0.2, 0.4)] == [True] * 3
+    assert f"   {1 - record['seen']:.0%} of each frame is not seen: cropped off" in text
+    assert record["seen"] == pytest.approx(min(width, height) / max(width, height), abs=1e-3)
 
 
 def test_frames_of_a_window_have_groups_together(run: Run, tiled: Path, shapes: dict[str, Path]) -> None:
@@ -201,6 +206,14 @@ def test_groups_without_suppression(run: Run, pictures: list[Path]) -> None:
     assert len({plus["groups"][slot] for slot in plus["kept"]}) == 5, "20 // 4 groups, each with its leader"
     caption = run("show", pictures[0], "-k", 20, "--method", "prunesid-plus", "--groups").out.splitlines()[-1]
     assert caption.endswith("5 groups")
+
+
+def test_what_there_is_none_of_is_what_was_wished(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    show = ("show", pictures[0], "-m", llava, "-k", "all", "--out", tmp_path / "a.png")
+    for wished in (["links"], ["groups"], ["groups", "links"]):
+        what = " and no ".join(wished)
+        said = run(*show, *(f"--{one}" for one in wished)).err
+        assert f"warning: nothing was pruned, so there are no {what}\n" in said
 
 
 def test_nothing_but_a_picture_is_written_over(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
