@@ -27,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Answer questions about many images with a vision-language model, from the few visual tokens that matter.",
+    epilog="What is not typed is looked up in the environment (PRUNESID_MODEL, PRUNESID_KEEP, ...), then in "
+    '~/.config/prunesid/config.toml, or under $XDG_CONFIG_HOME (model = "llava-1.5-7b", keep = "64").',
 )
 app.command()(ask)
 app.command()(compress)

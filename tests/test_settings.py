@@ -62,6 +62,12 @@ def test_an_input_named_like_a_command_is_no_command(
     assert (broken.code, str(config) in broken.err) == (2, True)
 
 
+def test_the_help_says_where_options_can_be_set(run: Run) -> None:
+    said = " ".join(run("--help").out.split())
+    for what in ("PRUNESID_KEEP", "~/.config/prunesid/config.toml", "$XDG_CONFIG_HOME"):
+        assert what in said
+
+
 def test_environment_before_file_before_default(
     run: Run, config: Path, llava: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
