@@ -16,16 +16,19 @@ from prunesid_cli.commands.ask import ask
 from prunesid_cli.commands.bench import bench
 from prunesid_cli.commands.compress import compress
 from prunesid_cli.commands.evaluate import evaluate
+from prunesid_cli.commands.mistyped import explained
 from prunesid_cli.commands.show import show
-from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
+from prunesid_cli.errors import ExitCode, PruneSIDError
 from prunesid_cli.output import OutputClosed, end_quietly, mend_streams, printer
-from prunesid_cli.settings import default_map
+from prunesid_cli.settings import DEFAULTS, default_map, unknown_keys
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Answer questions about many images with a vision-language model, from the few visual tokens that matter.",
+    epilog="What is not typed is looked up in the environment (PRUNESID_MODEL, PRUNESID_KEEP, ...), then in "
+    '~/.config/prunesid/config.toml, or under $XDG_CONFIG_HOME (model = "llava-1.5-7b", keep = "64").',
 )
 app.command()(ask)
 app.command()(compress)
@@ -45,9 +48,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def everywhere(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Answer questions about many images with a vision-language model, from the few visual tokens that matter."""
+    if context.invoked_subcommand in DEFAULTS:
+        commands = [getattr(context.command, "commands")[name] for name in DEFAULTS]  # noqa: B009
+        options = {one.name for command in commands for one in command.params if one.param_type_name == "option"}
+        for problem in unknown_keys(options):
+            printer.warning(problem)
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -98,7 +107,7 @@ def _command() -> int:
             error.show()
             return ExitCode.USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
-            printer.error(UsageError(error.format_message(), f"see: {_asked(error)} --help"))
+            printer.error(explained(error, _asked()))
             return ExitCode.USAGE
         bug = PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it")
         bug.__cause__ = error
@@ -106,6 +115,13 @@ def _command() -> int:
         return ExitCode.FAILURE
 
 
-def _asked(error: Any) -> str:
-    """The command that the parser was reading."""
-    return error.ctx.command_path if getattr(error, "ctx", None) else "prunesid"
+def _asked() -> str:
+    """The command that was typed, as far as it is one."""
+    words = ["prunesid"]
+    command: Any = typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        words.append(word)
+    return " ".join(words)

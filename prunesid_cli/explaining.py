@@ -67,6 +67,13 @@ class Explained:
     parts: tuple[Part, ...]
 
     @property
+    def seen(self) -> float:
+        """Share of the picture, or of each frame, that the model's preparation does not crop off."""
+        left, top, right, bottom = zip(*(region.box for region in self.tokens.layout.regions), strict=True)
+        wide, high = min(max(right), 1) - max(min(left), 0), min(max(bottom), 1) - max(min(top), 0)
+        return wide * high  # without what was padded
+
+    @property
     def marks(self) -> Marks:
         """What is drawn of it."""
         groups, links = dict[int, int](), dict[int, int]()

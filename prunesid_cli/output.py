@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,12 @@ def duration(seconds: float) -> str:
 
 def stages(seconds: dict[str, float]) -> str:
     return "   ".join(f"{name} {spent * 1000:.0f} ms" for name, spent in seconds.items())
+
+
+def milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Of stages as a record has them, and `ms` of all."""
+    spent = {f"{name}_ms": round(one * 1000, 1) for name, one in seconds.items()}
+    return spent | {"ms": round(sum(seconds.values()) * 1000, 1)}
 
 
 def size(count: int) -> str:

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import UsageError
+from prunesid_cli.nearest import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,6 +21,8 @@ else:
 
 PARAMETERS = {"attn": "attention", "json": "as_json"}
 """Options whose parameter has another name."""
+KEYS = {parameter: key for key, parameter in PARAMETERS.items()}
+"""The other way round."""
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "ask": (),
     "compress": (),
@@ -65,6 +69,22 @@ def default_map() -> dict[str, Any]:
         command: {key: value for key, value in config.items() if key not in others}
         for command, others in DEFAULTS.items()
     }
+
+
+def unknown_keys(parameters: Collection[str]) -> Iterator[str]:
+    """What is wrong with keys of the file that are none of the options of those parameters. A broken file: see
+    `default_map`."""
+    known = {KEYS.get(one, one) for one in parameters}
+    try:
+        found = load_config()
+    except UsageError:
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            yield f"[{key}] in {config_path()} is not read: options stand above all tables"
+        elif key not in known:
+            meant = nearest(key, known)
+            yield f"{key} in {config_path()} is no option" + (f": did you mean {meant}?" if meant else "")
 
 
 def set_model(name: str) -> Path:

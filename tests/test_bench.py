@@ -14,8 +14,10 @@ from transformers import AutoModelForImageTextToText
 
 from prunesid_cli import __version__
 from prunesid_cli.bench.break_even import BreakEven, Costs, break_even, least
+from prunesid_cli.bench.report import differing
 from prunesid_cli.bench.shapes import SHAPES, Shape, config, of_config
-from prunesid_cli.bench.stages import STAGES
+from prunesid_cli.bench.stages import STAGES, Measured, Round
+from prunesid_cli.bench.timing import Lap
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.language import Language
@@ -95,7 +97,9 @@ def test_the_table_says_what_was_measured(run: Run, llava: Path, pictures: list[
     assert re.findall(r"[\w -]+, [\d,]+ tokens", head) and "--keep 200, 200 tokens" in head
     (_, pruned, _) = json.loads(out.read_text())["settings"]
     assert lines["whole"][2] == f"{1000 * pruned['seconds']:,.1f}"
-    assert set(STAGES) <= set(lines)
+    assert {f"{name}:" for name in STAGES} <= {label.split()[0] for label in lines if label}
+    assert "decode: open the pictures" in lines and "decoding: further tokens" in lines
+    assert "pays from: the least number" in ran.out
     assert lines["times faster"][0] == "1.00" and lines["pays from: visual tokens"][0] == "-"
 
 
@@ -184,6 +188,24 @@ def test_break_even_by_hand() -> None:
     # Ten tokens: stock 9.5 after the tower, pruned 6.6: 2.9 for 80 dropped, and selection costs as much as 28 of them.
     # Cached: 2.5 once and 6.85 a prompt, where stock takes 10.5 and pruning anew 8.6.
     assert break_even(stock, pruned, text=30, tokens=10) == BreakEven(1, 20 + 28, 20 + 28 + 30, 1, 2)
+
+
+def measured(setting: str, kept: int, encode: float, decoding: float) -> Measured:
+    laps = dict.fromkeys(STAGES, Lap(0.0)) | {"encode": Lap(encode), "decoding": Lap(decoding)}
+    return Measured(setting, 1, 8, [Round(laps, 576, kept, 40)] * 2)
+
+
+def test_what_prunes_nothing_and_is_not_stock_is_told() -> None:
+    stock, pruned = measured("stock", 576, 1.0, 1.0), measured("64", 64, 0.1, 0.1)
+    for encode, decoding, wanted in (
+        (1.09, 1.09, []),
+        (1.2, 0.8, [("to the first token", 1.2)]),
+        (0.95, 1.5, [("to the end", 1.225)]),
+        (0.8, 0.9, [("to the first token", 0.8)]),
+    ):
+        found = list(differing([stock, measured("all", 576, encode, decoding), pruned]))
+        assert [total for _, total, _ in found] == [total for total, _ in wanted]
+        assert [times for *_, times in found] == pytest.approx([times for _, times in wanted])
 
 
 def test_break_even_where_selection_is_dear() -> None:

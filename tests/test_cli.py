@@ -19,6 +19,8 @@ from tests.caches import held, write_shard
 from tests.conftest import Run
 
 ASK = "what is shown?"
+RAW = ("Value error", "Input should", "env var", "PRUNESID_")
+"""What a parser says, and no user."""
 
 
 def prunesid(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -99,6 +101,22 @@ def test_several_pictures_in_one_prompt(run: Run, llava: Path, pictures: list[Pa
     assert (record["kept"], record["tokens"], len(record["sources"])) == (120, 3 * 576, 3)
 
 
+def test_a_record_says_how_it_came_about(run: Run, llava: Path, pictures: list[Path]) -> None:
+    """And whether its answer was cut."""
+    ask = ("ask", "-m", llava, pictures[0], ASK, "--json", "--method", "grid", "-k", 40, "-u")
+    ran = run(*ask, "--max-new-tokens", 3)
+    (record,) = ran.records
+    assert (record["method"], record["keep"], record["new_tokens"], record["cut"]) == ("grid", "40", 3, True)
+    for stage in ("preprocess", "encode", "select", "generate"):
+        assert float(re.findall(rf"{stage} (\d+) ms", ran.err)[0]) == pytest.approx(record[f"{stage}_ms"], abs=0.6)
+    whole = run("ask", pictures[0], ASK, "--json").records[0]
+    assert (whole["method"], whole["keep"], whole["cut"]) == ("prunesid", "11%", False)
+    length = whole["new_tokens"]
+    for most in (length, length + 1):  # the end, too, is a token
+        same = run("ask", pictures[0], ASK, "--json", "--max-new-tokens", most).records[0]
+        assert (same["answer"], same["cut"]) == (whole["answer"], most == length)
+
+
 def test_stdin_is_a_picture_a_prompt_or_a_list(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     expected = run("ask", "-m", llava, pictures[0], ASK).out
     assert run("ask", "-m", llava, "-", ASK, stdin=pictures[0].read_bytes()).out == expected
@@ -136,9 +154,12 @@ def test_prompts_from_a_file(run: Run, llava: Path, pictures: list[Path], tmp_pa
         (["-k", "120%"], 2, "more than 100%"),
         (["-k", "lots"], 2, "cannot read 'lots'"),
         (["--method", "best"], 2, "no selection method"),
+        (["--method", "PrunSID"], 2, "hint: did you mean prunesid? one of: prunesid, "),
         (["--device", "tpu9"], 2, "no such device"),
         (["-m", "nobody/nothing"], 1, "nobody/nothing"),
         (["-m", "./nowhere"], 1, "no such model folder"),
+        (["-m", "qwn2-vl-7B"], 1, "hint: did you mean qwen2-vl-7b? see: prunesid models"),
+        (["-m", "nosuch"], 1, "prunesid models"),
         (["-m", "a b c"], 1, "neither a folder nor a repo id"),
     ],
 )
@@ -161,6 +182,8 @@ def test_contradictions_are_refused_where_both_were_typed(
         (("ask", "-m", llava, "--fixed", "--calibration", cache, pictures[0], ASK), "--fixed and --calibration"),
         (("compress", pictures[0], *out, "-0"), "-0 is about a list on stdin"),
         (("answer", cache, ASK, "--prompts", "x.jsonl"), "not both"),
+        (("ask", "-m", llava, "-q", "-v", pictures[0], ASK), "--quiet and --verbose contradict"),
+        (("compress", pictures[0], *out, "-vq"), "--quiet and --verbose contradict"),
     ):
         ran = run(*args)
         assert (ran.code, ran.out, words in ran.err) == (2, "", True), ran.err
@@ -216,6 +239,58 @@ def test_an_error_names_where_a_value_came_from(
     assert "error: cannot read 'yyy'" in run(*ask, "--method", "grid", "-k", "yyy").err
 
 
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--dtype", "fp8"], "--dtype: 'fp8' is not one of 'auto', 'bf16', 'fp16', 'fp32'"),
+        (["--frames", "0"], "--frames: "),
+        (["--frames", "x"], "--frames: "),
+        (["--seed", "-1"], "--seed: "),
+        (["-k"], "Option '-k' requires an argument."),
+    ],
+)
+def test_what_the_parser_refuses_is_said_as_all_else(
+    run: Run, pictures: list[Path], args: list[str], problem: str
+) -> None:
+    ran = run("ask", pictures[0], ASK, *args)
+    said, hint = ran.err.splitlines()
+    assert (ran.code, ran.out, said.startswith(f"error: {problem}")) == (2, "", True), ran.err
+    assert not [raw for raw in RAW if raw in ran.err]
+    assert hint == "hint: see: prunesid ask --help"
+
+
+def test_what_the_parser_refuses_is_named_where_it_stands(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ("ask", pictures[0], ASK)
+    configure(tmp_path, 'attn = "best"\n')
+    assert f"error: attn in {tmp_path}/config/prunesid/config.toml: 'best' is not one of" in run(*ask).err
+    monkeypatch.setenv("PRUNESID_ATTN", "worst")
+    assert "error: PRUNESID_ATTN: 'worst' is not one of" in run(*ask).err
+    assert "error: --attn: 'x' is not one of" in run(*ask, "--attn", "x").err
+
+
+def test_what_was_meant_is_typed_out(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b c.png", "-dash.png", "--dash.png"):
+        shutil.copy(pictures[0], name)
+    for hint, *args in (
+        ("the prompt comes last: prunesid ask a.png 'what is shown?'", "ask", ASK, "a.png"),
+        ("the prompt comes last: prunesid ask 'b c.png' a.png 'what is shown?'", "ask", ASK, "b c.png", "a.png"),
+        ("a file whose name begins with -: ./-dash.png", "compress", "-dash.png", "--out", "c"),
+        ("a file whose name begins with -: ./--dash.png", "compress", "--dash.png", "--out", "c"),
+        ("see: prunesid compress --help", "compress", "-dish.png", "--out", "c"),
+        ('put several prompts into a file, one {"prompt": ...} a line: --prompts', "answer", "c", ASK, ASK),
+        ('ask something: "what is shown?"', "ask", "a.png", " "),
+        ('ask something: "what is shown?"', "ask", "a.png", "<image>"),
+    ):
+        ran = run(*args)
+        assert (ran.code, ran.out, f"hint: {hint}" in ran.err) == (2, "", True), ran.err
+    assert "gone.png: no such file" in run("ask", "gone.png", ASK).err
+
+
 def test_nothing_on_stdin(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     for args, code in ((("-", ASK), 1), ((pictures[0], "-"), 2)):
         ran = run("ask", "-m", llava, *args)
@@ -234,6 +309,20 @@ def test_the_hub_tells_nothing_of_its_retries(run: Run, pictures: list[Path], tm
 
     run("ask", "-m", "nobody/nothing", pictures[0], ASK, "-q")
     assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+
+
+def test_a_hub_that_is_not_reached_is_told_at_once(pictures: list[Path], tmp_path: Path) -> None:
+    """The pauses between the retries of a download alone are 23 seconds."""
+    others = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PRUNESID_MODEL")}
+    nowhere = others | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    ask = ("ask", pictures[0], ASK, "-m", "nobody/nothing")
+    began = time.perf_counter()
+    ran = prunesid(*ask, env=nowhere)
+    assert time.perf_counter() - began < 20
+    note, error, hint = ran.stderr.splitlines()
+    assert (ran.returncode, note) == (1, "looking for nobody/nothing on the Hugging Face hub")
+    assert error == "error: nobody/nothing is not on this machine and the hub cannot be reached"
+    assert prunesid(*ask, "-q", env=nowhere).stderr.splitlines() == [error, hint]
 
 
 def test_more_than_all_keeps_all_and_says_so(run: Run, llava: Path, pictures: list[Path]) -> None:
@@ -424,6 +513,22 @@ def test_models_use_sets_the_default(
     monkeypatch.chdir(tmp_path)
     assert run("ask", pictures[0], ASK).out == run("ask", "-m", llava, pictures[0], ASK).out
     assert run("models", "use", "./nowhere").code == 1
+
+
+def test_a_model_that_was_chosen_is_not_remarked_on(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded one, too."""
+    ask = ("ask", pictures[0], ASK)
+    assert "using the embedded demo model" in run(*ask).err
+    assert run(*ask, "-m", "demo").err == ""
+    run("compress", pictures[0], "--out", tmp_path / "c", "-q")
+    assert run("answer", tmp_path / "c", ASK).err == ""
+    monkeypatch.setenv("PRUNESID_MODEL", "demo")
+    assert run(*ask).err == ""
+    monkeypatch.delenv("PRUNESID_MODEL")
+    assert run("models", "use", "demo").code == 0
+    assert run(*ask).err == run("show", pictures[0]).err == ""
 
 
 def test_tags_place_images_in_a_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:

@@ -62,6 +62,12 @@ def test_an_input_named_like_a_command_is_no_command(
     assert (broken.code, str(config) in broken.err) == (2, True)
 
 
+def test_the_help_says_where_options_can_be_set(run: Run) -> None:
+    said = " ".join(run("--help").out.split())
+    for what in ("PRUNESID_KEEP", "~/.config/prunesid/config.toml", "$XDG_CONFIG_HOME"):
+        assert what in said
+
+
 def test_environment_before_file_before_default(
     run: Run, config: Path, llava: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,3 +91,17 @@ def test_evaluate_takes_the_model_and_compares_what_it_is_told(
     ran = run("evaluate", data, "--json")
     assert (ran.code, "embedded" in ran.err) == (0, False), ran.err
     assert [one["keep"] for one in ran.records] == ["all", "192", "128", "64", "32", "16"]
+
+
+def test_a_key_that_is_no_option_is_named(run: Run, config: Path, llava: Path, pictures: list[Path]) -> None:
+    config.write_text('kep = 3\nmax-new-tokens = 3\nqwertz = 1\nkeep = "8"\nattn = "eager"\n[Keep]\nall = 1\n')
+    ran = run("ask", "-m", llava, pictures[0], "what?", "--json", "-q")
+    assert (ran.code, ran.records[0]["kept"]) == (0, 8)
+    assert ran.err.splitlines() == [
+        f"warning: kep in {config} is no option: did you mean keep?",
+        f"warning: max-new-tokens in {config} is no option: did you mean max_new_tokens?",
+        f"warning: qwertz in {config} is no option",
+        f"warning: [Keep] in {config} is not read: options stand above all tables",
+    ]
+    config.write_text("json = true\nstream = true\n")  # of one command each
+    assert run("ask", "-m", llava, pictures[0], "what?", "-q").err == ""

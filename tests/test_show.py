@@ -85,6 +85,9 @@ def test_kept_patches_are_bright(run: Run, llava: Path, shapes: dict[str, Path],
     drawn = pixels(out)[unseen]
     assert (drawn.max(-1) == drawn.min(-1)).all(), "what was cropped off is grey"
     assert (len(drawn) > 0) == (shape != "square")
+    assert record["seen"] == pytest.approx(1 - unseen.mean(), abs=1e-3)
+    said = "   67% of the picture is not seen: cropped off"
+    assert (said in run("show", source, "-m", llava).out) == (shape != "square")
 
 
 def test_tiles_stand_beside_the_whole(run: Run, tiled: Path, shapes: dict[str, Path], tmp_path: Path) -> None:
@@ -120,6 +123,8 @@ def test_a_clip_is_a_contact_sheet(run: Run, tiled: Path, shapes: dict[str, Path
     check_brightness(tmp_path / "some.png", tmp_path / "all.png", record, places)
     text = run(*common).out
     assert [f"{time:.1f} s" in text for time in (0, 0.2, 0.4)] == [True] * 3
+    assert f"   {1 - record['seen']:.0%} of each frame is not seen: cropped off" in text
+    assert record["seen"] == pytest.approx(min(width, height) / max(width, height), abs=1e-3)
 
 
 def test_frames_of_a_window_have_groups_together(run: Run, tiled: Path, shapes: dict[str, Path]) -> None:
@@ -203,6 +208,14 @@ def test_groups_without_suppression(run: Run, pictures: list[Path]) -> None:
     assert caption.endswith("5 groups")
 
 
+def test_what_there_is_none_of_is_what_was_wished(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    show = ("show", pictures[0], "-m", llava, "-k", "all", "--out", tmp_path / "a.png")
+    for wished in (["links"], ["groups"], ["groups", "links"]):
+        what = " and no ".join(wished)
+        said = run(*show, *(f"--{one}" for one in wished)).err
+        assert f"warning: nothing was pruned, so there are no {what}\n" in said
+
+
 def test_nothing_but_a_picture_is_written_over(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     text, picture = tmp_path / "notes.png", tmp_path / "kept.webp"
     text.write_text("precious", encoding="utf-8")
@@ -245,9 +258,14 @@ def test_compare_gives_both_answers(run: Run, llava: Path, pictures: list[Path])
     names = ("answer", "kept", "prompt_tokens", "new_tokens")
     for side, single in alone.items():
         assert {name: record[side][name] for name in names} == {name: single[name] for name in names}
-        assert record[side]["ms"] > 0
+        stages = [record[side][f"{stage}_ms"] for stage in ("preprocess", "encode", "select", "generate")]
+        assert record[side]["ms"] == pytest.approx(sum(stages), abs=0.3)
+        assert min(stages) > 0
+    assert record["pruned"]["encode_ms"] == record["all"]["encode_ms"], "the tower sees once for both"
     assert (record["tokens"], record["all"]["kept"]) == (2 * 576, 2 * 576)
     assert "visual tokens 1152 -> 126 (10.9%)" in ran.err
     table = run(*common, "--compare").out
     assert [line.split()[-2:] for line in table.splitlines() if line.startswith("visual")] == [["126", "1,152"]]
+    rows = ("preprocess, ms", "encode, ms", "select, ms", "generate, ms", "all of it, ms")
+    assert [line[:16].strip() for line in table.splitlines()[-5:]] == list(rows)
     assert run(*common, "--compare", "-k", "all").code == 2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby
+from math import log
 from typing import Any
 
 from prunesid_cli.bench.break_even import BreakEven, Costs, break_even
@@ -18,6 +19,15 @@ RIVALS = {
 }
 """By whether that model itself was measured."""
 RANDOM = "random weights, for timing only"
+WORDS = {
+    "decode": "decode: open the pictures",
+    "encode": "encode: the vision tower",
+    "select": "select: what to keep",
+    "project": "project: into the prompt",
+    "prefill": "prefill: read the prompt",
+    "decoding": "decoding: further tokens",
+}
+"""Lines of the table about STAGES."""
 PAYS = {
     "answer_tokens": "pays from: tokens of an answer",
     "visual_tokens": "pays from: visual tokens",
@@ -26,6 +36,12 @@ PAYS = {
     "prompts_pruned": "the same, against pruned anew",
 }
 """Lines of the table about a `BreakEven`."""
+TOTALS: dict[str, Callable[[Measured], float]] = {
+    "to the end": lambda one: one.whole,
+    "to the first token": lambda one: one.to_first,
+}
+ALIKE = 1.1
+"""Times the stock model's, up to which a total is the same."""
 
 
 def costs_of(one: Measured) -> Costs:
@@ -47,6 +63,17 @@ def drops(one: Measured) -> bool:
 
 def turning_point(stock: Measured, pruned: Measured) -> BreakEven:
     return break_even(costs_of(stock), costs_of(pruned), round(stock.mean("text")), stock.new_tokens)
+
+
+def differing(measured: Sequence[Measured]) -> Iterator[tuple[Measured, str, float]]:
+    """Of settings that prune nothing the total that is least like the stock model's, and how many times that it is;
+    none where all are alike."""
+    stock = {one.batch_size: one for one in measured if one.setting == STOCK}
+    for one in measured:
+        times = {name: total(one) / total(stock[one.batch_size]) for name, total in TOTALS.items()}
+        worst = max(times, key=lambda name: abs(log(times[name])))
+        if not drops(one) and abs(log(times[worst])) > log(ALIKE):
+            yield one, worst, times[worst]
 
 
 def records_of(measured: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -93,6 +120,7 @@ def about(found: dict[str, Any]) -> list[str]:
         f"prompts of {one['text_tokens']:.0f} tokens beside the visual ones, answers of {one['new_tokens']}",
         f"milliseconds of a batch (medians of {plural(found['rounds'], 'round')} after a warm-up), share of the whole,"
         f" MB beyond what was held before ({found['memory']})",
+        "pays from: the least number of what is named at which pruning is no slower than stock; never: at none",
     ]
 
 
@@ -106,7 +134,7 @@ def _table(some: Sequence[Measured]) -> list[list[str]]:
     size = stock.batch_size
     figures: dict[str, Callable[[Measured], str]] = {
         f"batch of {size}": lambda one: f"{_named(one)}, {plural(round(one.mean('kept')), 'token')}",
-        **{name: partial(_cell, name=name) for name in STAGES},
+        **{WORDS[name]: partial(_cell, name=name) for name in STAGES},
         "to the first token": lambda one: f"{1000 * one.to_first:,.1f} ms",
         "times faster to it": lambda one: f"{stock.to_first / one.to_first:.2f}",
         "a further token": lambda one: f"{1000 * one.a_token:,.2f} ms",

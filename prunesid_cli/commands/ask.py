@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -86,10 +88,11 @@ def ask(
         text = sides.table(pruned, whole)
     else:
         answer, items = pipeline.ask(*asked)
-        record, text = _answered(answer, items), "" if stream else answer.text
+        given = sides.Side(answer, items, pruner.clock.seconds, max_new_tokens)
+        record, text = {"tokens": given.total} | given.record, "" if stream else answer.text
     note_if_all(budget, max(item.layout.total for item in items))
     if as_json:
-        printer.record(_about(session, media, prompt) | record)
+        printer.record(_about(session, media, prompt) | {"method": method, "keep": keep} | record)
     else:
         printer.result(text)
     if usage:
@@ -102,6 +105,10 @@ def _read_inputs(sources: list[str], prompt: str, sampling: Sampling) -> tuple[l
         raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
     if [*sources, prompt].count("-") > 1:
         raise UsageError("stdin can be read once", hint="give - for one of the arguments only")
+    first, *others = sources
+    if os.path.isfile(prompt) and first != "-" and not os.path.exists(first):
+        typed = shlex.join(["prunesid", "ask", *others, prompt, first])
+        raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {typed}")
     return read_media(sources, sampling), prompt_of(prompt)
 
 
@@ -111,16 +118,6 @@ def _about(session: Session, media: list[Media], prompt: str) -> dict[str, Any]:
         "prompt": prompt,
         "model": session.checkpoint.name,
         "revision": session.checkpoint.revision,
-    }
-
-
-def _answered(answer: Answer, items: list[TokenSet]) -> dict[str, Any]:
-    return {
-        "answer": answer.text,
-        "tokens": sum(item.layout.total for item in items),
-        "kept": sum(item.kept for item in items),
-        "prompt_tokens": answer.prompt_tokens,
-        "new_tokens": answer.new_tokens,
     }
 
 

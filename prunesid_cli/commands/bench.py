@@ -68,8 +68,9 @@ def bench(
         typer.Option(
             metavar="CONFIG",
             rich_help_panel=o.MODEL,
-            help="For timing only: a model of this config with random weights, none downloaded. A folder, a repo id, "
-            "or llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, which need no network.",
+            help="For timing only: a model of this config with random weights, none downloaded. A repo id, a folder "
+            "(but for LLaVA and LLaVA-NeXT with the files of the processor), or llava-1.5-7b, llava-1.5-13b, "
+            "llava-next-7b, llava-next-13b, which need no network.",
         ),
     ] = None,
     method: o.Method = "prunesid",
@@ -145,12 +146,18 @@ def _check_wanted(context: typer.Context, out: Path | None) -> None:
 
 def _note(measured: Sequence[Measured], budgets: Mapping[str, Budget]) -> None:
     """Budgets that are more than there is, once each; and whether figures can be trusted."""
+    from prunesid_cli.bench import report
+
     for setting, total in {one.setting: round(one.mean("tokens")) for one in measured}.items():
         if setting in budgets:
             note_if_all(budgets[setting], total)
     spread = max(one.spread for one in measured)
     if spread > UNEVEN:
         printer.warning(f"the longest round took {spread:.1f} times the shortest: on a busy machine, try more --rounds")
+    for one, until, times in report.differing(measured):
+        what = f"--keep {one.setting}, which prunes nothing, took {times:.2f} times as long as stock {until}"
+        sure = "figures are no surer than that; try more --rounds, on a machine that is not busy"
+        printer.warning(f"{what} (batch of {one.batch_size}): {sure}")
 
 
 def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, out: Path | None) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from prunesid_cli.output import milliseconds
 
 if TYPE_CHECKING:
     from prunesid_cli.families.base import LanguageHalf
@@ -15,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Side:
-    """An answer, what it was given from, and the seconds of each stage after the tower."""
+    """An answer, what it was given from, the seconds of each stage, and how many tokens it could have had."""
 
     answer: Answer
     items: list[TokenSet]
     seconds: Mapping[str, float]
+    most: int
 
     @property
     def total(self) -> int:
@@ -36,14 +40,15 @@ class Side:
             "kept": self.kept,
             "prompt_tokens": self.answer.prompt_tokens,
             "new_tokens": self.answer.new_tokens,
-            "ms": round(sum(self.seconds.values()) * 1000, 1),
+            "cut": self.answer.new_tokens == self.most,
+            **milliseconds(self.seconds),
         }
 
 
 def compare(
     pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, how: Generation
 ) -> tuple[Side, Side]:
-    """As pruned, and of the stock model."""
+    """As pruned, and of the stock model; the tower, which sees once for both, is in the seconds of each."""
     from prunesid_cli.pipeline import reply, see
     from prunesid_cli.pruner import Clock
     from prunesid_cli.selection.budget import Budget
@@ -53,7 +58,8 @@ def compare(
 
     def side(budget: Budget, most: int) -> Side:
         own = replace(pruner, budget=budget, clock=Clock())
-        return Side(*reply(own, language, media, encoded, prompt, replace(how, max_new_tokens=most)), own.clock.seconds)
+        answer, items = reply(own, language, media, encoded, prompt, replace(how, max_new_tokens=most))
+        return Side(answer, items, pruner.clock.seconds | own.clock.seconds, most)
 
     side(pruner.budget, 1)  # the first answer of a process pays for what later ones find ready
     return side(pruner.budget, how.max_new_tokens), side(Budget.parse("all"), how.max_new_tokens)
@@ -66,16 +72,21 @@ def table(pruned: Side, whole: Side) -> str:
     from rich.text import Text
 
     made = Table("", f"{pruned.kept / pruned.total:.1%} kept", "all", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    rows = {
+    rows: dict[str, Callable[[Side], str]] = {
         "answer": lambda side: side.answer.text,
         "visual tokens": lambda side: f"{side.kept:,}",
         "prompt tokens": lambda side: f"{side.answer.prompt_tokens:,}",
         "answer tokens": lambda side: f"{side.answer.new_tokens:,}",
-        "seconds": lambda side: f"{sum(side.seconds.values()):.3f}",
     }
+    rows |= {f"{name}, ms": partial(_ms, name=name) for name in pruned.seconds} | {"all of it, ms": _ms}
     for name, value in rows.items():
         made.add_row(name, Text(value(pruned)), Text(value(whole)))
     console = Console()
     with console.capture() as captured:
         console.print(made)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _ms(side: Side, name: str | None = None) -> str:
+    """Of a stage, or of all."""
+    return f"{1000 * (side.seconds[name] if name else sum(side.seconds.values())):,.0f}"

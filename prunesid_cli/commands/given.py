@@ -13,7 +13,7 @@ import typer
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families.checkpoint import DEMO, is_local
-from prunesid_cli.settings import config_path
+from prunesid_cli.settings import KEYS, config_path
 from prunesid_cli.video.sampling import FRAMES, Sampling
 
 RISING = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
@@ -42,14 +42,20 @@ def outweighs_fixed(context: typer.Context, name: str, option: str) -> bool:
     return weight(context, name) >= weight(context, "dynamic")
 
 
+def origin(context: typer.Context, name: str) -> str | None:
+    """Where the value of an option that was not typed came from; None: it was, or is the built-in one."""
+    key = KEYS.get(name, name)
+    places = {"ENVIRONMENT": f"PRUNESID_{key.upper()}", "DEFAULT_MAP": f"{key} in {config_path()}"}
+    return places.get(RISING[weight(context, name)])
+
+
 @contextmanager
 def naming(context: typer.Context, name: str) -> Iterator[None]:
     """An error about an option that was not typed says where its value came from."""
-    places = {"ENVIRONMENT": f"PRUNESID_{name.upper()}", "DEFAULT_MAP": f"{name} in {config_path()}"}
     try:
         yield
     except UsageError as error:
-        place = places.get(RISING[weight(context, name)])
+        place = origin(context, name)
         if place is None:
             raise
         raise UsageError(f"{place}: {error.problem}", error.hint) from error
@@ -109,11 +115,10 @@ def prompt_of(text: str) -> str:
     Raises:
         UsageError: it is empty.
     """
-    example = 'prunesid ask picture.jpg "what is shown?"'
     if text == "-":
         text = stdin().read().strip()
         if not text:
-            raise UsageError("nothing came on stdin", f"pipe a prompt into it, or type one: {example}")
+            raise UsageError("nothing came on stdin", 'pipe a prompt into it, or type one: "what is shown?"')
     if not text.strip():
-        raise UsageError("the prompt is empty", example)
+        raise UsageError("the prompt is empty", 'ask something: "what is shown?"')
     return text

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from prunesid_cli.commands.choices import Attention, Backend, Dtype, Stored
+from prunesid_cli.commands.given import is_typed
+from prunesid_cli.errors import UsageError
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 from prunesid_cli.video.sampling import MAX_FRAMES
@@ -205,12 +207,19 @@ Links = Annotated[
 ]
 
 
-def _quiet(wanted: bool) -> None:
+def _quiet(context: typer.Context, wanted: bool) -> None:
     printer.quiet = printer.quiet or wanted
+    _check_volume(context)
 
 
-def _verbose(wanted: bool) -> None:
+def _verbose(context: typer.Context, wanted: bool) -> None:
     printer.verbose = printer.verbose or wanted
+    _check_volume(context)
+
+
+def _check_volume(context: typer.Context) -> None:
+    if is_typed(context, "quiet") and is_typed(context, "verbose"):
+        raise UsageError("--quiet and --verbose contradict each other", "leave out one")
 
 
 def _debug(wanted: bool) -> None:

@@ -15,6 +15,7 @@ from prunesid_cli.commands.given import naming
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
+from prunesid_cli.nearest import did_you_mean
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 DEMO_NOTE = (
     "using the embedded demo model, which knows only drawn scenes; "
-    "choose a real one with: prunesid models use llava-1.5-7b"
+    "choose a real one with: prunesid models use llava-1.5-7b (or this one, and no more is said: demo)"
 )
 
 ON_CPU = 8
@@ -141,6 +142,7 @@ def read_budget(context: typer.Context, keep: str, dynamic: bool | None, method:
     """
     with naming(context, "method"):
         if method not in METHODS:
-            raise UsageError(f"no selection method called {method!r}", hint=f"one of: {', '.join(METHODS)}")
+            hint = did_you_mean(method, METHODS, f"one of: {', '.join(METHODS)}")
+            raise UsageError(f"no selection method called {method!r}", hint)
     with naming(context, "keep"):
         return Budget.parse(keep, dynamic is True, dynamic is False)

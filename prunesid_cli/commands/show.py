@@ -34,6 +34,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "WEBP": {"quality": 92},
 }
 
+WHOLE = 0.995
+"""Share of a picture from which on it is all of it, but for a row of pixels that rounding costs."""
+
 
 def show(
     context: typer.Context,
@@ -87,10 +90,10 @@ def show(
         printer.record(_record(session, item, found, {"method": method, "keep": keep, "picture": out and str(out)}))
     elif out:
         printer.result(str(out))
-        printer.note(_caption(found, groups))
+        printer.note(_caption(item, found, groups))
     else:
         printer.result(_in_terminal(panels, marks))
-        printer.result(_caption(found, groups))
+        printer.result(_caption(item, found, groups))
 
 
 def _check_wanted(method: str, groups: bool, links: bool, out: Path | None, as_json: bool) -> None:
@@ -135,7 +138,8 @@ def _drawn(item: Media, found: Explained, groups: bool, links: bool) -> tuple[li
 
     marks = found.marks
     if (groups or links) and not marks.groups:
-        printer.warning("nothing was pruned, so there are no groups")
+        lacking = [name for name, wanted in (("groups", groups), ("links", links)) if wanted]
+        printer.warning(f"nothing was pruned, so there are no {' and no '.join(lacking)}")
     elif links and not marks.links:
         printer.note("no token suppressed another: none of a group are more similar than tau, which grows with --keep")
     wanted = Marks(marks.kept, marks.groups if groups else {}, marks.links if links else {})
@@ -169,7 +173,7 @@ def _in_terminal(panels: list[Panel], marks: Marks) -> str:
     return captured.get().removesuffix("\n")
 
 
-def _caption(found: Explained, groups: bool) -> str:
+def _caption(item: Media, found: Explained, groups: bool) -> str:
     tokens, layout = found.tokens, found.tokens.layout
     visual = {slot for region in layout.regions for slot in region.slots}
     patches = len(visual.intersection(tokens.slots))
@@ -178,6 +182,9 @@ def _caption(found: Explained, groups: bool) -> str:
     parts += [f"{patches} of {len(visual)} patches" + f" and {others} CLS" * (others > 0)]
     if groups and found.marks.groups:
         parts += [plural(sum(len(set(part.groups or ())) for part in found.parts), "group")]
+    if found.seen < WHOLE:
+        what = "each frame" if item.is_clip else "the picture"
+        parts += [f"{1 - found.seen:.0%} of {what} is not seen: cropped off"]
     return "   ".join(parts)
 
 
@@ -189,6 +196,7 @@ def _record(session: Session, item: Media, found: Explained, asked: dict[str, An
         "revision": session.checkpoint.revision,
         **asked,
         "size": item.size,
+        "seen": round(found.seen, 4),
         "tokens": tokens.layout.total,
         "kept": tokens.kept,
         "phi": found.phi,

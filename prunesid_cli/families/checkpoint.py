@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
+from prunesid_cli.nearest import nearest
+from prunesid_cli.output import printer
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
@@ -79,6 +81,9 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
         return _local(str(folder.resolve()), folder.resolve())
     if os.sep in name.strip(os.sep) and (name.startswith((".", os.sep, "~")) or name.count("/") > 1):
         raise ModelError(f"no such model folder: {name}", hint="name a folder that holds a config.json, or a repo id")
+    meant = None if "/" in name else nearest(name, (DEMO, *ALIASES))
+    if meant:  # no model on the hub that could be read has so short a name
+        raise ModelError(f"no model called {name!r}", f"did you mean {meant}? see: prunesid models")
     return _hub(name, revision or "main")
 
 
@@ -94,17 +99,34 @@ def _local(name: str, folder: Path) -> Checkpoint:
 
 
 def _hub(repo: str, revision: str) -> Checkpoint:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # its retries are no news: how they ended is said
     try:
-        config = Path(hf_hub_download(repo, CONFIG, revision=revision))
+        config = _config(repo, revision)
     except Exception as error:
         raise explain_hub_error(repo, revision, error) from error
     commit = config.parent.name
     settings = try_to_load_from_cache(repo, SETTINGS, revision=commit)
     return Checkpoint(repo, repo, commit, commit, *_read(config, Path(settings) if isinstance(settings, str) else None))
+
+
+def _config(repo: str, revision: str) -> Path:
+    """Of a repository, from the hub, or from its cache on this machine where that has it and the hub is not reached."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    is_here = isinstance(try_to_load_from_cache(repo, CONFIG, revision=revision), str)
+    if not is_here and not constants.HF_HUB_OFFLINE:
+        printer.note(f"looking for {repo} on the Hugging Face hub")
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision))
+        except Exception as error:  # whatever else it is, the download tells better
+            # Of httpx or httpx2, as the hub's library has it. A download would go on trying for half a minute.
+            if type(error).__name__ == "ConnectError":
+                raise LocalEntryNotFoundError(str(error)) from error
+    return Path(hf_hub_download(repo, CONFIG, revision=revision))
 
 
 def _read(config: Path, settings: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
@@ -140,7 +162,7 @@ def explain_hub_error(repo: str, revision: str, error: Exception) -> PruneSIDErr
     """The hub's exception as a line and a hint. Order matters: some are subclasses of others."""
     from huggingface_hub import errors
 
-    offline = "without network, name a folder; the embedded model needs none: -m demo"
+    offline = "without network, name a folder; the embedded model needs none: -m demo (others: prunesid models)"
     table: tuple[tuple[type[Exception], str, str], ...] = (
         (errors.GatedRepoError, f"{repo} is gated", "accept its licence on its page, then: hf auth login"),
         (errors.RepositoryNotFoundError, f"no model called {repo!r}", "see: prunesid models"),

@@ -74,7 +74,7 @@ class Language(ABC):
         if found:
             raise UsageError(f"the prompt contains {found}, which stands for an image", hint="leave it out")
         if not text.strip():
-            raise UsageError("the prompt asks nothing", hint='prunesid ask picture.jpg "what is shown?"')
+            raise UsageError("the prompt asks nothing", hint='ask something: "what is shown?"')
 
     @torch.no_grad()
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
