@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def main() -> None:
         name = f"scene{number}.png"
         Image.fromarray(draw(scene).pixels).save(HERE / name, optimize=True)
         for question in ask_all(scene, rng):
-            lines.append({"source": f"samples/{name}", "prompt": question.prompt, "expected": question.answer})
+            lines.append({"media": name} | asdict(question))
     (HERE / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     Image.fromarray(draw_other(HELD_OUT, 9011)).save(HERE / "not_a_scene.png", optimize=True)
     show = [sys.executable, "-m", "prunesid_cli", "show", "scene5.png", "-m", "demo", "--out", "kept.png"]

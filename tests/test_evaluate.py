@@ -96,13 +96,14 @@ def test_detection() -> None:
 
 
 def test_a_kind_that_suffers_is_named_only_where_that_is_sure() -> None:
-    records = [Record(n, (f"{n}.png",), "?", ("a",), "text" if n % 2 else "colour", "exact", str(n)) for n in range(80)]
+    kinds, names = ["colour", "text"] * 40, [(f"{number}.png",) for number in range(80)]
+    records = [Record(n, names[n], names[n], "?", ("a",), kinds[n], "exact", str(n)) for n in range(80)]
     settings = [Setting("all", "prunesid"), Setting("16", "prunesid")]
     results = Results(None, "")
     for one in records:
         for setting in settings:
             lost = setting.keep == "16" and one.kind == "text" and one.number % 4 == 1
-            results.add([Said(one.key, "", str(setting), "b" if lost else "a", 576, 16, float(not lost))])
+            results.add(one, [Said(one.key, "", str(setting), "b" if lost else "a", 576, 16, float(not lost))])
     rows = rows_of(settings, records, results)
     assert rows[1].kinds["text"].share == 0.5
     assert suffering(rows[1], records, 0.95) == ["text (50%)"]
@@ -121,6 +122,10 @@ def test_a_kind_that_suffers_is_named_only_where_that_is_sure() -> None:
         ('{"media": "a.png", "prompt": "x", "answer": "(", "metric": "regex"}', "no regular expression"),
         ('{"media": "a.png", "prompt": "x", "answer": "red", "metric": "yesno"}', "neither yes nor no"),
         ('{"media": "a.png", "prompt": "x", "answer": true}', "neither a text nor a list"),
+        ('{"media": "a.png", "prompt": "x", "answer": ""}', "expects an empty answer"),
+        ('{"media": "a.png", "prompt": "x", "answer": []}', "expects an empty answer"),
+        ('{"media": "a.png", "prompt": "x", "metric": "vqa"}', "expects an empty answer"),
+        ('{"media": "a.png", "prompt": "x", "kind": 3}', "kind is no text"),
     ],
 )
 def test_a_bad_record_is_found_before_any_model_is_loaded(run: Run, tmp_path: Path, line: str, words: str) -> None:
@@ -128,6 +133,13 @@ def test_a_bad_record_is_found_before_any_model_is_loaded(run: Run, tmp_path: Pa
     path.write_text('{"media": "a.png", "prompt": "x"}\n' + line)
     ran = run("evaluate", path, "-m", tmp_path / "none")
     assert (ran.code, ran.out, words in ran.err) == (2, "", True), ran.err
+
+
+def test_what_contradicts_itself_or_is_not_there(run: Run, tmp_path: Path) -> None:
+    ran = run("evaluate", tmp_path / "none.jsonl")
+    assert (ran.code, f"cannot read {tmp_path / 'none.jsonl'}: No such file" in ran.err) == (2, True), ran.err
+    ran = run("evaluate", tmp_path / "none.jsonl", "--target", "99%", "--keep", "64")
+    assert (ran.code, "--target and --keep contradict" in ran.err) == (2, True), ran.err
 
 
 def test_paths_are_those_from_the_file(tmp_path: Path) -> None:
@@ -167,6 +179,10 @@ def test_the_embedded_model_is_evaluated(run: Run, questions: Path, tmp_path: Pa
     before = out.read_text()
     lines = before.splitlines(keepends=True)
     assert len(lines) == 5 * first["records"]
+    told = json.loads(lines[0])
+    asked = json.loads(questions.read_text().splitlines()[told["line"] - 1])
+    assert {name: told[name] for name in ("prompt", "kind")} == {name: asked[name] for name in ("prompt", "kind")}
+    assert (told["media"], told["expected"]) == ([asked["media"]], [asked["answer"]])
     out.write_text("".join(lines[:17]) + lines[17][:20])  # as an interrupted run leaves it
     again = run(*command, "--json")
     assert again.records == ran.records
@@ -216,9 +232,23 @@ def test_without_answers_the_unpruned_ones_are_what_counts(
     path.write_text("".join(json.dumps({"media": str(one), "prompt": "what?"}) + "\n" for one in pictures[:4]))
     command = ["evaluate", path, "-m", llava, "--keep", "400,4", "--max-new-tokens", "4", "--json"]
     base, more, less = run(*command, "--divergence").records
+    head, *rows = run(*command[:-1], "--divergence").out.splitlines()
+    assert head.split()[3] == "agreement" and head.endswith("KL of first token")
+    assert rows[0].endswith(" 0.0000 nats")
+    assert "KL" not in run(*command[:-1]).out
     assert (base["marks"]["accuracy"], base["divergence"]) == (1, 0)
     assert 0 < more["divergence"] < less["divergence"]
     assert less["marks"]["accuracy"] == less["same"]
+
+
+def test_records_with_and_without_answers_are_not_mixed_in_silence(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    path, lines = tmp_path / "q.jsonl", [{"media": str(one), "prompt": "what?"} for one in pictures[:3]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines[:2], lines[2] | {"answer": "a ring"}]))
+    ran = run("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", "4")
+    assert "2 of 3 records expect no answer" in ran.err
+    assert ran.out.split()[3] == "accuracy"
 
 
 def test_the_smallest_budget_that_reaches_a_target(run: Run, questions: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.choices import Attention, Backend, Dtype
-from prunesid_cli.commands.given import listed, read_sampling, revision_meant
+from prunesid_cli.commands.given import is_typed, listed, read_sampling, revision_meant
 from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import ExitCode, MediaError, PruneSIDError, UsageError
 from prunesid_cli.interrupt import stoppable
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from prunesid_cli.evaluate.runner import Results, Runner, Setting
 
 BUDGETS = "all,192,128,64,32,16"
-SEARCHED = ("8", "12", "16", "24", "32", "48", "64", "96", "128", "192", "256", "384", "512", "768", "1024")
+SEARCHED = ("2", "4", "8", "12", "16", "24", "32", "48", "64", "96", "128", "192", "256", "384", "512", "768", "1024")
 """Budgets among which the smallest that reaches a target is looked for."""
+WHAT = {"accuracy": "accuracy", "agreement": "answers"}
 SURE = 0.9
 NOTHING = "look at its answers: --keep all --out answers.jsonl"
 TEXT = "small things that only a few tokens show, as text, suffer first: look at their kind"
@@ -52,21 +53,26 @@ def evaluate(
         typer.Option(
             metavar="SHARE",
             rich_help_panel=o.PRUNING,
-            help="Instead of --keep: the smallest budget that keeps so much of the unpruned accuracy, as 99%.",
+            help="Instead of --keep: the smallest budget that keeps so much of the unpruned accuracy, as 99%. By "
+            f"bisection of {', '.join(SEARCHED)}.",
         ),
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="Of records that name none: exact, contains, yesno, vqa, recall or regex.")
     ] = None,
     divergence: Annotated[
-        bool, typer.Option("--divergence", help="Also how far the first token's odds are from the unpruned ones.")
+        bool,
+        typer.Option(
+            "--divergence",
+            help="Also how far the first token's odds are from the unpruned ones: Kullback-Leibler, in nats.",
+        ),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="ANSWERS.jsonl", help="Every answer; the same command goes on from there."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PICTURE", help="Accuracy against budget, as .png or .svg.")
+        Path | None, typer.Option(metavar="PICTURE", help="Accuracy against budget: .png, .jpg, .svg or .pdf.")
     ] = None,
     model: o.Model = None,
     revision: o.Revision = None,
@@ -95,10 +101,12 @@ def evaluate(
     printer.resumable = out is not None
     from prunesid_cli.evaluate.plot import check_plot, draw_plot
     from prunesid_cli.evaluate.records import read_records
-    from prunesid_cli.evaluate.report import rows_of
+    from prunesid_cli.evaluate.report import measure_of, rows_of
     from prunesid_cli.evaluate.runner import Results, Runner, Setting
     from prunesid_cli.types import Generation
 
+    if target and is_typed(context, "keep"):
+        raise UsageError("--target and --keep contradict each other", "--target looks for a budget: leave out one")
     if plot:
         check_plot()
     wanted = _share(target)
@@ -127,7 +135,7 @@ def evaluate(
     rows = rows_of(settings, records, results, wanted)
     _tell(rows, records, results, wanted, as_json)
     if plot and rows:
-        draw_plot(rows, plot)
+        draw_plot(rows, plot, measure_of(records))
         printer.note(f"plotted: {plot}")
     if results.failed:
         raise typer.Exit(ExitCode.PARTIAL)
@@ -173,7 +181,7 @@ def _search(
             break
         if (share := rows[1].marks.share) is None:
             raise PruneSIDError("the unpruned model answers no record rightly, so there is nothing to keep", NOTHING)
-        reaches = share >= target or rows[1].share >= 1
+        reaches = share >= target or rows[1].retention >= 1
         low, high = (low, middle) if reaches else (middle + 1, high)
     yield from sorted(tried, key=lambda one: int(one.keep))
 
@@ -181,7 +189,7 @@ def _search(
 def _tell(
     rows: Sequence[Row], records: Sequence[Record], results: Results, target: float | None, as_json: bool
 ) -> None:
-    from prunesid_cli.evaluate.report import as_record, suffering, table
+    from prunesid_cli.evaluate.report import as_record, measure_of, suffering, table
 
     numbers = {one.key: one.number for one in records}
     for key, error in results.failed.items():
@@ -192,8 +200,11 @@ def _tell(
         for row in rows:
             printer.record(as_record(row) | {"records": len(records) - len(results.failed)})
     else:
-        for line in columns(table(rows)):
+        for line in columns(table(rows, measure_of(records))):
             printer.result(line)
+    if 0 < (open_ones := sum(not one.answers for one in records)) < len(records):
+        what = f"{open_ones:,} of {plural(len(records), 'record')} expect no answer"
+        printer.warning(f"{what}: in the same accuracy they count by whether the answer is the unpruned model's")
     if rows[0].marks.share is None:
         printer.warning(f"the unpruned model answers no record rightly, so nothing can be said of pruning: {NOTHING}")
     for row in rows[1:]:
@@ -206,6 +217,9 @@ def _tell(
 
 def _advise(rows: Sequence[Row], records: Sequence[Record], target: float) -> None:
     """The smallest budget of each method that keeps what was asked for, and how sure that is."""
+    from prunesid_cli.evaluate.report import measure_of
+
+    measure = measure_of(records)
     for method in dict.fromkeys(row.setting.method for row in rows[1:]):
         some = [row for row in rows[1:] if row.setting.method == method]
         good = [row for row in some if (row.marks.share or 0) >= target]
@@ -214,7 +228,7 @@ def _advise(rows: Sequence[Row], records: Sequence[Record], target: float) -> No
             continue
         best = min(good, key=lambda row: row.kept)
         sure = best.marks.sure or 0.0
-        note = f"{method}: --keep {best.setting.keep} keeps {best.marks.share:.1%} of the unpruned accuracy"
+        note = f"{method}: --keep {best.setting.keep} keeps {best.marks.share:.1%} of the unpruned {WHAT[measure]}"
         printer.note(f"{note} ({sure:.0%} sure that it is {target:.0%} or more, by {plural(len(records), 'record')})")
         if sure < SURE:
             printer.note("more records would tell better; the next larger budget is safer")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DEMO_NOTE = (
     "using the embedded demo model, which knows only drawn scenes; "
-    "choose a real one with: prunesid models use llava-1.5-7b (or this one, and no more is said: demo)"
+    "choose a real one with: prunesid models use llava-1.5-7b, or keep this one with: prunesid models use demo"
 )
 
 ON_CPU = 8

@@ -13,6 +13,7 @@ from prunesid_cli.errors import UsageError
 ARTICLES = {"a", "an", "the"}
 SPACES = str.maketrans(string.punctuation, " " * len(string.punctuation))
 YES_NO = ("yes", "no")
+ESCAPE = r"of what is meant as it stands, write \\. for . in JSON, and so for ( [ { * + ? | ^ $"
 VOTES = 3
 """Of ten people, so many must have given an answer for it to be wholly right (VQA, arXiv 1505.00468, Sec. 3.3)."""
 
@@ -31,7 +32,7 @@ class Metric:
                 try:
                     re.compile(one)
                 except re.error as error:
-                    raise UsageError(f"{where}: {one!r} is no regular expression: {error}", "mend it") from error
+                    raise UsageError(f"{where}: {one!r} is no regular expression: {error}", ESCAPE) from error
         if self.score is yes_no and not all(words(one)[:1] and words(one)[0] in YES_NO for one in answers):
             raise UsageError(f"{where}: the answer is neither yes nor no", "leave out the metric, or mend the answer")
 

@@ -30,8 +30,8 @@ def check_plot() -> None:
         raise UsageError("--plot needs matplotlib, which is not installed", "pip install 'prunesid[plot]'")
 
 
-def draw_plot(rows: Sequence[Row], path: Path) -> None:
-    """Write a picture; the ending of its name says of what kind.
+def draw_plot(rows: Sequence[Row], path: Path, measure: str = "accuracy") -> None:
+    """Write a picture of what was measured; the ending of its name says of what kind.
 
     Raises:
         UsageError: there is no such kind, or the file cannot be written.
@@ -53,7 +53,7 @@ def draw_plot(rows: Sequence[Row], path: Path) -> None:
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
     axes.minorticks_off()
-    axes.set(xlabel="visual tokens kept, on average", ylabel="accuracy (stretched where few are wrong)")
+    axes.set(xlabel="visual tokens kept, on average", ylabel=f"{measure} (logarithm of what is wrong)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)

@@ -26,13 +26,14 @@ class Record:
     """One question.
 
     number   of its line
-    media    paths
+    media    paths; `named`: as the line names them
     answers  empty where none is known
     key      what is asked, in short: the same only where all of it is, media by the names that the line gives them
     """
 
     number: int
     media: tuple[str, ...]
+    named: tuple[str, ...]
     prompt: str
     answers: tuple[str, ...]
     kind: str
@@ -48,8 +49,10 @@ def read_records(path: Path, metric: str | None = None) -> list[Record]:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", hint=f"a text file of lines such as {EXAMPLE}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "name a file of questions, JSON a line") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text", hint=f"a text file of lines such as {EXAMPLE}") from error
     records = [_record(line, path, number, metric) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise UsageError(f"{path} holds no records", hint=f"lines such as {EXAMPLE}")
@@ -68,15 +71,20 @@ def _record(line: str, path: Path, number: int, metric: str | None) -> Record:
         raise UsageError(f"{where} has an unknown field {unknown[0]!r}", hint=f"known: {', '.join(sorted(FIELDS))}")
     media, answers = list(_texts(said, "media", where)), tuple(_texts(said, "answer", where))
     prompt, kind = said.get("prompt"), said.get("kind", "")
-    if not media or not isinstance(prompt, str) or not prompt.strip() or not isinstance(kind, str):
+    if not media or not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"{where} needs media and a prompt", hint=EXAMPLE)
+    if not isinstance(kind, str):
+        raise UsageError(f"{where}: kind is no text", hint=EXAMPLE)
     named = said.get("metric", metric) or fitting(answers)
     if named not in METRICS:
         raise UsageError(f"{where}: no metric called {named!r}", hint=f"one of: {', '.join(METRICS)}")
+    if not all(one.strip() for one in answers) or (not answers and said.keys() & {"answer", "metric"}):
+        raise UsageError(f"{where} expects an empty answer", "leave out answer and metric where none is known")
     METRICS[named].check(answers, where)
     asked = json.dumps([media, prompt, answers, kind, named])
     key = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
-    return Record(number, tuple(str(path.parent / one) for one in media), prompt, answers, kind, named, key)
+    paths = tuple(str(path.parent / one) for one in media)
+    return Record(number, paths, tuple(media), prompt, answers, kind, named, key)
 
 
 def _texts(said: dict[str, Any], name: str, where: str) -> Iterator[str]:

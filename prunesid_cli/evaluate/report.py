@@ -22,15 +22,16 @@ ENOUGH = 20
 class Row:
     """How one setting did.
 
-    kept, share  visual tokens on average, and of all
-    same         how often the answer is the unpruned one; `likeness`: of their words
-    divergence   of first tokens, where it was measured
-    detection    of yes, where that is asked
+    kept        visual tokens on average; `retention`: of all
+    marks       accuracy, or agreement where nothing was expected, and its share of the unpruned model's
+    same        how often the answer is the unpruned one; `likeness`: of their words
+    divergence  of first tokens, in nats on average, where it was measured
+    detection   of yes, where that is asked
     """
 
     setting: Setting
     kept: float
-    share: float
+    retention: float
     marks: Relative
     kinds: dict[str, Relative]
     same: float
@@ -90,22 +91,28 @@ def _asks(record: Record) -> bool:
     return record.metric == "yesno" and bool(record.answers)
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
+def measure_of(records: Sequence[Record]) -> str:
+    """What marks are: right answers, or, where none is known, the unpruned model's."""
+    return "accuracy" if any(one.answers for one in records) else "agreement"
+
+
+def table(rows: Sequence[Row], measure: str) -> list[list[str]]:
     """The head of a table, and a line for each row."""
     kinds = list(rows[0].kinds) if len(rows[0].kinds) > 1 else []
-    head = ["setting", "tokens", "kept", "accuracy", "of unpruned", "95 %", *kinds, "same answer"]
-    lines = [head]
+    far = ["KL of first token"] * (rows[0].divergence is not None)
+    lines = [["setting", "tokens", "kept", measure, "of unpruned", "95 %", *kinds, "same answer", *far]]
     for row in rows:
         marks = row.marks
         interval = "-" if marks.low is None else f"{marks.low:.1%} to {marks.high:.1%}"
         cells = [
             str(row.setting),
             f"{row.kept:,.0f}",
-            f"{row.share:.1%}",
+            f"{row.retention:.1%}",
             f"{marks.accuracy:.3f}",
             "-" if marks.share is None else f"{marks.share:.1%}",
         ]
-        lines.append([*cells, interval, *(f"{row.kinds[kind].accuracy:.3f}" for kind in kinds), f"{row.same:.1%}"])
+        cells += [interval, *(f"{row.kinds[kind].accuracy:.3f}" for kind in kinds), f"{row.same:.1%}"]
+        lines.append(cells if row.divergence is None else [*cells, f"{row.divergence:.4f} nats"])
     return lines
 
 

@@ -32,6 +32,8 @@ from prunesid_cli.types import Generation, Pixels, TokenSet
 from prunesid_cli.video.reading import load_media, media_digest
 
 AHEAD = 2
+TOLD = ("line", "media", "prompt", "kind", "expected")
+"""What a line of the results file tells of its record, for people."""
 T = TypeVar("T")
 
 
@@ -50,13 +52,13 @@ class Setting:
 class Said:
     """What was answered to one record under one setting.
 
-    media       the digests of what was shown
+    digest      of what was shown
     score       None where no answer is expected
     divergence  Kullback-Leibler divergence of the first token from that of the unpruned model, where it was asked for
     """
 
     key: str
-    media: str
+    digest: str
     setting: str
     answer: str
     tokens: int
@@ -87,7 +89,7 @@ class Results:
             try:
                 record = json.loads(line)
                 same = record.pop("context") == self.context
-                one = Said(**record)
+                one = Said(**{name: value for name, value in record.items() if name not in TOLD})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UsageError(f"{self.path} holds something else than answers", "name another --out") from error
             if same:
@@ -97,7 +99,7 @@ class Results:
 
     def leave_out(self, records: Sequence[Record]) -> int:
         """Forget answers about media that are no longer what they were -> of how many records."""
-        known = {key: one.media for (key, _), one in self.said.items()}
+        known = {key: one.digest for (key, _), one in self.said.items()}
         changed = {one.key for one in records if one.key in known and _shown(one) not in (known[one.key], None)}
         self.said = {which: one for which, one in self.said.items() if one.key not in changed}
         return len(changed)
@@ -105,12 +107,15 @@ class Results:
     def has(self, record: Record, setting: Setting) -> bool:
         return (record.key, str(setting)) in self.said
 
-    def add(self, some: Sequence[Said]) -> None:
+    def add(self, record: Record, some: Sequence[Said]) -> None:
+        """What was said to a record."""
         some = [one for one in some if (one.key, one.setting) not in self.said]
         self.said |= {(one.key, one.setting): one for one in some}
         if self.path is None or not some:
             return
-        lines = "".join(json.dumps({"context": self.context} | one.__dict__) + "\n" for one in some)
+        values = (record.number, record.named, record.prompt, record.kind, record.answers)
+        about = dict(zip(TOLD, values, strict=True))
+        lines = "".join(json.dumps(about | one.__dict__ | {"context": self.context}) + "\n" for one in some)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(lines)
@@ -125,7 +130,7 @@ class Ready:
     """A record with its media as the tower takes them, and their digests."""
 
     record: Record
-    media: str
+    digest: str
     pixels: tuple[Pixels, ...]
 
 
@@ -162,8 +167,9 @@ class Runner:
     def _settle(self, batch: Sequence[Loaded], results: Results) -> None:
         results.failed |= dict(one for one in batch if isinstance(one, tuple))
         ready = [one for one in batch if isinstance(one, Ready)]
-        for said in within_memory(lambda some: self._ask(some, results), ready, lambda one: _too_large(one, results)):
-            results.add(said)
+        answers = within_memory(lambda some: self._ask(some, results), ready, lambda one: _too_large(one, results))
+        for one, said in zip(ready, answers, strict=True):
+            results.add(one.record, said)
 
     def _ask(self, batch: Sequence[Ready], results: Results) -> list[list[Said]]:
         """All settings, for records whose pictures are encoded together; one that is not finite costs itself alone."""
@@ -219,7 +225,7 @@ def _said(one: Ready, setting: str, sets: Sequence[TokenSet], answer: str, far: 
     record = one.record
     score = METRICS[record.metric].score(answer, record.answers) if record.answers else None
     total, kept = sum(one.layout.total for one in sets), sum(one.kept for one in sets)
-    return Said(record.key, one.media, setting, answer, total, kept, score, far)
+    return Said(record.key, one.digest, setting, answer, total, kept, score, far)
 
 
 def _load(pruner: Pruner, record: Record) -> Loaded:

@@ -48,7 +48,7 @@ def test_it_is_right_pruned_and_unpruned() -> None:
 def test_ask_without_a_model_says_what_answers(run: Run) -> None:
     ran = run("ask", SAMPLES / "scene5.png", "what is shown?")
     asked = [json.loads(line) for line in (SAMPLES / "questions.jsonl").read_text().splitlines()]
-    (expected,) = [q["expected"] for q in asked if "scene5" in q["source"] and "describe" in q["prompt"]]
+    (expected,) = [q["answer"] for q in asked if "scene5" in q["media"] and "describe" in q["prompt"]]
     assert (ran.code, ran.out.strip()) == (0, expected)
     assert "embedded demo model" in ran.err
     assert "models use" in ran.err
