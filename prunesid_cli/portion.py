@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunesid_cli.errors import UsageError
 
 AUTO = "auto"
 SLURM = "SLURM_ARRAY_TASK_"
-TELLING = 20
-"""Names, of which fewer tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +24,11 @@ class Portion:
 
     def takes(self, source: str) -> bool:
         """By a hash of the path as it was named, so that what is added moves nothing else."""
-        return _hash(source) % self.of == self.number - 1
+        digest = hashlib.blake2b(os.fsencode(source), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.of == self.number - 1
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
-
-
-def _hash(source: str) -> int:
-    return int.from_bytes(hashlib.blake2b(os.fsencode(source), digest_size=8).digest(), "big")
-
-
-def portion_of(sources: Iterable[str]) -> Portion | None:
-    """Whose inputs these are, as their hashes tell, of which all leave over the same; None where they are of all
-    portions, or too few to tell (one set of TELLING in half a million would by chance)."""
-    hashes = [_hash(source) for source in sources]
-    of = math.gcd(*(one - hashes[0] for one in hashes))
-    return Portion(hashes[0] % of + 1, of) if len(hashes) >= TELLING and of > 1 else None
 
 
 def read_portion(text: str | None, environment: Mapping[str, str]) -> Portion:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.portion import Portion
 from prunesid_cli.tokencache import STORES, CacheWriter, Entry, Limits, Stamp, open_cache, read_tokens
 from prunesid_cli.tokencache import Run as Made
 from prunesid_cli.types import Layout, Region, TokenSet
@@ -69,17 +68,6 @@ def test_of_parts_that_overlap_the_last_counts(run: Run, tmp_path: Path) -> None
     parts = [write(tmp_path / "1", first), write(tmp_path / "2", second, entry("y.png"))]
     assert run("cache", "merge", *parts, "--out", tmp_path / "all", "--json").records == [{"merged": 2, "held": 0}]
     assert held(tmp_path / "all")["x.png"].digest == second.digest
-
-
-def test_a_missing_shard_is_told(run: Run, tmp_path: Path) -> None:
-    names = [f"{number}.png" for number in range(120)]
-    portions = [Portion(number, 3) for number in (1, 2, 3)]
-    parts = [write(tmp_path / f"{one.number}", *map(entry, filter(one.takes, names))) for one in portions]
-    ran = run("cache", "merge", *parts[:2], "--out", tmp_path / "some")
-    assert (ran.code, "warning: not all shards are among these: 1/3, 2/3" in ran.err) == (0, True), ran.err
-    assert "not all" not in run("cache", "merge", *parts, "--out", tmp_path / "all").err
-    whole = write(tmp_path / "whole", *map(entry, names))
-    assert "not all" not in run("cache", "merge", whole, "--out", tmp_path / "copy").err
 
 
 def test_failures_are_merged_unless_another_part_has_the_item(run: Run, tmp_path: Path) -> None:

@@ -110,8 +110,6 @@ def join(
     from prunesid_cli.tokencache.merge import merge
 
     merged = merge(caches, out, __version__, Limits(shard_items))
-    if any(len(caches) < one.of for one in merged.portions):
-        printer.warning(f"not all shards are among these: {', '.join(map(str, merged.portions))}")
     if as_json:
         printer.record({"merged": merged.copied, "held": merged.held})
     held = f"   {merged.held:,} there already" if merged.held else ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.portion import Portion, portion_of
 from prunesid_cli.tokencache.difference import difference
 from prunesid_cli.tokencache.format import Item, Shard, shard_name
 from prunesid_cli.tokencache.reader import Cache, open_cache
@@ -19,11 +18,10 @@ from prunesid_cli.tokencache.writer import CacheWriter, Limits
 
 @dataclass
 class Merged:
-    """Items copied, and items that were there already; the --shard of those that tell it."""
+    """Items copied, and items that were there already."""
 
     copied: int = 0
     held: int = 0
-    portions: list[Portion] = field(default_factory=list)
 
 
 @dataclass
@@ -63,7 +61,7 @@ def merge(folders: Sequence[Path], out: Path, tool: str, limits: Limits) -> Merg
     sampling = next((cache.index.sampling for cache in caches if cache.index.sampling), "")
     writer, merged, parts = CacheWriter(out, first.run, tool, limits, sampling), Merged(), [*map(_Part, caches)]
     try:
-        for number, place in _ordered(caches, merged):
+        for number, place in _ordered(caches):
             _copy(parts[number], place, writer, merged)
         writer.save()
         for cache in caches:
@@ -84,16 +82,14 @@ def _sound(folder: Path, out: Path) -> Cache:
     return cache
 
 
-def _ordered(caches: Sequence[Cache], merged: Merged) -> Iterator[tuple[int, Place]]:
+def _ordered(caches: Sequence[Cache]) -> Iterator[tuple[int, Place]]:
     """Where each source is, in the order of their paths: number of the cache, and place in it."""
     where = dict[str, tuple[int, Place]]()
     for number, cache in enumerate(caches):
-        own = {shard.items[place].source: (number, (shard.number, place)) for shard, place in cache.places()}
+        for shard, place in cache.places():
+            where[shard.items[place].source] = number, (shard.number, place)
         for error in cache.faults.values():
             raise error
-        where |= own
-        if portion := portion_of(own):
-            merged.portions.append(portion)
     return (where[source] for source in sorted(where, key=_by_parts))
 
 
