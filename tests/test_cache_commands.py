@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,14 +138,42 @@ def test_gc_forgets_what_is_gone_and_what_is_outdated(run: Run, inputs: Path) ->
     assert run("cache", "verify", cache).out == "11 items good, 0 faults\n"
 
 
-def test_gc_does_not_believe_that_everything_is_gone(run: Run, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_does_not_believe_that_most_is_gone(run: Run, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write(inputs / "c", *map(entry, NAMES))
     monkeypatch.chdir(inputs / "a")
     ran = run("cache", "gc", cache)
-    assert (ran.code, "none of the 15 inputs" in ran.err, "--force" in ran.err) == (1, True, True)
+    assert (ran.code, "15 of the 15 inputs" in ran.err, "--force" in ran.err) == (2, True, True)
+    dry = run("cache", "gc", cache, "--dry-run", "--json")
+    assert (dry.code, dry.records[0]["gone"], "warning: 15 of the 15 inputs" in dry.err) == (0, 15, True)
+    monkeypatch.chdir(inputs)
+    for name in NAMES[:7]:
+        (inputs / name).unlink()
+    assert run("cache", "gc", cache, "--dry-run").code == 0
+    (inputs / NAMES[8]).unlink()
+    assert run("cache", "gc", cache).code == 2
     assert len(open_cache(cache)) == 15
     assert run("cache", "gc", cache, "--force").code == 0
-    assert run("cache", "verify", cache).out == "0 items good, 0 faults\n"
+    assert run("cache", "verify", cache).out == "7 items good, 0 faults\n"
+
+
+@pytest.mark.parametrize(("count", "code"), [(9, 0), (10, 2)])
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_gc_notices_a_missing_drive(run: Run, inputs: Path, count: int, code: int, is_absolute: bool) -> None:
+    drives = [inputs / "mnt" / "1", inputs / "mnt" / "2"]
+    for drive, many in zip(drives, (15, count), strict=True):
+        drive.mkdir(parents=True)
+        for number in range(many):
+            (drive / f"{number}.png").touch()
+    paths = [path for drive in drives for path in drive.iterdir()]
+    names = [str(path if is_absolute else path.relative_to(inputs)) for path in paths]
+    cache = write(inputs / "c", *map(entry, names))
+    shutil.rmtree(drives[1])
+    ran = run("cache", "gc", cache)
+    assert (ran.code, f"none of the 10 inputs of {cache} in {drives[1]} is where it was" in ran.err) == (
+        code,
+        code == 2,
+    )
+    assert len(open_cache(cache)) == (25 if code else 15)
 
 
 @pytest.mark.parametrize(("store", "most"), [("model", 0.0), ("fp8", 0.04), ("int8", 0.03)])

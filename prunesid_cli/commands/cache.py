@@ -120,14 +120,15 @@ def join(
 def clean(
     cache: CachePath,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be let go of.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Even if not a single input is where it was.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if most inputs, or a whole folder, are gone.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
     """Let go of earlier versions of inputs that changed, and of inputs that are gone.
 
-    Sources are looked for as they were named: call it in the folder where compress was called.
+    Relative names are looked for from the current folder: call it where compress was called. It refuses where more than
+    half of the inputs are gone, or all of a top folder that has ten or more.
     """
     from prunesid_cli.tokencache import CacheWriter
     from prunesid_cli.tokencache.collect import collect, find_waste
@@ -140,13 +141,17 @@ def clean(
         return
     writer = CacheWriter(cache, opened.run, __version__, sampling=opened.index.sampling)
     try:
-        waste = find_waste(writer, force)
+        waste = find_waste(writer)
         if not dry_run:
+            if not force:
+                waste.check()
             collect(writer, waste)
     finally:
         writer.close()
     if as_json:
         counts = {"gone": len(waste.gone), "outdated": len(waste.outdated), "failures": len(waste.failures)}
         printer.record(counts | {"bytes": waste.bytes})
+    if dry_run and waste.doubt and not force:
+        printer.warning(f"{waste.doubt}: only --force lets go of that much")
     what = f"{plural(len(waste.gone), 'input')} that are gone, {plural(len(waste.outdated), 'earlier version')}"
     printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {size(waste.bytes)}")
