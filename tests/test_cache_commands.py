@@ -138,6 +138,38 @@ def test_gc_forgets_what_is_gone_and_what_is_outdated(run: Run, inputs: Path) ->
     assert run("cache", "verify", cache).out == "11 items good, 0 faults\n"
 
 
+def test_gc_forgets_failures_whose_input_is_gone(run: Run, llava: Path, inputs: Path) -> None:
+    """Also in a cache that never held anything else; what is left is a cache still."""
+    assert run("compress", "imsg", "a/*.tif", "--out", "t", "-m", llava).code == 3
+    assert len(run("cache", "ls", "t", "--failed").out.splitlines()) == 2
+    assert run("cache", "gc", "t", "--dry-run", "--json").records[0]["failures"] == 2
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 2
+    ran = run("cache", "gc", "t")
+    assert (ran.code, "0 inputs that are gone, 0 earlier versions, 2 failures of such inputs" in ran.err) == (0, True)
+    assert run("cache", "gc", "t", "--json").records[0]["failures"] == 0
+    assert (run("cache", "ls", "t", "--failed").out, run("cache", "ls", "t").code) == ("", 0)
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 0
+    assert run("cache", "verify", "t").out == "0 items good, 0 faults\n"
+
+
+def test_what_is_mended_is_no_failure_any_more(run: Run, llava: Path, inputs: Path, pictures: list[Path]) -> None:
+    command = ("compress", "b", "later", "c/*.tif", "--out", "t", "-m", llava)
+    shutil.copy(pictures[0], "b/0.png")
+    Path("b/1.png").unlink()
+    Path("b/1.png").symlink_to("nowhere.png")
+    assert run(*command).code == 3
+    assert len(run("cache", "ls", "t", "--failed").out.splitlines()) == 6
+    Path("later").mkdir()
+    Path("c").mkdir()
+    shutil.copy(pictures[1], "c/1.tif")
+    for number, picture in enumerate(pictures[2:6], 1):
+        Path(f"b/{number}.png").unlink()
+        shutil.copy(picture, f"b/{number}.png")
+    ran = run(*command)
+    assert (ran.code, run("cache", "ls", "t", "--failed").out) == (0, ""), ran.err
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 0
+
+
 def test_gc_does_not_believe_that_most_is_gone(run: Run, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write(inputs / "c", *map(entry, NAMES))
     monkeypatch.chdir(inputs / "a")

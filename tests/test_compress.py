@@ -125,6 +125,26 @@ def test_machines_share_a_folder(run: Run, llava: Path, folder: Path, tmp_path: 
     assert sorted(failed) == sorted(map(str, bad))
 
 
+def test_a_portion_may_be_empty(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    """All of them are merged into the bytes of one run."""
+    for path in sorted(folder.iterdir())[2:]:
+        path.unlink()
+    parts = [tmp_path / f"{number}" for number in range(1, 9)]
+    for number, out in enumerate(parts, 1):
+        ran = run("compress", folder, "--out", out, "-m", llava, "--shard", f"{number}/8")
+        assert (ran.code, "warning" in ran.err) == (0, False)
+        assert run("cache", "ls", out).code == run("cache", "info", out).code == run("cache", "verify", out).code == 0
+    empty = [out for out in parts if not held(out)]
+    assert len(empty) >= 6
+    assert f"{empty[0]} is empty" in run("cache", "ls", empty[0]).err
+    assert run("cache", "info", empty[0], "--json").records[0]["items"] == 0
+    ran = run("cache", "merge", *parts, "--out", tmp_path / "all")
+    assert (ran.code, "merged 2 items of 8 caches" in ran.err) == (0, True)
+    run("compress", folder, "--out", tmp_path / "whole", "-m", llava)
+    for path in (tmp_path / "whole").glob("prunesid-*"):
+        assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes()
+
+
 OURS = [3, 4, 7, 9]
 
 

@@ -34,6 +34,8 @@ def list_items(
         _list_failed(opened, as_json)
     else:
         _list_held(opened, as_json)
+        if not len(opened):
+            printer.note(f"{cache} is empty")
     end_if_incomplete(opened)
 
 
@@ -125,21 +127,18 @@ def clean(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Let go of earlier versions of inputs that changed, and of inputs that are gone.
+    """Let go of earlier versions of inputs that changed, and of inputs that are gone, also of those that failed.
 
     Relative names are looked for from the current folder: call it where compress was called. It refuses where more than
     half of the inputs are gone, or all of a top folder that has ten or more.
     """
     from prunesid_cli.tokencache import CacheWriter
-    from prunesid_cli.tokencache.collect import collect, find_waste
+    from prunesid_cli.tokencache.collect import NO_RUN, collect, find_waste
 
     opened = open_cache(cache)
     if opened.missing.numbers:
         raise opened.missing.error
-    if opened.run is None:
-        printer.note(f"{cache} holds no tokens")
-        return
-    writer = CacheWriter(cache, opened.run, __version__, sampling=opened.index.sampling)
+    writer = CacheWriter(cache, opened.run or NO_RUN, __version__, sampling=opened.index.sampling)
     try:
         waste = find_waste(writer)
         if not dry_run:
@@ -154,4 +153,5 @@ def clean(
     if dry_run and waste.doubt and not force:
         printer.warning(f"{waste.doubt}: only --force lets go of that much")
     what = f"{plural(len(waste.gone), 'input')} that are gone, {plural(len(waste.outdated), 'earlier version')}"
+    what += f", {plural(len(waste.failures), 'failure')} of such inputs" if waste.failures else ""
     printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {size(waste.bytes)}")

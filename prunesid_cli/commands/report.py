@@ -78,9 +78,10 @@ class Report:
         parts += [f"{plural(number, what)} passed over" for what, number in sorted(self.passed.items())]
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
-        printer.note("   ".join(parts))
-        if is_whole and not self.retries and not count["kept"] + count["held"] + count["failed"]:
-            printer.warning("no images or clips found")
+        is_empty = is_whole and not count["kept"] + count["held"] + count["failed"]
+        # Of many machines one may well have none, and of failures there had better be none.
+        say = printer.warning if is_empty and not self.retries and self.portion.of == 1 else printer.note
+        say("   ".join(parts))
         if is_whole and not self.retries and writer.missing.items > count["kept"]:
             lost = f"{writer.missing.items - count['kept']:,} of the {writer.missing.items:,} items that it lacked"
             printer.warning(f"{writer.folder} goes on without {lost}: they were not among these images")
@@ -93,7 +94,7 @@ class Report:
         count, spent = self.counts, time.perf_counter() - self.began
         held = f"{count['held']:,} already in the cache"
         if is_whole and not count["kept"] + count["failed"]:
-            nothing = "nothing failed before" if self.retries else "no images or clips"
+            nothing = "nothing failed before" if self.retries else "no images or clips found"
             return f"nothing to do: {held if count['held'] else nothing}"
         clips, images = count["clips"], count["kept"] - count["clips"]
         done = [plural(images, "image")] if images or not clips else []

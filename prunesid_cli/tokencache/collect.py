@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.tokencache.format import Item, Shard, shard_name
+from prunesid_cli.tokencache.format import Item, Run, Shard, shard_name
 from prunesid_cli.tokencache.growing import GrowingShard
 from prunesid_cli.tokencache.index import Index, extended
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
 from prunesid_cli.tokencache.table import Place
 from prunesid_cli.tokencache.writer import CacheWriter
 
+NO_RUN = Run(model="", revision="", family="", method="", keep="", dynamic=False, even=False, dtype="")
+"""Of a cache without items: nothing is added to it here."""
 MANY = 10
 """Inputs of a folder that are not deleted one by one, but all at once: or their drive is missing."""
 
@@ -83,7 +85,7 @@ def collect(writer: CacheWriter, waste: Waste) -> None:
         _rewrite(read_header(path), waste.places)
     for source in waste.failures:
         writer.settle(source)
-    if paths:
+    if paths or waste.failures:  # of which a cache may have had nothing else
         writer.take(extended(writer.index, map(read_header, paths)))
 
 
