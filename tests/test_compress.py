@@ -65,7 +65,22 @@ def test_what_was_changed_later_is_done_again(run: Run, llava: Path, two: tuple[
     command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
     run(*command)
     overwrite(path, other, LONG_AGO + 1)
-    assert "compressed 1 image" in run(*command).err
+    assert "compressed 1 image, 1 of them changed since, in" in run(*command).err
+
+
+def test_folders_that_replace_each_other_are_told_of(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, some in (("a", pictures[:3]), ("b", pictures[3:7])):
+        (tmp_path / folder / "in").mkdir(parents=True)
+        for number, picture in enumerate(some):
+            shutil.copy(picture, tmp_path / folder / "in" / f"{number}.png")
+    monkeypatch.chdir(tmp_path / "a")
+    command = ("compress", "in", "--out", tmp_path / "c", "-m", llava, "--shard-items", "2")
+    assert "compressed 3 images in" in run(*command).err
+    monkeypatch.chdir(tmp_path / "b")
+    assert "compressed 4 images, 3 of them changed since, in" in run(*command).err
+    assert "nothing to do: 4 already in the cache" in run(*command).err
 
 
 def test_what_was_changed_a_moment_ago_is_read_again(

@@ -118,7 +118,7 @@ def compress(
         inputs = Inputs(list(writer.failed), exact=True)
     elif writer.missing.numbers:
         printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
-    report = Report(as_json, budget, portion, retry_failed)
+    report = Report(as_json, budget, portion, retry_failed, len(writer.index.table))
     with stoppable() as stop:
         job = Job(Decoder(pruner, cached, vision.load), pace, stop)
         Work(job, inputs, writer, report, stream).run()

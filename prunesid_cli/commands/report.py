@@ -36,10 +36,14 @@ def end_if_incomplete(cache: Cache) -> None:
 
 
 class Report:
-    """What became of the inputs: a line of JSON each on request, and the summary at the end."""
+    """What became of the inputs: a line of JSON each on request, and the summary at the end.
 
-    def __init__(self, as_json: bool, budget: Budget, portion: Portion, retries: bool) -> None:
+    before: items that the cache had.
+    """
+
+    def __init__(self, as_json: bool, budget: Budget, portion: Portion, retries: bool, before: int) -> None:
         self.as_json, self.budget, self.portion, self.retries = as_json, budget, portion, retries
+        self.before = before
         self.began = time.perf_counter()
         self.counts: Counter[str] = Counter()
         self.passed: Counter[str] = Counter()
@@ -74,7 +78,8 @@ class Report:
     def say(self, writer: CacheWriter, is_whole: bool) -> None:
         """is_whole: all inputs came."""
         count = self.counts
-        parts = [self._done(is_whole)] + [f"shard {self.portion}"] * (self.portion.of > 1)
+        grown = len(writer.index.table) - self.before
+        parts = [self._done(is_whole, count["kept"] - grown)] + [f"shard {self.portion}"] * (self.portion.of > 1)
         parts += [f"{plural(number, what)} passed over" for what, number in sorted(self.passed.items())]
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
@@ -90,7 +95,7 @@ class Report:
             stored = size(writer.size())
             printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")
 
-    def _done(self, is_whole: bool) -> str:
+    def _done(self, is_whole: bool, changed: int) -> str:
         count, spent = self.counts, time.perf_counter() - self.began
         held = f"{count['held']:,} already in the cache"
         if is_whole and not count["kept"] + count["failed"]:
@@ -99,5 +104,6 @@ class Report:
         clips, images = count["clips"], count["kept"] - count["clips"]
         done = [plural(images, "image")] if images or not clips else []
         done += [plural(clips, "clip")] if clips else []
+        done += [f"{changed:,} of them changed since,"] if changed else []
         rate = f"compressed {', '.join(done)} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"
         return "   ".join([rate] + [held] * bool(count["held"]))
