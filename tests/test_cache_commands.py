@@ -81,6 +81,29 @@ def test_failures_are_merged_unless_another_part_has_the_item(run: Run, tmp_path
     assert run("cache", "ls", tmp_path / "all", "--failed").out == "z.png\tbad\n"
 
 
+def test_an_earlier_version_of_what_failed_since_is_stale(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    """In what it is merged into, too."""
+    (tmp_path / "in").mkdir()
+    good, bad = (shutil.copy(pictures[number], tmp_path / "in" / f"{number}.png") for number in (0, 1))
+    command = ("compress", tmp_path / "in", "-m", llava, "--out", tmp_path / "c")
+    assert run(*command).code == 0
+    assert run("cache", "info", tmp_path / "c", "--json").records[0]["stale"] == 0
+    bad.write_bytes(b"no picture")
+    assert run(*command).code == 3
+    run("cache", "merge", tmp_path / "c", "--out", tmp_path / "all")
+    for cache in (tmp_path / "c", tmp_path / "all"):
+        first, second = run("cache", "ls", cache).out.splitlines()
+        assert first.endswith(f"\t{good}")
+        assert second.endswith(f"\t{bad}\tstale: failed since")
+        assert [one["stale"] for one in run("cache", "ls", cache, "--json").records] == [False, True]
+        assert run("cache", "info", cache, "--json").records[0]["stale"] == 1
+    shutil.copy(pictures[2], bad)
+    assert run(*command).code == 0
+    assert "stale" not in run("cache", "ls", tmp_path / "c").out
+
+
 def test_what_cannot_be_merged(run: Run, tmp_path: Path) -> None:
     first = write(tmp_path / "1", *map(entry, NAMES), items=4)
     other = write(tmp_path / "2", entry("y.png"), run=replace(RUN, keep="64"))

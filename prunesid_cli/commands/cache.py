@@ -28,7 +28,8 @@ def list_items(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """List what is in a cache: kept and all visual tokens, size in pixels, source."""
+    """List what is in a cache: kept and all visual tokens, size in pixels, source; and whether that failed since, so
+    that it is stale: of an earlier version."""
     opened = open_cache(cache)
     if failed:
         _list_failed(opened, as_json)
@@ -48,12 +49,16 @@ def _list_failed(opened: Cache, as_json: bool) -> None:
 
 
 def _list_held(opened: Cache, as_json: bool) -> None:
+    """Of an input that failed since it was read there is an earlier version."""
+    failed = {record["source"] for record in opened.failures()}
     for shard, item in opened.items():
+        is_stale = item.source in failed
         if as_json:
-            counts = {"tokens": item.total, "kept": item.kept}
+            counts = {"tokens": item.total, "kept": item.kept, "stale": is_stale}
             printer.record({"source": item.source, "shard": shard.path.name} | counts | asdict(item))
         else:
-            printer.result(f"{item.kept}/{item.total}\t{item.size[0]}x{item.size[1]}\t{item.source}")
+            cells = [f"{item.kept}/{item.total}", f"{item.size[0]}x{item.size[1]}", item.source]
+            printer.result("\t".join(cells + ["stale: failed since"] * is_stale))
 
 
 @app.command()
@@ -62,7 +67,9 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     opened = open_cache(cache)
     total, kept = opened.index.table.counts.sum(0).tolist()
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
-    facts |= {"items": len(opened), "failed": len(opened.failures()), "shards": len(opened.index.parts)}
+    failures = opened.failures()
+    stale = sum(opened.index.find(record["source"]) is not None for record in failures)
+    facts |= {"items": len(opened), "failed": len(failures), "stale": stale, "shards": len(opened.index.parts)}
     facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}
     facts |= {"sampling": opened.index.sampling} if opened.index.sampling else {}
     facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}
