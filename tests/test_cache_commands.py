@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,3 +257,51 @@ def test_items_are_found_by_digest(tmp_path: Path) -> None:
         for prefix in (digest, digest[-64:][:63], digest.upper()):
             assert name in [item.source for _, item in cache.with_digest(prefix)]
     assert cache.with_digest("f" * 64) == []
+
+
+ODD = [b"a\nb.png", b"tab\tbed.png", b"\x1b[31mred\x1b[m.png", b"\xff.png", "é\x85.png".encode()]
+
+
+def piped(*args: object) -> bytes:
+    """What a pipe gets."""
+    command = [sys.executable, "-m", "prunesid_cli", *map(str, args)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+
+def test_odd_names_are_a_line_each_and_their_bytes(run: Run, tmp_path: Path) -> None:
+    names = [os.fsdecode(name) for name in ODD]
+    cache = write(tmp_path / "c", *map(entry, names))
+    writer = CacheWriter(cache, RUN, "0.0")
+    for name in names:
+        writer.fail(name, CacheError(f"{name}: bad\x07", "mend it"))
+    writer.close()
+    shown = [rb"a\nb.png", rb"tab\tbed.png", rb"\x1b[31mred\x1b[m.png", b"\xff.png", "é\\x85.png".encode()]
+    rows = piped("cache", "ls", cache).splitlines()
+    assert [row.split(b"\t")[2:] for row in rows] == [[name, b"stale: failed since"] for name in shown]
+    failed = piped("cache", "ls", cache, "--failed").splitlines()
+    assert [row.split(b"\t") for row in failed] == [[name, rb"bad\x07"] for name in shown]
+    for options in ((), ("--failed",)):
+        assert piped("cache", "ls", cache, "-0", *options) == b"".join(name + b"\0" for name in ODD)
+    assert [one["source"] for one in run("cache", "ls", cache, "--json").records] == names
+    assert run("cache", "ls", cache, "-0", "--json").code == 2
+
+
+def test_messages_about_odd_names_are_a_line_each(run: Run, llava: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ODD:
+        Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name)).write_bytes(b"no picture")
+    ran = run("compress", tmp_path / "in", "--out", tmp_path / "c", "-m", llava)
+    told = [line for line in ran.err.split("\n") if line.startswith("error: ")]
+    assert (ran.code, len(told)) == (3, len(ODD))
+    for shown in (r"a\nb.png", r"tab\tbed.png", r"\x1b[31mred\x1b[m.png", r"/\xff.png", r"é\x85.png"):
+        assert any(shown in line for line in told), shown
+
+
+def test_names_go_from_a_cache_to_compress(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, picture in zip(ODD, pictures, strict=False):
+        shutil.copy(picture, os.fsencode(tmp_path / "in") + b"/" + name)
+    run("compress", tmp_path / "in", "--out", tmp_path / "1", "-m", llava)
+    names = piped("cache", "ls", tmp_path / "1", "-0")
+    assert run("compress", "-", "-0", "--out", tmp_path / "2", "-m", llava, stdin=names).code == 0
+    assert files(tmp_path / "1") == files(tmp_path / "2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,8 @@ import typer
 from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.report import end_if_incomplete
-from prunesid_cli.errors import ExitCode
-from prunesid_cli.output import plural, printer, size
+from prunesid_cli.errors import ExitCode, UsageError
+from prunesid_cli.output import one_line, plural, printer, size
 from prunesid_cli.tokencache import Cache, open_cache, read_calibration
 from prunesid_cli.tokencache.format import SHARD_ITEMS
 
@@ -24,20 +25,40 @@ CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that 
 def list_items(
     cache: CachePath,
     failed: Annotated[bool, typer.Option("--failed", help="The inputs that failed, and why.")] = False,
+    null: Annotated[bool, typer.Option("-0", "--null", help="Names alone, each ended by NUL: for xargs -0.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """List what is in a cache: kept and all visual tokens, size in pixels, source; and whether that failed since, so
-    that it is stale: of an earlier version."""
+    """List what is in a cache: kept and all visual tokens, size in pixels, source.
+
+    What failed since is stale: its tokens are of an earlier version. Control characters in names are escaped, but for
+    --null and --json.
+    """
+    if null and as_json:
+        raise UsageError("--null and --json contradict each other", "leave out one")
     opened = open_cache(cache)
-    if failed:
+    if null:
+        _list_names(opened, failed)
+    elif failed:
         _list_failed(opened, as_json)
     else:
         _list_held(opened, as_json)
-        if not len(opened):
-            printer.note(f"{cache} is empty")
+    if not failed and not len(opened):
+        printer.note(f"{cache} is empty")
     end_if_incomplete(opened)
+
+
+def _list_names(opened: Cache, failed: bool) -> None:
+    names = (
+        (record["source"] for record in opened.failures()) if failed else (item.source for _, item in opened.items())
+    )
+    for name in names:
+        printer.raw(os.fsencode(name) + b"\0")
+
+
+def _row(*cells: str) -> None:
+    printer.result("\t".join(map(one_line, cells)))
 
 
 def _list_failed(opened: Cache, as_json: bool) -> None:
@@ -45,7 +66,7 @@ def _list_failed(opened: Cache, as_json: bool) -> None:
         if as_json:
             printer.record(record)
         else:
-            printer.result(f"{record['source']}\t{record['error'].removeprefix(record['source'] + ': ')}")
+            _row(record["source"], record["error"].removeprefix(record["source"] + ": "))
 
 
 def _list_held(opened: Cache, as_json: bool) -> None:
@@ -57,8 +78,8 @@ def _list_held(opened: Cache, as_json: bool) -> None:
             counts = {"tokens": item.total, "kept": item.kept, "stale": is_stale}
             printer.record({"source": item.source, "shard": shard.path.name} | counts | asdict(item))
         else:
-            cells = [f"{item.kept}/{item.total}", f"{item.size[0]}x{item.size[1]}", item.source]
-            printer.result("\t".join(cells + ["stale: failed since"] * is_stale))
+            note = ["stale: failed since"] * is_stale
+            _row(f"{item.kept}/{item.total}", f"{item.size[0]}x{item.size[1]}", item.source, *note)
 
 
 @app.command()
