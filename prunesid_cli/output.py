@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+NAMED = 3
+"""Of many names, those that a message gives; of more it tells how many."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 UNDECODED = re.compile(r"[\udc80-\udcff]")
 """Bytes of file names that are no text, as Python has them."""
@@ -188,6 +190,12 @@ def columns(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return ["  ".join([line[0].ljust(widths[0]), *cells[1:]]) for line, cells in zip(lines, padded, strict=True)]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first ones, and how many more."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def plural(count: int, word: str) -> str:

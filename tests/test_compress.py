@@ -160,6 +160,29 @@ def test_a_portion_may_be_empty(run: Run, llava: Path, folder: Path, tmp_path: P
         assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes()
 
 
+def test_shards_that_lack_or_are_given_twice_are_told_of(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f"{number}" for number in range(1, 4)]
+    command = ("compress", folder, "-m", llava, "--out")
+    for number, out in enumerate(parts, 1):
+        assert run(*command, out, "--shard", f"{number}/3").code == 0
+    some = run("cache", "merge", parts[0], parts[0], parts[2], "--out", tmp_path / "some").err
+    assert "warning: not among these caches: shard 2/3\n" in some
+    assert "warning: more than once among these caches: shard 1/3\n" in some
+    assert "warning" not in run("cache", "merge", *parts, "--out", tmp_path / "all").err
+    before = files(parts[0])
+    for other in ("2/3", "1/4"):
+        ran = run(*command, parts[0], "--shard", other)
+        assert (ran.code, f"{parts[0]} holds shard 1/3, not {other}" in ran.err) == (2, True)
+    assert files(parts[0]) == before
+    assert run(*command, parts[0], "--shard", "1/3").code == 0
+    assert run(*command, parts[0]).code == 0, "it has all now"
+    assert "warning" not in run("cache", "merge", parts[0], "--out", tmp_path / "one").err
+    run(*command, tmp_path / "whole")
+    for name in ("some", "all", "one"):
+        assert (held(tmp_path / name).keys() == held(tmp_path / "whole").keys()) == (name != "some")
+    assert files(tmp_path / "all") == files(tmp_path / "whole")
+
+
 OURS = [3, 4, 7, 9]
 
 

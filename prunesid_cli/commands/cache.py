@@ -138,10 +138,13 @@ def join(
     """
     from prunesid_cli.tokencache import Limits
     from prunesid_cli.tokencache.merge import merge
+    from prunesid_cli.tokencache.portions import gaps
 
     merged = merge(caches, out, __version__, Limits(shard_items))
     if as_json:
         printer.record({"merged": merged.copied, "held": merged.held})
+    for told in gaps(caches):
+        printer.warning(told)
     held = f"   {merged.held:,} there already" if merged.held else ""
     printer.note(f"merged {plural(merged.copied, 'item')} of {plural(len(caches), 'cache')} into {out}{held}")
 
