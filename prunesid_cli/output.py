@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,13 @@ from prunesid_cli.errors import PruneSIDError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+NAMED = 3
+"""Of many names, those that a message gives; of more it tells how many."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+UNDECODED = re.compile(r"[\udc80-\udcff]")
+"""Bytes of file names that are no text, as Python has them."""
 
 
 class OutputClosed(Exception):
@@ -33,14 +41,21 @@ class Printer:
         self.resumable = False
 
     def result(self, text: str, end: str = "\n") -> None:
-        """One result, at once: what reads a pipe should not wait."""
+        """One result, at once: what reads a pipe should not wait. It gets file names as the bytes that they are."""
         self.check()
-        try:
+        if UNDECODED.search(text) and not sys.stdout.isatty():
+            self.raw(os.fsencode(text + end))
+            return
+        with _written():
             print(printable(text, sys.stdout), end=end, flush=True)
-        except BrokenPipeError as error:
-            raise OutputClosed from error
-        except OSError as error:
-            raise PruneSIDError(f"cannot write the result: {error.strerror}", "free some space") from error
+
+    def raw(self, data: bytes) -> None:
+        """A result that is no text."""
+        self.check()
+        with _written():
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
 
     def check(self) -> None:
         """Whether there is a stdout at all, before work is done whose result would have nowhere to go.
@@ -78,7 +93,7 @@ class Printer:
             self._say(f"hint: {error.hint}")
 
     def _say(self, text: str) -> None:
-        print(printable(text, sys.stderr), file=sys.stderr, flush=True)
+        print(printable(one_line(text), sys.stderr), file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int | None, prints: bool) -> Iterator[Progress | None]:
@@ -95,6 +110,16 @@ class Printer:
             yield bar
 
 
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise OutputClosed from error
+    except OSError as error:
+        raise PruneSIDError(f"cannot write the result: {error.strerror}", "free some space") from error
+
+
 def advance_one(bar: Progress | None, has_failed: bool = False) -> None:
     if bar is not None:
         task = bar.tasks[0]
@@ -109,7 +134,13 @@ def expect(bar: Progress | None, total: int) -> None:
 def printable(text: str, stream: Any) -> str:
     """What the stream's encoding cannot show is escaped: file names may hold any byte."""
     encoding = stream.encoding or "utf-8"
+    text = UNDECODED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def one_line(text: str) -> str:
+    """Control characters are escaped: in a file name they would end a line, or speak to the terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def stdout_is_terminal() -> bool:
@@ -165,6 +196,12 @@ def columns(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return ["  ".join([line[0].ljust(widths[0]), *cells[1:]]) for line, cells in zip(lines, padded, strict=True)]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first ones, and how many more."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def plural(count: int, word: str) -> str:

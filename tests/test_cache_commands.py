@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +84,29 @@ def test_failures_are_merged_unless_another_part_has_the_item(run: Run, tmp_path
     assert run("cache", "ls", tmp_path / "all", "--failed").out == "z.png\tbad\n"
 
 
+def test_an_earlier_version_of_what_failed_since_is_stale(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    """In what it is merged into, too."""
+    (tmp_path / "in").mkdir()
+    good, bad = (shutil.copy(pictures[number], tmp_path / "in" / f"{number}.png") for number in (0, 1))
+    command = ("compress", tmp_path / "in", "-m", llava, "--out", tmp_path / "c")
+    assert run(*command).code == 0
+    assert run("cache", "info", tmp_path / "c", "--json").records[0]["stale"] == 0
+    bad.write_bytes(b"no picture")
+    assert run(*command).code == 3
+    run("cache", "merge", tmp_path / "c", "--out", tmp_path / "all")
+    for cache in (tmp_path / "c", tmp_path / "all"):
+        first, second = run("cache", "ls", cache).out.splitlines()
+        assert first.endswith(f"\t{good}")
+        assert second.endswith(f"\t{bad}\tstale: failed since")
+        assert [one["stale"] for one in run("cache", "ls", cache, "--json").records] == [False, True]
+        assert run("cache", "info", cache, "--json").records[0]["stale"] == 1
+    shutil.copy(pictures[2], bad)
+    assert run(*command).code == 0
+    assert "stale" not in run("cache", "ls", tmp_path / "c").out
+
+
 def test_what_cannot_be_merged(run: Run, tmp_path: Path) -> None:
     first = write(tmp_path / "1", *map(entry, NAMES), items=4)
     other = write(tmp_path / "2", entry("y.png"), run=replace(RUN, keep="64"))
@@ -137,14 +164,74 @@ def test_gc_forgets_what_is_gone_and_what_is_outdated(run: Run, inputs: Path) ->
     assert run("cache", "verify", cache).out == "11 items good, 0 faults\n"
 
 
-def test_gc_does_not_believe_that_everything_is_gone(run: Run, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_forgets_failures_whose_input_is_gone(run: Run, llava: Path, inputs: Path) -> None:
+    """Also in a cache that never held anything else; what is left is a cache still."""
+    assert run("compress", "imsg", "a/*.tif", "--out", "t", "-m", llava).code == 3
+    assert len(run("cache", "ls", "t", "--failed").out.splitlines()) == 2
+    assert run("cache", "gc", "t", "--dry-run", "--json").records[0]["failures"] == 2
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 2
+    ran = run("cache", "gc", "t")
+    assert (ran.code, "0 inputs that are gone, 0 earlier versions, 2 failures of such inputs" in ran.err) == (0, True)
+    assert run("cache", "gc", "t", "--json").records[0]["failures"] == 0
+    assert (run("cache", "ls", "t", "--failed").out, run("cache", "ls", "t").code) == ("", 0)
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 0
+    assert run("cache", "verify", "t").out == "0 items good, 0 faults\n"
+
+
+def test_what_is_mended_is_no_failure_any_more(run: Run, llava: Path, inputs: Path, pictures: list[Path]) -> None:
+    command = ("compress", "b", "later", "c/*.tif", "--out", "t", "-m", llava)
+    shutil.copy(pictures[0], "b/0.png")
+    Path("b/1.png").unlink()
+    Path("b/1.png").symlink_to("nowhere.png")
+    assert run(*command).code == 3
+    assert len(run("cache", "ls", "t", "--failed").out.splitlines()) == 6
+    Path("later").mkdir()
+    Path("c").mkdir()
+    shutil.copy(pictures[1], "c/1.tif")
+    for number, picture in enumerate(pictures[2:6], 1):
+        Path(f"b/{number}.png").unlink()
+        shutil.copy(picture, f"b/{number}.png")
+    ran = run(*command)
+    assert (ran.code, run("cache", "ls", "t", "--failed").out) == (0, ""), ran.err
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 0
+
+
+def test_gc_does_not_believe_that_most_is_gone(run: Run, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write(inputs / "c", *map(entry, NAMES))
     monkeypatch.chdir(inputs / "a")
     ran = run("cache", "gc", cache)
-    assert (ran.code, "none of the 15 inputs" in ran.err, "--force" in ran.err) == (1, True, True)
+    assert (ran.code, "15 of the 15 inputs" in ran.err, "--force" in ran.err) == (2, True, True)
+    dry = run("cache", "gc", cache, "--dry-run", "--json")
+    assert (dry.code, dry.records[0]["gone"], "warning: 15 of the 15 inputs" in dry.err) == (0, 15, True)
+    monkeypatch.chdir(inputs)
+    for name in NAMES[:7]:
+        (inputs / name).unlink()
+    assert run("cache", "gc", cache, "--dry-run").code == 0
+    (inputs / NAMES[8]).unlink()
+    assert run("cache", "gc", cache).code == 2
     assert len(open_cache(cache)) == 15
     assert run("cache", "gc", cache, "--force").code == 0
-    assert run("cache", "verify", cache).out == "0 items good, 0 faults\n"
+    assert run("cache", "verify", cache).out == "7 items good, 0 faults\n"
+
+
+@pytest.mark.parametrize(("count", "code"), [(9, 0), (10, 2)])
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_gc_notices_a_missing_drive(run: Run, inputs: Path, count: int, code: int, is_absolute: bool) -> None:
+    drives = [inputs / "mnt" / "1", inputs / "mnt" / "2"]
+    for drive, many in zip(drives, (15, count), strict=True):
+        drive.mkdir(parents=True)
+        for number in range(many):
+            (drive / f"{number}.png").touch()
+    paths = [path for drive in drives for path in drive.iterdir()]
+    names = [str(path if is_absolute else path.relative_to(inputs)) for path in paths]
+    cache = write(inputs / "c", *map(entry, names))
+    shutil.rmtree(drives[1])
+    ran = run("cache", "gc", cache)
+    assert (ran.code, f"none of the 10 inputs of {cache} in {drives[1]} is where it was" in ran.err) == (
+        code,
+        code == 2,
+    )
+    assert len(open_cache(cache)) == (25 if code else 15)
 
 
 @pytest.mark.parametrize(("store", "most"), [("model", 0.0), ("fp8", 0.04), ("int8", 0.03)])
@@ -170,3 +257,51 @@ def test_items_are_found_by_digest(tmp_path: Path) -> None:
         for prefix in (digest, digest[-64:][:63], digest.upper()):
             assert name in [item.source for _, item in cache.with_digest(prefix)]
     assert cache.with_digest("f" * 64) == []
+
+
+ODD = [b"a\nb.png", b"tab\tbed.png", b"\x1b[31mred\x1b[m.png", b"\xff.png", "é\x85.png".encode()]
+
+
+def piped(*args: object) -> bytes:
+    """What a pipe gets."""
+    command = [sys.executable, "-m", "prunesid_cli", *map(str, args)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+
+def test_odd_names_are_a_line_each_and_their_bytes(run: Run, tmp_path: Path) -> None:
+    names = [os.fsdecode(name) for name in ODD]
+    cache = write(tmp_path / "c", *map(entry, names))
+    writer = CacheWriter(cache, RUN, "0.0")
+    for name in names:
+        writer.fail(name, CacheError(f"{name}: bad\x07", "mend it"))
+    writer.close()
+    shown = [rb"a\nb.png", rb"tab\tbed.png", rb"\x1b[31mred\x1b[m.png", b"\xff.png", "é\\x85.png".encode()]
+    rows = piped("cache", "ls", cache).splitlines()
+    assert [row.split(b"\t")[2:] for row in rows] == [[name, b"stale: failed since"] for name in shown]
+    failed = piped("cache", "ls", cache, "--failed").splitlines()
+    assert [row.split(b"\t") for row in failed] == [[name, rb"bad\x07"] for name in shown]
+    for options in ((), ("--failed",)):
+        assert piped("cache", "ls", cache, "-0", *options) == b"".join(name + b"\0" for name in ODD)
+    assert [one["source"] for one in run("cache", "ls", cache, "--json").records] == names
+    assert run("cache", "ls", cache, "-0", "--json").code == 2
+
+
+def test_messages_about_odd_names_are_a_line_each(run: Run, llava: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ODD:
+        Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name)).write_bytes(b"no picture")
+    ran = run("compress", tmp_path / "in", "--out", tmp_path / "c", "-m", llava)
+    told = [line for line in ran.err.split("\n") if line.startswith("error: ")]
+    assert (ran.code, len(told)) == (3, len(ODD))
+    for shown in (r"a\nb.png", r"tab\tbed.png", r"\x1b[31mred\x1b[m.png", r"/\xff.png", r"é\x85.png"):
+        assert any(shown in line for line in told), shown
+
+
+def test_names_go_from_a_cache_to_compress(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, picture in zip(ODD, pictures, strict=False):
+        shutil.copy(picture, os.fsencode(tmp_path / "in") + b"/" + name)
+    run("compress", tmp_path / "in", "--out", tmp_path / "1", "-m", llava)
+    names = piped("cache", "ls", tmp_path / "1", "-0")
+    assert run("compress", "-", "-0", "--out", tmp_path / "2", "-m", llava, stdin=names).code == 0
+    assert files(tmp_path / "1") == files(tmp_path / "2")

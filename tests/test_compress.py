@@ -65,7 +65,22 @@ def test_what_was_changed_later_is_done_again(run: Run, llava: Path, two: tuple[
     command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
     run(*command)
     overwrite(path, other, LONG_AGO + 1)
-    assert "compressed 1 image" in run(*command).err
+    assert "compressed 1 image, 1 of them changed since, in" in run(*command).err
+
+
+def test_folders_that_replace_each_other_are_told_of(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, some in (("a", pictures[:3]), ("b", pictures[3:7])):
+        (tmp_path / folder / "in").mkdir(parents=True)
+        for number, picture in enumerate(some):
+            shutil.copy(picture, tmp_path / folder / "in" / f"{number}.png")
+    monkeypatch.chdir(tmp_path / "a")
+    command = ("compress", "in", "--out", tmp_path / "c", "-m", llava, "--shard-items", "2")
+    assert "compressed 3 images in" in run(*command).err
+    monkeypatch.chdir(tmp_path / "b")
+    assert "compressed 4 images, 3 of them changed since, in" in run(*command).err
+    assert "nothing to do: 4 already in the cache" in run(*command).err
 
 
 def test_what_was_changed_a_moment_ago_is_read_again(
@@ -123,6 +138,49 @@ def test_machines_share_a_folder(run: Run, llava: Path, folder: Path, tmp_path: 
         failed += [record["source"] for record in open_cache(out).failures()]
     assert sorted(parts) == sorted(str(path) for path in folder.glob("scene*.png"))
     assert sorted(failed) == sorted(map(str, bad))
+
+
+def test_a_portion_may_be_empty(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    """All of them are merged into the bytes of one run."""
+    for path in sorted(folder.iterdir())[2:]:
+        path.unlink()
+    parts = [tmp_path / f"{number}" for number in range(1, 9)]
+    for number, out in enumerate(parts, 1):
+        ran = run("compress", folder, "--out", out, "-m", llava, "--shard", f"{number}/8")
+        assert (ran.code, "warning" in ran.err) == (0, False)
+        assert run("cache", "ls", out).code == run("cache", "info", out).code == run("cache", "verify", out).code == 0
+    empty = [out for out in parts if not held(out)]
+    assert len(empty) >= 6
+    assert f"{empty[0]} is empty" in run("cache", "ls", empty[0]).err
+    assert run("cache", "info", empty[0], "--json").records[0]["items"] == 0
+    ran = run("cache", "merge", *parts, "--out", tmp_path / "all")
+    assert (ran.code, "merged 2 items of 8 caches" in ran.err) == (0, True)
+    run("compress", folder, "--out", tmp_path / "whole", "-m", llava)
+    for path in (tmp_path / "whole").glob("prunesid-*"):
+        assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes()
+
+
+def test_shards_that_lack_or_are_given_twice_are_told_of(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f"{number}" for number in range(1, 4)]
+    command = ("compress", folder, "-m", llava, "--out")
+    for number, out in enumerate(parts, 1):
+        assert run(*command, out, "--shard", f"{number}/3").code == 0
+    some = run("cache", "merge", parts[0], parts[0], parts[2], "--out", tmp_path / "some").err
+    assert "warning: not among these caches: shard 2/3\n" in some
+    assert "warning: more than once among these caches: shard 1/3\n" in some
+    assert "warning" not in run("cache", "merge", *parts, "--out", tmp_path / "all").err
+    before = files(parts[0])
+    for other in ("2/3", "1/4"):
+        ran = run(*command, parts[0], "--shard", other)
+        assert (ran.code, f"{parts[0]} holds shard 1/3, not {other}" in ran.err) == (2, True)
+    assert files(parts[0]) == before
+    assert run(*command, parts[0], "--shard", "1/3").code == 0
+    assert run(*command, parts[0]).code == 0, "it has all now"
+    assert "warning" not in run("cache", "merge", parts[0], "--out", tmp_path / "one").err
+    run(*command, tmp_path / "whole")
+    for name in ("some", "all", "one"):
+        assert (held(tmp_path / name).keys() == held(tmp_path / "whole").keys()) == (name != "some")
+    assert files(tmp_path / "all") == files(tmp_path / "whole")
 
 
 OURS = [3, 4, 7, 9]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,8 @@ import typer
 from prunesid_cli import __version__
 from prunesid_cli.commands import options as o
 from prunesid_cli.commands.report import end_if_incomplete
-from prunesid_cli.errors import ExitCode
-from prunesid_cli.output import plural, printer, size
+from prunesid_cli.errors import ExitCode, UsageError
+from prunesid_cli.output import one_line, plural, printer, size
 from prunesid_cli.tokencache import Cache, open_cache, read_calibration
 from prunesid_cli.tokencache.format import SHARD_ITEMS
 
@@ -24,17 +25,40 @@ CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that 
 def list_items(
     cache: CachePath,
     failed: Annotated[bool, typer.Option("--failed", help="The inputs that failed, and why.")] = False,
+    null: Annotated[bool, typer.Option("-0", "--null", help="Names alone, each ended by NUL: for xargs -0.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """List what is in a cache: kept and all visual tokens, size in pixels, source."""
+    """List what is in a cache: kept and all visual tokens, size in pixels, source.
+
+    What failed since is stale: its tokens are of an earlier version. Control characters in names are escaped, but for
+    --null and --json.
+    """
+    if null and as_json:
+        raise UsageError("--null and --json contradict each other", "leave out one")
     opened = open_cache(cache)
-    if failed:
+    if null:
+        _list_names(opened, failed)
+    elif failed:
         _list_failed(opened, as_json)
     else:
         _list_held(opened, as_json)
+    if not failed and not len(opened):
+        printer.note(f"{cache} is empty")
     end_if_incomplete(opened)
+
+
+def _list_names(opened: Cache, failed: bool) -> None:
+    names = (
+        (record["source"] for record in opened.failures()) if failed else (item.source for _, item in opened.items())
+    )
+    for name in names:
+        printer.raw(os.fsencode(name) + b"\0")
+
+
+def _row(*cells: str) -> None:
+    printer.result("\t".join(map(one_line, cells)))
 
 
 def _list_failed(opened: Cache, as_json: bool) -> None:
@@ -42,16 +66,20 @@ def _list_failed(opened: Cache, as_json: bool) -> None:
         if as_json:
             printer.record(record)
         else:
-            printer.result(f"{record['source']}\t{record['error'].removeprefix(record['source'] + ': ')}")
+            _row(record["source"], record["error"].removeprefix(record["source"] + ": "))
 
 
 def _list_held(opened: Cache, as_json: bool) -> None:
+    """Of an input that failed since it was read there is an earlier version."""
+    failed = {record["source"] for record in opened.failures()}
     for shard, item in opened.items():
+        is_stale = item.source in failed
         if as_json:
-            counts = {"tokens": item.total, "kept": item.kept}
+            counts = {"tokens": item.total, "kept": item.kept, "stale": is_stale}
             printer.record({"source": item.source, "shard": shard.path.name} | counts | asdict(item))
         else:
-            printer.result(f"{item.kept}/{item.total}\t{item.size[0]}x{item.size[1]}\t{item.source}")
+            note = ["stale: failed since"] * is_stale
+            _row(f"{item.kept}/{item.total}", f"{item.size[0]}x{item.size[1]}", item.source, *note)
 
 
 @app.command()
@@ -60,7 +88,9 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     opened = open_cache(cache)
     total, kept = opened.index.table.counts.sum(0).tolist()
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
-    facts |= {"items": len(opened), "failed": len(opened.failures()), "shards": len(opened.index.parts)}
+    failures = opened.failures()
+    stale = sum(opened.index.find(record["source"]) is not None for record in failures)
+    facts |= {"items": len(opened), "failed": len(failures), "stale": stale, "shards": len(opened.index.parts)}
     facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}
     facts |= {"sampling": opened.index.sampling} if opened.index.sampling else {}
     facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}
@@ -108,10 +138,13 @@ def join(
     """
     from prunesid_cli.tokencache import Limits
     from prunesid_cli.tokencache.merge import merge
+    from prunesid_cli.tokencache.portions import gaps
 
     merged = merge(caches, out, __version__, Limits(shard_items))
     if as_json:
         printer.record({"merged": merged.copied, "held": merged.held})
+    for told in gaps(caches):
+        printer.warning(told)
     held = f"   {merged.held:,} there already" if merged.held else ""
     printer.note(f"merged {plural(merged.copied, 'item')} of {plural(len(caches), 'cache')} into {out}{held}")
 
@@ -120,33 +153,36 @@ def join(
 def clean(
     cache: CachePath,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be let go of.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Even if not a single input is where it was.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if most inputs, or a whole folder, are gone.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Let go of earlier versions of inputs that changed, and of inputs that are gone.
+    """Let go of earlier versions of inputs that changed, and of inputs that are gone, also of those that failed.
 
-    Sources are looked for as they were named: call it in the folder where compress was called.
+    Relative names are looked for from the current folder: call it where compress was called. It refuses where more than
+    half of the inputs are gone, or all of a top folder that has ten or more.
     """
     from prunesid_cli.tokencache import CacheWriter
-    from prunesid_cli.tokencache.collect import collect, find_waste
+    from prunesid_cli.tokencache.collect import NO_RUN, collect, find_waste
 
     opened = open_cache(cache)
     if opened.missing.numbers:
         raise opened.missing.error
-    if opened.run is None:
-        printer.note(f"{cache} holds no tokens")
-        return
-    writer = CacheWriter(cache, opened.run, __version__, sampling=opened.index.sampling)
+    writer = CacheWriter(cache, opened.run or NO_RUN, __version__, sampling=opened.index.sampling)
     try:
-        waste = find_waste(writer, force)
+        waste = find_waste(writer)
         if not dry_run:
+            if not force:
+                waste.check()
             collect(writer, waste)
     finally:
         writer.close()
     if as_json:
         counts = {"gone": len(waste.gone), "outdated": len(waste.outdated), "failures": len(waste.failures)}
         printer.record(counts | {"bytes": waste.bytes})
+    if dry_run and waste.doubt and not force:
+        printer.warning(f"{waste.doubt}: only --force lets go of that much")
     what = f"{plural(len(waste.gone), 'input')} that are gone, {plural(len(waste.outdated), 'earlier version')}"
+    what += f", {plural(len(waste.failures), 'failure')} of such inputs" if waste.failures else ""
     printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {size(waste.bytes)}")

@@ -21,6 +21,7 @@ from prunesid_cli.output import printer, stages
 from prunesid_cli.portion import read_portion
 from prunesid_cli.tokencache import calibrated
 from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
+from prunesid_cli.tokencache.portions import check_portion, record_portion
 from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def compress(
         printer.note(f"shard {portion}, by {portion.place}")
     if retry_failed:
         check_cache(out)
+    if not calibrate:
+        check_portion(out, portion)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli.commands.running import Inputs, Work, measure_average
     from prunesid_cli.decoding import Cached, Decoder
@@ -112,13 +115,15 @@ def compress(
             measure_average(Job(Decoder(pruner), pace, stop), inputs, out, checkpoint, as_json)
         return
     writer = _writer(session, pruner, store, out, shard_items)
+    if not (retry_failed or writer.unwritable):
+        record_portion(out, portion, not writer.index.parts)
     plans = pruner.spreads and not (stream or retry_failed or writer.unwritable)
     cached = Cached(writer, checksum, MeasuredLog(writer, draft) if plans else None)
     if retry_failed:
         inputs = Inputs(list(writer.failed), exact=True)
     elif writer.missing.numbers:
         printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
-    report = Report(as_json, budget, portion, retry_failed)
+    report = Report(as_json, budget, portion, retry_failed, len(writer.index.table))
     with stoppable() as stop:
         job = Job(Decoder(pruner, cached, vision.load), pace, stop)
         Work(job, inputs, writer, report, stream).run()

@@ -36,10 +36,14 @@ def end_if_incomplete(cache: Cache) -> None:
 
 
 class Report:
-    """What became of the inputs: a line of JSON each on request, and the summary at the end."""
+    """What became of the inputs: a line of JSON each on request, and the summary at the end.
 
-    def __init__(self, as_json: bool, budget: Budget, portion: Portion, retries: bool) -> None:
+    before: items that the cache had.
+    """
+
+    def __init__(self, as_json: bool, budget: Budget, portion: Portion, retries: bool, before: int) -> None:
         self.as_json, self.budget, self.portion, self.retries = as_json, budget, portion, retries
+        self.before = before
         self.began = time.perf_counter()
         self.counts: Counter[str] = Counter()
         self.passed: Counter[str] = Counter()
@@ -74,13 +78,15 @@ class Report:
     def say(self, writer: CacheWriter, is_whole: bool) -> None:
         """is_whole: all inputs came."""
         count = self.counts
-        parts = [self._done(is_whole)] + [f"shard {self.portion}"] * (self.portion.of > 1)
+        grown = len(writer.index.table) - self.before
+        parts = [self._done(is_whole, count["kept"] - grown)] + [f"shard {self.portion}"] * (self.portion.of > 1)
         parts += [f"{plural(number, what)} passed over" for what, number in sorted(self.passed.items())]
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
-        printer.note("   ".join(parts))
-        if is_whole and not self.retries and not count["kept"] + count["held"] + count["failed"]:
-            printer.warning("no images or clips found")
+        is_empty = is_whole and not count["kept"] + count["held"] + count["failed"]
+        # Of many machines one may well have none, and of failures there had better be none.
+        say = printer.warning if is_empty and not self.retries and self.portion.of == 1 else printer.note
+        say("   ".join(parts))
         if is_whole and not self.retries and writer.missing.items > count["kept"]:
             lost = f"{writer.missing.items - count['kept']:,} of the {writer.missing.items:,} items that it lacked"
             printer.warning(f"{writer.folder} goes on without {lost}: they were not among these images")
@@ -89,14 +95,15 @@ class Report:
             stored = size(writer.size())
             printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")
 
-    def _done(self, is_whole: bool) -> str:
+    def _done(self, is_whole: bool, changed: int) -> str:
         count, spent = self.counts, time.perf_counter() - self.began
         held = f"{count['held']:,} already in the cache"
         if is_whole and not count["kept"] + count["failed"]:
-            nothing = "nothing failed before" if self.retries else "no images or clips"
+            nothing = "nothing failed before" if self.retries else "no images or clips found"
             return f"nothing to do: {held if count['held'] else nothing}"
         clips, images = count["clips"], count["kept"] - count["clips"]
         done = [plural(images, "image")] if images or not clips else []
         done += [plural(clips, "clip")] if clips else []
+        done += [f"{changed:,} of them changed since,"] if changed else []
         rate = f"compressed {', '.join(done)} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"
         return "   ".join([rate] + [held] * bool(count["held"]))

@@ -3,53 +3,73 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunesid_cli.errors import CacheError
-from prunesid_cli.output import plural
-from prunesid_cli.tokencache.format import Item, Shard, shard_name
+from prunesid_cli.errors import UsageError
+from prunesid_cli.tokencache.format import Item, Run, Shard, shard_name
 from prunesid_cli.tokencache.growing import GrowingShard
 from prunesid_cli.tokencache.index import Index, extended
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
 from prunesid_cli.tokencache.table import Place
 from prunesid_cli.tokencache.writer import CacheWriter
 
+NO_RUN = Run(model="", revision="", family="", method="", keep="", dynamic=False, even=False, dtype="")
+"""Of a cache without items: nothing is added to it here."""
+MANY = 10
+"""Inputs of a folder that are not deleted one by one, but all at once: or their drive is missing."""
+
 
 @dataclass(frozen=True)
 class Waste:
     """What a cache need not hold: places of items that count no more, and of items whose input is gone; bytes of both;
-    failures whose input is gone."""
+    failures whose input is gone. `doubt`: why they may be where another folder or drive is, empty if there is none."""
 
     outdated: frozenset[Place] = frozenset()
     gone: frozenset[Place] = frozenset()
     bytes: int = 0
     failures: tuple[str, ...] = ()
+    doubt: str = ""
 
     @property
     def places(self) -> frozenset[Place]:
         return self.outdated | self.gone
 
+    def check(self) -> None:
+        """Raises UsageError: too much is gone at once to be believed."""
+        if self.doubt:
+            hint = "go to the folder where compress ran, or mount the drive; --force lets go of them all"
+            raise UsageError(self.doubt, hint)
 
-def find_waste(writer: CacheWriter, force: bool = False) -> Waste:
-    """What `collect` would let go of. An input is gone where its path leads to nothing.
 
-    Raises:
-        CacheError: not a single input is where it was: then rather the drive is missing, or this is another folder than
-            that in which they were named. With `force` they are gone.
-    """
-    dead, gone, size = writer.index.dead, set[Place](), 0
+def find_waste(writer: CacheWriter) -> Waste:
+    """What `collect` would let go of. An input is gone where its path leads to nothing."""
+    dead, gone, size, there, lost = writer.index.dead, set[Place](), 0, list[str](), list[str]()
     for shard, place, item in _all(writer.folder, writer.index):
-        if (shard.number, place) not in dead and not os.path.exists(item.source):
+        is_dead = (shard.number, place) in dead
+        if not is_dead and os.path.exists(item.source):
+            there.append(item.source)
+            continue
+        size += _bytes(shard, item)
+        if not is_dead:
             gone.add((shard.number, place))
-        size += _bytes(shard, item) * ((shard.number, place) in dead | gone)
-    if gone and len(gone) == len(writer.index.table) and not force:
-        problem = f"none of the {plural(len(gone), 'input')} of {writer.folder} is where it was"
-        hint = "go to the folder where compress ran, or mount the drive; --force lets go of them all"
-        raise CacheError(problem, hint)
+            lost.append(item.source)
     failures = tuple(source for source in writer.failed if not os.path.lexists(source))
-    return Waste(dead, frozenset(gone), size, failures)
+    return Waste(dead, frozenset(gone), size, failures, _doubt(there, lost, writer.folder))
+
+
+def _doubt(there: Sequence[str], lost: Sequence[str], folder: Path) -> str:
+    """More than half of all inputs are gone, or all of a top folder, one below the folder that all have in common."""
+    if len(lost) > len(there):
+        return f"{len(lost):,} of the {len(there) + len(lost):,} inputs of {folder} are not where they were"
+    paths = [os.path.abspath(source).split(os.sep) for source in (*there, *lost)]
+    depth = 1 + len(os.path.commonprefix(paths))  # type: ignore[type-var]
+    tops = [os.sep.join(path[:depth]) for path in paths]
+    left, counts = set(tops[: len(there)]), Counter(tops[len(there) :])
+    top = next((top for top, count in counts.items() if count >= MANY and top not in left), "")
+    return f"none of the {counts[top]:,} inputs of {folder} in {top} is where it was" if top else ""
 
 
 def collect(writer: CacheWriter, waste: Waste) -> None:
@@ -65,7 +85,7 @@ def collect(writer: CacheWriter, waste: Waste) -> None:
         _rewrite(read_header(path), waste.places)
     for source in waste.failures:
         writer.settle(source)
-    if paths:
+    if paths or waste.failures:  # of which a cache may have had nothing else
         writer.take(extended(writer.index, map(read_header, paths)))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.output import plural
+from prunesid_cli.output import plural, some
 from prunesid_cli.tokencache.format import (
     Run,
     Shard,
@@ -29,9 +29,6 @@ from prunesid_cli.tokencache.table import (
     latest,
     with_stamps,
 )
-
-NAMED = 3
-"""Missing shards that a message names; of more it tells how many."""
 
 
 class Known(NamedTuple):
@@ -130,11 +127,11 @@ class Missing:
     @property
     def error(self) -> CacheError:
         names = [shard_name(number) for number in self.numbers]
-        more = len(names) - NAMED
-        listed = ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
         are = "is" if len(names) == 1 else "are"
         held = f", and with {'it' if len(names) == 1 else 'them'} {plural(self.items, 'item')}" if self.items else ""
-        return CacheError(f"{self.folder}: {listed} {are} missing{held}", "run the same compress: it does them again")
+        return CacheError(
+            f"{self.folder}: {some(names)} {are} missing{held}", "run the same compress: it does them again"
+        )
 
 
 def extended(index: Index, shards: Iterable[Shard], stamps: Mapping[Place, Stamp] | None = None) -> Index:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
 from prunesid_cli.tokencache.table import Place, Stamp
 from prunesid_cli.tokencache.writer import CacheWriter, Limits
+
+Where = tuple[int, Place]
+"""Number of a cache, place in it."""
 
 
 @dataclass
@@ -61,16 +64,22 @@ def merge(folders: Sequence[Path], out: Path, tool: str, limits: Limits) -> Merg
     sampling = next((cache.index.sampling for cache in caches if cache.index.sampling), "")
     writer, merged, parts = CacheWriter(out, first.run, tool, limits, sampling), Merged(), [*map(_Part, caches)]
     try:
-        for number, place in _ordered(caches):
-            _copy(parts[number], place, writer, merged)
+        where = _where(caches)
+        for source in sorted(where, key=_by_parts):
+            _copy(parts[where[source][0]], where[source][1], writer, merged)
         writer.save()
-        for cache in caches:
+        for number, cache in enumerate(caches):
             for record in cache.failures():
-                if writer.index.find(record["source"]) is None:
+                if _counts(record["source"], number, where, writer):
                     writer.failed.setdefault(record["source"], record)
     finally:
         writer.close()
     return merged
+
+
+def _counts(failed: str, number: int, where: Mapping[str, Where], writer: CacheWriter) -> bool:
+    """Whether no other cache than that where a source failed has it: its own has an earlier version."""
+    return where[failed][0] == number if failed in where else writer.index.find(failed) is None
 
 
 def _sound(folder: Path, out: Path) -> Cache:
@@ -82,15 +91,14 @@ def _sound(folder: Path, out: Path) -> Cache:
     return cache
 
 
-def _ordered(caches: Sequence[Cache]) -> Iterator[tuple[int, Place]]:
-    """Where each source is, in the order of their paths: number of the cache, and place in it."""
-    where = dict[str, tuple[int, Place]]()
+def _where(caches: Sequence[Cache]) -> dict[str, Where]:
+    where = dict[str, Where]()
     for number, cache in enumerate(caches):
         for shard, place in cache.places():
             where[shard.items[place].source] = number, (shard.number, place)
         for error in cache.faults.values():
             raise error
-    return (where[source] for source in sorted(where, key=_by_parts))
+    return where
 
 
 def _by_parts(source: str) -> list[str]:

@@ -186,9 +186,11 @@ class CacheWriter:
             self._record_failures()
 
     def complete(self) -> None:
-        """All inputs came. What is missing still was not among them, and is not waited for any more."""
+        """All inputs came, if any: an index makes a cache of it. What is missing still was not among them, and is not
+        waited for any more."""
         if self.unwritable:
             return
+        self.is_saved = self.is_saved and (self.folder / INDEX).exists()
         (self.folder / MEASURED).unlink(missing_ok=True)
         if self.missing.numbers:
             self.save()
