@@ -115,7 +115,7 @@ def _tell(pointless: Sequence[Prompt], cache: Cache, file: Path | None) -> None:
     reasons = {record["source"]: record["error"] for record in cache.failures()} if pointless else {}
     for prompt in pointless[:TOLD]:
         what = prompt.name if prompt.by == "source" else f"{prompt.by} {prompt.name}"
-        why = f", which failed: {reasons[what]}" if what in reasons else ""
+        why = f", which failed: {reasons[what].removeprefix(f'{what}: ')}" if what in reasons else ""
         printer.warning(f"{file}, line {prompt.line}: the cache has no item {what}{why}")
     if len(pointless) > TOLD:
         printer.warning(f"and so for {plural(len(pointless) - TOLD, 'more name')}")

@@ -183,6 +183,7 @@ def clean(
         printer.record(counts | {"bytes": waste.bytes})
     if dry_run and waste.doubt and not force:
         printer.warning(f"{waste.doubt}: only --force lets go of that much")
-    what = f"{plural(len(waste.gone), 'input')} that are gone, {plural(len(waste.outdated), 'earlier version')}"
+    are = "is" if len(waste.gone) == 1 else "are"
+    what = f"{plural(len(waste.gone), 'input')} that {are} gone, {plural(len(waste.outdated), 'earlier version')}"
     what += f", {plural(len(waste.failures), 'failure')} of such inputs" if waste.failures else ""
     printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {size(waste.bytes)}")
