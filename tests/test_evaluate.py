@@ -236,7 +236,7 @@ def test_without_answers_the_unpruned_ones_are_what_counts(
     assert head.split()[3] == "agreement" and head.endswith("KL of first token")
     assert rows[0].endswith(" 0.0000 nats")
     assert "KL" not in run(*command[:-1]).out
-    assert (base["marks"]["accuracy"], base["divergence"]) == (1, 0)
+    assert (base["measure"], base["marks"]["accuracy"], base["divergence"]) == ("agreement", 1, 0)
     assert 0 < more["divergence"] < less["divergence"]
     assert less["marks"]["accuracy"] == less["same"]
 

@@ -198,7 +198,8 @@ def _tell(
         raise MediaError("no record could be asked", "see the errors above")
     if as_json:
         for row in rows:
-            printer.record(as_record(row) | {"records": len(records) - len(results.failed)})
+            about = {"measure": measure_of(records), "records": len(records) - len(results.failed)}
+            printer.record(as_record(row) | about)
     else:
         for line in columns(table(rows, measure_of(records))):
             printer.result(line)
