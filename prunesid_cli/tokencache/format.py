@@ -30,8 +30,8 @@ Format 3
    or not at all. Items are only ever added behind those that it holds, and only to the last one, until it is full: so
    an interrupted run that is resumed leaves the bytes of one that was not. Files whose names begin with a dot are those
    of a run that writes, or that was killed: what they hold of items (growing.py) the next run takes up first, and what
-   they tell of images that are not written yet (measured.py) it need not measure again. Readers accept formats up to
-   their own and refuse newer ones.
+   they tell of images that are not written yet (measured.py) it need not measure again; or they spare work
+   (index_file.py) or help to merge (portions.py). Readers accept formats up to their own and refuse newer ones.
 8. `failures.jsonl`: one object a line with `source`, `error`, `hint`: inputs whose last try failed; what was kept of
    an earlier version of one may still be in a shard. Replaced as a whole.
 9. Who writes holds a lock on `.prunesid.lock`. Readers need none.
