@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAMED = 3
 """Of many names, those that a message gives; of more it tells how many."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 UNDECODED = re.compile(r"[\udc80-\udcff]")
 """Bytes of file names that are no text, as Python has them."""
 
