@@ -3,6 +3,7 @@ that can happen to a run."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -362,8 +363,11 @@ def test_a_full_disk(run: Run, cache: Path, asking: Path, tmp_path: Path) -> Non
 def test_interrupted_and_resumed(run: Run, cache: Path, asking: Path, tmp_path: Path, sent: signal.Signals) -> None:
     written(asking, *({"prompt": f"{text} {number}"} for number in range(12) for text in TEXTS))
     out, command = tmp_path / "answers.jsonl", ("answer", cache, "--prompts", asking, *SHORT, "--batch-size", 2)
-    args = [sys.executable, "-m", "prunesid_cli", *map(str, command), "--out", str(out)]
-    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True) as process:
+    args = [sys.executable, "-m", "prunesid_cli", *map(str, command), "--out", str(out), "--json"]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # so that it cannot come to its end before somebody reads
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         ends = time.monotonic() + 60
         while time.monotonic() < ends and (not out.exists() or out.stat().st_size < 2000):
             time.sleep(0.02)

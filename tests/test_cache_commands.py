@@ -102,9 +102,12 @@ def test_an_earlier_version_of_what_failed_since_is_stale(
         assert second.endswith(f"\t{bad}\tstale: failed since")
         assert [one["stale"] for one in run("cache", "ls", cache, "--json").records] == [False, True]
         assert run("cache", "info", cache, "--json").records[0]["stale"] == 1
+    answer = ("answer", tmp_path / "c", "what?", "--max-new-tokens", 1)
+    assert "warning: 1 item of an earlier version" in run(*answer).err
     shutil.copy(pictures[2], bad)
     assert run(*command).code == 0
     assert "stale" not in run("cache", "ls", tmp_path / "c").out
+    assert "earlier" not in run(*answer).err
 
 
 def test_what_cannot_be_merged(run: Run, tmp_path: Path) -> None:

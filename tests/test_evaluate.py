@@ -241,6 +241,21 @@ def test_without_answers_the_unpruned_ones_are_what_counts(
     assert less["marks"]["accuracy"] == less["same"]
 
 
+def test_divergence_is_measured_of_what_was_answered_without(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    path, out = tmp_path / "q.jsonl", tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps({"media": str(one), "prompt": "what?"}) + "\n" for one in pictures[:3]))
+    command = ["evaluate", path, "-m", llava, "--max-new-tokens", "4", "--out", out]
+    assert "KL" not in run(*command, "--keep", "64").out
+    head, *rows = run(*command, "--keep", "64,32", "--divergence").out.splitlines()
+    assert head.endswith("KL of first token") and len(rows) == 3 and all(row.endswith(" nats") for row in rows)
+    assert len(out.read_text().splitlines()) == 3 * (2 + 3)
+    whole = run(*command, "--keep", "64,32", "--divergence", "--json").records
+    assert len(out.read_text().splitlines()) == 3 * (2 + 3), "nothing is asked again"
+    assert whole[0]["divergence"] == 0 < whole[1]["divergence"] < whole[2]["divergence"]
+
+
 def test_records_with_and_without_answers_are_not_mixed_in_silence(
     run: Run, llava: Path, pictures: list[Path], tmp_path: Path
 ) -> None:

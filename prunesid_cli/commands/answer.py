@@ -93,6 +93,9 @@ def answer(
         what = f"--where {' '.join(where)}" if where else f"{prompts}"
         raise UsageError(f"{what}: no item of {cache}", f"prunesid cache ls {cache}")
     _tell(pointless, opened, prompts)
+    if stale := opened.stale():
+        what = f"{plural(stale, 'item')} of an earlier version, since what is there now could not be read"
+        printer.warning(f"{what}: prunesid cache ls {cache} --failed")
     session = _session(run, model, revision, Hardware(device, dtype, attention))
     from prunesid_cli.types import Generation
 

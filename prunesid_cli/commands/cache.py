@@ -88,9 +88,8 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     opened = open_cache(cache)
     total, kept = opened.index.table.counts.sum(0).tolist()
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
-    failures = opened.failures()
-    stale = sum(opened.index.find(record["source"]) is not None for record in failures)
-    facts |= {"items": len(opened), "failed": len(failures), "stale": stale, "shards": len(opened.index.parts)}
+    facts |= {"items": len(opened), "failed": len(opened.failures()), "stale": opened.stale()}
+    facts |= {"shards": len(opened.index.parts)}
     facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}
     facts |= {"sampling": opened.index.sampling} if opened.index.sampling else {}
     facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}

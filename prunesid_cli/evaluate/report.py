@@ -99,7 +99,7 @@ def measure_of(records: Sequence[Record]) -> str:
 def table(rows: Sequence[Row], measure: str) -> list[list[str]]:
     """The head of a table, and a line for each row."""
     kinds = list(rows[0].kinds) if len(rows[0].kinds) > 1 else []
-    far = ["KL of first token"] * (rows[0].divergence is not None)
+    far = ["KL of first token"] * all(row.divergence is not None for row in rows)
     lines = [["setting", "tokens", "kept", measure, "of unpruned", "95 %", *kinds, "same answer", *far]]
     for row in rows:
         marks = row.marks
@@ -112,7 +112,7 @@ def table(rows: Sequence[Row], measure: str) -> list[list[str]]:
             "-" if marks.share is None else f"{marks.share:.1%}",
         ]
         cells += [interval, *(f"{row.kinds[kind].accuracy:.3f}" for kind in kinds), f"{row.same:.1%}"]
-        lines.append(cells if row.divergence is None else [*cells, f"{row.divergence:.4f} nats"])
+        lines.append([*cells, f"{row.divergence:.4f} nats"] if far else cells)
     return lines
 
 

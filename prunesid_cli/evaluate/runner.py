@@ -104,12 +104,18 @@ class Results:
         self.said = {which: one for which, one in self.said.items() if one.key not in changed}
         return len(changed)
 
-    def has(self, record: Record, setting: Setting) -> bool:
-        return (record.key, str(setting)) in self.said
+    def has(self, record: Record, setting: Setting, diverges: bool = False) -> bool:
+        """Whether a record was answered, and `diverges`: its divergence measured."""
+        one = self.said.get((record.key, str(setting)))
+        return one is not None and not (diverges and one.divergence is None)
+
+    def _is_new(self, one: Said) -> bool:
+        known = self.said.get((one.key, one.setting))
+        return known is None or (known.divergence is None and one.divergence is not None)
 
     def add(self, record: Record, some: Sequence[Said]) -> None:
         """What was said to a record."""
-        some = [one for one in some if (one.key, one.setting) not in self.said]
+        some = [one for one in some if self._is_new(one)]
         self.said |= {(one.key, one.setting): one for one in some}
         if self.path is None or not some:
             return
@@ -155,7 +161,8 @@ class Runner:
 
     def run(self, records: Sequence[Record], results: Results) -> Iterator[int]:
         """Ask what was not asked yet; yields how many records are done, batch by batch."""
-        open_ones = [one for one in records if not all(results.has(one, s) for s in self.pruners)]
+        has = partial(results.has, diverges=self.diverges)
+        open_ones = [one for one in records if not all(has(one, setting) for setting in self.pruners)]
         yield len(records) - len(open_ones)
         first = next(iter(self.pruners.values()))
         size, depth = lambda: self.batch_size, lambda: AHEAD * self.batch_size
@@ -197,7 +204,7 @@ class Runner:
         found, first = list[list[Said]]([[] for _ in batch]), None
         for setting, own in self.pruners.items():
             is_compared = self.diverges and setting == self.base
-            if not is_compared and all(results.has(one.record, setting) for one in batch):
+            if not is_compared and all(results.has(one.record, setting, self.diverges) for one in batch):
                 continue
             counts = [own.counts(*pair) for pair in zip(split(phis), split(totals), strict=True)]
             sets = split(own.keep(encoded, [count for some in counts for count in some], values))

@@ -80,6 +80,10 @@ class Cache:
     def failures(self) -> list[dict[str, str]]:
         return read_failures(self.folder)
 
+    def stale(self) -> int:
+        """Items of an earlier version of their input, whose last try failed."""
+        return sum(self.index.find(record["source"]) is not None for record in self.failures())
+
     def size(self) -> int:
         """Bytes of all shards."""
         return self.index.size
