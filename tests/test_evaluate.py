@@ -123,8 +123,8 @@ def test_a_kind_that_suffers_is_named_only_where_that_is_sure() -> None:
         ('{"media": "a.png", "prompt": "x", "answer": "red", "metric": "yesno"}', "neither yes nor no"),
         ('{"media": "a.png", "prompt": "x", "answer": true}', "neither a text nor a list"),
         ('{"media": "a.png", "prompt": "x", "answer": ""}', "expects an empty answer"),
-        ('{"media": "a.png", "prompt": "x", "answer": []}', "expects an empty answer"),
-        ('{"media": "a.png", "prompt": "x", "metric": "vqa"}', "expects an empty answer"),
+        ('{"media": "a.png", "prompt": "x", "answer": []}', "has an empty list, but no answer"),
+        ('{"media": "a.png", "prompt": "x", "metric": "vqa"}', "has a metric, but no answer"),
         ('{"media": "a.png", "prompt": "x", "kind": 3}', "kind is no text"),
     ],
 )

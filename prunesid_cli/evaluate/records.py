@@ -18,6 +18,7 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.metrics import METRICS, fitting
 
 EXAMPLE = '{"media": "a.jpg", "prompt": "what colour is the car?", "answer": "red", "kind": "colour"}'
+NONE = {"answer": "an empty list", "metric": "a metric"}
 FIELDS = {"media", "prompt", "answer", "kind", "metric"}
 
 
@@ -78,8 +79,10 @@ def _record(line: str, path: Path, number: int, metric: str | None) -> Record:
     named = said.get("metric", metric) or fitting(answers)
     if named not in METRICS:
         raise UsageError(f"{where}: no metric called {named!r}", hint=f"one of: {', '.join(METRICS)}")
-    if not all(one.strip() for one in answers) or (not answers and said.keys() & {"answer", "metric"}):
-        raise UsageError(f"{where} expects an empty answer", "leave out answer and metric where none is known")
+    if not all(one.strip() for one in answers):
+        raise UsageError(f"{where} expects an empty answer", "leave out the answer where none is known")
+    if not answers and (given := said.keys() & {"answer", "metric"}):
+        raise UsageError(f"{where} has {NONE[min(given)]}, but no answer", "leave out both where none is known")
     METRICS[named].check(answers, where)
     asked = json.dumps([media, prompt, answers, kind, named])
     key = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
