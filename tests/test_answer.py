@@ -364,7 +364,9 @@ def test_interrupted_and_resumed(run: Run, cache: Path, asking: Path, tmp_path: 
     written(asking, *({"prompt": f"{text} {number}"} for number in range(12) for text in TEXTS))
     out, command = tmp_path / "answers.jsonl", ("answer", cache, "--prompts", asking, *SHORT, "--batch-size", 2)
     args = [sys.executable, "-m", "prunesid_cli", *map(str, command), "--out", str(out), "--json"]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's background job ignores it)
+    with subprocess.Popen(args, **pipes, text=True, preexec_fn=heed) as process:
         assert process.stdout
         if hasattr(fcntl, "F_SETPIPE_SZ"):  # so that it cannot come to its end before somebody reads
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
