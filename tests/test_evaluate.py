@@ -12,7 +12,7 @@ import pytest
 from prunesid_cli.evaluate.metrics import METRICS, fitting, likeness
 from prunesid_cli.evaluate.records import Record, read_records
 from prunesid_cli.evaluate.report import rows_of, suffering
-from prunesid_cli.evaluate.runner import Results, Said, Setting
+from prunesid_cli.evaluate.results import Results, Said, Setting
 from prunesid_cli.evaluate.statistics import Relative, detection, itself, relative
 from tests.conftest import Run
 

@@ -22,7 +22,8 @@ from prunesid_cli.video.sampling import FRAMES
 if TYPE_CHECKING:
     from prunesid_cli.evaluate.records import Record
     from prunesid_cli.evaluate.report import Row
-    from prunesid_cli.evaluate.runner import Results, Runner, Setting
+    from prunesid_cli.evaluate.results import Results, Setting
+    from prunesid_cli.evaluate.runner import Runner
 
 BUDGETS = "all,192,128,64,32,16"
 SEARCHED = ("2", "4", "8", "12", "16", "24", "32", "48", "64", "96", "128", "192", "256", "384", "512", "768", "1024")
@@ -102,7 +103,8 @@ def evaluate(
     from prunesid_cli.evaluate.plot import check_plot, draw_plot
     from prunesid_cli.evaluate.records import read_records
     from prunesid_cli.evaluate.report import measure_of, rows_of
-    from prunesid_cli.evaluate.runner import Results, Runner, Setting
+    from prunesid_cli.evaluate.results import Results, Setting
+    from prunesid_cli.evaluate.runner import Runner
     from prunesid_cli.types import Generation
 
     if target and is_typed(context, "keep"):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunesid_cli.ahead import batches
-from prunesid_cli.evaluate.runner import Setting
+from prunesid_cli.evaluate.results import Setting
 from prunesid_cli.families import load_family
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.families.checkpoint import DEMO, resolve

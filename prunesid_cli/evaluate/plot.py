@@ -30,7 +30,7 @@ def check_plot() -> None:
         raise UsageError("--plot needs matplotlib, which is not installed", "pip install 'prunesid[plot]'")
 
 
-def draw_plot(rows: Sequence[Row], path: Path, measure: str = "accuracy") -> None:
+def draw_plot(rows: Sequence[Row], path: Path, measure: str) -> None:
     """Write a picture of what was measured; the ending of its name says of what kind.
 
     Raises:

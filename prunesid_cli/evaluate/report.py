@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prunesid_cli.evaluate.metrics import likeness, said_yes_no, words
 from prunesid_cli.evaluate.records import Record
-from prunesid_cli.evaluate.runner import Results, Said, Setting
+from prunesid_cli.evaluate.results import Results, Said, Setting
 from prunesid_cli.evaluate.statistics import Detection, Relative, by_kind, detection, itself, relative
 
 ENOUGH = 20
@@ -61,10 +61,10 @@ def _row(
     said = [results.said[one.key, str(setting)] for one in done]
     pairs = list(zip(said, base, strict=True))
     marks, kinds = np.array([_mark(*pair) for pair in pairs]), [one.kind for one in done]
-    named, about = np.array(kinds), [one.media for one in done]
+    named, about, is_base = np.array(kinds), [one.media for one in done], said == base
 
     def beside(some: NDArray[np.bool_]) -> Relative:
-        if said == base:
+        if is_base:
             return itself(own[some], target)
         return relative(marks[some], own[some], [one for one, is_in in zip(about, some, strict=True) if is_in], target)
 

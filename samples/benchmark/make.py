@@ -33,7 +33,7 @@ from prunesid_cli.demo.others import draw_other
 from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, one_of
 from prunesid_cli.demo.scenes import Drawing, draw, make_scene
 from prunesid_cli.evaluate.records import read_records
-from prunesid_cli.evaluate.runner import Setting
+from prunesid_cli.evaluate.results import Setting
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
