@@ -83,10 +83,10 @@ def answer(
     if out is None or as_json:
         printer.check()
     printer.resumable = out is not None
-    asked = read_prompts(prompt, prompts)
-    opened, run = _opened(cache)
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name it by --out")
+    asked = read_prompts(prompt, prompts)
+    opened, run = _opened(cache)
     pointless = asked.pointless(opened)
     queries = partial(asked.queries, opened, where or ())
     if next(queries(), None) is None:
@@ -94,7 +94,7 @@ def answer(
         raise UsageError(f"{what}: no item of {cache}", f"prunesid cache ls {cache}")
     _tell(pointless, opened, prompts)
     if stale := opened.stale():
-        what = f"{plural(stale, 'item')} of an earlier version, since what is there now could not be read"
+        what = f"{plural(len(stale), 'item')} of an earlier version, since what is there now could not be read"
         printer.warning(f"{what}: prunesid cache ls {cache} --failed")
     session = _session(run, model, revision, Hardware(device, dtype, attention))
     from prunesid_cli.types import Generation

@@ -70,10 +70,9 @@ def _list_failed(opened: Cache, as_json: bool) -> None:
 
 
 def _list_held(opened: Cache, as_json: bool) -> None:
-    """Of an input that failed since it was read there is an earlier version."""
-    failed = {record["source"] for record in opened.failures()}
+    stale = opened.stale()
     for shard, item in opened.items():
-        is_stale = item.source in failed
+        is_stale = item.source in stale
         if as_json:
             counts = {"tokens": item.total, "kept": item.kept, "stale": is_stale}
             printer.record({"source": item.source, "shard": shard.path.name} | counts | asdict(item))
@@ -88,7 +87,7 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     opened = open_cache(cache)
     total, kept = opened.index.table.counts.sum(0).tolist()
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
-    facts |= {"items": len(opened), "failed": len(opened.failures()), "stale": opened.stale()}
+    facts |= {"items": len(opened), "failed": len(opened.failures()), "stale": len(opened.stale())}
     facts |= {"shards": len(opened.index.parts)}
     facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}
     facts |= {"sampling": opened.index.sampling} if opened.index.sampling else {}

@@ -18,7 +18,7 @@ from prunesid_cli.commands.session import Hardware, LazyVision, Session, read_bu
 from prunesid_cli.errors import ExitCode, UsageError
 from prunesid_cli.interrupt import stoppable
 from prunesid_cli.output import printer, stages
-from prunesid_cli.portion import read_portion
+from prunesid_cli.portion import Portion, read_portion
 from prunesid_cli.tokencache import calibrated
 from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
 from prunesid_cli.tokencache.portions import check_portion, record_portion
@@ -115,14 +115,11 @@ def compress(
             measure_average(Job(Decoder(pruner), pace, stop), inputs, out, checkpoint, as_json)
         return
     writer = _writer(session, pruner, store, out, shard_items)
-    if not (retry_failed or writer.unwritable):
-        record_portion(out, portion, not writer.index.parts)
     plans = pruner.spreads and not (stream or retry_failed or writer.unwritable)
     cached = Cached(writer, checksum, MeasuredLog(writer, draft) if plans else None)
-    if retry_failed:
-        inputs = Inputs(list(writer.failed), exact=True)
-    elif writer.missing.numbers:
-        printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
+    inputs = Inputs(list(writer.failed), exact=True) if retry_failed else inputs
+    if not retry_failed:
+        _go_on(writer, portion)
     report = Report(as_json, budget, portion, retry_failed, len(writer.index.table))
     with stoppable() as stop:
         job = Job(Decoder(pruner, cached, vision.load), pace, stop)
@@ -135,6 +132,14 @@ def compress(
     stop.check()
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
+
+
+def _go_on(writer: CacheWriter, portion: Portion) -> None:
+    """What is said, and kept in mind, of a cache into which new inputs may come."""
+    if not writer.unwritable:
+        record_portion(writer.folder, portion, not writer.index.parts)
+    if writer.missing.numbers:
+        printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
 
 
 def _check(context: typer.Context) -> None:

@@ -80,9 +80,9 @@ class Cache:
     def failures(self) -> list[dict[str, str]]:
         return read_failures(self.folder)
 
-    def stale(self) -> int:
-        """Items of an earlier version of their input, whose last try failed."""
-        return sum(self.index.find(record["source"]) is not None for record in self.failures())
+    def stale(self) -> set[str]:
+        """Sources of which there is an earlier version, as the last try failed."""
+        return {record["source"] for record in self.failures() if self.index.find(record["source"])}
 
     def size(self) -> int:
         """Bytes of all shards."""
