@@ -18,10 +18,10 @@ def divprune(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], 
     As published, but that a token is never taken twice, which the published code does where tokens repeat; and that
     tokens are those at the cut, and not those that the projector makes of them.
     """
-    return by_target(_furthest, features, None, targets(features, budgets, reserved))
+    return by_target(_furthest, targets(features, budgets, reserved), features)
 
 
-def _furthest(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:
+def _furthest(features: Tensor, target: int) -> Sequence[Tensor]:
     near = cosines(features)
     near.diagonal(dim1=-2, dim2=-1).fill_(-math.inf)
     closest = near.amax(-1)

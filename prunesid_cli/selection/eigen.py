@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.krylov import BLOCK, Krylov
-from prunesid_cli.selection.parallel import room
+from prunesid_cli.selection.parallel import room, where_set
 
 LOOK = 48
 """Vectors between two looks at whether the space is enough."""
@@ -127,7 +127,7 @@ def leading(matrices: Tensor, wanted: Tensor, doubt: Doubt = angle) -> Tensor:
     found = rayleigh_ritz(matrices, rows, wanted)
     decided = complete & (doubt(found) == 0)
     directions = found.directions()
-    for row in (~decided).nonzero().flatten().tolist():
+    for row in where_set(~decided):
         more = _alone(matrices[row], space.of(row), found.of(row), doubt) if complete[row] else None
         directions[row] = _whole(matrices[row], wanted[row]) if more is None else more
     return directions

@@ -95,8 +95,7 @@ def fixed_point(blocks: Tensor, candidate: Tensor, rounds: int = 1) -> Tensor:
     """
     keep, weights = candidate, blocks.float()  # a product is faster than `any`
     while True:
-        before = keep
         for _ in range(rounds):
-            keep = candidate & ((weights @ keep.float().unsqueeze(-1)).squeeze(-1) == 0)
+            before, keep = keep, candidate & ((weights @ keep.float().unsqueeze(-1)).squeeze(-1) == 0)
         if torch.equal(before, keep):
             return keep

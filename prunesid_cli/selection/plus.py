@@ -14,25 +14,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import exact_directions, groups
 from prunesid_cli.selection.recipe import model_or_loading, quarter
 from prunesid_cli.selection.scope import cover
-from prunesid_cli.selection.targets import cosines, places, targets
+from prunesid_cli.selection.targets import by_target, cosines, places, targets
 
 
 @torch.no_grad()
 def plus(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
     """features [B, N, C], saliency [B, N] -> kept indices B x [T], in raster order."""
-    wanted = targets(features, budgets, reserved)
-
-    def of(row: int) -> Tensor:
-        first = leaders(group[row], score[row])[: wanted[row]]
-        return covering(features[row], score[row], first, wanted[row])
-
     with torch.autocast(features.device.type, enabled=False):
         group, score = grouped(features, saliency, budgets)
-        return each_image(of, len(wanted), features.device)
+    return by_target(_led, targets(features, budgets, reserved), features, score, group)
+
+
+def _led(features: Tensor, score: Tensor, group: Tensor, target: int) -> Sequence[Tensor]:
+    return covering(features, score, leaders(group, score, target), target)
 
 
 def grouped(features: Tensor, saliency: Tensor | None, budgets: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -42,16 +39,15 @@ def grouped(features: Tensor, saliency: Tensor | None, budgets: Sequence[int]) -
     return groups(directions), model_or_loading(saliency, directions)
 
 
-def leaders(group: Tensor, score: Tensor) -> Tensor:
-    """group [N], score [N] -> the highest scored token of each group that has any [G], the highest first."""
-    order = score.argsort(descending=True, stable=True)
-    own = group[order]
-    earlier = (own[:, None] == own).tril(-1).any(-1)
-    return order[~earlier]
+def leaders(group: Tensor, score: Tensor, most: int) -> Tensor:
+    """group, score [B, N] -> mask of the highest scored token of each group, of the highest so many."""
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    own = group.gather(-1, order)
+    first = ~(own.unsqueeze(-1) == own.unsqueeze(-2)).tril(-1).any(-1)
+    return torch.zeros_like(first).scatter(-1, order, first & (first.cumsum(-1) <= most))
 
 
-def covering(tokens: Tensor, score: Tensor, first: Tensor, target: int) -> Tensor:
-    """tokens [N, C], score [N] -> `first` and what adds most to coverage, times its score; raster order [T]."""
-    taken = torch.zeros_like(score, dtype=torch.bool).index_fill(0, first, True)
-    mask = cover(cosines(tokens[None]), score[None], taken[None], target - len(first))
-    return places(mask, target)[0]
+def covering(features: Tensor, score: Tensor, first: Tensor, target: int) -> Sequence[Tensor]:
+    """features [B, N, C], score, mask [B, N] -> the tokens of the mask and what adds most to coverage, times its score;
+    B x [T], in raster order."""
+    return list(places(cover(cosines(features), score, first, target), target))

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided, undecided_through
 from prunesid_cli.selection.krylov import add_product
-from prunesid_cli.selection.parallel import each_image, room, scratch
+from prunesid_cli.selection.parallel import each_image, room, scratch, where_set
 from prunesid_cli.selection.together import LARGEST, STEP, leading_together, portions
 
 ITERATIONS = 2
@@ -142,7 +142,7 @@ def _leading(rows: Tensor, wanted: Tensor, doubt: Doubt) -> Tensor:
     found = leading(quick.matrix, wanted, doubt)
     last = found[torch.arange(len(found), device=found.device), wanted.sum(-1) - 1].unsqueeze(1)
     faint = (last @ quick.matrix @ last.mT).flatten() <= quick.least
-    for row in faint.nonzero().flatten().tolist():
+    for row in where_set(faint):
         exact = rows[row].double()
         found[row] = leading((exact @ exact.T)[None], wanted[row : row + 1], doubt)[0]
     return found
@@ -157,7 +157,7 @@ def directions_together(features: Tensor, ks: Sequence[int], loadings: bool = Tr
         quick, own = gram(centred(features[some])), [ks[row] for row in rows]
         found, doubtful = leading_together(quick.matrix, own, width, loadings, quick.least)
         directions[some, :, :width] = found.mT.float()
-        if again := [rows[at] for at in doubtful.nonzero().flatten().tolist()]:  # few, if any: the CPU's own way
+        if again := [rows[at] for at in where_set(doubtful)]:  # few, if any: the CPU's own way
             exact = exact_directions(features[again].cpu(), [ks[row] for row in again], loadings)
             directions[again] = _to_width(exact, directions.shape[-1]).to(features.device)
     return directions[..., :most]

@@ -18,7 +18,7 @@ def scope(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], res
     published, in O(T N^2): the exponent alpha of the saliency is 1, as the published scripts set it, coverage begins at
     0, so that opposites do not count against a token, and without saliency the coverage alone decides.
     """
-    return by_target(_covering, features, saliency, targets(features, budgets, reserved))
+    return by_target(_covering, targets(features, budgets, reserved), features, saliency)
 
 
 def _covering(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:
@@ -27,13 +27,14 @@ def _covering(features: Tensor, saliency: Tensor | None, target: int) -> Sequenc
     return list(places(cover(near, weight, torch.zeros_like(weight, dtype=torch.bool), target), target))
 
 
-def cover(near: Tensor, weight: Tensor, taken: Tensor, more: int) -> Tensor:
-    """near [B, N, N], weight [B, N], mask [B, N] of the tokens taken so far -> the mask with so many more, one by one
-    that which adds most to the coverage, times its weight."""
+def cover(near: Tensor, weight: Tensor, taken: Tensor, target: int) -> Tensor:
+    """near [B, N, N], weight [B, N], mask [B, N] of the tokens taken so far -> the mask with `target` tokens of each
+    image, one by one that which adds most to the coverage, times its weight. One host sync."""
     covered, gains = (near * taken.unsqueeze(-1)).amax(1), torch.empty_like(near)
-    for _ in range(more):
+    lacking = target - taken.sum(-1, keepdim=True)
+    for step in range(int(lacking.max())):
         gain = torch.sub(near, covered.unsqueeze(1), out=gains).clamp_(min=0).sum(-1)
         best = (gain * weight).masked_fill(taken, -math.inf).argmax(-1, keepdim=True)
-        taken = taken.scatter(1, best, True)
+        taken = taken.scatter(1, best, taken.gather(1, best) | (step < lacking))
         covered = torch.maximum(covered, row_of(near, best))
     return taken

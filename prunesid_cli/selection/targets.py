@@ -14,8 +14,8 @@ from prunesid_cli.selection.similarity import unit_tokens
 from prunesid_cli.selection.together import LARGEST
 
 Kept = TypeVar("Kept")
-Rule = Callable[[Tensor, "Tensor | None", int], "Sequence[Kept]"]
-"""features [B, N, C], saliency [B, N] or None, tokens to keep of each image (fewer than N) -> what is kept, B times."""
+Rule = Callable[..., "Sequence[Kept]"]
+"""Tensors [B, ...] or None, tokens to keep of each image (fewer than N) -> what is kept, B times."""
 
 
 def targets(features: Tensor, budgets: Sequence[int], reserved: int) -> list[int]:
@@ -24,12 +24,13 @@ def targets(features: Tensor, budgets: Sequence[int], reserved: int) -> list[int
 
 
 @torch.no_grad()
-def by_target(rule: Rule[Kept], features: Tensor, saliency: Tensor | None, wanted: Sequence[int]) -> list[Kept]:
-    """`rule` of every image: on a CPU of each alone, elsewhere of those that `launches` puts together."""
+def by_target(rule: Rule[Kept], wanted: Sequence[int], features: Tensor, *others: Tensor | None) -> list[Kept]:
+    """`rule` of the features and others of every image, and what is wanted: on a CPU of each alone, elsewhere of those
+    that `launches` puts together."""
 
     def of(rows: list[int]) -> Sequence[Kept]:
         some = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] < len(rows) else rows  # a slice copies nothing
-        return rule(features[some], None if saliency is None else saliency[some], wanted[rows[0]])
+        return rule(*(None if tensor is None else tensor[some] for tensor in (features, *others)), wanted[rows[0]])
 
     with torch.autocast(features.device.type, enabled=False):
         if features.device.type == "cpu":

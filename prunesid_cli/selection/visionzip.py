@@ -31,7 +31,7 @@ def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
     Without saliency, by the norm of the features.
     """
     wanted = targets(features, budgets, reserved)
-    return by_target(partial(_merged, reserved=reserved), features, saliency, wanted)
+    return by_target(partial(_merged, reserved=reserved), wanted, features, saliency)
 
 
 def contextual(need: int) -> int:

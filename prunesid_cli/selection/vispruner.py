@@ -21,7 +21,7 @@ def vispruner(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
     half of the tokens by saliency (r = 0.5), but that it stops with an error where an odd number is to be matched: here
     the first half has one more. Without saliency, which the method does not provide for, by the norm of the features.
     """
-    return by_target(_distinct, features, saliency, targets(features, budgets, reserved))
+    return by_target(_distinct, targets(features, budgets, reserved), features, saliency)
 
 
 def _distinct(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:

@@ -62,9 +62,11 @@ def variant(lead: bool, worth: Score) -> Method:
     def chosen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
         wanted = targets(features, budgets, reserved)
         found = explain(features, saliency, budgets, OVER_TIME, reserved)
-        first = [leaders(one.group, one.saliency)[: target * lead] for one, target in zip(found, wanted, strict=True)]
-        worths = [worth(one.saliency, one.survivor) for one in found]
-        return [covering(*one) for one in zip(features, worths, first, wanted, strict=True)]
+        kept = list[Tensor]()
+        for tokens, one, target in zip(features, found, wanted, strict=True):
+            first = leaders(one.group[None], one.saliency[None], target * lead)
+            kept += covering(tokens[None], worth(one.saliency, one.survivor)[None], first, target)
+        return kept
 
     return chosen
 

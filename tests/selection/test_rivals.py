@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from inspect import signature
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from prunesid_cli.selection import select
 from prunesid_cli.selection.divprune import _furthest
+from prunesid_cli.selection.plus import _led
 from prunesid_cli.selection.scope import _covering
 from prunesid_cli.selection.targets import cosines, launches
 from prunesid_cli.selection.together import LARGEST
@@ -125,14 +127,16 @@ def test_more_of_the_same(method: str) -> None:
     assert all(fewer < more for fewer, more in zip(sets, sets[1:], strict=False))
 
 
-@pytest.mark.parametrize("rule", [_furthest, _covering, _distinct])
-def test_a_shared_launch_changes_nothing(rule: Callable[[Tensor, Tensor, int], Sequence[Tensor]]) -> None:
-    """What accelerators run: a batch in every operation."""
+@pytest.mark.parametrize("rule", [_furthest, _covering, _distinct, _led])
+def test_a_shared_launch_changes_nothing(rule: Callable[..., Sequence[Tensor]]) -> None:
+    """What accelerators run: a batch in every operation, whose images have more groups or fewer."""
     features = torch.cat([tokens(seed, 50) for seed in range(4)])
     saliency = torch.cat([attention(seed, 50) for seed in range(4)])
-    for row, together in enumerate(rule(features, saliency, 17)):
-        (alone,) = rule(features[row : row + 1], saliency[row : row + 1], 17)
-        assert torch.equal(together, alone)
+    group = torch.stack([torch.arange(50) % groups for groups in (3, 9, 16, 30)])
+    given = (features, saliency, group)[: len(signature(rule).parameters) - 1]
+    for row, together in enumerate(rule(*given, 17)):
+        (alone,) = rule(*(tensor[row : row + 1] for tensor in given), 17)
+        assert len(together) == 17 and torch.equal(together, alone)
 
 
 def test_launches_hold_everything_once() -> None:
