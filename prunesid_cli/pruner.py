@@ -215,15 +215,14 @@ class Pruner:
         for group in alike([segment for segment, _ in jobs]).values():
             some = [jobs[i][0] for i in group]
             reserved = int(some[0].summary is not None)
+            features = torch.stack([one.features for one in some])
             saliency, *others = (stacked([getattr(one, name) for one in some]) for name in PARTS)
             try:
-                for other in others:  # the rest is checked where it is used
-                    if other is not None:
-                        check_finite(other)
-                features = torch.stack([one.features for one in some])
-                kept = choose(features, saliency, [jobs[i][1] for i in group], self.chosen_for(some[0]), reserved)
+                check_finite(features, saliency, *others)
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
+            budgets = [jobs[i][1] for i in group]
+            kept = choose(features, saliency, budgets, self.chosen_for(some[0]), reserved, checked=True)
             found |= dict(zip(group, kept, strict=True))
         ordered = [found[i] for i in range(len(jobs))]
         # All at once: the host waits for a device that it asks.

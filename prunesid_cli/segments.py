@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.chosen import Chosen
+from prunesid_cli.transfer import sent
 from prunesid_cli.types import SUMMARY, Encoded, Segment, TokenSet
 
 Information = tuple[float, ...]
@@ -55,5 +56,5 @@ def assemble(item: Encoded, chosen: Sequence[tuple[Chosen, list[int]]], shares: 
     tokens = torch.cat(rows)
     if len(item.segments) > 1 or item.segments[0].frames > 1:
         order = sorted(range(len(slots)), key=slots.__getitem__)
-        tokens, slots = tokens[torch.tensor(order, device=tokens.device)], [slots[i] for i in order]
+        tokens, slots = tokens[sent(order, tokens.device)], [slots[i] for i in order]
     return TokenSet(tokens, tuple(slots), item.layout, whole)

@@ -21,6 +21,7 @@ from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.prefill import PAST, Beginning, beginnings, empty, keeps_tokens, laid_out
 from prunesid_cli.families.processing import marker, placeholders
 from prunesid_cli.families.prompts import TAG, Piece, content, coordinates, is_clip, texts_of
+from prunesid_cli.transfer import sent
 from prunesid_cli.types import SUMMARY, Answer, Generation, Layout, Prompt, TokenSet
 
 
@@ -86,12 +87,11 @@ class Language(ABC):
         visual = torch.cat([piece.embeds for piece in pieces if piece.visual])
         added = visual[:, width:].unflatten(-1, (-1, width)).movedim(1, 0) if visual.shape[-1] > width else None
         under_mrope = any(item.layout.advances for item in items)
+        where = torch.cat([s + piece.where for s, piece in zip(starts, pieces, strict=True)], 1)
         return Prompt(
             embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
             visual=torch.cat([torch.full((len(piece.embeds),), piece.visual) for piece in pieces]),
-            positions=torch.cat([s + piece.where for s, piece in zip(starts, pieces, strict=True)], 1).to(visual.device)
-            if under_mrope
-            else None,
+            positions=sent(where, visual.device) if under_mrope else None,
             deepstack=added,
         )
 
@@ -103,7 +103,7 @@ class Language(ABC):
         if len(spots) != len(runs):
             raise ModelError("the chat template does not place every image", hint="give one image at a time")
         # Placeholders are not read, and may be none of the vocabulary.
-        words = self.model.get_input_embeddings()(ids.masked_fill(is_spot, 0).to(self.model.device))
+        words = self.model.get_input_embeddings()(sent(ids.masked_fill(is_spot, 0), self.model.device))
         edges = zip([-1, *spots], [*spots, len(ids)], strict=True)
         for (before, after), run in zip_longest(edges, runs):
             some = words[before + 1 : after]
@@ -114,7 +114,7 @@ class Language(ABC):
     def _runs(self, item: TokenSet) -> Iterator[Piece]:
         """The kept tokens of an item, run by run. Those that the stock model does not have come first of all."""
         weights = self.model.get_input_embeddings().weight
-        embeds, slots = self.project(item.tokens.to(weights.device, weights.dtype)), torch.tensor(item.slots)
+        embeds, slots = self.project(sent(item.tokens, weights.device, weights.dtype)), torch.tensor(item.slots)
         if item.whole and len(slots) < item.layout.total:
             if self.newline is None:
                 raise ModelError("the item has structural tokens, which this model does not know", "compress it again")
@@ -126,7 +126,7 @@ class Language(ABC):
             inside |= (slots == SUMMARY) & (start == 0)
             rows = inside.nonzero().flatten()
             advance = item.layout.advances[number] if item.layout.advances else len(rows)
-            yield Piece(embeds[rows.to(embeds.device)], True, where[:, slots[rows]], advance)
+            yield Piece(embeds[sent(rows, embeds.device)], True, where[:, slots[rows]], advance)
             start += length
 
     def tokenised(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:

@@ -59,6 +59,7 @@ def choose(
     budgets: Sequence[int],
     method: str | Method = "prunesid",
     reserved: int = 0,
+    checked: bool = False,
 ) -> list[Chosen]:
     """features [B, N, C], saliency [B, N] or None, a budget an image -> what is kept of each.
 
@@ -66,6 +67,11 @@ def choose(
 
     `reserved` is the number of tokens (0, or 1 for CLS) that the caller keeps besides and that the budget
     counts, so T = min(budget - reserved, N). An image's result does not depend on the others of its batch.
+
+    `checked`: the caller knows that all is finite.
+
+    Raises:
+        NonFiniteError: with `rows`, the images of which something is not.
     """
     import torch
 
@@ -75,7 +81,8 @@ def choose(
 
     prune = load_method(method) if isinstance(method, str) else method
     check_shapes(features, saliency, budgets, reserved)
-    check_finite(features, saliency)
+    if not checked:
+        check_finite(features, saliency)
     n = features.shape[1]
     kept = [Chosen(torch.arange(n, device=features.device))] * len(budgets)
     rows = [row for row, budget in enumerate(budgets) if budget - reserved < n]

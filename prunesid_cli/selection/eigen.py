@@ -90,10 +90,10 @@ def undecided(found: Found) -> Tensor:
 
 
 def undecided_through(matrix: Tensor) -> Doubt:
-    """The same of the rows of `matrix` [N, C], where it is matrix.T @ matrix that is factorised."""
+    """The same of the rows of `matrix` [..., N, C], where it is matrix.mT @ matrix that is factorised."""
 
     def doubt(found: Found) -> Tensor:
-        through = matrix.double().T
+        through = matrix.double().mT
         length = found.values[..., : found.wanted.shape[-1], None].clamp(min=0).sqrt()
         loading, error = (rows @ through / length for rows in (found.directions(), found.errors()))
         return overtakable(loading.nan_to_num(0), error.nan_to_num(0))

@@ -15,6 +15,7 @@ from prunesid_cli.selection.nms import precedence, suppressors, survivors, survi
 from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import groups
 from prunesid_cli.selection.recipe import OVER_TIME, PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
+from prunesid_cli.transfer import sent
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method
@@ -157,7 +158,7 @@ def _choose(
     groups = allocate(
         count(stage.group, torch.ones_like(stage.survivor), stage.num_groups),
         count(stage.group, stage.survivor, stage.num_groups),
-        torch.tensor(needs, device=features.device),
+        sent(needs, features.device),
         reserved,
     )
     choice = grouped_choice(stage.group, stage.survivor, stage.rank, groups)
@@ -168,7 +169,7 @@ def _choose(
 def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], recipe: Recipe) -> _Grouping:
     n, device = features.shape[1], features.device
     directions = recipe.directions(features, [min(recipe.groups(need), n) for need in needs], saliency is None)
-    strengths = torch.tensor([recipe.strength(need, n) for need in needs], device=device)
+    strengths = sent([recipe.strength(need, n) for need in needs], device)
 
     def suppressed(rows: int | slice, suppress: Suppression) -> tuple[Tensor, ...]:
         own = groups(directions[rows])
@@ -198,6 +199,6 @@ def _ordered(choice: Tensor, lengths: Sequence[int], ascending: Sequence[bool]) 
     """Token indices [B, N], the wanted first -> the same, with the `lengths` wanted ones of an image in raster order
     where that is asked for."""
     n, device = choice.shape[1], choice.device
-    wanted = torch.arange(n, device=device) < torch.tensor(lengths, device=device)[:, None]
+    wanted = torch.arange(n, device=device) < sent(lengths, device)[:, None]
     raster = torch.where(wanted, choice, choice + n).sort(-1).values % n
-    return torch.where(torch.tensor(ascending, device=device)[:, None], raster, choice)
+    return torch.where(sent(ascending, device)[:, None], raster, choice)

@@ -98,11 +98,11 @@ def exact_directions(features: Tensor, ks: Sequence[int], loadings: bool = True)
     loadings: whether the values of V matter, and not only which is the greatest of a token.
     """
     images, n, channels = features.shape
+    if features.device.type != "cpu":
+        return directions_together(features, ks, loadings)
     if n > channels:
         of = lambda row: _through_channels(features[row], ks[row], loadings)  # noqa: E731
         return _pad(each_image(of, images, features.device), max(ks))
-    if features.device.type != "cpu":
-        return directions_together(features, ks, loadings)
     at_once = max(1, min(AT_ONCE // n**2, -(-images // torch.get_num_threads())))
     parts = list(portions(ks, n, CPU_STEP, at_once))
     found = each_image(lambda part: _directions(features, ks, parts[part], loadings), len(parts), features.device)
@@ -123,16 +123,21 @@ def _directions(features: Tensor, ks: Sequence[int], part: tuple[int, list[int]]
 
 
 def _through_channels(tokens: Tensor, k: int, loadings: bool) -> Tensor:
-    """tokens [N, C] -> V [N, k], of more tokens than channels: of those the matrix is factorised, V = X W / |X W|."""
+    """tokens [N, C] -> V [N, k], of more tokens than channels: of those the matrix is factorised."""
     matrix = centred(tokens)
-    common = normalize(matrix.mean(0), dim=0)
-    along = matrix @ common
-    rest = torch.addr(matrix, along, common, alpha=-1)
-    wanted = torch.ones(1, min(k, matrix.shape[1]), dtype=torch.bool, device=matrix.device)
+    wanted = torch.ones(1, min(k, matrix.shape[1]), dtype=torch.bool)
     (weights,) = _leading(matrix.T[None], wanted, angle if loadings else undecided_through(matrix)).mT
+    return _to_width(_seen_through(matrix, weights), k)
+
+
+def _seen_through(matrix: Tensor, weights: Tensor) -> Tensor:
+    """X [..., N, C] fp32, eigenvectors W [..., C, k] of X^T X fp64 -> V = X W / |X W| [..., N, k] fp32."""
+    common = normalize(matrix.mean(-2, keepdim=True), dim=-1)
+    along = matrix @ common.mT
     # As in `gram`: what all tokens share would drown the rest.
-    found = (rest @ weights.float()).double() + torch.outer(along.double(), common.double() @ weights)
-    return _to_width(normalize(found, dim=0).float(), k)
+    rest = torch.addcmul(matrix, along, common, value=-1)
+    found = (rest @ weights.float()).double() + along.double() @ (common.double() @ weights)
+    return normalize(found, dim=-2).float()
 
 
 def _leading(rows: Tensor, wanted: Tensor, doubt: Doubt) -> Tensor:
@@ -149,14 +154,17 @@ def _leading(rows: Tensor, wanted: Tensor, doubt: Doubt) -> Tensor:
 
 
 def directions_together(features: Tensor, ks: Sequence[int], loadings: bool = True) -> Tensor:
-    """As `exact_directions`, in as few launches as possible; no more tokens than channels."""
-    n, most = features.shape[1], max(ks)
+    """As `exact_directions`, in as few launches as possible."""
+    (n, channels), most = features.shape[1:], max(ks)
+    side, by_tokens = min(n, channels), n <= channels
     directions = torch.zeros(len(ks), n, -(-most // STEP) * STEP, device=features.device)
-    for width, rows in portions(ks, n, STEP, max(1, LARGEST // n**2)):
+    for width, rows in portions(ks, side, STEP, max(1, LARGEST // (n * side))):
         some = slice(None) if len(rows) == len(ks) else rows  # an index would be sent over, and its images copied
-        quick, own = gram(centred(features[some])), [ks[row] for row in rows]
-        found, doubtful = leading_together(quick.matrix, own, width, loadings, quick.least)
-        directions[some, :, :width] = found.mT.float()
+        matrix, own = centred(features[some]), [ks[row] for row in rows]
+        quick = gram(matrix if by_tokens else matrix.mT)
+        doubt = angle if loadings else undecided if by_tokens else undecided_through(matrix)
+        found, doubtful = leading_together(quick.matrix, own, width, doubt, quick.least)
+        directions[some, :, :width] = found.mT.float() if by_tokens else _seen_through(matrix, found.mT)
         if again := [rows[at] for at in where_set(doubtful)]:  # few, if any: the CPU's own way
             exact = exact_directions(features[again].cpu(), [ks[row] for row in again], loadings)
             directions[again] = _to_width(exact, directions.shape[-1]).to(features.device)

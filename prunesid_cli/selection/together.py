@@ -12,13 +12,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.eigen import angle, rayleigh_ritz, undecided
+from prunesid_cli.selection.eigen import Doubt, rayleigh_ritz
+from prunesid_cli.transfer import sent
 
 STEPS = 12
 STEP = 16
 """Images whose numbers of directions round up to the same multiple of it are iterated together."""
-SHIFT = 1e-6
-"""What keeps Cholesky's method from failing in fp32 where rows are nearly dependent."""
+SHIFT, LARGE = 1e-6, 1e-4
+"""What keeps Cholesky's method from failing in fp32 where rows are nearly dependent, or more so."""
+TWICE = (0, 1, STEPS - 1)
+"""Steps after which rows are made orthonormal twice. The first products of a spectrum that falls by six decades are all
+but copies of each other, and of an image in three with such a spectrum nothing came otherwise; the last is believed."""
 APART = 0.1
 """Least distance of each row from the span of those before it, where rows are as nearly orthonormal as can be: of sound
 ones it is 1; of nearly dependent ones eigenvalues come out wrong, and no doubt with them."""
@@ -39,39 +43,37 @@ def portions(ks: Sequence[int], n: int, step: int, most: int) -> Iterator[tuple[
             yield width, rows[start : start + most]
 
 
-def leading_together(
-    matrices: Tensor, ks: Sequence[int], k: int, loadings: bool, least: Tensor
-) -> tuple[Tensor, Tensor]:
+def leading_together(matrices: Tensor, ks: Sequence[int], k: int, doubt: Doubt, least: Tensor) -> tuple[Tensor, Tensor]:
     """matrices [B, N, N] fp64, symmetric, positive semi-definite; of each its own of the `k` directions are wanted.
 
     least [B]: eigenvalue below which they are doubtful, whatever comes out.
 
     Returns:
         eigenvectors as rows [B, k, N], descending, zero beyond an image's own number or rank; mask [B] of the images
-        of which these may be wrong (or, with `loadings`, further off than `eigen.CLOSE`).
+        of which these may be wrong (or, where `doubt` is `angle`, further off than `eigen.CLOSE`).
     """
     n = matrices.shape[-1]
     rows, broken = independent(iterate(matrices.float(), min(2 * k + 2 * STEP, n)))
-    own = torch.arange(k, device=matrices.device) < torch.tensor(ks, device=matrices.device)[:, None]
+    own = torch.arange(k, device=matrices.device) < sent(ks, matrices.device)[:, None]
     found = rayleigh_ritz(matrices, rows, own)
     drowned = (own & ~(found.values[:, :k] > least[:, None])).any(-1)
-    doubt = angle if loadings else undecided
     return found.directions(), broken | drowned | (doubt(found) != 0)
 
 
 def iterate(matrices: Tensor, width: int) -> Tensor:
     """matrices [B, N, N] fp32 -> rows [B, width, N], about orthonormal, near the leading eigenvectors."""
-    rows = orthonormal(_start(width, matrices.shape[-1], matrices.device) @ matrices)
-    for _ in range(STEPS - 1):
-        rows = orthonormal(rows @ matrices)
+    rows = _start(width, matrices.shape[-1], matrices.device)
+    for step in range(STEPS):
+        rows = rows @ matrices
+        rows = orthonormal(orthonormal(rows, LARGE) if step in TWICE else rows, SHIFT)
     return rows
 
 
-def orthonormal(rows: Tensor) -> Tensor:
+def orthonormal(rows: Tensor, shift: float) -> Tensor:
     """rows [B, P, N] -> nearly so (shifted Cholesky QR: Fukaya et al., SIAM J. Sci. Comput. 42, 2020)."""
     rows = torch.nn.functional.normalize(rows, dim=-1, eps=1e-30)
-    shift = SHIFT * torch.eye(rows.shape[-2], device=rows.device)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(rows @ rows.mT + shift).L, rows, upper=False)
+    shifted = rows @ rows.mT + shift * torch.eye(rows.shape[-2], device=rows.device)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(shifted).L, rows, upper=False)
 
 
 def independent(rows: Tensor) -> tuple[Tensor, Tensor]:

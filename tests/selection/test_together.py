@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunesid_cli.selection.eigen import undecided
 from prunesid_cli.selection.nms import fixed_point, precedence, survivors, survivors_together
 from prunesid_cli.selection.prunesid import explain
 from prunesid_cli.selection.psca import centred, directions_together, exact_directions, gram, groups
@@ -27,9 +28,9 @@ def mixed(n: int, width: int = 512) -> Tensor:
     return torch.cat([*kinds, same[None], repeated(6, n, width), torch.zeros(1, n, width)])
 
 
-@pytest.mark.parametrize("n", [9, 64, 324])
-def test_the_same_groups(n: int) -> None:
-    features = mixed(n)
+@pytest.mark.parametrize(("n", "width"), [(9, 512), (64, 512), (324, 512), (324, 96), (64, 7)])
+def test_the_same_groups(n: int, width: int) -> None:
+    features = mixed(n, width)
     ks = [min(k, n) for k in (48, 16, 33, 5, 7, 12, 4)]
     together = groups(directions_together(features, ks, loadings=False))
     assert torch.equal(together, groups(exact_directions(features, ks, loadings=False)))
@@ -43,17 +44,27 @@ def test_the_same_groups_where_tokens_repeat(noise: float) -> None:
     assert torch.equal(together, groups(exact_directions(features, ks, loadings=False)))
 
 
-def test_the_same_loadings() -> None:
-    features, ks = mixed(144), [16, 16, 8, 24, 4, 4, 4]
+@pytest.mark.parametrize("width", [512, 64])
+def test_the_same_loadings(width: int) -> None:
+    features, ks = mixed(144, width), [16, 16, 8, 24, 4, 4, 4]
     together, alone = directions_together(features, ks).abs(), exact_directions(features, ks).abs()
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [tokens, scene_like])
+def falling(seed: int, n: int, width: int) -> Tensor:
+    """features [1, N, C] of a dull image: one direction stands out, others fall to a millionth of its weight."""
+    random = generator(seed)
+    left, right = (torch.linalg.qr(torch.randn(side, n, generator=random)).Q for side in (n, width))
+    lengths = 10 ** -torch.linspace(1.2, 3, 64)
+    lengths = torch.cat([torch.ones(1), lengths, torch.linspace(1e-3, 5e-4, n - 65)])
+    return 4 * (left * lengths) @ right.T[None]
+
+
+@pytest.mark.parametrize("kind", [tokens, scene_like, falling])
 def test_few_are_in_doubt_and_none_of_the_others_is_wrong(kind: Callable[[int, int, int], Tensor]) -> None:
     """Twelve steps are enough for nearly all images: what is done again would be slow."""
     quick = gram(centred(torch.cat([kind(seed, 324, 512) for seed in range(6)])))
-    found, doubtful = leading_together(quick.matrix, [16, 32] * 3, 32, False, quick.least)
+    found, doubtful = leading_together(quick.matrix, [16, 32] * 3, 32, undecided, quick.least)
     assert int(doubtful.sum()) <= 1
     exact = torch.linalg.eigh(quick.matrix).eigenvectors.flip(-1).abs()
     for row in range(6):
@@ -64,9 +75,9 @@ def test_few_are_in_doubt_and_none_of_the_others_is_wrong(kind: Callable[[int, i
 
 def test_a_broken_matrix_breaks_no_other() -> None:
     quick = gram(centred(scene_like(0, 144, 256).expand(3, -1, -1)))
-    whole, _ = leading_together(quick.matrix, [8, 8, 8], 16, False, quick.least)
+    whole, _ = leading_together(quick.matrix, [8, 8, 8], 16, undecided, quick.least)
     quick.matrix[1] = float("nan")
-    found, doubtful = leading_together(quick.matrix, [8, 8, 8], 16, False, quick.least)
+    found, doubtful = leading_together(quick.matrix, [8, 8, 8], 16, undecided, quick.least)
     assert doubtful.tolist() == [False, True, False]
     assert torch.equal(found[0], whole[0])
     assert torch.equal(found[2], whole[2])
