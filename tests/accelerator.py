@@ -160,6 +160,7 @@ def accelerator() -> Iterator[Counter[str]]:
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
         "get_device_name": lambda device=None: "stand-in",
+        "get_device_capability": lambda device=None: (7, 0),
     }
     with ExitStack() as until:
         until.callback(

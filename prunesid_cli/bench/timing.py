@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WAITS: dict[str, Callable[[torch.device], object]] = {
-    "cuda": torch.cuda.synchronize,
+    "cuda": lambda device: torch.cuda.synchronize(device),
     "mps": lambda device: torch.mps.synchronize(),
 }
 """What devices are waited for by, that work on while the host goes on."""

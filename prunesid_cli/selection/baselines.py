@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.targets import by_saliency, targets
+from prunesid_cli.transfer import sent
 
 SEED = 0
 
@@ -16,7 +17,7 @@ def random(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], re
     """The first T of one seeded permutation: the same for every image, so a batch changes nothing."""
     shuffled = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(SEED))
     kept = [shuffled[:target].sort().values for target in targets(features, budgets, reserved)]
-    return [indices.to(features.device) for indices in kept]
+    return [sent(indices, features.device) for indices in kept]
 
 
 def grid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:

@@ -61,7 +61,9 @@ def leading_together(matrices: Tensor, ks: Sequence[int], k: int, doubt: Doubt, 
 
 
 def iterate(matrices: Tensor, width: int) -> Tensor:
-    """matrices [B, N, N] fp32 -> rows [B, width, N], about orthonormal, near the leading eigenvectors."""
+    """matrices [B, N, N] fp32 -> rows [B, width, N], nearly orthonormal: the leading eigenvectors, or all there is."""
+    if width == matrices.shape[-1]:
+        return torch.eye(width, device=matrices.device).expand_as(matrices)
     rows = _start(width, matrices.shape[-1], matrices.device)
     for step in range(STEPS):
         rows = rows @ matrices
@@ -72,7 +74,8 @@ def iterate(matrices: Tensor, width: int) -> Tensor:
 def orthonormal(rows: Tensor, shift: float) -> Tensor:
     """rows [B, P, N] -> nearly so (shifted Cholesky QR: Fukaya et al., SIAM J. Sci. Comput. 42, 2020)."""
     rows = torch.nn.functional.normalize(rows, dim=-1, eps=1e-30)
-    shifted = rows @ rows.mT + shift * torch.eye(rows.shape[-2], device=rows.device)
+    shifted = rows @ rows.mT
+    shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
     return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(shifted).L, rows, upper=False)
 
 

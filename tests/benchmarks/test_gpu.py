@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.accelerator import accelerator
+from tests.benchmarks import gpu
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,3 +28,14 @@ def test_every_part_runs_and_is_done_once(tmp_path: Path) -> None:
     assert all(record["differ"] == 0 for record in report["agreement"])
     other = subprocess.run([*command, "--published", "."], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "name another --out" in other.stderr
+
+
+@pytest.mark.slow
+def test_it_runs_where_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the stand-in for one, in half precision."""
+    out = tmp_path / "gpu.json"
+    monkeypatch.setattr("sys.argv", ["gpu", "--smoke", "--device", "cuda:0", "--out", str(out)])
+    with accelerator():
+        gpu.main()
+    report = json.loads(out.read_text())
+    assert report["device"] == "stand-in" and set(report["seconds"]) == set(gpu.PARTS)

@@ -66,16 +66,17 @@ class Model:
 
     folder: Path
     tiny: Tiny
+    placement: Placement = CPU
 
     @cached_property
     def vision(self) -> Any:
         found = resolve(str(self.folder))
-        return load_family(found.model_type).vision(found, CPU)
+        return load_family(found.model_type).vision(found, self.placement)
 
     @cached_property
     def language(self) -> Language:
         found = resolve(str(self.folder))
-        half = load_family(found.model_type).language(found, CPU)
+        half = load_family(found.model_type).language(found, self.placement)
         assert isinstance(half, Language)
         return half
 

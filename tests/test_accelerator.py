@@ -1,0 +1,159 @@
+"""All that runs on a GPU, on a stand-in for one: on the right device everywhere, and seldom waited for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from prunesid_cli.selection import METHODS, select
+from prunesid_cli.transfer import sent
+from prunesid_cli.types import TokenSet
+from tests.accelerator import GPU, accelerator
+from tests.conftest import Run
+from tests.families.test_laws import CPU, HOW, PROMPT, VARIANTS, Model, clip
+from tests.families.tiny import tiny, write
+from tests.selection.inputs import attention, scene_like
+
+ROUNDING = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture
+def waits() -> Iterator[Counter[str]]:
+    with accelerator() as waits:
+        yield waits
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses(waits: Counter[str]) -> None:
+    here, there = torch.ones(3), torch.ones(3, device=GPU)
+    assert (there + 1).device == there[None].T.device == torch.zeros_like(there).device == GPU
+    for mixed in (lambda: here + there, lambda: torch.cat([there, here]), lambda: here[there.long()]):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    layer = torch.nn.Linear(3, 3).to(GPU)
+    assert layer(there).device == GPU
+    with pytest.raises(RuntimeError, match="same device"):
+        layer(here)
+
+
+def test_the_stand_in_counts_what_a_host_waits_for(waits: Counter[str]) -> None:
+    there = torch.ones(3, device=GPU)
+    assert not waits
+    for look in (
+        lambda: there.tolist(),
+        lambda: there.cpu(),
+        lambda: float(there[0]),
+        lambda: there.nonzero(),
+        lambda: bool((there > 0).all()),
+        lambda: torch.tensor([1, 2], device=GPU),
+        lambda: torch.ones(3).to(GPU),
+        lambda: there[[0, 1]],
+    ):
+        before = waits.total()
+        look()
+        assert waits.total() == before + 1
+    before = waits.total()
+    assert sent([1, 2], GPU).device == (there * 2).device == GPU
+    assert waits.total() == before
+
+
+def inputs(images: int, width: int) -> tuple[Tensor, Tensor]:
+    """features [B, 64, C], saliency [B, 64]."""
+    features = torch.cat([scene_like(seed, 64, width) for seed in range(images)])
+    return features, torch.cat([attention(seed, 64) for seed in range(images)])
+
+
+@pytest.mark.parametrize("width", [96, 32])
+@pytest.mark.parametrize("method", METHODS)
+def test_selection_is_the_cpus_and_waits_as_often_for_many_images_as_for_one(
+    method: str, width: int, waits: Counter[str]
+) -> None:
+    counts = []
+    for images in (1, 4, 9):
+        features, saliency = inputs(images, width)
+        given = features.to(GPU), saliency.to(GPU)
+        select(*given, [16] * images, method, 1)  # what comes once is not the method's
+        waits.clear()
+        kept = select(*given, [16] * images, method, 1)
+        counts.append(waits.total())
+        expected = select(features, saliency, [16] * images, method, 1)
+        assert all(one.device == GPU for one in kept)
+        assert all(torch.equal(one.cpu(), own) for one, own in zip(kept, expected, strict=True))
+    if method != "prunesid-published":  # as published, image by image
+        assert counts[0] == counts[1] == counts[2] <= 3
+
+
+def test_images_of_different_budgets_share_the_launches(waits: Counter[str]) -> None:
+    features, saliency = inputs(4, 96)
+    budgets = [16, 9, 70, 16]
+    kept = select(features.to(GPU), saliency.to(GPU), budgets, "prunesid", 1)
+    expected = select(features, saliency, budgets, "prunesid", 1)
+    assert all(torch.equal(one.cpu(), own) for one, own in zip(kept, expected, strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_family_keeps_and_says_the_same(variant: str, tmp_path: Path) -> None:
+    """Pictures, and a clip where the family has any: encoded, pruned, and answered from what was kept."""
+    here = Model(write(variant, tmp_path / variant), tiny(variant))
+    media = here.pictures() + ([clip(1)] if here.tiny.clip else [])
+    with accelerator():
+        there = replace(here, placement=replace(CPU, device=GPU))
+        kept, said = pruned_and_answered(there, media)
+        assert all(one.tokens.device == GPU for one in kept)
+        rows = [one.tokens.cpu() for one in kept]
+    expected, answers = pruned_and_answered(here, media)
+    assert [one.slots for one in kept] == [one.slots for one in expected]
+    for row, own in zip(rows, expected, strict=True):
+        torch.testing.assert_close(row, own.tokens, **ROUNDING)
+    assert said == answers
+
+
+def pruned_and_answered(model: Model, media: list) -> tuple[list[TokenSet], list[str]]:
+    pruner, language = model.pruner("24"), model.language
+    kept = pruner.prune(pruner.encode([pruner.preprocess(one) for one in media]))
+    prompts = [language.embed(PROMPT, [one]) for one in kept]
+    return kept, [answer.text for answer in language.generate(prompts, HOW)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ask", "scene0.png", "what is shown?", "--dynamic", "--temperature", "0.7"),
+        ("show", "scene0.png", "--groups"),
+        ("ask", "scene0.png", "scene1.png", "what differs?", "--method", "prunesid-plus"),
+    ],
+)
+def test_commands(command: tuple[str, ...], run: Run, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pictures[0].parent)
+    given = (*command, "-m", "demo", "--dtype", "fp32")
+    here = run(*given, "--device", "cpu")
+    with accelerator():
+        there = run(*given, "--device", "cuda:0")
+    assert (there.code, there.out) == (0, here.out), there.err
+
+
+def test_a_folder_of_pictures(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    """With all threads of a run; and the host waits for a batch as often, however many pictures there are in it."""
+    counts = []
+    for batch, name in ((len(pictures), "whole"), (5, "halves")):
+        with accelerator() as waits:
+            how = ("--out", tmp_path / name, "--batch-size", batch, "--keep", 24, "--dtype", "fp32")
+            made = run("compress", pictures[0].parent, *how, "--device", "cuda:0")
+            counts.append(
+                Counter({wait: count for wait, count in waits.items() if wait.startswith(("look", "copy from"))})
+            )
+            assert made.code == 0, made.err
+            told = run("answer", tmp_path / name, PROMPT, "--device", "cuda:0")
+            assert told.code == 0, told.err
+    assert counts[1].total() == 2 * counts[0].total() > 0
+    how = ("--out", tmp_path / "here", "--keep", 24, "--device", "cpu")
+    assert run("compress", pictures[0].parent, *how).code == 0
+    here = run("answer", tmp_path / "here", PROMPT, "--device", "cpu")
+    assert [one["answer"] for one in told.records] == [one["answer"] for one in here.records]
