@@ -100,6 +100,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
     there = [one for one in given if isinstance(one, There)]
     named = kwargs.get("device")
+    if func is aten._to_copy.default and there and named and named.type == "cpu":
+        named = None  # torch itself, to another dtype: it knows the memory that this stands on
     kwargs = kwargs | ({} if named is None else {"device": "meta" if named.type == "meta" else "cpu"})
     _count(func, args, given, named, kwargs.get("non_blocking", False))
     if there:

@@ -98,13 +98,14 @@ def test_images_of_different_budgets_share_the_launches(waits: Counter[str]) -> 
     assert all(torch.equal(one.cpu(), own) for one, own in zip(kept, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_family_keeps_and_says_the_same(variant: str, tmp_path: Path) -> None:
+def test_every_family_keeps_and_says_the_same(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Pictures, and a clip where the family has any: encoded, pruned, and answered from what was kept."""
-    here = Model(write(variant, tmp_path / variant), tiny(variant))
+    here = Model(write(variant, tmp_path / variant), tiny(variant), replace(CPU, dtype=dtype))
     media = here.pictures() + ([clip(1)] if here.tiny.clip else [])
     with accelerator():
-        there = replace(here, placement=replace(CPU, device=GPU))
+        there = replace(here, placement=replace(here.placement, device=GPU))
         kept, said = pruned_and_answered(there, media)
         assert all(one.tokens.device == GPU for one in kept)
         rows = [one.tokens.cpu() for one in kept]
