@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.krylov import BLOCK, Krylov
-from prunesid_cli.selection.parallel import room, where_set
+from prunesid_cli.selection.parallel import each_image, room, where_set
+from prunesid_cli.transfer import sent
 
 LOOK = 48
 """Vectors between two looks at whether the space is enough."""
@@ -31,7 +32,8 @@ CLOSE = 1e-6
 
 @dataclass(frozen=True)
 class Found:
-    """Approximate eigenvectors, best first: `values` [..., P], rows [..., P, N]. Of the first K some are wanted.
+    """Approximate eigenvectors, best first: `values` [..., P], rows [..., M, N] of the first M <= P. Of K <= M some are
+    wanted.
 
     images  vectors @ matrix: one step of subspace iteration further, but for their length
     wanted  mask [..., K]; all others are taken to be zero
@@ -47,12 +49,12 @@ class Found:
         return (self.values > NOISE * self.values[..., :1].clamp(min=0)).unsqueeze(-1)
 
     def improved(self) -> Tensor:
-        """The rows after one step: images of length one."""
+        """The rows, all P of them, after one step: images of length one."""
         return torch.where(self.real(), self.images / self.values.unsqueeze(-1), self.vectors)
 
     def directions(self) -> Tensor:
         """[..., K, N], rows of noise zero."""
-        return self._where_wanted(self.images / self.values.unsqueeze(-1))
+        return self._where_wanted(self.images / self._values)
 
     def errors(self) -> Tensor:
         """[..., K, N]: how far each direction may be off, to first order and noise aside.
@@ -61,8 +63,13 @@ class Found:
         the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric Eigenvalue Problem,
         11.7), but shared among entries otherwise.
         """
-        residual = torch.addcmul(self.images, self.vectors, self.values.unsqueeze(-1), value=-1)
-        return self._where_wanted(residual / (self.values - self.values[..., -1:]).unsqueeze(-1))
+        residual = torch.addcmul(self.images, self.vectors, self._values, value=-1)
+        return self._where_wanted(residual / (self._values - self.values[..., -1:].unsqueeze(-1)))
+
+    @property
+    def _values(self) -> Tensor:
+        """[..., M, 1]: those of the rows."""
+        return self.values[..., : self.vectors.shape[-2]].unsqueeze(-1)
 
     def _where_wanted(self, rows: Tensor) -> Tensor:
         """[..., P, N] -> [..., K, N]."""
@@ -175,13 +182,29 @@ def polish(matrix: Tensor, found: Found, doubt: Doubt) -> tuple[float, float, Fo
     return first, last, found
 
 
-def rayleigh_ritz(matrix: Tensor, rows: Tensor, wanted: Tensor) -> Found:
-    """The best approximations in the span of rows [..., P, N], which need not be quite orthonormal; in fp64."""
+def rayleigh_ritz(matrix: Tensor, rows: Tensor, wanted: Tensor, most: int | None = None) -> Found:
+    """The best approximations in the span of rows [..., P, N], which need not be quite orthonormal, or the first `most`
+    of them; in fp64."""
     rows = rows.double()
     images = rows @ matrix
     lower = torch.linalg.cholesky_ex(rows @ rows.mT).L
     identity = torch.eye(rows.shape[-2], dtype=rows.dtype, device=rows.device)
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    values, weights = torch.linalg.eigh(inverse @ (rows @ images.mT) @ inverse.mT)
-    weights = weights.flip(-1).mT @ inverse
+    values, weights = small_eigh(inverse @ (rows @ images.mT) @ inverse.mT)
+    weights = weights.flip(-1)[..., :most].mT @ inverse
     return Found(values.flip(-1), weights @ rows, weights @ images, wanted)
+
+
+def small_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of small symmetric matrices [..., P, P], ascending.
+
+    Of a batch that is on a GPU on the host, some for each core: cuSOLVER is asked for those of more than 32 rows one by
+    one, up to torch 2.11, and takes milliseconds for each, where LAPACK takes a fraction of one.
+    """
+    if matrices.device.type == "cpu":
+        values, vectors = torch.linalg.eigh(matrices)
+        return values, vectors
+    parts = matrices.cpu().chunk(torch.get_num_threads())
+    found = each_image(lambda part: torch.linalg.eigh(parts[part]), len(parts), parts[0].device)
+    values, vectors = (sent(torch.cat(column), matrices.device) for column in zip(*found, strict=True))
+    return values, vectors

@@ -15,7 +15,9 @@ from torch import Tensor
 from prunesid_cli.selection.eigen import Doubt, rayleigh_ritz
 from prunesid_cli.transfer import sent
 
-STEPS = 12
+STEPS, SPARE = 14, 48
+"""Steps, and rows carried along beside the wanted ones: enough for all spectra like those of photographs, and for most
+that are flat. Twice as many rows as wanted are no better, and their eigenproblem is what takes long."""
 STEP = 16
 """Images whose numbers of directions round up to the same multiple of it are iterated together."""
 SHIFT, LARGE = 1e-6, 1e-4
@@ -53,9 +55,9 @@ def leading_together(matrices: Tensor, ks: Sequence[int], k: int, doubt: Doubt, 
         of which these may be wrong (or, where `doubt` is `angle`, further off than `eigen.CLOSE`).
     """
     n = matrices.shape[-1]
-    rows, broken = independent(iterate(matrices.float(), min(2 * k + 2 * STEP, n)))
+    rows, broken = independent(iterate(matrices.float(), min(k + SPARE, n)))
     own = torch.arange(k, device=matrices.device) < sent(ks, matrices.device)[:, None]
-    found = rayleigh_ritz(matrices, rows, own)
+    found = rayleigh_ritz(matrices, rows, own, k)
     drowned = (own & ~(found.values[:, :k] > least[:, None])).any(-1)
     return found.directions(), broken | drowned | (doubt(found) != 0)
 

@@ -3,6 +3,7 @@
 Parts, each written as soon as it is done and passed over when the same command is given again on the same machine:
 
 selection  time, launches, host waits and memory of selection, ours against the published code (PATH: a checkout of it)
+eigenproblems  the small ones within, on the host and on the GPU
 tower      CLIP-L/336 in half precision, random weights: images a second with and without selection, and its share
 agreement  images of which the GPU's way (on a CPU: that way run there) and the CPU's way keep other tokens
 rounding   images of which another batch size changes the tower's last bits so that other tokens are kept
@@ -49,9 +50,11 @@ from prunesid_cli.media import Media, in_memory
 from prunesid_cli.pruner import Pruner
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.eigen import small_eigh
 from prunesid_cli.selection.prunesid import explain
 from prunesid_cli.selection.psca import directions_together, exact_directions
 from prunesid_cli.selection.recipe import PRUNESID
+from prunesid_cli.selection.together import SPARE
 from prunesid_cli.types import Pixels, Placement
 from tests.benchmarks.published import load_published
 from tests.selection.inputs import attention, scene_like
@@ -152,6 +155,20 @@ def selection(bench: Bench) -> Iterator[Record]:
                 found["published"] = bench.measured(partial(rival, features, saliency, need))
                 found["faster"] = found["published"]["ms"] / found["together"]["ms"]
             yield found
+
+
+def eigenproblems(bench: Bench) -> Iterator[Record]:
+    """The small ones of selection: on the host, as we do them, and where the matrices are."""
+    for images, need in product(bench.sizes.batches, bench.sizes.needs):
+        rows = torch.randn(images, min(need // 4 + SPARE, bench.sizes.tokens), bench.sizes.tokens, device=bench.device)
+        matrices = rows.double() @ rows.double().mT
+        ours = bench.measured(partial(small_eigh, matrices))
+        yield {
+            "images": images,
+            "rows": rows.shape[1],
+            "host": ours,
+            "device": bench.measured(partial(torch.linalg.eigh, matrices)),
+        }
 
 
 def tower(bench: Bench) -> Iterator[Record]:
@@ -259,6 +276,7 @@ def stages(bench: Bench) -> Iterator[Record]:
 
 PARTS: dict[str, Callable[[Bench], Iterator[Record]]] = {
     "selection": selection,
+    "eigenproblems": eigenproblems,
     "tower": tower,
     "agreement": agreement,
     "rounding": rounding,
