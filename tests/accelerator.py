@@ -1,9 +1,9 @@
 """An accelerator that is not there: its tensors live on the CPU, but mix with the CPU's as little as those of a GPU.
 
-Within `accelerator()` a device `cuda:0` can be named anywhere, in any thread. What a GPU refuses is refused: an
-operation on tensors of both sides, numbers taken to numpy. What makes the host wait for a GPU is counted: each copy to
-the CPU, and each look at a number. So all that runs on a GPU can be tested without one, but for its own kernels, its
-rounding, its speed, and waits inside of an operation (as of `eigh`, which looks whether it succeeded).
+Within `accelerator()` a device, `cuda:0` or `mps:0`, can be named anywhere, in any thread. What it refuses is refused: an
+operation on tensors of both sides, numbers taken to numpy, fp64 where there is none. What makes the host wait for it is
+counted: each copy that is not sent on its way, and each look at a number. So all that runs on a GPU can be tested without
+one, but for its own kernels, its rounding, its speed, and waits inside of an operation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
-GPU = torch.device("cuda:0")
+GPU, MPS = torch.device("cuda:0"), torch.device("mps:0")
 LOOKS = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten._unique2.default)
 """Operations of which the host needs the outcome."""
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
@@ -44,8 +44,9 @@ class There(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
-    device = property(lambda self: GPU)
-    is_cuda = property(lambda self: True)
+    device = property(lambda self: _now[-1])
+    is_cuda = property(lambda self: _now[-1].type == "cuda")
+    is_mps = property(lambda self: _now[-1].type == "mps")
     is_cpu = property(lambda self: False)
 
     def cpu(self, *_: object) -> Tensor:
@@ -68,12 +69,14 @@ class There(Tensor):
         return self.to("cpu").tolist()
 
     def numpy(self, *_: object, **__: object) -> Any:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        raise TypeError(f"can't convert {self.device} device type tensor to numpy")
 
     def __repr__(self) -> str:
         return f"There({self.here})"
 
 
+_now = [GPU]
+"""The device that is there now."""
 WAITS: Counter[str] = Counter()
 """How often the host waited, and for what."""
 
@@ -114,8 +117,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     to_float = there and func is aten.histc.default and not args[0].is_floating_point()  # a CPU has it of floats
     args, kwargs = tree_map(_here, args), tree_map(_here, kwargs)
     out = func(args[0].float(), *args[1:]).to(args[0].dtype) if to_float else func(*args, **kwargs)
-    if named is not None and named.type != "cuda" or named is None and not there:
+    if named is not None and named.type != _now[-1].type or named is None and not there:
         return out
+    if _now[-1] == MPS and any(one.dtype == torch.float64 for one in tree_leaves(out) if isinstance(one, Tensor)):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
     known = {id(one.here): one for one in there}  # what was written to stays what it is
     return tree_map(lambda one: known.get(id(one), There(one)) if isinstance(one, Tensor) else one, out)
 
@@ -124,7 +129,7 @@ def _count(func: Any, args: Any, given: list[Tensor], named: torch.device | None
     there = [isinstance(one, There) for one in given]
     if func in LOOKS and any(there):
         WAITS[f"look: {func}"] += 1
-    elif func is aten._to_copy.default and named and named.type == "cuda" and not there[0] and not non_blocking:
+    elif func is aten._to_copy.default and named == _now[-1] and not there[0] and not non_blocking:
         WAITS["copy to there"] += 1
     elif func is aten.copy_.default and there[0] != there[1] and given[1].ndim:
         WAITS["copy to there" if there[0] else "copy from there"] += 1
@@ -145,16 +150,30 @@ def _check(func: Any, args: Any, given: list[Tensor]) -> None:
         raise RuntimeError(f"Expected all tensors to be on the same device: {func}, {[one.device for one in given]}")
 
 
+class _Event:
+    """What has been asked of the device up to here is done: it is the CPU that does it."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def record(self, *_: object) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        WAITS["event"] += 1
+
+
 @contextmanager
-def accelerator() -> Iterator[Counter[str]]:
-    """A device `cuda:0` within -> how often the host waited for it since."""
+def accelerator(device: torch.device = GPU) -> Iterator[Counter[str]]:
+    """A device, GPU or MPS, which has no fp64, within -> how often the host waited for it since."""
     run = threading.Thread.run
 
     def run_there(self: threading.Thread) -> None:
         with _Mode():
             run(self)
 
-    stand_ins: dict[str, Any] = {
+    stand_ins: dict[str, Any] = {  # of torch.cuda
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
         "synchronize": lambda device=None: WAITS.update(["synchronize"]),
@@ -175,6 +194,10 @@ def accelerator() -> Iterator[Counter[str]]:
         until.enter_context(patch.object(threading.Thread, "run", run_there))
         for name, stand_in in stand_ins.items():
             until.enter_context(patch.object(torch.cuda, name, stand_in))
+        _now.append(device)
+        until.callback(_now.pop)
+        until.enter_context(patch.object(torch, "Event", _Event))
+        until.enter_context(patch.object(torch.mps, "synchronize", lambda: WAITS.update(["synchronize"])))
         until.enter_context(_Mode())
         WAITS.clear()
         yield WAITS

@@ -14,7 +14,7 @@ from torch import Tensor
 from prunesid_cli.selection import METHODS, select
 from prunesid_cli.transfer import sent
 from prunesid_cli.types import TokenSet
-from tests.accelerator import GPU, accelerator
+from tests.accelerator import GPU, MPS, accelerator
 from tests.conftest import Run
 from tests.families.test_laws import CPU, HOW, PROMPT, VARIANTS, Model, clip
 from tests.families.tiny import tiny, write
@@ -41,6 +41,15 @@ def test_the_stand_in_refuses_what_a_gpu_refuses(waits: Counter[str]) -> None:
     assert layer(there).device == GPU
     with pytest.raises(RuntimeError, match="same device"):
         layer(here)
+
+
+def test_mps_has_no_fp64() -> None:
+    with accelerator(MPS):
+        there = torch.ones(3, device=MPS)
+        assert (there.half() + 1).device == MPS
+        for make in (lambda: there.double(), lambda: torch.zeros(2, dtype=torch.float64, device=MPS)):
+            with pytest.raises(TypeError, match="float64"):
+                make()
 
 
 def test_the_stand_in_counts_what_a_host_waits_for(waits: Counter[str]) -> None:
@@ -98,16 +107,22 @@ def test_images_of_different_budgets_share_the_launches(waits: Counter[str]) -> 
     assert all(torch.equal(one.cpu(), own) for one, own in zip(kept, expected, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [(GPU, torch.float32), (GPU, torch.bfloat16), (MPS, torch.float16)],
+    ids=["cuda-fp32", "cuda-bf16", "mps-fp16"],
+)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_family_keeps_and_says_the_same(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_every_family_keeps_and_says_the_same(
+    variant: str, device: torch.device, dtype: torch.dtype, tmp_path: Path
+) -> None:
     """Pictures, and a clip where the family has any: encoded, pruned, and answered from what was kept."""
     here = Model(write(variant, tmp_path / variant), tiny(variant), replace(CPU, dtype=dtype))
     media = here.pictures() + ([clip(1)] if here.tiny.clip else [])
-    with accelerator():
-        there = replace(here, placement=replace(here.placement, device=GPU))
+    with accelerator(device):
+        there = replace(here, placement=replace(here.placement, device=device))
         kept, said = pruned_and_answered(there, media)
-        assert all(one.tokens.device == GPU for one in kept)
+        assert all(one.tokens.device == device for one in kept)
         rows = [one.tokens.cpu() for one in kept]
     expected, answers = pruned_and_answered(here, media)
     assert [one.slots for one in kept] == [one.slots for one in expected]
