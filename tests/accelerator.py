@@ -1,9 +1,9 @@
 """An accelerator that is not there: its tensors live on the CPU, but mix with the CPU's as little as those of a GPU.
 
-Within `accelerator()` a device, `cuda:0` or `mps:0`, can be named anywhere, in any thread. What it refuses is refused: an
-operation on tensors of both sides, numbers taken to numpy, fp64 where there is none. What makes the host wait for it is
-counted: each copy that is not sent on its way, and each look at a number. So all that runs on a GPU can be tested without
-one, but for its own kernels, its rounding, its speed, and waits inside of an operation.
+Within `accelerator()` a device, `cuda:0` or `mps:0`, can be named anywhere, in any thread. What it refuses is refused:
+an operation on tensors of both sides, numbers taken to numpy, fp64 where there is none. What makes the host wait for it
+is counted: each copy that is not sent on its way, and each look at a number. So all that runs on a GPU can be tested
+without one, but for its own kernels, its rounding, its speed, and waits inside of an operation.
 """
 
 from __future__ import annotations

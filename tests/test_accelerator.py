@@ -109,8 +109,11 @@ def test_images_of_different_budgets_share_the_launches(waits: Counter[str]) -> 
 
 @pytest.mark.parametrize(
     ("device", "dtype"),
-    [(GPU, torch.float32), (GPU, torch.bfloat16), (MPS, torch.float16)],
-    ids=["cuda-fp32", "cuda-bf16", "mps-fp16"],
+    [
+        pytest.param(GPU, torch.float32, id="cuda-fp32"),
+        pytest.param(GPU, torch.bfloat16, id="cuda-bf16", marks=pytest.mark.slow),
+        pytest.param(MPS, torch.float16, id="mps-fp16", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_family_keeps_and_says_the_same(

@@ -155,20 +155,27 @@ def _leading(rows: Tensor, wanted: Tensor, doubt: Doubt) -> Tensor:
 
 def directions_together(features: Tensor, ks: Sequence[int], loadings: bool = True) -> Tensor:
     """As `exact_directions`, in as few launches as possible."""
-    (n, channels), most = features.shape[1:], max(ks)
+    directions, doubtful = quick_directions(features, ks, loadings)
+    if doubtful:  # few, if any: the CPU's own way
+        exact = exact_directions(features[doubtful].cpu(), [ks[row] for row in doubtful], loadings)
+        directions[doubtful] = _to_width(exact, max(ks)).to(features.device)
+    return directions
+
+
+def quick_directions(features: Tensor, ks: Sequence[int], loadings: bool) -> tuple[Tensor, list[int]]:
+    """The same, and the images of which they may be wrong."""
+    (n, channels), doubtful = features.shape[1:], list[int]()
     side, by_tokens = min(n, channels), n <= channels
-    directions = torch.zeros(len(ks), n, -(-most // STEP) * STEP, device=features.device)
+    directions = torch.zeros(len(ks), n, -(-max(ks) // STEP) * STEP, device=features.device)
     for width, rows in portions(ks, side, STEP, max(1, LARGEST // (n * side))):
         some = slice(None) if len(rows) == len(ks) else rows  # an index would be sent over, and its images copied
         matrix, own = centred(features[some]), [ks[row] for row in rows]
         quick = gram(matrix if by_tokens else matrix.mT)
         doubt = angle if loadings else undecided if by_tokens else undecided_through(matrix)
-        found, doubtful = leading_together(quick.matrix, own, width, doubt, quick.least)
+        found, mask = leading_together(quick.matrix, own, width, doubt, quick.least)
         directions[some, :, :width] = found.mT.float() if by_tokens else _seen_through(matrix, found.mT)
-        if again := [rows[at] for at in where_set(doubtful)]:  # few, if any: the CPU's own way
-            exact = exact_directions(features[again].cpu(), [ks[row] for row in again], loadings)
-            directions[again] = _to_width(exact, directions.shape[-1]).to(features.device)
-    return directions[..., :most]
+        doubtful += [rows[at] for at in where_set(mask)]
+    return directions[..., : max(ks)], doubtful
 
 
 def low_rank_directions(features: Tensor, ks: Sequence[int], loadings: bool = True, seed: int = 0) -> Tensor:

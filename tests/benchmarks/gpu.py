@@ -5,7 +5,8 @@ Parts, each written as soon as it is done and passed over when the same command 
 selection  time, launches, host waits and memory of selection, ours against the published code (PATH: a checkout of it)
 eigenproblems  the small ones within, on the host and on the GPU
 tower      CLIP-L/336 in half precision, random weights: images a second with and without selection, and its share
-agreement  images of which the GPU's way (on a CPU: that way run there) and the CPU's way keep other tokens
+agreement  images of which the GPU's way (on a CPU: that way run there) and the CPU's way keep other tokens, and those
+           of which a GPU leaves the directions to the CPU
 rounding   images of which another batch size changes the tower's last bits so that other tokens are kept
 stages     LLaVA-NeXT-7B, random weights: what `prunesid bench` measures, all visual tokens of a picture against fewer
 
@@ -52,7 +53,7 @@ from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.eigen import small_eigh
 from prunesid_cli.selection.prunesid import explain
-from prunesid_cli.selection.psca import directions_together, exact_directions
+from prunesid_cli.selection.psca import directions_together, exact_directions, quick_directions
 from prunesid_cli.selection.recipe import PRUNESID
 from prunesid_cli.selection.together import SPARE
 from prunesid_cli.types import Pixels, Placement
@@ -207,11 +208,12 @@ def agreement(bench: Bench) -> Iterator[Record]:
         return encoded(vision, [vision.preprocess(picture(i)) for i in range(first, first + images)], images)
 
     for name, tokens in {"synthetic tokens": bench.tokens, "embedded model": seen}.items():
-        differ, changes = Counter[int](), Counter[int]()
+        differ, changes, again = Counter[int](), Counter[int](), Counter[int]()
         for first in range(0, bench.sizes.agreement, 8):
             features, saliency = tokens(min(8, bench.sizes.agreement - first), first)
             for need in bench.sizes.needs:
                 needs = [need] * len(features)
+                again[need] += len(quick_directions(features, [need // 4] * len(features), loadings=False)[1])
                 there = [image.indices for image in explain(features, saliency, needs, TOGETHER, 1)]
                 here = select(features.cpu(), saliency.cpu(), needs, reserved=1)
                 lost = [changed(a, b) for a, b in zip(there, here, strict=True)]
@@ -219,7 +221,7 @@ def agreement(bench: Bench) -> Iterator[Record]:
                 changes[need] += sum(lost)
         for need in bench.sizes.needs:
             found = {"tokens": name, "need": need, "images": bench.sizes.agreement}
-            yield found | {"differ": differ[need], "tokens_changed": changes[need]}
+            yield found | {"done_again": again[need], "differ": differ[need], "tokens_changed": changes[need]}
 
 
 def rounding(bench: Bench) -> Iterator[Record]:
