@@ -10,13 +10,10 @@ import pytest
 
 SMALL = [
     "kills --items 150 --kills 6",
-    "points --items 3",
-    "gc --items 70",
     "mutations --items 20 --count 150",
     "writers --items 50 --count 1",
     "disk --items 50 --count 2",
     "interrupts --items 150 --kills 4",
-    "shards --items 60 --count 4",
 ]
 LARGE = [
     "kills --items 1000 --kills 30 --seed 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from prunesid_cli.demo.align import align_projector
@@ -35,6 +36,7 @@ def test_words_look_at_what_resembles_them_and_at_the_words_before() -> None:
         assert looks.argmax() == words_back, looks
 
 
+@pytest.mark.slow
 def test_visual_tokens_begin_as_the_words_for_what_they_show() -> None:
     """On features that are no more than a code of kind and colour."""
     rng = np.random.default_rng(0)

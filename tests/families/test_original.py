@@ -171,6 +171,7 @@ def test_another_way_to_merge_tiles_is_refused_by_name(tmp_path: Path) -> None:
         load_config(resolve(str(model.folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False])
 def test_tiles_are_the_stock_model(inside: bool, tmp_path: Path) -> None:
     model = made(tmp_path, ANYRES, said=TILES, tower_inside=inside)
