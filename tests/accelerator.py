@@ -77,6 +77,8 @@ class There(Tensor):
 
 _now = [GPU]
 """The device that is there now."""
+_most = [2**60]
+"""Bytes of the largest tensor for which it has memory."""
 WAITS: Counter[str] = Counter()
 """How often the host waited, and for what."""
 
@@ -119,6 +121,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(args[0].float(), *args[1:]).to(args[0].dtype) if to_float else func(*args, **kwargs)
     if named is not None and named.type != _now[-1].type or named is None and not there:
         return out
+    if any(one.nbytes > _most[-1] for one in tree_leaves(out) if isinstance(one, Tensor)):
+        raise torch.OutOfMemoryError(f"{_now[-1].type} out of memory")
     if _now[-1] == MPS and any(one.dtype == torch.float64 for one in tree_leaves(out) if isinstance(one, Tensor)):
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
     known = {id(one.here): one for one in there}  # what was written to stays what it is
@@ -165,8 +169,11 @@ class _Event:
 
 
 @contextmanager
-def accelerator(device: torch.device = GPU) -> Iterator[Counter[str]]:
-    """A device, GPU or MPS, which has no fp64, within -> how often the host waited for it since."""
+def accelerator(device: torch.device = GPU, most: int = _most[0]) -> Iterator[Counter[str]]:
+    """A device, GPU or MPS, which has no fp64, within -> how often the host waited for it since.
+
+    most: bytes of the largest tensor for which it has memory.
+    """
     run = threading.Thread.run
 
     def run_there(self: threading.Thread) -> None:
@@ -194,8 +201,9 @@ def accelerator(device: torch.device = GPU) -> Iterator[Counter[str]]:
         until.enter_context(patch.object(threading.Thread, "run", run_there))
         for name, stand_in in stand_ins.items():
             until.enter_context(patch.object(torch.cuda, name, stand_in))
-        _now.append(device)
-        until.callback(_now.pop)
+        for holder, value in ((_now, device), (_most, most)):
+            holder.append(value)
+            until.callback(holder.pop)
         until.enter_context(patch.object(torch, "Event", _Event))
         until.enter_context(patch.object(torch.mps, "synchronize", lambda: WAITS.update(["synchronize"])))
         until.enter_context(_Mode())

@@ -176,3 +176,21 @@ def test_a_folder_of_pictures(run: Run, pictures: list[Path], tmp_path: Path) ->
     assert run("compress", pictures[0].parent, *how).code == 0
     here = run("answer", tmp_path / "here", PROMPT, "--device", "cpu")
     assert [one["answer"] for one in told.records] == [one["answer"] for one in here.records]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
+    run: Run, pictures: list[Path], tmp_path: Path
+) -> None:
+    """Batches begin with eight pictures; here is memory for five."""
+    how = ("--keep", 24, "--dtype", "fp32", "-m", "demo")
+    of_one = 577 * 768 * 4  # what the tower makes of a picture within its layers
+    with accelerator(most=5 * of_one):
+        made = run("compress", pictures[0].parent, "--out", tmp_path / "there", *how, "--device", "cuda:0", "--usage")
+    assert "batches of 4" in made.err
+    here = run("compress", pictures[0].parent, "--out", tmp_path / "here", *how, "--device", "cpu")
+    assert made.code == here.code == 0, made.err
+    listed = [run("cache", "ls", tmp_path / name, "--json").records for name in ("there", "here")]
+    assert [one["kept"] for one in listed[0]] == [one["kept"] for one in listed[1]] == [24] * len(pictures)
+    with accelerator(most=of_one // 2):
+        none = run("compress", pictures[0].parent, "--out", tmp_path / "none", *how, "--device", "cuda:0")
+    assert (none.code, "not enough memory for one image" in none.err) == (3, True)
