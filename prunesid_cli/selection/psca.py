@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided, undecided_through
 from prunesid_cli.selection.krylov import add_product
 from prunesid_cli.selection.parallel import each_image, room, scratch, where_set
-from prunesid_cli.selection.together import LARGEST, STEP, leading_together, portions
+from prunesid_cli.selection.together import LARGEST, STEP, DoubtOf, leading_together, portions
 
 ITERATIONS = 2
 ROWS = 96
@@ -176,15 +176,20 @@ def quick_directions(features: Tensor, ks: Sequence[int], loadings: bool) -> tup
     """The same, and the images of which they may be wrong."""
     (n, channels), doubtful = features.shape[1:], list[int]()
     side, by_tokens = min(n, channels), n <= channels
+
+    def doubt_of(matrix: Tensor) -> DoubtOf:
+        if loadings or by_tokens:
+            return lambda some: angle if loadings else undecided
+        return lambda some: undecided_through(matrix[some])
+
     directions = torch.zeros(len(ks), n, -(-max(ks) // STEP) * STEP, device=features.device)
     for width, rows in portions(ks, side, STEP, max(1, LARGEST // (n * side))):
         some = slice(None) if len(rows) == len(ks) else rows  # an index would be sent over, and its images copied
         matrix, own = centred(features[some]), [ks[row] for row in rows]
         quick = gram(matrix if by_tokens else matrix.mT)
-        doubt = angle if loadings else undecided if by_tokens else undecided_through(matrix)
-        found, mask = leading_together(quick.matrix, own, width, doubt, quick.least)
+        found, unsure = leading_together(quick.matrix, own, width, doubt_of(matrix), quick.least)
         directions[some, :, :width] = found.mT.float() if by_tokens else _seen_through(matrix, found.mT)
-        doubtful += [rows[at] for at in where_set(mask)]
+        doubtful += [rows[at] for at in unsure]
     return directions[..., : max(ks)], doubtful
 
 

@@ -6,16 +6,17 @@ token could still change its group, few if any, are done again, each for itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from prunesid_cli.selection.eigen import Doubt, rayleigh_ritz
+from prunesid_cli.selection.parallel import where_set
 from prunesid_cli.transfer import sent
 
-STEPS, SPARE = 14, 48
+STEPS, SPARE = 12, 48
 """Steps, and rows carried along beside the wanted ones: enough for all spectra like those of photographs, and for most
 that are flat. Twice as many rows as wanted are no better, and their eigenproblem is what takes long."""
 STEP = 16
@@ -31,6 +32,9 @@ ones it is 1; of nearly dependent ones eigenvalues come out wrong, and no doubt 
 LARGEST = 2**26
 """Entries of all Gram matrices that are there at once."""
 
+DoubtOf = Callable[[slice | Tensor], Doubt]
+"""Which of the images of a batch -> what is in doubt of what was found of these."""
+
 
 def portions(ks: Sequence[int], n: int, step: int, most: int) -> Iterator[tuple[int, list[int]]]:
     """(directions to find, rows): at most so many images that go together, by what they ask for alone.
@@ -45,21 +49,35 @@ def portions(ks: Sequence[int], n: int, step: int, most: int) -> Iterator[tuple[
             yield width, rows[start : start + most]
 
 
-def leading_together(matrices: Tensor, ks: Sequence[int], k: int, doubt: Doubt, least: Tensor) -> tuple[Tensor, Tensor]:
+def leading_together(
+    matrices: Tensor, ks: Sequence[int], k: int, doubt: DoubtOf, least: Tensor
+) -> tuple[Tensor, list[int]]:
     """matrices [B, N, N] fp64, symmetric, positive semi-definite; of each its own of the `k` directions are wanted.
 
     least [B]: eigenvalue below which they are doubtful, whatever comes out.
 
     Returns:
-        eigenvectors as rows [B, k, N], descending, zero beyond an image's own number or rank; mask [B] of the images
-        of which these may be wrong (or, where `doubt` is `angle`, further off than `eigen.CLOSE`).
+        eigenvectors as rows [B, k, N], descending, zero beyond an image's own number or rank; the images of which these
+        may be wrong (or, where `doubt` is of `angle`, further off than `eigen.CLOSE`).
     """
     n = matrices.shape[-1]
     rows, broken = independent(iterate(matrices.float(), min(k + SPARE, n)))
     own = torch.arange(k, device=matrices.device) < sent(ks, matrices.device)[:, None]
     found = rayleigh_ritz(matrices, rows, own, k)
+    directions = found.directions()
     drowned = (own & ~(found.values[:, :k] > least[:, None])).any(-1)
-    return found.directions(), broken | drowned | (doubt(found) != 0)
+    hopeless = broken | drowned
+    unsure = (doubt(slice(None))(found) != 0) & ~hopeless
+    left, again = (
+        [row for row, is_set in enumerate(mask) if is_set] for mask in torch.stack([hopeless, unsure]).tolist()
+    )
+    if again:  # what fp32 leaves open for a token or two, a step in fp64 mostly settles
+        some = sent(again, matrices.device)
+        nearer = torch.nn.functional.normalize(rows[some].double() @ matrices[some], dim=-1)
+        found = rayleigh_ritz(matrices[some], nearer, own[some], k)
+        directions[some] = found.directions()
+        left = sorted(left + [again[at] for at in where_set(doubt(some)(found) != 0)])
+    return directions, left
 
 
 def iterate(matrices: Tensor, width: int) -> Tensor:
