@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.krylov import BLOCK, Krylov
-from prunesid_cli.selection.parallel import each_image, room, where_set
-from prunesid_cli.transfer import sent
+from prunesid_cli.selection.parallel import each_image, room
+from prunesid_cli.transfer import sent, where_set
 
 LOOK = 48
 """Vectors between two looks at whether the space is enough."""
@@ -198,8 +198,8 @@ def rayleigh_ritz(matrix: Tensor, rows: Tensor, wanted: Tensor, most: int | None
 def small_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of small symmetric matrices [..., P, P], ascending.
 
-    Of a batch that is on a GPU on the host, some for each core: cuSOLVER is asked for those of more than 32 rows one by
-    one, up to torch 2.11, and takes milliseconds for each, where LAPACK takes a fraction of one.
+    Those of a batch on a GPU are solved on the host, some by each core. Up to torch 2.11 cuSOLVER is asked for those of
+    more than 32 rows one by one and takes milliseconds for each (pytorch issue 174674); LAPACK takes a fraction of one.
     """
     if matrices.device.type == "cpu":
         values, vectors = torch.linalg.eigh(matrices)

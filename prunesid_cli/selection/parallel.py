@@ -53,11 +53,6 @@ class _Room(threading.local):
 _own = _Room()
 
 
-def where_set(mask: torch.Tensor) -> list[int]:
-    """mask [B] -> the rows of which it is set. One host sync, where `nonzero` would make two."""
-    return [row for row, is_set in enumerate(mask.tolist()) if is_set]
-
-
 @contextmanager
 def scratch() -> Iterator[None]:
     """What `room` gives in here is no longer needed afterwards."""

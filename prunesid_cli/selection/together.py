@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection.eigen import Doubt, rayleigh_ritz
-from prunesid_cli.selection.parallel import where_set
-from prunesid_cli.transfer import sent
+from prunesid_cli.transfer import sent, where_set
 
 STEPS, SPARE = 12, 48
 """Steps, and rows carried along beside the wanted ones: enough for all spectra like those of photographs, and for most
@@ -24,8 +23,8 @@ STEP = 16
 SHIFT, LARGE = 1e-6, 1e-4
 """What keeps Cholesky's method from failing in fp32 where rows are nearly dependent, or more so."""
 TWICE = (0, 1, STEPS - 1)
-"""Steps after which rows are made orthonormal twice. The first products of a spectrum that falls by six decades are all
-but copies of each other, and of an image in three with such a spectrum nothing came otherwise; the last is believed."""
+"""Steps after which rows are made orthonormal twice: the first products of a spectrum that falls by decades are all but
+copies of each other, and once led nowhere for a third of the embedded model's pictures; the last is believed."""
 APART = 0.1
 """Least distance of each row from the span of those before it, where rows are as nearly orthonormal as can be: of sound
 ones it is 1; of nearly dependent ones eigenvalues come out wrong, and no doubt with them."""
@@ -68,9 +67,7 @@ def leading_together(
     drowned = (own & ~(found.values[:, :k] > least[:, None])).any(-1)
     hopeless = broken | drowned
     unsure = (doubt(slice(None))(found) != 0) & ~hopeless
-    left, again = (
-        [row for row, is_set in enumerate(mask) if is_set] for mask in torch.stack([hopeless, unsure]).tolist()
-    )
+    left, again = map(where_set, torch.stack([hopeless, unsure]).cpu())
     if again:  # what fp32 leaves open for a token or two, a step in fp64 mostly settles
         some = sent(again, matrices.device)
         nearer = torch.nn.functional.normalize(rows[some].double() @ matrices[some], dim=-1)
