@@ -1,7 +1,7 @@
 """Principal directions of a whole batch in every launch, for devices where a launch costs more than its work.
 
 A fixed number of steps of subspace iteration, with no look at what came of them but one at the end; images of which a
-token could still change its group, few if any, are done again, each for itself.
+token could still change its group, few if any, go on together, and what is open then is done again, each for itself.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from torch import Tensor
 from prunesid_cli.selection.eigen import Doubt, rayleigh_ritz
 from prunesid_cli.transfer import sent, where_set
 
-STEPS, SPARE = 12, 48
-"""Steps, and rows carried along beside the wanted ones: enough for all spectra like those of photographs, and for most
-that are flat. Twice as many rows as wanted are no better, and their eigenproblem is what takes long."""
+FIRST, MORE, SPARE = 8, 8, 48
+"""Steps, further ones for images that are not settled by then, and rows carried along beside the wanted ones. Spectra
+like those of photographs are settled by the first, flat ones by the further. More rows are no better, and their
+eigenproblem is what takes long."""
 STEP = 16
 """Images whose numbers of directions round up to the same multiple of it are iterated together."""
 SHIFT, LARGE = 1e-6, 1e-4
 """What keeps Cholesky's method from failing in fp32 where rows are nearly dependent, or more so."""
-TWICE = (0, 1, STEPS - 1)
-"""Steps after which rows are made orthonormal twice: the first products of a spectrum that falls by decades are all but
-copies of each other, and once led nowhere for a third of the embedded model's pictures; the last is believed."""
+TWICE = (0, 1)
+"""Steps after which rows are made orthonormal twice, as after the last: the first products of a spectrum that falls by
+decades are all but copies of each other, and once led nowhere for a third of the embedded model's pictures."""
 APART = 0.1
 """Least distance of each row from the span of those before it, where rows are as nearly orthonormal as can be: of sound
 ones it is 1; of nearly dependent ones eigenvalues come out wrong, and no doubt with them."""
@@ -60,7 +61,9 @@ def leading_together(
         may be wrong (or, where `doubt` is of `angle`, further off than `eigen.CLOSE`).
     """
     n = matrices.shape[-1]
-    rows, broken = independent(iterate(matrices.float(), min(k + SPARE, n)))
+    width, single = min(k + SPARE, n), matrices.float()
+    whole = torch.eye(n, device=matrices.device).expand_as(single)
+    rows, broken = independent(iterate(single, _start(width, n, single.device), FIRST, TWICE) if width < n else whole)
     own = torch.arange(k, device=matrices.device) < sent(ks, matrices.device)[:, None]
     found = rayleigh_ritz(matrices, rows, own, k)
     directions = found.directions()
@@ -68,23 +71,21 @@ def leading_together(
     hopeless = broken | drowned
     unsure = (doubt(slice(None))(found) != 0) & ~hopeless
     left, again = map(where_set, torch.stack([hopeless, unsure]).cpu())
-    if again:  # what fp32 leaves open for a token or two, a step in fp64 mostly settles
+    if again:
         some = sent(again, matrices.device)
-        nearer = torch.nn.functional.normalize(rows[some].double() @ matrices[some], dim=-1)
-        found = rayleigh_ritz(matrices[some], nearer, own[some], k)
+        rows = iterate(single[some], rows[some], MORE).double() @ matrices[some]  # fp32 leaves a token or two open
+        rows, broken = independent(torch.nn.functional.normalize(rows, dim=-1))
+        found = rayleigh_ritz(matrices[some], rows, own[some], k)
         directions[some] = found.directions()
-        left = sorted(left + [again[at] for at in where_set(doubt(some)(found) != 0)])
+        left = sorted(left + [again[at] for at in where_set(broken | (doubt(some)(found) != 0))])
     return directions, left
 
 
-def iterate(matrices: Tensor, width: int) -> Tensor:
-    """matrices [B, N, N] fp32 -> rows [B, width, N], nearly orthonormal: the leading eigenvectors, or all there is."""
-    if width == matrices.shape[-1]:
-        return torch.eye(width, device=matrices.device).expand_as(matrices)
-    rows = _start(width, matrices.shape[-1], matrices.device)
-    for step in range(STEPS):
+def iterate(matrices: Tensor, rows: Tensor, steps: int, twice: Sequence[int] = ()) -> Tensor:
+    """matrices [B, N, N], rows [..., P, N] fp32 -> rows [B, P, N], nearly orthonormal and nearer to what leads."""
+    for step in range(steps):
         rows = rows @ matrices
-        rows = orthonormal(orthonormal(rows, LARGE) if step in TWICE else rows, SHIFT)
+        rows = orthonormal(orthonormal(rows, LARGE) if step in (*twice, steps - 1) else rows, SHIFT)
     return rows
 
 
