@@ -572,6 +572,7 @@ def test_a_closed_pipe_ends_quietly(llava: Path, pictures: list[Path], tmp_path:
         assert (done.returncode, done.stderr) == (0, ""), command
 
 
+@pytest.mark.slow
 def test_closed_streams(llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     ask = f"prunesid ask -m {llava} {pictures[0]} 'what is shown?'"
     compress = f"prunesid compress -m {llava} {pictures[0]} --out {tmp_path}/c"

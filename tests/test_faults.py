@@ -11,9 +11,7 @@ import pytest
 SMALL = [
     "kills --items 150 --kills 6",
     "mutations --items 20 --count 150",
-    "writers --items 50 --count 1",
     "disk --items 50 --count 2",
-    "interrupts --items 150 --kills 4",
 ]
 LARGE = [
     "kills --items 1000 --kills 30 --seed 1",

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import hostile
 
 WITHOUT = """
@@ -31,6 +33,7 @@ def test_a_clip_says_what_to_install(tmp_path: Path) -> None:
     assert asked.stderr.endswith(said)
 
 
+@pytest.mark.slow
 def test_pictures_need_no_decoder(pictures: list[Path]) -> None:
     asked = without("ask", pictures[0], "what is shown?", "-m", "demo")
     assert (asked.returncode, asked.stderr) == (0, "")
