@@ -222,7 +222,7 @@ class Pruner:
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
             budgets = [jobs[i][1] for i in group]
-            kept = choose(features, saliency, budgets, self.chosen_for(some[0]), reserved, checked=True)
+            kept = choose(features, saliency, budgets, self.chosen_for(some[0]), reserved)
             found |= dict(zip(group, kept, strict=True))
         ordered = [found[i] for i in range(len(jobs))]
         # All at once: the host waits for a device that it asks.

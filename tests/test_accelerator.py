@@ -95,8 +95,7 @@ def test_selection_is_the_cpus_and_waits_as_often_for_many_images_as_for_one(
         expected = select(features, saliency, [16] * images, method, 1)
         assert all(one.device == GPU for one in kept)
         assert all(torch.equal(one.cpu(), own) for one, own in zip(kept, expected, strict=True))
-    if method != "prunesid-published":  # as published, image by image
-        assert counts[0] == counts[1] == counts[2] <= 4
+    assert counts[0] == counts[1] == counts[2] <= 4
 
 
 def test_images_of_different_budgets_share_the_launches(waits: Counter[str]) -> None:

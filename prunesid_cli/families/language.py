@@ -87,11 +87,14 @@ class Language(ABC):
         visual = torch.cat([piece.embeds for piece in pieces if piece.visual])
         added = visual[:, width:].unflatten(-1, (-1, width)).movedim(1, 0) if visual.shape[-1] > width else None
         under_mrope = any(item.layout.advances for item in items)
-        where = torch.cat([s + piece.where for s, piece in zip(starts, pieces, strict=True)], 1)
         return Prompt(
             embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
             visual=torch.cat([torch.full((len(piece.embeds),), piece.visual) for piece in pieces]),
-            positions=sent(where, visual.device) if under_mrope else None,
+            positions=sent(
+                torch.cat([s + piece.where for s, piece in zip(starts, pieces, strict=True)], 1), visual.device
+            )
+            if under_mrope
+            else None,
             deepstack=added,
         )
 

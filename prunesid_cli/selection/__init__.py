@@ -49,7 +49,15 @@ def select(
     method: str | Method = "prunesid",
     reserved: int = 0,
 ) -> list[Tensor]:
-    """The indices of `choose` alone, B x [T] int64: what a method merges with others is among them once."""
+    """The indices of `choose` alone, B x [T] int64: what a method merges with others is among them once.
+
+    Raises:
+        NonFiniteError: with `rows`, the images of which something is not finite.
+    """
+    from prunesid_cli.selection.checks import check_finite, check_shapes
+
+    check_shapes(features, saliency, budgets, reserved)
+    check_finite(features, saliency)
     return [kept.indices for kept in choose(features, saliency, budgets, method, reserved)]
 
 
@@ -59,30 +67,20 @@ def choose(
     budgets: Sequence[int],
     method: str | Method = "prunesid",
     reserved: int = 0,
-    checked: bool = False,
 ) -> list[Chosen]:
-    """features [B, N, C], saliency [B, N] or None, a budget an image -> what is kept of each.
+    """features [B, N, C], saliency [B, N] or None, a budget an image -> what is kept of each. All must be finite.
 
     `method` is a name of METHODS or a function like those behind the names, which gets budgets below N + reserved.
 
     `reserved` is the number of tokens (0, or 1 for CLS) that the caller keeps besides and that the budget
     counts, so T = min(budget - reserved, N). An image's result does not depend on the others of its batch.
-
-    `checked`: the caller knows that all is finite.
-
-    Raises:
-        NonFiniteError: with `rows`, the images of which something is not.
     """
     import torch
 
-    from prunesid_cli.selection.checks import check_finite, check_shapes
     from prunesid_cli.selection.chosen import Chosen
     from prunesid_cli.selection.psca import where_exact
 
     prune = load_method(method) if isinstance(method, str) else method
-    check_shapes(features, saliency, budgets, reserved)
-    if not checked:
-        check_finite(features, saliency)
     n = features.shape[1]
     kept = [Chosen(torch.arange(n, device=features.device))] * len(budgets)
     rows = [row for row, budget in enumerate(budgets) if budget - reserved < n]

@@ -198,8 +198,8 @@ def rayleigh_ritz(matrix: Tensor, rows: Tensor, wanted: Tensor, most: int | None
 def small_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of small symmetric matrices [..., P, P], ascending.
 
-    Those of a batch on a GPU are solved on the host, some by each core. Up to torch 2.11 cuSOLVER is asked for those of
-    more than 32 rows one by one and takes milliseconds for each (pytorch issue 174674); LAPACK takes a fraction of one.
+    Those of a batch on a GPU are solved on the host, some by each core: torch asks cuSOLVER for those of more than 32
+    rows one by one, and it takes milliseconds for each (pytorch issue 174674, of 2026), LAPACK a fraction of one.
     """
     if matrices.device.type == "cpu":
         values, vectors = torch.linalg.eigh(matrices)

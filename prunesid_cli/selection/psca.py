@@ -14,7 +14,7 @@ from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided, undec
 from prunesid_cli.selection.krylov import add_product
 from prunesid_cli.selection.parallel import each_image, room, scratch
 from prunesid_cli.selection.together import LARGEST, STEP, DoubtOf, leading_together, portions
-from prunesid_cli.transfer import where_set
+from prunesid_cli.transfer import sent, where_set
 
 ITERATIONS = 2
 ROWS = 96
@@ -209,7 +209,7 @@ def _halko(matrix: Tensor, k: int, seed: int) -> Tensor:
     tall = matrix.T if wide else matrix
     k = min(k, tall.shape[1])
     generator = torch.Generator().manual_seed(seed)
-    basis = tall @ torch.randn(tall.shape[1], k, generator=generator).to(matrix.device)
+    basis = tall @ sent(torch.randn(tall.shape[1], k, generator=generator), matrix.device)
     basis = torch.linalg.qr(basis).Q
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(tall.T @ basis).Q

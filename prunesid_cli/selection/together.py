@@ -17,20 +17,19 @@ from prunesid_cli.transfer import sent, where_set
 
 FIRST, MORE, SPARE = 8, 8, 48
 """Steps, further ones for images that are not settled by then, and rows carried along beside the wanted ones. Spectra
-like those of photographs are settled by the first, flat ones by the further. More rows are no better, and their
-eigenproblem is what takes long."""
+like those of photographs are settled by the first, flat ones by the further; more rows make a longer eigenproblem."""
 STEP = 16
 """Images whose numbers of directions round up to the same multiple of it are iterated together."""
 SHIFT, LARGE = 1e-6, 1e-4
 """What keeps Cholesky's method from failing in fp32 where rows are nearly dependent, or more so."""
 TWICE = (0, 1)
 """Steps after which rows are made orthonormal twice, as after the last: the first products of a spectrum that falls by
-decades are all but copies of each other, and once led nowhere for a third of the embedded model's pictures."""
+decades are all but copies of each other."""
 APART = 0.1
 """Least distance of each row from the span of those before it, where rows are as nearly orthonormal as can be: of sound
 ones it is 1; of nearly dependent ones eigenvalues come out wrong, and no doubt with them."""
 LARGEST = 2**26
-"""Entries of all Gram matrices that are there at once."""
+"""Entries of the Gram matrices that are there at once, or of the tokens where these are more."""
 
 DoubtOf = Callable[[slice | Tensor], Doubt]
 """Which of the images of a batch -> what is in doubt of what was found of these."""
@@ -62,8 +61,11 @@ def leading_together(
     """
     n = matrices.shape[-1]
     width, single = min(k + SPARE, n), matrices.float()
-    whole = torch.eye(n, device=matrices.device).expand_as(single)
-    rows, broken = independent(iterate(single, _start(width, n, single.device), FIRST, TWICE) if width < n else whole)
+    if width < n:
+        rows = iterate(single, _start(width, n, single.device), FIRST, TWICE)
+    else:
+        rows = torch.eye(n, device=single.device).expand_as(single)
+    rows, broken = independent(rows)
     own = torch.arange(k, device=matrices.device) < sent(ks, matrices.device)[:, None]
     found = rayleigh_ritz(matrices, rows, own, k)
     directions = found.directions()
