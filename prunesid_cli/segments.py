@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prunesid_cli.runtime.device import sent
 from prunesid_cli.selection.chosen import Chosen
-from prunesid_cli.transfer import sent
 from prunesid_cli.types import SUMMARY, Encoded, Segment, TokenSet
 
 Information = tuple[float, ...]

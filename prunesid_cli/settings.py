@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import UsageError
 from prunesid_cli.nearest import nearest
+from prunesid_cli.runtime.atomic_write import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib

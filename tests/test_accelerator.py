@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunesid_cli.runtime.device import sent
 from prunesid_cli.selection import METHODS, select
-from prunesid_cli.transfer import sent
 from prunesid_cli.types import TokenSet
 from tests.accelerator import GPU, MPS, accelerator
 from tests.conftest import Run

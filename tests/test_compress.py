@@ -372,7 +372,7 @@ def test_a_list_that_pauses_keeps_nothing_waiting_and_can_be_stopped(llava: Path
 
 STUCK = """
 import time
-from prunesid_cli.interrupt import stoppable
+from prunesid_cli.runtime.shutdown import stoppable
 with stoppable() as stop:
     print("ready", flush=True)
     while not stop.asked:

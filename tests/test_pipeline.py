@@ -14,13 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunesid_cli.ahead import THREADS, Ahead, batches_of
-from prunesid_cli.behind import Behind
 from prunesid_cli.decoding import Ready
 from prunesid_cli.errors import CacheError
-from prunesid_cli.interrupt import Stop
-from prunesid_cli.memory import within_memory
-from prunesid_cli.pace import Pace
+from prunesid_cli.runtime.background_writer import Behind
+from prunesid_cli.runtime.batch_size import Pace
+from prunesid_cli.runtime.out_of_memory import within_memory
+from prunesid_cli.runtime.prefetch import THREADS, Ahead, batches_of
+from prunesid_cli.runtime.shutdown import Stop
 from prunesid_cli.tokencache import CacheWriter, open_cache
 from prunesid_cli.types import Layout, Pixels, Region
 from tests.conftest import Run
@@ -157,7 +157,7 @@ def test_a_clip_counts_its_frames() -> None:
 
 
 def test_what_waits_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunesid_cli.ahead.BYTES", 10)
+    monkeypatch.setattr("prunesid_cli.runtime.prefetch.BYTES", 10)
     begun = list[int]()
     with Ahead(range(50), lambda one: begun.append(one) or one, lambda one: 4, lambda: 40, Stop()) as ahead:
         ahead.take()

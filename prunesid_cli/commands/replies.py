@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.commands.session import Session
 from prunesid_cli.errors import CacheError
-from prunesid_cli.interrupt import Stop, stoppable
 from prunesid_cli.output import advance_one, duration, plural, printer, stdout_is_terminal
+from prunesid_cli.runtime.shutdown import Stop, stoppable
 from prunesid_cli.tokencache import Run
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from prunesid_cli.allotment import Allotment, Measured, at_once
-from prunesid_cli.behind import Behind
 from prunesid_cli.commands.given import stdin
 from prunesid_cli.commands.report import Report
 from prunesid_cli.errors import ExitCode, MediaError
@@ -25,6 +24,7 @@ from prunesid_cli.output import advance_one, expect, plural, printer
 from prunesid_cli.pipeline import Job, Outcome, compress, record
 from prunesid_cli.portion import Portion
 from prunesid_cli.remembered import Remembered
+from prunesid_cli.runtime.background_writer import Behind
 from prunesid_cli.tokencache import CacheWriter, Calibration, write_calibration
 
 if TYPE_CHECKING:

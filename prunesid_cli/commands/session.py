@@ -24,8 +24,8 @@ from prunesid_cli.video.sampling import EVENLY, Sampling
 if TYPE_CHECKING:
     from prunesid_cli.families.base import LanguageHalf, VisionHalf
     from prunesid_cli.media import Media
-    from prunesid_cli.pace import Pace
     from prunesid_cli.pruner import Pruner
+    from prunesid_cli.runtime.batch_size import Pace
     from prunesid_cli.types import Encoded, Pixels, Placement
 
 DEMO_NOTE = (
@@ -128,7 +128,7 @@ class Session:
 
     def pace(self, asked: int) -> Pace:
         """How many pictures, tiles and frames the tower sees at once. More than a few gain nothing on a CPU."""
-        from prunesid_cli.pace import Pace
+        from prunesid_cli.runtime.batch_size import Pace
 
         if asked or self.placement.device.type == "cpu":
             return Pace.fixed(asked or ON_CPU)

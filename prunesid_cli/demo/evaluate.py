@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from prunesid_cli.ahead import batches
 from prunesid_cli.evaluate.results import Setting
 from prunesid_cli.families import load_family
 from prunesid_cli.families.base import LanguageHalf
@@ -29,6 +28,7 @@ from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.media import in_memory
 from prunesid_cli.pruner import Pruner
+from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Encoded, Generation, TokenSet
 

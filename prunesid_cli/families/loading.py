@@ -19,8 +19,8 @@ from transformers.utils import logging
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.weight_files import REINSTALL, damaged
-from prunesid_cli.memory import available, is_out_of_memory
 from prunesid_cli.output import printer
+from prunesid_cli.runtime.out_of_memory import available, is_out_of_memory
 from prunesid_cli.types import Placement
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

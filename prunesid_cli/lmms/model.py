@@ -14,8 +14,8 @@ from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
 from prunesid_cli.lmms.arguments import Value, load
 from prunesid_cli.lmms.asked import Asked, asked_of
 from prunesid_cli.lmms.eyes import Counts, Eyes
-from prunesid_cli.memory import within_memory
 from prunesid_cli.output import printer
+from prunesid_cli.runtime.out_of_memory import within_memory
 
 
 class PruneSID(lmms):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prunesid_cli.runtime.device import sent
 from prunesid_cli.selection.targets import by_saliency, targets
-from prunesid_cli.transfer import sent
 
 SEED = 0
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunesid_cli.runtime.device import sent, where_set
 from prunesid_cli.selection.krylov import BLOCK, Krylov
 from prunesid_cli.selection.parallel import each_image, room
-from prunesid_cli.transfer import sent, where_set
 
 LOOK = 48
 """Vectors between two looks at whether the space is enough."""

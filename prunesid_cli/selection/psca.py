@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from prunesid_cli.runtime.device import sent, where_set
 from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided, undecided_through
 from prunesid_cli.selection.krylov import add_product
 from prunesid_cli.selection.parallel import each_image, room, scratch
 from prunesid_cli.selection.together import LARGEST, STEP, DoubtOf, leading_together, portions
-from prunesid_cli.transfer import sent, where_set
 
 ITERATIONS = 2
 ROWS = 96

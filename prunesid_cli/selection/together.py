@@ -12,8 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from prunesid_cli.runtime.device import sent, where_set
 from prunesid_cli.selection.eigen import Doubt, rayleigh_ritz
-from prunesid_cli.transfer import sent, where_set
 
 FIRST, MORE, SPARE = 8, 8, 48
 """Steps, further ones for images that are not settled by then, and rows carried along beside the wanted ones. Spectra

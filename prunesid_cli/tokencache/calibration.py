@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError
+from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.tokencache.format import CALIBRATION, canonical
 from prunesid_cli.tokencache.reader import open_cache
 

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError
+from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.tokencache.format import FORMAT, Item, Run, canonical, checksum, number_of, read_layout, shard_name
 from prunesid_cli.tokencache.shard import Tensors, channels, read_header, read_rows, write_file
 from prunesid_cli.tokencache.storage import BYTES, STORES, dtype_of

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prunesid_cli.durable import write_whole
+from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.tokencache.format import INDEX, KEY, Run, canonical, checksum, number_of, shard_name, shard_paths
 from prunesid_cli.tokencache.index import Index, Missing, Part, extended, missing_of
 from prunesid_cli.tokencache.shard import read_header

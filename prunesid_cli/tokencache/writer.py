@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prunesid_cli.durable import write_whole
 from prunesid_cli.errors import CacheError, PruneSIDError
+from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.tokencache.difference import difference, way_on
 from prunesid_cli.tokencache.entry import Entry, Rows, stored
 from prunesid_cli.tokencache.format import (

@@ -35,7 +35,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prunesid_cli.ahead import batches
 from prunesid_cli.bench.pictures import draw_pictures, size_of
 from prunesid_cli.bench.report import records_of
 from prunesid_cli.bench.shapes import SHAPES, Shape, config, of_config
@@ -49,6 +48,7 @@ from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.media import Media, in_memory
 from prunesid_cli.pruner import Pruner
+from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.eigen import small_eigh

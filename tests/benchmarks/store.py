@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from prunesid_cli.ahead import batches
 from prunesid_cli.demo.evaluate import HOW, examination
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.pruner import Pruner
+from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import STORES
 from prunesid_cli.types import TokenSet

@@ -23,9 +23,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from prunesid_cli.ahead import batches
 from prunesid_cli.allotment import at_once
-from prunesid_cli.behind import Behind
 from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.commands.session import Hardware, Session
 from prunesid_cli.decoding import Cached, Decoder
@@ -34,6 +32,8 @@ from prunesid_cli.listing import find_media
 from prunesid_cli.media import load_image
 from prunesid_cli.pipeline import Job, compress, record
 from prunesid_cli.pruner import Pruner
+from prunesid_cli.runtime.background_writer import Behind
+from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import CacheWriter, Run
 from tests.benchmarks import halves

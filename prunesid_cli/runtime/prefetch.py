@@ -9,7 +9,7 @@ from threading import Condition, Lock, Thread
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from prunesid_cli.interrupt import Stop
+from prunesid_cli.runtime.shutdown import Stop
 
 T = TypeVar("T")
 R = TypeVar("R")
