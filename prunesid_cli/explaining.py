@@ -9,9 +9,9 @@ from prunesid_cli.drawing.panels import Marks
 from prunesid_cli.errors import NonFiniteError
 from prunesid_cli.families.rasters import Box
 from prunesid_cli.media import Media
-from prunesid_cli.pipeline import not_finite, see
-from prunesid_cli.pruner import Pruner
-from prunesid_cli.segments import of_item
+from prunesid_cli.pipeline.compress import not_finite, see
+from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.segments import of_item
 from prunesid_cli.selection import GROUPED, SUPPRESSING, load_method
 from prunesid_cli.selection.plus import grouped
 from prunesid_cli.selection.prunesid import Explanation, reasons

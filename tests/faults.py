@@ -412,7 +412,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=3, help="of mutations, or of pairs of writers")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    import prunesid_cli.pipeline  # noqa: F401  (imported once, not by each child)
+    import prunesid_cli.pipeline.compress  # noqa: F401  (imported once, not by each child)
     from prunesid_cli.families import llava, load_family  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder:

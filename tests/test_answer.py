@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from prunesid_cli.answering import WINDOW, answer
-from prunesid_cli.commands.prompts import Prompt, Prompts
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.pipeline.answer import WINDOW, answer
+from prunesid_cli.pipeline.prompt_file import Prompt, Prompts
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import Generation
 from tests.conftest import Ran, Run

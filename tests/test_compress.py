@@ -115,7 +115,7 @@ def test_with_nothing_to_do_no_weights_are_read(
     def fail(session: object) -> None:
         raise ZeroDivisionError("weights")
 
-    monkeypatch.setattr("prunesid_cli.commands.session.Session.vision", fail)
+    monkeypatch.setattr("prunesid_cli.pipeline.session.Session.vision", fail)
     for more in ((), ("--checksum",)):
         ran = run(*command, *more)
         assert (ran.code, "nothing to do: 10 already in the cache" in ran.err) == (0, True), ran.err

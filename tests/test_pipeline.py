@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunesid_cli.decoding import Ready
 from prunesid_cli.errors import CacheError
+from prunesid_cli.pipeline.load import Ready
 from prunesid_cli.runtime.background_writer import Behind
 from prunesid_cli.runtime.batch_size import Pace
 from prunesid_cli.runtime.out_of_memory import within_memory
@@ -73,7 +73,7 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
     from prunesid_cli.families.checkpoint import resolve
     from prunesid_cli.families.loading import load_config, place
     from prunesid_cli.media import load_image
-    from prunesid_cli.pruner import Pruner
+    from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.selection.budget import Budget
 
     checkpoint = resolve(str(llava))

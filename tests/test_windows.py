@@ -13,7 +13,7 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.media import Media
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import open_cache

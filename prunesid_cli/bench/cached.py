@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunesid_cli.pipeline import on_host
+from prunesid_cli.pipeline.compress import on_host
 from prunesid_cli.tokencache import CacheWriter, Entry, Run, open_cache, read_tokens
 from prunesid_cli.types import TokenSet
 

@@ -14,15 +14,15 @@ from prunesid_cli.commands.choices import Attention, Backend, Dtype
 from prunesid_cli.commands.given import outweighs_fixed, prompt_of, read_sampling, revision_meant
 from prunesid_cli.commands.inputs import read_media
 from prunesid_cli.commands.report import note_if_all
-from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import UsageError
 from prunesid_cli.output import printer, stages, stdout_is_terminal
+from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.tokencache import sample_of
 from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
     from prunesid_cli.media import Media
-    from prunesid_cli.pruner import Clock
+    from prunesid_cli.pipeline.pruner import Clock
     from prunesid_cli.types import Answer, TokenSet
     from prunesid_cli.video.sampling import Sampling
 
@@ -72,7 +72,7 @@ def ask(
     sampling = read_sampling(context)
     media, prompt = _read_inputs(sources, prompt, sampling)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
-    from prunesid_cli import pipeline
+    from prunesid_cli.pipeline import compress as pipeline
     from prunesid_cli.types import Generation
 
     sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()

@@ -12,7 +12,7 @@ from prunesid_cli.output import milliseconds
 if TYPE_CHECKING:
     from prunesid_cli.families.base import LanguageHalf
     from prunesid_cli.media import Media
-    from prunesid_cli.pruner import Pruner
+    from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.types import Answer, Generation, TokenSet
 
 
@@ -49,8 +49,8 @@ def compare(
     pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, how: Generation
 ) -> tuple[Side, Side]:
     """As pruned, and of the stock model; the tower, which sees once for both, is in the seconds of each."""
-    from prunesid_cli.pipeline import reply, see
-    from prunesid_cli.pruner import Clock
+    from prunesid_cli.pipeline.compress import reply, see
+    from prunesid_cli.pipeline.pruner import Clock
     from prunesid_cli.selection.budget import Budget
 
     language.check(prompt, len(media))

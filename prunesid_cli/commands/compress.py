@@ -14,9 +14,9 @@ from prunesid_cli.commands import options as o
 from prunesid_cli.commands.choices import Attention, Backend, Dtype, Stored
 from prunesid_cli.commands.given import is_typed, outweighs_fixed, read_sampling, revision_meant
 from prunesid_cli.commands.report import Report
-from prunesid_cli.commands.session import Hardware, LazyVision, Session, read_budget
 from prunesid_cli.errors import ExitCode, UsageError
 from prunesid_cli.output import printer, stages
+from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_budget
 from prunesid_cli.portion import Portion, read_portion
 from prunesid_cli.runtime.shutdown import stoppable
 from prunesid_cli.tokencache import calibrated
@@ -25,7 +25,7 @@ from prunesid_cli.tokencache.portions import check_portion, record_portion
 from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
-    from prunesid_cli.pruner import Pruner
+    from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.tokencache import CacheWriter
 
 
@@ -102,8 +102,8 @@ def compress(
         check_portion(out, portion)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli.commands.running import Inputs, Work, measure_average
-    from prunesid_cli.decoding import Cached, Decoder
-    from prunesid_cli.pipeline import Job
+    from prunesid_cli.pipeline.compress import Job
+    from prunesid_cli.pipeline.load import Cached, Decoder
     from prunesid_cli.tokencache import MeasuredLog
 
     checkpoint, vision, pace = session.checkpoint, LazyVision(session.vision), session.pace(batch_size)

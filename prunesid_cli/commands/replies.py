@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunesid_cli.commands.session import Session
 from prunesid_cli.errors import CacheError
 from prunesid_cli.output import advance_one, duration, plural, printer, stdout_is_terminal
+from prunesid_cli.pipeline.session import Session
 from prunesid_cli.runtime.shutdown import Stop, stoppable
 from prunesid_cli.tokencache import Run
 
 if TYPE_CHECKING:
-    from prunesid_cli.answer_file import AnswerFile
-    from prunesid_cli.answering import Query, Reply
+    from prunesid_cli.pipeline.answer import Query, Reply
+    from prunesid_cli.pipeline.answer_file import AnswerFile
     from prunesid_cli.types import Generation
 
 
@@ -57,7 +57,7 @@ class Job:
 
     def answer(self, queries: Iterable[Query], total: int | None, file: AnswerFile | None = None) -> None:
         """Load the model, and answer; refused prompts are found before any is asked."""
-        from prunesid_cli import answering
+        from prunesid_cli.pipeline import answer as answering
 
         language = self.session.language()
         for text in self.texts:
@@ -79,7 +79,7 @@ class Job:
 
     def answer_into(self, path: Path, by: str, queries: Callable[[], Iterator[Query]], forget: bool) -> None:
         """Ask what a file does not answer yet, and say what came of it; `forget` what else it answers."""
-        from prunesid_cli.answer_file import open_answers
+        from prunesid_cli.pipeline.answer_file import open_answers
 
         with open_answers(path, by) as file:
             found = file.progress(queries(), forget)

@@ -13,9 +13,9 @@ from prunesid_cli.commands.choices import Attention, Backend, Dtype
 from prunesid_cli.commands.given import outweighs_fixed, read_sampling, revision_meant
 from prunesid_cli.commands.inputs import read_media
 from prunesid_cli.commands.report import note_if_all
-from prunesid_cli.commands.session import Hardware, Session, read_budget
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.output import plural, printer
+from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.selection import GROUPED, SUPPRESSING
 from prunesid_cli.sniff import HEAD, kind_of

@@ -27,7 +27,7 @@ from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.media import in_memory
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Encoded, Generation, TokenSet

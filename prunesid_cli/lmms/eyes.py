@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from prunesid_cli.errors import ModelError, NonFiniteError
 from prunesid_cli.lmms.asked import Asked, Sight
-from prunesid_cli.pipeline import not_finite, on_host
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline.compress import not_finite, on_host
+from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.segments import of_item
 from prunesid_cli.runtime.out_of_memory import within_memory
-from prunesid_cli.segments import of_item
 from prunesid_cli.types import Encoded, TokenSet
 
 ROOM = 1 << 30

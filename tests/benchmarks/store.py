@@ -19,7 +19,7 @@ from prunesid_cli.demo.evaluate import HOW, examination
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import STORES

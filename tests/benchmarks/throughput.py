@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from prunesid_cli.allotment import at_once
 from prunesid_cli.commands.choices import Attention, Dtype
-from prunesid_cli.commands.session import Hardware, Session
-from prunesid_cli.decoding import Cached, Decoder
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.listing import find_media
 from prunesid_cli.media import load_image
-from prunesid_cli.pipeline import Job, compress, record
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline.compress import Job, compress, record
+from prunesid_cli.pipeline.load import Cached, Decoder
+from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.session import Hardware, Session
+from prunesid_cli.pipeline.token_budgets import at_once
 from prunesid_cli.runtime.background_writer import Behind
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget

@@ -30,7 +30,7 @@ from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.media import in_memory
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.prunesid import explain, over_time
 from prunesid_cli.selection.recipe import OVER_TIME

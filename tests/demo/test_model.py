@@ -12,7 +12,7 @@ from prunesid_cli.demo.questions import KINDS
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, DEMO_FOLDER, resolve
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from tests.conftest import Run
 

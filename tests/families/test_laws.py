@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from prunesid_cli import pipeline
 from prunesid_cli.errors import MediaError, ModelError
 from prunesid_cli.families import FAMILIES, load_family
 from prunesid_cli.families.checkpoint import resolve
@@ -30,7 +29,8 @@ from prunesid_cli.families.prefill import head
 from prunesid_cli.families.processing import placeholders, reads_clips
 from prunesid_cli.families.prompts import is_clip
 from prunesid_cli.media import Media, in_memory
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline import compress as pipeline
+from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.visionzip import contextual

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import AutoVideoProcessor, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.utils import is_torchvision_available
 
-from prunesid_cli import pipeline
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.llava_onevision import (
@@ -25,7 +24,8 @@ from prunesid_cli.families.llava_onevision import (
     LlavaOnevisionVision,
 )
 from prunesid_cli.media import in_memory
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline import compress as pipeline
+from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation
 from tests.families.test_laws import CPU, clip, painting

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunesid_cli.segments import assemble
+from prunesid_cli.pipeline.segments import assemble
 from prunesid_cli.selection import choose
 from prunesid_cli.selection.chosen import Chosen
 from prunesid_cli.selection.visionzip import contextual

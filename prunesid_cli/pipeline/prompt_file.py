@@ -16,7 +16,7 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.tokencache import Cache, Item
 
 if TYPE_CHECKING:
-    from prunesid_cli.answering import Query
+    from prunesid_cli.pipeline.answer import Query
 
 DIGITS = 8
 """Of a digest, the fewest that name an input."""
@@ -79,7 +79,7 @@ class Prompts:
 
     def queries(self, cache: Cache, where: Sequence[str]) -> Iterator[Query]:
         """Item by item, those that match one of the globs if there are any, and of each the prompts about it."""
-        from prunesid_cli.answering import Query
+        from prunesid_cli.pipeline.answer import Query
 
         number = 0
         for shard, item in cache.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from prunesid_cli.errors import PruneSIDError
-from prunesid_cli.pruner import Given, Pruner
+from prunesid_cli.pipeline.pruner import Given, Pruner
 from prunesid_cli.selection.budget import MEMORY, Stream
 from prunesid_cli.tokencache import Known
 

@@ -9,18 +9,18 @@ from typing import TypeVar
 
 import torch
 
-from prunesid_cli.allotment import Allotment, Measured
-from prunesid_cli.decoding import Decoded, Decoder, Failed, Held, Ready
 from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.listing import Found
 from prunesid_cli.media import Media
-from prunesid_cli.pruner import Pruner
+from prunesid_cli.pipeline.load import Decoded, Decoder, Failed, Held, Ready
+from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.segments import Information, of_item
+from prunesid_cli.pipeline.token_budgets import Allotment, Measured
 from prunesid_cli.runtime.batch_size import Pace
 from prunesid_cli.runtime.out_of_memory import within_memory
 from prunesid_cli.runtime.prefetch import Ahead, batches_of
 from prunesid_cli.runtime.shutdown import Stop
-from prunesid_cli.segments import Information, of_item
 from prunesid_cli.tokencache import CacheWriter, Entry
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, TokenSet
 

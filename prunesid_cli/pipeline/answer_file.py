@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunesid_cli.errors import PruneSIDError, UsageError
-from prunesid_cli.held_answers import Held, read_held
 from prunesid_cli.output import plural
+from prunesid_cli.pipeline.answer_index import Held, read_held
 from prunesid_cli.runtime.atomic_write import write_whole
 
 if TYPE_CHECKING:
-    from prunesid_cli.answering import Query
+    from prunesid_cli.pipeline.answer import Query
 
 
 @dataclass(frozen=True)

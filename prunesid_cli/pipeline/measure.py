@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prunesid_cli.allotment import Allotment, Measured, Measurements, planned
-from prunesid_cli.decoding import Decoded, Failed, Held, Ready
 from prunesid_cli.listing import Found
-from prunesid_cli.pipeline import Job, encode_sized, not_finite
+from prunesid_cli.pipeline.compress import Job, encode_sized, not_finite
+from prunesid_cli.pipeline.load import Decoded, Failed, Held, Ready
+from prunesid_cli.pipeline.token_budgets import Allotment, Measured, Measurements, planned
 from prunesid_cli.tokencache import Measurement
 
 

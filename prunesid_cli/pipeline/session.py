@@ -24,7 +24,7 @@ from prunesid_cli.video.sampling import EVENLY, Sampling
 if TYPE_CHECKING:
     from prunesid_cli.families.base import LanguageHalf, VisionHalf
     from prunesid_cli.media import Media
-    from prunesid_cli.pruner import Pruner
+    from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.runtime.batch_size import Pace
     from prunesid_cli.types import Encoded, Pixels, Placement
 
@@ -109,7 +109,7 @@ class Session:
     ) -> Pruner:
         """sample: the information of typical images, where it is known better than the checkpoint knows it. vision: to
         be loaded now, where none is given."""
-        from prunesid_cli.pruner import Pruner
+        from prunesid_cli.pipeline.pruner import Pruner
 
         return Pruner(vision or self.vision(), budget, method, sample or self.checkpoint.sample, sampling)
 

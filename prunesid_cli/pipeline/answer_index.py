@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prunesid_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from prunesid_cli.answering import Query
+    from prunesid_cli.pipeline.answer import Query
 
 START = b'{"id": '
 """Of every line that is written here."""

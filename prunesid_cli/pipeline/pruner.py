@@ -14,7 +14,7 @@ import torch
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
 from prunesid_cli.families.base import VisionHalf
 from prunesid_cli.families.processing import reads_clips, shortest_read
-from prunesid_cli.segments import PARTS, Information, alike, assemble, of_item, stacked
+from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble, of_item, stacked
 from prunesid_cli.selection import choose
 from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
 from prunesid_cli.selection.checks import check_finite
