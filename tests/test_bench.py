@@ -21,7 +21,7 @@ from prunesid_cli.bench.timing import Lap
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.language import Language
-from prunesid_cli.media import load_image
+from prunesid_cli.inputs.image import load_image
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation, Placement

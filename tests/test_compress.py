@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from prunesid_cli.portion import Portion, read_portion
+from prunesid_cli.inputs.sharding import Portion, read_portion
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.tokencache.format import MEASURED
 from tests.caches import held

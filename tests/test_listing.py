@@ -13,8 +13,18 @@ from typing import BinaryIO, cast
 import pytest
 
 from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.listing import HIDDEN, IMAGE_EXTENSIONS, LINK, OTHER, REPEAT, Found, Listing, find_media, read_list
-from prunesid_cli.media import load_image
+from prunesid_cli.inputs.image import load_image
+from prunesid_cli.inputs.listing import (
+    HIDDEN,
+    IMAGE_EXTENSIONS,
+    LINK,
+    OTHER,
+    REPEAT,
+    Found,
+    Listing,
+    find_media,
+    read_list,
+)
 from tests import hostile
 
 

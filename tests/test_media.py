@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from prunesid_cli import media
 from prunesid_cli.errors import MediaError
-from prunesid_cli.media import Media, load_image, load_image_bytes
-from prunesid_cli.sniff import Kind, kind_of
+from prunesid_cli.inputs import image as media
+from prunesid_cli.inputs.file_type import Kind, kind_of
+from prunesid_cli.inputs.image import Media, load_image, load_image_bytes
 from tests import hostile
 
 WHITE = (255, 255, 255)
@@ -307,7 +307,7 @@ def test_a_true_bomb_takes_no_memory() -> None:
     pytest.importorskip("resource")
     script = (
         "import sys, resource\n"
-        "from prunesid_cli.media import load_image_bytes\n"
+        "from prunesid_cli.inputs.image import load_image_bytes\n"
         "from prunesid_cli.errors import MediaError\n"
         "data = sys.stdin.buffer.read()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -333,7 +333,7 @@ def test_nothing_is_printed() -> None:
     """Pillow warns of pictures over 89 megapixels, and of much else; the caller prints what is to be said."""
     script = (
         "import sys\n"
-        "from prunesid_cli.media import load_image_bytes\n"
+        "from prunesid_cli.inputs.image import load_image_bytes\n"
         "from prunesid_cli.errors import MediaError\n"
         "try:\n    load_image_bytes(sys.stdin.buffer.read(), '-')\n"
         "except MediaError:\n    pass\n"

@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.media import Media
-from prunesid_cli.video import reading
-from prunesid_cli.video.reading import is_clip, load_clip, load_media
-from prunesid_cli.video.sampling import MAX_FRAMES, Sampling
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.inputs.video import load as reading
+from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES, Sampling
+from prunesid_cli.inputs.video.load import is_clip, load_clip, load_media
 from tests.caches import held
 from tests.conftest import Run
 from tests.families.tiny import write
 from tests.films import SIZE, av, film, number_of, numbered, sound, turned
 
-pyav, worker = (pytest.importorskip(f"prunesid_cli.video.{name}") for name in ("pyav", "worker"))
+pyav, worker = (pytest.importorskip(f"prunesid_cli.inputs.video.{name}") for name in ("pyav", "worker"))
 ASK = "what happens?"
 FILMS: dict[str, tuple[str, dict[str, Any]]] = {
     "h264.mp4": ("libx264", {}),

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.inputs.video.frame_sampling import Sampling
+from prunesid_cli.pipeline.frame_windows import MOST_TOKENS, check_window, joined
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Region, Segment, TokenSet
-from prunesid_cli.video.sampling import Sampling
-from prunesid_cli.video.windows import MOST_TOKENS, check_window, joined
 from tests.conftest import Run
 from tests.families.test_laws import CLOSE, PROMPT, Model, clip, painting, rows_kept, summaries
 from tests.families.tiny import TINY, tiny, write

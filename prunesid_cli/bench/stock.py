@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import load_config, load_half
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Generation, Layout, Placement
 
 

@@ -15,16 +15,16 @@ from prunesid_cli.commands.given import outweighs_fixed, prompt_of, read_samplin
 from prunesid_cli.commands.inputs import read_media
 from prunesid_cli.commands.report import note_if_all
 from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.output import printer, stages, stdout_is_terminal
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.tokencache import sample_of
-from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
-    from prunesid_cli.media import Media
+    from prunesid_cli.inputs.image import Media
+    from prunesid_cli.inputs.video.frame_sampling import Sampling
     from prunesid_cli.pipeline.pruner import Clock
     from prunesid_cli.types import Answer, TokenSet
-    from prunesid_cli.video.sampling import Sampling
 
 
 def ask(

@@ -16,10 +16,10 @@ from prunesid_cli.commands.choices import Attention, Backend, Dtype
 from prunesid_cli.commands.given import is_typed, listed, naming, read_sampling, revision_meant
 from prunesid_cli.commands.report import note_if_all
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
+from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.output import columns, printer
 from prunesid_cli.pipeline.session import Hardware, read_budget
 from prunesid_cli.runtime.atomic_write import write_whole
-from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
     from prunesid_cli.bench.stages import Measured

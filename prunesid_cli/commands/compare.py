@@ -11,7 +11,7 @@ from prunesid_cli.output import milliseconds
 
 if TYPE_CHECKING:
     from prunesid_cli.families.base import LanguageHalf
-    from prunesid_cli.media import Media
+    from prunesid_cli.inputs.image import Media
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.types import Answer, Generation, TokenSet
 

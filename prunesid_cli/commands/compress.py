@@ -15,14 +15,14 @@ from prunesid_cli.commands.choices import Attention, Backend, Dtype, Stored
 from prunesid_cli.commands.given import is_typed, outweighs_fixed, read_sampling, revision_meant
 from prunesid_cli.commands.report import Report
 from prunesid_cli.errors import ExitCode, UsageError
+from prunesid_cli.inputs.sharding import Portion, read_portion
+from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.output import printer, stages
 from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_budget
-from prunesid_cli.portion import Portion, read_portion
 from prunesid_cli.runtime.shutdown import stoppable
 from prunesid_cli.tokencache import calibrated
 from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
 from prunesid_cli.tokencache.portions import check_portion, record_portion
-from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.pruner import Pruner

@@ -14,10 +14,10 @@ from prunesid_cli.commands import options as o
 from prunesid_cli.commands.choices import Attention, Backend, Dtype
 from prunesid_cli.commands.given import is_typed, listed, read_sampling, revision_meant
 from prunesid_cli.errors import ExitCode, MediaError, PruneSIDError, UsageError
+from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.output import columns, plural, printer
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.runtime.shutdown import stoppable
-from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
     from prunesid_cli.evaluate.records import Record

@@ -10,14 +10,14 @@ from prunesid_cli.errors import MediaError
 from prunesid_cli.output import plural, printer
 
 if TYPE_CHECKING:
-    from prunesid_cli.media import Media
-    from prunesid_cli.video.sampling import Sampling
+    from prunesid_cli.inputs.image import Media
+    from prunesid_cli.inputs.video.frame_sampling import Sampling
 
 
 def read_media(sources: Sequence[str], sampling: Sampling) -> list[Media]:
     """Load them; - is a picture on stdin."""
-    from prunesid_cli.media import load_image_bytes
-    from prunesid_cli.video.reading import load_media
+    from prunesid_cli.inputs.image import load_image_bytes
+    from prunesid_cli.inputs.video.load import load_media
 
     media = [load_image_bytes(_piped(), "-") if one == "-" else load_media(one, sampling) for one in sources]
     for item in media:

@@ -10,9 +10,9 @@ import typer
 from prunesid_cli.commands.choices import Attention, Backend, Dtype, Stored
 from prunesid_cli.commands.given import is_typed
 from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
-from prunesid_cli.video.sampling import MAX_FRAMES
 
 MODEL, PRUNING, CLIPS, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Clips", "Running", "Answering", "Output"
 

@@ -12,8 +12,8 @@ from prunesid_cli.errors import ExitCode
 from prunesid_cli.output import duration, plural, printer, size
 
 if TYPE_CHECKING:
+    from prunesid_cli.inputs.sharding import Portion
     from prunesid_cli.pipeline.compress import Outcome
-    from prunesid_cli.portion import Portion
     from prunesid_cli.selection.budget import Budget
     from prunesid_cli.tokencache import Cache, CacheWriter
 

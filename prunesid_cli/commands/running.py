@@ -17,13 +17,13 @@ from prunesid_cli.commands.given import stdin
 from prunesid_cli.commands.report import Report
 from prunesid_cli.errors import ExitCode, MediaError
 from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.listing import Found, Listing, find_media, read_list
+from prunesid_cli.inputs.listing import Found, Listing, find_media, read_list
+from prunesid_cli.inputs.replay import Remembered
+from prunesid_cli.inputs.sharding import Portion
 from prunesid_cli.output import advance_one, expect, plural, printer
 from prunesid_cli.pipeline.compress import Job, Outcome, compress, record
 from prunesid_cli.pipeline.measure import measure, plan
 from prunesid_cli.pipeline.token_budgets import Allotment, Measured, at_once
-from prunesid_cli.portion import Portion
-from prunesid_cli.remembered import Remembered
 from prunesid_cli.runtime.background_writer import Behind
 from prunesid_cli.tokencache import CacheWriter, Calibration, write_calibration
 

@@ -14,18 +14,18 @@ from prunesid_cli.commands.given import outweighs_fixed, read_sampling, revision
 from prunesid_cli.commands.inputs import read_media
 from prunesid_cli.commands.report import note_if_all
 from prunesid_cli.errors import PruneSIDError, UsageError
+from prunesid_cli.inputs.file_type import HEAD, kind_of
+from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.output import plural, printer
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.selection import GROUPED, SUPPRESSING
-from prunesid_cli.sniff import HEAD, kind_of
 from prunesid_cli.tokencache import sample_of
-from prunesid_cli.video.sampling import FRAMES
 
 if TYPE_CHECKING:
     from prunesid_cli.drawing.panels import Marks, Panel
     from prunesid_cli.explaining import Explained, Part
-    from prunesid_cli.media import Media
+    from prunesid_cli.inputs.image import Media
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SETTINGS: dict[str, dict[str, Any]] = {

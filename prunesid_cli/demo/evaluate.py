@@ -26,7 +26,7 @@ from prunesid_cli.families import load_family
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.media import in_memory
+from prunesid_cli.inputs.image import in_memory
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prunesid_cli.errors import MediaError, PruneSIDError, UsageError
 from prunesid_cli.evaluate.records import Record
-from prunesid_cli.video.reading import media_digest
+from prunesid_cli.inputs.video.load import media_digest
 
 TOLD = ("line", "media", "prompt", "kind", "expected")
 """What a line of the results file tells of its record, for people."""

@@ -17,6 +17,7 @@ from prunesid_cli.evaluate.metrics import METRICS
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.results import Results, Said, Setting, together
 from prunesid_cli.families.base import LanguageHalf
+from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.pipeline.compress import preprocessed
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import of_item
@@ -24,7 +25,6 @@ from prunesid_cli.runtime.out_of_memory import within_memory
 from prunesid_cli.runtime.prefetch import Ahead, batches_of
 from prunesid_cli.runtime.shutdown import Stop
 from prunesid_cli.types import Generation, Pixels, TokenSet
-from prunesid_cli.video.reading import load_media
 
 AHEAD = 2
 T = TypeVar("T")

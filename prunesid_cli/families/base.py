@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from prunesid_cli.families.checkpoint import Checkpoint
     from prunesid_cli.families.prefill import Beginning
-    from prunesid_cli.media import Media
+    from prunesid_cli.inputs.image import Media
 
 
 class VisionHalf(Protocol):

@@ -22,7 +22,7 @@ from prunesid_cli.families.language import left_pad
 from prunesid_cli.families.loading import load_config, load_half, load_vision
 from prunesid_cli.families.processing import load_processor, placeholders, read_picture, shrunk_to
 from prunesid_cli.families.saliency import received_attention
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 
 CROPPING = (

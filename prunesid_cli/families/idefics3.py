@@ -37,7 +37,7 @@ from prunesid_cli.families.processing import (
 )
 from prunesid_cli.families.rasters import by_item, frames, tiles
 from prunesid_cli.families.saliency import received_attention
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 TAG = re.compile(r"<row_(\d+)_col_(\d+)>")

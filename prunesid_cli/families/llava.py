@@ -31,7 +31,7 @@ from prunesid_cli.families.processing import (
 )
 from prunesid_cli.families.rasters import windows
 from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
 
 WINDOW = 32

@@ -24,7 +24,7 @@ from prunesid_cli.families.loading import load_config, load_half, load_vision
 from prunesid_cli.families.processing import load_processor, marker
 from prunesid_cli.families.rasters import fitted
 from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")

@@ -17,7 +17,7 @@ from prunesid_cli.families.llava_next import LlavaNext, LlavaNextLanguage, Llava
 from prunesid_cli.families.loading import load_config
 from prunesid_cli.families.processing import load_frame_processor, marker, shown
 from prunesid_cli.families.prompts import is_clip
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 POOLS = ("average", "max")

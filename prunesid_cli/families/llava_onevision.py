@@ -27,7 +27,7 @@ from prunesid_cli.families.processing import load_frame_processor, load_processo
 from prunesid_cli.families.rasters import fitted, windows
 from prunesid_cli.families.saliency import received_attention
 from prunesid_cli.families.towers import trim
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
 PICTURE, CLIP = "pixel_values", "pixel_values_videos"

@@ -33,7 +33,7 @@ from prunesid_cli.families.loading import REINSTALL, load_config, load_half, one
 from prunesid_cli.families.mgm_model import KINDS, STRIDE, projector, resized, views
 from prunesid_cli.families.rasters import Box, square
 from prunesid_cli.families.saliency import cls_attention
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
 MARKER = "<image>"

@@ -24,7 +24,7 @@ from prunesid_cli.families.processing import load_processor, marker, pixels_of, 
 from prunesid_cli.families.rasters import windows
 from prunesid_cli.families.saliency import received_attention
 from prunesid_cli.families.towers import kind_of
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 
 WINDOW = 32

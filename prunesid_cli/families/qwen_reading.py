@@ -24,7 +24,7 @@ from prunesid_cli.errors import ModelError
 from prunesid_cli.families.checkpoint import Checkpoint
 from prunesid_cli.families.loading import REINSTALL, load_config, one_line
 from prunesid_cli.families.processing import load_processor, placeholders, read_picture
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import Layout, Pixels, Region
 
 PICTURE, CLIP = 1, 2

@@ -23,7 +23,7 @@ from prunesid_cli.families.processing import load_processor
 from prunesid_cli.families.qwen_reading import Reader
 from prunesid_cli.families.qwen_saliency import saliency_beside
 from prunesid_cli.families.rasters import windows
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.selection.prunesid import published_qwen
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 

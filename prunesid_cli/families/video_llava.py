@@ -30,7 +30,7 @@ from prunesid_cli.families.processing import (
 from prunesid_cli.families.rasters import Box
 from prunesid_cli.families.saliency import cls_attention
 from prunesid_cli.families.towers import trim
-from prunesid_cli.media import Media
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
 
 PICTURE, CLIP = "pixel_values", "pixel_values_videos"

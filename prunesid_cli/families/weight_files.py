@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.families.checkpoint import CONFIG, Checkpoint
-from prunesid_cli.sniff import HEAD, Kind, kind_of
+from prunesid_cli.inputs.file_type import HEAD, Kind, kind_of
 
 LARGEST_HEADER = 100_000_000
 """safetensors' own limit, in bytes."""

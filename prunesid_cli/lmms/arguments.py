@@ -12,11 +12,11 @@ from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.families.checkpoint import DEMO
+from prunesid_cli.inputs.video.frame_sampling import FRAMES, MAX_FRAMES, Sampling
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Hardware, Session
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.video.sampling import FRAMES, MAX_FRAMES, Sampling
 
 Value = str | int | float | bool | None
 """lmms-eval reads what looks like a number or a truth value as one."""

@@ -14,11 +14,11 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.families.prompts import TAG
-from prunesid_cli.media import Media
-from prunesid_cli.pixels import oriented, to_rgb
+from prunesid_cli.inputs.color_mode import oriented, to_rgb
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.inputs.video.frame_sampling import Sampling
+from prunesid_cli.inputs.video.load import is_clip, load_media
 from prunesid_cli.types import Generation
-from prunesid_cli.video.reading import is_clip, load_media
-from prunesid_cli.video.sampling import Sampling
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance

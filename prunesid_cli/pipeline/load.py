@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from prunesid_cli.errors import MediaError, PruneSIDError
-from prunesid_cli.listing import Found
-from prunesid_cli.media import digest_of, load_image_bytes, read_bytes
+from prunesid_cli.inputs.image import digest_of, load_image_bytes, read_bytes
+from prunesid_cli.inputs.listing import Found
+from prunesid_cli.inputs.video.load import clip_digest, is_clip, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.tokencache import CacheWriter, Known, MeasuredLog, Stamp
 from prunesid_cli.types import Pixels
-from prunesid_cli.video.reading import clip_digest, is_clip, load_clip
 
 R = TypeVar("R")
 

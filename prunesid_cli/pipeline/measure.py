@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prunesid_cli.listing import Found
+from prunesid_cli.inputs.listing import Found
 from prunesid_cli.pipeline.compress import Job, encode_sized, not_finite
 from prunesid_cli.pipeline.load import Decoded, Failed, Held, Ready
 from prunesid_cli.pipeline.token_budgets import Allotment, Measured, Measurements, planned

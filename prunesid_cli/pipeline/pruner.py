@@ -14,6 +14,8 @@ import torch
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
 from prunesid_cli.families.base import VisionHalf
 from prunesid_cli.families.processing import reads_clips, shortest_read
+from prunesid_cli.inputs.video.frame_sampling import EVENLY, Sampling
+from prunesid_cli.pipeline.frame_windows import check_window, joined
 from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble, of_item, stacked
 from prunesid_cli.selection import choose
 from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
@@ -22,11 +24,9 @@ from prunesid_cli.selection.chosen import Chosen
 from prunesid_cli.selection.prunesid import over_time
 from prunesid_cli.selection.similarity import phi
 from prunesid_cli.types import Encoded, Pixels, Segment, TokenSet
-from prunesid_cli.video.sampling import EVENLY, Sampling
-from prunesid_cli.video.windows import check_window, joined
 
 if TYPE_CHECKING:
-    from prunesid_cli.media import Media
+    from prunesid_cli.inputs.image import Media
     from prunesid_cli.selection import Method
 
 

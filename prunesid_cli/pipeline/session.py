@@ -15,15 +15,15 @@ from prunesid_cli.commands.given import naming
 from prunesid_cli.errors import UsageError
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
+from prunesid_cli.inputs.video.frame_sampling import EVENLY, Sampling
 from prunesid_cli.nearest import did_you_mean
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.video.sampling import EVENLY, Sampling
 
 if TYPE_CHECKING:
     from prunesid_cli.families.base import LanguageHalf, VisionHalf
-    from prunesid_cli.media import Media
+    from prunesid_cli.inputs.image import Media
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.runtime.batch_size import Pace
     from prunesid_cli.types import Encoded, Pixels, Placement

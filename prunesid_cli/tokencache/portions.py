@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError, UsageError
+from prunesid_cli.inputs.sharding import Portion, read_portion
 from prunesid_cli.output import some
-from prunesid_cli.portion import Portion, read_portion
 from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.tokencache.format import is_cache
 

@@ -37,7 +37,7 @@ from prunesid_cli.evaluate.results import Setting
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.media import in_memory
+from prunesid_cli.inputs.image import in_memory
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget

@@ -26,7 +26,7 @@ from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.families.processing import shortest_read
-from prunesid_cli.media import load_image_bytes
+from prunesid_cli.inputs.image import load_image_bytes
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 

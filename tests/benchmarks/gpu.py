@@ -46,7 +46,7 @@ from prunesid_cli.families import load_family
 from prunesid_cli.families.base import VisionHalf
 from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.media import Media, in_memory
+from prunesid_cli.inputs.image import Media, in_memory
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection import select

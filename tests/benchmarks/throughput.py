@@ -25,8 +25,8 @@ from PIL import Image
 
 from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
-from prunesid_cli.listing import find_media
-from prunesid_cli.media import load_image
+from prunesid_cli.inputs.image import load_image
+from prunesid_cli.inputs.listing import find_media
 from prunesid_cli.pipeline.compress import Job, compress, record
 from prunesid_cli.pipeline.load import Cached, Decoder
 from prunesid_cli.pipeline.pruner import Pruner

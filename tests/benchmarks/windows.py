@@ -29,13 +29,13 @@ from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import DEMO, resolve
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.media import in_memory
+from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.pipeline.frame_windows import joined
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.prunesid import explain, over_time
 from prunesid_cli.selection.recipe import OVER_TIME
 from prunesid_cli.types import Encoded, Layout, Region, TokenSet
-from prunesid_cli.video.windows import joined
 from tests.selection.inputs import attention, scene_like
 
 FRAMES, SIDE, WIDTH, NOISE = 8, 24, 1024, 3.0

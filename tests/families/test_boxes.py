@@ -13,7 +13,7 @@ from PIL import Image
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.media import Media, in_memory
+from prunesid_cli.inputs.image import Media, in_memory
 from tests.families.tiny import write
 
 Load = Callable[[str], Any]

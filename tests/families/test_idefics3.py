@@ -9,7 +9,7 @@ from transformers.utils import is_num2words_available
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.families import idefics3, saliency
-from prunesid_cli.media import in_memory
+from prunesid_cli.inputs.image import in_memory
 from prunesid_cli.types import Layout, Region
 from tests.families.test_laws import PROMPT, Model, clip, painting
 from tests.families.tiny import tiny, write

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.media import in_memory
+from prunesid_cli.inputs.image import in_memory
 from tests.families.test_laws import CPU, Model, clip, painting
 from tests.families.tiny import tiny, write
 

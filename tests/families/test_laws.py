@@ -28,7 +28,7 @@ from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.families.prefill import head
 from prunesid_cli.families.processing import placeholders, reads_clips
 from prunesid_cli.families.prompts import is_clip
-from prunesid_cli.media import Media, in_memory
+from prunesid_cli.inputs.image import Media, in_memory
 from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS

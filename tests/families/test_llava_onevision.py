@@ -23,7 +23,7 @@ from prunesid_cli.families.llava_onevision import (
     LlavaOnevisionLanguage,
     LlavaOnevisionVision,
 )
-from prunesid_cli.media import in_memory
+from prunesid_cli.inputs.image import in_memory
 from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget

@@ -14,7 +14,7 @@ from prunesid_cli.errors import ModelError, UnsupportedModel
 from prunesid_cli.families import load_family
 from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.mgm_model import HighResolution, projector
-from prunesid_cli.media import in_memory
+from prunesid_cli.inputs.image import in_memory
 from tests.families.test_laws import CPU, painting
 from tests.families.tiny import write
 from tests.families.tiny.mgm import CONVNEXT

@@ -26,7 +26,7 @@ from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.families.processing import placeholders
 from prunesid_cli.families.qwen_reading import CLIPS, video_settings
 from prunesid_cli.families.qwen_vl import SIDE
-from prunesid_cli.media import Media, in_memory
+from prunesid_cli.inputs.image import Media, in_memory
 from prunesid_cli.selection import select
 from prunesid_cli.types import Encoded, Pixels, TokenSet
 from tests.conftest import Run

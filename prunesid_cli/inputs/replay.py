@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 
 from prunesid_cli.errors import PruneSIDError
-from prunesid_cli.listing import Found
+from prunesid_cli.inputs.listing import Found
 
 
 class Remembered:

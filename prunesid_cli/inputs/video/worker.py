@@ -26,10 +26,10 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.video import pyav
-from prunesid_cli.video.pyav import Misplaced, Shown
-from prunesid_cli.video.sampling import Sampling
-from prunesid_cli.video.survey import AGAIN, Survey, survey
+from prunesid_cli.inputs.video import pyav_decoder as pyav
+from prunesid_cli.inputs.video.frame_sampling import Sampling
+from prunesid_cli.inputs.video.probe import AGAIN, Survey, survey
+from prunesid_cli.inputs.video.pyav_decoder import Misplaced, Shown
 
 MOST_PIXELS = 128_000_000
 """Of all frames of a clip together, about 400 MB. Larger ones are reduced in size."""

@@ -25,10 +25,10 @@ from typing import Any
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.listing import VIDEO_EXTENSIONS
-from prunesid_cli.media import Media, digest_of, load_image, open_without_waiting, read_bytes, unreadable
-from prunesid_cli.sniff import HEAD, Kind, kind_of
-from prunesid_cli.video.sampling import Sampling
+from prunesid_cli.inputs.file_type import HEAD, Kind, kind_of
+from prunesid_cli.inputs.image import Media, digest_of, load_image, open_without_waiting, read_bytes, unreadable
+from prunesid_cli.inputs.listing import VIDEO_EXTENSIONS
+from prunesid_cli.inputs.video.frame_sampling import Sampling
 
 MAX_BYTES = 64 << 30
 CHUNK = 1 << 20
@@ -36,7 +36,10 @@ PATIENCE, PACE = 120.0, 5e6
 """A clip may take so many seconds, and one more for so many bytes."""
 
 # The interpreter starts isolated, so that no file in the working folder stands in for a module.
-START = "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); from prunesid_cli.video.worker import main; main()"
+START = (
+    "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); "
+    "from prunesid_cli.inputs.video.worker import main; main()"
+)
 
 
 # What decoders print is nothing to a user. The worker ends when its stdin does, and so never outlives this process; an

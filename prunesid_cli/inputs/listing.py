@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.globs import expand, is_folder, is_glob
-from prunesid_cli.media import unreadable
+from prunesid_cli.inputs.glob_paths import expand, is_folder, is_glob
+from prunesid_cli.inputs.image import unreadable
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif"}

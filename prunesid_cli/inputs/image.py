@@ -24,8 +24,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.pixels import oriented, oriented_size, to_rgb
-from prunesid_cli.sniff import Kind, kind_of
+from prunesid_cli.inputs.color_mode import oriented, oriented_size, to_rgb
+from prunesid_cli.inputs.file_type import Kind, kind_of
 
 MAX_BYTES = 1 << 30
 MAX_PIXELS = 100_000_000  # about 400 MB once decoded: Pillow takes four bytes a pixel

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.video.survey import AGAIN, Survey, opened
+from prunesid_cli.inputs.video.probe import AGAIN, Survey, opened
 
 SKIPPING = frozenset({"h264", "hevc"})
 """Decoders that can be told at each packet whether to pass over a frame that no other one needs."""

@@ -9,7 +9,7 @@ from typing import Any
 import av
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.video.whole import is_cut_short
+from prunesid_cli.inputs.video.truncation import is_cut_short
 
 MAX_PACKETS = 6_000_000
 MAX_HOURS = 24
