@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from prunesid_cli.drawing.panels import Marks
 from prunesid_cli.errors import NonFiniteError
-from prunesid_cli.families.rasters import Box
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.shared.token_grid import Box
 from prunesid_cli.pipeline.compress import not_finite, see
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import of_item

@@ -413,7 +413,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     import prunesid_cli.pipeline.compress  # noqa: F401  (imported once, not by each child)
-    from prunesid_cli.families import llava, load_family  # noqa: F401
+    from prunesid_cli.models import (
+        llava,  # noqa: F401
+        load_family,  # noqa: F401
+    )
 
     with tempfile.TemporaryDirectory() as folder:
         try:

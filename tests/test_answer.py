@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.answer import WINDOW, answer
 from prunesid_cli.pipeline.prompt_file import Prompt, Prompts
 from prunesid_cli.tokencache import open_cache

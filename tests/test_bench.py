@@ -18,10 +18,10 @@ from prunesid_cli.bench.report import differing
 from prunesid_cli.bench.shapes import SHAPES, Shape, config, of_config
 from prunesid_cli.bench.stages import STAGES, Measured, Round
 from prunesid_cli.bench.timing import Lap
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import DEMO, resolve
-from prunesid_cli.families.language import Language
 from prunesid_cli.inputs.image import load_image
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
+from prunesid_cli.models.shared.language_half import Language
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation, Placement

@@ -81,7 +81,7 @@ def _with_revision_of(cache: Path, model: Path) -> Path:
     """The same cache, said to be of the checkpoint as it is now."""
     from dataclasses import replace
 
-    from prunesid_cli.families.checkpoint import fingerprint
+    from prunesid_cli.models.loading.checkpoint import fingerprint
     from prunesid_cli.tokencache import Entry, read_tokens
 
     shard = next(open_cache(cache).items())[0]

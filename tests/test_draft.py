@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.processing import shortest_read
 from prunesid_cli.inputs.image import in_memory, load_image_bytes
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.shared.processor import shortest_read
 from prunesid_cli.tokencache import open_cache
 from tests import hostile
 from tests.conftest import Run

@@ -69,10 +69,10 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
     from dataclasses import replace
 
     from prunesid_cli.errors import NonFiniteError
-    from prunesid_cli.families import load_family
-    from prunesid_cli.families.checkpoint import resolve
-    from prunesid_cli.families.loading import load_config, place
     from prunesid_cli.inputs.image import load_image
+    from prunesid_cli.models import load_family
+    from prunesid_cli.models.loading.checkpoint import resolve
+    from prunesid_cli.models.loading.weights import load_config, place
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.selection.budget import Budget
 

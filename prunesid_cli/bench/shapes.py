@@ -23,8 +23,8 @@ from transformers import (
 
 from prunesid_cli.demo.build import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 from prunesid_cli.errors import ModelError
-from prunesid_cli.families.checkpoint import Checkpoint, resolve
-from prunesid_cli.families.loading import load_config
+from prunesid_cli.models.loading.checkpoint import Checkpoint, resolve
+from prunesid_cli.models.loading.weights import load_config
 
 SIDE, PATCH = 336, 14
 VOCABULARY = 32064

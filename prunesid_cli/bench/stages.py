@@ -17,10 +17,10 @@ from prunesid_cli.bench import cached
 from prunesid_cli.bench.stock import Stock, inputs_of
 from prunesid_cli.bench.timing import Lap, Meter
 from prunesid_cli.errors import NonFiniteError, OutOfMemory
-from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.video.frame_sampling import EVENLY
 from prunesid_cli.inputs.video.load import load_media
+from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.pipeline.compress import not_finite
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.out_of_memory import is_out_of_memory

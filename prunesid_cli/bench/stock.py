@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.loading import load_config, load_half
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half
 from prunesid_cli.types import Generation, Layout, Placement
 
 

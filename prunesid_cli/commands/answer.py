@@ -14,7 +14,7 @@ from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.commands.replies import Job, Report, made_by
 from prunesid_cli.commands.report import end_if_incomplete
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
-from prunesid_cli.families.checkpoint import is_local
+from prunesid_cli.models.loading.checkpoint import is_local
 from prunesid_cli.output import plural, printer
 from prunesid_cli.pipeline.prompt_file import Prompt, read_prompts
 from prunesid_cli.pipeline.session import Hardware, Session

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from prunesid_cli.output import milliseconds
 
 if TYPE_CHECKING:
-    from prunesid_cli.families.base import LanguageHalf
     from prunesid_cli.inputs.image import Media
+    from prunesid_cli.models.base import LanguageHalf
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.types import Answer, Generation, TokenSet
 

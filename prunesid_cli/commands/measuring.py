@@ -19,8 +19,8 @@ from prunesid_cli.bench.stock import is_known, made_whole
 from prunesid_cli.bench.timing import Meter
 from prunesid_cli.commands.choices import Attention
 from prunesid_cli.errors import OutOfMemory, PruneSIDError
-from prunesid_cli.families.both_ways import WITHOUT_FLASH
-from prunesid_cli.families.loading import load_config
+from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.models.shared.prefix_lm import WITHOUT_FLASH
 from prunesid_cli.output import advance_one, printer
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Hardware, Session

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from prunesid_cli.commands import options as o
-from prunesid_cli.families import FAMILIES, load_family
-from prunesid_cli.families.checkpoint import ALIASES, DEMO, resolve
+from prunesid_cli.models import FAMILIES, load_family
+from prunesid_cli.models.loading.checkpoint import ALIASES, DEMO, resolve
 from prunesid_cli.output import printer
 from prunesid_cli.settings import load_config, set_model
 

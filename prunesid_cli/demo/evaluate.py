@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunesid_cli.evaluate.results import Setting
-from prunesid_cli.families import load_family
-from prunesid_cli.families.base import LanguageHalf
-from prunesid_cli.families.checkpoint import DEMO, resolve
-from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.base import LanguageHalf
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
+from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget

@@ -16,8 +16,8 @@ from prunesid_cli.errors import NonFiniteError, PruneSIDError
 from prunesid_cli.evaluate.metrics import METRICS
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.results import Results, Said, Setting, together
-from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.inputs.video.load import load_media
+from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.pipeline.compress import preprocessed
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import of_item

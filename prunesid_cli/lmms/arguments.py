@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.errors import UsageError
-from prunesid_cli.families.base import LanguageHalf
-from prunesid_cli.families.checkpoint import DEMO
 from prunesid_cli.inputs.video.frame_sampling import FRAMES, MAX_FRAMES, Sampling
+from prunesid_cli.models.base import LanguageHalf
+from prunesid_cli.models.loading.checkpoint import DEMO
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Hardware, Session
 from prunesid_cli.selection import METHODS

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.families.prompts import TAG
 from prunesid_cli.inputs.color_mode import oriented, to_rgb
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.video.frame_sampling import Sampling
 from prunesid_cli.inputs.video.load import is_clip, load_media
+from prunesid_cli.models.shared.prompt_pieces import TAG
 from prunesid_cli.types import Generation
 
 if TYPE_CHECKING:

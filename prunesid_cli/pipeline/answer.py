@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from prunesid_cli.errors import CacheError, PruneSIDError
-from prunesid_cli.families.base import LanguageHalf
-from prunesid_cli.families.prefill import Beginning, head
+from prunesid_cli.models.base import LanguageHalf
+from prunesid_cli.models.shared.shared_prefix import Beginning, head
 from prunesid_cli.runtime.out_of_memory import within_memory
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.tokencache import Item, Shard, read_tokens

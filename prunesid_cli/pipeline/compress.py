@@ -10,9 +10,9 @@ from typing import TypeVar
 import torch
 
 from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
-from prunesid_cli.families.base import LanguageHalf
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.listing import Found
+from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.pipeline.load import Decoded, Decoder, Failed, Held, Ready
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import Information, of_item

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.families.prompts import is_clip
-from prunesid_cli.families.rasters import evenly
+from prunesid_cli.models.shared.prompt_pieces import is_clip
+from prunesid_cli.models.shared.token_grid import evenly
 from prunesid_cli.selection.together import LARGEST
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Segment
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
-from prunesid_cli.families.base import VisionHalf
-from prunesid_cli.families.processing import reads_clips, shortest_read
 from prunesid_cli.inputs.video.frame_sampling import EVENLY, Sampling
+from prunesid_cli.models.base import VisionHalf
+from prunesid_cli.models.shared.processor import reads_clips, shortest_read
 from prunesid_cli.pipeline.frame_windows import check_window, joined
 from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble, of_item, stacked
 from prunesid_cli.selection import choose

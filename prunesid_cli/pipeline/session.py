@@ -13,17 +13,17 @@ from prunesid_cli import settings
 from prunesid_cli.commands.choices import Attention, Dtype
 from prunesid_cli.commands.given import naming
 from prunesid_cli.errors import UsageError
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.inputs.video.frame_sampling import EVENLY, Sampling
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.nearest import did_you_mean
 from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 
 if TYPE_CHECKING:
-    from prunesid_cli.families.base import LanguageHalf, VisionHalf
     from prunesid_cli.inputs.image import Media
+    from prunesid_cli.models.base import LanguageHalf, VisionHalf
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.runtime.batch_size import Pace
     from prunesid_cli.types import Encoded, Pixels, Placement
@@ -91,7 +91,7 @@ class Session:
     def of(cls, checkpoint: Checkpoint, hardware: Hardware) -> Session:
         """The same for a checkpoint that was found already."""
         family = load_family(checkpoint.model_type)
-        from prunesid_cli.families.loading import load_config, place
+        from prunesid_cli.models.loading.weights import load_config, place
 
         family.check(checkpoint)
         placement = place(hardware.device, hardware.dtype.value, hardware.attention.value, load_config(checkpoint))

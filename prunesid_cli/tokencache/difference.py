@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 
-from prunesid_cli.families.checkpoint import is_local
+from prunesid_cli.models.loading.checkpoint import is_local
 from prunesid_cli.tokencache.format import Run
 
 DTYPES = {"float32": "--dtype fp32", "bfloat16": "--dtype bf16", "float16": "--dtype fp16"}

@@ -34,10 +34,10 @@ from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, one_of
 from prunesid_cli.demo.scenes import Drawing, draw, make_scene
 from prunesid_cli.evaluate.records import read_records
 from prunesid_cli.evaluate.results import Setting
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import DEMO, resolve
-from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
+from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget

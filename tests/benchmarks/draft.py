@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import DEMO, resolve
-from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.families.processing import shortest_read
 from prunesid_cli.inputs.image import load_image_bytes
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
+from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.shared.processor import shortest_read
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 

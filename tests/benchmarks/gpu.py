@@ -42,11 +42,11 @@ from prunesid_cli.bench.stages import Bench as Stages
 from prunesid_cli.bench.stock import made_whole
 from prunesid_cli.bench.timing import Meter
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
-from prunesid_cli.families import load_family
-from prunesid_cli.families.base import VisionHalf
-from prunesid_cli.families.checkpoint import DEMO, Checkpoint, resolve
-from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.inputs.image import Media, in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.base import VisionHalf
+from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
+from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection import select

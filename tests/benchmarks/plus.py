@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.demo.evaluate import Marks, examination, examine
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import DEMO, resolve
-from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
+from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import load_method
 from prunesid_cli.selection.budget import Budget

@@ -20,9 +20,9 @@ import torch
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
-from prunesid_cli.families import load_family
-from prunesid_cli.families.base import LanguageHalf
-from prunesid_cli.families.checkpoint import DEMO, resolve
+from prunesid_cli.models import load_family
+from prunesid_cli.models.base import LanguageHalf
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.pipeline.answer import Query, answer
 from prunesid_cli.tokencache import CacheWriter, Entry, Run, open_cache
 from prunesid_cli.types import Generation, Layout, Placement, Region, TokenSet

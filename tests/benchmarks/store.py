@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from prunesid_cli.demo.evaluate import HOW, examination
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import DEMO, resolve
-from prunesid_cli.families.loading import load_config, place
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
+from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget

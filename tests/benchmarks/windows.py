@@ -26,10 +26,10 @@ from PIL import Image
 from prunesid_cli.demo.evaluate import HOW
 from prunesid_cli.demo.questions import Question, held_out
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import DEMO, resolve
-from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
+from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.frame_windows import joined
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget

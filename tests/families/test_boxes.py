@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.loading import load_config, place
 from prunesid_cli.inputs.image import Media, in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.loading.weights import load_config, place
 from tests.families.tiny import write
 
 Load = Callable[[str], Any]

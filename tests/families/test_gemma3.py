@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from prunesid_cli.errors import UnsupportedModel, UsageError
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.gemma3 import boxes
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.gemma3 import boxes
+from prunesid_cli.models.loading.checkpoint import resolve
 from tests.families.test_laws import CLOSE, CPU, HOW, PROMPT, Model, keep_all, painting
 from tests.families.tiny import tiny, write
 from tests.families.tiny.base import Tiny

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 from transformers.utils import is_num2words_available
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.families import idefics3, saliency
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import idefics3
+from prunesid_cli.models.shared import attention_saliency as saliency
 from prunesid_cli.types import Layout, Region
 from tests.families.test_laws import PROMPT, Model, clip, painting
 from tests.families.tiny import tiny, write

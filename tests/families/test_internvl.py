@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
 from tests.families.test_laws import CPU, Model, clip, painting
 from tests.families.tiny import tiny, write
 

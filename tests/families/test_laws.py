@@ -21,14 +21,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from prunesid_cli.errors import MediaError, ModelError
-from prunesid_cli.families import FAMILIES, load_family
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.language import Language
-from prunesid_cli.families.loading import load_config, place
-from prunesid_cli.families.prefill import head
-from prunesid_cli.families.processing import placeholders, reads_clips
-from prunesid_cli.families.prompts import is_clip
 from prunesid_cli.inputs.image import Media, in_memory
+from prunesid_cli.models import FAMILIES, load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.processor import placeholders, reads_clips
+from prunesid_cli.models.shared.prompt_pieces import is_clip
+from prunesid_cli.models.shared.shared_prefix import head
 from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.saliency import received
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.shared.attention_saliency import received
 from tests.families.test_laws import Model
 from tests.families.tiny import tiny, write
 
@@ -51,7 +51,7 @@ def test_received_attention_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatc
     query, key = torch.randn(2, 2, 6, 50, 8).unbind()
     whole = (query * 0.3 @ key.mT).softmax(-1).mean((1, 2))
     for at_once in (10**9, 50 * 50 * 5, 50 * 7, 1):
-        monkeypatch.setattr("prunesid_cli.families.saliency.AT_ONCE", at_once)
+        monkeypatch.setattr("prunesid_cli.models.shared.attention_saliency.AT_ONCE", at_once)
         torch.testing.assert_close(received(query, key, 0.3), whole)
 
 

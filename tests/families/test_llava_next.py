@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.llava_next import NEWLINE, rasters, windows
-from prunesid_cli.families.processing import load_frame_processor, video_settings
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.llava_next import NEWLINE, rasters, windows
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.shared.processor import load_frame_processor, video_settings
 from prunesid_cli.types import SUMMARY, Segment
 from tests.families.test_laws import CPU, Model, clip, painting
 from tests.families.tiny import tiny, write

@@ -17,13 +17,13 @@ from transformers import AutoVideoProcessor, LlavaOnevisionConfig, LlavaOnevisio
 from transformers.utils import is_torchvision_available
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.llava_onevision import (
+from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models.llava_onevision import (
     LlavaOnevision,
     LlavaOnevisionLanguage,
     LlavaOnevisionVision,
 )
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunesid_cli.errors import ModelError, UnsupportedModel
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.mgm_model import HighResolution, projector
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.mini_gemini.model import HighResolution, projector
 from tests.families.test_laws import CPU, painting
 from tests.families.tiny import write
 from tests.families.tiny.mgm import CONVNEXT

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunesid_cli.errors import ModelError, UnsupportedModel
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import fingerprint, resolve
-from prunesid_cli.families.loading import load_config
-from prunesid_cli.families.original_reading import CHATML, MISTRAL, template
-from prunesid_cli.families.processing import load_processor
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import fingerprint, resolve
+from prunesid_cli.models.loading.original_processor import CHATML, MISTRAL, template
+from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.models.shared.processor import load_processor
 from tests.families.test_laws import CPU, PROMPT, Model, keep_all
 from tests.families.tiny.base import Tiny
 from tests.families.tiny.original import ANYRES, PLAIN, TILES, beside, original, tokenizer

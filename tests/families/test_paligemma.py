@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from prunesid_cli.errors import UnsupportedModel, UsageError
-from prunesid_cli.families import load_family
-from prunesid_cli.families.checkpoint import resolve
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
 from tests.families.test_laws import CPU, PROMPT, Model
 from tests.families.tiny import tiny, write
 

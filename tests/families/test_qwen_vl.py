@@ -21,12 +21,13 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forwa
 from transformers.vision_utils import get_vision_window_index
 
 from prunesid_cli.errors import MediaError, ModelError, UnsupportedModel
-from prunesid_cli.families import load_family, qwen_saliency
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.processing import placeholders
-from prunesid_cli.families.qwen_reading import CLIPS, video_settings
-from prunesid_cli.families.qwen_vl import SIDE
 from prunesid_cli.inputs.image import Media, in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.qwen_vl import saliency as qwen_saliency
+from prunesid_cli.models.qwen_vl.halves import SIDE
+from prunesid_cli.models.qwen_vl.processor import CLIPS, video_settings
+from prunesid_cli.models.shared.processor import placeholders
 from prunesid_cli.selection import select
 from prunesid_cli.types import Encoded, Pixels, TokenSet
 from tests.conftest import Run

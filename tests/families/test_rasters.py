@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunesid_cli.families.rasters import windows
+from prunesid_cli.models.shared.token_grid import windows
 
 SHAPES = [(1, 1), (27, 27), (32, 32), (33, 32), (81, 20), (7, 146), (146, 7), (1, 5000), (128, 130)]
 

@@ -16,9 +16,9 @@ from transformers import AutoVideoProcessor, VideoLlavaForConditionalGeneration
 from transformers.utils import is_torchvision_available
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families.checkpoint import resolve
-from prunesid_cli.families.video_llava import CLIP, PICTURE, VideoLlava, VideoLlavaVision
 from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.video_llava import CLIP, PICTURE, VideoLlava, VideoLlavaVision
 from prunesid_cli.types import SUMMARY
 from tests.families.test_laws import CPU, clip, painting
 from tests.families.tiny import write

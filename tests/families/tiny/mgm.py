@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prunesid_cli.families.mgm_model import KINDS
+from prunesid_cli.models.mini_gemini.model import KINDS
 from tests.families.tiny.base import Tiny, save
 from tests.families.tiny.mgm_whole import load_whole
 

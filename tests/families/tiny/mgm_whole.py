@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from prunesid_cli.families.mgm_model import KINDS
+from prunesid_cli.models.mini_gemini.model import KINDS
 
 
 class Whole:

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from prunesid_cli.families.original_reading import VICUNA
+from prunesid_cli.models.loading.original_processor import VICUNA
 from tests.families.tiny.base import Tiny, save
 
 SIDE, PATCH = 336, 14

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.families.language import Language
+from prunesid_cli.models.shared.language_half import Language
 from prunesid_cli.types import Placement, Prompt
 
 WITHOUT_FLASH = ("gemma3", "paligemma")

@@ -17,8 +17,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from prunesid_cli.errors import ModelError, UsageError
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.weight_files import REINSTALL, damaged
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weight_checks import REINSTALL, damaged
 from prunesid_cli.output import printer
 from prunesid_cli.runtime.out_of_memory import available, is_out_of_memory
 from prunesid_cli.types import Placement
@@ -60,7 +60,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
     """The checkpoint's configuration, a copy of its own for each call."""
     try:
         if checkpoint.original:
-            return import_module("prunesid_cli.families.original").configuration(checkpoint)
+            return import_module("prunesid_cli.models.loading.original_llava").configuration(checkpoint)
         return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of {checkpoint.name}: {one_line(error)}", REINSTALL) from error
@@ -90,7 +90,7 @@ def load_half(
         return _drawn(kind, checkpoint, config, placement)
     options: dict[str, Any] = {"use_safetensors": True}  # the others are pickles, which can run code
     if checkpoint.original:
-        original = import_module("prunesid_cli.families.original")
+        original = import_module("prunesid_cli.models.loading.original_llava")
         kind, options = original.fitted(kind, config), original.READING
     model, report = read_weights(kind, checkpoint, config, placement, ignore_mismatched_sizes=bool(resized), **options)
     wrong = names(report["missing_keys"])

@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language
-from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import load_processor, marker
-from prunesid_cli.families.rasters import fitted
-from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.processor import load_processor, marker
+from prunesid_cli.models.shared.token_grid import fitted
+from prunesid_cli.models.shared.vision_tower import Tower, check_tower, kind_of, trim
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")

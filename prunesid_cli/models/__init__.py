@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prunesid_cli.errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from prunesid_cli.families.base import Family
+    from prunesid_cli.models.base import Family
 
 FAMILIES = {
     "gemma3": "gemma3:Gemma3",
@@ -18,16 +18,16 @@ FAMILIES = {
     "llava_next": "llava_next:LlavaNext",
     "llava_next_video": "llava_next_video:LlavaNextVideo",
     "llava_onevision": "llava_onevision:LlavaOnevision",
-    "mgm": "mgm:MGM",
-    "mgm_gemma": "mgm:MGM",
-    "mgm_mixtral": "mgm:MGM",
-    "mini_gemini": "mgm:MGM",
-    "mini_gemini_gemma": "mgm:MGM",
-    "mini_gemini_mixtral": "mgm:MGM",
+    "mgm": "mini_gemini.halves:MGM",
+    "mgm_gemma": "mini_gemini.halves:MGM",
+    "mgm_mixtral": "mini_gemini.halves:MGM",
+    "mini_gemini": "mini_gemini.halves:MGM",
+    "mini_gemini_gemma": "mini_gemini.halves:MGM",
+    "mini_gemini_mixtral": "mini_gemini.halves:MGM",
     "paligemma": "paligemma:PaliGemma",
-    "qwen2_5_vl": "qwen_vl:QwenVL",
-    "qwen2_vl": "qwen_vl:QwenVL",
-    "qwen3_vl": "qwen_vl:QwenVL",
+    "qwen2_5_vl": "qwen_vl.halves:QwenVL",
+    "qwen2_vl": "qwen_vl.halves:QwenVL",
+    "qwen3_vl": "qwen_vl.halves:QwenVL",
     "smolvlm": "idefics3:SmolVLM",
     "video_llava": "video_llava:VideoLlava",
 }

@@ -16,10 +16,12 @@ from transformers import InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language
-from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import (
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
+from prunesid_cli.models.shared.attention_saliency import cls_attention
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.processor import (
     frame_options,
     load_processor,
     pixels_of,
@@ -27,9 +29,7 @@ from prunesid_cli.families.processing import (
     read_picture,
     read_text,
 )
-from prunesid_cli.families.rasters import by_item, frames, tiles
-from prunesid_cli.families.saliency import cls_attention
-from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.shared.token_grid import by_item, frames, tiles
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 

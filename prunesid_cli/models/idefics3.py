@@ -23,10 +23,12 @@ from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.utils import is_num2words_available
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language
-from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import (
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
+from prunesid_cli.models.shared.attention_saliency import received_attention
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.processor import (
     frame_options,
     load_processor,
     pixels_of,
@@ -35,9 +37,7 @@ from prunesid_cli.families.processing import (
     read_text,
     video_settings,
 )
-from prunesid_cli.families.rasters import by_item, frames, tiles
-from prunesid_cli.families.saliency import received_attention
-from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.shared.token_grid import by_item, frames, tiles
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 TAG = re.compile(r"<row_(\d+)_col_(\d+)>")

@@ -7,8 +7,8 @@ import struct
 from pathlib import Path
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.families.checkpoint import CONFIG, Checkpoint
 from prunesid_cli.inputs.file_type import HEAD, Kind, kind_of
+from prunesid_cli.models.loading.checkpoint import CONFIG, Checkpoint
 
 LARGEST_HEADER = 100_000_000
 """safetensors' own limit, in bytes."""

@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families.both_ways import BothWays, refuse_flash
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import left_pad
-from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import load_processor, placeholders, read_picture, shrunk_to
-from prunesid_cli.families.saliency import received_attention
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
+from prunesid_cli.models.shared.attention_saliency import received_attention
+from prunesid_cli.models.shared.language_half import left_pad
+from prunesid_cli.models.shared.prefix_lm import BothWays, refuse_flash
+from prunesid_cli.models.shared.processor import load_processor, placeholders, read_picture, shrunk_to
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 
 CROPPING = (

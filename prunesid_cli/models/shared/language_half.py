@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from prunesid_cli.errors import ModelError, UsageError
-from prunesid_cli.families.prefill import PAST, Beginning, beginnings, empty, keeps_tokens, laid_out
-from prunesid_cli.families.processing import marker, placeholders
-from prunesid_cli.families.prompts import TAG, Piece, content, coordinates, is_clip, texts_of
+from prunesid_cli.models.shared.processor import marker, placeholders
+from prunesid_cli.models.shared.prompt_pieces import TAG, Piece, content, coordinates, is_clip, texts_of
+from prunesid_cli.models.shared.shared_prefix import PAST, Beginning, beginnings, empty, keeps_tokens, laid_out
 from prunesid_cli.runtime.device import sent
 from prunesid_cli.types import SUMMARY, Answer, Generation, Layout, Prompt, TokenSet
 

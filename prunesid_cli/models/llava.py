@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language
-from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import (
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.processor import (
     load_processor,
     marker,
     pixels_of,
@@ -29,9 +30,8 @@ from prunesid_cli.families.processing import (
     shown,
     shrunk_to,
 )
-from prunesid_cli.families.rasters import windows
-from prunesid_cli.families.towers import Tower, check_tower, kind_of, trim
-from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.shared.token_grid import windows
+from prunesid_cli.models.shared.vision_tower import Tower, check_tower, kind_of, trim
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
 
 WINDOW = 32

@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language
-from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import (
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
+from prunesid_cli.models.shared.attention_saliency import cls_attention
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.processor import (
     load_frame_processor,
     load_processor,
     marker,
@@ -27,10 +29,8 @@ from prunesid_cli.families.processing import (
     shown,
     shrunk_to,
 )
-from prunesid_cli.families.rasters import Box
-from prunesid_cli.families.saliency import cls_attention
-from prunesid_cli.families.towers import trim
-from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.shared.token_grid import Box
+from prunesid_cli.models.shared.vision_tower import trim
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
 
 PICTURE, CLIP = "pixel_values", "pixel_values_videos"

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoConfig, CLIPVisionModel, LlavaConfig, LlavaNextConfig
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families import loading
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.original_reading import image_id, pinpoints, tower_of
+from prunesid_cli.models.loading import weights as loading
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.original_processor import image_id, pinpoints, tower_of
 from prunesid_cli.types import Placement
 
 READING = {

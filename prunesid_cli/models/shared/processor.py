@@ -20,10 +20,10 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.families import original_reading
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.loading import REINSTALL, load_config, one_line
-from prunesid_cli.families.rasters import Box, middle
+from prunesid_cli.models.loading import original_processor as original_reading
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import REINSTALL, load_config, one_line
+from prunesid_cli.models.shared.token_grid import Box, middle
 
 FRAME_SETTINGS = (
     "do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size",

@@ -10,9 +10,9 @@ from prunesid_cli.types import Answer, Encoded, Generation, Layout, Pixels, Plac
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunesid_cli.families.checkpoint import Checkpoint
-    from prunesid_cli.families.prefill import Beginning
     from prunesid_cli.inputs.image import Media
+    from prunesid_cli.models.loading.checkpoint import Checkpoint
+    from prunesid_cli.models.shared.shared_prefix import Beginning
 
 
 class VisionHalf(Protocol):

@@ -26,14 +26,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig
 
 from prunesid_cli.errors import ModelError, UnsupportedModel
-from prunesid_cli.families import mgm_weights as stored
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language
-from prunesid_cli.families.loading import REINSTALL, load_config, load_half, one_line
-from prunesid_cli.families.mgm_model import KINDS, STRIDE, projector, resized, views
-from prunesid_cli.families.rasters import Box, square
-from prunesid_cli.families.saliency import cls_attention
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import REINSTALL, load_config, load_half, one_line
+from prunesid_cli.models.mini_gemini import weights as stored
+from prunesid_cli.models.mini_gemini.model import KINDS, STRIDE, projector, resized, views
+from prunesid_cli.models.shared.attention_saliency import cls_attention
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.token_grid import Box, square
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
 MARKER = "<image>"

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families import rasters
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, Seen, Window, segment
-from prunesid_cli.families.loading import load_config
-from prunesid_cli.families.processing import load_frame_processor, marker, shown
-from prunesid_cli.families.prompts import is_clip
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, Seen, Window, segment
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.models.shared import token_grid as rasters
+from prunesid_cli.models.shared.processor import load_frame_processor, marker, shown
+from prunesid_cli.models.shared.prompt_pieces import is_clip
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 POOLS = ("average", "max")

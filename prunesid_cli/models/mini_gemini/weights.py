@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.loading import REINSTALL, one_line
-from prunesid_cli.families.mgm_model import Towers
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import REINSTALL, one_line
+from prunesid_cli.models.mini_gemini.model import Towers
 from prunesid_cli.types import Placement
 
 HUB = {

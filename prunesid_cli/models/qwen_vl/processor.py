@@ -21,10 +21,10 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.loading import REINSTALL, load_config, one_line
-from prunesid_cli.families.processing import load_processor, placeholders, read_picture
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import REINSTALL, load_config, one_line
+from prunesid_cli.models.shared.processor import load_processor, placeholders, read_picture
 from prunesid_cli.types import Layout, Pixels, Region
 
 PICTURE, CLIP = 1, 2

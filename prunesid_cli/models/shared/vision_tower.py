@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers.models.pixtral.modeling_pixtral import apply_rotary_pos_emb
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.saliency import Projected, cls_attention, heads_of, plain, received_attention
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.shared.attention_saliency import Projected, cls_attention, heads_of, plain, received_attention
 
 
 def _rotated(module: Any, states: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, float]:

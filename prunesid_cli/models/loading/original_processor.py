@@ -16,7 +16,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.families.checkpoint import Checkpoint, resolve
+from prunesid_cli.models.loading.checkpoint import Checkpoint, resolve
 
 IMAGE = "<image>"
 PARTS = (

@@ -20,14 +20,14 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language
-from prunesid_cli.families.loading import load_config, load_half, load_vision
-from prunesid_cli.families.processing import load_frame_processor, load_processor, marker
-from prunesid_cli.families.rasters import fitted, windows
-from prunesid_cli.families.saliency import received_attention
-from prunesid_cli.families.towers import trim
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
+from prunesid_cli.models.shared.attention_saliency import received_attention
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.processor import load_frame_processor, load_processor, marker
+from prunesid_cli.models.shared.token_grid import fitted, windows
+from prunesid_cli.models.shared.vision_tower import trim
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
 PICTURE, CLIP = "pixel_values", "pixel_values_videos"

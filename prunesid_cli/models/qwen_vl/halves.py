@@ -16,14 +16,14 @@ import transformers
 from torch import Tensor
 
 from prunesid_cli.errors import MediaError, UnsupportedModel
-from prunesid_cli.families.checkpoint import Checkpoint
-from prunesid_cli.families.language import Language, left_pad
-from prunesid_cli.families.loading import load_config, load_half, load_vision, one_line
-from prunesid_cli.families.processing import load_processor
-from prunesid_cli.families.qwen_reading import Reader
-from prunesid_cli.families.qwen_saliency import saliency_beside
-from prunesid_cli.families.rasters import windows
 from prunesid_cli.inputs.image import Media
+from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.loading.weights import load_config, load_half, load_vision, one_line
+from prunesid_cli.models.qwen_vl.processor import Reader
+from prunesid_cli.models.qwen_vl.saliency import saliency_beside
+from prunesid_cli.models.shared.language_half import Language, left_pad
+from prunesid_cli.models.shared.processor import load_processor
+from prunesid_cli.models.shared.token_grid import windows
 from prunesid_cli.selection.prunesid import published_qwen
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 
