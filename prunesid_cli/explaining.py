@@ -13,8 +13,8 @@ from prunesid_cli.pipeline.compress import not_finite, see
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import of_item
 from prunesid_cli.selection import GROUPED, SUPPRESSING, load_method
-from prunesid_cli.selection.plus import grouped
-from prunesid_cli.selection.prunesid import Explanation, reasons
+from prunesid_cli.selection.methods.plus import grouped
+from prunesid_cli.selection.methods.prunesid import Explanation, reasons
 from prunesid_cli.selection.psca import where_exact
 from prunesid_cli.types import Encoded, Layout, Region, Segment, TokenSet
 

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from prunesid_cli.selection import select
-from prunesid_cli.selection.prunesid import Explanation, explain
+from prunesid_cli.selection.methods.prunesid import Explanation, explain
+from prunesid_cli.selection.methods.variants import PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 from prunesid_cli.selection.psca import exact_directions
-from prunesid_cli.selection.recipe import PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 from prunesid_cli.selection.similarity import pair_mean, phi, unit_tokens
 from tests.golden_exact import compare
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.prunesid import Explanation
+from prunesid_cli.selection.methods.prunesid import Explanation
 
 GRAM_ERROR = 1e-6
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from prunesid_cli.errors import MediaError
 from prunesid_cli.models.shared.prompt_pieces import is_clip
 from prunesid_cli.models.shared.token_grid import evenly
-from prunesid_cli.selection.together import LARGEST
+from prunesid_cli.selection.linalg.batched import LARGEST
 from prunesid_cli.types import SUMMARY, Encoded, Layout, Segment
 
 MOST_TOKENS = isqrt(LARGEST)

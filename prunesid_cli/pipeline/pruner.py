@@ -19,10 +19,10 @@ from prunesid_cli.pipeline.frame_windows import check_window, joined
 from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble, of_item, stacked
 from prunesid_cli.selection import choose
 from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
-from prunesid_cli.selection.checks import check_finite
-from prunesid_cli.selection.chosen import Chosen
-from prunesid_cli.selection.prunesid import over_time
+from prunesid_cli.selection.methods.prunesid import over_time
+from prunesid_cli.selection.result import Chosen
 from prunesid_cli.selection.similarity import phi
+from prunesid_cli.selection.validation import check_finite
 from prunesid_cli.types import Encoded, Pixels, Segment, TokenSet
 
 if TYPE_CHECKING:

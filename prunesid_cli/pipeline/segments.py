@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.runtime.device import sent
-from prunesid_cli.selection.chosen import Chosen
+from prunesid_cli.selection.result import Chosen
 from prunesid_cli.types import SUMMARY, Encoded, Segment, TokenSet
 
 Information = tuple[float, ...]

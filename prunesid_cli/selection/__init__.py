@@ -11,7 +11,7 @@ from prunesid_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunesid_cli.selection.chosen import Chosen
+    from prunesid_cli.selection.result import Chosen
 
     Method = Callable[[Tensor, Tensor | None, Sequence[int], int], Sequence[Tensor | Chosen]]
 
@@ -38,7 +38,7 @@ def load_method(name: str) -> Method:
     if name not in METHODS:
         raise UsageError(f"no selection method called {name!r}", hint=f"one of: {', '.join(METHODS)}")
     module, function = METHODS[name].split(":")
-    method: Method = getattr(import_module(f"{__name__}.{module}"), function)
+    method: Method = getattr(import_module(f"{__name__}.methods.{module}"), function)
     return method
 
 
@@ -54,7 +54,7 @@ def select(
     Raises:
         NonFiniteError: with `rows`, the images of which something is not finite.
     """
-    from prunesid_cli.selection.checks import check_finite, check_shapes
+    from prunesid_cli.selection.validation import check_finite, check_shapes
 
     check_shapes(features, saliency, budgets, reserved)
     check_finite(features, saliency)
@@ -77,8 +77,8 @@ def choose(
     """
     import torch
 
-    from prunesid_cli.selection.chosen import Chosen
     from prunesid_cli.selection.psca import where_exact
+    from prunesid_cli.selection.result import Chosen
 
     prune = load_method(method) if isinstance(method, str) else method
     n = features.shape[1]

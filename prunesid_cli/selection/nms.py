@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.parallel import room, scratch
+from prunesid_cli.selection.linalg.batched import LARGEST
+from prunesid_cli.selection.linalg.per_image import room, scratch
 from prunesid_cli.selection.similarity import unit_tokens
-from prunesid_cli.selection.together import LARGEST
 
 STEP = 16
 """Groups whose sizes round up to the same multiple of it are settled together, padded to that."""

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from prunesid_cli.runtime.device import sent, where_set
-from prunesid_cli.selection.eigen import Doubt, angle, leading, undecided, undecided_through
-from prunesid_cli.selection.krylov import add_product
-from prunesid_cli.selection.parallel import each_image, room, scratch
-from prunesid_cli.selection.together import LARGEST, STEP, DoubtOf, leading_together, portions
+from prunesid_cli.selection.linalg.batched import LARGEST, STEP, DoubtOf, leading_together, portions
+from prunesid_cli.selection.linalg.eigenvectors import Doubt, angle, leading, undecided, undecided_through
+from prunesid_cli.selection.linalg.krylov import add_product
+from prunesid_cli.selection.linalg.per_image import each_image, room, scratch
 
 ITERATIONS = 2
 ROWS = 96

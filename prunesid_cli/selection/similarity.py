@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.selection.parallel import each_image, room
+from prunesid_cli.selection.linalg.per_image import each_image, room
 from prunesid_cli.selection.psca import where_exact
 
 SHORTEST = 1e-12

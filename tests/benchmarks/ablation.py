@@ -20,7 +20,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection import eigen, prunesid, psca, select
+from prunesid_cli.selection import psca, select
+from prunesid_cli.selection.linalg import eigenvectors as eigen
+from prunesid_cli.selection.methods import prunesid
 from tests.benchmarks.selection import KINDS, WIDTH
 from tests.selection.inputs import attention
 

@@ -25,8 +25,8 @@ from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget, limits
-from prunesid_cli.selection.prunesid import explain
-from prunesid_cli.selection.recipe import PRUNESID
+from prunesid_cli.selection.methods.prunesid import explain
+from prunesid_cli.selection.methods.variants import PRUNESID
 from tests.selection.inputs import apportion
 
 TILES = 4

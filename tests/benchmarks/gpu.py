@@ -51,11 +51,11 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.eigen import small_eigh
-from prunesid_cli.selection.prunesid import explain
+from prunesid_cli.selection.linalg.batched import SPARE
+from prunesid_cli.selection.linalg.eigenvectors import small_eigh
+from prunesid_cli.selection.methods.prunesid import explain
+from prunesid_cli.selection.methods.variants import PRUNESID
 from prunesid_cli.selection.psca import directions_together, exact_directions, quick_directions
-from prunesid_cli.selection.recipe import PRUNESID
-from prunesid_cli.selection.together import SPARE
 from prunesid_cli.types import Pixels, Placement
 from tests.benchmarks.published import load_published
 from tests.selection.inputs import attention, scene_like

@@ -26,11 +26,11 @@ from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import load_method
+from prunesid_cli.selection.batching import targets
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.plus import covering, leaders
-from prunesid_cli.selection.prunesid import explain, over_time
-from prunesid_cli.selection.recipe import OVER_TIME
-from prunesid_cli.selection.targets import targets
+from prunesid_cli.selection.methods.plus import covering, leaders
+from prunesid_cli.selection.methods.prunesid import explain, over_time
+from prunesid_cli.selection.methods.variants import OVER_TIME
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method

@@ -33,8 +33,8 @@ from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.frame_windows import joined
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.prunesid import explain, over_time
-from prunesid_cli.selection.recipe import OVER_TIME
+from prunesid_cli.selection.methods.prunesid import explain, over_time
+from prunesid_cli.selection.methods.variants import OVER_TIME
 from prunesid_cli.types import Encoded, Layout, Region, TokenSet
 from tests.selection.inputs import attention, scene_like
 

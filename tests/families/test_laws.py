@@ -33,7 +33,7 @@ from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.visionzip import contextual
+from prunesid_cli.selection.methods.visionzip import contextual
 from prunesid_cli.types import SUMMARY, Generation, Placement, Prompt, TokenSet
 from tests.conftest import Run
 from tests.families.tiny import TINY, tiny, write

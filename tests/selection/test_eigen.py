@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection import eigen
-from prunesid_cli.selection.eigen import Doubt, angle, rayleigh_ritz, undecided
-from prunesid_cli.selection.krylov import BLOCK, Krylov
+from prunesid_cli.selection.linalg import eigenvectors as eigen
+from prunesid_cli.selection.linalg.eigenvectors import Doubt, angle, rayleigh_ritz, undecided
+from prunesid_cli.selection.linalg.krylov import BLOCK, Krylov
 from prunesid_cli.selection.psca import centred, exact_directions, gram
 from tests.selection.inputs import generator, scene_like, tokens
 

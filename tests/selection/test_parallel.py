@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunesid_cli.selection.parallel import ROOM, each_image, room
+from prunesid_cli.selection.linalg.per_image import ROOM, each_image, room
 
 CPU = torch.device("cpu")
 

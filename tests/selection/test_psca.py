@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunesid_cli.selection.prunesid import explain
+from prunesid_cli.selection.methods.prunesid import explain
 from prunesid_cli.selection.psca import (
     centred,
     exact_directions,

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunesid_cli.selection.allocation import allocate, growth
+from prunesid_cli.selection.group_allocation import allocate, growth
+from prunesid_cli.selection.methods.prunesid import explain
+from prunesid_cli.selection.methods.variants import PRUNESID
 from prunesid_cli.selection.nms import fixed_point, precedence, survivors
-from prunesid_cli.selection.prunesid import explain
-from prunesid_cli.selection.recipe import PRUNESID
 from prunesid_cli.selection.similarity import unit_tokens
 from tests.selection import reference
 from tests.selection.inputs import generator, tokens

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection import select
-from prunesid_cli.selection.divprune import _furthest
-from prunesid_cli.selection.plus import _led
-from prunesid_cli.selection.scope import _covering
-from prunesid_cli.selection.targets import cosines, launches
-from prunesid_cli.selection.together import LARGEST
-from prunesid_cli.selection.vispruner import _distinct
+from prunesid_cli.selection.batching import cosines, launches
+from prunesid_cli.selection.linalg.batched import LARGEST
+from prunesid_cli.selection.methods.divprune import _furthest
+from prunesid_cli.selection.methods.plus import _led
+from prunesid_cli.selection.methods.scope import _covering
+from prunesid_cli.selection.methods.vispruner import _distinct
 from tests.selection.inputs import attention, scene_like, tokens
 
 Slowly = Callable[[list[list[float]], list[float], int], list[int]]

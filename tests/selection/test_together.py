@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.eigen import Found, undecided
+from prunesid_cli.selection.linalg.batched import leading_together, portions
+from prunesid_cli.selection.linalg.eigenvectors import Found, undecided
+from prunesid_cli.selection.methods.prunesid import explain
+from prunesid_cli.selection.methods.variants import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 from prunesid_cli.selection.nms import fixed_point, precedence, survivors, survivors_together
-from prunesid_cli.selection.prunesid import explain
 from prunesid_cli.selection.psca import centred, directions_together, exact_directions, gram, groups
-from prunesid_cli.selection.recipe import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
-from prunesid_cli.selection.together import leading_together, portions
 from tests.selection.inputs import attention, generator, repeated, scene_like, tokens
 
 TOGETHER = replace(PRUNESID, directions=directions_together, together=True)

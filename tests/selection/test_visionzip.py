@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prunesid_cli.pipeline.segments import assemble
 from prunesid_cli.selection import choose
-from prunesid_cli.selection.chosen import Chosen
-from prunesid_cli.selection.visionzip import contextual
+from prunesid_cli.selection.methods.visionzip import contextual
+from prunesid_cli.selection.result import Chosen
 from prunesid_cli.types import Encoded, Layout, Region, Segment
 from tests.selection.inputs import attention, batch, tokens
 

@@ -24,7 +24,7 @@ from prunesid_cli.models.qwen_vl.saliency import saliency_beside
 from prunesid_cli.models.shared.language_half import Language, left_pad
 from prunesid_cli.models.shared.processor import load_processor
 from prunesid_cli.models.shared.token_grid import windows
-from prunesid_cli.selection.prunesid import published_qwen
+from prunesid_cli.selection.methods.prunesid import published_qwen
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 
 KINDS = {

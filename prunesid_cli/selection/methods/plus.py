@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prunesid_cli.selection.batching import by_target, cosines, places, targets
+from prunesid_cli.selection.methods.scope import cover
+from prunesid_cli.selection.methods.variants import model_or_loading, quarter
 from prunesid_cli.selection.psca import exact_directions, groups
-from prunesid_cli.selection.recipe import model_or_loading, quarter
-from prunesid_cli.selection.scope import cover
-from prunesid_cli.selection.targets import by_target, cosines, places, targets
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.targets import by_target, cosines, places, row_of, targets
+from prunesid_cli.selection.batching import by_target, cosines, places, row_of, targets
 
 
 def scope(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:

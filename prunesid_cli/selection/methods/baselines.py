@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.runtime.device import sent
-from prunesid_cli.selection.targets import by_saliency, targets
+from prunesid_cli.selection.batching import by_saliency, targets
 
 SEED = 0
 

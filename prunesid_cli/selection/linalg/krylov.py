@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.parallel import room
+from prunesid_cli.selection.linalg.per_image import room
 
 BLOCK = 12
 """Vectors by which the space grows: small ones need fewer in all, large ones are multiplied faster."""

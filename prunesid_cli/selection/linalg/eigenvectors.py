@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.runtime.device import sent, where_set
-from prunesid_cli.selection.krylov import BLOCK, Krylov
-from prunesid_cli.selection.parallel import each_image, room
+from prunesid_cli.selection.linalg.krylov import BLOCK, Krylov
+from prunesid_cli.selection.linalg.per_image import each_image, room
 
 LOOK = 48
 """Vectors between two looks at whether the space is enough."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.runtime.device import sent
-from prunesid_cli.selection.allocation import Allocation, allocate, count, grouped_choice
+from prunesid_cli.selection.group_allocation import Allocation, allocate, count, grouped_choice
+from prunesid_cli.selection.linalg.per_image import each_image
+from prunesid_cli.selection.methods.variants import OVER_TIME, PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 from prunesid_cli.selection.nms import precedence, suppressors, survivors, survivors_together
-from prunesid_cli.selection.parallel import each_image
 from prunesid_cli.selection.psca import groups
-from prunesid_cli.selection.recipe import OVER_TIME, PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.errors import NonFiniteError
-from prunesid_cli.selection.parallel import each_image
+from prunesid_cli.selection.linalg.per_image import each_image
 
 
 def check_shapes(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int) -> None:

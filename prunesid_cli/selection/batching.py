@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.parallel import each_image
+from prunesid_cli.selection.linalg.batched import LARGEST
+from prunesid_cli.selection.linalg.per_image import each_image
 from prunesid_cli.selection.similarity import unit_tokens
-from prunesid_cli.selection.together import LARGEST
 
 Kept = TypeVar("Kept")
 Rule = Callable[..., "Sequence[Kept]"]

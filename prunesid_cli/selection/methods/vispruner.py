@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.targets import by_saliency, by_target, cosines, targets
+from prunesid_cli.selection.batching import by_saliency, by_target, cosines, targets
 
 AT_ONCE = 8
 """Tokens dropped a round."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.runtime.device import sent, where_set
-from prunesid_cli.selection.eigen import Doubt, rayleigh_ritz
+from prunesid_cli.selection.linalg.eigenvectors import Doubt, rayleigh_ritz
 
 FIRST, MORE, SPARE = 8, 8, 48
 """Steps, further ones for images that are not settled by then, and rows carried along beside the wanted ones. Spectra

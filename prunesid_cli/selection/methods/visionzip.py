@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.chosen import Chosen
+from prunesid_cli.selection.batching import by_saliency, by_target, places, targets
+from prunesid_cli.selection.result import Chosen
 from prunesid_cli.selection.similarity import unit_tokens
-from prunesid_cli.selection.targets import by_saliency, by_target, places, targets
 
 CONTEXTUAL = (5, 32)
 """Share of the budget that is contextual: 10 of 64, 20 of 128, 30 of 192, as published for LLaVA-1.5."""
