@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prunesid_cli.tokencache import Entry, Item, Run, open_cache
 from prunesid_cli.tokencache.entry import stored
-from prunesid_cli.tokencache.growing import GrowingShard
+from prunesid_cli.tokencache.journal import GrowingShard
 
 
 def write_shard(path: Path, run: Run, tool: str, entries: Iterable[Entry]) -> None:

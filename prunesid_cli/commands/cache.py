@@ -136,7 +136,7 @@ def join(
     """
     from prunesid_cli.tokencache import Limits
     from prunesid_cli.tokencache.merge import merge
-    from prunesid_cli.tokencache.portions import gaps
+    from prunesid_cli.tokencache.shard_marker import gaps
 
     merged = merge(caches, out, __version__, Limits(shard_items))
     if as_json:
@@ -162,7 +162,7 @@ def clean(
     half of the inputs are gone, or all of a top folder that has ten or more.
     """
     from prunesid_cli.tokencache import CacheWriter
-    from prunesid_cli.tokencache.collect import NO_RUN, collect, find_waste
+    from prunesid_cli.tokencache.gc import NO_RUN, collect, find_waste
 
     opened = open_cache(cache)
     if opened.missing.numbers:

@@ -22,7 +22,7 @@ from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_bu
 from prunesid_cli.runtime.shutdown import stoppable
 from prunesid_cli.tokencache import calibrated
 from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
-from prunesid_cli.tokencache.portions import check_portion, record_portion
+from prunesid_cli.tokencache.shard_marker import check_portion, record_portion
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.pruner import Pruner

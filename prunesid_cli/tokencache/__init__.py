@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.tokencache.calibration import Calibration, calibrated, read_calibration, sample_of, write_calibration
 from prunesid_cli.tokencache.format import Item, Run, Shard
+from prunesid_cli.tokencache.quantization import STORES
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.tokencache.shard import read_header, read_tokens
-from prunesid_cli.tokencache.storage import STORES
 
 if TYPE_CHECKING:
-    from prunesid_cli.tokencache.checking import verify, verify_all
     from prunesid_cli.tokencache.entry import Entry
     from prunesid_cli.tokencache.index import Known
-    from prunesid_cli.tokencache.measured import MeasuredLog, Measurement
-    from prunesid_cli.tokencache.table import Stamp
+    from prunesid_cli.tokencache.index_table import Stamp
+    from prunesid_cli.tokencache.measurement_log import MeasuredLog, Measurement
+    from prunesid_cli.tokencache.verify import verify, verify_all
     from prunesid_cli.tokencache.writer import CacheWriter, Limits
 
 LATER = {
     "Known": "index",
-    "MeasuredLog": "measured",
-    "Measurement": "measured",
-    "Stamp": "table",
-    "verify": "checking",
-    "verify_all": "checking",
+    "MeasuredLog": "measurement_log",
+    "Measurement": "measurement_log",
+    "Stamp": "index_table",
+    "verify": "verify",
+    "verify_all": "verify",
     "CacheWriter": "writer",
     "Entry": "entry",
     "Limits": "writer",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunesid_cli.tokencache.format import Item, Run, checksum
-from prunesid_cli.tokencache.storage import STORES, bytes_of
-from prunesid_cli.tokencache.table import Stamp
+from prunesid_cli.tokencache.index_table import Stamp
+from prunesid_cli.tokencache.quantization import STORES, bytes_of
 from prunesid_cli.types import TokenSet
 
 

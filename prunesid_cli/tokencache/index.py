@@ -19,8 +19,7 @@ from prunesid_cli.tokencache.format import (
     name_of,
     shard_name,
 )
-from prunesid_cli.tokencache.shard import mixed
-from prunesid_cli.tokencache.table import (
+from prunesid_cli.tokencache.index_table import (
     EMPTY,
     Place,
     Stamp,
@@ -29,6 +28,7 @@ from prunesid_cli.tokencache.table import (
     latest,
     with_stamps,
 )
+from prunesid_cli.tokencache.shard import mixed
 
 
 class Known(NamedTuple):

@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.tokencache.format import INDEX, KEY, Run, canonical, checksum, number_of, shard_name, shard_paths
 from prunesid_cli.tokencache.index import Index, Missing, Part, extended, missing_of
+from prunesid_cli.tokencache.index_table import COLUMNS, EMPTY, KEPT, STAMPED, Table, raw, with_stamps
 from prunesid_cli.tokencache.shard import read_header
-from prunesid_cli.tokencache.table import COLUMNS, EMPTY, KEPT, STAMPED, Table, raw, with_stamps
 
 FORMAT = 1
 STAMPS = ".prunesid-stamps"

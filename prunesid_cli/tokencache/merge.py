@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.tokencache.difference import difference
 from prunesid_cli.tokencache.format import Item, Shard, shard_name
+from prunesid_cli.tokencache.index_table import Place, Stamp
 from prunesid_cli.tokencache.reader import Cache, open_cache
+from prunesid_cli.tokencache.run_mismatch import difference
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
-from prunesid_cli.tokencache.table import Place, Stamp
 from prunesid_cli.tokencache.writer import CacheWriter, Limits
 
 Where = tuple[int, Place]

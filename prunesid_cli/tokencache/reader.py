@@ -15,7 +15,7 @@ from prunesid_cli.tokencache.shard import read_header
 
 if TYPE_CHECKING:
     from prunesid_cli.tokencache.index import Index, Missing
-    from prunesid_cli.tokencache.table import Place
+    from prunesid_cli.tokencache.index_table import Place
 
 HEADERS = 8
 """Shards whose headers are kept, for items that are looked up one by one."""

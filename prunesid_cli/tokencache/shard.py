@@ -23,7 +23,7 @@ from prunesid_cli.tokencache.format import (
     read_layout,
     shard_name,
 )
-from prunesid_cli.tokencache.storage import BYTES, STORES, dtype_of
+from prunesid_cli.tokencache.quantization import BYTES, STORES, dtype_of
 from prunesid_cli.types import TokenSet
 
 CHECK = '{"check":"'

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.runtime.atomic_write import write_whole
-from prunesid_cli.tokencache.difference import difference, way_on
 from prunesid_cli.tokencache.entry import Entry, Rows, stored
 from prunesid_cli.tokencache.format import (
     FAILURES,
@@ -23,13 +22,14 @@ from prunesid_cli.tokencache.format import (
     is_cache,
     shard_name,
 )
-from prunesid_cli.tokencache.growing import GrowingShard, recover, unwritable
 from prunesid_cli.tokencache.index import Index, Known, Missing, extended
 from prunesid_cli.tokencache.index_file import Loaded, load_index, write_index
+from prunesid_cli.tokencache.index_table import Place, Stamp
+from prunesid_cli.tokencache.journal import GrowingShard, recover, unwritable
 from prunesid_cli.tokencache.lock import locked
 from prunesid_cli.tokencache.reader import read_failures
+from prunesid_cli.tokencache.run_mismatch import difference, way_on
 from prunesid_cli.tokencache.shard import read_header
-from prunesid_cli.tokencache.table import Place, Stamp
 
 SYNCED_EVERY = 1.0
 """Seconds of work that a crash can cost, at most, beside what is in flight."""

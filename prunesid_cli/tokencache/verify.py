@@ -15,9 +15,9 @@ from prunesid_cli.tokencache.calibration import read_calibration
 from prunesid_cli.tokencache.format import INDEX, Item, Shard, check_cache, checksum, shard_name, shard_paths
 from prunesid_cli.tokencache.index import Index, extended, missing_of
 from prunesid_cli.tokencache.index_file import load_index, read_index
+from prunesid_cli.tokencache.index_table import KEPT, Place
 from prunesid_cli.tokencache.reader import read_failures
 from prunesid_cli.tokencache.shard import again, damaged, mixed, read_header, stored_rows
-from prunesid_cli.tokencache.table import KEPT, Place
 
 
 def verify(shard: Shard) -> list[Item]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.tokencache.format import Item, Run, Shard, shard_name
-from prunesid_cli.tokencache.growing import GrowingShard
 from prunesid_cli.tokencache.index import Index, extended
+from prunesid_cli.tokencache.index_table import Place
+from prunesid_cli.tokencache.journal import GrowingShard
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
-from prunesid_cli.tokencache.table import Place
 from prunesid_cli.tokencache.writer import CacheWriter
 
 NO_RUN = Run(model="", revision="", family="", method="", keep="", dynamic=False, even=False, dtype="")

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from prunesid_cli.tokencache.format import MEASURED, canonical
-from prunesid_cli.tokencache.growing import unwritable
-from prunesid_cli.tokencache.table import Stamp
+from prunesid_cli.tokencache.index_table import Stamp
+from prunesid_cli.tokencache.journal import unwritable
 
 if TYPE_CHECKING:
     from prunesid_cli.tokencache.writer import CacheWriter

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.tokencache.format import FORMAT, Item, Run, canonical, checksum, number_of, read_layout, shard_name
+from prunesid_cli.tokencache.quantization import BYTES, STORES, dtype_of
 from prunesid_cli.tokencache.shard import Tensors, channels, read_header, read_rows, write_file
-from prunesid_cli.tokencache.storage import BYTES, STORES, dtype_of
 from prunesid_cli.types import Layout
 
 LOGS = ".prunesid-*.log"
