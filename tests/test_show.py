@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunesid_cli.drawing.sheet import GAP, TITLE
+from prunesid_cli.visualization.contact_sheet import GAP, TITLE
 from tests.caches import held
 from tests.conftest import Run
 from tests.families.tiny import write

@@ -23,9 +23,9 @@ from prunesid_cli.selection import GROUPED, SUPPRESSING
 from prunesid_cli.tokencache import sample_of
 
 if TYPE_CHECKING:
-    from prunesid_cli.drawing.panels import Marks, Panel
-    from prunesid_cli.explaining import Explained, Part
     from prunesid_cli.inputs.image import Media
+    from prunesid_cli.visualization.explain import Explained, Part
+    from prunesid_cli.visualization.panels import Marks, Panel
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ def show(
     sampling = read_sampling(context)
     (item,) = read_media([media], sampling)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
-    from prunesid_cli.explaining import explained
+    from prunesid_cli.visualization.explain import explained
 
     sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
     found = explained(session.pruner(budget, method, sample, sampling), item)
@@ -134,7 +134,7 @@ def _head(path: Path) -> bytes:
 
 
 def _drawn(item: Media, found: Explained, groups: bool, links: bool) -> tuple[list[Panel], Marks]:
-    from prunesid_cli.drawing.panels import Marks, panels
+    from prunesid_cli.visualization.panels import Marks, panels
 
     marks = found.marks
     if (groups or links) and not marks.groups:
@@ -147,7 +147,7 @@ def _drawn(item: Media, found: Explained, groups: bool, links: bool) -> tuple[li
 
 
 def _write(panels: list[Panel], marks: Marks, out: Path) -> None:
-    from prunesid_cli.drawing.sheet import sheet
+    from prunesid_cli.visualization.contact_sheet import sheet
 
     picture, name = sheet(panels, marks), FORMATS[out.suffix.lower()]
     try:
@@ -161,7 +161,7 @@ def _in_terminal(panels: list[Panel], marks: Marks) -> str:
     """As stdout can show it: in colours, where it is a terminal that has them and NO_COLOR is not set."""
     from rich.console import Console
 
-    from prunesid_cli.drawing.text import Canvas, text
+    from prunesid_cli.visualization.ansi import Canvas, text
 
     console = Console()
     coloured = bool(console.color_system) and not console.no_color and console.encoding.startswith("utf")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from prunesid_cli.drawing.panels import Marks
 from prunesid_cli.errors import NonFiniteError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.shared.token_grid import Box
@@ -17,6 +16,7 @@ from prunesid_cli.selection.methods.plus import grouped
 from prunesid_cli.selection.methods.prunesid import Explanation, reasons
 from prunesid_cli.selection.psca import where_exact
 from prunesid_cli.types import Encoded, Layout, Region, Segment, TokenSet
+from prunesid_cli.visualization.panels import Marks
 
 Place = tuple[int, int, int]
 """Of a slot: the number of its region, row and column in that."""

@@ -11,8 +11,8 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from prunesid_cli.drawing.palette import DIM, LETTERS, LIFT, Pixels, colour
-from prunesid_cli.drawing.panels import Marks, Panel, Slots
+from prunesid_cli.visualization.palette import DIM, LETTERS, LIFT, Pixels, colour
+from prunesid_cli.visualization.panels import Marks, Panel, Slots
 
 KEPT, DROPPED, HALF = "#", ".", "\u2580"
 GAP, MARGIN = 2, 3

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
-from prunesid_cli.drawing.palette import DIM, Colour, colour, colour_of, pattern
-from prunesid_cli.drawing.panels import Marks, Panel
+from prunesid_cli.visualization.palette import DIM, Colour, colour, colour_of, pattern
+from prunesid_cli.visualization.panels import Marks, Panel
 
 Box = tuple[int, int, int, int]
 LEAST, MOST = 8, 4096

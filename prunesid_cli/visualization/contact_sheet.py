@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from prunesid_cli.drawing.overlay import overlay
-from prunesid_cli.drawing.panels import Marks, Panel
+from prunesid_cli.visualization.overlay import overlay
+from prunesid_cli.visualization.panels import Marks, Panel
 
 GAP, TITLE = 8, 14
 """Pixels between panels, and of the height of letters."""
