@@ -171,7 +171,7 @@ def test_what_is_not_done_is_refused_by_name(pictures: list[Path], tmp_path: Pat
 
 
 def model_of(**arguments: Any) -> Any:
-    from prunesid_cli.lmms.model import PruneSID
+    from prunesid_cli.integrations.lmms_eval.model import PruneSID
 
     return PruneSID(**{"pretrained": "demo", "keep": 64, **arguments})
 

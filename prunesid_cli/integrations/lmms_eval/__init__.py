@@ -15,4 +15,4 @@ def manifest() -> ModelManifest:
     """What lmms-eval lists. The class takes its plain requests: a text, and pictures or clips."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="prunesid", simple_class_path="prunesid_cli.lmms.model.PruneSID")
+    return ModelManifest(model_id="prunesid", simple_class_path="prunesid_cli.integrations.lmms_eval.model.PruneSID")

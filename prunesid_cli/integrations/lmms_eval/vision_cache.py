@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prunesid_cli.errors import ModelError, NonFiniteError
-from prunesid_cli.lmms.asked import Asked, Sight
+from prunesid_cli.integrations.lmms_eval.requests import Asked, Sight
 from prunesid_cli.pipeline.compress import not_finite, on_host
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import of_item
