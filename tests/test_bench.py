@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 from prunesid_cli import __version__
 from prunesid_cli.bench.break_even import BreakEven, Costs, break_even, least
+from prunesid_cli.bench.random_models import SHAPES, Shape, config, of_config
 from prunesid_cli.bench.report import differing
-from prunesid_cli.bench.shapes import SHAPES, Shape, config, of_config
 from prunesid_cli.bench.stages import STAGES, Measured, Round
 from prunesid_cli.bench.timing import Lap
 from prunesid_cli.inputs.image import load_image

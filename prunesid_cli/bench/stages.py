@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from prunesid_cli.bench import cached
-from prunesid_cli.bench.stock import Stock, inputs_of
+from prunesid_cli.bench.stock_model import Stock, inputs_of
 from prunesid_cli.bench.timing import Lap, Meter
 from prunesid_cli.errors import NonFiniteError, OutOfMemory
 from prunesid_cli.inputs.image import Media

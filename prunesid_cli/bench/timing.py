@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from prunesid_cli.bench.memory import forget, peak
+from prunesid_cli.bench.peak_memory import forget, peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable

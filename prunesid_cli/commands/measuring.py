@@ -11,11 +11,12 @@ from typing import Any
 
 from transformers.utils import is_flash_attn_2_available
 
-from prunesid_cli.bench import machine, report
-from prunesid_cli.bench.pictures import draw_pictures, size_of
-from prunesid_cli.bench.shapes import drawn
+from prunesid_cli.bench import environment as machine
+from prunesid_cli.bench import report
+from prunesid_cli.bench.random_models import drawn
+from prunesid_cli.bench.sample_images import draw_pictures, size_of
 from prunesid_cli.bench.stages import STOCK, Bench, Measured
-from prunesid_cli.bench.stock import is_known, made_whole
+from prunesid_cli.bench.stock_model import is_known, made_whole
 from prunesid_cli.bench.timing import Meter
 from prunesid_cli.commands.choices import Attention
 from prunesid_cli.errors import OutOfMemory, PruneSIDError

@@ -27,7 +27,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from tell import README, in_words, put_into
 
-from prunesid_cli.bench.machine import commit, machine, versions
+from prunesid_cli.bench.environment import commit, machine, versions
 from prunesid_cli.demo.evaluate import coverage
 from prunesid_cli.demo.others import draw_other
 from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, one_of

@@ -35,11 +35,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prunesid_cli.bench.pictures import draw_pictures, size_of
+from prunesid_cli.bench.random_models import SHAPES, Shape, config, of_config
 from prunesid_cli.bench.report import records_of
-from prunesid_cli.bench.shapes import SHAPES, Shape, config, of_config
+from prunesid_cli.bench.sample_images import draw_pictures, size_of
 from prunesid_cli.bench.stages import Bench as Stages
-from prunesid_cli.bench.stock import made_whole
+from prunesid_cli.bench.stock_model import made_whole
 from prunesid_cli.bench.timing import Meter
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import Media, in_memory

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForImageTextToText, LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 
-from prunesid_cli.bench.shapes import SHAPES, Shape, config, write
+from prunesid_cli.bench.random_models import SHAPES, Shape, config, write
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.types import Placement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prunesid_cli.bench.memory import forget, peak
+from prunesid_cli.bench.peak_memory import forget, peak
 
 
 def growth(run: Callable[[], object]) -> float:
