@@ -1,3 +1,3 @@
-from prunesid_cli.cli import main
+from prunesid_cli.cli.app import main
 
 main()

@@ -17,7 +17,7 @@ workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-from prunesid_cli import cli  # noqa: E402
+from prunesid_cli.cli import app as cli  # noqa: E402
 from tests.families.tiny import write  # noqa: E402
 
 

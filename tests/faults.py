@@ -74,7 +74,7 @@ class Bench:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             os.environ["HF_HUB_OFFLINE"] = "1"
-            from prunesid_cli import cli
+            from prunesid_cli.cli import app as cli
 
             sys.argv = ["prunesid", *arguments]
             before()

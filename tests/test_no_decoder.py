@@ -14,7 +14,7 @@ from tests import hostile
 WITHOUT = """
 import sys
 sys.modules["av"] = sys.modules["decord"] = None
-from prunesid_cli.cli import main
+from prunesid_cli.cli.app import main
 main()
 """
 

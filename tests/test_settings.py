@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prunesid_cli.settings import config_path
+from prunesid_cli.cli.config import config_path
 from tests.conftest import Run
 
 if sys.version_info >= (3, 11):

@@ -64,7 +64,7 @@ def test_a_fault_of_ours_shows_where_it_happened(run: Run, monkeypatch: pytest.M
     def fail() -> dict[str, str]:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr("prunesid_cli.commands.models.load_config", fail)
+    monkeypatch.setattr("prunesid_cli.cli.commands.models.load_config", fail)
     ran = run("models")
     assert (ran.code, "this is a bug" in ran.err, "Traceback" in ran.err) == (1, True, False)
     assert "on purpose" in run("models", "--debug").err

@@ -307,8 +307,8 @@ def test_no_decoder_outlives_who_asked(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_no_decoder_is_loaded_before_a_clip_is_read() -> None:
-    code = "import sys; from prunesid_cli.cli import main; sys.argv = ['prunesid', '--help']\ntry: main()\nfinally: "
-    code += "print(sorted({'av', 'decord', 'torch', 'PIL'} & set(sys.modules)), file=sys.stderr)"
+    code = "import sys; from prunesid_cli.cli.app import main; sys.argv = ['prunesid', '--help']\ntry: main()\n"
+    code += "finally: print(sorted({'av', 'decord', 'torch', 'PIL'} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "[]", done.stderr
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from prunesid_cli.cli.terminal import plural
 from prunesid_cli.errors import PruneSIDError, UsageError
-from prunesid_cli.output import plural
 from prunesid_cli.pipeline.answer_index import Held, read_held
 from prunesid_cli.runtime.atomic_write import write_whole
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from prunesid_cli.commands.given import prompt_of
+from prunesid_cli.cli.arguments import prompt_of
 from prunesid_cli.errors import UsageError
 from prunesid_cli.tokencache import Cache, Item
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from prunesid_cli import settings
-from prunesid_cli.commands.choices import Attention, Dtype
-from prunesid_cli.commands.given import naming
+from prunesid_cli.cli import config as settings
+from prunesid_cli.cli.arguments import naming
+from prunesid_cli.cli.choices import Attention, Dtype
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import EVENLY, Sampling
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
-from prunesid_cli.nearest import did_you_mean
-from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
+from prunesid_cli.text import did_you_mean
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prunesid_cli.cli.terminal import plural, some
 from prunesid_cli.errors import CacheError
-from prunesid_cli.output import plural, some
 from prunesid_cli.tokencache.format import (
     Run,
     Shard,

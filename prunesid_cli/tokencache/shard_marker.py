@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from prunesid_cli.cli.terminal import some
 from prunesid_cli.errors import CacheError, UsageError
 from prunesid_cli.inputs.sharding import Portion, read_portion
-from prunesid_cli.output import some
 from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.tokencache.format import is_cache
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from prunesid_cli.commands.choices import Attention, Dtype
+from prunesid_cli.cli.choices import Attention, Dtype
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import load_image
 from prunesid_cli.inputs.listing import find_media

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from prunesid_cli.commands.choices import Attention, Dtype
+from prunesid_cli.cli.choices import Attention, Dtype
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import FRAMES, MAX_FRAMES, Sampling
 from prunesid_cli.models.base import LanguageHalf

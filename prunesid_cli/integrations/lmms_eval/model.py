@@ -10,11 +10,11 @@ from typing import NoReturn
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
 from prunesid_cli.integrations.lmms_eval.arguments import Value, load
 from prunesid_cli.integrations.lmms_eval.requests import Asked, asked_of
 from prunesid_cli.integrations.lmms_eval.vision_cache import Counts, Eyes
-from prunesid_cli.output import printer
 from prunesid_cli.runtime.out_of_memory import within_memory
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
-from prunesid_cli.nearest import nearest
-from prunesid_cli.output import printer
+from prunesid_cli.text import nearest
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weight_checks import REINSTALL, damaged
-from prunesid_cli.output import printer
 from prunesid_cli.runtime.out_of_memory import available, is_out_of_memory
 from prunesid_cli.types import Placement
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunesid_cli.commands import options as o
-from prunesid_cli.commands.choices import Attention, Backend, Dtype
-from prunesid_cli.commands.given import outweighs_fixed, read_sampling, revision_meant
-from prunesid_cli.commands.inputs import read_media
-from prunesid_cli.commands.report import note_if_all
+from prunesid_cli.cli import options as o
+from prunesid_cli.cli.arguments import outweighs_fixed, read_sampling, revision_meant
+from prunesid_cli.cli.choices import Attention, Backend, Dtype
+from prunesid_cli.cli.compress_report import note_if_all
+from prunesid_cli.cli.media_arguments import read_media
+from prunesid_cli.cli.terminal import plural, printer
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.inputs.file_type import HEAD, kind_of
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
-from prunesid_cli.output import plural, printer
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.runtime.atomic_write import write_whole
 from prunesid_cli.selection import GROUPED, SUPPRESSING

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.nearest import nearest
 from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.text import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunesid_cli.commands import options as o
-from prunesid_cli.commands.choices import Attention, Backend, Dtype
-from prunesid_cli.commands.given import is_typed, listed, naming, read_sampling, revision_meant
-from prunesid_cli.commands.report import note_if_all
+from prunesid_cli.cli import options as o
+from prunesid_cli.cli.arguments import is_typed, listed, naming, read_sampling, revision_meant
+from prunesid_cli.cli.choices import Attention, Backend, Dtype
+from prunesid_cli.cli.compress_report import note_if_all
+from prunesid_cli.cli.terminal import columns, printer
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
-from prunesid_cli.output import columns, printer
 from prunesid_cli.pipeline.session import Hardware, read_budget
 from prunesid_cli.runtime.atomic_write import write_whole
 
@@ -96,7 +96,7 @@ def bench(
     budgets = {one: read_budget(context, one, None, method) for one in keeps}
     sampling, sides = read_sampling(context), _sides(size)
     _check_wanted(context, out)
-    from prunesid_cli.commands import measuring
+    from prunesid_cli.cli import bench_run as measuring
 
     asked = measuring.Asked(sizes, prompt_tokens, new_tokens, rounds)
     with TemporaryDirectory() as name:

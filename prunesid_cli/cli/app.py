@@ -10,17 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from prunesid_cli import __version__
-from prunesid_cli.commands import cache, models
-from prunesid_cli.commands.answer import answer
-from prunesid_cli.commands.ask import ask
-from prunesid_cli.commands.bench import bench
-from prunesid_cli.commands.compress import compress
-from prunesid_cli.commands.evaluate import evaluate
-from prunesid_cli.commands.mistyped import explained
-from prunesid_cli.commands.show import show
+from prunesid_cli.cli.commands import cache, models
+from prunesid_cli.cli.commands.answer import answer
+from prunesid_cli.cli.commands.ask import ask
+from prunesid_cli.cli.commands.bench import bench
+from prunesid_cli.cli.commands.compress import compress
+from prunesid_cli.cli.commands.evaluate import evaluate
+from prunesid_cli.cli.commands.show import show
+from prunesid_cli.cli.config import DEFAULTS, default_map, unknown_keys
+from prunesid_cli.cli.terminal import OutputClosed, end_quietly, mend_streams, printer
+from prunesid_cli.cli.usage_errors import explained
 from prunesid_cli.errors import ExitCode, PruneSIDError
-from prunesid_cli.output import OutputClosed, end_quietly, mend_streams, printer
-from prunesid_cli.settings import DEFAULTS, default_map, unknown_keys
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunesid_cli.cli.terminal import advance_one, duration, plural, printer, stdout_is_terminal
 from prunesid_cli.errors import CacheError
-from prunesid_cli.output import advance_one, duration, plural, printer, stdout_is_terminal
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.runtime.shutdown import Stop, stoppable
 from prunesid_cli.tokencache import Run

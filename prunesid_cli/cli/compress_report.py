@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from prunesid_cli.cli.terminal import duration, plural, printer, size
 from prunesid_cli.errors import ExitCode
-from prunesid_cli.output import duration, plural, printer, size
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.sharding import Portion

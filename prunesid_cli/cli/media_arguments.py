@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prunesid_cli.commands.given import stdin
+from prunesid_cli.cli.arguments import stdin
+from prunesid_cli.cli.terminal import plural, printer
 from prunesid_cli.errors import MediaError
-from prunesid_cli.output import plural, printer
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from prunesid_cli.commands.choices import Attention, Backend, Dtype, Stored
-from prunesid_cli.commands.given import is_typed
+from prunesid_cli.cli.arguments import is_typed
+from prunesid_cli.cli.choices import Attention, Backend, Dtype, Stored
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
-from prunesid_cli.output import printer
 from prunesid_cli.selection import METHODS
 
 MODEL, PRUNING, CLIPS, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Clips", "Running", "Answering", "Output"

@@ -11,10 +11,10 @@ from typing import TextIO
 
 import typer
 
+from prunesid_cli.cli.config import KEYS, config_path
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import FRAMES, Sampling
 from prunesid_cli.models.loading.checkpoint import DEMO, is_local
-from prunesid_cli.settings import KEYS, config_path
 
 RISING = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
 """Of two sources of values, the later one wins. The second is the configuration file."""

@@ -18,11 +18,11 @@ from prunesid_cli.bench.sample_images import draw_pictures, size_of
 from prunesid_cli.bench.stages import STOCK, Bench, Measured
 from prunesid_cli.bench.stock_model import is_known, made_whole
 from prunesid_cli.bench.timing import Meter
-from prunesid_cli.commands.choices import Attention
+from prunesid_cli.cli.choices import Attention
+from prunesid_cli.cli.terminal import advance_one, printer
 from prunesid_cli.errors import OutOfMemory, PruneSIDError
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.models.shared.prefix_lm import WITHOUT_FLASH
-from prunesid_cli.output import advance_one, printer
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Hardware, Session
 from prunesid_cli.selection.budget import Budget

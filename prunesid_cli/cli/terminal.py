@@ -104,7 +104,7 @@ class Printer:
         if self.quiet or not sys.stderr.isatty() or (prints and stdout_is_terminal()):
             yield None
             return
-        from prunesid_cli.bars import new_bar
+        from prunesid_cli.cli.progress import new_bar
 
         with new_bar(what, total) as bar:
             yield bar

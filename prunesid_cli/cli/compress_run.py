@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from prunesid_cli.commands.given import stdin
-from prunesid_cli.commands.report import Report
+from prunesid_cli.cli.arguments import stdin
+from prunesid_cli.cli.compress_report import Report
+from prunesid_cli.cli.terminal import advance_one, expect, plural, printer
 from prunesid_cli.errors import ExitCode, MediaError
 from prunesid_cli.inputs.listing import Found, Listing, find_media, read_list
 from prunesid_cli.inputs.replay import Remembered
 from prunesid_cli.inputs.sharding import Portion
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.output import advance_one, expect, plural, printer
 from prunesid_cli.pipeline.compress import Job, Outcome, compress, record
 from prunesid_cli.pipeline.measure import measure, plan
 from prunesid_cli.pipeline.token_budgets import Allotment, Measured, at_once

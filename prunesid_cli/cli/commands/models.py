@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from prunesid_cli.commands import options as o
+from prunesid_cli.cli import options as o
+from prunesid_cli.cli.config import load_config, set_model
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.models import FAMILIES, load_family
 from prunesid_cli.models.loading.checkpoint import ALIASES, DEMO, resolve
-from prunesid_cli.output import printer
-from prunesid_cli.settings import load_config, set_model
 
 LISTED = {DEMO: "the embedded model: drawn scenes only, needs no network"}
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunesid_cli.commands import compare as sides
-from prunesid_cli.commands import options as o
-from prunesid_cli.commands.choices import Attention, Backend, Dtype
-from prunesid_cli.commands.given import outweighs_fixed, prompt_of, read_sampling, revision_meant
-from prunesid_cli.commands.inputs import read_media
-from prunesid_cli.commands.report import note_if_all
+from prunesid_cli.cli import compare as sides
+from prunesid_cli.cli import options as o
+from prunesid_cli.cli.arguments import outweighs_fixed, prompt_of, read_sampling, revision_meant
+from prunesid_cli.cli.choices import Attention, Backend, Dtype
+from prunesid_cli.cli.compress_report import note_if_all
+from prunesid_cli.cli.media_arguments import read_media
+from prunesid_cli.cli.terminal import printer, stages, stdout_is_terminal
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
-from prunesid_cli.output import printer, stages, stdout_is_terminal
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.tokencache import sample_of
 

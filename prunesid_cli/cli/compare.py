@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prunesid_cli.output import milliseconds
+from prunesid_cli.cli.terminal import milliseconds
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media

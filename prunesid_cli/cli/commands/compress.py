@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunesid_cli import __version__
-from prunesid_cli.commands import options as o
-from prunesid_cli.commands.choices import Attention, Backend, Dtype, Stored
-from prunesid_cli.commands.given import is_typed, outweighs_fixed, read_sampling, revision_meant
-from prunesid_cli.commands.report import Report
+from prunesid_cli.cli import options as o
+from prunesid_cli.cli.arguments import is_typed, outweighs_fixed, read_sampling, revision_meant
+from prunesid_cli.cli.choices import Attention, Backend, Dtype, Stored
+from prunesid_cli.cli.compress_report import Report
+from prunesid_cli.cli.terminal import printer, stages
 from prunesid_cli.errors import ExitCode, UsageError
 from prunesid_cli.inputs.sharding import Portion, read_portion
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
-from prunesid_cli.output import printer, stages
 from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_budget
 from prunesid_cli.runtime.shutdown import stoppable
 from prunesid_cli.tokencache import calibrated
@@ -101,7 +101,7 @@ def compress(
     if not calibrate:
         check_portion(out, portion)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
-    from prunesid_cli.commands.running import Inputs, Work, measure_average
+    from prunesid_cli.cli.compress_run import Inputs, Work, measure_average
     from prunesid_cli.pipeline.compress import Job
     from prunesid_cli.pipeline.load import Cached, Decoder
     from prunesid_cli.tokencache import MeasuredLog

@@ -8,7 +8,7 @@ import shlex
 import sys
 from typing import Any
 
-from prunesid_cli.commands.given import origin
+from prunesid_cli.cli.arguments import origin
 from prunesid_cli.errors import UsageError
 
 WORDS = (

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from prunesid_cli import __version__
-from prunesid_cli.commands import options as o
-from prunesid_cli.commands.report import end_if_incomplete
+from prunesid_cli.cli import options as o
+from prunesid_cli.cli.compress_report import end_if_incomplete
+from prunesid_cli.cli.terminal import one_line, plural, printer, size
 from prunesid_cli.errors import ExitCode, UsageError
-from prunesid_cli.output import one_line, plural, printer, size
 from prunesid_cli.tokencache import Cache, open_cache, read_calibration
 from prunesid_cli.tokencache.format import SHARD_ITEMS
 

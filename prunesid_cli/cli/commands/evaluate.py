@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunesid_cli.commands import options as o
-from prunesid_cli.commands.choices import Attention, Backend, Dtype
-from prunesid_cli.commands.given import is_typed, listed, read_sampling, revision_meant
+from prunesid_cli.cli import options as o
+from prunesid_cli.cli.arguments import is_typed, listed, read_sampling, revision_meant
+from prunesid_cli.cli.choices import Attention, Backend, Dtype
+from prunesid_cli.cli.terminal import columns, plural, printer
 from prunesid_cli.errors import ExitCode, MediaError, PruneSIDError, UsageError
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
-from prunesid_cli.output import columns, plural, printer
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.runtime.shutdown import stoppable
 
