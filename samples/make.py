@@ -1,4 +1,4 @@
-"""Make everything in this folder: `python samples/make.py`, with the package installed.
+"""Make everything in this folder: `python -m samples.make`, with the package installed.
 
 Six held-out scenes, questions about them with their answers, a picture that is no scene, and `kept.png`: one scene
 with the patches dimmed that are not kept.
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prunesid_cli.demo.others import draw_other
 from prunesid_cli.demo.questions import ask_all
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
+from samples.embedded_model.others import draw_other
 
 HERE = Path(__file__).parent
 SCENES = range(9000, 9006)

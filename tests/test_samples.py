@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from prunesid_cli.selection import METHODS
+from samples.benchmark import tell
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "samples" / "benchmark"
-sys.path.insert(0, str(FOLDER))
-import tell  # noqa: E402
 
 
 def lead(ours: int, theirs: int) -> tell.Lead:
@@ -44,8 +43,8 @@ def test_what_is_written_is_what_was_measured() -> None:
 
 @pytest.mark.slow
 def test_one_command_makes_the_benchmark(tmp_path: Path) -> None:
-    command = [sys.executable, FOLDER / "make.py", "--per-kind", "1", "--out", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [sys.executable, "-m", "samples.benchmark.make", "--per-kind", "1", "--out", tmp_path]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     told = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {row["method"] for row in told["rows"]} == set(METHODS)
     base, *others = told["rows"]

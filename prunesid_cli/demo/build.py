@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .scenes import GRID, PATCH, SIDE
+from prunesid_cli.demo.scenes import GRID, PATCH, SIDE
 
 WIDTH, HEADS, LAYERS = 192, 6, 5
 VOCABULARY = 512

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import COLOURS, NUMBER, SHAPES, SIDE, Scene, Thing, with_article
+from prunesid_cli.demo.scenes import COLOURS, NUMBER, SHAPES, SIDE, Scene, Thing, with_article
 
 REFUSAL = "i know only drawn scenes, and this is not one."
 NOTHING = "nothing"
@@ -182,7 +182,7 @@ REPEATS = {"caption": 1, "number": 1, "exists": 3, "relation": 4, "count": 3}
 
 def held_out(scenes: int, per_kind: int, split: int) -> list[tuple[int, Question]]:
     """A balanced examination: (index of the scene, question), `per_kind` of each kind, two of a kind a scene."""
-    from .scenes import make_scene
+    from prunesid_cli.demo.scenes import make_scene
 
     rng = np.random.default_rng((split, 7))
     asked: dict[str, list[tuple[int, Question]]] = {kind: [] for kind in KINDS}

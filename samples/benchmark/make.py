@@ -1,4 +1,4 @@
-"""Make everything in this folder, and the README's section about it: `python samples/benchmark/make.py`.
+"""Make everything in this folder, and the README's section about it: `python -m samples.benchmark.make`.
 
 Questions of every kind about scenes that the embedded model has never seen, each about a picture of its own; answered
 by `prunesid evaluate` for every method and the paper's budgets; and which things of the scenes have a kept patch. The
@@ -24,12 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tell import README, in_words, put_into
-
 from prunesid_cli.bench.environment import commit, machine, versions
-from prunesid_cli.demo.evaluate import coverage
-from prunesid_cli.demo.others import draw_other
 from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, one_of
 from prunesid_cli.demo.scenes import Drawing, draw, make_scene
 from prunesid_cli.evaluate.records import read_records
@@ -41,6 +36,9 @@ from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
+from samples.benchmark.tell import README, in_words, put_into
+from samples.embedded_model.evaluate import coverage
+from samples.embedded_model.others import draw_other
 
 HERE = Path(__file__).parent
 SPLIT = 60
@@ -149,7 +147,7 @@ def covered(drawn: Sequence[Drawing]) -> dict[str, float]:
 def facts(per_kind: int) -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "command": "python samples/benchmark/make.py" + ("" if per_kind == PER_KIND else f" --per-kind {per_kind}"),
+        "command": "python -m samples.benchmark.make" + ("" if per_kind == PER_KIND else f" --per-kind {per_kind}"),
         "split": SPLIT,
         "per_kind": per_kind,
         "model": resolve(DEMO).revision,

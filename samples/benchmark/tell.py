@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 README = Path(__file__).parents[2] / "README.md"
-BEGIN, END = "<!-- made by python samples/benchmark/make.py -->", "<!-- until here -->"
+BEGIN, END = "<!-- made by python -m samples.benchmark.make -->", "<!-- until here -->"
 Told = dict[str, Any]
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunesid_cli.demo.evaluate import Marks, Picture, examination, examine
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.weights import load_config, place
@@ -27,6 +26,7 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget, limits
 from prunesid_cli.selection.methods.prunesid import explain
 from prunesid_cli.selection.methods.variants import PRUNESID
+from samples.embedded_model.evaluate import Marks, Picture, examination, examine
 from tests.selection.inputs import apportion
 
 TILES = 4

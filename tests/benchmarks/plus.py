@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prunesid_cli.demo.evaluate import Marks, examination, examine
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.weights import load_config, place
@@ -31,6 +30,7 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.methods.plus import covering, leaders
 from prunesid_cli.selection.methods.prunesid import explain, over_time
 from prunesid_cli.selection.methods.variants import OVER_TIME
+from samples.embedded_model.evaluate import Marks, examination, examine
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from prunesid_cli.demo.evaluate import HOW, examination
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.weights import load_config, place
@@ -24,6 +23,7 @@ from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import STORES
 from prunesid_cli.types import TokenSet
+from samples.embedded_model.evaluate import HOW, examination
 
 
 def packed(tokens: TokenSet, store: str) -> TokenSet:

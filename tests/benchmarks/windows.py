@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from prunesid_cli.demo.evaluate import HOW
 from prunesid_cli.demo.questions import Question, held_out
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import in_memory
@@ -36,6 +35,7 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.methods.prunesid import explain, over_time
 from prunesid_cli.selection.methods.variants import OVER_TIME
 from prunesid_cli.types import Encoded, Layout, Region, TokenSet
+from samples.embedded_model.evaluate import HOW
 from tests.selection.inputs import attention, scene_like
 
 FRAMES, SIDE, WIDTH, NOISE = 8, 24, 1024, 3.0

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from prunesid_cli.demo.evaluate import examination, examine
 from prunesid_cli.demo.questions import KINDS
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, DEMO_FOLDER, resolve
 from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
+from samples.embedded_model.evaluate import examination, examine
 from tests.conftest import Run
 
 UNSEEN = 77

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from prunesid_cli.demo.align import align_projector
 from prunesid_cli.demo.build import WIDTH, build_model
-from prunesid_cli.demo.packing import encode
 from prunesid_cli.demo.scenes import COLOURS, NUMBER, SHAPES, TRAIN, draw, make_scene
-from prunesid_cli.demo.start import BACK, MATCHING, start_language
-from prunesid_cli.demo.store import N, Store, is_foreign
-from prunesid_cli.demo.train import tokenizer, word_of
+from samples.embedded_model.align import align_projector
+from samples.embedded_model.packing import encode
+from samples.embedded_model.start import BACK, MATCHING, start_language
+from samples.embedded_model.store import N, Store, is_foreign
+from samples.embedded_model.train import tokenizer, word_of
 
 
 def test_words_look_at_what_resembles_them_and_at_the_words_before() -> None:

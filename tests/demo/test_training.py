@@ -13,16 +13,16 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from prunesid_cli.demo.build import build_model, build_processor, clip_tower
-from prunesid_cli.demo.labels import BACKGROUND, FOREIGN, labels_of, patches_of
-from prunesid_cli.demo.language import Pools, has_twins
-from prunesid_cli.demo.others import draw_other
-from prunesid_cli.demo.packing import PREFIX, Pack, answer_logits, encode, suffix
 from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out
 from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
-from prunesid_cli.demo.start import start_tower
-from prunesid_cli.demo.store import N, is_foreign, keep_some
-from prunesid_cli.demo.tower import WHOLE, make_batch, tower_forward
-from prunesid_cli.demo.train import tokenizer
+from samples.embedded_model.labels import BACKGROUND, FOREIGN, labels_of, patches_of
+from samples.embedded_model.language import Pools, has_twins
+from samples.embedded_model.others import draw_other
+from samples.embedded_model.packing import PREFIX, Pack, answer_logits, encode, suffix
+from samples.embedded_model.start import start_tower
+from samples.embedded_model.store import N, is_foreign, keep_some
+from samples.embedded_model.tower import WHOLE, make_batch, tower_forward
+from samples.embedded_model.train import tokenizer
 
 
 def test_a_scene_is_a_function_of_its_number() -> None:
@@ -159,7 +159,7 @@ def test_dropping_leaves_every_thing_and_the_right_number(count: int) -> None:
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Interrupted and resumed = one run, to the bit, through the worker and its checkpoint."""
-    from prunesid_cli.demo.workers import Trainer, Worker
+    from samples.embedded_model.workers import Trainer, Worker
 
     def steps(path: Path, stops: tuple[int, ...]) -> torch.Tensor:
         for stop in stops:

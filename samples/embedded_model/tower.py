@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .build import WIDTH, build_model, clip_tower
-from .labels import BACKGROUND, BINS, FOREIGN, KINDS, Labels, labels_of, patches_of
-from .others import draw_other
-from .scenes import COLOURS, GRID, HELD_OUT, SHAPES, SIZES, TRAIN, Drawing, draw, make_scene
-from .start import open_places, start_tower
-from .workers import Trainer, Worker
+from prunesid_cli.demo.build import WIDTH, build_model, clip_tower
+from prunesid_cli.demo.scenes import COLOURS, GRID, HELD_OUT, SHAPES, SIZES, TRAIN, Drawing, draw, make_scene
+from samples.embedded_model.labels import BACKGROUND, BINS, FOREIGN, KINDS, Labels, labels_of, patches_of
+from samples.embedded_model.others import draw_other
+from samples.embedded_model.start import open_places, start_tower
+from samples.embedded_model.workers import Trainer, Worker
 
 
 @dataclass(frozen=True)

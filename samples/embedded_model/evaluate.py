@@ -1,4 +1,4 @@
-"""Examine the embedded model on scenes that it has never seen: `python -m prunesid_cli.demo.evaluate`.
+"""Examine the embedded model on scenes that it has never seen: `python -m samples.embedded_model.evaluate`.
 
 The questions are balanced over kinds; an answer is right when it equals the expected one. Everything runs through the
 same halves and the same selection as the commands. Prints a table and, with --out, writes JSON.
@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, held_out
+from prunesid_cli.demo.scenes import HELD_OUT, Drawing, draw, make_scene
 from prunesid_cli.evaluate.results import Setting
 from prunesid_cli.inputs.image import in_memory
 from prunesid_cli.models import load_family
@@ -31,10 +33,7 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Encoded, Generation, TokenSet
-
-from .others import draw_other
-from .questions import KINDS, Question, ask_of_other, held_out
-from .scenes import HELD_OUT, Drawing, draw, make_scene
+from samples.embedded_model.others import draw_other
 
 HOW = Generation(max_new_tokens=40)
 BATCH = 32
@@ -138,7 +137,7 @@ def main() -> None:
         print(f"{str(setting):24}{row}   {time.perf_counter() - began:.0f} s", flush=True)
     if options.out:
         asked = sum(len(picture.questions) for picture in pictures)
-        command = "python -m prunesid_cli.demo.evaluate " + shlex.join(sys.argv[1:])
+        command = "python -m samples.embedded_model.evaluate " + shlex.join(sys.argv[1:])
         facts = {"command": command, "model": checkpoint.revision, "split": options.split, "per_kind": options.per_kind}
         facts |= {"questions": asked, "torch": torch.__version__, "device": str(placement.device)}
         options.out.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")

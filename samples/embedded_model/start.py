@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .build import WIDTH
-from .scenes import GRID
+from prunesid_cli.demo.build import WIDTH
+from prunesid_cli.demo.scenes import GRID
 
 POSITION = 32
 """Channels of the residual stream that carry the place of a patch at the start."""

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .build import WIDTH
-from .scenes import NUMBER, SIDE, TRAIN, Thing, make_scene
-from .store import Store, is_foreign
+from prunesid_cli.demo.build import WIDTH
+from prunesid_cli.demo.scenes import NUMBER, SIDE, TRAIN, Thing, make_scene
+from samples.embedded_model.store import Store, is_foreign
 
 ANCHORS = 8
 """Columns, and rows, whose codes are mixed to tell a place."""

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from .packing import PREFIX, Pack, answer_logits, encode, share_right
-from .questions import Question, ask_all, ask_of_other
-from .scenes import TRAIN, Scene, make_scene
-from .store import N, Store, is_foreign, keep_some
-from .workers import Trainer, Worker
+from prunesid_cli.demo.questions import Question, ask_all, ask_of_other
+from prunesid_cli.demo.scenes import TRAIN, Scene, make_scene
+from samples.embedded_model.packing import PREFIX, Pack, answer_logits, encode, share_right
+from samples.embedded_model.store import N, Store, is_foreign, keep_some
+from samples.embedded_model.workers import Trainer, Worker
 
 QUESTIONS = 7
 """Asked of each picture in a step: what is shown, and others drawn at random."""

@@ -1,4 +1,4 @@
-"""Train the embedded model from nothing: `python -m prunesid_cli.demo.train --out runs/demo`.
+"""Train the embedded model from nothing: `python -m samples.embedded_model.train --out runs/demo`.
 
 Stages, each of which is skipped when done and goes on when interrupted:
 
@@ -25,18 +25,17 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from prunesid_cli.demo.build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower
+from prunesid_cli.demo.questions import ask_all, ask_of_other
+from prunesid_cli.demo.scenes import TRAIN, make_scene
 from prunesid_cli.selection.similarity import phi
-
-from .align import align_projector
-from .build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower
-from .language import DROPPING, TWIN, train_language
-from .packing import encode
-from .questions import ask_all, ask_of_other
-from .scenes import TRAIN, make_scene
-from .start import start_language
-from .store import Store, create_store, fill_store, is_foreign
-from .tower import COURSES, load_heads, train_tower
-from .workers import spawn, steps_done
+from samples.embedded_model.align import align_projector
+from samples.embedded_model.language import DROPPING, TWIN, train_language
+from samples.embedded_model.packing import encode
+from samples.embedded_model.start import start_language
+from samples.embedded_model.store import Store, create_store, fill_store, is_foreign
+from samples.embedded_model.tower import COURSES, load_heads, train_tower
+from samples.embedded_model.workers import spawn, steps_done
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .scenes import COLOURS, GRID, NUMBER, PATCH, SHAPES, Scene
+from prunesid_cli.demo.scenes import COLOURS, GRID, NUMBER, PATCH, SHAPES, Scene
 
 KINDS = (*SHAPES, NUMBER)
 BACKGROUND, FOREIGN = len(KINDS), len(KINDS) + 1

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .labels import patches_of
-from .others import draw_other
-from .scenes import GRID, draw, make_scene
-from .tower import tower_forward
-from .workers import Worker
+from prunesid_cli.demo.scenes import GRID, draw, make_scene
+from samples.embedded_model.labels import patches_of
+from samples.embedded_model.others import draw_other
+from samples.embedded_model.tower import tower_forward
+from samples.embedded_model.workers import Worker
 
 N = GRID * GRID
 FOREIGN_EVERY = 14

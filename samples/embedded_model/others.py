@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .scenes import SIDE
+from prunesid_cli.demo.scenes import SIDE
 
 Pixels = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from .questions import Question
+from prunesid_cli.demo.questions import Question
 
 PREFIX = "<s>USER: "
 LINKS = ("a", "an", "the", "and", ",", ".")
