@@ -18,7 +18,7 @@ if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 from prunesid_cli.cli import app as cli  # noqa: E402
-from tests.families.tiny import write  # noqa: E402
+from tests.models.tiny import write  # noqa: E402
 
 
 @dataclass(frozen=True)

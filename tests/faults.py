@@ -27,7 +27,7 @@ from PIL import Image
 from prunesid_cli.errors import CacheError, ExitCode
 from prunesid_cli.tokencache import open_cache, read_tokens, verify_all
 from prunesid_cli.tokencache.format import is_cache
-from tests.families.tiny import write
+from tests.models.tiny import write
 
 SHARD_ITEMS = 64
 LASTING = (".prunesid.lock", ".prunesid-stamps")

@@ -16,8 +16,8 @@ from prunesid_cli.selection import METHODS, select
 from prunesid_cli.types import TokenSet
 from tests.accelerator import GPU, MPS, accelerator
 from tests.conftest import Run
-from tests.families.test_laws import CPU, HOW, PROMPT, VARIANTS, Model, clip
-from tests.families.tiny import tiny, write
+from tests.models.test_laws import CPU, HOW, PROMPT, VARIANTS, Model, clip
+from tests.models.tiny import tiny, write
 from tests.selection.inputs import attention, scene_like
 
 ROUNDING = {"atol": 1e-5, "rtol": 1e-5}

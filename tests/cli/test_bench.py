@@ -1,0 +1,284 @@
+"""What bench tells: its stages, its rival, its labels, and from where on pruning pays. No time is held to a number."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from prunesid_cli import __version__
+from prunesid_cli.bench.break_even import BreakEven, Costs, break_even, least
+from prunesid_cli.bench.random_models import SHAPES, Shape, config, of_config
+from prunesid_cli.bench.report import differing
+from prunesid_cli.bench.stages import STAGES, Measured, Round
+from prunesid_cli.bench.timing import Lap
+from prunesid_cli.inputs.image import load_image
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import DEMO, resolve
+from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.selection.budget import Budget
+from prunesid_cli.types import Generation, Placement
+from tests.conftest import Run
+from tests.models.tiny import write
+
+CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
+SHORT = ("--rounds", "1", "--new-tokens", "3", "--prompt-tokens", "40")
+RANDOM = "random weights, for timing only"
+
+
+def told(run: Run, *args: object) -> dict[str, Any]:
+    ran = run("bench", *SHORT, "--json", *args)
+    assert ran.code == 0, ran.err
+    (record,) = ran.records
+    return record
+
+
+def without_weights(variant: str, folder: Path) -> Path:
+    write(variant, folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    return folder
+
+
+def check_settings(settings: list[dict[str, Any]]) -> None:
+    """What holds whatever was measured."""
+    assert settings[0]["setting"] == "stock"
+    for one in settings:
+        is_stock, stages = one["setting"] == "stock", one["stages"]
+        assert tuple(stages) == STAGES
+        idle = {name for name, stage in stages.items() if stage["seconds"] == 0}
+        assert idle in (({"select", "project"}, {"select"}) if is_stock else (set(),))
+        assert sum(stage["share"] for stage in stages.values()) == pytest.approx(1)
+        assert sum(stage["seconds"] for stage in stages.values()) == pytest.approx(one["seconds"])
+        assert one["seconds_to_first"] == pytest.approx(one["seconds"] - stages["decoding"]["seconds"])
+        assert one["seconds_a_token"] * (one["new_tokens"] - 1) == pytest.approx(stages["decoding"]["seconds"])
+        assert one["items_a_second"] == pytest.approx(one["batch_size"] / one["seconds"])
+        assert (one["break_even"] is None) == (one["kept"] == one["tokens"])
+        assert set(one["cache"]) == (set() if is_stock else {"write", "read"})
+        assert one["text_tokens"] == settings[0]["text_tokens"]
+        runs = zip(*(stage["runs"] for stage in stages.values()), strict=True)
+        wholes = [sum(run) for run in runs]
+        assert one["spread"] == pytest.approx(max(wholes) / min(wholes))
+
+
+def test_the_embedded_model_alone(run: Run, tmp_path: Path) -> None:
+    found = told(run, "--keep", "all,11%,8", "--batch-size", "1,2", "--rounds", "2", "-o", tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text()) == found
+    settings = found["settings"]
+    order = [(one["batch_size"], one["setting"]) for one in settings]
+    assert order == [(size, name) for size in (1, 2) for name in ("stock", "all", "11%", "8")]
+    for some in (settings[:4], settings[4:]):
+        check_settings(some)
+        assert [(one["tokens"], one["kept"]) for one in some] == [(576, 576), (576, 576), (576, 63), (576, 8)]
+    assert settings[0]["text_tokens"] == 40
+    assert found["model"]["name"] == "demo" and found["model"]["weights"] == "the checkpoint's"
+    assert "own generate" in found["stock"] and found["media"] == "drawn scenes"
+    assert found["versions"]["prunesid"] == __version__ and found["versions"]["torch"] == torch.__version__
+    assert found["commit"] is None or re.match("[0-9a-f]{40}", found["commit"])
+    assert found["command"].startswith("prunesid bench ") and found["machine"]["cores"]
+    assert (found["device"], found["dtype"], found["attention"]) == ("cpu", "float32", "sdpa")
+
+
+def test_the_table_says_what_was_measured(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "b.json"
+    ran = run("bench", *SHORT, pictures[0], "-m", llava, "--keep", "200,600", "--batch-size", "3", "--out", out)
+    assert ran.code == 0, ran.err
+    assert "random weights" not in ran.out
+    assert "--keep 600 of 576 visual tokens: all are kept" in ran.err
+    lines = {line[:34].strip(): line[34:].split() for line in ran.out.splitlines()}
+    head = next(line for line in ran.out.splitlines() if line.startswith("batch of 3"))
+    assert re.findall(r"[\w -]+, [\d,]+ tokens", head) and "--keep 200, 200 tokens" in head
+    (_, pruned, _) = json.loads(out.read_text())["settings"]
+    assert lines["whole"][2] == f"{1000 * pruned['seconds']:,.1f}"
+    assert {f"{name}:" for name in STAGES} <= {label.split()[0] for label in lines if label}
+    assert "decode: open the pictures" in lines and "decoding: further tokens" in lines
+    assert "pays from: the least number" in ran.out
+    assert lines["times faster"][0] == "1.00" and lines["pays from: visual tokens"][0] == "-"
+
+
+@pytest.mark.parametrize("variant", ["gemma3", "idefics3", "internvl", "llava_next", "qwen2_5_vl"])
+def test_a_configuration_is_enough(variant: str, run: Run, tmp_path: Path) -> None:
+    """The rival reads as many tokens as all that we keep, in every family, and of those we keep what we were asked."""
+    folder = without_weights(variant, tmp_path / "m")
+    found = told(run, "--random-weights", folder, "--keep", "all,10%", "--batch-size", "2")
+    check_settings(found["settings"])
+    stock, whole, pruned = found["settings"]
+    assert found["model"]["weights"] == RANDOM and found["model"]["model_type"] == variant
+    assert stock["tokens"] == stock["kept"] == whole["kept"] > pruned["kept"]
+    assert pruned["kept"] == Budget.parse("10%").tokens(int(stock["tokens"]))
+    table = run("bench", *SHORT, "--random-weights", folder)
+    assert (table.code, RANDOM in table.out) == (0, True)
+    assert run("bench", "-m", folder).code == 1
+
+
+def test_a_configuration_without_words_is_enough_for_llava(run: Run, llava: Path, tmp_path: Path) -> None:
+    """Its processor is made up, as its weights are; that of others is asked for."""
+    (tmp_path / "m").mkdir()
+    said = json.loads((llava / "config.json").read_text())
+    said["text_config"]["vocab_size"], said["image_token_index"] = 32000, 31999
+    (tmp_path / "m" / "config.json").write_text(json.dumps(said))
+    found = told(run, "--random-weights", tmp_path / "m", "--keep", "50")
+    assert [one["kept"] for one in found["settings"]] == [576, 50]
+    assert (found["model"]["name"], found["model"]["weights"]) == (str(tmp_path / "m"), RANDOM)
+    other = write("qwen2_vl", tmp_path / "q")
+    for path in other.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    ran = run("bench", "--random-weights", other)
+    assert (ran.code, "has no tokenizer" in ran.err, "hint: " in ran.err) == (1, True, True)
+
+
+def test_shapes_have_the_sizes_of_the_models_that_they_are_named_after(tmp_path: Path) -> None:
+    sizes = {"llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "llava-next-7b": 7.06, "llava-next-13b": 13.35}
+    assert set(sizes) == set(SHAPES)
+    for name, billions in sizes.items():
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config(SHAPES[name]))
+        assert sum(one.numel() for one in model.parameters()) == pytest.approx(billions * 1e9, rel=1e-3)
+    narrow = of_config(config(Shape(64, 64, 1, 2, tiles=True, tower=2, words=600)), tmp_path)
+    vision = load_family(narrow.model_type).vision(narrow, CPU)
+    square = load_image(write_square(tmp_path / "square.png", 672))
+    assert vision.preprocess(square).layout.total == 2880 + 48  # five tiles of 576, and a newline for each row of four
+
+
+def write_square(path: Path, side: int) -> Path:
+    from PIL import Image
+
+    Image.new("RGB", (side, side)).save(path)
+    return path
+
+
+def test_where_the_stock_model_cannot_be_asked_all_tokens_are_kept(run: Run, tmp_path: Path) -> None:
+    from tests.films import film  # skips what needs PyAV where it is not installed
+
+    model, clip = write("llava_next_video", tmp_path / "m"), film(tmp_path / "a.mp4", 8)
+    found = told(run, clip, "-m", model, "--keep", "all,10%", "--frames", "4")
+    check_settings(found["settings"])
+    assert [one["setting"] for one in found["settings"]] == ["stock", "10%"]
+    assert "could not be asked" in found["stock"]
+    assert found["media"] == [str(clip)]
+
+
+def test_answers_are_as_long_as_asked_and_each_token_is_told(pictures: list[Path]) -> None:
+    family, checkpoint = load_family("llava"), resolve(DEMO)
+    vision, language = family.vision(checkpoint, CPU), family.language(checkpoint, CPU)
+    (item,) = Pruner(vision, Budget(), "prunesid", ()).prune(
+        vision.encode([vision.preprocess(load_image(pictures[0]))])
+    )
+    assert isinstance(language, Language)
+    prompt, said = language.embed("how many shapes are there?", [item]), list[int]()
+    how = Generation(20, told=lambda: said.append(1))
+    (short,) = language.generate([prompt], how)
+    assert len(said) == short.new_tokens + 1 < 20  # the end is a token
+    said.clear()
+    language.generate([prompt], replace(how, full=True))
+    assert len(said) == 20
+
+
+def test_break_even_by_hand() -> None:
+    stock = Costs(see=1.0, select=0.0, first=5.0, token=0.5, visual=100)
+    pruned = Costs(see=1.0, select=1.0, first=3.0, token=0.4, visual=20, write=0.5, read=0.25)
+    # Ten tokens: stock 9.5 after the tower, pruned 6.6: 2.9 for 80 dropped, and selection costs as much as 28 of them.
+    # Cached: 2.5 once and 6.85 a prompt, where stock takes 10.5 and pruning anew 8.6.
+    assert break_even(stock, pruned, text=30, tokens=10) == BreakEven(1, 20 + 28, 20 + 28 + 30, 1, 2)
+
+
+def measured(setting: str, kept: int, encode: float, decoding: float) -> Measured:
+    laps = dict.fromkeys(STAGES, Lap(0.0)) | {"encode": Lap(encode), "decoding": Lap(decoding)}
+    return Measured(setting, 1, 8, [Round(laps, 576, kept, 40)] * 2)
+
+
+def test_what_prunes_nothing_and_is_not_stock_is_told() -> None:
+    stock, pruned = measured("stock", 576, 1.0, 1.0), measured("64", 64, 0.1, 0.1)
+    for encode, decoding, wanted in (
+        (1.09, 1.09, []),
+        (1.2, 0.8, [("to the first token", 1.2)]),
+        (0.95, 1.5, [("to the end", 1.225)]),
+        (0.8, 0.9, [("to the first token", 0.8)]),
+    ):
+        found = list(differing([stock, measured("all", 576, encode, decoding), pruned]))
+        assert [total for _, total, _ in found] == [total for total, _ in wanted]
+        assert [times for *_, times in found] == pytest.approx([times for _, times in wanted])
+
+
+def test_break_even_where_selection_is_dear() -> None:
+    stock = Costs(see=1.0, select=0.0, first=5.0, token=0.5, visual=100)
+    dear = Costs(see=1.5, select=3.0, first=4.0, token=0.25, visual=20, write=0.0, read=0.0)
+    # 3.5 before the prompt is read, of which reading it gives back 1: the rest takes ten tokens more at .25.
+    found = break_even(stock, dear, text=0, tokens=1)
+    assert (found.answer_tokens, found.visual_tokens) == (11, 20 + 280)
+    assert found.prompts == 3  # 4.5 once, and 4 for 6
+    never = break_even(stock, replace(dear, first=6.0, token=0.5), text=0, tokens=1)
+    assert never == BreakEven(None, None, None, None, 1)
+
+
+def test_a_tower_that_is_faster_is_not_to_prunings_credit() -> None:
+    stock = Costs(see=9.0, select=0.0, first=5.0, token=0.5, visual=100)
+    pruned = Costs(see=1.0, select=1.0, first=4.5, token=0.5, visual=20)
+    found = break_even(stock, pruned, text=0, tokens=1)
+    assert (found.answer_tokens, found.prompts) == (None, 1)
+
+
+def test_least() -> None:
+    assert [least(*one) for one in ((0, 0), (-1, -1), (3, 1), (3, 2), (3, 0), (1, -1))] == [0, 0, 3, 2, None, None]
+
+
+def test_a_model_that_does_not_fit_is_not_begun(run: Run, llava: Path, tmp_path: Path) -> None:
+    """Of a trillion words. Where memory is promised freely, the system would end the process that takes it."""
+    said = json.loads((llava / "config.json").read_text())
+    said["text_config"]["vocab_size"] = 10**12
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    ran = run("bench", "--random-weights", tmp_path)
+    assert (ran.code, "does not fit into the memory of cpu" in ran.err, "hint: " in ran.err) == (1, True, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--batch-size", "0"], 2, "--batch-size 0 is no number of items"),
+        (["--batch-size", "1,two"], 2, "--batch-size two"),
+        (["--keep", "0"], 2, "more than nothing"),
+        (["--keep", ","], 2, "an empty list"),
+        (["--method", "guess"], 2, "no selection method"),
+        (["--new-tokens", "1"], 2, "--new-tokens"),
+        (["--size", "3"], 2, "--size 3 is no size"),
+        (["--size", "64x64", "a.png"], 2, "--size is of drawn scenes"),
+        (["--out", "no/such/b.json"], 2, "no such folder"),
+        (["-m", "demo", "--random-weights", "llava-1.5-7b"], 2, "contradict"),
+        (["gone.png"], 1, "no such file"),
+        (["--random-weights", "./gone"], 1, "no such model folder"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(args: list[str], code: int, said: str, run: Run) -> None:
+    ran = run("bench", *args)
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err and "hint: " in ran.err, ran.err
+
+
+def test_mini_gemini_is_not_drawn_at_random(run: Run, tmp_path: Path) -> None:
+    ran = run("bench", "--random-weights", write("mgm", tmp_path))
+    assert (ran.code, "cannot be made with random weights" in ran.err) == (1, True)
+
+
+def test_a_batch_that_does_not_fit_is_named(run: Run, llava: Path) -> None:
+    """Attention weights of a prompt of 200,000 tokens take half a terabyte."""
+    ran = run("bench", "-m", llava, "--attn", "eager", "--prompt-tokens", "200000", "--rounds", "1")
+    assert (ran.code, ran.out) == (1, "")
+    assert "not enough memory for --batch-size 1" in ran.err and "fewer --prompt-tokens" in ran.err
+
+
+def test_the_model_that_was_chosen_is_measured(run: Run, llava: Path, tmp_path: Path) -> None:
+    """Batch sizes are what is measured, and come from no configuration."""
+    assert run("models", "use", llava).code == 0
+    settings = tmp_path / "config" / "prunesid" / "config.toml"
+    settings.write_text(settings.read_text() + 'batch_size = 16\nkeep = "8"\n')
+    found = told(run)
+    assert found["model"]["name"] == str(llava)
+    assert [(one["batch_size"], one["kept"]) for one in found["settings"]] == [(1, 576), (1, 8)]

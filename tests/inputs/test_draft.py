@@ -1,0 +1,115 @@
+"""--draft: large JPEGs decoded smaller, where a model shrinks all pictures to one size; and it is said of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunesid_cli.inputs.image import in_memory, load_image_bytes
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.shared.processor import shortest_read
+from prunesid_cli.tokencache import open_cache
+from tests import hostile
+from tests.conftest import Run
+from tests.models.test_laws import CPU, painting
+from tests.models.tiny import TINY, write
+
+VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] if "-" in name else []) for name in TINY]
+DYNAMIC = ("idefics3", "internvl", "llava_next", "llava_onevision", "qwen", "smolvlm")
+"""Families that read more of a larger picture."""
+
+
+def jpeg(size: tuple[int, int], **options: object) -> bytes:
+    return hostile.encoded(painting(1, size), "JPEG", quality=95, **options)
+
+
+@pytest.mark.parametrize(
+    ("enough", "scale"), [(24, 8), (30, 8), (31, 4), (60, 4), (61, 2), (120, 2), (121, 1), (999, 1)]
+)
+def test_a_jpeg_is_as_small_as_is_enough(enough: int, scale: int) -> None:
+    data = jpeg((400, 240))
+    whole, small = load_image_bytes(data, "x"), load_image_bytes(data, "x", "", enough)
+    assert (small.size, small.digest) == (whole.size, whole.digest) == ((400, 240), whole.digest)
+    assert small.image.size == (400 // scale, 240 // scale)
+    assert small.notes == ((f"decoded at 1/{scale} of its size",) if scale > 1 else ())
+    difference = np.asarray(small.image, float) - np.asarray(whole.image.reduce(scale), float)
+    assert np.abs(difference).mean() < 1
+
+
+@pytest.mark.parametrize("format", ["JPEG", "MPO"])
+@pytest.mark.parametrize("orientation", hostile.STORED)
+def test_it_is_upright_and_its_size_that_of_the_file(format: str, orientation: int) -> None:
+    data = hostile.turned(orientation, format)
+    whole, small = load_image_bytes(data, "x"), load_image_bytes(data, "x", "", 16)
+    assert small.size == whole.size == (96, 64)
+    assert small.image.size == (24, 16)
+    for name, seen in hostile.corners(small.image.resize((96, 64))).items():
+        assert np.abs(np.subtract(seen, hostile.CORNERS[name])).max() <= 60, name
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "BMP"])
+def test_other_formats_are_decoded_whole(format: str) -> None:
+    data = hostile.encoded(painting(1, (400, 240)), format)
+    assert load_image_bytes(data, "x", "", 24) == load_image_bytes(data, "x")
+
+
+def test_modes_and_damage_are_what_they_are_without() -> None:
+    grey = hostile.encoded(painting(1, (400, 240)).convert("L"), "JPEG")
+    cmyk = hostile.encoded(painting(1, (400, 240)).convert("CMYK"), "JPEG")
+    for data in (grey, cmyk):
+        whole, small = load_image_bytes(data, "x"), load_image_bytes(data, "x", "", 24)
+        assert small.notes == ("decoded at 1/8 of its size", *whole.notes)
+        difference = np.asarray(small.image, float) - np.asarray(whole.image.reduce(8), float)
+        assert np.abs(difference).mean() < 2
+    with pytest.raises(Exception, match="cut short"):
+        load_image_bytes(jpeg((400, 240))[:2000], "x", "", 24)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_families_that_read_one_size_read_the_same_of_a_smaller_picture(variant: str, tmp_path: Path) -> None:
+    found = resolve(str(write(variant, tmp_path)))
+    vision = load_family(found.model_type).vision(found, CPU)
+    side = shortest_read(vision)
+    if side is None:
+        assert variant.startswith(DYNAMIC) or variant in ("llava-pixtral", "gemma3-crops")
+        return
+    assert not variant.startswith(DYNAMIC)
+    large = painting(1, (8 * side, 6 * side))
+    whole, small = (vision.preprocess(in_memory(one)) for one in (large, large.reduce(2)))
+    assert whole.layout == small.layout
+    for name, pixels in whole.tensors.items():
+        assert pixels.shape == small.tensors[name].shape
+        assert (pixels - small.tensors[name]).abs().mean() < 0.02, name
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """One that is larger than twice what the tiny LLaVA reads, and one that is not."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(jpeg((2800, 1500)))
+    (folder / "b.jpg").write_bytes(jpeg((600, 500)))
+    return folder
+
+
+def test_a_cache_says_of_each_picture_what_was_done(run: Run, llava: Path, photos: Path, tmp_path: Path) -> None:
+    for name, *options in (("plain",), ("draft", "--draft")):
+        done = run("compress", photos, "-m", llava, "--out", tmp_path / name, *options)
+        assert done.code == 0, done.err
+        assert "--draft changed nothing" not in done.err
+    plain, draft = ([item for _, item in open_cache(tmp_path / name).items()] for name in ("plain", "draft"))
+    assert [item.size for item in draft] == [item.size for item in plain] == [(2800, 1500), (600, 500)]
+    assert [item.notes for item in plain] == [(), ()]
+    assert [item.notes for item in draft] == [("decoded at 1/2 of its size",), ()]
+    assert (draft[0].digest, draft[1].check) == (plain[0].digest, plain[1].check)
+    assert draft[0].check != plain[0].check
+
+
+def test_a_model_that_reads_more_of_a_larger_picture_is_given_it(run: Run, photos: Path, tmp_path: Path) -> None:
+    model = write("qwen2_vl", tmp_path / "m")
+    done = run("compress", photos / "b.jpg", "-m", model, "--out", tmp_path / "c", "--draft")
+    assert (done.code, "--draft changed nothing" in done.err) == (0, True)
+    assert [item.notes for _, item in open_cache(tmp_path / "c").items()] == [()]

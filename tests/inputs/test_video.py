@@ -1,0 +1,396 @@
+"""Clips: the frames that were asked for, by the numbers on them, or an error that costs one item."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prunesid_cli.errors import MediaError
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.inputs.video import load as reading
+from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES, Sampling
+from prunesid_cli.inputs.video.load import is_clip, load_clip, load_media
+from tests.caches import held
+from tests.conftest import Run
+from tests.films import SIZE, av, film, number_of, numbered, sound, turned
+from tests.models.tiny import write
+
+pyav, worker = (pytest.importorskip(f"prunesid_cli.inputs.video.{name}") for name in ("pyav", "worker"))
+ASK = "what happens?"
+FILMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "h264.mp4": ("libx264", {}),
+    "h264.mov": ("libx264", {}),
+    "h264.mkv": ("libx264", {}),
+    "h264.ts": ("libx264", {}),
+    "h264.flv": ("libx264", {}),
+    "open.mp4": ("libx264", {"bf": 5, "x264-params": "open-gop=1:b-pyramid=normal"}),
+    "fragments.mp4": ("libx264", {"muxer": {"movflags": "frag_keyframe+empty_moov"}}),
+    "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": 8}),
+    "vp8.webm": ("libvpx", {"deadline": "realtime", "cpu-used": 8, "auto-alt-ref": 1}),
+    "mpeg4.mp4": ("mpeg4", {"bf": 2}),
+    "mpeg4.avi": ("mpeg4", {"bf": 2}),
+    "mpeg2.mpg": ("mpeg2video", {"bf": 2}),
+    "jpeg.avi": ("mjpeg", {}),
+}
+"""Name -> encoder and its options."""
+
+
+def encoded(name: str, folder: Path, **changes: Any) -> Path:
+    codec, options = FILMS[name]
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    return film(folder / name, codec=codec, pixels=pixels, **options, **changes)
+
+
+def numbers(media: Media) -> list[int]:
+    return [number_of(frame) for frame in media.frames]
+
+
+def refusal(path: Path | str, sampling: Sampling | None = None) -> MediaError:
+    with pytest.raises(MediaError) as caught:
+        load_media(path, sampling or Sampling())
+    assert caught.value.problem.startswith(f"{path}: ")
+    assert caught.value.hint
+    assert "\n" not in caught.value.problem
+    return caught.value
+
+
+# Which frames
+
+
+def test_frames_are_spread_over_time() -> None:
+    even = [i / 10 for i in range(100)]
+    assert Sampling(8).choose(even) == [int(i) for i in np.linspace(0, 99, 8)]
+    assert Sampling(1).choose(even) == [49]
+    assert Sampling(200).choose(even) == list(range(100))
+    assert Sampling(fps=2).choose(even) == list(range(0, 100, 5))
+    assert Sampling(fps=1000).choose(even) == list(range(100))
+    assert Sampling(fps=0.01).choose(even) == [0]
+    assert Sampling(fps=1).choose([0.0]) == Sampling(3).choose([0.0]) == [0]
+
+
+def test_a_picture_that_stands_still_is_looked_at_once() -> None:
+    slides = [0.0, 0.1, 0.2, 0.3, 10.0, 20.0]
+    assert Sampling(5).choose(slides) == [0, 3, 4, 5]
+    assert Sampling(fps=0.1).choose(slides) == [0, 4, 5]
+
+
+def test_more_frames_than_fit_are_refused() -> None:
+    hours = [i / 2 for i in range(20_000)]
+    with pytest.raises(MediaError, match=f"2 fps of 10000 s are 20,000 frames, more than the limit of {MAX_FRAMES:,}"):
+        Sampling(fps=2).choose(hours)
+    assert len(Sampling(MAX_FRAMES).choose(hours)) == MAX_FRAMES
+
+
+# Right frames
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_frames_are_the_right_ones(name: str, tmp_path: Path) -> None:
+    path = encoded(name, tmp_path)
+    media = load_clip(str(path), Sampling(6))
+    assert numbers(media) == [0, 7, 15, 23, 31, 39]
+    assert media.times == pytest.approx([number / 25 for number in numbers(media)], abs=0.002)
+    assert (media.is_clip, media.size, media.sampling, media.decoder[:5]) == (True, SIZE, "6 frames", "PyAV ")
+    assert numbers(load_clip(str(path), Sampling(fps=5))) == list(range(0, 40, 5))
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_decord_gives_right_frames_or_refuses(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("decord")
+    path = encoded(name, tmp_path)
+    is_safe = name in ("h264.mp4", "h264.mov", "h264.mkv", "fragments.mp4", "vp9.webm", "vp8.webm")
+    try:
+        media = load_clip(str(path), Sampling(6, backend="decord"))
+    except MediaError as error:
+        assert not is_safe, error
+        assert error.hint == "leave out --video-backend"
+    else:
+        assert is_safe
+        assert numbers(media) == [0, 7, 15, 23, 31, 39]
+        assert (media.sampling, media.decoder[:7]) == ("6 frames by decord", "decord ")
+
+
+def test_decord_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "find_spec", lambda name: None)
+    path = str(film(tmp_path / "a.mp4", 3))
+    with pytest.raises(MediaError, match="it is not installed"):
+        list(worker.read(path, Sampling(backend="decord")))
+    assert len(list(worker.read(path, Sampling()))) == 3 + 1
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_a_variable_frame_rate(backend: str, tmp_path: Path) -> None:
+    """Ten frames in the first second, then one every second."""
+    if backend == "decord":
+        pytest.importorskip("decord")
+    path = film(tmp_path / "a.mp4", [i / 10 for i in range(10)] + [1.0, 2.0, 3.0, 4.0])
+    media = load_clip(str(path), Sampling(5, backend=backend))
+    assert (numbers(media), media.times) == ([0, 10, 11, 12, 13], (0.0, 1.0, 2.0, 3.0, 4.0))
+    assert numbers(load_clip(str(path), Sampling(fps=2, backend=backend))) == [0, 5, 10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_frames_are_upright(degrees: int, backend: str, tmp_path: Path) -> None:
+    path = turned(film(tmp_path / "a.mp4", 3), degrees)
+    if backend == "decord":
+        pytest.importorskip("decord")
+        if degrees != 180:
+            assert "pictures on their side" in refusal(path, Sampling(backend=backend)).problem
+            return
+    media = load_clip(str(path), Sampling(backend=backend))
+    for number, frame in enumerate(media.frames):
+        expected = np.rot90(numbered(number), -degrees // 90)
+        assert media.size == frame.size == expected.shape[1::-1]
+        assert np.abs(np.asarray(frame, float) - expected).mean() < 12
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_short_clip_gives_all_that_it_has(count: int, tmp_path: Path) -> None:
+    media = load_clip(str(film(tmp_path / "a.mp4", count)), Sampling())
+    assert numbers(media) == list(range(count))
+    assert len(media.times) == count
+    assert media.is_clip
+
+
+def test_odd_sizes(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mp4", 5, size=(161, 97), pixels="yuv444p")
+    media = load_clip(str(path), Sampling())
+    assert (media.size, numbers(media)) == ((161, 97), [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (2, 400)])
+def test_tiny_and_thin_sizes(size: tuple[int, int], tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, "bgr0"
+        for grey in (0, 100, 200):
+            picture = np.full((size[1], size[0], 3), grey, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    media = load_clip(str(tmp_path / "a.mkv"), Sampling())
+    assert media.size == size
+    assert [frame.getpixel((0, 0)) for frame in media.frames] == [(grey,) * 3 for grey in (0, 100, 200)]
+
+
+@pytest.mark.parametrize("duration", [0, 1, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_duration_that_lies_changes_nothing(duration: int, tmp_path: Path) -> None:
+    """What a file says of its length is not asked: packets tell."""
+    path = film(tmp_path / "a.mp4", 40)
+    data = bytearray(path.read_bytes())
+    for box, offset in ((b"mvhd", 16), (b"mdhd", 16), (b"tkhd", 20)):  # version 0, from after the name
+        at = data.index(box) + 4 + offset
+        data[at : at + 4] = duration.to_bytes(4, "big")
+    path.write_bytes(data)
+    media = load_clip(str(path), Sampling(6))
+    assert (numbers(media), media.times[-1]) == ([0, 7, 15, 23, 31, 39], pytest.approx(39 / 25, abs=0.002))
+
+
+def test_a_clip_without_an_end_is_read_up_to_where_it_is(tmp_path: Path) -> None:
+    """As a recording in progress, which says neither its length nor its size."""
+    path = film(tmp_path / "a.mkv", 40, muxer={"live": "1"})
+    assert numbers(load_clip(str(path), Sampling(6))) == [0, 7, 15, 23, 31, 39]
+
+
+def test_frames_that_nobody_needs_are_passed_over_and_no_pixel_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = film(tmp_path / "a.mp4", 60, bf=3, g=60, **{"x264-params": "b-pyramid=normal:b-adapt=0"})
+    frames = [one for one in worker.read(str(path), Sampling(7)) if isinstance(one, Image.Image)]
+    monkeypatch.setattr(pyav, "SKIPPING", ())
+    assert frames == [one for one in worker.read(str(path), Sampling(7)) if isinstance(one, Image.Image)]
+    assert [number_of(one) for one in frames] == [0, 9, 19, 29, 39, 49, 59]
+
+
+def test_frames_that_would_fill_memory_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MOST_PIXELS", 5 * SIZE[0] * SIZE[1] // 4)
+    *frames, told = worker.read(str(film(tmp_path / "a.mp4", 5)), Sampling())
+    assert isinstance(told, worker.Told)
+    assert told.notes == (f"frames of {SIZE[0]}x{SIZE[1]} reduced to {SIZE[0] // 2}x{SIZE[1] // 2}",)
+    assert [number_of(one.resize(SIZE)) for one in frames if isinstance(one, Image.Image)] == [0, 1, 2, 3, 4]
+
+
+def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name is one of FFmpeg's protocols, or an option."""
+    monkeypatch.chdir(tmp_path)
+    data = film(tmp_path / "a.mp4", 2).read_bytes()
+    for name in ("concat:a.mp4|a.mp4", "http:x.mp4", "-i.mp4", "視頻 ä.mp4", os.fsdecode(b"\xff.mp4"), "a\nb.mp4"):
+        Path(name).write_bytes(data)
+        assert numbers(load_media(name, Sampling())) == [0, 1], name
+
+
+def test_what_a_file_is_decides_not_its_name(tmp_path: Path) -> None:
+    clip = film(tmp_path / "a.mp4", 2)
+    assert is_clip(str(clip.rename(tmp_path / "a.jpg")))
+    for name in ("a.ts", "a.mov", "a.mkv", "a.flv"):
+        (tmp_path / "plain").write_bytes(film(tmp_path / name, 2).read_bytes())
+        assert is_clip(str(tmp_path / name))
+        assert is_clip(str(tmp_path / "plain")) == (name != "a.ts")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.mp4", "PNG")
+    assert not load_media(tmp_path / "b.mp4", Sampling()).is_clip
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "vp9.webm", "mpeg4.avi", "fragments.mp4"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+def test_a_file_that_was_cut_short(name: str, share: float, tmp_path: Path) -> None:
+    path = encoded(name, tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert "cut short" in refusal(path).problem
+
+
+def test_damage_is_not_painted_over(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mp4", 40, crf=10)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat")
+    middle = start + int.from_bytes(data[start - 4 : start], "big") // 2
+    data[middle : middle + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    assert "damaged" in refusal(path).problem
+
+
+def test_what_is_no_clip(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    cases = {
+        b"": "empty file",
+        b"\0\xff\x13" * 4000: "of no known video format",
+        b"<!doctype html><html>": "a web page",
+        b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n": "the file is text",
+        b"\0\0\0\x18ftypisom" + b"\0" * 400: "damaged, or of no known",
+    }
+    for data, expected in cases.items():
+        path.write_bytes(data)
+        assert expected in refusal(path).problem
+    assert "there are no moving pictures in it" in refusal(sound(tmp_path / "b.mp4")).problem
+    assert "a folder" in refusal(tmp_path).problem
+    assert "no such file" in refusal(tmp_path / "none.mp4").problem
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    assert "a pipe or device" in refusal(tmp_path / "a.mp4").problem
+
+
+def test_a_decoder_that_hangs_or_crashes_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = film(tmp_path / "a.mp4", 2)
+    monkeypatch.setattr(reading, "PATIENCE", 0.5)
+    began = time.monotonic()
+    monkeypatch.setattr(reading, "START", "import time; time.sleep(60)")
+    assert "not decoded within" in refusal(path).problem
+    monkeypatch.setattr(reading, "START", "print('{\"frame\": [8, 8]}', flush=True); import time; time.sleep(60)")
+    assert "not decoded within" in refusal(path).problem
+    monkeypatch.setattr(reading, "START", "import os; os.abort()")
+    assert "the video decoder crashed (" in refusal(path).problem
+    assert time.monotonic() - began < 30
+
+
+def test_no_decoder_outlives_who_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = reading.START.replace("main; main()", "_end_with_stdin; _end_with_stdin()")
+    monkeypatch.setattr(reading, "START", start)
+    left = subprocess.Popen(reading._command(str(tmp_path), Sampling()), **reading.PIPES)
+    assert left.stdin and left.stdout
+    with left:
+        left.stdin.close()
+        assert left.wait(30) == 1
+
+
+def test_no_decoder_is_loaded_before_a_clip_is_read() -> None:
+    code = "import sys; from prunesid_cli.cli.app import main; sys.argv = ['prunesid', '--help']\ntry: main()\n"
+    code += "finally: print(sorted({'av', 'decord', 'torch', 'PIL'} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+
+
+# The command line
+
+
+@pytest.fixture(scope="module", params=["llava_next_video", "qwen2_vl", "video_llava"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """Two clips, of more and of fewer frames than are taken of each."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    film(folder / "a.mp4", 30)
+    film(folder / "b.webm", 3, "libvpx-vp9")
+    return folder
+
+
+def test_ask_is_compress_and_answer(run: Run, model: Path, films: Path, tmp_path: Path) -> None:
+    common = ("-m", model, "-k", "20", "--frames", "4")
+    done = run("compress", films, "--out", tmp_path / "c", *common)
+    assert done.code == 0, done.err
+    answers = run("answer", tmp_path / "c", ASK, "--max-new-tokens", "8")
+    assert answers.code == 0, answers.err
+    for record, path in zip(answers.records, sorted(films.iterdir()), strict=True):
+        asked = run("ask", path, ASK, *common, "--max-new-tokens", "8", "--json")
+        assert asked.code == 0, asked.err
+        (said,) = asked.records
+        assert (record["answer"], record["kept"], record["tokens"]) == (said["answer"], said["kept"], said["tokens"])
+    items = list(held(tmp_path / "c").values())
+    assert [item.sampling for item in items] == ["4 frames"] * 2
+    assert all(item.decoder.startswith("PyAV ") and item.size == SIZE for item in items)
+    assert [region.time for region in items[0].layout.regions][0] == 0.0
+
+
+def test_frames_are_part_of_what_clips_have_in_common(
+    run: Run, films: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    model = write("llava_next_video", tmp_path / "m")
+    compress = ("compress", "-m", model, "--out", tmp_path / "c", "-k", "8", films)
+    assert run(*compress, "--fps", "2").code == 0
+    again = run(*compress, "--fps", "2", "--json")
+    assert (again.code, [record["held"] for record in again.records]) == (0, [True, True])
+    other = run(*compress, "--frames", "4")
+    assert (other.code, "holds clips of which 2 fps were taken, not 4 frames" in other.err) == (1, True)
+
+
+def test_caches_of_images_do_not_depend_on_it(run: Run, pictures: list[Path], llava: Path, tmp_path: Path) -> None:
+    for name, *options in (("a",), ("b", "--frames", "3"), ("c", "--fps", "1", "--video-backend", "pyav")):
+        assert run("compress", pictures[0], "-m", llava, "--out", tmp_path / name, *options).code == 0
+    shards = {(tmp_path / name / "prunesid-00000.safetensors").read_bytes() for name in "abc"}
+    assert len(shards) == 1
+    assert b"sampling" not in shards.pop()
+    assert run("compress", pictures[1], "-m", llava, "--out", tmp_path / "a", "--frames", "5").code == 0
+
+
+def test_a_clip_for_a_model_that_reads_none(
+    run: Run, llava: Path, films: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    done = run("compress", pictures[0], films, "-m", llava, "--out", tmp_path / "c")
+    assert (done.code, done.err.count("this model reads no clips")) == (3, 2)
+    asked = run("ask", films / "a.mp4", ASK, "-m", llava)
+    assert (asked.code, "this model reads no clips" in asked.err) == (1, True)
+
+
+def test_a_bad_clip_costs_itself_alone(run: Run, films: Path, tmp_path: Path) -> None:
+    model = write("llava_next_video", tmp_path / "m")
+    (films / "c.mkv").write_bytes(b"\x1aE\xdf\xa3" + b"\0" * 500)
+    done = run("compress", films, "-m", model, "--out", tmp_path / "c", "-k", "8", "--json")
+    assert done.code == 3
+    assert ["error" in record for record in done.records] == [False, False, True]
+
+
+def test_options_that_make_no_sense(run: Run, films: Path, llava: Path) -> None:
+    for options, said in (
+        (("--fps", "1", "--frames", "2"), "--frames and --fps contradict each other"),
+        (("--fps", "0"), "--fps 0 is no rate"),
+        (("--fps", "nan"), "--fps nan is no rate"),
+    ):
+        done = run("ask", films / "a.mp4", ASK, "-m", llava, *options)
+        assert (done.code, said in done.err) == (2, True), done.err

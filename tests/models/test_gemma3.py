@@ -1,0 +1,106 @@
+"""Gemma 3: importance, newlines around a picture, attention inside it, crops, the real size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunesid_cli.errors import UnsupportedModel, UsageError
+from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.gemma3 import boxes
+from prunesid_cli.models.loading.checkpoint import resolve
+from tests.models.test_laws import CLOSE, CPU, HOW, PROMPT, Model, keep_all, painting
+from tests.models.tiny import tiny, write
+from tests.models.tiny.base import Tiny
+from tests.models.tiny.gemma3 import gemma3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write("gemma3", tmp_path_factory.mktemp("gemma3")), tiny("gemma3"))
+
+
+def test_saliency_is_the_eager_attention_that_a_block_receives(model: Model) -> None:
+    pixels = [model.vision.preprocess(one) for one in model.pictures()]
+    batch = torch.cat([one.tensors["pixel_values"] for one in pixels])
+    with torch.no_grad():
+        tower = model.stock.model.vision_tower
+        attention = tower(pixel_values=batch, output_attentions=True).attentions[-1]
+    received = attention.mean((1, 2)).view(-1, 8, 4, 8, 4).sum((2, 4)).flatten(1)
+    mine = torch.stack([one.segments[0].saliency for one in model.vision.encode(pixels)])
+    torch.testing.assert_close(mine, received, atol=1e-5, rtol=1e-5)
+
+
+def test_newlines_before_a_picture_are_one_token(model: Model) -> None:
+    """The turn begins with `user\\n` and the picture with two more."""
+    (item,) = model.pruner("7").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
+    ids = model.language.tokenised(PROMPT, [item.layout])
+    words = model.processor.tokenizer.convert_ids_to_tokens(ids.tolist())
+    assert words[words.index("<start_of_image>") - 1] == "\n\n\n"
+    stock = model.stock_inputs(model.pictures()[:1], PROMPT)["input_ids"][0].unique_consecutive()
+    assert stock.tolist() == ids.unique_consecutive().tolist()
+
+
+def test_kept_tokens_of_a_picture_see_each_other(model: Model) -> None:
+    """The answer is another when they do not; the model is left as it was."""
+    (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
+    asked = model.language.embed(PROMPT, [item])
+    both_ways = model.language.logits([asked])
+    one_way = model.language.logits([replace(asked, visual=torch.zeros_like(asked.visual))])
+    assert (both_ways - one_way).abs().max() > 1e-2
+    assert "prepare_inputs_for_generation" not in vars(model.language.model)
+
+
+@pytest.mark.parametrize(
+    ("size", "crops", "second"),
+    [((1100, 300), 4, (0.0, 0.0, 0.25, 1.0)), ((300, 800), 3, (0.0, 0.0, 1.0, 267 / 800)), ((9, 9), 0, None)],
+)
+def test_where_crops_are(size: tuple[int, int], crops: int, second: tuple[float, ...] | None) -> None:
+    first, *others = boxes(size, crops)
+    assert (first, len(others)) == ((0.0, 0.0, 1.0, 1.0), crops)
+    assert not others or (others[0], others[-1][2:]) == (second, (1.0, 1.0))
+
+
+def test_crops_are_segments_with_text_between(tmp_path: Path) -> None:
+    model = Model(write("gemma3-crops", tmp_path), tiny("gemma3-crops"))
+    (item,) = model.vision.encode([model.vision.preprocess(model.pictures()[0])])
+    assert (len(item.segments), item.layout.runs) == (5, (64,) * 5)
+    assert "here are some crops" in item.layout.text
+
+
+def test_flash_attention_is_refused(model: Model) -> None:
+    found, where = resolve(str(model.folder)), replace(CPU, attention="flash_attention_2")
+    for half in ("vision", "language"):
+        with pytest.raises(UsageError, match="both directions"):
+            getattr(load_family("gemma3"), half)(found, where)
+
+
+def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "gemma3", "vision_config": {"model_type": "clip_vision_model"}}'
+    )
+    with pytest.raises(UnsupportedModel, match="'clip_vision_model'"):
+        load_family("gemma3").check(resolve(str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_the_real_size_is_the_stock_model(tmp_path: Path) -> None:
+    """896 pixels, 4,096 patches, 256 tokens; the attention weights of a layer take several chunks."""
+    gemma3(tmp_path, side=896)
+    model = Model(tmp_path, Tiny(partial(gemma3, side=896)))
+    picture = in_memory(painting(0, (700, 500)))
+    keep_all(model, [picture], PROMPT)
+    pixels = model.vision.preprocess(picture)
+    (item,) = model.vision.encode([pixels])
+    with torch.no_grad():
+        tower = model.stock.model.vision_tower
+        attention = tower(pixel_values=pixels.tensors["pixel_values"], output_attentions=True).attentions[-1]
+    received = attention.mean((1, 2)).view(16, 4, 16, 4).sum((1, 3)).flatten()
+    torch.testing.assert_close(item.segments[0].saliency, received, **CLOSE)
+    (kept,) = model.pruner("64").prune([item])
+    assert model.language.generate([model.language.embed(PROMPT, [kept])], HOW)[0].new_tokens > 0

@@ -1,0 +1,159 @@
+"""What is Idefics3's and SmolVLM's own: the order of their shuffle, saliency, tiles, frames, the package of numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers.utils import is_num2words_available
+
+from prunesid_cli.errors import ModelError
+from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import idefics3
+from prunesid_cli.models.shared import attention_saliency as saliency
+from prunesid_cli.types import Layout, Region
+from tests.models.test_laws import PROMPT, Model, clip, painting
+from tests.models.tiny import tiny, write
+
+
+def _model(variant: str, factory: pytest.TempPathFactory) -> Model:
+    return Model(write(variant, factory.mktemp(variant)), tiny(variant))
+
+
+@pytest.fixture(scope="module", params=["idefics3", "idefics3-long", "idefics3-smolvlm", "smolvlm"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return _model(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return _model("idefics3", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return _model("smolvlm", tmp_path_factory)
+
+
+def test_a_token_is_a_square_of_patches(model: Model) -> None:
+    """The numbers of the patches, through the stock model's own shuffle."""
+    config, connector = model.stock.config, model.vision.model.model.connector
+    side, scale = config.vision_config.image_size // config.vision_config.patch_size, config.scale_factor
+    squares = connector.pixel_shuffle(torch.arange(side**2).view(1, -1, 1), scale)[0]
+    for token, square in enumerate(squares.tolist()):
+        row, column = divmod(token, side // scale)
+        inside = range(scale)
+        assert sorted(square) == [side * (scale * row + i) + scale * column + j for i in inside for j in inside]
+
+
+@pytest.mark.parametrize("room", [1, saliency.AT_ONCE])
+def test_saliency_is_the_attention_that_the_patches_get(
+    model: Model, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saliency, "AT_ONCE", room)
+    pixels = model.vision.preprocess(in_memory(painting(3, (500, 200))))
+    (item,) = model.vision.encode([pixels])
+    config, values = model.stock.config, pixels.tensors["pixel_values"]
+    with torch.no_grad():
+        given = model.stock.model.vision_model(values, output_attentions=True).attentions[-1].mean((1, 2))
+        stock = model.stock.get_image_features(values[None], return_dict=True).pooler_output
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    scale = config.scale_factor
+    tokens = given.view(-1, side // scale, scale, side // scale, scale).sum((2, 4)).flatten(1)
+    assert_close(torch.stack([one.saliency for one in item.segments]), tokens, atol=1e-5, rtol=0)
+    # A list of pictures, or one tensor of their tiles, by the version.
+    features = torch.cat([one.reshape(-1, one.shape[-1]) for one in stock])
+    assert_close(torch.cat([one.features for one in item.segments]), features, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "grid"),
+    [
+        ("idefics3", (364, 364), (2, 2)),
+        ("idefics3", (90, 400), (2, 1)),
+        ("idefics3-long", (1000, 250), (1, 4)),
+        ("idefics3-long", (800, 700), (4, 4)),
+        ("idefics3-whole", (500, 200), (1, 1)),
+    ],
+)
+def test_tiles_are_where_the_processor_cut(
+    variant: str, size: tuple[int, int], grid: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    layout = _model(variant, tmp_path_factory).vision.preprocess(in_memory(painting(0, size))).layout
+    rows, columns = grid
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    boxes = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r, c in places]
+    boxes += [(0, 0, 1, 1)] if len(boxes) > 1 else []
+    assert layout.regions == tuple(Region(169 * i, 13, 13, 13, box) for i, box in enumerate(boxes))
+    assert layout.runs == (169,) * len(boxes)
+    around = "<fake_token_around_image>"
+    ends = ["\n" if column == columns - 1 else "" for _, column in places]
+    tags = [f"{around}<row_{r + 1}_col_{c + 1}><image>{end}" for (r, c), end in zip(places, ends, strict=True)]
+    before = "".join(tags) + "\n" if len(boxes) > 1 else ""
+    assert layout.text == f"{before}{around}<global-img><image>{around}"
+
+
+def test_a_tile_shows_its_box(plain: Model) -> None:
+    """A picture that is dark but for one tile is bright in that tile and nowhere else, the small whole aside."""
+    image = in_memory(painting(0, (728, 728))).image.point(lambda value: 0)
+    image.paste((255, 255, 255), (0, 364, 364, 728))
+    pixels = plain.vision.preprocess(in_memory(image))
+    bright = [i for i, one in enumerate(pixels.tensors["pixel_values"]) if one.mean() > 0.9]
+    assert [pixels.layout.regions[i].box for i in bright] == [(0.0, 0.5, 0.5, 1.0)]
+
+
+def test_clips_are_for_smolvlm(plain: Model) -> None:
+    with pytest.raises(ModelError, match="Idefics3 takes pictures and no clips"):
+        plain.vision.preprocess(clip(1, 3))
+
+
+@pytest.mark.skipif(not is_num2words_available(), reason="SmolVLM writes about clips with num2words")
+def test_a_clip_is_written_frame_by_frame(smolvlm: Model) -> None:
+    pixels = smolvlm.vision.preprocess(clip(1, 3))
+    picture = "<fake_token_around_image><global-img><image><fake_token_around_image>"
+    frames = "".join(f"\nFrame from 00:0{second}:{picture}" for second in (0, 0, 1))
+    intro = "You are provided the following series of three frames from a 0:00:01 [H:MM:SS] video.\n"
+    assert pixels.layout.text == f"{intro}{frames}\n\n"
+    assert pixels.layout.runs == (64,) * 3
+    assert [region.time for region in pixels.layout.regions] == [0.0, 0.5, 1.0]
+    assert pixels.tensors["pixel_values"].shape == (3, 3, 512, 512)
+
+
+@pytest.mark.skipif(not is_num2words_available(), reason="SmolVLM writes about clips with num2words")
+def test_a_clip_is_seen_as_the_video_processor_sees_it(smolvlm: Model) -> None:
+    pytest.importorskip("torchvision")
+    from transformers import AutoProcessor
+    from transformers.video_utils import VideoMetadata
+
+    media = clip(1, 3)
+    stock = AutoProcessor.from_pretrained(smolvlm.folder)
+    about = VideoMetadata(total_num_frames=3, fps=2.0, duration=1.0, frames_indices=[0, 1, 2])
+    made = stock(
+        text=["<video>"],
+        videos=[list(media.frames)],
+        video_metadata=[about],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    pixels = smolvlm.vision.preprocess(media)
+    text = stock.tokenizer.decode(made["input_ids"][0]).replace("<image>" * 64, "<image>")
+    assert text == pixels.layout.text
+    assert_close(pixels.tensors["pixel_values"], made["pixel_values"][0], atol=0.05, rtol=0)
+
+
+def test_pictures_need_no_number_words(smolvlm: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read, and put into a prompt, in the same way; clips are refused with what to install."""
+    media = in_memory(painting(0, (500, 200)))
+    (item,) = smolvlm.pruner("23").prune(smolvlm.vision.encode([smolvlm.vision.preprocess(media)]))
+    asked = smolvlm.language.tokenised(PROMPT, [item.layout])
+    monkeypatch.setattr(idefics3, "is_num2words_available", lambda: False)
+    without = Model(smolvlm.folder, smolvlm.tiny)
+    pixels = without.vision.preprocess(media)
+    assert pixels.layout == item.layout
+    assert torch.equal(without.language.tokenised(PROMPT, [item.layout]), asked)
+    with pytest.raises(ModelError, match="package that is missing") as refused:
+        without.vision.preprocess(clip(1, 3))
+    assert refused.value.hint == "pip install num2words"
+    frame = Layout("<image>", (64,), (Region(0, 8, 8, 8, time=0.0),))
+    with pytest.raises(ModelError, match="package that is missing"):
+        without.language.tokenised(PROMPT, [frame])

@@ -1,0 +1,130 @@
+"""What is InternVL's own: the order of its shuffle, its saliency, its tiles and frames, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from tests.models.test_laws import CPU, Model, clip, painting
+from tests.models.tiny import tiny, write
+
+
+@pytest.fixture(scope="module", params=["internvl", "internvl-large", "internvl-inner"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write("internvl", tmp_path_factory.mktemp("plain")), tiny("internvl"))
+
+
+def test_a_token_is_a_square_of_patches(plain: Model) -> None:
+    """The numbers of the patches, through the stock model's own shuffle."""
+    numbers = torch.arange(32 * 32).view(1, 32 * 32, 1)
+    squares = plain.vision._shuffled(numbers)[0]
+    for token, square in enumerate(squares.tolist()):
+        row, column = divmod(token, 16)
+        assert sorted(square) == [32 * (2 * row + i) + 2 * column + j for i in (0, 1) for j in (0, 1)]
+
+
+def test_saliency_is_the_attention_of_cls_in_the_layer_that_is_read(model: Model) -> None:
+    pixels = model.vision.preprocess(in_memory(painting(3, (900, 880))))
+    (item,) = model.vision.encode([pixels])
+    config = model.stock.config
+    layer = config.vision_feature_layer
+    with torch.no_grad():
+        seen = model.stock.model.vision_tower(pixels.tensors["pixel_values"], output_attentions=True)
+        row = seen.attentions[layer].sum(1)[:, 0, 1:].view(-1, 16, 2, 16, 2)
+        stock = model.stock.get_image_features(pixels.tensors["pixel_values"], return_dict=True).pooler_output
+    assert_close(torch.stack([one.saliency for one in item.segments]), row.sum((2, 4)).flatten(1), atol=1e-5, rtol=0)
+    assert_close(torch.stack([one.features for one in item.segments]), stock, atol=1e-5, rtol=0)
+    loaded = len(model.vision.model.model.vision_tower.encoder.layer)
+    assert loaded == config.vision_config.num_hidden_layers + layer + 1
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((448, 448), (1, 1)), ((1200, 900), (3, 4)), ((200, 1200), (6, 1)), ((1600, 100), (1, 12))]
+)
+def test_tiles_are_where_the_processor_cut(plain: Model, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    layout = plain.vision.preprocess(in_memory(painting(0, size))).layout
+    rows, columns = grid
+    boxes = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r in range(rows) for c in range(columns)]
+    boxes += [(0, 0, 1, 1)] if len(boxes) > 1 else []
+    assert [region.box for region in layout.regions] == boxes
+    assert [region.first for region in layout.regions] == [256 * i for i in range(len(boxes))]
+    assert layout.runs == (256 * len(boxes),)
+    assert layout.text == "<img><IMG_CONTEXT></img>"
+
+
+def test_a_tile_shows_its_box(plain: Model) -> None:
+    """A picture that is dark but for one tile is bright in that tile and nowhere else, the small whole aside."""
+    picture = in_memory(painting(0, (1792, 448)))
+    image = picture.image.point(lambda value: 0)
+    image.paste((255, 255, 255), (896, 0, 1344, 448))
+    pixels = plain.vision.preprocess(in_memory(image))
+    bright = [i for i, one in enumerate(pixels.tensors["pixel_values"]) if one.mean() > 1.5]
+    assert [pixels.layout.regions[i].box for i in bright] == [(0.5, 0.0, 0.75, 1.0)]
+
+
+def test_a_clip_is_written_frame_by_frame(plain: Model) -> None:
+    pixels = plain.vision.preprocess(clip(1, 3))
+    assert pixels.layout.text == "\n".join(f"Frame{i}: <img><IMG_CONTEXT></img>" for i in (1, 2, 3))
+    assert pixels.layout.runs == (256,) * 3
+    assert [region.time for region in pixels.layout.regions] == [0.0, 0.5, 1.0]
+
+
+def test_a_clip_is_seen_as_the_video_processor_sees_it(plain: Model) -> None:
+    pytest.importorskip("torchvision")
+    from transformers import AutoProcessor
+
+    media = clip(1, 3)
+    stock = AutoProcessor.from_pretrained(plain.folder)
+    made = stock(text=["<video>"], videos=[list(media.frames)], return_tensors="pt", do_sample_frames=False)
+    pixels = plain.vision.preprocess(media)
+    ids = made["input_ids"][0]
+    places = (ids == stock.image_token_id).nonzero().flatten()
+    assert len(places) == pixels.layout.total
+    text = stock.tokenizer.decode(ids).replace("<IMG_CONTEXT>" * 256, "<IMG_CONTEXT>")
+    assert text == pixels.layout.text
+    assert_close(pixels.tensors["pixel_values"], made["pixel_values"], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vision_feature_layer": [-2, -1]}, r"joins features of layers \[-2, -1\]"),
+        ({"vision_feature_select_strategy": "full"}, "strategy 'full'"),
+        ({"vision_config": {"image_size": [448, 224]}}, "pictures of 224 x 448"),
+    ],
+)
+def test_variants_are_refused_by_name(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    config = {"model_type": "internvl", "text_config": {"model_type": "qwen2"}, "vision_config": {}} | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match=said):
+        load_family("internvl").check(resolve(str(tmp_path)))
+
+
+def test_names_of_weights_from_before_transformers_5_are_known(plain: Model, tmp_path: Path) -> None:
+    """`language_model.model.layers...` and `vision_tower...`, with no `model.` before them."""
+    weights = load_file(plain.folder / "model.safetensors")
+    old = {name.replace("model.language_model.", "language_model.model."): one for name, one in weights.items()}
+    old = {name.removeprefix("model."): one for name, one in old.items()}
+    for path in plain.folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    save_file(old, tmp_path / "model.safetensors", {"format": "pt"})
+    found, family = resolve(str(tmp_path)), load_family("internvl")
+    for half in ("vision", "language"):
+        mine, theirs = getattr(plain, half).model, getattr(family, half)(found, CPU).model
+        for (name, a), (_, b) in zip(mine.named_parameters(), theirs.named_parameters(), strict=True):
+            assert torch.equal(a, b) or "embed_tokens" in name or "lm_head" in name, name

@@ -1,0 +1,97 @@
+"""PaliGemma: importance, a prompt without a chat template, attention inside it, Gemma 2, rasters in windows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunesid_cli.errors import UnsupportedModel, UsageError
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from tests.models.test_laws import CPU, PROMPT, Model
+from tests.models.tiny import tiny, write
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write("paligemma", tmp_path_factory.mktemp("paligemma")), tiny("paligemma"))
+
+
+def test_saliency_is_the_eager_attention_that_a_patch_receives(model: Model) -> None:
+    pixels = [model.vision.preprocess(one) for one in model.pictures()]
+    batch = torch.cat([one.tensors["pixel_values"] for one in pixels])
+    with torch.no_grad():
+        attention = model.stock.model.vision_tower(pixel_values=batch, output_attentions=True).attentions[-1]
+    mine = torch.stack([one.segments[0].saliency for one in model.vision.encode(pixels)])
+    torch.testing.assert_close(mine, attention.mean((1, 2)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pictures", "written"),
+    [
+        (PROMPT, 1, "<image><bos>what is shown?\n"),
+        ("<image>what is shown?", 1, "<image><bos>what is shown?\n"),
+        (PROMPT, 2, "<image><image><bos>what is shown?\n"),
+        ("first <image> and then <image> what is shown?", 2, "first <image> and then <image><bos> what is shown?\n"),
+    ],
+)
+def test_a_prompt_is_as_the_stock_processor_writes_it(model: Model, prompt: str, pictures: int, written: str) -> None:
+    media = model.pictures()[:pictures]
+    ids = model.language.tokenised(prompt, [model.vision.layout] * pictures)
+    assert model.processor.tokenizer.decode(ids) == written
+    stock = model.stock_inputs(media, prompt)["input_ids"][0].tolist()
+    image = model.processor.image_token_id
+    assert stock == [one for i in ids.tolist() for one in [i] * (256 if i == image else 1)]
+
+
+def test_a_prompt_sees_itself_in_both_directions(model: Model) -> None:
+    """The answer is another when it does not; the model is left as it was."""
+    (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
+    asked = model.language.embed(PROMPT, [item])
+    given = model.language.inputs([asked])
+    with model.language.around([asked]), torch.no_grad():
+        both, causal = (
+            model.language.model(**given | {"token_type_ids": types}).logits[0, -1]
+            for types in (given["token_type_ids"], torch.ones_like(given["token_type_ids"]))
+        )
+    torch.testing.assert_close(both, model.language.logits([asked])[0])
+    assert (both - causal).abs().max() > 1e-2
+    assert "prepare_inputs_for_generation" not in vars(model.language.model)
+
+
+def test_scores_of_gemma_2_are_capped_whatever_kernel_is_asked_for(tmp_path: Path) -> None:
+    two = Model(write("paligemma-two", tmp_path), tiny("paligemma-two"))
+    assert two.language.model.model.language_model.config._attn_implementation == "eager"
+    assert two.vision.tower.config._attn_implementation == "sdpa"
+    (item,) = two.pruner("23").prune(two.pruner().encode([two.vision.preprocess(two.pictures()[0])]))
+    asked = [two.language.embed(PROMPT, [item])]
+    capped = two.language.logits(asked)
+    for layer in two.language.model.model.language_model.layers:
+        layer.self_attn.attn_logit_softcapping = None
+    assert (capped - two.language.logits(asked)).abs().max() > 1e-2
+
+
+@pytest.mark.slow
+def test_large_rasters_are_selected_from_in_windows(tmp_path: Path) -> None:
+    model = Model(write("paligemma-large", tmp_path), tiny("paligemma-large"))
+    (item,) = model.vision.encode([model.vision.preprocess(model.pictures()[0])])
+    assert [len(one.features) for one in item.segments] == [800] * 2
+    assert sorted(slot for one in item.segments for slot in one.slots or ()) == list(range(1600))
+
+
+def test_flash_attention_is_refused(model: Model) -> None:
+    found, where = resolve(str(model.folder)), replace(CPU, attention="flash_attention_2")
+    for half in ("vision", "language"):
+        with pytest.raises(UsageError, match="both directions"):
+            getattr(load_family("paligemma"), half)(found, where)
+
+
+def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "paligemma", "vision_config": {"model_type": "clip_vision_model"}}'
+    )
+    with pytest.raises(UnsupportedModel, match="'clip_vision_model'"):
+        load_family("paligemma").check(resolve(str(tmp_path)))

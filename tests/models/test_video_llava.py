@@ -1,0 +1,116 @@
+"""Video-LLaVA: each kind through its own tower, CLS where the stock model reads it; what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoVideoProcessor, VideoLlavaForConditionalGeneration
+from transformers.utils import is_torchvision_available
+
+from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.video_llava import CLIP, PICTURE, VideoLlava, VideoLlavaVision
+from prunesid_cli.types import SUMMARY
+from tests.models.test_laws import CPU, clip, painting
+from tests.models.tiny import write
+
+EXACT = {"atol": 1e-5, "rtol": 0.0}
+FRAME = 1 + 16 * 16
+
+
+@dataclass(frozen=True)
+class Model:
+    folder: Path
+
+    @cached_property
+    def vision(self) -> VideoLlavaVision:
+        return VideoLlavaVision(resolve(str(self.folder)), CPU)
+
+    @cached_property
+    def stock(self) -> Any:
+        return VideoLlavaForConditionalGeneration.from_pretrained(self.folder, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module", params=["video_llava", "video_llava-full"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.mark.parametrize("kind", [PICTURE, CLIP])
+def test_features_and_saliency_are_those_of_the_kinds_own_tower(model: Model, kind: str) -> None:
+    item = model.vision.preprocess(clip(1, 3) if kind == CLIP else in_memory(painting(1, (300, 200))))
+    tower = model.stock.model.video_tower if kind == CLIP else model.stock.model.image_tower
+    with torch.no_grad():
+        seen = tower(item.tensors[kind], output_attentions=True, output_hidden_states=True)
+    (encoded,) = model.vision.encode([item])
+    assert len(encoded.segments) == len(item.tensors[kind])
+    for number, segment in enumerate(encoded.segments):
+        states = seen.hidden_states[-2][number]
+        torch.testing.assert_close(segment.features, states[1:], **EXACT)
+        torch.testing.assert_close(segment.summary, states[0], **EXACT)
+        torch.testing.assert_close(segment.saliency, seen.attentions[-2][number].sum(0)[0, 1:], **EXACT)
+
+
+def test_of_a_clip_cls_is_read_of_a_picture_by_the_strategy(model: Model) -> None:
+    picture, frames = model.vision.encode(
+        [model.vision.preprocess(one) for one in (in_memory(painting(1, (300, 200))), clip(1, 8))]
+    )
+    is_full = model.stock.config.vision_feature_select_strategy == "full"
+    assert picture.segments[0].summary_slot == (0 if is_full else SUMMARY)
+    assert picture.layout.total == FRAME - 1 + is_full
+    assert frames.layout.total == model.stock.config.video_seq_length == 8 * FRAME
+    assert [segment.summary_slot for segment in frames.segments] == [i * FRAME for i in range(8)]
+
+
+def test_kinds_in_any_order_are_encoded_as_alone(model: Model) -> None:
+    media = (clip(1, 2), in_memory(painting(1, (300, 200))), clip(2, 3), in_memory(painting(2, (90, 300))))
+    pixels = [model.vision.preprocess(one) for one in media]
+    for together, item in zip(model.vision.encode(pixels), pixels, strict=True):
+        (alone,) = model.vision.encode([item])
+        assert together.layout == alone.layout == item.layout
+        for a, b in zip(together.segments, alone.segments, strict=True):
+            torch.testing.assert_close(a.features, b.features, **EXACT)
+
+
+def test_frames_follow_the_settings_for_clips(model: Model, tmp_path: Path) -> None:
+    folder = shutil.copytree(model.folder, tmp_path / "other")
+    mean, std, path = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], folder / "video_preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": mean, "image_std": std}))
+    media = clip(1, 2, (224, 224))
+    found = VideoLlavaVision(resolve(str(folder)), CPU).preprocess(media).tensors[CLIP]
+    expected = (np.asarray(media.frames[1]) / 255 - mean) / std
+    torch.testing.assert_close(found[1], torch.from_numpy(expected).permute(2, 0, 1).float(), **EXACT)
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="the stock processor of clips needs torchvision")
+def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
+    media = clip(1, 3, (640, 300))
+    stock = AutoVideoProcessor.from_pretrained(model.folder)
+    frames = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in media.frames])
+    expected = stock(videos=[frames], return_tensors="pt")["pixel_values_videos"][0]
+    torch.testing.assert_close(model.vision.preprocess(media).tensors[CLIP], expected, atol=0.03, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "towers of type 'siglip_vision_model'"),
+        ({"vision_feature_layer": [-2, -5]}, r"layers \[-2, -5\] joined"),
+    ],
+)
+def test_unknown_variants_are_refused_before_weights_are_read(
+    model: Model, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    config = json.loads((model.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UnsupportedModel, match=named):
+        VideoLlava().check(resolve(str(tmp_path)))

@@ -1,0 +1,249 @@
+"""Frames that are selected from together: by hand, in each family that reads clips, by commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prunesid_cli.errors import MediaError
+from prunesid_cli.inputs.image import Media
+from prunesid_cli.inputs.video.frame_sampling import Sampling
+from prunesid_cli.pipeline.frame_windows import MOST_TOKENS, check_window, joined
+from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.selection import METHODS
+from prunesid_cli.selection.budget import Budget
+from prunesid_cli.tokencache import open_cache
+from prunesid_cli.types import SUMMARY, Encoded, Layout, Region, Segment, TokenSet
+from tests.conftest import Run
+from tests.models.test_laws import CLOSE, PROMPT, Model, clip, painting, rows_kept, summaries
+from tests.models.tiny import TINY, tiny, write
+
+SIDE, WIDTH = 6, 16
+
+
+def frames_of(number: int, total: int | None = None) -> Layout:
+    """A clip of so many frames of SIDE x SIDE tokens."""
+    size = SIDE**2
+    regions = tuple(Region(i * size, SIDE, SIDE, SIDE, time=i / 2) for i in range(number))
+    return Layout("<video>", (total or number * size,), regions)
+
+
+def encoded(frames: Sequence[torch.Tensor], summaries: bool = False) -> Encoded:
+    layout = frames_of(len(frames))
+    return Encoded(
+        tuple(
+            Segment(one, one.norm(dim=-1), one.mean(0) if summaries else None, slots=tuple(region.slots))
+            for one, region in zip(frames, layout.regions, strict=True)
+        ),
+        layout,
+    )
+
+
+def still(number: int, noise: float = 0.0) -> list[torch.Tensor]:
+    """The same frame again and again."""
+    generator = torch.Generator().manual_seed(1)
+    frame = torch.randn(SIDE**2, WIDTH, generator=generator)
+    return [frame + noise * torch.randn(SIDE**2, WIDTH, generator=generator) for _ in range(number)]
+
+
+# Joining
+
+
+@pytest.mark.parametrize(("count", "window", "sizes"), [(8, 8, [8]), (8, 4, [4, 4]), (8, 3, [2, 3, 3]), (3, 8, [3])])
+def test_frames_fall_into_windows_of_about_one_length(count: int, window: int, sizes: list[int]) -> None:
+    frames = [torch.full((SIDE**2, WIDTH), float(i)) for i in range(count)]
+    item = encoded(frames)
+    made = joined(item, window)
+    assert [one.frames for one in made.segments] == sizes
+    assert made.layout == item.layout
+    assert torch.equal(torch.cat([one.features for one in made.segments]), torch.cat(frames))
+    assert [slot for one in made.segments for slot in one.slots or ()] == list(range(count * SIDE**2))
+
+
+def test_a_window_of_one_and_a_picture_stay_as_they_are() -> None:
+    item = encoded(still(3))
+    assert joined(item, 1) is item
+    picture = Encoded(item.segments, replace(item.layout, regions=(Region(0, SIDE, SIDE, SIDE),) * 3))
+    assert joined(picture, 8) is picture
+
+
+def test_parts_of_a_frame_are_joined_with_their_own_places() -> None:
+    rows = torch.arange(2 * SIDE**2).float()[:, None].expand(-1, WIDTH)
+    half = SIDE**2 // 2
+    parts = tuple(Segment(rows[i : i + half], slots=tuple(range(i, i + half))) for i in range(0, len(rows), half))
+    upper, lower = joined(Encoded(parts, frames_of(2)), 2).segments
+    assert upper.slots == (*range(half), *range(2 * half, 3 * half))
+    assert lower.features[:, 0].tolist() == [*range(half, 2 * half), *range(3 * half, 4 * half)]
+
+
+def test_a_later_cls_is_a_candidate_where_it_is_read_and_left_out_where_not() -> None:
+    unread = joined(encoded(still(2), summaries=True), 2).segments[0]
+    assert (len(unread.features), unread.capacity, unread.summary_slot) == (2 * SIDE**2, 2 * SIDE**2 + 1, SUMMARY)
+    size = SIDE**2 + 1
+    read = [
+        replace(one, slots=tuple(range(i * size + 1, (i + 1) * size)), summary_slot=i * size)
+        for i, one in enumerate(encoded(still(2), summaries=True).segments)
+    ]
+    layout = Layout("<video>", (2 * size,), tuple(Region(i * size + 1, SIDE, SIDE, SIDE, time=i / 2) for i in range(2)))
+    (window,) = joined(Encoded(tuple(read), layout), 2).segments
+    assert (window.summary_slot, window.slots) == (0, tuple(range(1, 2 * size)))
+    assert window.saliency is not None
+    assert window.saliency[SIDE**2] == window.saliency.max()
+    assert window.capacity == 2 * size
+
+
+def test_a_window_of_too_many_tokens_is_refused() -> None:
+    check_window("a.mp4", frames_of(MOST_TOKENS // SIDE**2), 1024)
+    check_window("a.mp4", frames_of(1024), MOST_TOKENS // SIDE**2)
+    with pytest.raises(
+        MediaError, match=f"a.mp4: a window of 500 frames has 18,000 tokens, .* {MOST_TOKENS:,}"
+    ) as caught:
+        check_window("a.mp4", frames_of(1024), 500)
+    assert caught.value.hint == f"give --window {MOST_TOKENS // SIDE**2}"
+
+
+# Selecting
+
+
+def pruner(keep: int | None, window: int, method: str = "prunesid", **options: bool) -> Pruner:
+    return Pruner(None, Budget(keep, **options), method, (), Sampling(window=window))  # type: ignore[arg-type]
+
+
+def places(kept: TokenSet) -> set[int]:
+    """Where in a frame there is something kept, in any frame."""
+    return {slot % SIDE**2 for slot in kept.slots if slot != SUMMARY}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_a_still_scene_is_not_kept_again_and_again(noise: float) -> None:
+    """36 different patches eight times: one frame a selection keeps the same ones eight times, a window others."""
+    item = encoded(still(8, noise))
+    (alone,) = pruner(32, 1).prune([item])
+    (together,) = pruner(32, 8).prune([joined(item, 8)])
+    assert alone.kept == together.kept == 32
+    assert len(places(alone)) <= 10
+    assert len(places(together)) >= 28
+
+
+def test_what_changes_is_kept_in_every_frame() -> None:
+    """Of a still scene in which one patch always shows something new, that one is kept of each frame."""
+    frames = [frame.clone() for frame in still(8)]
+    generator = torch.Generator().manual_seed(2)
+    for frame in frames:
+        frame[17] = 2 * torch.randn(WIDTH, generator=generator)
+    (kept,) = pruner(43, 8).prune([joined(encoded(frames), 8)])
+    assert {slot // SIDE**2 for slot in kept.slots if slot % SIDE**2 == 17} == set(range(8))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("even", [False, True])
+def test_as_many_as_asked_in_the_order_of_time(method: str, even: bool) -> None:
+    for item in (encoded(still(7, 0.1)), encoded(still(7, 0.1), summaries=True)):
+        for window in (2, 7):
+            made = joined(item, window)
+            capacity = sum(one.capacity for one in made.segments)
+            for count in (1, 2, 7, 40, item.layout.total - 1, item.layout.total):
+                (kept,) = pruner(count, window, method, even=even).prune([made])
+                assert kept.kept == min(count, capacity) == len(set(kept.slots)) + max(kept.slots.count(SUMMARY) - 1, 0)
+                assert list(kept.slots) == sorted(kept.slots)
+
+
+def test_windows_and_pictures_of_one_shape_are_selected_from_apart() -> None:
+    """A batch may hold both; each is what it is alone."""
+    made = joined(encoded(still(2)), 2)
+    (window,) = made.segments
+    picture = Encoded((replace(window, frames=1),), Layout("<image>", (2 * SIDE**2,), (Region(0, SIDE, 2 * SIDE, 12),)))
+    both = pruner(40, 2).prune([made, picture])
+    assert [one.slots for one in both] == [pruner(40, 2).prune([one])[0].slots for one in (made, picture)]
+    assert both[0].slots != both[1].slots
+
+
+# The families
+
+CLIPS = [name for name in sorted(TINY) if tiny(name).clip and "-" not in name]
+
+
+@pytest.fixture(scope="module", params=CLIPS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
+
+
+def windowed(model: Model, keep: str, window: int) -> Pruner:
+    return replace(model.pruner(keep), sampling=Sampling(window=window))
+
+
+def pruned(pruner: Pruner, media: Media) -> TokenSet:
+    return pruner.prune(pruner.encode([pruner.preprocess(media)]))[0]
+
+
+def test_keeping_all_in_windows_is_the_stock_model(model: Model) -> None:
+    media = clip(1)
+    item = pruned(windowed(model, "all", 4), media)
+    asked, inputs = model.language.embed(PROMPT, [item]), model.stock_inputs([media], PROMPT)
+    with torch.no_grad():
+        expected = model.stock(**inputs).logits[0, -1]
+    torch.testing.assert_close(model.language.logits([asked])[0], expected, **CLOSE)
+
+
+def test_what_is_kept_of_windows_stands_where_the_stock_model_has_it(model: Model) -> None:
+    media = clip(1)
+    item = pruned(windowed(model, "31", 4), media)
+    assert item.kept == 31
+    inputs = model.stock_inputs([media], PROMPT)
+    seen, left = model.reads(inputs), rows_kept(model, inputs, [item])
+    asked = model.language.embed(PROMPT, [item])
+    own = ~summaries(model, [item], asked.embeds)
+    torch.testing.assert_close(asked.embeds[own], seen["inputs_embeds"][0, left], **CLOSE)
+    if asked.positions is not None:
+        assert torch.equal(asked.positions, seen["position_ids"][-3:, 0, left])
+
+
+def test_a_still_clip_keeps_other_patches_in_a_window(model: Model) -> None:
+    picture = painting(5, (320, 240))
+    media = Media("", "", (picture,) * 8, picture.size, times=tuple(i / 2 for i in range(8)))
+    found = []
+    for window in (1, 8):
+        item = pruned(windowed(model, "64", window), media)
+        starts = [(region.first, region.rows * region.columns) for region in item.layout.regions]
+        found.append({slot - first for slot in item.slots for first, size in starts if first <= slot < first + size})
+        assert item.kept == 64
+    alone, together = found
+    assert len(together) >= 2 * len(alone)
+
+
+# The commands
+
+
+def test_ask_is_compress_and_answer_in_windows(run: Run, model: Model, tmp_path: Path) -> None:
+    from tests.films import film  # skips what needs PyAV where it is not installed
+
+    film(tmp_path / "a.mp4", 30)
+    common = ("-m", model.folder, "-k", "20", "--frames", "6", "--window", "3")
+    done = run("compress", tmp_path / "a.mp4", "--out", tmp_path / "c", *common)
+    assert done.code == 0, done.err
+    (record,) = run("answer", tmp_path / "c", PROMPT, "--max-new-tokens", "8").records
+    (said,) = run("ask", tmp_path / "a.mp4", PROMPT, *common, "--max-new-tokens", "8", "--json").records
+    assert (record["answer"], record["kept"], record["tokens"]) == (said["answer"], 20, said["tokens"])
+    assert [item.sampling for _, item in open_cache(tmp_path / "c").items()] == ["6 frames in windows of 3"]
+    other = run("compress", tmp_path / "a.mp4", "--out", tmp_path / "c", *common[:-2])
+    assert (other.code, "6 frames in windows of 3 were taken, not 6 frames" in other.err) == (1, True)
+
+
+def test_a_window_too_large_costs_its_clip(run: Run, tmp_path: Path) -> None:
+    from tests.films import film
+
+    folder = write("video_llava", tmp_path / "m")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "b.png")
+    film(tmp_path / "a.mp4", 40)
+    common = ("-m", folder, "--frames", "40", "--window", "40")
+    asked = run("ask", tmp_path / "a.mp4", PROMPT, *common)
+    assert (asked.code, "a window of 40 frames has 10,240 tokens" in asked.err) == (1, True)
+    assert "give --window 32" in asked.err
+    done = run("compress", tmp_path, "--out", tmp_path / "c", *common, "--json")
+    assert (done.code, ["error" in record for record in done.records]) == (3, [True, False])
