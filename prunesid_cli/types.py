@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-SUMMARY = -1
+CLS_NOT_READ = -1
 """The slot of a CLS token that the stock model does not read."""
 
 
@@ -106,7 +106,7 @@ class Segment:
     summary: Tensor | None = None
     extra: Tensor | None = None
     slots: tuple[int, ...] | None = None
-    summary_slot: int = SUMMARY
+    summary_slot: int = CLS_NOT_READ
     frames: int = 1
 
     @property

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from prunesid_cli.tokencache import Entry, Item, Run, open_cache
 from prunesid_cli.tokencache.entry import stored
-from prunesid_cli.tokencache.journal import GrowingShard
+from prunesid_cli.tokencache.journal import ShardJournal
 
 
 def write_shard(path: Path, run: Run, tool: str, entries: Iterable[Entry]) -> None:
-    shard = GrowingShard(path, run, tool)
+    shard = ShardJournal(path, run, tool)
     for entry in entries:
         item, rows = stored(entry, run)
         shard.add(item, *rows)

@@ -240,14 +240,18 @@ def points(folder: Path, given: argparse.Namespace) -> str:
 
 
 def killed_at_each(
-    bench: Bench, begun: Path | None, whole: Path, command: Command, check: Callable[[Path], None] = lambda out: None
+    bench: Bench,
+    started: Path | None,
+    whole: Path,
+    command: Command,
+    check: Callable[[Path], None] = lambda out: None,
 ) -> int:
     """At how many operations a command was ended, each time with a copy of the cache `begun`, if there is one; `check`
     of what is left, besides that it is valid."""
     out = bench.folder / "cache"
     for number in range(10**6):
-        if begun:
-            shutil.copytree(begun, out)
+        if started:
+            shutil.copytree(started, out)
         code = ended(bench.fork(command(out), partial(kill_at, number, out)))
         if code not in (0, -signal.SIGKILL):
             raise Lost(f"ended with code {code} at operation {number}")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunesid_cli.selection import select
 from prunesid_cli.selection.methods.prunesid import Explanation, explain
-from prunesid_cli.selection.methods.variants import PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
+from prunesid_cli.selection.methods.variants import PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
 from prunesid_cli.selection.psca import exact_directions
 from prunesid_cli.selection.similarity import pair_mean, phi, unit_tokens
 from tests.golden_exact import compare
@@ -33,7 +33,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 class Case:
     """Inputs in the precision of the run, all with a batch axis, and what the reference made of them."""
 
-    recipe: Recipe
+    recipe: PruneSIDVariant
     features: Tensor
     saliency: Tensor | None
     need: int

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.runtime.device import sent
+from prunesid_cli.runtime.device import to_device
 from prunesid_cli.selection import METHODS, select
 from prunesid_cli.types import TokenSet
 from tests.accelerator import GPU, MPS, accelerator
@@ -69,7 +69,7 @@ def test_the_stand_in_counts_what_a_host_waits_for(waits: Counter[str]) -> None:
         look()
         assert waits.total() == before + 1
     before = waits.total()
-    assert sent([1, 2], GPU).device == (there * 2).device == GPU
+    assert to_device([1, 2], GPU).device == (there * 2).device == GPU
     assert waits.total() == before
 
 

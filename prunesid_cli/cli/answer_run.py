@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prunesid_cli.cli.terminal import advance_one, duration, plural, printer, stdout_is_terminal
 from prunesid_cli.errors import CacheError
 from prunesid_cli.pipeline.session import Session
-from prunesid_cli.runtime.shutdown import Stop, stoppable
+from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
 from prunesid_cli.tokencache import Run
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Job:
         self.report.began = time.perf_counter()
         prints = self.report.prints or self.report.as_json
         # Without a file there is nothing to finish a batch for.
-        interrupts = stoppable() if file else nullcontext(Stop())
+        interrupts = graceful_shutdown() if file else nullcontext(StopRequest())
         with interrupts as stop, printer.progress("answering", total, prints=prints) as bar:
             for replies in answering.answer(language, queries, self.how, self.batch_size):
                 records = [_record(reply) for reply in replies]

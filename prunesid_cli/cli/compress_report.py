@@ -12,8 +12,8 @@ from prunesid_cli.cli.terminal import duration, plural, printer, size
 from prunesid_cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from prunesid_cli.inputs.sharding import Portion
-    from prunesid_cli.pipeline.compress import Outcome
+    from prunesid_cli.inputs.sharding import Partition
+    from prunesid_cli.pipeline.compress import InputResult
     from prunesid_cli.selection.budget import Budget
     from prunesid_cli.tokencache import Cache, CacheWriter
 
@@ -41,14 +41,14 @@ class Report:
     before: items that the cache had.
     """
 
-    def __init__(self, as_json: bool, budget: Budget, portion: Portion, retries: bool, before: int) -> None:
+    def __init__(self, as_json: bool, budget: Budget, portion: Partition, retries: bool, before: int) -> None:
         self.as_json, self.budget, self.portion, self.retries = as_json, budget, portion, retries
         self.before = before
         self.began = time.perf_counter()
         self.counts: Counter[str] = Counter()
         self.passed: Counter[str] = Counter()
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, outcome: InputResult) -> None:
         if outcome.error:
             self.counts["failed"] += 1
             printer.error(outcome.error)

@@ -17,14 +17,14 @@ from prunesid_cli.cli.arguments import stdin
 from prunesid_cli.cli.compress_report import Report
 from prunesid_cli.cli.terminal import advance_one, expect, plural, printer
 from prunesid_cli.errors import ExitCode, MediaError
-from prunesid_cli.inputs.listing import Found, Listing, find_media, read_list
-from prunesid_cli.inputs.replay import Remembered
-from prunesid_cli.inputs.sharding import Portion
+from prunesid_cli.inputs.listing import ListedFile, Listing, find_media, read_list
+from prunesid_cli.inputs.replay import ReplayableListing
+from prunesid_cli.inputs.sharding import Partition
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.pipeline.compress import Job, Outcome, compress, record
+from prunesid_cli.pipeline.compress import InputResult, Job, compress, record
 from prunesid_cli.pipeline.measure import measure, plan
-from prunesid_cli.pipeline.token_budgets import Allotment, Measured, at_once
-from prunesid_cli.runtime.background_writer import Behind
+from prunesid_cli.pipeline.token_budgets import ItemInformation, TokenAllocator, at_once
+from prunesid_cli.runtime.background_writer import BackgroundWriter
 from prunesid_cli.tokencache import CacheWriter, Calibration, write_calibration
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ class Inputs:
 
     paths: Sequence[str]
     null: bool = False
-    portion: Portion = field(default_factory=Portion)
+    portion: Partition = field(default_factory=Partition)
     exact: bool = False
 
     def listing(self, opened: Callable[[str], None] = lambda path: None) -> Listing:
         tell: Callable[[str, str], None] = lambda what, path: printer.detail(f"{path}: {what}, passed over")  # noqa: E731
         return find_media(self._named(), tell, opened)
 
-    def ours(self, listing: Iterable[Found]) -> Iterator[Found]:
+    def ours(self, listing: Iterable[ListedFile]) -> Iterator[ListedFile]:
         return (one for one in listing if self.portion.takes(one.source))
 
     def count(self, bar: Progress | None) -> None:
@@ -78,13 +78,16 @@ class Work:
             CacheError: it cannot be written.
             KeyboardInterrupt: a stop was asked for while images were measured.
         """
-        with closing(self.writer), Behind(self.writer.rest) as behind:
+        with closing(self.writer), BackgroundWriter(self.writer.rest) as behind:
             listing = self.inputs.listing(partial(self._settle, behind))
             allotment, found, total = self._allotment(self.inputs.ours(listing))
             with printer.progress("compressing", total, prints=self.report.as_json) as bar:
                 if total is None:
                     self.inputs.count(bar)
-                write: Callable[[Sequence[Outcome]], None] = lambda done: behind.do(partial(record, self.writer, done))  # noqa: E731
+
+                def write(results: Sequence[InputResult]) -> None:
+                    behind.do(partial(record, self.writer, results))
+
                 with closing(compress(self.job, found, allotment, write)) as outcomes:
                     for outcome in outcomes:
                         self.report.take(outcome)
@@ -93,16 +96,16 @@ class Work:
             if not self.job.stop.asked and not self.inputs.exact:
                 behind.do(self.writer.complete)
 
-    def _allotment(self, found: Iterator[Found]) -> tuple[Allotment, Iterator[Found], int | None]:
+    def _allotment(self, found: Iterator[ListedFile]) -> tuple[TokenAllocator, Iterator[ListedFile], int | None]:
         """With the inputs, and how many there are where that is known."""
         pruner = self.job.pruner
         if self.stream or not pruner.spreads:
             return at_once(pruner, self.writer.history()), found, None
-        remembered, recalled = Remembered(found), Counter[bool]()
+        remembered, recalled = ReplayableListing(found), Counter[bool]()
         with printer.progress("measuring", None, prints=False) as bar:
             self.inputs.count(bar)
 
-            def told(one: Measured) -> None:
+            def told(one: ItemInformation) -> None:
                 advance_one(bar, one.error is not None)
                 recalled.update([one.is_recalled])
 
@@ -111,7 +114,7 @@ class Work:
             printer.note(f"information of {plural(recalled[True], 'image')} is known from an earlier run")
         return allotment, remembered.again(), remembered.count
 
-    def _settle(self, behind: Behind, path: str) -> None:
+    def _settle(self, behind: BackgroundWriter, path: str) -> None:
         """A folder that could not be read, or a glob that matched nothing, in an earlier run."""
         if path in self.writer.failed:
             behind.do(partial(self.writer.settle, path))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.text import nearest
 
 if sys.version_info >= (3, 11):
@@ -104,7 +104,7 @@ def set_model(name: str) -> Path:
         if tomllib.loads(text)["model"] != name:
             raise ValueError("the name does not survive")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot set the model in {path}: {error}", hint="write it there by hand") from error
     return path

@@ -151,7 +151,7 @@ Checksum = Annotated[
         help="Tell what changed by the contents of files, and not by their size and time of change.",
     ),
 ]  # fmt: skip
-Portion = Annotated[
+Partition = Annotated[
     str | None,
     typer.Option(
         "--shard", metavar="I/N", rich_help_panel=RUNNING,

@@ -21,9 +21,9 @@ from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.pipeline.compress import preprocessed
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import of_item
-from prunesid_cli.runtime.out_of_memory import within_memory
-from prunesid_cli.runtime.prefetch import Ahead, batches_of
-from prunesid_cli.runtime.shutdown import Stop
+from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
+from prunesid_cli.runtime.prefetch import Prefetcher, batches_of
+from prunesid_cli.runtime.shutdown import StopRequest
 from prunesid_cli.types import Generation, Pixels, TokenSet
 
 AHEAD = 2
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ready:
+class LoadedInput:
     """A record with its media as the tower takes them, and their digests."""
 
     record: Record
@@ -39,7 +39,7 @@ class Ready:
     pixels: tuple[Pixels, ...]
 
 
-Loaded = Ready | tuple[str, PruneSIDError]
+Loaded = LoadedInput | tuple[str, PruneSIDError]
 """A record that is ready, or the key of one and why it is not."""
 
 
@@ -52,7 +52,7 @@ class Runner:
     how: Generation
     batch_size: int
     diverges: bool = False
-    stop: Stop = field(default_factory=Stop)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def base(self) -> Setting:
@@ -65,19 +65,21 @@ class Runner:
         yield len(records) - len(open_ones)
         first = next(iter(self.pruners.values()))
         size, depth = lambda: self.batch_size, lambda: AHEAD * self.batch_size
-        with Ahead(open_ones, partial(_load, first), _weight, depth, self.stop) as loaded:
+        with Prefetcher(open_ones, partial(_load, first), _weight, depth, self.stop) as loaded:
             for batch in batches_of(loaded, size, lambda one: 1, self.batch_size, self.stop):
                 self._settle(batch, results)
                 yield len(batch)
 
     def _settle(self, batch: Sequence[Loaded], results: Results) -> None:
         results.failed |= dict(one for one in batch if isinstance(one, tuple))
-        ready = [one for one in batch if isinstance(one, Ready)]
-        answers = within_memory(lambda some: self._ask(some, results), ready, lambda one: _too_large(one, results))
+        ready = [one for one in batch if isinstance(one, LoadedInput)]
+        answers = run_in_halves_on_oom(
+            lambda some: self._ask(some, results), ready, lambda one: _too_large(one, results)
+        )
         for one, said in zip(ready, answers, strict=True):
             results.add(one.record, said)
 
-    def _ask(self, batch: Sequence[Ready], results: Results) -> list[list[Said]]:
+    def _ask(self, batch: Sequence[LoadedInput], results: Results) -> list[list[Said]]:
         """All settings, for records whose pictures are encoded together; one that is not finite costs itself alone."""
         if not batch:
             return []
@@ -93,7 +95,7 @@ class Runner:
         good = iter(self._ask([one for row, one in enumerate(batch) if row not in bad], results))
         return [[] if row in bad else next(good) for row in range(len(batch))]
 
-    def _answers(self, batch: Sequence[Ready], owners: Sequence[int], results: Results) -> list[list[Said]]:
+    def _answers(self, batch: Sequence[LoadedInput], owners: Sequence[int], results: Results) -> list[list[Said]]:
         pruner = self.pruners[self.base]
         encoded = pruner.encode([pixels for one in batch for pixels in one.pixels])
         values = pruner.information(encoded)
@@ -127,7 +129,7 @@ def _divergence(base: torch.Tensor, other: torch.Tensor) -> float:
     return float((base.exp() * (base - other)).nan_to_num().sum().clamp(min=0))
 
 
-def _said(one: Ready, setting: str, sets: Sequence[TokenSet], answer: str, far: float | None) -> Said:
+def _said(one: LoadedInput, setting: str, sets: Sequence[TokenSet], answer: str, far: float | None) -> Said:
     record = one.record
     score = METRICS[record.metric].score(answer, record.answers) if record.answers else None
     total, kept = sum(one.layout.total for one in sets), sum(one.kept for one in sets)
@@ -137,19 +139,19 @@ def _said(one: Ready, setting: str, sets: Sequence[TokenSet], answer: str, far: 
 def _load(pruner: Pruner, record: Record) -> Loaded:
     try:
         media = [load_media(one, pruner.sampling) for one in record.media]
-        return Ready(record, together([one.digest for one in media]), tuple(preprocessed(pruner, media)))
+        return LoadedInput(record, together([one.digest for one in media]), tuple(preprocessed(pruner, media)))
     except PruneSIDError as error:
         return record.key, error
 
 
 def _weight(one: Loaded) -> int:
     """Bytes."""
-    if not isinstance(one, Ready):
+    if not isinstance(one, LoadedInput):
         return 0
     return sum(tensor.nbytes for pixels in one.pixels for tensor in pixels.tensors.values())
 
 
-def _too_large(one: Ready, results: Results) -> list[Said]:
+def _too_large(one: LoadedInput, results: Results) -> list[Said]:
     results.failed[one.record.key] = PruneSIDError(
         f"line {one.record.number}: not enough memory for one record", "try --device cpu"
     )

@@ -9,7 +9,7 @@ HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
 
-class Kind(Enum):
+class FileType(Enum):
     """Value: whether it is a picture that is decoded here; what to call it; what to do when it was refused."""
 
     JPEG = True, "JPEG", "copy or download it again"
@@ -46,48 +46,48 @@ class Kind(Enum):
 
 
 SIGNATURES = (
-    (b"\xff\xd8\xff", Kind.JPEG),
-    (b"\x89PNG\r\n\x1a\n", Kind.PNG),
-    (b"GIF8", Kind.GIF),
-    (b"II*\0", Kind.TIFF),
-    (b"MM\0*", Kind.TIFF),
-    (b"\0\0\0\x0cjP  ", Kind.JPEG2000),
-    (b"BM", Kind.BMP),
-    (b"%PDF", Kind.PDF),
-    (b"%!PS", Kind.POSTSCRIPT),
-    (b"8BPS", Kind.PHOTOSHOP),
-    (b"PK\x03\x04", Kind.ARCHIVE),
-    (b"\x1f\x8b", Kind.ARCHIVE),
-    (b"\x1aE\xdf\xa3", Kind.VIDEO),  # Matroska and WebM
-    (b"FLV\x01", Kind.VIDEO),
-    (b"0&\xb2u\x8ef\xcf\x11", Kind.VIDEO),  # ASF: WMV
-    (b"\0\0\x01\xba", Kind.VIDEO),  # MPEG program stream
-    (b"\0\0\x01\xb3", Kind.VIDEO),
-    (b"version https://git-lfs", Kind.LFS),
+    (b"\xff\xd8\xff", FileType.JPEG),
+    (b"\x89PNG\r\n\x1a\n", FileType.PNG),
+    (b"GIF8", FileType.GIF),
+    (b"II*\0", FileType.TIFF),
+    (b"MM\0*", FileType.TIFF),
+    (b"\0\0\0\x0cjP  ", FileType.JPEG2000),
+    (b"BM", FileType.BMP),
+    (b"%PDF", FileType.PDF),
+    (b"%!PS", FileType.POSTSCRIPT),
+    (b"8BPS", FileType.PHOTOSHOP),
+    (b"PK\x03\x04", FileType.ARCHIVE),
+    (b"\x1f\x8b", FileType.ARCHIVE),
+    (b"\x1aE\xdf\xa3", FileType.VIDEO),  # Matroska and WebM
+    (b"FLV\x01", FileType.VIDEO),
+    (b"0&\xb2u\x8ef\xcf\x11", FileType.VIDEO),  # ASF: WMV
+    (b"\0\0\x01\xba", FileType.VIDEO),  # MPEG program stream
+    (b"\0\0\x01\xb3", FileType.VIDEO),
+    (b"version https://git-lfs", FileType.LFS),
 )
-RIFF = {b"WEBP": Kind.WEBP, b"AVI ": Kind.VIDEO}
-BRANDS = dict.fromkeys(HEIF_BRANDS, Kind.HEIC) | dict.fromkeys(AVIF_BRANDS, Kind.AVIF)
+RIFF = {b"WEBP": FileType.WEBP, b"AVI ": FileType.VIDEO}
+BRANDS = dict.fromkeys(HEIF_BRANDS, FileType.HEIC) | dict.fromkeys(AVIF_BRANDS, FileType.AVIF)
 OLD_BOXES = frozenset({b"moov", b"mdat", b"wide"})
 """With which a QuickTime film without a brand may start."""
-MARKUP = (("<svg", Kind.SVG), ("<!doctype html", Kind.HTML), ("<html", Kind.HTML))
+MARKUP = (("<svg", FileType.SVG), ("<!doctype html", FileType.HTML), ("<html", FileType.HTML))
 
 
-def kind_of(data: bytes) -> Kind:
+def detect_file_type(data: bytes) -> FileType:
     head = bytes(data[:HEAD])
     if head[:4] == b"RIFF":
-        return RIFF.get(head[8:12], Kind.UNKNOWN)
+        return RIFF.get(head[8:12], FileType.UNKNOWN)
     if head[4:8] in OLD_BOXES:
-        return Kind.VIDEO
+        return FileType.VIDEO
     if head[4:8] == b"ftyp":
-        return BRANDS.get(head[8:12], Kind.VIDEO)
+        return BRANDS.get(head[8:12], FileType.VIDEO)
     return next((kind for start, kind in SIGNATURES if head.startswith(start)), None) or _kind_of_text(head)
 
 
-def _kind_of_text(head: bytes) -> Kind:
+def _kind_of_text(head: bytes) -> FileType:
     text = head.decode("utf-8", errors="ignore")  # a character may be cut at the end of the head
     if len(text.encode()) < len(head) - 3 or any(char < " " and char not in "\t\n\r\f\x1b" for char in text):
-        return Kind.UNKNOWN
+        return FileType.UNKNOWN
     start = text.lstrip("\ufeff \t\r\n").lower()
     if start.startswith("<?xml"):
-        return Kind.SVG if "<svg" in start else Kind.TEXT
-    return next((kind for tag, kind in MARKUP if start.startswith(tag)), Kind.TEXT)
+        return FileType.SVG if "<svg" in start else FileType.TEXT
+    return next((kind for tag, kind in MARKUP if start.startswith(tag)), FileType.TEXT)

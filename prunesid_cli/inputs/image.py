@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.color_mode import oriented, oriented_size, to_rgb
-from prunesid_cli.inputs.file_type import Kind, kind_of
+from prunesid_cli.inputs.file_type import FileType, detect_file_type
 
 MAX_BYTES = 1 << 30
 MAX_PIXELS = 100_000_000  # about 400 MB once decoded: Pillow takes four bytes a pixel
@@ -84,7 +84,7 @@ class Media:
         return bool(self.times)
 
 
-def in_memory(image: Image.Image) -> Media:
+def media_from_image(image: Image.Image) -> Media:
     """A picture in RGB that comes from no file."""
     return Media("", "", (image,), image.size)
 
@@ -159,7 +159,7 @@ def _check_pixels(source: str, size: tuple[int, int]) -> None:
 def _decode(data: bytes, source: str, enough: int | None) -> tuple[Image.Image, tuple[int, int], tuple[str, ...]]:
     """The upright picture, its size in the file, notes."""
     _check_bytes(source, len(data))
-    if kind_of(data) is Kind.HEIC:
+    if detect_file_type(data) is FileType.HEIC:
         _require_heif(source)
     with Image.open(BytesIO(data), formats=_formats()) as file:
         _check_pixels(source, file.size)
@@ -209,7 +209,7 @@ def _undecodable(source: str, data: bytes, error: Exception) -> MediaError:
         return unreadable(source, error)
     if "MAX_TEXT" in str(error):  # of a PNG, packed, as a bomb would be
         return MediaError(f"{source}: it holds too much text", "save it again without")
-    kind = kind_of(data)
+    kind = detect_file_type(data)
     if kind.is_image:
         # Pillow's text for a file that it does not know is the address of the buffer.
         detail = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else error

@@ -41,14 +41,14 @@ CHUNK = 1 << 16  # bytes of a list read at once
 
 
 @dataclass(frozen=True)
-class Found:
+class ListedFile:
     """A file to read, or a path that cannot be used and why."""
 
     source: str
     error: MediaError | None = None
 
 
-class Listing(Iterator[Found]):
+class Listing(Iterator[ListedFile]):
     """What `find_media` gives; `passed`, final once the listing has ended, counts what it passed over.
 
     HIDDEN  files and folders in folders
@@ -66,10 +66,10 @@ class Listing(Iterator[Found]):
         self._given = set[bytes]()
         self._found = self._search(paths)
 
-    def __next__(self) -> Found:
+    def __next__(self) -> ListedFile:
         return next(self._found)
 
-    def _search(self, paths: Iterable[str]) -> Iterator[Found]:
+    def _search(self, paths: Iterable[str]) -> Iterator[ListedFile]:
         for path in paths:
             try:
                 status = os.stat(path)
@@ -78,16 +78,16 @@ class Listing(Iterator[Found]):
             else:
                 yield from self._named(path, stat.S_ISDIR(status.st_mode))
 
-    def _named(self, path: str, is_folder: bool) -> Iterator[Found]:
+    def _named(self, path: str, is_folder: bool) -> Iterator[ListedFile]:
         """A named file is tried whatever its extension."""
         if is_folder:
             yield from self._walk(path)
         elif self._is_new(path):
-            yield Found(path)
+            yield ListedFile(path)
 
-    def _missing(self, path: str, error: Exception) -> Iterator[Found]:
+    def _missing(self, path: str, error: Exception) -> Iterator[ListedFile]:
         if not isinstance(error, FileNotFoundError) or not is_glob(path) or os.path.lexists(path):
-            yield Found(path, unreadable(path, error))
+            yield ListedFile(path, unreadable(path, error))
             return
         matched = False
         for match in expand(path):
@@ -96,9 +96,11 @@ class Listing(Iterator[Found]):
         if matched:
             self._opened(path)
         else:
-            yield Found(path, MediaError(f"{path}: no file matches", "`*` passes over hidden files; `**` goes deeper"))
+            yield ListedFile(
+                path, MediaError(f"{path}: no file matches", "`*` passes over hidden files; `**` goes deeper")
+            )
 
-    def _walk(self, top: str) -> Iterator[Found]:
+    def _walk(self, top: str) -> Iterator[ListedFile]:
         """A stack and no recursion: a tree may be deeper than Python's."""
         stack: list[Iterator[Entry]] = [iter([(top, os.path.realpath(top), FOLDER)])]
         while stack:
@@ -110,13 +112,13 @@ class Listing(Iterator[Found]):
             if not (self._is_new(path) if mark == LINKED else self._is_first(path, real)):
                 continue
             if mark != FOLDER:
-                yield Found(path)
+                yield ListedFile(path)
                 continue
             try:
                 stack.append(self._wanted(path, real))
             except OSError as error:
                 self._given.add(_digest(real))
-                yield Found(path, unreadable(path, error))
+                yield ListedFile(path, unreadable(path, error))
 
     def _wanted(self, folder: str, real: str) -> Iterator[Entry]:
         """The images, clips and folders in a folder, by name; counts what is passed over."""

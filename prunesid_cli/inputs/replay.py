@@ -7,23 +7,23 @@ import tempfile
 from collections.abc import Iterable, Iterator
 
 from prunesid_cli.errors import PruneSIDError
-from prunesid_cli.inputs.listing import Found
+from prunesid_cli.inputs.listing import ListedFile
 
 
-class Remembered:
+class ReplayableListing:
     """`first` to its end, then `again`: the same in the same order.
 
     Raises:
         PruneSIDError: the file cannot be written.
     """
 
-    def __init__(self, found: Iterable[Found]) -> None:
+    def __init__(self, found: Iterable[ListedFile]) -> None:
         self._found = found
-        self._faulty = dict[int, Found]()
+        self._faulty = dict[int, ListedFile]()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self.count = 0
 
-    def first(self) -> Iterator[Found]:
+    def first(self) -> Iterator[ListedFile]:
         for one in self._found:
             if one.error:
                 self._faulty[self.count] = one
@@ -38,8 +38,8 @@ class Remembered:
             problem = f"cannot remember the listing in {tempfile.gettempdir()}: {error.strerror}"
             raise PruneSIDError(problem, "free some space, or set TMPDIR to another folder") from error
 
-    def again(self) -> Iterator[Found]:
+    def again(self) -> Iterator[ListedFile]:
         self._file.seek(0)
         for number in range(self.count):
             name = self._file.read(int.from_bytes(self._file.read(4), "big"))
-            yield self._faulty.get(number) or Found(os.fsdecode(name))
+            yield self._faulty.get(number) or ListedFile(os.fsdecode(name))

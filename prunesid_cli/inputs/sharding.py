@@ -15,7 +15,7 @@ SLURM = "SLURM_ARRAY_TASK_"
 
 
 @dataclass(frozen=True)
-class Portion:
+class Partition:
     """The `number`th of `of`, from 1; `place`: what said so, where no option did."""
 
     number: int = 1
@@ -31,21 +31,21 @@ class Portion:
         return f"{self.number}/{self.of}"
 
 
-def read_portion(text: str | None, environment: Mapping[str, str]) -> Portion:
+def parse_partition(text: str | None, environment: Mapping[str, str]) -> Partition:
     """Of `I/N`, or of what the environment says where that was asked for; None: all is ours.
 
     Raises:
         UsageError: it is no such thing.
     """
     if text is None:
-        return Portion()
+        return Partition()
     if text == AUTO:
         return _of_environment(environment)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     return _checked(int(match[1]), int(match[2])) if match else _refuse(f"cannot read --shard {text!r}")
 
 
-def _of_environment(environment: Mapping[str, str]) -> Portion:
+def _of_environment(environment: Mapping[str, str]) -> Partition:
     try:
         if f"{SLURM}ID" in environment:
             number, low, high, count = (int(environment[SLURM + name]) for name in ("ID", "MIN", "MAX", "COUNT"))
@@ -61,11 +61,11 @@ def _of_environment(environment: Mapping[str, str]) -> Portion:
     return _refuse("--shard auto finds neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX")
 
 
-def _checked(number: int, of: int, place: str = "") -> Portion:
+def _checked(number: int, of: int, place: str = "") -> Partition:
     if not 1 <= number <= of:
         return _refuse(f"there is no shard {number}/{of}")
-    return Portion(number, of, place)
+    return Partition(number, of, place)
 
 
-def _refuse(problem: str) -> Portion:
+def _refuse(problem: str) -> Partition:
     raise UsageError(problem, hint="of four machines: --shard 1/4 to --shard 4/4")

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
     from prunesid_cli.inputs.image import Media
     from prunesid_cli.models.loading.checkpoint import Checkpoint
-    from prunesid_cli.models.shared.shared_prefix import Beginning
+    from prunesid_cli.models.shared.shared_prefix import PrefixCache
 
 
 class VisionHalf(Protocol):
     """Pixels -> visual tokens at the cut, with an importance for each. Holds the tower's weights alone."""
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """One picture or clip -> what `encode` takes, as the checkpoint's own processor makes it.
 
         companions: how many more of its kind there are in the prompt, where that changes how they are read.
@@ -50,11 +50,13 @@ class LanguageHalf(Protocol):
         """The whole prompt, visual tokens of the items in their places."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], how: Generation, begun: Sequence[Beginning] = ()) -> list[Answer]:
+    def generate(
+        self, prompts: Sequence[Prompt], how: Generation, prefix_caches: Sequence[PrefixCache] = ()
+    ) -> list[Answer]:
         """Prompts, left-padded to one batch -> answers; `begun`: what each begins with, where it was read before."""
         ...
 
-    def begin(self, prompts: Sequence[Prompt]) -> list[Beginning]:
+    def begin(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
         """Read what other prompts begin with."""
         ...
 

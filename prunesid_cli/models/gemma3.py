@@ -66,7 +66,7 @@ class Gemma3Vision:
         if not self.cropping.get("do_pan_and_scan"):
             self.shortest = shrunk_to(self.processor.image_processor)
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         read = read_picture(self.processor, self.placeholders, media.image, **self.cropping)
         side = self.projector.tokens_per_side
         regions = [

@@ -102,7 +102,7 @@ class Idefics3Vision:
         self.processor = _processor(checkpoint)
         self.frame_options = _frame_options(checkpoint, self.processor.image_processor)
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         if media.is_clip:
             return self._clip(media)
         read = read_picture(self.processor, self.placeholders, media.image)

@@ -74,7 +74,7 @@ class InternVLVision:
         self.processor = load_processor(checkpoint)
         self.frame_options = frame_options(checkpoint, self.processor.image_processor)
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         if media.is_clip:
             return self._clip(media)
         read = read_picture(self.processor, self.placeholders, media.image)

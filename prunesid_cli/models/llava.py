@@ -32,7 +32,7 @@ from prunesid_cli.models.shared.processor import (
 )
 from prunesid_cli.models.shared.token_grid import windows
 from prunesid_cli.models.shared.vision_tower import Tower, check_tower, kind_of, trim
-from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
+from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Pixels, Placement, Region, Segment
 
 WINDOW = 32
 """Pixtral's rasters, of up to 64 x 64 tokens, are cut into segments of at most this many rows and columns."""
@@ -69,14 +69,14 @@ class LlavaVision:
     def prepare(self, checkpoint: Checkpoint) -> None:
         """The layout is the same for every picture, but for what of it is shown."""
         reads_cls = self.tower.kind.has_cls and self.config.vision_feature_select_strategy == "full"
-        self.summary_slot = 0 if reads_cls else SUMMARY
+        self.summary_slot = 0 if reads_cls else CLS_NOT_READ
         self.shortest = shrunk_to(self.processor.image_processor)
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         read = read_picture(self.processor, placeholders(self.config), Image.new("RGB", (side, side)))
         self.layout = Layout(read.text, read.runs, (Region(self.summary_slot + 1, side, side, side),))
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         region = replace(self.layout.regions[0], box=shown(self.processor.image_processor, media.size))
         layout = replace(self.layout, regions=(region,))
         return Pixels({"pixel_values": pixels_of(self.processor, media.frames)}, layout)
@@ -91,7 +91,7 @@ class LlavaVision:
     def segment(self, states: Tensor, saliency: Tensor) -> Segment:
         if not self.tower.kind.has_cls:
             return Segment(states, saliency)
-        slots = tuple(self.layout.regions[0].slots) if self.summary_slot != SUMMARY else None
+        slots = tuple(self.layout.regions[0].slots) if self.summary_slot != CLS_NOT_READ else None
         return Segment(states[1:], saliency, states[0], slots=slots, summary_slot=self.summary_slot)
 
 
@@ -105,7 +105,7 @@ class PixtralVision(LlavaVision):
         said = processor_settings(checkpoint)
         self.break_text, self.end_text = (said.get(f"image_{name}_token", word) for name, word in BREAKS.items())
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         pixels = pixels_of(self.processor, media.frames, patch_size=self.config.vision_config.patch_size)
         rows, columns = (length // self.config.vision_config.patch_size for length in pixels.shape[-2:])
         word = str(marker(self.processor, False))

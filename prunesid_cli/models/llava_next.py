@@ -89,7 +89,7 @@ class LlavaNextVision:
         self.processor = load_processor(checkpoint)
         self.side: int = config.vision_config.image_size // config.vision_config.patch_size
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         made = self.processor.image_processor(images=[media.image], return_tensors="pt")
         tensors = {"pixel_values": made["pixel_values"][0], "image_sizes": made["image_sizes"]}
         packed = self.packed(tensors)

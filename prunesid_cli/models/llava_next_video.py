@@ -47,9 +47,9 @@ class LlavaNextVideoVision(LlavaNextVision):
         self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
         self.stride: int = self.model.config.spatial_pool_stride
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         if not media.is_clip:
-            return super().preprocess(media, companions)
+            return super().preprocess(media, num_other_images)
         frames = self.frames(images=list(media.frames), return_tensors="pt")["pixel_values"]
         size = (self.side // self.stride) ** 2
         regions = rasters.frames(size, media.times, shown(self.frames, media.size))

@@ -73,12 +73,12 @@ class LlavaOnevisionVision:
         self.aspect_ratio = config.vision_aspect_ratio
         self.side = config.vision_config.image_size // config.vision_config.patch_size
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """A picture with others in its prompt is not tiled."""
         if media.is_clip:
             frames = self.frames(images=list(media.frames), return_tensors="pt")["pixel_values"]
             return Pixels({CLIP: frames}, self._layout_of_clip(media.times))
-        together = [[media.image, ANOTHER]] if companions else [media.image]
+        together = [[media.image, ANOTHER]] if num_other_images else [media.image]
         made = self.processor.image_processor(images=together, return_tensors="pt")
         tiles, sizes = made[PICTURE][0], made["image_sizes"][:1]
         layout = self._layout_of_picture(len(tiles), sizes)

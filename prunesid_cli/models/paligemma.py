@@ -70,7 +70,7 @@ class PaliGemmaVision:
         raster = torch.arange(side**2).view(side, side)
         self.parts = [raster[window].flatten() for window in windows(side, side, WINDOW)]
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         return Pixels({"pixel_values": pixels_of(self.processor, [media.image])}, self.layout)
 
     @torch.no_grad()

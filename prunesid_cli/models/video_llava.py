@@ -31,7 +31,7 @@ from prunesid_cli.models.shared.processor import (
 )
 from prunesid_cli.models.shared.token_grid import Box
 from prunesid_cli.models.shared.vision_tower import trim
-from prunesid_cli.types import SUMMARY, Encoded, Layout, Pixels, Placement, Region, Segment
+from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Pixels, Placement, Region, Segment
 
 PICTURE, CLIP = "pixel_values", "pixel_values_videos"
 
@@ -73,7 +73,7 @@ class VideoLlavaVision:
         first = int(config.vision_feature_select_strategy == "full")
         self.layout = Layout(read.text, read.runs, (Region(first, self.side, self.side, self.side),))
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         processor = self.frames if media.is_clip else self.processor.image_processor
         made = processor(images=list(media.frames), return_tensors="pt")
         pixels = next(iter(made.values()))  # the only one, whose name depends on the processor
@@ -114,7 +114,7 @@ class VideoLlavaVision:
 
 def _segment(region: Region, states: Tensor, saliency: Tensor) -> Segment:
     """CLS and the patches of a picture or frame, at the slots that the stock model reads them at."""
-    before = region.first - 1 if region.first else SUMMARY
+    before = region.first - 1 if region.first else CLS_NOT_READ
     return Segment(states[1:], saliency, states[0], slots=tuple(region.slots), summary_slot=before)
 
 

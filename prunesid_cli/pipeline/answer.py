@@ -11,8 +11,8 @@ from itertools import takewhile
 
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.models.shared.shared_prefix import Beginning, head
-from prunesid_cli.runtime.out_of_memory import within_memory
+from prunesid_cli.models.shared.shared_prefix import PrefixCache, head
+from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.tokencache import Item, Shard, read_tokens
 from prunesid_cli.types import Answer, Generation, Prompt, TokenSet
@@ -76,7 +76,9 @@ def answer(language: LanguageHalf, queries: Iterable[Query], how: Generation, ba
     Yields after each batch what is next in the order of the queries. An item that cannot be answered costs itself
     alone. Sampling asks one prompt at a time, and each as if it were the only one.
     """
-    work = _Work(language, how, 1 if how.temperature > 0 else batch_size, language.shares and how.temperature == 0)
+    work = BatchAnswerer(
+        language, how, 1 if how.temperature > 0 else batch_size, language.shares and how.temperature == 0
+    )
     for window in batches(queries, WINDOW * work.size):
         made, numbers = dict[int, Reply](), [query.number for query in reversed(window)]
         for group in together([work.tokenised(query) for query in window], work.size, work.shares):
@@ -119,7 +121,7 @@ def alike(asked: Sequence[Asked]) -> int:
 
 
 @dataclass(frozen=True)
-class _Work:
+class BatchAnswerer:
     language: LanguageHalf
     how: Generation
     size: int
@@ -138,14 +140,14 @@ class _Work:
             one.query.number: error for one in group if isinstance(error := read[one.source], PruneSIDError)
         }
         readable = [one for one in group if one.source in tokens]
-        begun = self.begun(readable, tokens) if self.shares else {}
+        prefix_caches = self.prefix_caches(readable, tokens) if self.shares else {}
         for batch in batches(readable, self.size):
-            said = within_memory(lambda some: self.answers(some, tokens, begun), batch, _too_long)
+            said = run_in_halves_on_oom(lambda some: self.answers(some, tokens, prefix_caches), batch, _too_long)
             answers |= {one.query.number: found for one, found in zip(batch, said, strict=True)}
         ms = (time.perf_counter() - began) * 1000 / len(group)
         return [_reply(one.query, answers[one.query.number], ms) for one in group]
 
-    def begun(self, group: Sequence[Asked], tokens: Mapping[str, TokenSet]) -> dict[Begins, Beginning]:
+    def prefix_caches(self, group: Sequence[Asked], tokens: Mapping[str, TokenSet]) -> dict[Begins, PrefixCache]:
         """What prompts begin with alike, read once; nothing, where that is not worth it."""
         own = list(_by_beginning(group).values())
         lengths = [alike(some) for some in own]
@@ -153,22 +155,22 @@ class _Work:
         if not all(lengths) or saved <= WORTH * sum(one.length for one in group):
             return {}
 
-        def read(some: Sequence[tuple[Asked, int]]) -> list[Beginning | None]:
+        def read(some: Sequence[tuple[Asked, int]]) -> list[PrefixCache | None]:
             heads = [head(self.embedded(one, tokens), length) for one, length in some]
             return list(self.language.begin(heads))
 
         firsts = [some[0] for some in own]
-        found = within_memory(read, list(zip(firsts, lengths, strict=True)), lambda one: None)
+        found = run_in_halves_on_oom(read, list(zip(firsts, lengths, strict=True)), lambda one: None)
         return {first.begins: one for first, one in zip(firsts, found, strict=True) if one}
 
     def embedded(self, asked: Asked, tokens: Mapping[str, TokenSet]) -> Prompt:
         return self.language.embed(asked.query.prompt, [tokens[asked.source]])
 
     def answers(
-        self, asked: Sequence[Asked], tokens: Mapping[str, TokenSet], begun: Mapping[Begins, Beginning]
+        self, asked: Sequence[Asked], tokens: Mapping[str, TokenSet], prefix_caches: Mapping[Begins, PrefixCache]
     ) -> list[Answer | PruneSIDError]:
         prompts = [self.embedded(one, tokens) for one in asked]
-        known = [begun[one.begins] for one in asked if one.begins in begun]
+        known = [prefix_caches[one.begins] for one in asked if one.begins in prefix_caches]
         return list(self.language.generate(prompts, self.how, known if len(known) == len(asked) else ()))
 
 

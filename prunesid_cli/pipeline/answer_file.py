@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from prunesid_cli.cli.terminal import plural
 from prunesid_cli.errors import PruneSIDError, UsageError
-from prunesid_cli.pipeline.answer_index import Held, read_held
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.pipeline.answer_index import AnswerIndex, read_answer_index
+from prunesid_cli.runtime.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.answer import Query
@@ -42,7 +42,7 @@ class Progress:
 class AnswerFile:
     def __init__(self, path: Path, by: str) -> None:
         self.path, self.by = path, by
-        self.held: Held = read_held(path, by)
+        self.held: AnswerIndex = read_answer_index(path, by)
         self.end = self.held.end
 
     def progress(self, queries: Iterable[Query], forget: bool = False) -> Progress:
@@ -100,7 +100,7 @@ class AnswerFile:
         Raises:
             PruneSIDError: it could not be written; the file is as it was.
         """
-        self.held = read_held(self.path, self.by)
+        self.held = read_answer_index(self.path, self.by)
 
         def write(beside: Path) -> None:
             with beside.open("w", encoding="utf-8") as file, self.path.open("rb") as lines:
@@ -111,7 +111,7 @@ class AnswerFile:
                         file.write(json.dumps(record) + "\n")
 
         try:
-            write_whole(self.path, write)
+            write_atomically(self.path, write)
         except OSError as error:
             raise self._unwritable(error) from error
 

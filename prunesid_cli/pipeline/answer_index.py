@@ -25,7 +25,7 @@ OTHER = "name another --out, or move the file away"
 
 
 @dataclass(frozen=True)
-class Held:
+class AnswerIndex:
     """The last record about each source and prompt, in rising order of `keys`, their hashes.
 
     digests  hashes of the inputs' digests, with how the frames of a clip were chosen; 0 for an error
@@ -52,7 +52,7 @@ class Held:
         return row is not None and int(self.digests[row]) == _hash(query.item.digest, query.item.sampling)
 
 
-def read_held(path: Path, by: str) -> Held:
+def read_answer_index(path: Path, by: str) -> AnswerIndex:
     """What a file holds, nothing where there is none; of a line that was cut short, nothing.
 
     Raises:
@@ -70,7 +70,7 @@ def read_held(path: Path, by: str) -> Held:
     order = np.argsort(keys, kind="stable")
     is_last = np.append(np.diff(keys[order]) != 0, True)[: len(order)]
     last = order[is_last]
-    return Held(keys[last], digests[last], starts[last], last, len(order), end)
+    return AnswerIndex(keys[last], digests[last], starts[last], last, len(order), end)
 
 
 def _read(line: bytes, where: str, by: str) -> tuple[int, int]:

@@ -11,21 +11,21 @@ import torch
 
 from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.inputs.image import Media
-from prunesid_cli.inputs.listing import Found
+from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.pipeline.load import Decoded, Decoder, Failed, Held, Ready
+from prunesid_cli.pipeline.load import CachedInput, Decoded, Decoder, FailedInput, LoadedInput
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import Information, of_item
-from prunesid_cli.pipeline.token_budgets import Allotment, Measured
-from prunesid_cli.runtime.batch_size import Pace
-from prunesid_cli.runtime.out_of_memory import within_memory
-from prunesid_cli.runtime.prefetch import Ahead, batches_of
-from prunesid_cli.runtime.shutdown import Stop
+from prunesid_cli.pipeline.token_budgets import ItemInformation, TokenAllocator
+from prunesid_cli.runtime.batch_size import BatchSizeTuner
+from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
+from prunesid_cli.runtime.prefetch import Prefetcher, batches_of
+from prunesid_cli.runtime.shutdown import StopRequest
 from prunesid_cli.tokencache import CacheWriter, Entry
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, TokenSet
 
 R = TypeVar("R")
-D = TypeVar("D", bound=Decoded | Measured)
+D = TypeVar("D", bound=Decoded | ItemInformation)
 
 AHEAD, SPARE = 2, 8
 """Batches that are decoded while another is encoded, and inputs on top: of them some may be held, or faulty."""
@@ -49,8 +49,8 @@ def see(pruner: Pruner, media: Sequence[Media]) -> list[Encoded]:
 def preprocessed(pruner: Pruner, media: Sequence[Media]) -> list[Pixels]:
     """What the tower takes of the items of one prompt, which may change how each is read."""
     with pruner.clock.stage("preprocess"):
-        companions = [sum(other.is_clip == item.is_clip for other in media) - 1 for item in media]
-        return [pruner.preprocess(*one) for one in zip(media, companions, strict=True)]
+        num_other_images = [sum(other.is_clip == item.is_clip for other in media) - 1 for item in media]
+        return [pruner.preprocess(*one) for one in zip(media, num_other_images, strict=True)]
 
 
 def reply(
@@ -76,12 +76,12 @@ def not_finite(source: str) -> NonFiniteError:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class InputResult:
     """What became of one input: kept, in the cache already, or an error."""
 
     source: str
     entry: Entry | None = None
-    held: Held | None = None
+    held: CachedInput | None = None
     error: PruneSIDError | None = None
 
 
@@ -90,41 +90,44 @@ class Job:
     """What a run over many inputs works with: how they are decoded, how large batches are, whether to stop."""
 
     decoder: Decoder
-    pace: Pace
-    stop: Stop = field(default_factory=Stop)
+    pace: BatchSizeTuner
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def pruner(self) -> Pruner:
         return self.decoder.pruner
 
-    def batches(self, found: Iterable[Found], decode: Callable[[int, Found], D]) -> Iterator[list[D]]:
+    def batches(self, found: Iterable[ListedFile], decode: Callable[[int, ListedFile], D]) -> Iterator[list[D]]:
         """Inputs decoded ahead, in the order of the listing."""
         depth = lambda: AHEAD * self.pace.size + SPARE  # noqa: E731
-        work: Callable[[tuple[int, Found]], D] = lambda one: decode(*one)  # noqa: E731
-        with Ahead(enumerate(found), work, lambda one: one.bytes, depth, self.stop) as decoded:
+        work: Callable[[tuple[int, ListedFile]], D] = lambda one: decode(*one)  # noqa: E731
+        with Prefetcher(enumerate(found), work, lambda one: one.bytes, depth, self.stop) as decoded:
             yield from batches_of(decoded, lambda: self.pace.size, lambda one: one.regions, MOST, self.stop)
 
     def encode(
-        self, work: Callable[[Sequence[Ready]], list[R]], batch: Sequence[Ready], alone: Callable[[Ready], R]
+        self,
+        work: Callable[[Sequence[LoadedInput]], list[R]],
+        batch: Sequence[LoadedInput],
+        alone: Callable[[LoadedInput], R],
     ) -> list[R]:
         """`work` on a batch, whose time and need of memory say how large the next ones are."""
 
-        def timed(some: Sequence[Ready]) -> list[R]:
+        def timed(some: Sequence[LoadedInput]) -> list[R]:
             began = time.perf_counter()
             done = work(some)
             self.pace.took(_regions(some), time.perf_counter() - began)
             return done
 
-        return within_memory(timed, batch, alone, lambda: self.pace.too_large(_regions(batch))) if batch else []
+        return run_in_halves_on_oom(timed, batch, alone, lambda: self.pace.too_large(_regions(batch))) if batch else []
 
 
-def _regions(batch: Sequence[Ready]) -> int:
+def _regions(batch: Sequence[LoadedInput]) -> int:
     return sum(one.regions for one in batch)
 
 
 def compress(
-    job: Job, found: Iterable[Found], allotment: Allotment, write: Callable[[Sequence[Outcome]], object]
-) -> Generator[Outcome, None, None]:
+    job: Job, found: Iterable[ListedFile], allotment: TokenAllocator, write: Callable[[Sequence[InputResult]], object]
+) -> Generator[InputResult, None, None]:
     """Encode and prune images and clips, and hand them on, a batch at a time; yields what became of each, in the order
     of the listing."""
     for batch in job.batches(found, job.decoder):
@@ -133,7 +136,7 @@ def compress(
         yield from outcomes
 
 
-def record(writer: CacheWriter, outcomes: Sequence[Outcome]) -> None:
+def record(writer: CacheWriter, outcomes: Sequence[InputResult]) -> None:
     """Into the cache."""
     for one in outcomes:
         if one.entry:
@@ -146,38 +149,42 @@ def record(writer: CacheWriter, outcomes: Sequence[Outcome]) -> None:
                 writer.seen(one.source, one.held.newer)
 
 
-def encode_sized(pruner: Pruner, batch: Sequence[Ready]) -> tuple[list[Encoded], list[Information], list[Measured]]:
+def encode_sized(
+    pruner: Pruner, batch: Sequence[LoadedInput]
+) -> tuple[list[Encoded], list[Information], list[ItemInformation]]:
     """What the tower makes of a batch, the information of each segment, and of each item."""
     encoded = pruner.encode([one.pixels for one in batch])
     values = pruner.information(encoded)
     sized = [
-        Measured(one.source, of_item(own, item), item.layout.total, number=one.number)
+        ItemInformation(one.source, of_item(own, item), item.layout.total, number=one.number)
         for one, own, item in zip(batch, values, encoded, strict=True)
     ]
     return encoded, values, sized
 
 
-def _outcomes(job: Job, batch: Sequence[Decoded], allotment: Allotment) -> list[Outcome]:
+def _outcomes(job: Job, batch: Sequence[Decoded], allotment: TokenAllocator) -> list[InputResult]:
     refused = allotment.refused
-    ready = [one for one in batch if isinstance(one, Ready) and one.number not in refused]
+    ready = [one for one in batch if isinstance(one, LoadedInput) and one.number not in refused]
     done = iter(job.encode(lambda some: _entries(job.pruner, some, allotment), ready, _too_large))
-    outcomes = list[Outcome]()
+    outcomes = list[InputResult]()
     for one in batch:
-        if isinstance(one, Failed):
-            outcomes.append(Outcome(one.source, error=one.error))
-        elif isinstance(one, Held):
-            outcomes.append(Outcome(one.source, held=one))
+        if isinstance(one, FailedInput):
+            outcomes.append(InputResult(one.source, error=one.error))
+        elif isinstance(one, CachedInput):
+            outcomes.append(InputResult(one.source, held=one))
         else:
             error = refused.get(one.number)
-            outcomes.append(Outcome(one.source, error=error) if error else next(done))
+            outcomes.append(InputResult(one.source, error=error) if error else next(done))
     return outcomes
 
 
-def _too_large(one: Ready) -> Outcome:
-    return Outcome(one.source, error=MediaError(f"{one.source}: not enough memory for one image", "try --device cpu"))
+def _too_large(one: LoadedInput) -> InputResult:
+    return InputResult(
+        one.source, error=MediaError(f"{one.source}: not enough memory for one image", "try --device cpu")
+    )
 
 
-def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> list[Outcome]:
+def _entries(pruner: Pruner, batch: Sequence[LoadedInput], allotment: TokenAllocator) -> list[InputResult]:
     """Encode and prune; an image whose tokens are not finite costs itself alone."""
     if not batch:
         return []
@@ -189,12 +196,12 @@ def _entries(pruner: Pruner, batch: Sequence[Ready], allotment: Allotment) -> li
         bad = set(error.rows)
         good = iter(_entries(pruner, [one for row, one in enumerate(batch) if row not in bad], allotment))
         return [
-            Outcome(one.source, error=not_finite(one.source)) if row in bad else next(good)
+            InputResult(one.source, error=not_finite(one.source)) if row in bad else next(good)
             for row, one in enumerate(batch)
         ]
     allotment.settle(sized, counts)
     return [
-        Outcome(one.source, _entry(one, tokens, measured.phi))
+        InputResult(one.source, _entry(one, tokens, measured.phi))
         for one, tokens, measured in zip(batch, kept, sized, strict=True)
     ]
 
@@ -207,5 +214,5 @@ def on_host(items: Sequence[TokenSet]) -> Sequence[TokenSet]:
     return [replace(one, tokens=own) for one, own in zip(items, rows, strict=True)]
 
 
-def _entry(one: Ready, tokens: TokenSet, phi: float) -> Entry:
+def _entry(one: LoadedInput, tokens: TokenSet, phi: float) -> Entry:
     return Entry(one.source, one.digest, one.size, tokens, phi, one.notes, one.sampling, one.decoder, one.stamp)

@@ -21,7 +21,7 @@ from prunesid_cli.errors import MediaError
 from prunesid_cli.models.shared.prompt_pieces import is_clip
 from prunesid_cli.models.shared.token_grid import evenly
 from prunesid_cli.selection.linalg.batched import LARGEST
-from prunesid_cli.types import SUMMARY, Encoded, Layout, Segment
+from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Segment
 
 MOST_TOKENS = isqrt(LARGEST)
 """Of a window: of so many all similarities are there at once."""
@@ -75,7 +75,7 @@ def _one(frames: Sequence[Segment]) -> Segment:
 def _with_cls(frame: Segment) -> Segment:
     """The CLS of a later frame among its tokens, where the stock model reads it: as a candidate, as salient as the
     most salient of them. One that the stock model does not read is left out."""
-    if frame.summary is None or frame.summary_slot == SUMMARY:
+    if frame.summary is None or frame.summary_slot == CLS_NOT_READ:
         return frame
     saliency = frame.saliency
     return Segment(

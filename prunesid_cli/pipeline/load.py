@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.inputs.image import digest_of, load_image_bytes, read_bytes
-from prunesid_cli.inputs.listing import Found
+from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.video.load import clip_digest, is_clip, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.tokencache import CacheWriter, Known, MeasuredLog, Stamp
+from prunesid_cli.tokencache import CacheWriter, IndexEntry, MeasuredLog, Stamp
 from prunesid_cli.types import Pixels
 
 R = TypeVar("R")
@@ -23,7 +23,7 @@ GRAIN = 2 * 10**9
 
 
 @dataclass(frozen=True)
-class Ready:
+class LoadedInput:
     """One input as the tower takes it, with its place in the listing. Its pictures, which may be large, are let go."""
 
     number: int
@@ -47,25 +47,25 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Held:
+class CachedInput:
     """One input that is in the cache already; `newer`: the stamp of its file, where the cache has another."""
 
     source: str
-    item: Known
+    item: IndexEntry
     newer: Stamp | None = None
     regions: int = 0
     bytes: int = 0
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedInput:
     source: str
     error: PruneSIDError
     regions: int = 0
     bytes: int = 0
 
 
-Decoded = Ready | Held | Failed
+Decoded = LoadedInput | CachedInput | FailedInput
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Cached:
     by_contents: bool = False
     measured: MeasuredLog | None = None
 
-    def unchanged(self, source: str, stamp: Stamp) -> Known | None:
+    def unchanged(self, source: str, stamp: Stamp) -> IndexEntry | None:
         return self.writer.unchanged(source, stamp) if self.writer and not self.by_contents else None
 
-    def held(self, source: str, digest: str) -> Known | None:
+    def held(self, source: str, digest: str) -> IndexEntry | None:
         return self.writer.held(source, digest) if self.writer else None
 
     def recall(self, source: str) -> tuple[float, int] | None:
@@ -115,30 +115,30 @@ class Decoder:
     cached: Cached = Cached()
     load: Callable[[], object] = lambda: None
 
-    def __call__(self, number: int, found: Found) -> Decoded:
+    def __call__(self, number: int, found: ListedFile) -> Decoded:
         source = found.source
         if found.error:
-            return Failed(source, found.error)
+            return FailedInput(source, found.error)
         read = _tried(source, lambda: self._read(source))
-        if isinstance(read, Held | Failed):
+        if isinstance(read, CachedInput | FailedInput):
             return read
         self.load()
         return _tried(source, lambda: self._ready(number, read))
 
-    def _read(self, source: str) -> Held | Input:
+    def _read(self, source: str) -> CachedInput | Input:
         stamp = stamp_of(source)
         known = self.cached.unchanged(source, stamp) if stamp else None
         if known:
-            return Held(source, known)
+            return CachedInput(source, known)
         data = None if is_clip(source) else read_bytes(source)
         if data is None and not self.cached.knows(source):
             return Input(source, data, "", stamp)
         digest = clip_digest(source) if data is None else digest_of(data)
         known = self.cached.held(source, digest)
         newer = stamp if known and known.stamp != stamp else None
-        return Held(source, known, newer) if known else Input(source, data, digest, stamp)
+        return CachedInput(source, known, newer) if known else Input(source, data, digest, stamp)
 
-    def _ready(self, number: int, read: Input) -> Ready:
+    def _ready(self, number: int, read: Input) -> LoadedInput:
         source = read.source
         if read.data is None:
             self.pruner.check_clip(source)
@@ -147,19 +147,19 @@ class Decoder:
             media = load_image_bytes(read.data, source, read.digest, self.pruner.enough)
         pixels = self.pruner.preprocess(media)
         told = (media.digest, media.size, media.notes, pixels, media.sampling, media.decoder)
-        return Ready(number, source, *told, read.stamp)
+        return LoadedInput(number, source, *told, read.stamp)
 
 
-def _tried(source: str, work: Callable[[], R]) -> R | Failed:
+def _tried(source: str, work: Callable[[], R]) -> R | FailedInput:
     try:
         return work()
     except PruneSIDError as error:
-        return Failed(source, error)
+        return FailedInput(source, error)
     except Exception as error:
         problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
         failure = MediaError(problem, f"see more with: prunesid ask {source} ? --debug")
         failure.__cause__ = error
-        return Failed(source, failure)
+        return FailedInput(source, failure)
 
 
 def stamp_of(source: str) -> Stamp | None:

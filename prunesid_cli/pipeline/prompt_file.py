@@ -66,7 +66,7 @@ class Prompts:
         """Whether some mean certain items alone."""
         return any(prompt.by for prompt in self.all)
 
-    def pointless(self, cache: Cache) -> list[Prompt]:
+    def unmatched(self, cache: Cache) -> list[Prompt]:
         """Those that name what is not in the cache, of several with the same name the first."""
         named = {(prompt.by, prompt.name): prompt for prompt in reversed(self.all) if prompt.by}
         return [one for (by, name), one in reversed(named.items()) if not FOUND[by](cache, name)]

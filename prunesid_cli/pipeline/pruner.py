@@ -17,10 +17,10 @@ from prunesid_cli.models.base import VisionHalf
 from prunesid_cli.models.shared.processor import reads_clips, shortest_read
 from prunesid_cli.pipeline.frame_windows import check_window, joined
 from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble, of_item, stacked
-from prunesid_cli.selection import choose
+from prunesid_cli.selection import select_batch
 from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
 from prunesid_cli.selection.methods.prunesid import over_time
-from prunesid_cli.selection.result import Chosen
+from prunesid_cli.selection.result import Selection
 from prunesid_cli.selection.similarity import phi
 from prunesid_cli.selection.validation import check_finite
 from prunesid_cli.types import Encoded, Pixels, Segment, TokenSet
@@ -72,7 +72,7 @@ class Pruner:
     draft: bool = False
     clock: Clock = field(default_factory=Clock)
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """What the tower takes of a picture or clip.
 
         Raises:
@@ -81,7 +81,7 @@ class Pruner:
         """
         if media.is_clip:
             self.check_clip(media.source)
-        pixels = self.vision.preprocess(media, companions)
+        pixels = self.vision.preprocess(media, num_other_images)
         check_window(media.source, pixels.layout, self.sampling.window)
         return pixels
 
@@ -205,13 +205,13 @@ class Pruner:
                 for item, own, count in zip(items, shares, counts, strict=True)
             ]
 
-    def _choose(self, jobs: Sequence[tuple[Segment, int]]) -> list[tuple[Chosen, list[int]]]:
+    def _choose(self, jobs: Sequence[tuple[Segment, int]]) -> list[tuple[Selection, list[int]]]:
         """What is kept of segments, each with its share, on the device, and its places as numbers.
 
         Raises:
             NonFiniteError: with `rows`, the numbers of the segments.
         """
-        found: dict[int, Chosen] = {}
+        found: dict[int, Selection] = {}
         for group in alike([segment for segment, _ in jobs]).values():
             some = [jobs[i][0] for i in group]
             reserved = int(some[0].summary is not None)
@@ -222,7 +222,7 @@ class Pruner:
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
             budgets = [jobs[i][1] for i in group]
-            kept = choose(features, saliency, budgets, self.chosen_for(some[0]), reserved)
+            kept = select_batch(features, saliency, budgets, self.chosen_for(some[0]), reserved)
             found |= dict(zip(group, kept, strict=True))
         ordered = [found[i] for i in range(len(jobs))]
         # All at once: the host waits for a device that it asks.

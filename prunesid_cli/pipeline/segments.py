@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.runtime.device import sent
-from prunesid_cli.selection.result import Chosen
-from prunesid_cli.types import SUMMARY, Encoded, Segment, TokenSet
+from prunesid_cli.runtime.device import to_device
+from prunesid_cli.selection.result import Selection
+from prunesid_cli.types import CLS_NOT_READ, Encoded, Segment, TokenSet
 
 Information = tuple[float, ...]
 """phi of each segment of an item."""
@@ -38,7 +38,9 @@ def stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(there) if there else None
 
 
-def assemble(item: Encoded, chosen: Sequence[tuple[Chosen, list[int]]], shares: Sequence[int], whole: bool) -> TokenSet:
+def assemble(
+    item: Encoded, chosen: Sequence[tuple[Selection, list[int]]], shares: Sequence[int], whole: bool
+) -> TokenSet:
     """The kept rows of all segments of an item, by slot; of a single picture or frame, in the order of the method.
 
     What else a token carries is merged as its features are, and stands where they stand.
@@ -47,7 +49,7 @@ def assemble(item: Encoded, chosen: Sequence[tuple[Chosen, list[int]]], shares: 
     """
     rows, slots = list[Tensor](), list[int]()
     for segment, (kept, numbers), share in zip(item.segments, chosen, shares, strict=True):
-        if segment.summary is not None and share and not (whole and segment.summary_slot == SUMMARY):
+        if segment.summary is not None and share and not (whole and segment.summary_slot == CLS_NOT_READ):
             rows.append(segment.summary[None])
             slots.append(segment.summary_slot)
         whole_rows = [segment.features] if segment.extra is None else [segment.features, segment.extra]
@@ -56,5 +58,5 @@ def assemble(item: Encoded, chosen: Sequence[tuple[Chosen, list[int]]], shares: 
     tokens = torch.cat(rows)
     if len(item.segments) > 1 or item.segments[0].frames > 1:
         order = sorted(range(len(slots)), key=slots.__getitem__)
-        tokens, slots = tokens[sent(order, tokens.device)], [slots[i] for i in order]
+        tokens, slots = tokens[to_device(order, tokens.device)], [slots[i] for i in order]
     return TokenSet(tokens, tuple(slots), item.layout, whole)

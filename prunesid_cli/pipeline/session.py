@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
     from prunesid_cli.models.base import LanguageHalf, VisionHalf
     from prunesid_cli.pipeline.pruner import Pruner
-    from prunesid_cli.runtime.batch_size import Pace
+    from prunesid_cli.runtime.batch_size import BatchSizeTuner
     from prunesid_cli.types import Encoded, Pixels, Placement
 
 DEMO_NOTE = (
@@ -61,8 +61,8 @@ class LazyVision:
     def is_loaded(self) -> bool:
         return self._half is not None
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
-        return self.load().preprocess(media, companions)
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
+        return self.load().preprocess(media, num_other_images)
 
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         return self.load().encode(items)
@@ -126,13 +126,13 @@ class Session:
     def batch_size(self, asked: int) -> int:
         return asked or (ON_CPU if self.placement.device.type == "cpu" else 32)
 
-    def pace(self, asked: int) -> Pace:
+    def pace(self, asked: int) -> BatchSizeTuner:
         """How many pictures, tiles and frames the tower sees at once. More than a few gain nothing on a CPU."""
-        from prunesid_cli.runtime.batch_size import Pace
+        from prunesid_cli.runtime.batch_size import BatchSizeTuner
 
         if asked or self.placement.device.type == "cpu":
-            return Pace.fixed(asked or ON_CPU)
-        return Pace(FIRST, MOST)
+            return BatchSizeTuner.fixed(asked or ON_CPU)
+        return BatchSizeTuner(FIRST, MOST)
 
 
 def read_budget(context: typer.Context, keep: str, dynamic: bool | None, method: str) -> Budget:

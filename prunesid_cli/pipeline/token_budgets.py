@@ -11,7 +11,7 @@ from typing import Protocol
 from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.pipeline.pruner import Given, Pruner
 from prunesid_cli.selection.budget import MEMORY, Stream
-from prunesid_cli.tokencache import Known
+from prunesid_cli.tokencache import IndexEntry
 
 
 class Sized(Protocol):
@@ -27,7 +27,7 @@ class Sized(Protocol):
     def total(self) -> int: ...
 
 
-class Allotment(Protocol):
+class TokenAllocator(Protocol):
     """`refused`: inputs that can get nothing, by number, and why."""
 
     @property
@@ -69,7 +69,7 @@ class Planned:
 
 
 @dataclass
-class Running:
+class Streaming:
     """Eq. 7 over images that come one by one; the state moves on only with what was really kept."""
 
     stream: Stream
@@ -84,7 +84,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ItemInformation:
     """The information of one input and how many tokens it has; `held`: what it was given before, and keeps; or why it
     could not be measured; `is_recalled`: an earlier run measured it, and nothing is decoded."""
 
@@ -105,7 +105,7 @@ NOT_HELD = -1
 class Measurements:
     """Numbers in arrays: there may be millions."""
 
-    def __init__(self, images: Iterable[Measured]) -> None:
+    def __init__(self, images: Iterable[ItemInformation]) -> None:
         self.phi, self.total, self.held = array("d"), array("l"), array("l")
         self.refused = dict[int, PruneSIDError]()
         for number, one in enumerate(images):
@@ -138,7 +138,7 @@ def planned(pruner: Pruner, found: Measurements) -> Planned:
     return Planned(plan, found.refused)
 
 
-def at_once(pruner: Pruner, history: Iterable[Known]) -> Allotment:
+def at_once(pruner: Pruner, history: Iterable[IndexEntry]) -> TokenAllocator:
     """What is decided of each image when it comes; of those that get different shares, after what a cache holds, in
     the order in which it was written."""
     if not pruner.spreads:
@@ -148,4 +148,4 @@ def at_once(pruner: Pruner, history: Iterable[Known]) -> Allotment:
         stream = Stream(pruner.budget, math.fsum(sample) / len(sample), round(1 / MEMORY))
     for item in history:
         stream = stream.after(item.phi, item.total, item.kept)
-    return Running(stream)
+    return Streaming(stream)

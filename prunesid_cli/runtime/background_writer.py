@@ -13,7 +13,7 @@ IDLE = 1.0
 """Seconds."""
 
 
-class Behind:
+class BackgroundWriter:
     """Calls, one after the other, in a thread of its own. On leaving, waits until all are done.
 
     `idle` is called whenever nothing came for a while. The first call that raises is the last that is done; its error
@@ -48,7 +48,7 @@ class Behind:
         if self._error is not None:
             raise self._error
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundWriter:
         self._thread.start()
         return self
 

@@ -14,7 +14,7 @@ FULL = 0.5
 
 
 @dataclass
-class Pace:
+class BatchSizeTuner:
     """Decides from what it is told alone.
 
     size     pictures, tiles and frames of the next batch
@@ -27,7 +27,7 @@ class Pace:
     trials: list[float] = field(default_factory=list)
 
     @classmethod
-    def fixed(cls, size: int) -> Pace:
+    def fixed(cls, size: int) -> BatchSizeTuner:
         return cls(size, size)
 
     def took(self, count: int, seconds: float) -> None:

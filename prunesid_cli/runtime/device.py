@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def sent(data: Tensor | Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(data: Tensor | Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor or numbers of the host on the device, as soon as the device gets there.
 
     A plain copy, as `torch.tensor(..., device=device)` makes one, holds the host up until all that it asked of the
@@ -17,6 +17,6 @@ def sent(data: Tensor | Sequence[float], device: torch.device, dtype: torch.dtyp
     return torch.as_tensor(data).to(device, dtype, non_blocking=device.type == "cuda")
 
 
-def where_set(mask: Tensor) -> list[int]:
+def true_rows(mask: Tensor) -> list[int]:
     """mask [B] -> the rows of which it is set. One wait, where `nonzero` would make two."""
     return [row for row, is_set in enumerate(mask.tolist()) if is_set]

@@ -29,7 +29,7 @@ def available() -> int | None:
     return 1024 * int(AVAILABLE.read_text().split("MemAvailable:")[1].split()[0])
 
 
-def within_memory(
+def run_in_halves_on_oom(
     work: Callable[[Sequence[T]], list[R]],
     batch: Sequence[T],
     alone: Callable[[T], R],
@@ -47,4 +47,4 @@ def within_memory(
     # Outside of the handler: its traceback holds on to all that the failed attempt had allocated.
     told()
     half = len(batch) // 2
-    return within_memory(work, batch[:half], alone) + within_memory(work, batch[half:], alone)
+    return run_in_halves_on_oom(work, batch[:half], alone) + run_in_halves_on_oom(work, batch[half:], alone)

@@ -9,7 +9,7 @@ from threading import Condition, Lock, Thread
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from prunesid_cli.runtime.shutdown import Stop
+from prunesid_cli.runtime.shutdown import StopRequest
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,7 +30,7 @@ class Fault:
     error: BaseException
 
 
-class Ahead(Generic[T, R]):
+class Prefetcher(Generic[T, R]):
     """`work` on each item, in order; to be entered before it is taken from.
 
     weigh: bytes of a result. depth: items that may be begun before they are taken; may change.
@@ -42,7 +42,7 @@ class Ahead(Generic[T, R]):
         work: Callable[[T], R],
         weigh: Callable[[R], int],
         depth: Callable[[], int],
-        stop: Stop,
+        stop: StopRequest,
     ) -> None:
         self._items, self._work, self._weigh, self._depth, self._stop = iter(items), work, weigh, depth, stop
         self._listing, self._change = Lock(), Condition()
@@ -72,8 +72,8 @@ class Ahead(Generic[T, R]):
         return done
 
     def _serve(self) -> None:
-        while (begun := self._begin()) is not None:
-            number, item = begun
+        while (started := self._begin()) is not None:
+            number, item = started
             done: R | Fault
             try:
                 done = self._work(item)
@@ -114,7 +114,7 @@ class Ahead(Generic[T, R]):
             self._bytes += 0 if isinstance(done, Fault) else self._weigh(done)
             self._change.notify_all()
 
-    def __enter__(self) -> Ahead[T, R]:
+    def __enter__(self) -> Prefetcher[T, R]:
         for _ in range(THREADS):
             Thread(target=self._serve, name="ahead", daemon=True).start()
         return self
@@ -137,7 +137,7 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def batches_of(
-    ahead: Ahead[T, R], size: Callable[[], int], count: Callable[[R], int], most: int, stop: Stop
+    ahead: Prefetcher[T, R], size: Callable[[], int], count: Callable[[R], int], most: int, stop: StopRequest
 ) -> Iterator[list[R]]:
     """Results in batches of at most `size` by their `count`, and of one at least; of `most` results. What came is not
     kept waiting for what does not come; after a stop was asked for, none is given."""

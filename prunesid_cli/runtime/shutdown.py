@@ -20,7 +20,7 @@ SECOND = "\x1b[?25h\nleft at once; what was saved is whole\n"
 
 
 @dataclass
-class Stop:
+class StopRequest:
     """Whether a run was asked to end. Whoever waits for something looks at it now and then."""
 
     asked: bool = False
@@ -32,10 +32,10 @@ class Stop:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def graceful_shutdown() -> Iterator[StopRequest]:
     """In here SIGINT and SIGTERM only ask to stop; a second one ends the process, as kill -9 would. Signals that are
     ignored, as of a job in the background, stay so."""
-    stop = Stop()
+    stop = StopRequest()
 
     def hear(number: int, frame: FrameType | None) -> None:
         if stop.asked:

@@ -11,9 +11,9 @@ from prunesid_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunesid_cli.selection.result import Chosen
+    from prunesid_cli.selection.result import Selection
 
-    Method = Callable[[Tensor, Tensor | None, Sequence[int], int], Sequence[Tensor | Chosen]]
+    Method = Callable[[Tensor, Tensor | None, Sequence[int], int], Sequence[Tensor | Selection]]
 
 METHODS = {
     "prunesid": "prunesid:prunesid",
@@ -58,16 +58,16 @@ def select(
 
     check_shapes(features, saliency, budgets, reserved)
     check_finite(features, saliency)
-    return [kept.indices for kept in choose(features, saliency, budgets, method, reserved)]
+    return [kept.indices for kept in select_batch(features, saliency, budgets, method, reserved)]
 
 
-def choose(
+def select_batch(
     features: Tensor,
     saliency: Tensor | None,
     budgets: Sequence[int],
     method: str | Method = "prunesid",
     reserved: int = 0,
-) -> list[Chosen]:
+) -> list[Selection]:
     """features [B, N, C], saliency [B, N] or None, a budget an image -> what is kept of each. All must be finite.
 
     `method` is a name of METHODS or a function like those behind the names, which gets budgets below N + reserved.
@@ -77,21 +77,21 @@ def choose(
     """
     import torch
 
-    from prunesid_cli.selection.psca import where_exact
-    from prunesid_cli.selection.result import Chosen
+    from prunesid_cli.selection.psca import to_fp64_device
+    from prunesid_cli.selection.result import Selection
 
     prune = load_method(method) if isinstance(method, str) else method
     n = features.shape[1]
-    kept = [Chosen(torch.arange(n, device=features.device))] * len(budgets)
+    kept = [Selection(torch.arange(n, device=features.device))] * len(budgets)
     rows = [row for row, budget in enumerate(budgets) if budget - reserved < n]
     if rows:
         some = slice(None) if len(rows) == len(budgets) else rows
         pruned = prune(
-            where_exact(features[some].detach()),
-            None if saliency is None else where_exact(saliency[some].detach()),
+            to_fp64_device(features[some].detach()),
+            None if saliency is None else to_fp64_device(saliency[some].detach()),
             [budgets[row] for row in rows],
             reserved,
         )
         for row, one in zip(rows, pruned, strict=True):
-            kept[row] = one if isinstance(one, Chosen) else Chosen(one)
+            kept[row] = one if isinstance(one, Selection) else Selection(one)
     return [one.to(features.device) for one in kept]

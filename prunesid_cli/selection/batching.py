@@ -18,13 +18,13 @@ Rule = Callable[..., "Sequence[Kept]"]
 """Tensors [B, ...] or None, tokens to keep of each image (fewer than N) -> what is kept, B times."""
 
 
-def targets(features: Tensor, budgets: Sequence[int], reserved: int) -> list[int]:
+def keep_counts(features: Tensor, budgets: Sequence[int], reserved: int) -> list[int]:
     """How many tokens to keep of each image, without what is reserved."""
     return [min(max(budget - reserved, 0), features.shape[1]) for budget in budgets]
 
 
 @torch.no_grad()
-def by_target(rule: Rule[Kept], wanted: Sequence[int], features: Tensor, *others: Tensor | None) -> list[Kept]:
+def run_per_budget(rule: Rule[Kept], wanted: Sequence[int], features: Tensor, *others: Tensor | None) -> list[Kept]:
     """`rule` of the features and others of every image, and what is wanted: on a CPU of each alone, elsewhere of those
     that `launches` puts together."""
 

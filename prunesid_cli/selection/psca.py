@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunesid_cli.runtime.device import sent, where_set
+from prunesid_cli.runtime.device import to_device, true_rows
 from prunesid_cli.selection.linalg.batched import LARGEST, STEP, DoubtOf, leading_together, portions
 from prunesid_cli.selection.linalg.eigenvectors import Doubt, angle, leading, undecided, undecided_through
 from prunesid_cli.selection.linalg.krylov import add_product
@@ -29,7 +29,7 @@ they get 1 in 500 wrong a decade below it, 1 in 80 two decades, 1 in 8,000 a dec
 tokens repeat each other they show directions that are not there."""
 
 
-def where_exact(tensor: Tensor) -> Tensor:
+def to_fp64_device(tensor: Tensor) -> Tensor:
     """The tensor where fp64 can be had, which some accelerators (mps) do not have."""
     return tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
 
@@ -158,7 +158,7 @@ def _leading(rows: Tensor, wanted: Tensor, doubt: Doubt) -> Tensor:
     found = leading(quick.matrix, wanted, doubt)
     last = found[torch.arange(len(found), device=found.device), wanted.sum(-1) - 1].unsqueeze(1)
     faint = (last @ quick.matrix @ last.mT).flatten() <= quick.least
-    for row in where_set(faint):
+    for row in true_rows(faint):
         exact = rows[row].double()
         found[row] = leading((exact @ exact.T)[None], wanted[row : row + 1], doubt)[0]
     return found
@@ -209,7 +209,7 @@ def _halko(matrix: Tensor, k: int, seed: int) -> Tensor:
     tall = matrix.T if wide else matrix
     k = min(k, tall.shape[1])
     generator = torch.Generator().manual_seed(seed)
-    basis = tall @ sent(torch.randn(tall.shape[1], k, generator=generator), matrix.device)
+    basis = tall @ to_device(torch.randn(tall.shape[1], k, generator=generator), matrix.device)
     basis = torch.linalg.qr(basis).Q
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(tall.T @ basis).Q

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """`indices` [T] int64: the tokens that are kept, each once, and where all that is kept stands.
 
     into [N] int64: which of the T rows each token is part of; a row is the average of its parts. None: rows are the
@@ -26,5 +26,5 @@ class Chosen:
         parts = (self.into == torch.arange(len(self.indices), device=tokens.device)[:, None]).float()
         return (parts @ tokens.float() / parts.sum(-1, keepdim=True)).to(tokens.dtype)
 
-    def to(self, device: torch.device) -> Chosen:
-        return Chosen(self.indices.to(device), None if self.into is None else self.into.to(device))
+    def to(self, device: torch.device) -> Selection:
+        return Selection(self.indices.to(device), None if self.into is None else self.into.to(device))

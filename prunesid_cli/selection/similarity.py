@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from prunesid_cli.selection.linalg.per_image import each_image, room
-from prunesid_cli.selection.psca import where_exact
+from prunesid_cli.selection.psca import to_fp64_device
 
 SHORTEST = 1e-12
 """A token that is shorter is not scaled up to length one."""
@@ -58,7 +58,7 @@ def _total(matrix: Tensor) -> Tensor:
 
 def phi(features: Tensor) -> Tensor:
     """Information of an image: features [B, N, C] -> 1 - rho [B] fp32."""
-    features = where_exact(features)
+    features = to_fp64_device(features)
     if features.device.type != "cpu":
         return 1 - pair_mean(features)
     return torch.stack(each_image(lambda row: 1 - pair_mean(features[row]), len(features), features.device))

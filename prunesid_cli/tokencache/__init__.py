@@ -14,14 +14,14 @@ from prunesid_cli.tokencache.shard import read_header, read_tokens
 
 if TYPE_CHECKING:
     from prunesid_cli.tokencache.entry import Entry
-    from prunesid_cli.tokencache.index import Known
+    from prunesid_cli.tokencache.index import IndexEntry
     from prunesid_cli.tokencache.index_table import Stamp
     from prunesid_cli.tokencache.measurement_log import MeasuredLog, Measurement
     from prunesid_cli.tokencache.verify import verify, verify_all
     from prunesid_cli.tokencache.writer import CacheWriter, Limits
 
 LATER = {
-    "Known": "index",
+    "IndexEntry": "index",
     "MeasuredLog": "measurement_log",
     "Measurement": "measurement_log",
     "Stamp": "index_table",
@@ -46,7 +46,7 @@ __all__ = [
     "Calibration",
     "Entry",
     "Item",
-    "Known",
+    "IndexEntry",
     "Limits",
     "MeasuredLog",
     "Measurement",

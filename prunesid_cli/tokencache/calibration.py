@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.format import CALIBRATION, canonical
 from prunesid_cli.tokencache.reader import open_cache
 
@@ -43,7 +43,7 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = canonical(asdict(calibration)) + "\n"
-        write_whole(folder / CALIBRATION, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_atomically(folder / CALIBRATION, lambda beside: beside.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise CacheError(f"cannot write to {folder}: {error.strerror}", hint="name another --out") from error
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.tokencache.format import Item, Run, Shard, shard_name
-from prunesid_cli.tokencache.index import Index, extended
-from prunesid_cli.tokencache.index_table import Place
-from prunesid_cli.tokencache.journal import GrowingShard
+from prunesid_cli.tokencache.index import Index, index_with_shards
+from prunesid_cli.tokencache.index_table import ShardPosition
+from prunesid_cli.tokencache.journal import ShardJournal
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
 from prunesid_cli.tokencache.writer import CacheWriter
 
@@ -27,14 +27,14 @@ class Waste:
     """What a cache need not hold: places of items that count no more, and of items whose input is gone; bytes of both;
     failures whose input is gone. `doubt`: why they may be where another folder or drive is, empty if there is none."""
 
-    outdated: frozenset[Place] = frozenset()
-    gone: frozenset[Place] = frozenset()
+    outdated: frozenset[ShardPosition] = frozenset()
+    gone: frozenset[ShardPosition] = frozenset()
     bytes: int = 0
     failures: tuple[str, ...] = ()
     doubt: str = ""
 
     @property
-    def places(self) -> frozenset[Place]:
+    def places(self) -> frozenset[ShardPosition]:
         return self.outdated | self.gone
 
     def check(self) -> None:
@@ -46,7 +46,7 @@ class Waste:
 
 def find_waste(writer: CacheWriter) -> Waste:
     """What `collect` would let go of. An input is gone where its path leads to nothing."""
-    dead, gone, size, there, lost = writer.index.dead, set[Place](), 0, list[str](), list[str]()
+    dead, gone, size, there, lost = writer.index.dead, set[ShardPosition](), 0, list[str](), list[str]()
     for shard, place, item in _all(writer.folder, writer.index):
         is_dead = (shard.number, place) in dead
         if not is_dead and os.path.exists(item.source):
@@ -86,11 +86,11 @@ def collect(writer: CacheWriter, waste: Waste) -> None:
     for source in waste.failures:
         writer.settle(source)
     if paths or waste.failures:  # of which a cache may have had nothing else
-        writer.take(extended(writer.index, map(read_header, paths)))
+        writer.take(index_with_shards(writer.index, map(read_header, paths)))
 
 
-def _rewrite(shard: Shard, without: frozenset[Place]) -> None:
-    growing = GrowingShard(shard.path, shard.run, shard.tool, channels(shard))
+def _rewrite(shard: Shard, without: frozenset[ShardPosition]) -> None:
+    growing = ShardJournal(shard.path, shard.run, shard.tool, channels(shard))
     kept = [item for place, item in enumerate(shard.items) if (shard.number, place) not in without]
     try:
         for item, (data, *scales) in read_rows(shard, kept):

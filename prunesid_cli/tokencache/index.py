@@ -21,7 +21,7 @@ from prunesid_cli.tokencache.format import (
 )
 from prunesid_cli.tokencache.index_table import (
     EMPTY,
-    Place,
+    ShardPosition,
     Stamp,
     Table,
     heads,
@@ -31,10 +31,10 @@ from prunesid_cli.tokencache.index_table import (
 from prunesid_cli.tokencache.shard import mixed
 
 
-class Known(NamedTuple):
+class IndexEntry(NamedTuple):
     """What the index knows of a source."""
 
-    place: Place
+    place: ShardPosition
     digest: str
     stamp: tuple[int, int]
     total: int
@@ -42,7 +42,7 @@ class Known(NamedTuple):
     phi: float
 
 
-class Part(NamedTuple):
+class ShardInfo(NamedTuple):
     """A shard that the index knows: bytes of its file, and items that it had then."""
 
     bytes: int
@@ -57,12 +57,12 @@ class Index:
 
     run: Run | None = None
     sampling: str = ""
-    parts: Mapping[int, Part] = field(default_factory=dict)
+    parts: Mapping[int, ShardInfo] = field(default_factory=dict)
     given: int = 0
     given_up: tuple[int, ...] = ()
     table: Table = EMPTY
-    dead: frozenset[Place] = frozenset()
-    again: tuple[tuple[Place, Place], ...] = ()
+    dead: frozenset[ShardPosition] = frozenset()
+    again: tuple[tuple[ShardPosition, ShardPosition], ...] = ()
 
     @property
     def size(self) -> int:
@@ -83,18 +83,18 @@ class Index:
                 break
         return None
 
-    def find(self, source: str) -> Known | None:
+    def find(self, source: str) -> IndexEntry | None:
         row = self.row(source)
         return None if row is None else self.known(row)
 
-    def known(self, row: int) -> Known:
+    def known(self, row: int) -> IndexEntry:
         table = self.table
         shard, place = table.places[row].tolist()
         total, kept = table.counts[row].tolist()
         stamp = tuple(table.stamps[row].tolist())
-        return Known((shard, place), table.digests[row].tobytes().hex(), stamp, total, kept, float(table.phi[row]))
+        return IndexEntry((shard, place), table.digests[row].tobytes().hex(), stamp, total, kept, float(table.phi[row]))
 
-    def with_digest(self, prefix: str) -> list[Place]:
+    def with_digest(self, prefix: str) -> list[ShardPosition]:
         """Where inputs are whose digest begins so."""
         wanted = np.frombuffer(bytes.fromhex(prefix[: len(prefix) // 2 * 2]), np.uint8)
         same = (self.table.digests[:, : len(wanted)] == wanted).all(1)
@@ -110,7 +110,7 @@ class Index:
         column[list(rows)] = list(rows.values())
         return replace(self, table=replace(self.table, stamps=column))
 
-    def in_order(self) -> Iterator[Known]:
+    def in_order(self) -> Iterator[IndexEntry]:
         """All that counts, in the order in which it was written."""
         places = self.table.places
         return (self.known(int(row)) for row in np.lexsort((places[:, 1], places[:, 0])))
@@ -134,7 +134,9 @@ class Missing:
         )
 
 
-def extended(index: Index, shards: Iterable[Shard], stamps: Mapping[Place, Stamp] | None = None) -> Index:
+def index_with_shards(
+    index: Index, shards: Iterable[Shard], stamps: Mapping[ShardPosition, Stamp] | None = None
+) -> Index:
     """An index with shards that it does not know yet, or that have grown; each is let go before the next one comes.
 
     stamps: of some items, by their places.
@@ -149,7 +151,7 @@ def extended(index: Index, shards: Iterable[Shard], stamps: Mapping[Place, Stamp
             raise mixed(shard.path, shard.path.with_name(shard_name(min(parts))))
         run = shard.run
         sampling = sampling or next((item.sampling for item in shard.items if item.sampling), "")
-        parts[shard.number] = Part(shard.path.stat().st_size, len(shard.items))
+        parts[shard.number] = ShardInfo(shard.path.stat().st_size, len(shard.items))
         given.add(shard.number)
         tables.append(Table.of(shard, stamps or {}))
     if not tables:

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.format import INDEX, KEY, Run, canonical, checksum, number_of, shard_name, shard_paths
-from prunesid_cli.tokencache.index import Index, Missing, Part, extended, missing_of
+from prunesid_cli.tokencache.index import Index, Missing, ShardInfo, index_with_shards, missing_of
 from prunesid_cli.tokencache.index_table import COLUMNS, EMPTY, KEPT, STAMPED, Table, raw, with_stamps
 from prunesid_cli.tokencache.shard import read_header
 
@@ -62,7 +62,7 @@ def load_index(folder: Path, stamped: bool = False) -> Loaded:
     # The last shard may have grown. What else a shard that is gone or was changed outweighed, only headers tell.
     kept = saved if changed <= {max(saved.parts, default=-1)} & {*map(number_of, sizes)} else _emptied(saved)
     unread = [path for path in sizes if (number := number_of(path)) not in kept.parts or number in changed]
-    index = extended(kept, map(read_header, unread))
+    index = index_with_shards(kept, map(read_header, unread))
     if stamped:
         index = replace(index, table=with_stamps(index.table, read_stamps(folder)))
     return Loaded(index, missing_of(folder, saved, index.parts), kept is saved and not unread)
@@ -80,7 +80,7 @@ def read_index(folder: Path) -> Index | None:
             return None
         said = found.said
         run = Run(**said["run"]) if said["run"] else None
-        parts = {int(number): Part(*part) for number, *part in said["shards"]}
+        parts = {int(number): ShardInfo(*part) for number, *part in said["shards"]}
         dead = frozenset((shard, place) for shard, place in said["dead"])
         return Index(run, said["sampling"], parts, said["given"], tuple(said["given_up"]), found.table, dead)
     except (ValueError, KeyError, TypeError):
@@ -146,4 +146,4 @@ def _write(path: Path, body: dict[str, Any], table: Table, names: Sequence[str])
     columns = {name: np.ascontiguousarray(getattr(table, name)) for name in names}
     check = checksum(canonical(body).encode(), *map(raw, columns.values()))
     metadata = {KEY: canonical(body | {"check": check})}
-    write_whole(path, lambda beside: save_file(columns, beside, metadata))
+    write_atomically(path, lambda beside: save_file(columns, beside, metadata))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prunesid_cli.tokencache.format import Shard, name_of
 
 UNKNOWN = (-1, -1)
-Place = tuple[int, int]
+ShardPosition = tuple[int, int]
 """Number of a shard, place in it."""
 
 
@@ -35,7 +35,7 @@ class Table:
     phi: NDArray[np.float64]
 
     @classmethod
-    def of(cls, shard: Shard, stamps: Mapping[Place, Stamp]) -> Table:
+    def of(cls, shard: Shard, stamps: Mapping[ShardPosition, Stamp]) -> Table:
         """All items of a shard; `stamps`: of some, by their places."""
         items, places = shard.items, [(shard.number, place) for place in range(len(shard.items))]
         return cls(
@@ -69,7 +69,7 @@ EMPTY = Table(
 )  # fmt: skip
 
 
-def latest(table: Table) -> tuple[Table, frozenset[Place], tuple[tuple[Place, Place], ...]]:
+def latest(table: Table) -> tuple[Table, frozenset[ShardPosition], tuple[tuple[ShardPosition, ShardPosition], ...]]:
     """The last row of each name, in their order; places of the others; and of rows that follow one of the same digest,
     with that one."""
     if not len(table):

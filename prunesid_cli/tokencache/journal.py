@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.format import FORMAT, Item, Run, canonical, checksum, number_of, read_layout, shard_name
 from prunesid_cli.tokencache.quantization import BYTES, STORES, dtype_of
 from prunesid_cli.tokencache.shard import Tensors, channels, read_header, read_rows, write_file
@@ -28,7 +28,7 @@ LOGS = ".prunesid-*.log"
 
 
 @dataclass
-class GrowingShard:
+class ShardJournal:
     """Takes items and writes itself, as often as is wanted: each time with all that it was given so far.
 
     width: channels of a row, known with the first item; size: bytes of all rows.
@@ -49,7 +49,7 @@ class GrowingShard:
     log: BinaryIO | None = None
 
     @classmethod
-    def go_on(cls, path: Path, run: Run, tool: str) -> GrowingShard:
+    def go_on(cls, path: Path, run: Run, tool: str) -> ShardJournal:
         """Behind what a file of that name holds already, every byte of which is checked."""
         shard = read_header(path)
         growing = cls(path, run, tool)
@@ -121,7 +121,7 @@ class GrowingShard:
                 write_file(file, body, tensors)
 
         try:
-            write_whole(self.path, write)
+            write_atomically(self.path, write)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
@@ -181,13 +181,13 @@ def recover(folder: Path) -> None:
         left.unlink()
 
 
-def _read_log(folder: Path, log: Path) -> GrowingShard | None:
+def _read_log(folder: Path, log: Path) -> ShardJournal | None:
     """The shard that a log tells of, up to where the log, or the rows that it tells of, are not whole."""
     lines = _whole_lines(log)
     kind, head = next(lines, ("", {}))
     if kind != "shard" or log.name != f".{Path(shard_name(head['number'])).stem}.log":
         return None
-    growing = GrowingShard(folder / shard_name(head["number"]), Run(**head["run"]), head["tool"], head["width"])
+    growing = ShardJournal(folder / shard_name(head["number"]), Run(**head["run"]), head["tool"], head["width"])
     rows = growing.width * BYTES[dtype_of(growing.run.store, growing.run.dtype)]
     scales = 4 * STORES[growing.run.store].scales(growing.width)
     try:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import Item, Shard, shard_name
-from prunesid_cli.tokencache.index_table import Place, Stamp
+from prunesid_cli.tokencache.index_table import ShardPosition, Stamp
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.tokencache.run_mismatch import difference
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
 from prunesid_cli.tokencache.writer import CacheWriter, Limits
 
-Where = tuple[int, Place]
+Where = tuple[int, ShardPosition]
 """Number of a cache, place in it."""
 
 
@@ -34,7 +34,7 @@ class _Part:
     cache: Cache
     header: Shard | None = None
 
-    def item(self, place: Place) -> tuple[Shard, Item]:
+    def item(self, place: ShardPosition) -> tuple[Shard, Item]:
         if self.header is None or self.header.number != place[0]:
             self.header = read_header(self.cache.folder / shard_name(place[0]))
         return self.header, self.header.items[place[1]]
@@ -106,7 +106,7 @@ def _by_parts(source: str) -> list[str]:
     return source.split(os.sep)
 
 
-def _copy(part: _Part, place: Place, writer: CacheWriter, merged: Merged) -> None:
+def _copy(part: _Part, place: ShardPosition, writer: CacheWriter, merged: Merged) -> None:
     shard, item = part.item(place)
     stamp = part.stamp(item.source)
     if writer.held(item.source, item.digest):

@@ -15,7 +15,7 @@ from prunesid_cli.tokencache.shard import read_header
 
 if TYPE_CHECKING:
     from prunesid_cli.tokencache.index import Index, Missing
-    from prunesid_cli.tokencache.index_table import Place
+    from prunesid_cli.tokencache.index_table import ShardPosition
 
 HEADERS = 8
 """Shards whose headers are kept, for items that are looked up one by one."""
@@ -73,7 +73,7 @@ class Cache:
         """Items whose digest begins so, in hex."""
         return [self._at(place) for place in self.index.with_digest(prefix)]
 
-    def _at(self, place: Place) -> tuple[Shard, Item]:
+    def _at(self, place: ShardPosition) -> tuple[Shard, Item]:
         shard = _header(self.folder / shard_name(place[0]))
         return shard, shard.items[place[1]]
 

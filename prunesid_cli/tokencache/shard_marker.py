@@ -12,22 +12,22 @@ from pathlib import Path
 
 from prunesid_cli.cli.terminal import some
 from prunesid_cli.errors import CacheError, UsageError
-from prunesid_cli.inputs.sharding import Portion, read_portion
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.inputs.sharding import Partition, parse_partition
+from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.format import is_cache
 
 PORTION = ".prunesid-portion"
 
 
-def portion_in(folder: Path) -> Portion | None:
+def portion_in(folder: Path) -> Partition | None:
     """What a cache says that it is made of; None where it says nothing, or nothing that can be read."""
     try:
-        return read_portion((folder / PORTION).read_text(encoding="utf-8"), {})
+        return parse_partition((folder / PORTION).read_text(encoding="utf-8"), {})
     except (OSError, ValueError, UsageError):
         return None
 
 
-def check_portion(folder: Path, portion: Portion) -> None:
+def check_portion(folder: Path, portion: Partition) -> None:
     """Raises UsageError: the cache is made of another one."""
     there = portion_in(folder) if is_cache(folder) else None
     if there and portion.of > 1 and str(there) != str(portion):
@@ -35,7 +35,7 @@ def check_portion(folder: Path, portion: Portion) -> None:
         raise UsageError(f"{folder} holds shard {there}, not {portion}", hint)
 
 
-def record_portion(folder: Path, portion: Portion, is_new: bool) -> None:
+def record_portion(folder: Path, portion: Partition, is_new: bool) -> None:
     """Before anything comes. A cache that had items before is not made of one portion, nor is one that gets all.
 
     Raises:
@@ -44,7 +44,7 @@ def record_portion(folder: Path, portion: Portion, is_new: bool) -> None:
     path = folder / PORTION
     try:
         if portion.of > 1 and is_new:
-            write_whole(path, lambda beside: beside.write_text(str(portion), encoding="utf-8"))
+            write_atomically(path, lambda beside: beside.write_text(str(portion), encoding="utf-8"))
         elif portion.of == 1 and path.exists():
             path.unlink()
     except OSError as error:

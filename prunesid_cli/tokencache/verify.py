@@ -13,9 +13,9 @@ from prunesid_cli.cli.terminal import plural
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.calibration import read_calibration
 from prunesid_cli.tokencache.format import INDEX, Item, Shard, check_cache, checksum, shard_name, shard_paths
-from prunesid_cli.tokencache.index import Index, extended, missing_of
+from prunesid_cli.tokencache.index import Index, index_with_shards, missing_of
 from prunesid_cli.tokencache.index_file import load_index, read_index
-from prunesid_cli.tokencache.index_table import KEPT, Place
+from prunesid_cli.tokencache.index_table import KEPT, ShardPosition
 from prunesid_cli.tokencache.reader import read_failures
 from prunesid_cli.tokencache.shard import again, damaged, mixed, read_header, stored_rows
 
@@ -29,7 +29,7 @@ def verify_all(folder: Path) -> tuple[int, list[CacheError]]:
     """Read every byte of a cache, and look for what is not there: how many items are good, and each fault."""
     check_cache(folder)
     saved, paths, faults, good = read_index(folder), shard_paths(folder), list[CacheError](), Counter[str]()
-    found = extended(Index(), _sound(paths, good, faults))
+    found = index_with_shards(Index(), _sound(paths, good, faults))
     all_read = len(found.parts) == len(paths)
     lost = missing_of(folder, saved or Index(), found.parts)
     if lost.numbers:  # with how many items, nobody knows where there are shards that cannot be read
@@ -71,7 +71,7 @@ def _fits(folder: Path, found: Index) -> bool:
     return same and all(np.array_equal(getattr(told.table, one), getattr(found.table, one)) for one in KEPT)
 
 
-def _doubled(folder: Path, places: tuple[tuple[Place, Place], ...]) -> list[CacheError]:
+def _doubled(folder: Path, places: tuple[tuple[ShardPosition, ShardPosition], ...]) -> list[CacheError]:
     """A fault for each shard that holds again what the cache had."""
     faults = []
     for number in sorted({shard for (shard, _), _ in places}):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError, PruneSIDError
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.entry import Entry, Rows, stored
 from prunesid_cli.tokencache.format import (
     FAILURES,
@@ -22,10 +22,10 @@ from prunesid_cli.tokencache.format import (
     is_cache,
     shard_name,
 )
-from prunesid_cli.tokencache.index import Index, Known, Missing, extended
+from prunesid_cli.tokencache.index import Index, IndexEntry, Missing, index_with_shards
 from prunesid_cli.tokencache.index_file import Loaded, load_index, write_index
-from prunesid_cli.tokencache.index_table import Place, Stamp
-from prunesid_cli.tokencache.journal import GrowingShard, recover, unwritable
+from prunesid_cli.tokencache.index_table import ShardPosition, Stamp
+from prunesid_cli.tokencache.journal import ShardJournal, recover, unwritable
 from prunesid_cli.tokencache.lock import locked
 from prunesid_cli.tokencache.reader import read_failures
 from prunesid_cli.tokencache.run_mismatch import difference, way_on
@@ -59,8 +59,8 @@ class CacheWriter:
 
     def __init__(self, folder: Path, run: Run, tool: str, limits: Limits = Limits(), sampling: str = "") -> None:
         self.folder, self.run, self.tool, self.limits, self.sampling = folder, run, tool, limits, sampling
-        self.growing: GrowingShard | None = None
-        self.stamps, self.newer = dict[Place, Stamp](), dict[str, Stamp]()
+        self.growing: ShardJournal | None = None
+        self.stamps, self.newer = dict[ShardPosition, Stamp](), dict[str, Stamp]()
         self.is_written = self.is_indexed = self.is_synced = True
         self.lock, self.unwritable = locked(folder)
         try:
@@ -86,12 +86,12 @@ class CacheWriter:
         self.failed = {record["source"]: record for record in read_failures(self.folder)}
         self.recorded = dict(self.failed)
 
-    def unchanged(self, source: str, stamp: Stamp) -> Known | None:
+    def unchanged(self, source: str, stamp: Stamp) -> IndexEntry | None:
         """This input, where it was in the cache when this run began, and has not been touched since it was read."""
         known = self.index.find(source)
         return known if known and known.stamp == stamp else None
 
-    def held(self, source: str, digest: str) -> Known | None:
+    def held(self, source: str, digest: str) -> IndexEntry | None:
         """This very input, where it was in the cache when this run began."""
         known = self.index.find(source)
         return known if known and known.digest == digest else None
@@ -100,7 +100,7 @@ class CacheWriter:
         """An input that is held need not be read again as it looks now."""
         self.newer[source] = stamp
 
-    def history(self) -> Iterator[Known]:
+    def history(self) -> Iterator[IndexEntry]:
         """What was in the cache when this run began, in the order in which it was written."""
         return self.index.in_order()
 
@@ -145,7 +145,7 @@ class CacheWriter:
             self.growing.sync()
         self.is_synced, self.synced = True, time.monotonic()
 
-    def _unfinished(self) -> GrowingShard:
+    def _unfinished(self) -> ShardJournal:
         """The last shard, if it is not full, as this version of the tool wrote it; else a new one."""
         last = max(self.index.parts, default=-1)
         if last >= 0 and last == self.index.given - 1:
@@ -153,8 +153,8 @@ class CacheWriter:
             shard = read_header(path)
             rows = shard.items[-1].rows[1] if shard.items else 0
             if shard.tool == self.tool and not self._is_full(len(shard.items), rows * sum(p.row for p in shard.parts)):
-                return GrowingShard.go_on(path, self.run, self.tool)
-        return GrowingShard(self.folder / shard_name(self.index.given), self.run, self.tool)
+                return ShardJournal.go_on(path, self.run, self.tool)
+        return ShardJournal(self.folder / shard_name(self.index.given), self.run, self.tool)
 
     def _is_full(self, items: int, size: int) -> bool:
         return items >= self.limits.items or size >= self.limits.bytes
@@ -176,7 +176,7 @@ class CacheWriter:
         """Write all that there is to write: shard, index, failures."""
         self.flush()
         if self.growing and not self.is_indexed:
-            self.index = extended(self.index, [read_header(self.growing.path)], self.stamps)
+            self.index = index_with_shards(self.index, [read_header(self.growing.path)], self.stamps)
             self.is_indexed, self.is_saved = True, False
         index = self.index.stamped(self.newer)
         if index is not self.index or not self.is_saved:
@@ -222,7 +222,7 @@ class CacheWriter:
         path, lines = self.folder / FAILURES, "".join(canonical(one) + "\n" for one in self.failed.values())
         if lines:
             write = lambda beside: beside.write_text(lines, encoding="utf-8")  # noqa: E731
-            self._replace(FAILURES, lambda: write_whole(path, write))
+            self._replace(FAILURES, lambda: write_atomically(path, write))
         else:
             path.unlink(missing_ok=True)
         self.recorded = dict(self.failed)

@@ -14,7 +14,7 @@ from prunesid_cli.pipeline.segments import of_item
 from prunesid_cli.selection import GROUPED, SUPPRESSING, load_method
 from prunesid_cli.selection.methods.plus import grouped
 from prunesid_cli.selection.methods.prunesid import Explanation, reasons
-from prunesid_cli.selection.psca import where_exact
+from prunesid_cli.selection.psca import to_fp64_device
 from prunesid_cli.types import Encoded, Layout, Region, Segment, TokenSet
 from prunesid_cli.visualization.panels import Marks
 
@@ -138,8 +138,8 @@ def _reasons(pruner: Pruner, segment: Segment, share: int) -> tuple[tuple[int, .
     """The group of each token, and why those that are kept are."""
     if pruner.method not in GROUPED or share >= segment.capacity:
         return None, None
-    features = where_exact(segment.features[None])
-    saliency = None if segment.saliency is None else where_exact(segment.saliency[None])
+    features = to_fp64_device(segment.features[None])
+    saliency = None if segment.saliency is None else to_fp64_device(segment.saliency[None])
     if pruner.method not in SUPPRESSING:
         return tuple(grouped(features, saliency, [share])[0][0].tolist()), None
     chosen = pruner.chosen_for(segment)

@@ -29,7 +29,7 @@ from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, one_of
 from prunesid_cli.demo.scenes import Drawing, draw, make_scene
 from prunesid_cli.evaluate.records import read_records
 from prunesid_cli.evaluate.results import Setting
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.weights import load_config, place
@@ -136,7 +136,7 @@ def covered(drawn: Sequence[Drawing]) -> dict[str, float]:
     seen: dict[str, list[bool]] = defaultdict(list)
     for at in range(0, len(drawn), BATCH):
         some = drawn[at : at + BATCH]
-        media = [in_memory(Image.fromarray(one.pixels)) for one in some]
+        media = [media_from_image(Image.fromarray(one.pixels)) for one in some]
         encoded = pruners["all"].encode([pruners["all"].preprocess(one) for one in media])
         for name, pruner in pruners.items():
             for kept, one in zip(pruner.prune(encoded), some, strict=True):

@@ -24,7 +24,7 @@ from PIL import Image
 from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, held_out
 from prunesid_cli.demo.scenes import HELD_OUT, Drawing, draw, make_scene
 from prunesid_cli.evaluate.results import Setting
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
@@ -67,7 +67,7 @@ def _picture(pruner: Pruner, drawing: Drawing, questions: tuple[Question, ...]) 
 
 
 def _encode(pruner: Pruner, pixels: NDArray[np.uint8]) -> list[Encoded]:
-    return pruner.encode([pruner.vision.preprocess(in_memory(Image.fromarray(pixels)))])
+    return pruner.encode([pruner.vision.preprocess(media_from_image(Image.fromarray(pixels)))])
 
 
 @dataclass(frozen=True)

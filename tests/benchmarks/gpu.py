@@ -42,7 +42,7 @@ from prunesid_cli.bench.stages import Bench as Stages
 from prunesid_cli.bench.stock_model import made_whole
 from prunesid_cli.bench.timing import Meter
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
-from prunesid_cli.inputs.image import Media, in_memory
+from prunesid_cli.inputs.image import Media, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.base import VisionHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
@@ -305,7 +305,7 @@ def placed(bench: Bench, checkpoint: Checkpoint) -> Placement:
 
 
 def picture(index: int) -> Media:
-    return in_memory(Image.fromarray(draw(make_scene(HELD_OUT, index)).pixels))
+    return media_from_image(Image.fromarray(draw(make_scene(HELD_OUT, index)).pixels))
 
 
 def changed(one: Tensor, other: Tensor) -> int:

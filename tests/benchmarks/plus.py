@@ -25,7 +25,7 @@ from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import load_method
-from prunesid_cli.selection.batching import targets
+from prunesid_cli.selection.batching import keep_counts
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.methods.plus import covering, leaders
 from prunesid_cli.selection.methods.prunesid import explain, over_time
@@ -60,7 +60,7 @@ def variant(lead: bool, worth: Score) -> Method:
     """Whether each group keeps its most salient token, and what decides beside coverage."""
 
     def chosen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
-        wanted = targets(features, budgets, reserved)
+        wanted = keep_counts(features, budgets, reserved)
         found = explain(features, saliency, budgets, OVER_TIME, reserved)
         kept = list[Tensor]()
         for tokens, one, target in zip(features, found, wanted, strict=True):

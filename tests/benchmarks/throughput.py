@@ -32,7 +32,7 @@ from prunesid_cli.pipeline.load import Cached, Decoder
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Hardware, Session
 from prunesid_cli.pipeline.token_budgets import at_once
-from prunesid_cli.runtime.background_writer import Behind
+from prunesid_cli.runtime.background_writer import BackgroundWriter
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import CacheWriter, Run
@@ -73,7 +73,7 @@ def pipeline(subject: Subject) -> float:
     run = Run(found.name, found.revision, found.model_type, "prunesid", str(budget), False, False, dtype)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        with closing(CacheWriter(Path(folder), run, "benchmark")) as writer, Behind() as behind:
+        with closing(CacheWriter(Path(folder), run, "benchmark")) as writer, BackgroundWriter() as behind:
             job = Job(Decoder(subject.pruner, Cached(writer)), subject.session.pace(subject.batch))
             write = lambda outcomes: behind.do(partial(record, writer, outcomes))  # noqa: E731
             done = compress(job, find_media(map(str, subject.paths)), at_once(subject.pruner, ()), write)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from prunesid_cli.demo.questions import Question, held_out
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.weights import load_config, place
@@ -56,7 +56,7 @@ def made(vision: Any, numbers: Sequence[int], questions: tuple[Question, ...] = 
     """A clip of these scenes, a frame each."""
     rng, drawings = np.random.default_rng(numbers), [draw(make_scene(HELD_OUT, number)) for number in numbers]
     frames = [np.clip(one.pixels + rng.normal(0, NOISE, one.pixels.shape), 0, 255) for one in drawings]
-    seen = vision.encode([vision.preprocess(in_memory(Image.fromarray(one.astype(np.uint8)))) for one in frames])
+    seen = vision.encode([vision.preprocess(media_from_image(Image.fromarray(one.astype(np.uint8)))) for one in frames])
     regions = tuple(Region(i * SIZE, SIDE, SIDE, SIDE, time=float(i)) for i in range(len(frames)))
     segments = [
         replace(one.segments[0], summary=None, slots=tuple(region.slots))

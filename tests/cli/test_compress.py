@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from prunesid_cli.inputs.sharding import Portion, read_portion
+from prunesid_cli.inputs.sharding import Partition, parse_partition
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.tokencache.format import MEASURED
 from tests.caches import held
@@ -189,8 +189,8 @@ OURS = [3, 4, 7, 9]
 def test_a_portion_stays_when_files_are_added() -> None:
     names = [f"photos/{i}.jpg" for i in range(1000)]
     for number in (1, 2, 3, 4):
-        assert 200 < sum(Portion(number, 4).takes(name) for name in names) < 300
-    ours = [i for i, name in enumerate(names[:12]) if Portion(1, 4).takes(name)]
+        assert 200 < sum(Partition(number, 4).takes(name) for name in names) < 300
+    ours = [i for i, name in enumerate(names[:12]) if Partition(1, 4).takes(name)]
     assert ours == OURS, "machines with different versions would share otherwise"
 
 
@@ -201,10 +201,10 @@ def test_a_portion_by_the_environment_is_asked_for(
     run: Run, llava: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm = SLURM | {"SLURM_ARRAY_TASK_COUNT": "4"}
-    assert read_portion(None, slurm) == Portion()
-    assert (read_portion("auto", slurm).number, read_portion("auto", slurm).of) == (3, 4)
+    assert parse_partition(None, slurm) == Partition()
+    assert (parse_partition("auto", slurm).number, parse_partition("auto", slurm).of) == (3, 4)
     kubernetes = {"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "5"}
-    assert (read_portion("auto", kubernetes).number, read_portion("auto", kubernetes).of) == (1, 5)
+    assert (parse_partition("auto", kubernetes).number, parse_partition("auto", kubernetes).of) == (1, 5)
     command = ("compress", folder, "--out", tmp_path / "c", "-m", llava, "--shard")
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)

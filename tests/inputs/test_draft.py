@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunesid_cli.inputs.image import in_memory, load_image_bytes
+from prunesid_cli.inputs.image import load_image_bytes, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.shared.processor import shortest_read
@@ -78,7 +78,7 @@ def test_families_that_read_one_size_read_the_same_of_a_smaller_picture(variant:
         return
     assert not variant.startswith(DYNAMIC)
     large = painting(1, (8 * side, 6 * side))
-    whole, small = (vision.preprocess(in_memory(one)) for one in (large, large.reduce(2)))
+    whole, small = (vision.preprocess(media_from_image(one)) for one in (large, large.reduce(2)))
     assert whole.layout == small.layout
     for name, pixels in whole.tensors.items():
         assert pixels.shape == small.tensors[name].shape

@@ -22,7 +22,7 @@ from PIL import Image, ImageFile
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs import image as media
-from prunesid_cli.inputs.file_type import Kind, kind_of
+from prunesid_cli.inputs.file_type import FileType, detect_file_type
 from prunesid_cli.inputs.image import Media, load_image, load_image_bytes
 from tests import hostile
 
@@ -273,9 +273,15 @@ def test_what_is_not_an_image_is_said_to_be_so(data: bytes, expected: str) -> No
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
 @pytest.mark.parametrize(
     ("format", "kind"),
-    [("JPEG", Kind.JPEG), ("PNG", Kind.PNG), ("WEBP", Kind.WEBP), ("TIFF", Kind.TIFF), ("GIF", Kind.GIF)],
+    [
+        ("JPEG", FileType.JPEG),
+        ("PNG", FileType.PNG),
+        ("WEBP", FileType.WEBP),
+        ("TIFF", FileType.TIFF),
+        ("GIF", FileType.GIF),
+    ],
 )
-def test_truncated(format: str, kind: Kind, share: float) -> None:
+def test_truncated(format: str, kind: FileType, share: float) -> None:
     data = hostile.encoded(hostile.noise(), format)
     error = refusal(data[: int(len(data) * share)])
     assert f"damaged or cut short {kind.text} (" in error.problem
@@ -455,11 +461,11 @@ def test_threads_give_what_one_gives() -> None:
     assert together == [loaded(data) for data in pictures * 4]
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_every_kind_says_what_to_do(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", FileType)
+def test_every_kind_says_what_to_do(kind: FileType) -> None:
     assert kind.text and kind.hint
 
 
 @pytest.mark.parametrize("data", [b"", b"R", b"RIFF", b"\0\0\0\x18ftyp", b"\xff", zlib.compress(b"x")])
 def test_short_heads_have_a_kind(data: bytes) -> None:
-    assert not kind_of(data).is_image
+    assert not detect_file_type(data).is_image

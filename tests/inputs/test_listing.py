@@ -20,7 +20,7 @@ from prunesid_cli.inputs.listing import (
     LINK,
     OTHER,
     REPEAT,
-    Found,
+    ListedFile,
     Listing,
     find_media,
     read_list,
@@ -128,7 +128,7 @@ def test_folder_too_deep_to_scan_is_a_record(tmp_path: Path) -> None:
     (tmp_path / "z.jpg").touch()
     deep, last = find_media([str(tmp_path)])
     assert deep.error and "too long" in deep.error.problem
-    assert last == Found(str(tmp_path / "z.jpg"))
+    assert last == ListedFile(str(tmp_path / "z.jpg"))
 
 
 @pytest.mark.parametrize("path", ["shut", "*", "shut/*", "**/x.jpg"])
@@ -227,11 +227,11 @@ def test_listing_streams(tree: Path) -> None:
         yield "b.jpg"
         raise AssertionError("read ahead")
 
-    assert list(islice(find_media(paths()), 1)) == [Found("b.jpg")]
+    assert list(islice(find_media(paths()), 1)) == [ListedFile("b.jpg")]
 
 
 def test_listing_is_the_same_every_time(tree: Path) -> None:
-    def as_given() -> list[Found]:
+    def as_given() -> list[ListedFile]:
         return list(find_media([".", "sub", "**"]))
 
     assert as_given() == as_given()

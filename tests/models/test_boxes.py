@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prunesid_cli.inputs.image import Media, in_memory
+from prunesid_cli.inputs.image import Media, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.loading.weights import load_config, place
@@ -61,7 +61,7 @@ def test_a_square_shows_its_box(load: Load, variant: str, is_clip: bool, size: t
         pytest.importorskip("num2words")
 
     def square(image: Image.Image) -> tuple[torch.Tensor, Any]:
-        media = Media("", "", (image, image), image.size, times=(0.0, 1.0)) if is_clip else in_memory(image)
+        media = Media("", "", (image, image), image.size, times=(0.0, 1.0)) if is_clip else media_from_image(image)
         made = load(variant).preprocess(media)
         return next(iter(made.tensors.values())).flatten(0, -4)[0].mean(0), made.layout.regions[0].box
 
@@ -87,7 +87,7 @@ def test_a_raster_of_tiles_shows_its_box(load: Load, variant: str, size: tuple[i
     """Of a white picture on black padding, a patch is as white as it is inside the picture. The last pixels of SigLIP's
     tiles are in no patch."""
     vision = load(variant)
-    made = vision.preprocess(in_memory(Image.new("RGB", size, "white")))
+    made = vision.preprocess(media_from_image(Image.new("RGB", size, "white")))
     region, tiles = made.layout.regions[1], next(iter(made.tensors.values()))[1:]
     white = (tiles - tiles.min()) / (tiles.max() - tiles.min()) if (tiles < 0).any() else torch.ones_like(tiles)
     patch = vision.model.config.vision_config.patch_size
@@ -112,5 +112,5 @@ def inside(start: float, end: float, count: int) -> np.ndarray:
 
 def test_the_padding_of_a_square_is_outside_its_box(load: Load) -> None:
     vision = load("llava-original")
-    box = vision.preprocess(in_memory(Image.new("RGB", (500, 200), "white"))).layout.regions[0].box
+    box = vision.preprocess(media_from_image(Image.new("RGB", (500, 200), "white"))).layout.regions[0].box
     assert box == pytest.approx((0.0, -0.75, 1.0, 1.75))

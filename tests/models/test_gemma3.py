@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prunesid_cli.errors import UnsupportedModel, UsageError
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.gemma3 import boxes
 from prunesid_cli.models.loading.checkpoint import resolve
@@ -93,7 +93,7 @@ def test_the_real_size_is_the_stock_model(tmp_path: Path) -> None:
     """896 pixels, 4,096 patches, 256 tokens; the attention weights of a layer take several chunks."""
     gemma3(tmp_path, side=896)
     model = Model(tmp_path, Tiny(partial(gemma3, side=896)))
-    picture = in_memory(painting(0, (700, 500)))
+    picture = media_from_image(painting(0, (700, 500)))
     keep_all(model, [picture], PROMPT)
     pixels = model.vision.preprocess(picture)
     (item,) = model.vision.encode([pixels])

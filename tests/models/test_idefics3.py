@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from transformers.utils import is_num2words_available
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import idefics3
 from prunesid_cli.models.shared import attention_saliency as saliency
 from prunesid_cli.types import Layout, Region
@@ -51,7 +51,7 @@ def test_saliency_is_the_attention_that_the_patches_get(
     model: Model, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saliency, "AT_ONCE", room)
-    pixels = model.vision.preprocess(in_memory(painting(3, (500, 200))))
+    pixels = model.vision.preprocess(media_from_image(painting(3, (500, 200))))
     (item,) = model.vision.encode([pixels])
     config, values = model.stock.config, pixels.tensors["pixel_values"]
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_saliency_is_the_attention_that_the_patches_get(
 def test_tiles_are_where_the_processor_cut(
     variant: str, size: tuple[int, int], grid: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    layout = _model(variant, tmp_path_factory).vision.preprocess(in_memory(painting(0, size))).layout
+    layout = _model(variant, tmp_path_factory).vision.preprocess(media_from_image(painting(0, size))).layout
     rows, columns = grid
     places = [(row, column) for row in range(rows) for column in range(columns)]
     boxes = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r, c in places]
@@ -95,9 +95,9 @@ def test_tiles_are_where_the_processor_cut(
 
 def test_a_tile_shows_its_box(plain: Model) -> None:
     """A picture that is dark but for one tile is bright in that tile and nowhere else, the small whole aside."""
-    image = in_memory(painting(0, (728, 728))).image.point(lambda value: 0)
+    image = media_from_image(painting(0, (728, 728))).image.point(lambda value: 0)
     image.paste((255, 255, 255), (0, 364, 364, 728))
-    pixels = plain.vision.preprocess(in_memory(image))
+    pixels = plain.vision.preprocess(media_from_image(image))
     bright = [i for i, one in enumerate(pixels.tensors["pixel_values"]) if one.mean() > 0.9]
     assert [pixels.layout.regions[i].box for i in bright] == [(0.0, 0.5, 0.5, 1.0)]
 
@@ -143,7 +143,7 @@ def test_a_clip_is_seen_as_the_video_processor_sees_it(smolvlm: Model) -> None:
 
 def test_pictures_need_no_number_words(smolvlm: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read, and put into a prompt, in the same way; clips are refused with what to install."""
-    media = in_memory(painting(0, (500, 200)))
+    media = media_from_image(painting(0, (500, 200)))
     (item,) = smolvlm.pruner("23").prune(smolvlm.vision.encode([smolvlm.vision.preprocess(media)]))
     asked = smolvlm.language.tokenised(PROMPT, [item.layout])
     monkeypatch.setattr(idefics3, "is_num2words_available", lambda: False)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from tests.models.test_laws import CPU, Model, clip, painting
@@ -38,7 +38,7 @@ def test_a_token_is_a_square_of_patches(plain: Model) -> None:
 
 
 def test_saliency_is_the_attention_of_cls_in_the_layer_that_is_read(model: Model) -> None:
-    pixels = model.vision.preprocess(in_memory(painting(3, (900, 880))))
+    pixels = model.vision.preprocess(media_from_image(painting(3, (900, 880))))
     (item,) = model.vision.encode([pixels])
     config = model.stock.config
     layer = config.vision_feature_layer
@@ -56,7 +56,7 @@ def test_saliency_is_the_attention_of_cls_in_the_layer_that_is_read(model: Model
     ("size", "grid"), [((448, 448), (1, 1)), ((1200, 900), (3, 4)), ((200, 1200), (6, 1)), ((1600, 100), (1, 12))]
 )
 def test_tiles_are_where_the_processor_cut(plain: Model, size: tuple[int, int], grid: tuple[int, int]) -> None:
-    layout = plain.vision.preprocess(in_memory(painting(0, size))).layout
+    layout = plain.vision.preprocess(media_from_image(painting(0, size))).layout
     rows, columns = grid
     boxes = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r in range(rows) for c in range(columns)]
     boxes += [(0, 0, 1, 1)] if len(boxes) > 1 else []
@@ -68,10 +68,10 @@ def test_tiles_are_where_the_processor_cut(plain: Model, size: tuple[int, int], 
 
 def test_a_tile_shows_its_box(plain: Model) -> None:
     """A picture that is dark but for one tile is bright in that tile and nowhere else, the small whole aside."""
-    picture = in_memory(painting(0, (1792, 448)))
+    picture = media_from_image(painting(0, (1792, 448)))
     image = picture.image.point(lambda value: 0)
     image.paste((255, 255, 255), (896, 0, 1344, 448))
-    pixels = plain.vision.preprocess(in_memory(image))
+    pixels = plain.vision.preprocess(media_from_image(image))
     bright = [i for i, one in enumerate(pixels.tensors["pixel_values"]) if one.mean() > 1.5]
     assert [pixels.layout.regions[i].box for i in bright] == [(0.5, 0.0, 0.75, 1.0)]
 

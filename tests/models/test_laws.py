@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from prunesid_cli.errors import MediaError, ModelError
-from prunesid_cli.inputs.image import Media, in_memory
+from prunesid_cli.inputs.image import Media, media_from_image
 from prunesid_cli.models import FAMILIES, load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.loading.weights import load_config, place
@@ -34,7 +34,7 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.methods.visionzip import contextual
-from prunesid_cli.types import SUMMARY, Generation, Placement, Prompt, TokenSet
+from prunesid_cli.types import CLS_NOT_READ, Generation, Placement, Prompt, TokenSet
 from tests.conftest import Run
 from tests.models.tiny import TINY, tiny, write
 from tests.models.tiny.base import Tiny
@@ -99,7 +99,7 @@ class Model:
         return Pruner(self.vision, Budget.parse(keep, **options), method, ())
 
     def pictures(self) -> list[Media]:
-        return [in_memory(painting(i, size)) for i, size in enumerate(self.tiny.sizes)]
+        return [media_from_image(painting(i, size)) for i, size in enumerate(self.tiny.sizes)]
 
     def media(self) -> list[Media]:
         return self.pictures() + ([clip(1), clip(2, 3)] if self.tiny.clip else [])
@@ -247,7 +247,7 @@ def summaries(model: Model, items: Sequence[TokenSet], embeds: Tensor) -> Tensor
     visual = model.language.embed(PROMPT, items).visual.nonzero().flatten()
     start = 0
     for item in items:
-        found[visual[start : start + sum(slot == SUMMARY for slot in item.slots)]] = True
+        found[visual[start : start + sum(slot == CLS_NOT_READ for slot in item.slots)]] = True
         start += item.kept
     return found
 
@@ -288,7 +288,7 @@ def test_as_many_as_asked_each_once(model: Model, method: str) -> None:
                 capacity = sum(segment.capacity for segment in item.segments)
                 assert kept.kept == (total if count >= total else min(count, capacity))
                 assert len(kept.slots) == len(kept.tokens)
-                real = [slot for slot in kept.slots if slot != SUMMARY]
+                real = [slot for slot in kept.slots if slot != CLS_NOT_READ]
                 assert len(set(real)) == len(real)
                 assert set(real) <= known | {one.summary_slot for one in item.segments}
                 assert len(item.segments) == 1 or real == sorted(real)
@@ -331,9 +331,9 @@ def test_what_prompts_begin_with_can_be_read_once(model: Model, keep: str) -> No
     )
     if not model.language.shares:
         return
-    begun = model.language.begin([head(own[0], length) for own, length in zip(prompts, lengths, strict=True)])
+    prefix_caches = model.language.begin([head(own[0], length) for own, length in zip(prompts, lengths, strict=True)])
     batch = [one for own in prompts for one in own]
-    known = [one for one in begun for _ in QUESTIONS]
+    known = [one for one in prefix_caches for _ in QUESTIONS]
     torch.testing.assert_close(model.language.logits(batch, known), model.language.logits(batch), **CLOSE)
     assert model.language.generate(batch, HOW, known) == model.language.generate(batch, HOW)
 

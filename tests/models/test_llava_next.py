@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.llava_next import NEWLINE, rasters, windows
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.shared.processor import load_frame_processor, video_settings
-from prunesid_cli.types import SUMMARY, Segment
+from prunesid_cli.types import CLS_NOT_READ, Segment
 from tests.models.test_laws import CPU, Model, clip, painting
 from tests.models.tiny import tiny, write
 from tests.models.tiny.llava_next import GRID_336, GRID_384, NARROW
@@ -74,7 +74,7 @@ def same(segment: Segment, features: Tensor, saliency: Tensor) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tiles_are_as_the_eager_tower_sees_them(models: dict[str, Model], variant: str) -> None:
     model = models[variant]
-    pixels = model.vision.preprocess(in_memory(painting(3, (900, 500))))
+    pixels = model.vision.preprocess(media_from_image(painting(3, (900, 500))))
     (item,) = model.vision.encode([pixels])
     features, attention, config = of_tower(model, pixels.tensors["pixel_values"])
     has_cls = config.vision_feature_select_strategy == "default"
@@ -88,7 +88,7 @@ def test_tiles_are_as_the_eager_tower_sees_them(models: dict[str, Model], varian
         assert (segment.summary is not None) == has_cls
         if segment.summary is not None:
             torch.testing.assert_close(segment.summary, features[window.square, 0], **CLOSE)
-            assert segment.summary_slot == SUMMARY
+            assert segment.summary_slot == CLS_NOT_READ
 
 
 def test_frames_are_pooled_as_the_stock_model_does(models: dict[str, Model]) -> None:
@@ -176,7 +176,7 @@ def test_a_single_tile_has_one_newline(models: dict[str, Model]) -> None:
 
 def test_of_a_very_narrow_picture_the_base_tile_is_read_alone(models: dict[str, Model]) -> None:
     vision = models["llava_next"].vision
-    (item,) = vision.encode([vision.preprocess(in_memory(painting(1, NARROW)))])
+    (item,) = vision.encode([vision.preprocess(media_from_image(painting(1, NARROW)))])
     assert (len(item.segments), len(item.layout.regions)) == (1, 1)
     assert item.layout.total > len(item.segments[0].features)
 

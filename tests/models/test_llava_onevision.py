@@ -17,7 +17,7 @@ from transformers import AutoVideoProcessor, LlavaOnevisionConfig, LlavaOnevisio
 from transformers.utils import is_torchvision_available
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models.llava_onevision import (
     LlavaOnevision,
     LlavaOnevisionLanguage,
@@ -72,7 +72,7 @@ def merged(encoded: Any, part: str) -> Tensor:
 
 def test_saliency_is_the_eager_attention_that_is_received(model: Model) -> None:
     """Of the whole picture as it is, of the raster of tiles packed as the tokens are."""
-    item = model.vision.preprocess(in_memory(painting(1, SHRUNK)))
+    item = model.vision.preprocess(media_from_image(painting(1, SHRUNK)))
     (encoded,) = model.vision.encode([item])
     expected = model.received(item.tensors["pixel_values"])
     packed, _ = model.stock.model.pack_image_features(
@@ -95,7 +95,7 @@ def test_saliency_of_a_clip_is_pooled_as_its_frames_are(model: Model) -> None:
 def test_slots_are_those_of_the_stock_processor(model: Model, size: tuple[int, int]) -> None:
     """As many as in the prompt, with a newline at each end of a row and nowhere else."""
     picture = painting(3, size)
-    layout = model.vision.preprocess(in_memory(picture)).layout
+    layout = model.vision.preprocess(media_from_image(picture)).layout
     written = model.vision.processor(text=["<image>"], images=[picture], return_tensors="pt")["input_ids"]
     assert layout.total == written.numel()
     visual = {slot for region in layout.regions for slot in region.slots}
@@ -109,7 +109,7 @@ def test_slots_are_those_of_the_stock_processor(model: Model, size: tuple[int, i
 def test_of_a_very_narrow_picture_the_whole_is_left(tmp_path: Path, size: tuple[int, int]) -> None:
     """With an even number of patches a side, all columns or rows of the raster are padding."""
     llava_onevision(tmp_path, patch=48)
-    vision, media = LlavaOnevisionVision(resolve(str(tmp_path)), CPU), in_memory(painting(1, size))
+    vision, media = LlavaOnevisionVision(resolve(str(tmp_path)), CPU), media_from_image(painting(1, size))
     (encoded,) = vision.encode([vision.preprocess(media)])
     written = vision.processor(text=["<image>"], images=[media.image], return_tensors="pt")["input_ids"]
     assert (len(encoded.segments), encoded.layout.total) == (1, written.numel())
@@ -118,12 +118,12 @@ def test_of_a_very_narrow_picture_the_whole_is_left(tmp_path: Path, size: tuple[
 @pytest.mark.parametrize("size", [(300, 300), SHRUNK])
 def test_several_pictures_of_a_prompt_are_not_tiled(model: Model, size: tuple[int, int]) -> None:
     side = model.vision.side
-    item = model.vision.preprocess(in_memory(painting(1, size)), companions=1)
+    item = model.vision.preprocess(media_from_image(painting(1, size)), num_other_images=1)
     assert (len(item.tensors["pixel_values"]), item.layout.total, len(item.layout.regions)) == (1, side**2 + 1, 1)
 
 
 def test_rasters_are_cut_into_windows_of_at_most_a_tile(model: Model) -> None:
-    (encoded,) = model.vision.encode([model.vision.preprocess(in_memory(painting(1, SHRUNK)))])
+    (encoded,) = model.vision.encode([model.vision.preprocess(media_from_image(painting(1, SHRUNK)))])
     sizes = [len(segment.features) for segment in encoded.segments]
     assert max(sizes) <= model.vision.side**2
     assert len(sizes) > 9
@@ -149,7 +149,10 @@ def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
 
 def test_a_prompt_about_a_picture_and_a_clip_is_the_stock_model(model: Model) -> None:
     """The picture is the only one, so it is tiled."""
-    media, prompt = [in_memory(painting(1, (700, 200))), clip(1, 3)], "first <image> and then <video> what is shown?"
+    media, prompt = (
+        [media_from_image(painting(1, (700, 200))), clip(1, 3)],
+        "first <image> and then <video> what is shown?",
+    )
     pruner = Pruner(model.vision, Budget.parse("all"), "prunesid", ())
     language = LlavaOnevisionLanguage(resolve(str(model.folder)), CPU)
     _, items = pipeline.ask(pruner, language, media, prompt, Generation(max_new_tokens=2))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunesid_cli.errors import ModelError, UnsupportedModel
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.mini_gemini.model import HighResolution, projector
@@ -31,7 +31,7 @@ def vision(folder: Path) -> Any:
 
 def tokens(folder: Path) -> torch.Tensor:
     half = vision(folder)
-    (encoded,) = half.encode([half.preprocess(in_memory(painting(3, (300, 200))))])
+    (encoded,) = half.encode([half.preprocess(media_from_image(painting(3, (300, 200))))])
     return torch.cat([segment.features for segment in encoded.segments])
 
 
@@ -66,7 +66,7 @@ def apart(folder: Path, suffix: str = "safetensors") -> Path:
 @pytest.mark.parametrize("name", ["mgm", "mgm-hd"])
 def test_saliency_is_the_eager_attention_of_cls(name: str, tmp_path: Path) -> None:
     whole, half = load_whole(write(name, tmp_path)), vision(tmp_path)
-    pixels = half.preprocess(in_memory(painting(1, (400, 300))))
+    pixels = half.preprocess(media_from_image(painting(1, (400, 300))))
     seen: list[torch.Tensor] = []
     hook = half.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     (encoded,) = half.encode([pixels])
@@ -153,7 +153,7 @@ def test_the_template_of_the_checkpoint_comes_first(checkpoint: Path) -> None:
 
 def test_tiles_of_a_padded_picture_know_what_they_show(tmp_path: Path) -> None:
     half = vision(write("mgm-hd", tmp_path))
-    layout = half.preprocess(in_memory(painting(1, (400, 200)))).layout
+    layout = half.preprocess(media_from_image(painting(1, (400, 200)))).layout
     assert layout.total == 5 * 64
     assert [region.box for region in layout.regions] == [
         (0.0, -0.5, 1.0, 1.5),

@@ -21,7 +21,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forwa
 from transformers.vision_utils import get_vision_window_index
 
 from prunesid_cli.errors import MediaError, ModelError, UnsupportedModel
-from prunesid_cli.inputs.image import Media, in_memory
+from prunesid_cli.inputs.image import Media, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.qwen_vl import saliency as qwen_saliency
@@ -122,7 +122,7 @@ def test_importance_adds_to_one_in_each_picture(model: Model) -> None:
 
 
 def test_large_pictures_are_selected_from_by_windows(model: Model) -> None:
-    pixels = model.vision.preprocess(in_memory(painting(5, (1250, 1100))))
+    pixels = model.vision.preprocess(media_from_image(painting(5, (1250, 1100))))
     (item,) = model.vision.encode([pixels])
     assert item.layout.total > SIDE * SIDE and len(item.segments) == 2
     with torch.no_grad():
@@ -188,7 +188,7 @@ EXTREMES = ((1, 1), (3, 3), (27, 27), (1, 150), (3, 400), (400, 3), (1, 1), (30,
 
 @pytest.mark.parametrize("size", EXTREMES)
 def test_extreme_sizes_are_read_as_the_stock_processor_does(model: Model, size: tuple[int, int]) -> None:
-    media = in_memory(painting(1, size))
+    media = media_from_image(painting(1, size))
     pixels = model.vision.preprocess(media)
     inputs = model.stock_inputs([media], PROMPT)
     assert torch.equal(pixels.tensors["pixel_values"], inputs["pixel_values"])
@@ -200,7 +200,7 @@ def test_extreme_sizes_are_read_as_the_stock_processor_does(model: Model, size: 
 
 def test_too_long_a_picture_costs_itself_alone(model: Model, run: Run, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="2010 x 10 pixels"):
-        model.vision.preprocess(in_memory(painting(1, (2010, 10))))
+        model.vision.preprocess(media_from_image(painting(1, (2010, 10))))
     with pytest.raises(MediaError, match="2010 x 10 pixels"):
         model.vision.preprocess(slow_clip(2, 0.5, (2010, 10)))
     for name, size in (("good", (100, 80)), ("long", (2010, 10))):
@@ -223,7 +223,7 @@ def test_frames_of_a_pair_share_a_patch(model: Model) -> None:
     still = painting(4, (320, 320))
     media = Media("", "", (still,) * 4, still.size, times=(0.0, 0.5, 1.0, 1.5))
     pixels = model.vision.preprocess(media).tensors["pixel_values_videos"]
-    picture = model.vision.preprocess(in_memory(still)).tensors["pixel_values"]
+    picture = model.vision.preprocess(media_from_image(still)).tensors["pixel_values"]
     assert torch.equal(pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :])
     if picture.shape == pixels[: len(pixels) // 2].shape:
         torch.testing.assert_close(pixels[: len(picture)], picture, **EXACT)

@@ -16,10 +16,10 @@ from transformers import AutoVideoProcessor, VideoLlavaForConditionalGeneration
 from transformers.utils import is_torchvision_available
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.inputs.image import in_memory
+from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.video_llava import CLIP, PICTURE, VideoLlava, VideoLlavaVision
-from prunesid_cli.types import SUMMARY
+from prunesid_cli.types import CLS_NOT_READ
 from tests.models.test_laws import CPU, clip, painting
 from tests.models.tiny import write
 
@@ -47,7 +47,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("kind", [PICTURE, CLIP])
 def test_features_and_saliency_are_those_of_the_kinds_own_tower(model: Model, kind: str) -> None:
-    item = model.vision.preprocess(clip(1, 3) if kind == CLIP else in_memory(painting(1, (300, 200))))
+    item = model.vision.preprocess(clip(1, 3) if kind == CLIP else media_from_image(painting(1, (300, 200))))
     tower = model.stock.model.video_tower if kind == CLIP else model.stock.model.image_tower
     with torch.no_grad():
         seen = tower(item.tensors[kind], output_attentions=True, output_hidden_states=True)
@@ -62,17 +62,22 @@ def test_features_and_saliency_are_those_of_the_kinds_own_tower(model: Model, ki
 
 def test_of_a_clip_cls_is_read_of_a_picture_by_the_strategy(model: Model) -> None:
     picture, frames = model.vision.encode(
-        [model.vision.preprocess(one) for one in (in_memory(painting(1, (300, 200))), clip(1, 8))]
+        [model.vision.preprocess(one) for one in (media_from_image(painting(1, (300, 200))), clip(1, 8))]
     )
     is_full = model.stock.config.vision_feature_select_strategy == "full"
-    assert picture.segments[0].summary_slot == (0 if is_full else SUMMARY)
+    assert picture.segments[0].summary_slot == (0 if is_full else CLS_NOT_READ)
     assert picture.layout.total == FRAME - 1 + is_full
     assert frames.layout.total == model.stock.config.video_seq_length == 8 * FRAME
     assert [segment.summary_slot for segment in frames.segments] == [i * FRAME for i in range(8)]
 
 
 def test_kinds_in_any_order_are_encoded_as_alone(model: Model) -> None:
-    media = (clip(1, 2), in_memory(painting(1, (300, 200))), clip(2, 3), in_memory(painting(2, (90, 300))))
+    media = (
+        clip(1, 2),
+        media_from_image(painting(1, (300, 200))),
+        clip(2, 3),
+        media_from_image(painting(2, (90, 300))),
+    )
     pixels = [model.vision.preprocess(one) for one in media]
     for together, item in zip(model.vision.encode(pixels), pixels, strict=True):
         (alone,) = model.vision.encode([item])

@@ -95,10 +95,10 @@ def test_a_stream_goes_on_where_it_stopped() -> None:
     values = [0.5 + 0.4 * ((13 * i) % 37) / 37 for i in range(200)]
     whole, totals = Stream(Budget(64)), [400 + i for i in range(200)]
     first = whole
-    begun = whole.spread(values[:90], totals[:90])
-    for value, total, count in zip(values, totals, begun, strict=False):
+    first_part = whole.spread(values[:90], totals[:90])
+    for value, total, count in zip(values, totals, first_part, strict=False):
         first = first.after(value, total, count)
-    assert whole.spread(values, totals) == begun + first.spread(values[90:], totals[90:])
+    assert whole.spread(values, totals) == first_part + first.spread(values[90:], totals[90:])
 
 
 @pytest.mark.parametrize("cuts", [(4,), (1, 2, 9), (10,)])

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.pipeline.load import Ready
-from prunesid_cli.runtime.background_writer import Behind
-from prunesid_cli.runtime.batch_size import Pace
-from prunesid_cli.runtime.out_of_memory import within_memory
-from prunesid_cli.runtime.prefetch import THREADS, Ahead, batches_of
-from prunesid_cli.runtime.shutdown import Stop
+from prunesid_cli.pipeline.load import LoadedInput
+from prunesid_cli.runtime.background_writer import BackgroundWriter
+from prunesid_cli.runtime.batch_size import BatchSizeTuner
+from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
+from prunesid_cli.runtime.prefetch import THREADS, Prefetcher, batches_of
+from prunesid_cli.runtime.shutdown import StopRequest
 from prunesid_cli.tokencache import CacheWriter, open_cache
 from prunesid_cli.types import Layout, Pixels, Region
 from tests.conftest import Run
@@ -38,7 +38,7 @@ def test_a_batch_that_does_not_fit_is_halved(room: int) -> None:
         seen.append(len(some))
         return [10 * one for one in some]
 
-    assert within_memory(work, range(7), lambda one: -1) == [10 * one for one in range(7)]
+    assert run_in_halves_on_oom(work, range(7), lambda one: -1) == [10 * one for one in range(7)]
     assert max(seen) <= room
 
 
@@ -48,7 +48,7 @@ def test_one_that_never_fits_costs_itself_alone() -> None:
             raise torch.OutOfMemoryError
         return list(some)
 
-    assert within_memory(work, range(6), lambda one: -one) == [0, 1, 2, -3, 4, 5]
+    assert run_in_halves_on_oom(work, range(6), lambda one: -one) == [0, 1, 2, -3, 4, 5]
 
 
 def test_one_writer_at_a_time(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
@@ -129,15 +129,15 @@ def test_a_prompt_from_stdin(run: Run, cache: Path) -> None:
 @settings(max_examples=40, deadline=None)
 def test_batches_are_filled_in_order(counts: list[int], size: int, depth: int) -> None:
     """By what the tower sees of each item, and of one item at least."""
-    begun, taken = [0], [0]
+    started, taken = [0], [0]
 
     def work(number: int) -> tuple[int, int]:
-        begun[0] += 1
-        assert begun[0] - taken[0] <= depth + 7 + 1, "beside a batch and the item that overfills it"
+        started[0] += 1
+        assert started[0] - taken[0] <= depth + 7 + 1, "beside a batch and the item that overfills it"
         return number, counts[number]
 
-    stop = Stop()
-    with Ahead(range(len(counts)), work, lambda one: 1, lambda: depth, stop) as ahead:
+    stop = StopRequest()
+    with Prefetcher(range(len(counts)), work, lambda one: 1, lambda: depth, stop) as ahead:
         found = []
         for batch in batches_of(ahead, lambda: size, lambda one: one[1], 7, stop):
             found.append(batch)
@@ -152,17 +152,19 @@ def test_batches_are_filled_in_order(counts: list[int], size: int, depth: int) -
 def test_a_clip_counts_its_frames() -> None:
     frames = tuple(Region(64 * i, 8, 8, 8, time=float(i)) for i in range(32))
     pixels = Pixels({"pixel_values": torch.zeros(32, 3, 8, 8)}, Layout("<video>", (2048,), frames))
-    clip = Ready(0, "clip.mp4", "", (8, 8), (), pixels)
+    clip = LoadedInput(0, "clip.mp4", "", (8, 8), (), pixels)
     assert (clip.regions, clip.bytes) == (32, 32 * 3 * 8 * 8 * 4)
 
 
 def test_what_waits_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunesid_cli.runtime.prefetch.BYTES", 10)
-    begun = list[int]()
-    with Ahead(range(50), lambda one: begun.append(one) or one, lambda one: 4, lambda: 40, Stop()) as ahead:
+    started = list[int]()
+    with Prefetcher(
+        range(50), lambda one: started.append(one) or one, lambda one: 4, lambda: 40, StopRequest()
+    ) as ahead:
         ahead.take()
         time.sleep(0.3)
-        assert len(begun) <= 1 + 10 // 4 + 1 + THREADS
+        assert len(started) <= 1 + 10 // 4 + 1 + THREADS
         assert [ahead.take() for _ in range(49)] == list(range(1, 50))
 
 
@@ -170,7 +172,7 @@ def test_a_fault_ahead_comes_in_its_turn() -> None:
     def work(number: int) -> int:
         return 6 // (number - 3)
 
-    with Ahead(range(9), work, lambda one: 1, lambda: 9, Stop()) as ahead:
+    with Prefetcher(range(9), work, lambda one: 1, lambda: 9, StopRequest()) as ahead:
         assert [ahead.take() for _ in range(3)] == [-2, -3, -6]
         with pytest.raises(ZeroDivisionError):
             ahead.take()
@@ -178,15 +180,15 @@ def test_a_fault_ahead_comes_in_its_turn() -> None:
 
 def test_writing_behind_waits_and_tells_its_error() -> None:
     done = list[int]()
-    with Behind() as behind:
+    with BackgroundWriter() as behind:
         for number in range(9):
             behind.do(partial(done.append, number))
     assert done == list(range(9))
-    with pytest.raises(ZeroDivisionError), Behind() as behind:
+    with pytest.raises(ZeroDivisionError), BackgroundWriter() as behind:
         behind.do(lambda: 1 // 0)
         behind.do(partial(done.append, 9))
     assert done == list(range(9))
-    with pytest.raises(ZeroDivisionError), Behind() as behind:
+    with pytest.raises(ZeroDivisionError), BackgroundWriter() as behind:
         for _ in range(9):
             behind.do(lambda: 1 // 0)
             time.sleep(0.01)
@@ -195,13 +197,13 @@ def test_writing_behind_waits_and_tells_its_error() -> None:
 
 def test_what_waits_for_more_is_saved_meanwhile() -> None:
     done = list[str]()
-    with Behind(lambda: done.append("idle"), 0.05) as behind:
+    with BackgroundWriter(lambda: done.append("idle"), 0.05) as behind:
         behind.do(lambda: done.append("call"))
         time.sleep(0.5)
     assert done[:2] == ["call", "idle"] or done[:3] == ["idle", "call", "idle"]
 
 
-def sizes(pace: Pace, seconds: Callable[[int], float], batches: int = 60) -> list[int]:
+def sizes(pace: BatchSizeTuner, seconds: Callable[[int], float], batches: int = 60) -> list[int]:
     seen = []
     for _ in range(batches):
         seen.append(pace.size)
@@ -213,26 +215,26 @@ def test_batches_grow_while_that_pays() -> None:
     def levels_off_at(most: int) -> Callable[[int], float]:
         return lambda size: max(1.0, size / most)
 
-    assert sizes(Pace(8, 1024), levels_off_at(64))[-1] == 64
-    assert sizes(Pace(8, 1024), lambda size: 1.0)[-1] == 1024
-    assert sizes(Pace(8, 1024), lambda size: size * 1.0)[-1] == 8
-    assert set(sizes(Pace.fixed(5), lambda size: 1.0)) == {5}
-    assert sizes(Pace(8, 1024), levels_off_at(64), 500)[60:] == [64] * 440
+    assert sizes(BatchSizeTuner(8, 1024), levels_off_at(64))[-1] == 64
+    assert sizes(BatchSizeTuner(8, 1024), lambda size: 1.0)[-1] == 1024
+    assert sizes(BatchSizeTuner(8, 1024), lambda size: size * 1.0)[-1] == 8
+    assert set(sizes(BatchSizeTuner.fixed(5), lambda size: 1.0)) == {5}
+    assert sizes(BatchSizeTuner(8, 1024), levels_off_at(64), 500)[60:] == [64] * 440
 
 
 def test_batches_that_do_not_fit_are_halved_for_good() -> None:
-    pace = Pace(8, 1024)
+    pace = BatchSizeTuner(8, 1024)
     sizes(pace, lambda size: 1.0, 12)
     assert pace.size == 32
     pace.too_large(32)
     assert set(sizes(pace, lambda size: 1.0)) == {16}
-    fixed = Pace.fixed(1)
+    fixed = BatchSizeTuner.fixed(1)
     fixed.too_large(1)
     assert fixed.size == 1
 
 
 def test_one_large_item_is_a_measure_of_its_own_size() -> None:
-    pace = Pace(8, 1024)
+    pace = BatchSizeTuner(8, 1024)
     for _ in range(40):
         pace.took(32, 1.0)
     assert pace.size == 64, "two at once are what comes next"
@@ -249,11 +251,11 @@ def test_a_batch_that_did_not_fit_is_told_once() -> None:
             raise RuntimeError("MPS backend out of memory")
         return list(some)
 
-    assert within_memory(work, range(8), lambda one: -1, lambda: told.append(1)) == list(range(8))
+    assert run_in_halves_on_oom(work, range(8), lambda one: -1, lambda: told.append(1)) == list(range(8))
     assert told == [1]
 
     def fail(some: Sequence[int]) -> list[int]:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        within_memory(fail, range(8), lambda one: -1)
+        run_in_halves_on_oom(fail, range(8), lambda one: -1)

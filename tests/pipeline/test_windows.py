@@ -19,7 +19,7 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import open_cache
-from prunesid_cli.types import SUMMARY, Encoded, Layout, Region, Segment, TokenSet
+from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Region, Segment, TokenSet
 from tests.conftest import Run
 from tests.models.test_laws import CLOSE, PROMPT, Model, clip, painting, rows_kept, summaries
 from tests.models.tiny import TINY, tiny, write
@@ -84,7 +84,7 @@ def test_parts_of_a_frame_are_joined_with_their_own_places() -> None:
 
 def test_a_later_cls_is_a_candidate_where_it_is_read_and_left_out_where_not() -> None:
     unread = joined(encoded(still(2), summaries=True), 2).segments[0]
-    assert (len(unread.features), unread.capacity, unread.summary_slot) == (2 * SIDE**2, 2 * SIDE**2 + 1, SUMMARY)
+    assert (len(unread.features), unread.capacity, unread.summary_slot) == (2 * SIDE**2, 2 * SIDE**2 + 1, CLS_NOT_READ)
     size = SIDE**2 + 1
     read = [
         replace(one, slots=tuple(range(i * size + 1, (i + 1) * size)), summary_slot=i * size)
@@ -117,7 +117,7 @@ def pruner(keep: int | None, window: int, method: str = "prunesid", **options: b
 
 def places(kept: TokenSet) -> set[int]:
     """Where in a frame there is something kept, in any frame."""
-    return {slot % SIDE**2 for slot in kept.slots if slot != SUMMARY}
+    return {slot % SIDE**2 for slot in kept.slots if slot != CLS_NOT_READ}
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
@@ -150,7 +150,11 @@ def test_as_many_as_asked_in_the_order_of_time(method: str, even: bool) -> None:
             capacity = sum(one.capacity for one in made.segments)
             for count in (1, 2, 7, 40, item.layout.total - 1, item.layout.total):
                 (kept,) = pruner(count, window, method, even=even).prune([made])
-                assert kept.kept == min(count, capacity) == len(set(kept.slots)) + max(kept.slots.count(SUMMARY) - 1, 0)
+                assert (
+                    kept.kept
+                    == min(count, capacity)
+                    == len(set(kept.slots)) + max(kept.slots.count(CLS_NOT_READ) - 1, 0)
+                )
                 assert list(kept.slots) == sorted(kept.slots)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunesid_cli.selection.linalg.batched import leading_together, portions
 from prunesid_cli.selection.linalg.eigenvectors import Found, undecided
 from prunesid_cli.selection.methods.prunesid import explain
-from prunesid_cli.selection.methods.variants import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
+from prunesid_cli.selection.methods.variants import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
 from prunesid_cli.selection.nms import fixed_point, precedence, survivors, survivors_together
 from prunesid_cli.selection.psca import centred, directions_together, exact_directions, gram, groups
 from tests.selection.inputs import attention, generator, repeated, scene_like, tokens
@@ -161,7 +161,7 @@ def test_the_same_tokens(with_saliency: bool) -> None:
 
 @pytest.mark.parametrize("recipe", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_every_recipe_in_few_launches(recipe: Recipe, dtype: torch.dtype) -> None:
+def test_every_recipe_in_few_launches(recipe: PruneSIDVariant, dtype: torch.dtype) -> None:
     """In half precision a batched product may round otherwise, so ask then for nearly the same."""
     features = torch.cat([tokens(seed, 100, 128) for seed in range(4)]).to(dtype)
     saliency = torch.cat([attention(seed, 100) for seed in range(4)])

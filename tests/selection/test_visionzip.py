@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunesid_cli.pipeline.segments import assemble
-from prunesid_cli.selection import choose
+from prunesid_cli.selection import select_batch
 from prunesid_cli.selection.methods.visionzip import contextual
-from prunesid_cli.selection.result import Chosen
+from prunesid_cli.selection.result import Selection
 from prunesid_cli.types import Encoded, Layout, Region, Segment
 from tests.selection.inputs import attention, batch, tokens
 
 FALLING = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.03, 0.02, 0.01]])
 
 
-def into_of(one: Chosen) -> Tensor:
+def into_of(one: Selection) -> Tensor:
     assert one.into is not None
     return one.into
 
@@ -30,7 +30,7 @@ def test_the_published_shares(need: int, expected: int) -> None:
 
 def test_what_is_left_becomes_one_token() -> None:
     features = tokens(0, 9)
-    (one,) = choose(features, FALLING, [7], "visionzip")
+    (one,) = select_batch(features, FALLING, [7], "visionzip")
     assert one.indices.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert into_of(one).tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 6]
     rows = one.rows(features[0])
@@ -44,7 +44,7 @@ def test_each_joins_what_it_resembles_most() -> None:
     x, y = torch.eye(2)
     others = torch.stack([x, x + 0.1 * y, y + 0.1 * x, y, 3 * x, 2 * y])
     features = torch.cat([torch.randn(11, 2, generator=torch.Generator().manual_seed(1)), others])[None]
-    (one,) = choose(features, saliency, [13], "visionzip")
+    (one,) = select_batch(features, saliency, [13], "visionzip")
     assert one.indices.tolist() == [*range(11), 11, 14]
     assert into_of(one)[11:].tolist() == [11, 11, 12, 12, 11, 12]
     torch.testing.assert_close(one.rows(features[0])[11], (x + x + 0.1 * y + 3 * x) / 3)
@@ -53,7 +53,7 @@ def test_each_joins_what_it_resembles_most() -> None:
 def test_a_cls_token_counts_as_dominant() -> None:
     """Of 13 tokens 2 are merged, of 12 it would be 1."""
     features, saliency = batch(1)
-    (one,) = choose(features, saliency, [13], "visionzip", reserved=1)
+    (one,) = select_batch(features, saliency, [13], "visionzip", reserved=1)
     sizes = into_of(one).bincount()
     assert sorted(sizes.tolist())[:-2] == [1] * 10
     assert one.indices[sizes == 1].tolist() == sorted(saliency[0].topk(10).indices.tolist())
@@ -64,7 +64,7 @@ def test_a_cls_token_counts_as_dominant() -> None:
 def test_each_token_is_part_of_one_row(seed: int, n: int, data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, n - 1))
     features = tokens(seed, n)
-    (one,) = choose(features, attention(seed, n), [budget], "visionzip")
+    (one,) = select_batch(features, attention(seed, n), [budget], "visionzip")
     if one.into is None:
         assert contextual(budget) == 0
         return
@@ -79,9 +79,9 @@ def test_each_token_is_part_of_one_row(seed: int, n: int, data: st.DataObject) -
 def test_a_batch_merges_like_its_images() -> None:
     features, saliency = batch(5, n=50)
     budgets = [16, 40, 60, 25, 49]
-    together = choose(features, saliency, budgets, "visionzip", reserved=1)
+    together = select_batch(features, saliency, budgets, "visionzip", reserved=1)
     for row, budget in enumerate(budgets):
-        (alone,) = choose(features[row : row + 1], saliency[row : row + 1], [budget], "visionzip", reserved=1)
+        (alone,) = select_batch(features[row : row + 1], saliency[row : row + 1], [budget], "visionzip", reserved=1)
         assert torch.equal(together[row].indices, alone.indices)
         assert torch.equal(together[row].rows(features[row]), alone.rows(features[row]))
 
@@ -89,7 +89,7 @@ def test_a_batch_merges_like_its_images() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_precision_stays(dtype: torch.dtype) -> None:
     features = tokens(0, 9).to(dtype)
-    (one,) = choose(features, FALLING, [7], "visionzip")
+    (one,) = select_batch(features, FALLING, [7], "visionzip")
     rows = one.rows(features[0])
     assert rows.dtype == dtype
     assert torch.equal(rows[:6], features[0, :6])
@@ -102,7 +102,7 @@ def test_what_else_a_token_carries_is_merged_with_it() -> None:
     slots = (0, 1, 2, 10, 11, 12, 20, 21, 22)
     segment = Segment(features, FALLING[0], extra=extra, slots=slots)
     item = Encoded((segment,), Layout("", (23,), (Region(0, 3, 3, 10),)))
-    (one,) = choose(features[None], FALLING, [7], "visionzip")
+    (one,) = select_batch(features[None], FALLING, [7], "visionzip")
     kept = assemble(item, [(one, one.indices.tolist())], [7], False)
     assert kept.slots == slots[:7]
     assert torch.equal(kept.tokens[:6], torch.cat([features, extra], -1)[:6])

@@ -18,14 +18,14 @@ from prunesid_cli.tokencache import (
     Entry,
     Limits,
     Run,
-    growing,
+    journal,
     open_cache,
     read_header,
     read_tokens,
     verify,
 )
 from prunesid_cli.tokencache.format import FORMAT, INDEX
-from prunesid_cli.types import SUMMARY, Layout, Region, TokenSet
+from prunesid_cli.types import CLS_NOT_READ, Layout, Region, TokenSet
 from tests.caches import held, write_shard
 from tests.conftest import Run as Runner
 
@@ -35,7 +35,7 @@ LAYOUT = Layout("<image>", (6,), (Region(0, 2, 3, 3),))
 
 def entry(number: int, count: int = 3, dtype: torch.dtype = torch.float32) -> Entry:
     tokens = torch.arange(count * 4, dtype=torch.float32).view(count, 4).add(number).to(dtype)
-    kept = TokenSet(tokens, (SUMMARY, *range(count - 1)), LAYOUT, False)
+    kept = TokenSet(tokens, (CLS_NOT_READ, *range(count - 1)), LAYOUT, False)
     return Entry(f"{number}.png", f"{number:064x}", (8, 9), kept, 0.25 + number, ("a note",))
 
 
@@ -104,7 +104,7 @@ def test_every_cut_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growing, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr(journal, "FORMAT", FORMAT + 1)
     write(tmp_path, entry(0))
     monkeypatch.undo()
     with pytest.raises(CacheError, match=f"newer than {FORMAT}") as caught:

@@ -87,12 +87,12 @@ def answer(
         raise UsageError("--forget is about answers in a file", "name it by --out")
     asked = read_prompts(prompt, prompts)
     opened, run = _opened(cache)
-    pointless = asked.pointless(opened)
+    unmatched = asked.unmatched(opened)
     queries = partial(asked.queries, opened, where or ())
     if next(queries(), None) is None:
         what = f"--where {' '.join(where)}" if where else f"{prompts}"
         raise UsageError(f"{what}: no item of {cache}", f"prunesid cache ls {cache}")
-    _tell(pointless, opened, prompts)
+    _tell(unmatched, opened, prompts)
     if stale := opened.stale():
         what = f"{plural(len(stale), 'item')} of an earlier version, since what is there now could not be read"
         printer.warning(f"{what}: prunesid cache ls {cache} --failed")
@@ -109,19 +109,19 @@ def answer(
     if usage and job.report.answers:
         printer.usage(job.report.speed())
     end_if_incomplete(opened)
-    if job.report.failed or pointless:
+    if job.report.failed or unmatched:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _tell(pointless: Sequence[Prompt], cache: Cache, file: Path | None) -> None:
+def _tell(unmatched: Sequence[Prompt], cache: Cache, file: Path | None) -> None:
     """Which prompts are about what the cache has not, and why it has not, the first of them one by one."""
-    reasons = {record["source"]: record["error"] for record in cache.failures()} if pointless else {}
-    for prompt in pointless[:TOLD]:
+    reasons = {record["source"]: record["error"] for record in cache.failures()} if unmatched else {}
+    for prompt in unmatched[:TOLD]:
         what = prompt.name if prompt.by == "source" else f"{prompt.by} {prompt.name}"
         why = f", which failed: {reasons[what].removeprefix(f'{what}: ')}" if what in reasons else ""
         printer.warning(f"{file}, line {prompt.line}: the cache has no item {what}{why}")
-    if len(pointless) > TOLD:
-        printer.warning(f"and so for {plural(len(pointless) - TOLD, 'more name')}")
+    if len(unmatched) > TOLD:
+        printer.warning(f"and so for {plural(len(unmatched) - TOLD, 'more name')}")
 
 
 def _opened(folder: Path) -> tuple[Cache, Run]:

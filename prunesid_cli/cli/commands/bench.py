@@ -19,7 +19,7 @@ from prunesid_cli.cli.terminal import columns, printer
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.pipeline.session import Hardware, read_budget
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.runtime.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from prunesid_cli.bench.stages import Measured
@@ -175,6 +175,6 @@ def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, ou
 
 def _write(out: Path, text: str) -> None:
     try:
-        write_whole(out, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_atomically(out, lambda beside: beside.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise PruneSIDError(f"cannot write {out}: {error.strerror}", "choose another place") from error

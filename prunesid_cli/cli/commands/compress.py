@@ -16,10 +16,10 @@ from prunesid_cli.cli.choices import Attention, Backend, Dtype, Stored
 from prunesid_cli.cli.compress_report import Report
 from prunesid_cli.cli.terminal import printer, stages
 from prunesid_cli.errors import ExitCode, UsageError
-from prunesid_cli.inputs.sharding import Portion, read_portion
+from prunesid_cli.inputs.sharding import Partition, parse_partition
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_budget
-from prunesid_cli.runtime.shutdown import stoppable
+from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.tokencache import calibrated
 from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
 from prunesid_cli.tokencache.shard_marker import check_portion, record_portion
@@ -69,7 +69,7 @@ def compress(
     dtype: o.DtypeOption = Dtype.auto,
     attention: o.AttentionOption = Attention.auto,
     batch_size: o.TowerBatch = 0,
-    shard: o.Portion = None,
+    shard: o.Partition = None,
     retry_failed: o.RetryFailed = False,
     checksum: o.Checksum = False,
     shard_items: o.ShardItems = SHARD_ITEMS,
@@ -93,7 +93,7 @@ def compress(
     _check(context)
     stream = stream and outweighs_fixed(context, "stream", "--stream")
     budget = read_budget(context, keep, True if stream else dynamic, method)
-    sampling, portion = read_sampling(context), read_portion(shard, os.environ)
+    sampling, portion = read_sampling(context), parse_partition(shard, os.environ)
     if portion.place:
         printer.note(f"shard {portion}, by {portion.place}")
     if retry_failed:
@@ -111,7 +111,7 @@ def compress(
     sample = () if calibrate else calibrated(out, checkpoint.name, checkpoint.revision)
     pruner = replace(session.pruner(budget, method, sample, sampling, vision), draft=draft)
     if calibrate:
-        with stoppable() as stop:
+        with graceful_shutdown() as stop:
             measure_average(Job(Decoder(pruner), pace, stop), inputs, out, checkpoint, as_json)
         return
     writer = _writer(session, pruner, store, out, shard_items)
@@ -121,7 +121,7 @@ def compress(
     if not retry_failed:
         _go_on(writer, portion)
     report = Report(as_json, budget, portion, retry_failed, len(writer.index.table))
-    with stoppable() as stop:
+    with graceful_shutdown() as stop:
         job = Job(Decoder(pruner, cached, vision.load), pace, stop)
         Work(job, inputs, writer, report, stream).run()
         report.say(writer, not stop.asked)
@@ -134,7 +134,7 @@ def compress(
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _go_on(writer: CacheWriter, portion: Portion) -> None:
+def _go_on(writer: CacheWriter, portion: Partition) -> None:
     """What is said, and kept in mind, of a cache into which new inputs may come."""
     if not writer.unwritable:
         record_portion(writer.folder, portion, not writer.index.parts)

@@ -17,7 +17,7 @@ from prunesid_cli.cli.terminal import columns, plural, printer
 from prunesid_cli.errors import ExitCode, MediaError, PruneSIDError, UsageError
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
-from prunesid_cli.runtime.shutdown import stoppable
+from prunesid_cli.runtime.shutdown import graceful_shutdown
 
 if TYPE_CHECKING:
     from prunesid_cli.evaluate.records import Record
@@ -126,7 +126,7 @@ def evaluate(
     first = session.pruner(parsed[settings[0]], methods[0], sampling=sampling)
     pruners = {one: replace(first, budget=parsed[one], method=one.method) for one in settings}
     language, how = session.language(), Generation(max_new_tokens)
-    with stoppable() as stop:
+    with graceful_shutdown() as stop:
         runner = Runner(pruners, language, how, session.batch_size(batch_size), divergence, stop)
         if wanted is None:
             _ask(runner, records, results)

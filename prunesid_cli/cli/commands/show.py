@@ -15,10 +15,10 @@ from prunesid_cli.cli.compress_report import note_if_all
 from prunesid_cli.cli.media_arguments import read_media
 from prunesid_cli.cli.terminal import plural, printer
 from prunesid_cli.errors import PruneSIDError, UsageError
-from prunesid_cli.inputs.file_type import HEAD, kind_of
+from prunesid_cli.inputs.file_type import HEAD, detect_file_type
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
-from prunesid_cli.runtime.atomic_write import write_whole
+from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.selection import GROUPED, SUPPRESSING
 from prunesid_cli.tokencache import sample_of
 
@@ -121,7 +121,7 @@ def _check_place(out: Path, media: str) -> None:
         return
     if os.path.exists(media) and out.samefile(media):
         raise UsageError(f"--out {out} is the very image that is shown", "give the picture another name")
-    if not out.is_file() or not kind_of(_head(out)).is_image:
+    if not out.is_file() or not detect_file_type(_head(out)).is_image:
         raise UsageError(f"--out {out} exists, and is no picture", "give the picture another name")
 
 
@@ -151,7 +151,7 @@ def _write(panels: list[Panel], marks: Marks, out: Path) -> None:
 
     picture, name = sheet(panels, marks), FORMATS[out.suffix.lower()]
     try:
-        write_whole(out, lambda beside: picture.save(beside, format=name, **SETTINGS[name]))
+        write_atomically(out, lambda beside: picture.save(beside, format=name, **SETTINGS[name]))
     except OSError as error:
         problem = f"cannot write {out}: {error.strerror or error}"
         raise PruneSIDError(problem, "free some space, or choose another place") from error

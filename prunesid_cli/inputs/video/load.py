@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.file_type import HEAD, Kind, kind_of
+from prunesid_cli.inputs.file_type import HEAD, FileType, detect_file_type
 from prunesid_cli.inputs.image import Media, digest_of, load_image, open_without_waiting, read_bytes, unreadable
 from prunesid_cli.inputs.listing import VIDEO_EXTENSIONS
 from prunesid_cli.inputs.video.frame_sampling import Sampling
@@ -69,10 +69,12 @@ def is_clip(source: str) -> bool:
         if not stat.S_ISREG(os.stat(source).st_mode):
             return False
         with open(source, "rb", opener=open_without_waiting) as file:
-            kind = kind_of(file.read(HEAD))
+            kind = detect_file_type(file.read(HEAD))
     except (OSError, ValueError):  # reading it will say why
         return False
-    return kind is Kind.VIDEO or kind is Kind.UNKNOWN and os.path.splitext(source)[1].lower() in VIDEO_EXTENSIONS
+    return (
+        kind is FileType.VIDEO or kind is FileType.UNKNOWN and os.path.splitext(source)[1].lower() in VIDEO_EXTENSIONS
+    )
 
 
 def clip_digest(source: str) -> str:

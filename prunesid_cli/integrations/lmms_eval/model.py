@@ -14,8 +14,8 @@ from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
 from prunesid_cli.integrations.lmms_eval.arguments import Value, load
 from prunesid_cli.integrations.lmms_eval.requests import Asked, asked_of
-from prunesid_cli.integrations.lmms_eval.vision_cache import Counts, Eyes
-from prunesid_cli.runtime.out_of_memory import within_memory
+from prunesid_cli.integrations.lmms_eval.vision_cache import Counts, VisionCache
+from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 
 
 class PruneSID(lmms):
@@ -30,7 +30,7 @@ class PruneSID(lmms):
         super().__init__()
         with _hinting():
             self.loaded = load(arguments)
-        self.eyes = Eyes(self.loaded.pruner, self.loaded.batch_size)
+        self.eyes = VisionCache(self.loaded.pruner, self.loaded.batch_size)
         self.told = set[tuple[str, str]]()
 
     @property
@@ -47,7 +47,7 @@ class PruneSID(lmms):
             answers = list[GenerationResult]()
             with printer.progress("asking", len(asked), prints=False) as bar:
                 for batch in _batches(asked, self.loaded.batch_size):
-                    answers += within_memory(lambda some: self._answer(some, counts), batch, _too_large)
+                    answers += run_in_halves_on_oom(lambda some: self._answer(some, counts), batch, _too_large)
                     if bar is not None:
                         bar.advance(bar.task_ids[0], len(batch))
         return answers

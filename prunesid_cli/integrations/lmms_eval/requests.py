@@ -41,14 +41,14 @@ class How:
 
 
 @dataclass(frozen=True)
-class Sight:
+class MediaRequest:
     """A picture or clip of a prompt. Two of the same `key` are the same to the vision tower."""
 
     key: tuple[str, int]
     load: Callable[[], Media]
 
     @property
-    def companions(self) -> int:
+    def num_other_images(self) -> int:
         """How many more of its kind there are in the prompt."""
         return self.key[1]
 
@@ -63,7 +63,7 @@ class Asked:
     how: How
     visuals: Callable[[], Sequence[Any]]
 
-    def sights(self, sampling: Sampling) -> list[Sight]:
+    def sights(self, sampling: Sampling) -> list[MediaRequest]:
         """Its pictures and clips, in order.
 
         Raises:
@@ -74,7 +74,7 @@ class Asked:
             raise UsageError(f"{self.where}: a prompt without a picture", "ask tasks about pictures or clips alone")
         keyed = [_keyed(one, self.where, sampling) for one in found]
         kinds = Counter(clip for _, clip, _ in keyed)
-        return [Sight((digest, kinds[clip] - 1), load) for digest, clip, load in keyed]
+        return [MediaRequest((digest, kinds[clip] - 1), load) for digest, clip, load in keyed]
 
     def prompt(self, items: int) -> str:
         """The text. Where it has other places for pictures than there are pictures, they come first instead, as tasks

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prunesid_cli.errors import ModelError, NonFiniteError
-from prunesid_cli.integrations.lmms_eval.requests import Asked, Sight
+from prunesid_cli.integrations.lmms_eval.requests import Asked, MediaRequest
 from prunesid_cli.pipeline.compress import not_finite, on_host
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import of_item
-from prunesid_cli.runtime.out_of_memory import within_memory
+from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.types import Encoded, TokenSet
 
 ROOM = 1 << 30
@@ -24,7 +24,7 @@ Counts = Mapping[tuple[str, Key], int]
 
 
 @dataclass
-class Remembered:
+class ReplayableListing:
     """Token sets; what was not asked for the longest goes first where they take more than `room` bytes."""
 
     room: int = ROOM
@@ -44,12 +44,12 @@ class Remembered:
 
 
 @dataclass
-class Eyes:
+class VisionCache:
     """`encoded`: how many pictures and clips the tower has seen so far."""
 
     pruner: Pruner
     batch_size: int
-    remembered: Remembered = field(default_factory=Remembered)
+    remembered: ReplayableListing = field(default_factory=ReplayableListing)
     encoded: int = 0
 
     def plan(self, asked: Iterable[Asked]) -> Counts:
@@ -58,7 +58,7 @@ class Eyes:
         if not self.pruner.spreads:
             return {}
         measured = dict[str, dict[Key, tuple[float, int]]]()
-        waiting = list[tuple[str, Sight]]()
+        waiting = list[tuple[str, MediaRequest]]()
         known = set[tuple[str, Key]]()
         for one in asked:
             for sight in one.sights(self.pruner.sampling):
@@ -75,12 +75,14 @@ class Eyes:
             for key, count in zip(own, self.pruner.counts(*map(list, zip(*own.values(), strict=True))), strict=True)
         }
 
-    def _measure(self, waiting: Sequence[tuple[str, Sight]], measured: dict[str, dict[Key, tuple[float, int]]]) -> None:
-        found = within_memory(self._information, [sight for _, sight in waiting], _too_large) if waiting else []
+    def _measure(
+        self, waiting: Sequence[tuple[str, MediaRequest]], measured: dict[str, dict[Key, tuple[float, int]]]
+    ) -> None:
+        found = run_in_halves_on_oom(self._information, [sight for _, sight in waiting], _too_large) if waiting else []
         for (task, sight), value in zip(waiting, found, strict=True):
             measured.setdefault(task, {})[sight.key] = value
 
-    def _information(self, sights: Sequence[Sight]) -> list[tuple[float, int]]:
+    def _information(self, sights: Sequence[MediaRequest]) -> list[tuple[float, int]]:
         encoded = self._encode(sights)
         phis = [of_item(*pair) for pair in zip(self.pruner.information(encoded), encoded, strict=True)]
         for sight, phi in zip(sights, phis, strict=True):
@@ -108,7 +110,7 @@ class Eyes:
                 self.remembered.add(key, found[key])
         return [[found[key] for key in keys] for keys in wanted]
 
-    def _kept(self, sights: Sequence[Sight], counts: Sequence[int | None]) -> Sequence[TokenSet]:
+    def _kept(self, sights: Sequence[MediaRequest], counts: Sequence[int | None]) -> Sequence[TokenSet]:
         encoded = self._encode(sights)
         given = [
             self.pruner.mean(item.layout.total) if count is None else count
@@ -119,10 +121,10 @@ class Eyes:
         except NonFiniteError as error:
             raise not_finite(sights[error.rows[0]].load().source) from error
 
-    def _encode(self, sights: Sequence[Sight]) -> list[Encoded]:
+    def _encode(self, sights: Sequence[MediaRequest]) -> list[Encoded]:
         self.encoded += len(sights)
-        return self.pruner.encode([self.pruner.preprocess(one.load(), one.companions) for one in sights])
+        return self.pruner.encode([self.pruner.preprocess(one.load(), one.num_other_images) for one in sights])
 
 
-def _too_large(sight: Sight) -> tuple[float, int]:
+def _too_large(sight: MediaRequest) -> tuple[float, int]:
     raise ModelError(f"{sight.load().source}: not enough memory for one picture", "device=cpu, or dtype=bf16")

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.inputs.file_type import HEAD, Kind, kind_of
+from prunesid_cli.inputs.file_type import HEAD, FileType, detect_file_type
 from prunesid_cli.models.loading.checkpoint import CONFIG, Checkpoint
 
 LARGEST_HEADER = 100_000_000
@@ -43,7 +43,7 @@ def _damage(path: Path) -> tuple[str, str]:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(HEAD)
-        if kind_of(head) is Kind.LFS:
+        if detect_file_type(head) is FileType.LFS:
             return "is a Git LFS pointer, not the weights", "fetch the real files with: git lfs pull"
         length = struct.unpack("<Q", head[:8])[0] if size > 8 else 0
         if length > LARGEST_HEADER:

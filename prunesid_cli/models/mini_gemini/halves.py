@@ -100,7 +100,7 @@ class MGMVision:
             )
         self.model = stored.load_towers(checkpoint, self.config, clip, placement)
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """The large picture alone: the small ones are made of it."""
         image, is_padded = media.image.convert("RGB"), self.config.image_aspect_ratio == "pad"
         if is_padded:

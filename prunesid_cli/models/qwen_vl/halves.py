@@ -70,7 +70,7 @@ class QwenVision:
         self.reader = Reader(checkpoint, self.model.model.get_rope_index)
         self.processor = self.reader.processor
 
-    def preprocess(self, media: Media, companions: int = 0) -> Pixels:
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         try:
             return self.reader.clip(media) if media.is_clip else self.reader.picture(media.image)
         except ValueError as error:

@@ -20,9 +20,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.models.shared.processor import marker, placeholders
 from prunesid_cli.models.shared.prompt_pieces import TAG, Piece, content, coordinates, is_clip, texts_of
-from prunesid_cli.models.shared.shared_prefix import PAST, Beginning, beginnings, empty, keeps_tokens, laid_out
-from prunesid_cli.runtime.device import sent
-from prunesid_cli.types import SUMMARY, Answer, Generation, Layout, Prompt, TokenSet
+from prunesid_cli.models.shared.shared_prefix import PAST, PrefixCache, beginnings, empty, keeps_tokens, laid_out
+from prunesid_cli.runtime.device import to_device
+from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt, TokenSet
 
 
 class Language(ABC):
@@ -90,7 +90,7 @@ class Language(ABC):
         return Prompt(
             embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
             visual=torch.cat([torch.full((len(piece.embeds),), piece.visual) for piece in pieces]),
-            positions=sent(
+            positions=to_device(
                 torch.cat([s + piece.where for s, piece in zip(starts, pieces, strict=True)], 1), visual.device
             )
             if under_mrope
@@ -106,7 +106,7 @@ class Language(ABC):
         if len(spots) != len(runs):
             raise ModelError("the chat template does not place every image", hint="give one image at a time")
         # Placeholders are not read, and may be none of the vocabulary.
-        words = self.model.get_input_embeddings()(sent(ids.masked_fill(is_spot, 0), self.model.device))
+        words = self.model.get_input_embeddings()(to_device(ids.masked_fill(is_spot, 0), self.model.device))
         edges = zip([-1, *spots], [*spots, len(ids)], strict=True)
         for (before, after), run in zip_longest(edges, runs):
             some = words[before + 1 : after]
@@ -117,7 +117,7 @@ class Language(ABC):
     def _runs(self, item: TokenSet) -> Iterator[Piece]:
         """The kept tokens of an item, run by run. Those that the stock model does not have come first of all."""
         weights = self.model.get_input_embeddings().weight
-        embeds, slots = self.project(sent(item.tokens, weights.device, weights.dtype)), torch.tensor(item.slots)
+        embeds, slots = self.project(to_device(item.tokens, weights.device, weights.dtype)), torch.tensor(item.slots)
         if item.whole and len(slots) < item.layout.total:
             if self.newline is None:
                 raise ModelError("the item has structural tokens, which this model does not know", "compress it again")
@@ -126,10 +126,10 @@ class Language(ABC):
         where, start = coordinates(item.layout), 0
         for number, length in enumerate(item.layout.runs):
             inside = (slots >= start) & (slots < start + length)
-            inside |= (slots == SUMMARY) & (start == 0)
+            inside |= (slots == CLS_NOT_READ) & (start == 0)
             rows = inside.nonzero().flatten()
             advance = item.layout.advances[number] if item.layout.advances else len(rows)
-            yield Piece(embeds[sent(rows, embeds.device)], True, where[:, slots[rows]], advance)
+            yield Piece(embeds[to_device(rows, embeds.device)], True, where[:, slots[rows]], advance)
             start += length
 
     def tokenised(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
@@ -156,12 +156,14 @@ class Language(ABC):
         return text
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Prompt], how: Generation, begun: Sequence[Beginning] = ()) -> list[Answer]:
+    def generate(
+        self, prompts: Sequence[Prompt], how: Generation, prefix_caches: Sequence[PrefixCache] = ()
+    ) -> list[Answer]:
         """See `LanguageHalf`; sampling has a seed of its own."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(how.seed)
-            said = self._run(prompts, begun, **self.options(how))
+            said = self._run(prompts, prefix_caches, **self.options(how))
         return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
 
     def options(self, how: Generation) -> dict[str, Any]:
@@ -178,22 +180,22 @@ class Language(ABC):
         return given
 
     @torch.no_grad()
-    def begin(self, prompts: Sequence[Prompt]) -> list[Beginning]:
+    def begin(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
         """See `LanguageHalf`."""
         cache = empty()
         self._run(prompts, (), max_new_tokens=1, do_sample=False, **{PAST: cache})
         return beginnings(cache, [len(prompt.embeds) for prompt in prompts])
 
     @torch.no_grad()
-    def logits(self, prompts: Sequence[Prompt], begun: Sequence[Beginning] = ()) -> Tensor:
+    def logits(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache] = ()) -> Tensor:
         """Prompts -> scores of the first token of each answer [B, vocabulary], fp32."""
         wanted = {"output_logits": True, "return_dict_in_generate": True}
-        first: Tensor = self._run(prompts, begun, max_new_tokens=1, do_sample=False, **wanted).logits[0].float()
+        first: Tensor = self._run(prompts, prefix_caches, max_new_tokens=1, do_sample=False, **wanted).logits[0].float()
         return first
 
-    def _run(self, prompts: Sequence[Prompt], begun: Sequence[Beginning], **how: Any) -> Any:
+    def _run(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **how: Any) -> Any:
         """What the stock `generate` makes of prompts, left-padded to one batch, given what was read of them before."""
-        past = {PAST: laid_out(begun, [len(one.embeds) for one in prompts])} if begun else {}
+        past = {PAST: laid_out(prefix_caches, [len(one.embeds) for one in prompts])} if prefix_caches else {}
         with self.around(prompts):
             return self.model.generate(**self.inputs(prompts), pad_token_id=self.padding(), **past, **how)
 
@@ -239,9 +241,9 @@ class _Stream(TextStreamer):
     def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.write = write
-        self.begun = False
+        self.has_started = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        text = text if self.begun else text.lstrip()
-        self.begun = self.begun or bool(text)
+        text = text if self.has_started else text.lstrip()
+        self.has_started = self.has_started or bool(text)
         self.write(text)

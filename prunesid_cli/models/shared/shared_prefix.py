@@ -25,7 +25,7 @@ PAST = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_genera
 
 
 @dataclass(frozen=True)
-class Beginning:
+class PrefixCache:
     """The first tokens of prompts as each layer knows them: keys and values [heads, length, width]."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -57,23 +57,23 @@ def empty() -> DynamicCache:
     return DynamicCache()
 
 
-def beginnings(cache: DynamicCache, lengths: Sequence[int]) -> list[Beginning]:
+def beginnings(cache: DynamicCache, lengths: Sequence[int]) -> list[PrefixCache]:
     """Of a left-padded batch that was read, row by row without its padding."""
     both = [(layer.keys, layer.values) for layer in cache.layers]
     return [
-        Beginning(tuple((keys[row, :, -length:], values[row, :, -length:]) for keys, values in both))
+        PrefixCache(tuple((keys[row, :, -length:], values[row, :, -length:]) for keys, values in both))
         for row, length in enumerate(lengths)
     ]
 
 
-def laid_out(begun: Sequence[Beginning], lengths: Sequence[int]) -> DynamicCache:
+def laid_out(prefix_caches: Sequence[PrefixCache], lengths: Sequence[int]) -> DynamicCache:
     """The first columns of a left-padded batch of prompts of these lengths, each of which is longer than what it begins
     with: all columns but as many as the longest rest has."""
-    columns = max(lengths) - max(length - one.length for one, length in zip(begun, lengths, strict=True))
+    columns = max(lengths) - max(length - one.length for one, length in zip(prefix_caches, lengths, strict=True))
     known = [max(columns - (max(lengths) - length), 0) for length in lengths]
     cache = empty()
-    for number in range(len(begun[0].layers)):
-        rows = [one.layers[number] for one in begun]
+    for number in range(len(prefix_caches[0].layers)):
+        rows = [one.layers[number] for one in prefix_caches]
         keys, values = (
             torch.stack(
                 [pad(row[:, :some], (0, 0, columns - some, 0)) for row, some in zip(tensors, known, strict=True)]

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from prunesid_cli.runtime.device import sent, where_set
+from prunesid_cli.runtime.device import to_device, true_rows
 from prunesid_cli.selection.linalg.eigenvectors import Doubt, rayleigh_ritz
 
 FIRST, MORE, SPARE = 8, 8, 48
@@ -66,20 +66,20 @@ def leading_together(
     else:
         rows = torch.eye(n, device=single.device).expand_as(single)
     rows, broken = independent(rows)
-    own = torch.arange(k, device=matrices.device) < sent(ks, matrices.device)[:, None]
+    own = torch.arange(k, device=matrices.device) < to_device(ks, matrices.device)[:, None]
     found = rayleigh_ritz(matrices, rows, own, k)
     directions = found.directions()
     drowned = (own & ~(found.values[:, :k] > least[:, None])).any(-1)
     hopeless = broken | drowned
     unsure = (doubt(slice(None))(found) != 0) & ~hopeless
-    left, again = map(where_set, torch.stack([hopeless, unsure]).cpu())
+    left, again = map(true_rows, torch.stack([hopeless, unsure]).cpu())
     if again:
-        some = sent(again, matrices.device)
+        some = to_device(again, matrices.device)
         rows = iterate(single[some], rows[some], MORE).double() @ matrices[some]  # fp32 leaves a token or two open
         rows, broken = independent(torch.nn.functional.normalize(rows, dim=-1))
         found = rayleigh_ritz(matrices[some], rows, own[some], k)
         directions[some] = found.directions()
-        left = sorted(left + [again[at] for at in where_set(broken | (doubt(some)(found) != 0))])
+        left = sorted(left + [again[at] for at in true_rows(broken | (doubt(some)(found) != 0))])
     return directions, left
 
 

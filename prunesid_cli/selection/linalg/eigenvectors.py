@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunesid_cli.runtime.device import sent, where_set
+from prunesid_cli.runtime.device import to_device, true_rows
 from prunesid_cli.selection.linalg.krylov import BLOCK, Krylov
 from prunesid_cli.selection.linalg.per_image import each_image, room
 
@@ -134,7 +134,7 @@ def leading(matrices: Tensor, wanted: Tensor, doubt: Doubt = angle) -> Tensor:
     found = rayleigh_ritz(matrices, rows, wanted)
     decided = complete & (doubt(found) == 0)
     directions = found.directions()
-    for row in where_set(~decided):
+    for row in true_rows(~decided):
         more = _alone(matrices[row], space.of(row), found.of(row), doubt) if complete[row] else None
         directions[row] = _whole(matrices[row], wanted[row]) if more is None else more
     return directions
@@ -206,5 +206,5 @@ def small_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
         return values, vectors
     parts = matrices.cpu().chunk(torch.get_num_threads())
     found = each_image(lambda part: torch.linalg.eigh(parts[part]), len(parts), parts[0].device)
-    values, vectors = (sent(torch.cat(column), matrices.device) for column in zip(*found, strict=True))
+    values, vectors = (to_device(torch.cat(column), matrices.device) for column in zip(*found, strict=True))
     return values, vectors

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.batching import by_target, cosines, row_of, targets
+from prunesid_cli.selection.batching import cosines, keep_counts, row_of, run_per_budget
 
 
 def divprune(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
@@ -18,7 +18,7 @@ def divprune(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], 
     As published, but that a token is never taken twice, which the published code does where tokens repeat; and that
     tokens are those at the cut, and not those that the projector makes of them.
     """
-    return by_target(_furthest, targets(features, budgets, reserved), features)
+    return run_per_budget(_furthest, keep_counts(features, budgets, reserved), features)
 
 
 def _furthest(features: Tensor, target: int) -> Sequence[Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.batching import by_target, cosines, places, targets
+from prunesid_cli.selection.batching import cosines, keep_counts, places, run_per_budget
 from prunesid_cli.selection.methods.scope import cover
 from prunesid_cli.selection.methods.variants import model_or_loading, quarter
 from prunesid_cli.selection.psca import exact_directions, groups
@@ -25,7 +25,7 @@ def plus(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], rese
     """features [B, N, C], saliency [B, N] -> kept indices B x [T], in raster order."""
     with torch.autocast(features.device.type, enabled=False):
         group, score = grouped(features, saliency, budgets)
-    return by_target(_led, targets(features, budgets, reserved), features, score, group)
+    return run_per_budget(_led, keep_counts(features, budgets, reserved), features, score, group)
 
 
 def _led(features: Tensor, score: Tensor, group: Tensor, target: int) -> Sequence[Tensor]:

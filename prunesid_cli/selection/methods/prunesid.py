@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prunesid_cli.runtime.device import sent
+from prunesid_cli.runtime.device import to_device
 from prunesid_cli.selection.group_allocation import Allocation, allocate, count, grouped_choice
 from prunesid_cli.selection.linalg.per_image import each_image
-from prunesid_cli.selection.methods.variants import OVER_TIME, PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, Recipe
+from prunesid_cli.selection.methods.variants import (
+    OVER_TIME,
+    PRUNESID,
+    PUBLISHED_LLAVA,
+    PUBLISHED_QWEN,
+    PruneSIDVariant,
+)
 from prunesid_cli.selection.nms import precedence, suppressors, survivors, survivors_together
 from prunesid_cli.selection.psca import groups
 
@@ -97,7 +103,7 @@ def published_qwen(
     return _choose(features, None, budgets, PUBLISHED_QWEN, reserved).indices()
 
 
-def _published(saliency: Tensor | None) -> Recipe:
+def _published(saliency: Tensor | None) -> PruneSIDVariant:
     return PUBLISHED_QWEN if saliency is None else PUBLISHED_LLAVA
 
 
@@ -105,7 +111,7 @@ def reasons(
     method: Method, features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
 ) -> list[Explanation]:
     """`explain`, for what one of the four methods above chooses."""
-    recipes: dict[Method, tuple[Recipe, Tensor | None]] = {
+    recipes: dict[Method, tuple[PruneSIDVariant, Tensor | None]] = {
         prunesid: (PRUNESID, saliency),
         over_time: (OVER_TIME, saliency),
         published: (_published(saliency), saliency),
@@ -120,7 +126,7 @@ def explain(
     features: Tensor,
     saliency: Tensor | None,
     budgets: Sequence[int],
-    recipe: Recipe = PRUNESID,
+    recipe: PruneSIDVariant = PRUNESID,
     reserved: int = 0,
 ) -> list[Explanation]:
     """All stages of [B, N, C], for each image. Input must be finite."""
@@ -149,7 +155,7 @@ def explain(
 
 @torch.no_grad()
 def _choose(
-    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], recipe: Recipe, reserved: int
+    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], recipe: PruneSIDVariant, reserved: int
 ) -> _Chosen:
     n = features.shape[1]
     needs = [min(budget, n + reserved) for budget in budgets]
@@ -158,7 +164,7 @@ def _choose(
     groups = allocate(
         count(stage.group, torch.ones_like(stage.survivor), stage.num_groups),
         count(stage.group, stage.survivor, stage.num_groups),
-        sent(needs, features.device),
+        to_device(needs, features.device),
         reserved,
     )
     choice = grouped_choice(stage.group, stage.survivor, stage.rank, groups)
@@ -166,10 +172,10 @@ def _choose(
     return _Chosen(stage, groups, _ordered(choice, lengths, [recipe.ascending(need) for need in needs]), lengths)
 
 
-def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], recipe: Recipe) -> _Grouping:
+def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], recipe: PruneSIDVariant) -> _Grouping:
     n, device = features.shape[1], features.device
     directions = recipe.directions(features, [min(recipe.groups(need), n) for need in needs], saliency is None)
-    strengths = sent([recipe.strength(need, n) for need in needs], device)
+    strengths = to_device([recipe.strength(need, n) for need in needs], device)
 
     def suppressed(rows: int | slice, suppress: Suppression) -> tuple[Tensor, ...]:
         own = groups(directions[rows])
@@ -199,6 +205,6 @@ def _ordered(choice: Tensor, lengths: Sequence[int], ascending: Sequence[bool]) 
     """Token indices [B, N], the wanted first -> the same, with the `lengths` wanted ones of an image in raster order
     where that is asked for."""
     n, device = choice.shape[1], choice.device
-    wanted = torch.arange(n, device=device) < sent(lengths, device)[:, None]
+    wanted = torch.arange(n, device=device) < to_device(lengths, device)[:, None]
     raster = torch.where(wanted, choice, choice + n).sort(-1).values % n
-    return torch.where(sent(ascending, device)[:, None], raster, choice)
+    return torch.where(to_device(ascending, device)[:, None], raster, choice)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.batching import by_target, cosines, places, row_of, targets
+from prunesid_cli.selection.batching import cosines, keep_counts, places, row_of, run_per_budget
 
 
 def scope(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
@@ -18,7 +18,7 @@ def scope(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], res
     published, in O(T N^2): the exponent alpha of the saliency is 1, as the published scripts set it, coverage begins at
     0, so that opposites do not count against a token, and without saliency the coverage alone decides.
     """
-    return by_target(_covering, targets(features, budgets, reserved), features, saliency)
+    return run_per_budget(_covering, keep_counts(features, budgets, reserved), features, saliency)
 
 
 def _covering(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:

@@ -27,7 +27,7 @@ about still clips, and this one lost fewer of the things in others (tests/benchm
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PruneSIDVariant:
     """`need` is the budget with what is reserved, N the number of tokens.
 
     groups      need -> number of groups
@@ -93,7 +93,7 @@ def above_150(need: int) -> bool:
     return need > 150
 
 
-PRUNESID = Recipe(
+PRUNESID = PruneSIDVariant(
     groups=quarter,
     strength=need_over_32,
     redundancy=pair_mean,

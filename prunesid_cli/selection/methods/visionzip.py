@@ -8,15 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.batching import by_saliency, by_target, places, targets
-from prunesid_cli.selection.result import Chosen
+from prunesid_cli.selection.batching import by_saliency, keep_counts, places, run_per_budget
+from prunesid_cli.selection.result import Selection
 from prunesid_cli.selection.similarity import unit_tokens
 
 CONTEXTUAL = (5, 32)
 """Share of the budget that is contextual: 10 of 64, 20 of 128, 30 of 192, as published for LLaVA-1.5."""
 
 
-def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Chosen]:
+def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Selection]:
     """The most salient tokens, and contextual ones, each an average.
 
     Contextual tokens begin at equal steps among those that are not dominant, and every other joins the one that it
@@ -30,8 +30,8 @@ def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
 
     Without saliency, by the norm of the features.
     """
-    wanted = targets(features, budgets, reserved)
-    return by_target(partial(_merged, reserved=reserved), wanted, features, saliency)
+    wanted = keep_counts(features, budgets, reserved)
+    return run_per_budget(partial(_merged, reserved=reserved), wanted, features, saliency)
 
 
 def contextual(need: int) -> int:
@@ -40,19 +40,19 @@ def contextual(need: int) -> int:
     return need * share // of
 
 
-def _merged(features: Tensor, saliency: Tensor | None, target: int, reserved: int) -> list[Chosen]:
+def _merged(features: Tensor, saliency: Tensor | None, target: int, reserved: int) -> list[Selection]:
     merged = contextual(target + reserved)
     order = by_saliency(features, saliency)
     kept = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, : target - merged], True)
     if not merged:
-        return [Chosen(indices) for indices in places(kept, target)]
+        return [Selection(indices) for indices in places(kept, target)]
     others = places(~kept, order.shape[1] - target + merged)
     first = others[:, :: others.shape[1] // merged][:, :merged]
     kept.scatter_(1, first, True)
     owner = first.gather(1, _nearest(features, first))
     itself = torch.arange(order.shape[1], device=order.device)
     into = (kept.cumsum(-1) - 1).gather(1, torch.where(kept, itself, owner))
-    return [Chosen(*one) for one in zip(places(kept, target), into, strict=True)]
+    return [Selection(*one) for one in zip(places(kept, target), into, strict=True)]
 
 
 def _nearest(features: Tensor, first: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.batching import by_saliency, by_target, cosines, targets
+from prunesid_cli.selection.batching import by_saliency, cosines, keep_counts, run_per_budget
 
 AT_ONCE = 8
 """Tokens dropped a round."""
@@ -21,7 +21,7 @@ def vispruner(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
     half of the tokens by saliency (r = 0.5), but that it stops with an error where an odd number is to be matched: here
     the first half has one more. Without saliency, which the method does not provide for, by the norm of the features.
     """
-    return by_target(_distinct, targets(features, budgets, reserved), features, saliency)
+    return run_per_budget(_distinct, keep_counts(features, budgets, reserved), features, saliency)
 
 
 def _distinct(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:
