@@ -14,7 +14,7 @@ from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
 from prunesid_cli.text import nearest
 
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
+DEMO_FOLDER = Path(__file__).parents[2] / "demo" / "model"
 ALIASES = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
