@@ -9,7 +9,7 @@ C  width at the cut            D  width of the language model
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     attention: str
-    everywhere: bool = False
+    multi_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,34 @@ class Region:
         return [start + column for start in starts for column in range(self.columns)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The input that an item came from. A cache stores these fields with the item.
+
+    A new field needs a default: it is then stored only where it differs from that, and caches without it stay readable.
+
+    Attributes:
+        source: Path as the user named it; "-" for stdin.
+        digest: SHA-256 of the input's bytes, in hex.
+        size: Width and height of the upright picture, or of a frame, in pixels.
+        notes: What was done while decoding that the user might not expect.
+        sampling: How the frames of a clip were chosen; empty for a picture.
+        decoder: Name and version of the clip decoder; empty for a picture.
+    """
+
+    source: str
+    digest: str
+    size: tuple[int, int]
+    notes: tuple[str, ...]
+    sampling: str = ""
+    decoder: str = ""
+
+    @property
+    def provenance(self) -> Provenance:
+        """These fields alone, of an object that has more."""
+        return Provenance(**{one.name: getattr(self, one.name) for one in fields(Provenance)})
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the stock model reads an item: a sequence of `total` slots, numbered from 0, in runs with text between them.
@@ -73,11 +101,15 @@ class Layout:
     text: str
     runs: tuple[int, ...]
     regions: tuple[Region, ...]
-    advances: tuple[int, ...] = ()
+    mrope_deltas: tuple[int, ...] = ()
 
     @cached_property
     def total(self) -> int:
         return sum(self.runs)
+
+    @property
+    def is_clip(self) -> bool:
+        return any(region.time is not None for region in self.regions)
 
 
 @dataclass(frozen=True)
@@ -103,16 +135,16 @@ class Segment:
 
     features: Tensor
     saliency: Tensor | None = None
-    summary: Tensor | None = None
+    cls: Tensor | None = None
     extra: Tensor | None = None
     slots: tuple[int, ...] | None = None
-    summary_slot: int = CLS_NOT_READ
+    cls_slot: int = CLS_NOT_READ
     frames: int = 1
 
     @property
     def capacity(self) -> int:
         """How many tokens can be kept of it."""
-        return len(self.features) + (self.summary is not None)
+        return len(self.features) + (self.cls is not None)
 
 
 @dataclass(frozen=True)
@@ -137,12 +169,12 @@ class TokenSet:
     tokens: Tensor
     slots: tuple[int, ...]
     layout: Layout
-    whole: bool
+    is_unpruned: bool
 
     @property
     def kept(self) -> int:
         """Tokens that the language model reads, structural ones included."""
-        return self.layout.total if self.whole else len(self.slots)
+        return self.layout.total if self.is_unpruned else len(self.slots)
 
 
 @dataclass(frozen=True)
@@ -170,9 +202,9 @@ class Generation:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
-    stream: Callable[[str], None] | None = None
-    full: bool = False
-    told: Callable[[], object] | None = None
+    on_text: Callable[[str], None] | None = None
+    force_full_length: bool = False
+    on_token: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)

@@ -36,15 +36,15 @@ class Case:
     recipe: PruneSIDVariant
     features: Tensor
     saliency: Tensor | None
-    need: int
-    reserved: int
+    budget_with_cls: int
+    num_cls: int
     run_dtype: str
     stored: dict[str, Tensor]
 
     def run(self, directions: Callable[[Tensor, Sequence[int], bool], Tensor]) -> list[Explanation]:
         recipe = replace(self.recipe, directions=directions)
-        needs = [self.need] * len(self.features)
-        return explain(self.features, self.saliency, needs, recipe, self.reserved)
+        budgets_with_cls = [self.budget_with_cls] * len(self.features)
+        return explain(self.features, self.saliency, budgets_with_cls, recipe, self.num_cls)
 
 
 def published_qwen_need(configured: int, n: int) -> int:
@@ -63,15 +63,15 @@ def _llava(meta: dict[str, str], stored: dict[str, Tensor]) -> Case:
     dtype = DTYPES[meta["run_dtype"]]
     saliency = stored["cls_attention"][:, :, 1:].to(dtype).sum(1).float()
     features = stored["hidden_states"][:, 1:].to(dtype)
-    need = int(meta["need_token_num"])
-    return Case(PUBLISHED_LLAVA, features, saliency, need, 1, meta["run_dtype"], stored)
+    budget_with_cls = int(meta["need_token_num"])
+    return Case(PUBLISHED_LLAVA, features, saliency, budget_with_cls, 1, meta["run_dtype"], stored)
 
 
 def _qwen(meta: dict[str, str], stored: dict[str, Tensor]) -> Case:
     per_image = {name: tensor.unsqueeze(0) for name, tensor in stored.items()}
     features = per_image["tokens"].to(DTYPES[meta["run_dtype"]])
-    need = published_qwen_need(int(meta["need_cfg"]), features.shape[1])
-    return Case(PUBLISHED_QWEN, features, None, need, 0, meta["run_dtype"], per_image)
+    budget_with_cls = published_qwen_need(int(meta["need_cfg"]), features.shape[1])
+    return Case(PUBLISHED_QWEN, features, None, budget_with_cls, 0, meta["run_dtype"], per_image)
 
 
 PER_IMAGE = ("eigenvalues", "group", "score", "V", "indices", "indices_fixed")
@@ -81,7 +81,7 @@ LOADERS = {"llava": _llava, "qwen": _qwen}
 def _result(case: Case, explanation: Explanation) -> Tensor:
     """Indices as the reference counts them: behind the CLS token where there is one."""
     indices = explanation.indices
-    return torch.cat([indices.new_zeros(1), indices + 1]) if case.reserved else indices
+    return torch.cat([indices.new_zeros(1), indices + 1]) if case.num_cls else indices
 
 
 def _nms_round(case: Case, image: Explanation) -> Tensor:
@@ -122,7 +122,7 @@ FROM_TOKENS: dict[str, Callable[[Case], Tensor]] = {
     "phi": lambda case: phi(case.features),
     "rho_eq4": lambda case: torch.stack([pair_mean(tokens) for tokens in case.features]),
     "similarity": lambda case: torch.stack([_cosines(tokens) for tokens in case.features]),
-    "need_token_num": lambda case: torch.tensor([case.need]),
+    "need_token_num": lambda case: torch.tensor([case.budget_with_cls]),
 }
 
 
@@ -169,7 +169,7 @@ def check(path: Path) -> tuple[list[str], str]:
     case = load(path)
     n = case.features.shape[1]
     if "V" not in case.stored:
-        kept = select(case.features, case.saliency, [case.need] * len(case.features), "prunesid-published")
+        kept = select(case.features, case.saliency, [case.budget_with_cls] * len(case.features), "prunesid-published")
         return [] if all(_equal(image, torch.arange(n)) for image in kept) else ["indices"], "keeps all"
     wrong = check_stages(case)
     if "eigenvalues" not in case.stored:

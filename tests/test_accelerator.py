@@ -16,7 +16,7 @@ from prunesid_cli.selection import METHODS, select
 from prunesid_cli.types import TokenSet
 from tests.accelerator import GPU, MPS, accelerator
 from tests.conftest import Run
-from tests.models.test_laws import CPU, HOW, PROMPT, VARIANTS, Model, clip
+from tests.models.test_laws import CPU, GENERATION, PROMPT, VARIANTS, Model, clip
 from tests.models.tiny import tiny, write
 from tests.selection.inputs import attention, scene_like
 
@@ -137,7 +137,7 @@ def pruned_and_answered(model: Model, media: list) -> tuple[list[TokenSet], list
     pruner, language = model.pruner("24"), model.language
     kept = pruner.prune(pruner.encode([pruner.preprocess(one) for one in media]))
     prompts = [language.embed(PROMPT, [one]) for one in kept]
-    return kept, [answer.text for answer in language.generate(prompts, HOW)]
+    return kept, [answer.text for answer in language.generate(prompts, GENERATION)]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_a_folder_of_pictures(run: Run, pictures: list[Path], tmp_path: Path) ->
     counts = []
     for batch, name in ((len(pictures), "whole"), (5, "halves")):
         with accelerator() as waits:
-            how = ("--out", tmp_path / name, "--batch-size", batch, "--keep", 24, "--dtype", "fp32")
-            made = run("compress", pictures[0].parent, *how, "--device", "cuda:0")
+            generation = ("--out", tmp_path / name, "--batch-size", batch, "--keep", 24, "--dtype", "fp32")
+            made = run("compress", pictures[0].parent, *generation, "--device", "cuda:0")
             counts.append(
                 Counter({wait: count for wait, count in waits.items() if wait.startswith(("look", "copy from"))})
             )
@@ -171,8 +171,8 @@ def test_a_folder_of_pictures(run: Run, pictures: list[Path], tmp_path: Path) ->
             told = run("answer", tmp_path / name, PROMPT, "--device", "cuda:0")
             assert told.code == 0, told.err
     assert counts[1].total() == 2 * counts[0].total() > 0
-    how = ("--out", tmp_path / "here", "--keep", 24, "--device", "cpu")
-    assert run("compress", pictures[0].parent, *how).code == 0
+    generation = ("--out", tmp_path / "here", "--keep", 24, "--device", "cpu")
+    assert run("compress", pictures[0].parent, *generation).code == 0
     here = run("answer", tmp_path / "here", PROMPT, "--device", "cpu")
     assert [one["answer"] for one in told.records] == [one["answer"] for one in here.records]
 
@@ -181,15 +181,17 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
     run: Run, pictures: list[Path], tmp_path: Path
 ) -> None:
     """Batches begin with eight pictures; here is memory for five."""
-    how = ("--keep", 24, "--dtype", "fp32", "-m", "demo")
+    generation = ("--keep", 24, "--dtype", "fp32", "-m", "demo")
     of_one = 577 * 768 * 4  # what the tower makes of a picture within its layers
     with accelerator(most=5 * of_one):
-        made = run("compress", pictures[0].parent, "--out", tmp_path / "there", *how, "--device", "cuda:0", "--usage")
+        made = run(
+            "compress", pictures[0].parent, "--out", tmp_path / "there", *generation, "--device", "cuda:0", "--usage"
+        )
     assert "batches of 4" in made.err
-    here = run("compress", pictures[0].parent, "--out", tmp_path / "here", *how, "--device", "cpu")
+    here = run("compress", pictures[0].parent, "--out", tmp_path / "here", *generation, "--device", "cpu")
     assert made.code == here.code == 0, made.err
     listed = [run("cache", "ls", tmp_path / name, "--json").records for name in ("there", "here")]
     assert [one["kept"] for one in listed[0]] == [one["kept"] for one in listed[1]] == [24] * len(pictures)
     with accelerator(most=of_one // 2):
-        none = run("compress", pictures[0].parent, "--out", tmp_path / "none", *how, "--device", "cuda:0")
+        none = run("compress", pictures[0].parent, "--out", tmp_path / "none", *generation, "--device", "cuda:0")
     assert (none.code, "not enough memory for one image" in none.err) == (3, True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunesid_cli.pipeline.compress import on_host
 from prunesid_cli.tokencache import CacheWriter, Entry, Run, open_cache, read_tokens
-from prunesid_cli.types import TokenSet
+from prunesid_cli.types import Provenance, TokenSet
 
 
 def write(folder: Path, items: Sequence[TokenSet]) -> None:
@@ -16,7 +16,8 @@ def write(folder: Path, items: Sequence[TokenSet]) -> None:
     dtype = str(items[0].tokens.dtype).removeprefix("torch.")
     writer = CacheWriter(folder, Run("bench", "-", "-", "-", "-", False, False, dtype), "-")
     for number, one in enumerate(on_host(items)):
-        writer.add(Entry(f"{number}", f"{number:064x}", (0, 0), one, 0.0, ()))
+        provenance = Provenance(source=f"{number}", digest=f"{number:064x}", size=(0, 0), notes=())
+        writer.add(Entry(provenance=provenance, tokens=one, phi=0.0))
     writer.complete()
     writer.close()
 

@@ -158,7 +158,7 @@ class Bench:
                 laps[name] = self.meter.lap()
 
         self.meter.begin()
-        stock.generate(inputs, Generation(self.new_tokens, full=True, told=told), told)
+        stock.generate(inputs, Generation(self.new_tokens, force_full_length=True, on_token=told), told)
         laps |= {"decoding": self.meter.lap(), "select": Lap(0.0), "project": Lap(0.0)}
         return Round(laps, total, total, length - total)
 
@@ -187,7 +187,7 @@ class Bench:
                 laps.append(self.meter.lap())
 
         self.meter.begin()
-        self.language.generate(prompts, Generation(self.new_tokens, full=True, told=told))
+        self.language.generate(prompts, Generation(self.new_tokens, force_full_length=True, on_token=told))
         return laps[0], self.meter.lap()
 
     def cached(self, items: Sequence[TokenSet]) -> tuple[Lap, Lap]:
@@ -211,8 +211,8 @@ def worded(language: LanguageHalf, layout: Layout, wanted: int) -> str:
     """A prompt of so many tokens beside the visual ones, its template's included; no shorter than a question is."""
 
     def count(words: int) -> int:
-        ids = language.tokenised(QUESTION + FILLING * words, [layout]).tolist()
-        return sum(one not in language.placeholders for one in ids)
+        ids = language.tokenize(QUESTION + FILLING * words, [layout]).tolist()
+        return sum(one not in language.placeholder_ids for one in ids)
 
     words = max(wanted - count(0), 0)
     while words and count(words) > wanted:

@@ -26,7 +26,7 @@ class Stock:
     language: Any
 
     @torch.no_grad()
-    def generate(self, inputs: Any, how: Generation, seen: Callable[[], object]) -> None:
+    def generate(self, inputs: Any, generation: Generation, seen: Callable[[], object]) -> None:
         """Inputs on the CPU -> answers; `seen` is called when the language model begins to read."""
         model, language = self.language.model, self.language
         there = inputs.to(model.device, language.model.dtype)
@@ -36,7 +36,7 @@ class Stock:
             seen()
 
         hook = text_of(model).register_forward_pre_hook(begins)
-        model.generate(**there, pad_token_id=language.padding(), **language.options(how))
+        model.generate(**there, pad_token_id=language.padding(), **language.options(generation))
 
 
 def text_of(model: Any) -> Any:
@@ -50,8 +50,8 @@ def inputs_of(language: Any, media: Sequence[Media], words: Sequence[str]) -> An
     texts = [language.render([{"role": "user", "content": one}]) for one in said]
     bos, language.tokenizer.padding_side = language.tokenizer.bos_token, "left"
     begins = bool(bos) and texts[0].startswith(bos)
-    how = {"return_tensors": "pt", "padding": True, "add_special_tokens": not begins}
-    made = language.processor(text=texts, images=[[one.image] for one in media], **how)
+    options = {"return_tensors": "pt", "padding": True, "add_special_tokens": not begins}
+    made = language.processor(text=texts, images=[[one.image] for one in media], **options)
     made.pop("labels", None)  # of PaliGemma, for training
     return made
 
@@ -64,7 +64,7 @@ def is_known(checkpoint: Checkpoint, language: Any, media: Sequence[Media], layo
         return False
     text = "what is shown?"
     for one, layout in zip(media, layouts, strict=True):
-        ours = len(language.tokenised(text, [layout])) - len(layout.runs) + layout.total
+        ours = len(language.tokenize(text, [layout])) - len(layout.runs) + layout.total
         if inputs_of(language, [one], [text])["attention_mask"].sum() != ours:
             return False
     return True

@@ -51,7 +51,7 @@ class Report:
 class Job:
     session: Session
     texts: Collection[str]
-    how: Generation
+    generation: Generation
     batch_size: int
     report: Report
 
@@ -67,7 +67,7 @@ class Job:
         # Without a file there is nothing to finish a batch for.
         interrupts = graceful_shutdown() if file else nullcontext(StopRequest())
         with interrupts as stop, printer.progress("answering", total, prints=prints) as bar:
-            for replies in answering.answer(language, queries, self.how, self.batch_size):
+            for replies in answering.answer(language, queries, self.generation, self.batch_size):
                 records = [_record(reply) for reply in replies]
                 if file:
                     inputs = [_input(reply.query) for reply in replies]
@@ -112,9 +112,11 @@ def _input(query: Query) -> dict[str, str]:
     return {"digest": query.item.digest} | sampling
 
 
-def made_by(run: Run, how: Generation) -> str:
+def made_by(run: Run, generation: Generation) -> str:
     """What an answer depends on besides the prompt and the input, in words: of two runs, the same or not."""
     stored = f" stored as {run.store}" if run.store != "model" else ""
     kept = f"{run.method} {run.keep}{', dynamic' * run.dynamic}{', even' * run.even}, {run.dtype}{stored}"
-    decoding = f"temperature {how.temperature:g}, seed {how.seed}" if how.temperature > 0 else "greedy"
-    return f"{run.model} at {run.revision}, {kept}; {how.max_new_tokens} new tokens, {decoding}"
+    decoding = (
+        f"temperature {generation.temperature:g}, seed {generation.seed}" if generation.temperature > 0 else "greedy"
+    )
+    return f"{run.model} at {run.revision}, {kept}; {generation.max_new_tokens} new tokens, {decoding}"

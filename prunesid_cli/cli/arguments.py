@@ -68,16 +68,16 @@ def read_sampling(context: typer.Context) -> Sampling:
         UsageError: both were typed, or the latter is no rate.
     """
     given = context.params
-    frames, fps, how = given["frames"], given["fps"], (given["video_backend"].value, given.get("window", 1))
+    frames, fps, decoding = given["frames"], given["fps"], (given["video_backend"].value, given.get("window", 1))
     if fps is None:
-        return Sampling(frames, None, *how)
+        return Sampling(frames, None, *decoding)
     with naming(context, "fps"):
         if not 0 < fps < math.inf:
             raise UsageError(f"--fps {fps:g} is no rate", "frames a second: 1, or 0.5 for one in two seconds")
     if is_typed(context, "frames") and is_typed(context, "fps"):
         raise UsageError("--frames and --fps contradict each other", "leave out one")
     by_frames = weight(context, "frames") > weight(context, "fps")
-    return Sampling(frames, None, *how) if by_frames else Sampling(FRAMES, fps, *how)
+    return Sampling(frames, None, *decoding) if by_frames else Sampling(FRAMES, fps, *decoding)
 
 
 def revision_meant(context: typer.Context, model: str | None, revision: str | None) -> str | None:

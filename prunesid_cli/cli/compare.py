@@ -46,7 +46,7 @@ class Side:
 
 
 def compare(
-    pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, how: Generation
+    pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, generation: Generation
 ) -> tuple[Side, Side]:
     """As pruned, and of the stock model; the tower, which sees once for both, is in the seconds of each."""
     from prunesid_cli.pipeline.compress import reply, see
@@ -58,11 +58,11 @@ def compare(
 
     def side(budget: Budget, most: int) -> Side:
         own = replace(pruner, budget=budget, clock=Clock())
-        answer, items = reply(own, language, media, encoded, prompt, replace(how, max_new_tokens=most))
+        answer, items = reply(own, language, media, encoded, prompt, replace(generation, max_new_tokens=most))
         return Side(answer, items, pruner.clock.seconds | own.clock.seconds, most)
 
     side(pruner.budget, 1)  # the first answer of a process pays for what later ones find ready
-    return side(pruner.budget, how.max_new_tokens), side(Budget.parse("all"), how.max_new_tokens)
+    return side(pruner.budget, generation.max_new_tokens), side(Budget.parse("all"), generation.max_new_tokens)
 
 
 def table(pruned: Side, whole: Side) -> str:

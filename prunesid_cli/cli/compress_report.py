@@ -60,16 +60,16 @@ class Report:
         else:
             entry = outcome.entry
             self.counts["kept"] += 1
-            self.counts["clips"] += bool(entry.sampling)
+            self.counts["clips"] += bool(entry.provenance.sampling)
             total, kept = entry.tokens.layout.total, entry.tokens.kept
             self.counts["tokens"] += total
             self.counts["tokens kept"] += kept
             printer.detail(f"{entry.source}: {kept} of {total} visual tokens")
             if not self.counts["all kept"]:  # said once
                 self.counts["all kept"] += note_if_all(self.budget, total)
-            for note in entry.notes:
+            for note in entry.provenance.notes:
                 printer.note(f"{entry.source}: {note}")
-            self._record(source=entry.source, digest=entry.digest, tokens=total, kept=kept)
+            self._record(source=entry.source, digest=entry.provenance.digest, tokens=total, kept=kept)
 
     def _record(self, **values: Any) -> None:
         if self.as_json:

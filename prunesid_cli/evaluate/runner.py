@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class LoadedInput:
+class LoadedRecord:
     """A record with its media as the tower takes them, and their digests."""
 
     record: Record
@@ -39,7 +39,7 @@ class LoadedInput:
     pixels: tuple[Pixels, ...]
 
 
-Loaded = LoadedInput | tuple[str, PruneSIDError]
+Loaded = LoadedRecord | tuple[str, PruneSIDError]
 """A record that is ready, or the key of one and why it is not."""
 
 
@@ -49,7 +49,7 @@ class Runner:
 
     pruners: dict[Setting, Pruner]
     language: LanguageHalf
-    how: Generation
+    generation: Generation
     batch_size: int
     diverges: bool = False
     stop: StopRequest = field(default_factory=StopRequest)
@@ -72,14 +72,14 @@ class Runner:
 
     def _settle(self, batch: Sequence[Loaded], results: Results) -> None:
         results.failed |= dict(one for one in batch if isinstance(one, tuple))
-        ready = [one for one in batch if isinstance(one, LoadedInput)]
+        ready = [one for one in batch if isinstance(one, LoadedRecord)]
         answers = run_in_halves_on_oom(
             lambda some: self._ask(some, results), ready, lambda one: _too_large(one, results)
         )
         for one, said in zip(ready, answers, strict=True):
             results.add(one.record, said)
 
-    def _ask(self, batch: Sequence[LoadedInput], results: Results) -> list[list[Said]]:
+    def _ask(self, batch: Sequence[LoadedRecord], results: Results) -> list[list[Said]]:
         """All settings, for records whose pictures are encoded together; one that is not finite costs itself alone."""
         if not batch:
             return []
@@ -95,7 +95,7 @@ class Runner:
         good = iter(self._ask([one for row, one in enumerate(batch) if row not in bad], results))
         return [[] if row in bad else next(good) for row in range(len(batch))]
 
-    def _answers(self, batch: Sequence[LoadedInput], owners: Sequence[int], results: Results) -> list[list[Said]]:
+    def _answers(self, batch: Sequence[LoadedRecord], owners: Sequence[int], results: Results) -> list[list[Said]]:
         pruner = self.pruners[self.base]
         encoded = pruner.encode([pixels for one in batch for pixels in one.pixels])
         values = pruner.information(encoded)
@@ -110,7 +110,7 @@ class Runner:
             counts = [own.counts(*pair) for pair in zip(split(phis), split(totals), strict=True)]
             sets = split(own.keep(encoded, [count for some in counts for count in some], values))
             prompts = [self.language.embed(one.record.prompt, some) for one, some in zip(batch, sets, strict=True)]
-            answers = self.language.generate(prompts, self.how)
+            answers = self.language.generate(prompts, self.generation)
             logs = self.language.logits(prompts).log_softmax(-1) if self.diverges else None
             first = logs if first is None else first
             for row, (one, some, answer) in enumerate(zip(batch, sets, answers, strict=True)):
@@ -129,7 +129,7 @@ def _divergence(base: torch.Tensor, other: torch.Tensor) -> float:
     return float((base.exp() * (base - other)).nan_to_num().sum().clamp(min=0))
 
 
-def _said(one: LoadedInput, setting: str, sets: Sequence[TokenSet], answer: str, far: float | None) -> Said:
+def _said(one: LoadedRecord, setting: str, sets: Sequence[TokenSet], answer: str, far: float | None) -> Said:
     record = one.record
     score = METRICS[record.metric].score(answer, record.answers) if record.answers else None
     total, kept = sum(one.layout.total for one in sets), sum(one.kept for one in sets)
@@ -139,19 +139,19 @@ def _said(one: LoadedInput, setting: str, sets: Sequence[TokenSet], answer: str,
 def _load(pruner: Pruner, record: Record) -> Loaded:
     try:
         media = [load_media(one, pruner.sampling) for one in record.media]
-        return LoadedInput(record, together([one.digest for one in media]), tuple(preprocessed(pruner, media)))
+        return LoadedRecord(record, together([one.digest for one in media]), tuple(preprocessed(pruner, media)))
     except PruneSIDError as error:
         return record.key, error
 
 
 def _weight(one: Loaded) -> int:
     """Bytes."""
-    if not isinstance(one, LoadedInput):
+    if not isinstance(one, LoadedRecord):
         return 0
     return sum(tensor.nbytes for pixels in one.pixels for tensor in pixels.tensors.values())
 
 
-def _too_large(one: LoadedInput, results: Results) -> list[Said]:
+def _too_large(one: LoadedRecord, results: Results) -> list[Said]:
     results.failed[one.record.key] = PruneSIDError(
         f"line {one.record.number}: not enough memory for one record", "try --device cpu"
     )

@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.color_mode import oriented, oriented_size, to_rgb
 from prunesid_cli.inputs.file_type import FileType, detect_file_type
+from prunesid_cli.types import Provenance
 
 MAX_BYTES = 1 << 30
 MAX_PIXELS = 100_000_000  # about 400 MB once decoded: Pillow takes four bytes a pixel
@@ -62,18 +63,17 @@ REASONS = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-@dataclass(frozen=True)
-class Media:
-    """One input, decoded."""
+@dataclass(frozen=True, kw_only=True)
+class Media(Provenance):
+    """One decoded input: an image or a clip.
 
-    source: str  # as the user named it; "-" for stdin
-    digest: str  # sha256 of the input's bytes, in hex
-    frames: tuple[Image.Image, ...] = field(repr=False)  # RGB, upright; one, where it is a picture
-    size: tuple[int, int]  # width, height of the upright image, as it is in the file
-    notes: tuple[str, ...] = ()  # what was done that the user might not expect
-    times: tuple[float, ...] = ()  # of the frames of a clip, in seconds from its start; empty for a picture
-    sampling: str = ""  # how the frames of a clip were chosen
-    decoder: str = ""  # what decoded them, with its version
+    Attributes:
+        frames: RGB, upright. One for an image.
+        times: Seconds from the start of a clip, one for each frame; empty for an image.
+    """
+
+    frames: tuple[Image.Image, ...] = field(repr=False)
+    times: tuple[float, ...] = ()
 
     @property
     def image(self) -> Image.Image:
@@ -85,8 +85,13 @@ class Media:
 
 
 def media_from_image(image: Image.Image) -> Media:
-    """A picture in RGB that comes from no file."""
-    return Media("", "", (image,), image.size)
+    """An RGB image that comes from no file."""
+    return media_from_frames((image,))
+
+
+def media_from_frames(frames: tuple[Image.Image, ...], times: tuple[float, ...] = ()) -> Media:
+    """RGB frames of one size that come from no file; with `times`, they are a clip."""
+    return Media(source="", digest="", size=frames[0].size, notes=(), frames=frames, times=times)
 
 
 def load_image(source: str | Path) -> Media:
@@ -110,7 +115,7 @@ def load_image_bytes(data: bytes, source: str, digest: str = "", enough: int | N
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise _undecodable(source, data, error) from error
-    return Media(source, digest or digest_of(data), (image,), size, notes)
+    return Media(source=source, digest=digest or digest_of(data), size=size, notes=notes, frames=(image,))
 
 
 def digest_of(data: bytes) -> str:

@@ -32,17 +32,17 @@ class LanguageHalf(Protocol):
     """Token sets and a prompt -> an answer. Holds the projector and the language model alone.
 
     placeholders  ids that stand for visual tokens, one for each run of an item
-    shares        whether what prompts begin with alike can be read once for all of them
+    can_share_prefix  whether what prompts begin with alike can be read once for all of them
     """
 
-    placeholders: frozenset[int]
-    shares: bool
+    placeholder_ids: frozenset[int]
+    can_share_prefix: bool
 
     def check(self, prompt: str, items: int) -> None:
         """Refuse a prompt that cannot be put to this model about so many items, with a `UsageError`."""
         ...
 
-    def tokenised(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """The ids [L] of a whole prompt about some items."""
         ...
 
@@ -51,12 +51,12 @@ class LanguageHalf(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Prompt], how: Generation, prefix_caches: Sequence[PrefixCache] = ()
+        self, prompts: Sequence[Prompt], generation: Generation, prefix_caches: Sequence[PrefixCache] = ()
     ) -> list[Answer]:
         """Prompts, left-padded to one batch -> answers; `begun`: what each begins with, where it was read before."""
         ...
 
-    def begin(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
+    def read_prefixes(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
         """Read what other prompts begin with."""
         ...
 

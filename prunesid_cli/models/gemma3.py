@@ -22,7 +22,7 @@ from prunesid_cli.models.loading.weights import load_config, load_half, load_vis
 from prunesid_cli.models.shared.attention_saliency import received_attention
 from prunesid_cli.models.shared.language_half import left_pad
 from prunesid_cli.models.shared.prefix_lm import BothWays, refuse_flash
-from prunesid_cli.models.shared.processor import load_processor, placeholders, read_picture, shrunk_to
+from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, read_picture, shrunk_to
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 
 CROPPING = (
@@ -56,7 +56,7 @@ class Gemma3Vision:
         refuse_flash(placement, "Gemma 3")
         config = load_config(checkpoint)
         self.placement = placement
-        self.placeholders = placeholders(config)
+        self.placeholder_ids = placeholder_ids(config)
         self.model = load_vision(Gemma3ForConditionalGeneration, checkpoint, config, placement)
         self.tower = self.model.model.vision_tower
         self.projector = self.model.model.multi_modal_projector
@@ -67,7 +67,7 @@ class Gemma3Vision:
             self.shortest = shrunk_to(self.processor.image_processor)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        read = read_picture(self.processor, self.placeholders, media.image, **self.cropping)
+        read = read_picture(self.processor, self.placeholder_ids, media.image, **self.cropping)
         side = self.projector.tokens_per_side
         regions = [
             Region(number * side**2, side, side, side, box)

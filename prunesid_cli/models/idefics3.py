@@ -32,7 +32,7 @@ from prunesid_cli.models.shared.processor import (
     frame_options,
     load_processor,
     pixels_of,
-    placeholders,
+    placeholder_ids,
     read_picture,
     read_text,
     video_settings,
@@ -96,7 +96,7 @@ def _frame_options(checkpoint: Checkpoint, pictures: Any) -> dict[str, Any]:
 class Idefics3Vision:
     def __init__(self, stock: Any, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
-        self.placeholders = placeholders(config)
+        self.placeholder_ids = placeholder_ids(config)
         self.placement = placement
         self.model = load_vision(stock, checkpoint, config, placement)
         self.processor = _processor(checkpoint)
@@ -105,7 +105,7 @@ class Idefics3Vision:
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         if media.is_clip:
             return self._clip(media)
-        read = read_picture(self.processor, self.placeholders, media.image)
+        read = read_picture(self.processor, self.placeholder_ids, media.image)
         places = [(int(row), int(column)) for row, column in TAG.findall(read.text)]
         layout = Layout(read.text, read.runs, tiles(read.runs[0], *max(places, default=(1, 1))))
         return Pixels({"pixel_values": read.tensors["pixel_values"][0]}, layout)
@@ -115,7 +115,7 @@ class Idefics3Vision:
         pixels = pixels_of(self.processor, media.frames, do_image_splitting=False, **self.frame_options)
         about = SimpleNamespace(fps=1.0, timestamps=media.times, duration=None)
         written = self.processor.replace_video_token({"pixel_values": pixels, "video_metadata": [about]}, 0)
-        text, runs = read_text(self.processor, self.placeholders, written)
+        text, runs = read_text(self.processor, self.placeholder_ids, written)
         return Pixels({"pixel_values": pixels[0]}, Layout(text, runs, frames(runs[0], media.times)))
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from prunesid_cli.models.shared.processor import (
     frame_options,
     load_processor,
     pixels_of,
-    placeholders,
+    placeholder_ids,
     read_picture,
     read_text,
 )
@@ -67,7 +67,7 @@ def _read_to(config: Any) -> None:
 class InternVLVision:
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
-        self.placeholders, self.ratio = placeholders(config), config.downsample_ratio
+        self.placeholder_ids, self.ratio = placeholder_ids(config), config.downsample_ratio
         _read_to(config)
         self.placement = placement
         self.model = load_vision(InternVLForConditionalGeneration, checkpoint, config, placement)
@@ -77,7 +77,7 @@ class InternVLVision:
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         if media.is_clip:
             return self._clip(media)
-        read = read_picture(self.processor, self.placeholders, media.image)
+        read = read_picture(self.processor, self.placeholder_ids, media.image)
         pixels = read.tensors["pixel_values"]
         regions = tiles(read.runs[0] // len(pixels), *self._grid(media, len(pixels)))
         return Pixels({"pixel_values": pixels}, Layout(read.text, read.runs, regions))
@@ -94,7 +94,7 @@ class InternVLVision:
     def _clip(self, media: Media) -> Pixels:
         pixels = pixels_of(self.processor, media.frames, crop_to_patches=False, **self.frame_options)
         written = self.processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
-        text, runs = read_text(self.processor, self.placeholders, written)
+        text, runs = read_text(self.processor, self.placeholder_ids, written)
         return Pixels({"pixel_values": pixels}, Layout(text, runs, frames(runs[0], media.times)))
 
     @torch.no_grad()

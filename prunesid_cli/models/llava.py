@@ -24,7 +24,7 @@ from prunesid_cli.models.shared.processor import (
     load_processor,
     marker,
     pixels_of,
-    placeholders,
+    placeholder_ids,
     processor_settings,
     read_picture,
     shown,
@@ -69,12 +69,12 @@ class LlavaVision:
     def prepare(self, checkpoint: Checkpoint) -> None:
         """The layout is the same for every picture, but for what of it is shown."""
         reads_cls = self.tower.kind.has_cls and self.config.vision_feature_select_strategy == "full"
-        self.summary_slot = 0 if reads_cls else CLS_NOT_READ
+        self.cls_slot = 0 if reads_cls else CLS_NOT_READ
         self.shortest = shrunk_to(self.processor.image_processor)
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
-        read = read_picture(self.processor, placeholders(self.config), Image.new("RGB", (side, side)))
-        self.layout = Layout(read.text, read.runs, (Region(self.summary_slot + 1, side, side, side),))
+        read = read_picture(self.processor, placeholder_ids(self.config), Image.new("RGB", (side, side)))
+        self.layout = Layout(read.text, read.runs, (Region(self.cls_slot + 1, side, side, side),))
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         region = replace(self.layout.regions[0], box=shown(self.processor.image_processor, media.size))
@@ -91,8 +91,8 @@ class LlavaVision:
     def segment(self, states: Tensor, saliency: Tensor) -> Segment:
         if not self.tower.kind.has_cls:
             return Segment(states, saliency)
-        slots = tuple(self.layout.regions[0].slots) if self.summary_slot != CLS_NOT_READ else None
-        return Segment(states[1:], saliency, states[0], slots=slots, summary_slot=self.summary_slot)
+        slots = tuple(self.layout.regions[0].slots) if self.cls_slot != CLS_NOT_READ else None
+        return Segment(states[1:], saliency, states[0], slots=slots, cls_slot=self.cls_slot)
 
 
 class PixtralVision(LlavaVision):

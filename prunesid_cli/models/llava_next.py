@@ -60,12 +60,12 @@ class Seen:
 
     features: Tensor
     saliency: Tensor
-    summary: Tensor | None
+    cls: Tensor | None
 
     def split(self, counts: Sequence[int]) -> list[Seen]:
         """The squares in groups of so many each."""
-        summaries = self.summary.split(counts) if self.summary is not None else [None] * len(counts)
-        return list(map(Seen, self.features.split(counts), self.saliency.split(counts), summaries))
+        cls_tokens = self.cls.split(counts) if self.cls is not None else [None] * len(counts)
+        return list(map(Seen, self.features.split(counts), self.saliency.split(counts), cls_tokens))
 
 
 class Window(NamedTuple):
@@ -119,8 +119,8 @@ class LlavaNextVision:
         """What the tower makes of pixels [B, 3, H, W]."""
         states, saliency = self.tower(squares)
         raster, first = (self.side, self.side), int(self.tower.kind.has_cls)
-        patches, summary = states[:, first:].unflatten(1, raster), states[:, 0] if first else None
-        return Seen(patches, saliency.unflatten(1, raster), summary)
+        patches, cls = states[:, first:].unflatten(1, raster), states[:, 0] if first else None
+        return Seen(patches, saliency.unflatten(1, raster), cls)
 
     def encoded(self, item: Pixels, seen: Seen) -> Encoded:
         """An item, given what the tower makes of its tiles."""
@@ -161,7 +161,7 @@ def segment(window: Window, seen: Seen) -> Segment:
     return Segment(
         seen.features[square, rows, columns].flatten(0, 1),
         seen.saliency[square, rows, columns].flatten(),
-        seen.summary[square] if seen.summary is not None else None,
+        seen.cls[square] if seen.cls is not None else None,
         slots=tuple(region.slots),
     )
 

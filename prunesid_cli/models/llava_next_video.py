@@ -17,7 +17,6 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.models.shared import token_grid as rasters
 from prunesid_cli.models.shared.processor import load_frame_processor, marker, shown
-from prunesid_cli.models.shared.prompt_pieces import is_clip
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 POOLS = ("average", "max")
@@ -57,9 +56,9 @@ class LlavaNextVideoVision(LlavaNextVision):
         return Pixels({"pixel_values_videos": frames}, layout)
 
     def encoded(self, item: Pixels, seen: Seen) -> Encoded:
-        if not is_clip(item.layout):
+        if not item.layout.is_clip:
             return super().encoded(item, seen)
-        pooled = Seen(self.pooled(seen.features), self.summed(seen.saliency), seen.summary)
+        pooled = Seen(self.pooled(seen.features), self.summed(seen.saliency), seen.cls)
         windows = [Window(frame, 0, 0, region) for frame, region in enumerate(item.layout.regions)]
         return Encoded(tuple(segment(window, pooled) for window in windows), item.layout)
 

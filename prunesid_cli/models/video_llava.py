@@ -24,7 +24,7 @@ from prunesid_cli.models.shared.processor import (
     load_frame_processor,
     load_processor,
     marker,
-    placeholders,
+    placeholder_ids,
     read_picture,
     shown,
     shrunk_to,
@@ -69,7 +69,7 @@ class VideoLlavaVision:
         self.shortest = shrunk_to(self.processor.image_processor)
         self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
         self.side = config.vision_config.image_size // config.vision_config.patch_size
-        read = read_picture(self.processor, placeholders(config), Image.new("RGB", (self.side, self.side)))
+        read = read_picture(self.processor, placeholder_ids(config), Image.new("RGB", (self.side, self.side)))
         first = int(config.vision_feature_select_strategy == "full")
         self.layout = Layout(read.text, read.runs, (Region(first, self.side, self.side, self.side),))
 
@@ -115,7 +115,7 @@ class VideoLlavaVision:
 def _segment(region: Region, states: Tensor, saliency: Tensor) -> Segment:
     """CLS and the patches of a picture or frame, at the slots that the stock model reads them at."""
     before = region.first - 1 if region.first else CLS_NOT_READ
-    return Segment(states[1:], saliency, states[0], slots=tuple(region.slots), summary_slot=before)
+    return Segment(states[1:], saliency, states[0], slots=tuple(region.slots), cls_slot=before)
 
 
 class VideoLlavaLanguage(Language):

@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.models.shared.shared_prefix import PrefixCache, head
+from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.tokencache import Item, Shard, read_tokens
@@ -70,18 +70,23 @@ class Asked:
         return len(self.ids) - len(item.layout.runs) + item.kept
 
 
-def answer(language: LanguageHalf, queries: Iterable[Query], how: Generation, batch_size: int) -> Iterator[list[Reply]]:
+def answer(
+    language: LanguageHalf, queries: Iterable[Query], generation: Generation, batch_size: int
+) -> Iterator[list[Reply]]:
     """Answer prompts from cached tokens; queries about one item come one after the other.
 
     Yields after each batch what is next in the order of the queries. An item that cannot be answered costs itself
     alone. Sampling asks one prompt at a time, and each as if it were the only one.
     """
     work = BatchAnswerer(
-        language, how, 1 if how.temperature > 0 else batch_size, language.shares and how.temperature == 0
+        language,
+        generation,
+        1 if generation.temperature > 0 else batch_size,
+        language.can_share_prefix and generation.temperature == 0,
     )
     for window in batches(queries, WINDOW * work.size):
         made, numbers = dict[int, Reply](), [query.number for query in reversed(window)]
-        for group in together([work.tokenised(query) for query in window], work.size, work.shares):
+        for group in together([work.tokenize(query) for query in window], work.size, work.shares):
             made |= {reply.query.number: reply for reply in work.replies(group)}
             ready = list[Reply]()
             while numbers and numbers[-1] in made:
@@ -123,13 +128,13 @@ def alike(asked: Sequence[Asked]) -> int:
 @dataclass(frozen=True)
 class BatchAnswerer:
     language: LanguageHalf
-    how: Generation
+    generation: Generation
     size: int
     shares: bool
 
-    def tokenised(self, query: Query) -> Asked:
-        ids = tuple(self.language.tokenised(query.prompt, [query.item.layout]).tolist())
-        known = self.language.placeholders
+    def tokenize(self, query: Query) -> Asked:
+        ids = tuple(self.language.tokenize(query.prompt, [query.item.layout]).tolist())
+        known = self.language.placeholder_ids
         return Asked(query, ids, max((at for at, one in enumerate(ids, 1) if one in known), default=0))
 
     def replies(self, group: Sequence[Asked]) -> list[Reply]:
@@ -156,8 +161,8 @@ class BatchAnswerer:
             return {}
 
         def read(some: Sequence[tuple[Asked, int]]) -> list[PrefixCache | None]:
-            heads = [head(self.embedded(one, tokens), length) for one, length in some]
-            return list(self.language.begin(heads))
+            heads = [prompt_prefix(self.embedded(one, tokens), length) for one, length in some]
+            return list(self.language.read_prefixes(heads))
 
         firsts = [some[0] for some in own]
         found = run_in_halves_on_oom(read, list(zip(firsts, lengths, strict=True)), lambda one: None)
@@ -171,7 +176,7 @@ class BatchAnswerer:
     ) -> list[Answer | PruneSIDError]:
         prompts = [self.embedded(one, tokens) for one in asked]
         known = [prefix_caches[one.begins] for one in asked if one.begins in prefix_caches]
-        return list(self.language.generate(prompts, self.how, known if len(known) == len(asked) else ()))
+        return list(self.language.generate(prompts, self.generation, known if len(known) == len(asked) else ()))
 
 
 def _reply(query: Query, found: Answer | PruneSIDError, ms: float) -> Reply:

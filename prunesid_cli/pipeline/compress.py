@@ -34,11 +34,11 @@ MOST = 256
 
 
 def ask(
-    pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, how: Generation
+    pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, generation: Generation
 ) -> tuple[Answer, list[TokenSet]]:
     """Answer one prompt about one or several images."""
     language.check(prompt, len(media))
-    return reply(pruner, language, media, see(pruner, media), prompt, how)
+    return reply(pruner, language, media, see(pruner, media), prompt, generation)
 
 
 def see(pruner: Pruner, media: Sequence[Media]) -> list[Encoded]:
@@ -59,7 +59,7 @@ def reply(
     media: Sequence[Media],
     encoded: Sequence[Encoded],
     prompt: str,
-    how: Generation,
+    generation: Generation,
 ) -> tuple[Answer, list[TokenSet]]:
     """Prune what was seen of some media, and answer from the rest."""
     try:
@@ -67,7 +67,7 @@ def reply(
     except NonFiniteError as error:
         raise not_finite(media[error.rows[0]].source) from error
     with pruner.clock.stage("generate"):
-        answers = language.generate([language.embed(prompt, items)], how)
+        answers = language.generate([language.embed(prompt, items)], generation)
     return answers[0], items
 
 
@@ -215,4 +215,4 @@ def on_host(items: Sequence[TokenSet]) -> Sequence[TokenSet]:
 
 
 def _entry(one: LoadedInput, tokens: TokenSet, phi: float) -> Entry:
-    return Entry(one.source, one.digest, one.size, tokens, phi, one.notes, one.sampling, one.decoder, one.stamp)
+    return Entry(provenance=one.provenance, tokens=tokens, phi=phi, stamp=one.stamp)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.models.shared.prompt_pieces import is_clip
 from prunesid_cli.models.shared.token_grid import evenly
 from prunesid_cli.selection.linalg.batched import LARGEST
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Segment
@@ -35,7 +34,7 @@ def check_window(source: str, layout: Layout, frames: int) -> None:
     """
     regions = layout.regions[:frames]
     tokens = sum(region.rows * region.columns for region in regions)
-    if is_clip(layout) and len(regions) > 1 and tokens > MOST_TOKENS:
+    if layout.is_clip and len(regions) > 1 and tokens > MOST_TOKENS:
         fitting = MOST_TOKENS * len(regions) // tokens
         problem = f"{source}: a window of {len(regions)} frames has {tokens:,} tokens, more than the limit of"
         raise MediaError(
@@ -46,7 +45,7 @@ def check_window(source: str, layout: Layout, frames: int) -> None:
 def joined(encoded: Encoded, frames: int) -> Encoded:
     """A clip with one segment for at most so many successive frames: as few as can be, of about one length. A picture
     stays as it is. Of frames that are cut into several segments, each is joined with those of its own place."""
-    if frames == 1 or not is_clip(encoded.layout):
+    if frames == 1 or not encoded.layout.is_clip:
         return encoded
     firsts = [region.first for region in encoded.layout.regions]
     window = [number for number, part in enumerate(evenly(len(firsts), frames)) for _ in firsts[part]]
@@ -64,10 +63,10 @@ def _one(frames: Sequence[Segment]) -> Segment:
     return Segment(
         torch.cat([part.features for part in parts]),
         _cat([part.saliency for part in parts]),
-        first.summary,
+        first.cls,
         _cat([part.extra for part in parts]),
         tuple(slot for part in parts for slot in _slots(part)),
-        first.summary_slot,
+        first.cls_slot,
         len(frames),
     )
 
@@ -75,14 +74,14 @@ def _one(frames: Sequence[Segment]) -> Segment:
 def _with_cls(frame: Segment) -> Segment:
     """The CLS of a later frame among its tokens, where the stock model reads it: as a candidate, as salient as the
     most salient of them. One that the stock model does not read is left out."""
-    if frame.summary is None or frame.summary_slot == CLS_NOT_READ:
+    if frame.cls is None or frame.cls_slot == CLS_NOT_READ:
         return frame
     saliency = frame.saliency
     return Segment(
-        torch.cat([frame.summary[None], frame.features]),
+        torch.cat([frame.cls[None], frame.features]),
         None if saliency is None else torch.cat([saliency.max()[None], saliency]),
         extra=frame.extra,
-        slots=(frame.summary_slot, *_slots(frame)),
+        slots=(frame.cls_slot, *_slots(frame)),
     )
 
 

@@ -14,7 +14,7 @@ from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.video.load import clip_digest, is_clip, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.tokencache import CacheWriter, IndexEntry, MeasuredLog, Stamp
-from prunesid_cli.types import Pixels
+from prunesid_cli.types import Pixels, Provenance
 
 R = TypeVar("R")
 
@@ -27,14 +27,13 @@ class LoadedInput:
     """One input as the tower takes it, with its place in the listing. Its pictures, which may be large, are let go."""
 
     number: int
-    source: str
-    digest: str
-    size: tuple[int, int]
-    notes: tuple[str, ...]
+    provenance: Provenance
     pixels: Pixels
-    sampling: str = ""
-    decoder: str = ""
     stamp: Stamp | None = None
+
+    @property
+    def source(self) -> str:
+        return self.provenance.source
 
     @property
     def regions(self) -> int:
@@ -146,8 +145,7 @@ class Decoder:
         else:
             media = load_image_bytes(read.data, source, read.digest, self.pruner.enough)
         pixels = self.pruner.preprocess(media)
-        told = (media.digest, media.size, media.notes, pixels, media.sampling, media.decoder)
-        return LoadedInput(number, source, *told, read.stamp)
+        return LoadedInput(number, media.provenance, pixels, read.stamp)
 
 
 def _tried(source: str, work: Callable[[], R]) -> R | FailedInput:

@@ -214,7 +214,7 @@ class Pruner:
         found: dict[int, Selection] = {}
         for group in alike([segment for segment, _ in jobs]).values():
             some = [jobs[i][0] for i in group]
-            reserved = int(some[0].summary is not None)
+            num_cls = int(some[0].cls is not None)
             features = torch.stack([one.features for one in some])
             saliency, *others = (stacked([getattr(one, name) for one in some]) for name in PARTS)
             try:
@@ -222,7 +222,7 @@ class Pruner:
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
             budgets = [jobs[i][1] for i in group]
-            kept = select_batch(features, saliency, budgets, self.chosen_for(some[0]), reserved)
+            kept = select_batch(features, saliency, budgets, self.chosen_for(some[0]), num_cls)
             found |= dict(zip(group, kept, strict=True))
         ordered = [found[i] for i in range(len(jobs))]
         # All at once: the host waits for a device that it asks.

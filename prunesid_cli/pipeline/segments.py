@@ -15,7 +15,7 @@ from prunesid_cli.types import CLS_NOT_READ, Encoded, Segment, TokenSet
 
 Information = tuple[float, ...]
 """phi of each segment of an item."""
-PARTS = ("saliency", "summary", "extra")
+PARTS = ("saliency", "cls", "extra")
 """What a segment may have beside its features."""
 
 
@@ -49,9 +49,9 @@ def assemble(
     """
     rows, slots = list[Tensor](), list[int]()
     for segment, (kept, numbers), share in zip(item.segments, chosen, shares, strict=True):
-        if segment.summary is not None and share and not (whole and segment.summary_slot == CLS_NOT_READ):
-            rows.append(segment.summary[None])
-            slots.append(segment.summary_slot)
+        if segment.cls is not None and share and not (whole and segment.cls_slot == CLS_NOT_READ):
+            rows.append(segment.cls[None])
+            slots.append(segment.cls_slot)
         whole_rows = [segment.features] if segment.extra is None else [segment.features, segment.extra]
         rows.append(torch.cat([kept.rows(part) for part in whole_rows], -1))
         slots += [segment.slots[number] for number in numbers] if segment.slots else numbers

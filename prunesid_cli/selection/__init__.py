@@ -47,7 +47,7 @@ def select(
     saliency: Tensor | None,
     budgets: Sequence[int],
     method: str | Method = "prunesid",
-    reserved: int = 0,
+    num_cls: int = 0,
 ) -> list[Tensor]:
     """The indices of `choose` alone, B x [T] int64: what a method merges with others is among them once.
 
@@ -56,9 +56,9 @@ def select(
     """
     from prunesid_cli.selection.validation import check_finite, check_shapes
 
-    check_shapes(features, saliency, budgets, reserved)
+    check_shapes(features, saliency, budgets, num_cls)
     check_finite(features, saliency)
-    return [kept.indices for kept in select_batch(features, saliency, budgets, method, reserved)]
+    return [kept.indices for kept in select_batch(features, saliency, budgets, method, num_cls)]
 
 
 def select_batch(
@@ -66,7 +66,7 @@ def select_batch(
     saliency: Tensor | None,
     budgets: Sequence[int],
     method: str | Method = "prunesid",
-    reserved: int = 0,
+    num_cls: int = 0,
 ) -> list[Selection]:
     """features [B, N, C], saliency [B, N] or None, a budget an image -> what is kept of each. All must be finite.
 
@@ -83,14 +83,14 @@ def select_batch(
     prune = load_method(method) if isinstance(method, str) else method
     n = features.shape[1]
     kept = [Selection(torch.arange(n, device=features.device))] * len(budgets)
-    rows = [row for row, budget in enumerate(budgets) if budget - reserved < n]
+    rows = [row for row, budget in enumerate(budgets) if budget - num_cls < n]
     if rows:
         some = slice(None) if len(rows) == len(budgets) else rows
         pruned = prune(
             to_fp64_device(features[some].detach()),
             None if saliency is None else to_fp64_device(saliency[some].detach()),
             [budgets[row] for row in rows],
-            reserved,
+            num_cls,
         )
         for row, one in zip(rows, pruned, strict=True):
             kept[row] = one if isinstance(one, Selection) else Selection(one)

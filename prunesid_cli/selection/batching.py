@@ -18,9 +18,9 @@ Rule = Callable[..., "Sequence[Kept]"]
 """Tensors [B, ...] or None, tokens to keep of each image (fewer than N) -> what is kept, B times."""
 
 
-def keep_counts(features: Tensor, budgets: Sequence[int], reserved: int) -> list[int]:
+def keep_counts(features: Tensor, budgets: Sequence[int], num_cls: int) -> list[int]:
     """How many tokens to keep of each image, without what is reserved."""
-    return [min(max(budget - reserved, 0), features.shape[1]) for budget in budgets]
+    return [min(max(budget - num_cls, 0), features.shape[1]) for budget in budgets]
 
 
 @torch.no_grad()

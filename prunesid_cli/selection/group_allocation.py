@@ -25,24 +25,24 @@ def count(group: Tensor, mask: Tensor, num_groups: int) -> Tensor:
     return zeros.scatter_add(1, group, mask.long())
 
 
-def allocate(size: Tensor, survivors: Tensor, need: Tensor, reserved: int) -> Allocation:
+def allocate(size: Tensor, survivors: Tensor, budget_with_cls: Tensor, num_cls: int) -> Allocation:
     """size [B, G], survivors [B, G], need [B], which counts `reserved` -> sum(taken) = need - reserved.
 
     Groups beyond an image's own (size 0) change nothing, so images of different budgets can share a batch.
     """
     lower = size.clamp(max=1)
-    upper = upper_bounds(size, survivors, need)
-    rest = (need - lower.sum(-1) - reserved).clamp(min=0)
+    upper = upper_bounds(size, survivors, budget_with_cls)
+    rest = (budget_with_cls - lower.sum(-1) - num_cls).clamp(min=0)
     quota = torch.minimum(proportional(survivors, rest) + lower, upper)
     taken = fill(quota, upper, survivors, rest + lower.sum(-1))
     return Allocation(size, survivors, lower, upper, taken)
 
 
-def upper_bounds(size: Tensor, survivors: Tensor, need: Tensor) -> Tensor:
+def upper_bounds(size: Tensor, survivors: Tensor, budget_with_cls: Tensor) -> Tensor:
     """size [B, G], survivors [B, G], need [B] -> upper bounds [B, G], raised alike until `need` fits."""
-    cap = 5 * torch.ceil(need / 64).long()
+    cap = 5 * torch.ceil(budget_with_cls / 64).long()
     bound = torch.minimum(torch.minimum(size, survivors), cap.unsqueeze(-1))
-    return torch.minimum(bound + growth(size - bound, need - bound.sum(-1)).unsqueeze(-1), size)
+    return torch.minimum(bound + growth(size - bound, budget_with_cls - bound.sum(-1)).unsqueeze(-1), size)
 
 
 def growth(room: Tensor, lack: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from prunesid_cli.errors import NonFiniteError
 from prunesid_cli.selection.linalg.per_image import each_image
 
 
-def check_shapes(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int) -> None:
+def check_shapes(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int) -> None:
     """A wrong call, not a wrong input: plain ValueError."""
     if features.ndim != 3:
         raise ValueError(f"features must be [B, N, C], not {list(features.shape)}")
@@ -20,8 +20,8 @@ def check_shapes(features: Tensor, saliency: Tensor | None, budgets: Sequence[in
         raise ValueError(f"saliency must be {list(features.shape[:2])}, not {list(saliency.shape)}")
     if len(budgets) != features.shape[0]:
         raise ValueError(f"{features.shape[0]} images need as many budgets, not {len(budgets)}")
-    if any(budget < 0 for budget in budgets) or reserved not in (0, 1):
-        raise ValueError(f"budgets must be >= 0 and reserved 0 or 1, not {list(budgets)} and {reserved}")
+    if any(budget < 0 for budget in budgets) or num_cls not in (0, 1):
+        raise ValueError(f"budgets must be >= 0 and reserved 0 or 1, not {list(budgets)} and {num_cls}")
 
 
 def check_finite(features: Tensor, *others: Tensor | None) -> None:

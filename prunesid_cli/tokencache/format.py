@@ -51,12 +51,12 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.types import Layout, Region
+from prunesid_cli.types import Layout, Provenance, Region
 
 FORMAT = 3
 KEY = "prunesid"
@@ -86,32 +86,35 @@ class Run:
     store: str = "model"
 
 
-@dataclass(frozen=True)
-class Item:
-    """One input in a cache, as its shard's header tells it; `rows` are those of the shard's tensors."""
+@dataclass(frozen=True, kw_only=True)
+class Item(Provenance):
+    """One cached input, as its shard's header describes it.
 
-    source: str
-    digest: str
-    size: tuple[int, int]
+    Attributes:
+        layout: Where the stock model reads its tokens.
+        slots: Slot of each stored row.
+        is_unpruned: Whether all tokens are kept; stored as `whole`.
+        rows: First row and end row in the shard's tensors.
+        phi: Information, 1 - rho (Eq. 7).
+        check: Checksum of the bytes of its rows.
+    """
+
     layout: Layout
     slots: tuple[int, ...]
-    whole: bool
+    is_unpruned: bool
     rows: tuple[int, int]
     phi: float
-    notes: tuple[str, ...]
     check: str
-    sampling: str = ""
-    decoder: str = ""
 
     @classmethod
     def read(cls, record: dict[str, Any], layouts: Sequence[Layout]) -> Item:
-        return cls(**_tuples(record | {"layout": layouts[record["layout"]]}))
+        values = _tuples(record | {"layout": layouts[record["layout"]]})
+        return cls(is_unpruned=values.pop("whole"), **values)
 
-    def record(self, layout: int) -> dict[str, Any]:
-        """As a header has it, with the number of its layout."""
-        of_a_clip = {"sampling": self.sampling, "decoder": self.decoder} if self.sampling else {}
-        names = ("source", "digest", "size", "slots", "whole", "rows", "phi", "notes", "check")
-        return {name: getattr(self, name) for name in names} | {"layout": layout} | of_a_clip
+    def record(self, layout: int | dict[str, Any]) -> dict[str, Any]:
+        """The item as a header stores it, with the number of its layout. Fields that have their default are left out."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        return values | {"layout": layout, "whole": values.pop("is_unpruned")}
 
     @property
     def total(self) -> int:
@@ -121,12 +124,18 @@ class Item:
     @property
     def kept(self) -> int:
         """Tokens that are read of it."""
-        return self.layout.total if self.whole else len(self.slots)
+        return self.layout.total if self.is_unpruned else len(self.slots)
 
 
 def read_layout(record: dict[str, Any]) -> Layout:
-    regions = tuple(Region(**_tuples(region)) for region in record["regions"])
-    return Layout(**_tuples(record | {"regions": regions}))
+    values = _tuples(record | {"regions": tuple(Region(**_tuples(region)) for region in record["regions"])})
+    return Layout(mrope_deltas=values.pop("advances"), **values)
+
+
+def layout_record(layout: Layout) -> dict[str, Any]:
+    """The layout as a header stores it."""
+    record = asdict(layout)
+    return record | {"advances": record.pop("mrope_deltas")}
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:

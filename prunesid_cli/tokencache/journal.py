@@ -19,7 +19,17 @@ from typing import Any, BinaryIO
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
-from prunesid_cli.tokencache.format import FORMAT, Item, Run, canonical, checksum, number_of, read_layout, shard_name
+from prunesid_cli.tokencache.format import (
+    FORMAT,
+    Item,
+    Run,
+    canonical,
+    checksum,
+    layout_record,
+    number_of,
+    read_layout,
+    shard_name,
+)
 from prunesid_cli.tokencache.quantization import BYTES, STORES, dtype_of
 from prunesid_cli.tokencache.shard import Tensors, channels, read_header, read_rows, write_file
 from prunesid_cli.types import Layout
@@ -77,7 +87,7 @@ class ShardJournal:
             spool, log = self._files()
             spool.write(data + scales)
             if is_new:
-                log.write(_line("layout", asdict(item.layout)))
+                log.write(_line("layout", layout_record(item.layout)))
             log.write(_line("item", record))
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -109,7 +119,7 @@ class ShardJournal:
             "tool": self.tool,
             "run": asdict(self.run),
             "items": self.records,
-            "layouts": [asdict(layout) for layout in self.layouts],
+            "layouts": [layout_record(layout) for layout in self.layouts],
         }
         groups = STORES[self.run.store].scales(self.width)
         row = self.width * BYTES[dtype_of(self.run.store, self.run.dtype)]
@@ -187,7 +197,12 @@ def _read_log(folder: Path, log: Path) -> ShardJournal | None:
     kind, head = next(lines, ("", {}))
     if kind != "shard" or log.name != f".{Path(shard_name(head['number'])).stem}.log":
         return None
-    growing = ShardJournal(folder / shard_name(head["number"]), Run(**head["run"]), head["tool"], head["width"])
+    growing = ShardJournal(
+        folder / shard_name(head["number"]),
+        Run(**head["run"]),
+        head["tool"],
+        head["width"],
+    )
     rows = growing.width * BYTES[dtype_of(growing.run.store, growing.run.dtype)]
     scales = 4 * STORES[growing.run.store].scales(growing.width)
     try:

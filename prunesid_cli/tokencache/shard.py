@@ -153,7 +153,7 @@ def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
         count = item.rows[1] - item.rows[0]
         tokens = torch.frombuffer(bytearray(data), dtype=dtypes[store.dtype]).view(count, -1)
         scales = torch.frombuffer(bytearray(more[0]), dtype=torch.float32).view(count, -1) if more else None
-        yield TokenSet(store.unpack(tokens, scales).to(own), item.slots, item.layout, item.whole)
+        yield TokenSet(store.unpack(tokens, scales).to(own), item.slots, item.layout, item.is_unpruned)
 
 
 def channels(shard: Shard) -> int:

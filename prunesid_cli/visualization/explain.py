@@ -144,5 +144,5 @@ def _reasons(pruner: Pruner, segment: Segment, share: int) -> tuple[tuple[int, .
         return tuple(grouped(features, saliency, [share])[0][0].tolist()), None
     chosen = pruner.chosen_for(segment)
     method = load_method(chosen) if isinstance(chosen, str) else chosen
-    (why,) = reasons(method, features, saliency, [share], int(segment.summary is not None))
+    (why,) = reasons(method, features, saliency, [share], int(segment.cls is not None))
     return tuple(why.group.tolist()), why

@@ -35,7 +35,7 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Encoded, Generation, TokenSet
 from samples.embedded_model.others import draw_other
 
-HOW = Generation(max_new_tokens=40)
+GENERATION = Generation(max_new_tokens=40)
 BATCH = 32
 
 
@@ -99,7 +99,7 @@ def examine(
             yield from ((kept, question) for question in picture.questions)
 
     for batch in batches(asked(), BATCH):
-        answers = language.generate([language.embed(q.prompt, [kept]) for kept, q in batch], HOW)
+        answers = language.generate([language.embed(q.prompt, [kept]) for kept, q in batch], GENERATION)
         right += [(q.kind, said.text == q.answer) for (_, q), said in zip(batch, answers, strict=True)]
     return Marks(tuple(right), tuple(seen))
 

@@ -38,7 +38,10 @@ def name(number: int) -> str:
 
 def item(number: int) -> Item:
     digest = hashlib.sha256(str(number).encode()).hexdigest()
-    return Item(name(number), digest, (640, 480), LAYOUT, (number % 576,), False, (0, 1), 0.5, (), checksum(ROW, b""))
+    return Item(
+        source=name(number), digest=digest, size=(640, 480), notes=(), layout=LAYOUT, slots=(number % 576,),
+        is_unpruned=False, rows=(0, 1), phi=0.5, check=checksum(ROW, b""),
+    )  # fmt: skip
 
 
 def fill(folder: Path, items: int) -> None:

@@ -51,9 +51,9 @@ class Rule:
         return [count for group in groups for count in apportion(group, mean, *self.limits(mean, total))]
 
     def method(self, mean: int) -> Callable[[Tensor, Tensor | None, Sequence[int], int], list[Tensor]]:
-        recipe = PRUNESID if self.own else replace(PRUNESID, strength=lambda need, n: mean / 32)
-        return lambda features, saliency, budgets, reserved: [
-            image.indices for image in explain(features, saliency, budgets, recipe, reserved)
+        recipe = PRUNESID if self.own else replace(PRUNESID, strength=lambda budget_with_cls, n: mean / 32)
+        return lambda features, saliency, budgets, num_cls: [
+            image.indices for image in explain(features, saliency, budgets, recipe, num_cls)
         ]
 
 

@@ -70,7 +70,7 @@ class Sizes:
     """How much of everything: `batches` of images, `seconds` a measurement, the tower and the language model."""
 
     batches: tuple[int, ...] = (1, 16, 64)
-    needs: tuple[int, ...] = (64, 128, 192)
+    budgets_with_cls: tuple[int, ...] = (64, 128, 192)
     tokens: int = 576
     width: int = 1024
     seconds: float = 1.0
@@ -83,7 +83,7 @@ class Sizes:
 
 SMOKE = Sizes(
     batches=(1, 3),
-    needs=(16,),
+    budgets_with_cls=(16,),
     tokens=64,
     width=96,
     seconds=0.0,
@@ -147,21 +147,25 @@ def selection(bench: Bench) -> Iterator[Record]:
     routes = {"together": TOGETHER, "one by one": replace(PRUNESID, directions=exact_directions, together=False)}
     for images in bench.sizes.batches:
         features, saliency = bench.tokens(images)
-        for need in bench.sizes.needs:
-            found: Record = {"images": images, "need": need}
+        for budget_with_cls in bench.sizes.budgets_with_cls:
+            found: Record = {"images": images, "need": budget_with_cls}
             for name, recipe in routes.items():
-                found[name] = bench.measured(partial(explain, features, saliency, [need] * images, recipe, 1))
+                found[name] = bench.measured(
+                    partial(explain, features, saliency, [budget_with_cls] * images, recipe, 1)
+                )
             if bench.published:
                 rival = load_published(bench.published)
-                found["published"] = bench.measured(partial(rival, features, saliency, need))
+                found["published"] = bench.measured(partial(rival, features, saliency, budget_with_cls))
                 found["faster"] = found["published"]["ms"] / found["together"]["ms"]
             yield found
 
 
 def eigenproblems(bench: Bench) -> Iterator[Record]:
     """The small ones of selection: on the host, as we do them, and where the matrices are."""
-    for images, need in product(bench.sizes.batches, bench.sizes.needs):
-        rows = torch.randn(images, min(need // 4 + SPARE, bench.sizes.tokens), bench.sizes.tokens, device=bench.device)
+    for images, budget_with_cls in product(bench.sizes.batches, bench.sizes.budgets_with_cls):
+        rows = torch.randn(
+            images, min(budget_with_cls // 4 + SPARE, bench.sizes.tokens), bench.sizes.tokens, device=bench.device
+        )
         matrices = rows.double() @ rows.double().mT
         ours = bench.measured(partial(small_eigh, matrices))
         yield {
@@ -175,10 +179,10 @@ def eigenproblems(bench: Bench) -> Iterator[Record]:
 def tower(bench: Bench) -> Iterator[Record]:
     with tempfile.TemporaryDirectory() as folder:
         vision = clip_large(bench, Path(folder))
-    pruner = Pruner(vision, Budget(count=bench.sizes.needs[0]), "prunesid", ())
+    pruner = Pruner(vision, Budget(count=bench.sizes.budgets_with_cls[0]), "prunesid", ())
     for images in bench.sizes.batches:
         pixels = [there(vision.preprocess(picture(i)), bench.device) for i in range(images)]
-        counts = [bench.sizes.needs[0]] * images
+        counts = [bench.sizes.budgets_with_cls[0]] * images
         alone = bench.measured(partial(vision.encode, pixels))
         both = bench.measured(partial(encode_and_keep, pruner, pixels, counts))
         chosen = bench.measured(partial(pruner.keep, vision.encode(pixels), counts))
@@ -211,17 +215,23 @@ def agreement(bench: Bench) -> Iterator[Record]:
         differ, changes, again = Counter[int](), Counter[int](), Counter[int]()
         for first in range(0, bench.sizes.agreement, 8):
             features, saliency = tokens(min(8, bench.sizes.agreement - first), first)
-            for need in bench.sizes.needs:
-                needs = [need] * len(features)
-                again[need] += len(quick_directions(features, [need // 4] * len(features), loadings=False)[1])
-                there = [image.indices for image in explain(features, saliency, needs, TOGETHER, 1)]
-                here = select(features.cpu(), saliency.cpu(), needs, reserved=1)
+            for budget_with_cls in bench.sizes.budgets_with_cls:
+                budgets_with_cls = [budget_with_cls] * len(features)
+                again[budget_with_cls] += len(
+                    quick_directions(features, [budget_with_cls // 4] * len(features), loadings=False)[1]
+                )
+                there = [image.indices for image in explain(features, saliency, budgets_with_cls, TOGETHER, 1)]
+                here = select(features.cpu(), saliency.cpu(), budgets_with_cls, num_cls=1)
                 lost = [changed(a, b) for a, b in zip(there, here, strict=True)]
-                differ[need] += sum(count > 0 for count in lost)
-                changes[need] += sum(lost)
-        for need in bench.sizes.needs:
-            found = {"tokens": name, "need": need, "images": bench.sizes.agreement}
-            yield found | {"done_again": again[need], "differ": differ[need], "tokens_changed": changes[need]}
+                differ[budget_with_cls] += sum(count > 0 for count in lost)
+                changes[budget_with_cls] += sum(lost)
+        for budget_with_cls in bench.sizes.budgets_with_cls:
+            found = {"tokens": name, "need": budget_with_cls, "images": bench.sizes.agreement}
+            yield found | {
+                "done_again": again[budget_with_cls],
+                "differ": differ[budget_with_cls],
+                "tokens_changed": changes[budget_with_cls],
+            }
 
 
 def rounding(bench: Bench) -> Iterator[Record]:
@@ -248,15 +258,17 @@ def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
                 if not all(torch.equal(a[i], b[i]) for a, b in zip(alone, batched, strict=True))
             ]
             others[size] += len(rows)
-            for need in sizes.needs if rows else ():
-                one, other = (select(*(t[rows] for t in by), [need] * len(rows), reserved=1) for by in (alone, batched))
+            for budget_with_cls in sizes.budgets_with_cls if rows else ():
+                one, other = (
+                    select(*(t[rows] for t in by), [budget_with_cls] * len(rows), num_cls=1) for by in (alone, batched)
+                )
                 lost = [changed(a, b) for a, b in zip(one, other, strict=True)]
-                differ[size, need] += sum(count > 0 for count in lost)
-                changes[size, need] += sum(lost)
-    for size, need in product(rest, sizes.needs):
-        found = {"tower": name, "need": need, "batches": [first, size], "images": sizes.rounding}
-        found |= {"encoded_otherwise": others[size], "differ": differ[size, need]}
-        yield found | {"tokens_changed": changes[size, need]}
+                differ[size, budget_with_cls] += sum(count > 0 for count in lost)
+                changes[size, budget_with_cls] += sum(lost)
+    for size, budget_with_cls in product(rest, sizes.budgets_with_cls):
+        found = {"tower": name, "need": budget_with_cls, "batches": [first, size], "images": sizes.rounding}
+        found |= {"encoded_otherwise": others[size], "differ": differ[size, budget_with_cls]}
+        yield found | {"tokens_changed": changes[size, budget_with_cls]}
 
 
 def encoded(vision: VisionHalf, pixels: Sequence[Pixels], size: int) -> tuple[Tensor, Tensor]:

@@ -59,9 +59,9 @@ def surviving(score: Tensor, survivor: Tensor) -> Tensor:
 def variant(lead: bool, worth: Score) -> Method:
     """Whether each group keeps its most salient token, and what decides beside coverage."""
 
-    def chosen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
-        wanted = keep_counts(features, budgets, reserved)
-        found = explain(features, saliency, budgets, OVER_TIME, reserved)
+    def chosen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
+        wanted = keep_counts(features, budgets, num_cls)
+        found = explain(features, saliency, budgets, OVER_TIME, num_cls)
         kept = list[Tensor]()
         for tokens, one, target in zip(features, found, wanted, strict=True):
             first = leaders(one.group[None], one.saliency[None], target * lead)

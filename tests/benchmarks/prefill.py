@@ -25,7 +25,7 @@ from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.pipeline.answer import Query, answer
 from prunesid_cli.tokencache import CacheWriter, Entry, Run, open_cache
-from prunesid_cli.types import Generation, Layout, Placement, Region, TokenSet
+from prunesid_cli.types import Generation, Layout, Placement, Provenance, Region, TokenSet
 
 SIDE, NEW, BATCH, ITEMS = 24, 8, 16, 4
 CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
@@ -58,7 +58,8 @@ def cached(folder: Path, width: int, items: int) -> None:
         torch.manual_seed(1)
         for number in range(items):
             tokens = TokenSet(torch.randn(SIDE**2, width), slots, layout, True)
-            writer.add(Entry(f"{number}.png", str(number), (336, 336), tokens, 0.5, ()))
+            provenance = Provenance(source=f"{number}.png", digest=str(number), size=(336, 336), notes=())
+            writer.add(Entry(provenance=provenance, tokens=tokens, phi=0.5))
     writer.complete()
     writer.close()
 
@@ -76,10 +77,10 @@ def queries(cache: Path, items: int, count: int) -> Iterator[Query]:
 
 
 def seconds(language: LanguageHalf, asked: list[Query], shares: bool) -> tuple[float, list[str]]:
-    kept, language.shares = language.shares, shares
+    kept, language.can_share_prefix = language.can_share_prefix, shares
     began = time.perf_counter()
     replies = [one for some in answer(language, asked, Generation(max_new_tokens=NEW), BATCH) for one in some]
-    language.shares = kept
+    language.can_share_prefix = kept
     return time.perf_counter() - began, [one.answer.text for one in replies if one.answer]
 
 

@@ -22,14 +22,17 @@ def load_published(checkout: Path) -> Callable[[Tensor, Tensor, int], Tensor]:
     module = _import(checkout / MODULE)
     forward = module.CLIPVisionTower_PruneSID.forward
 
-    def select(features: Tensor, saliency: Tensor, need: int) -> Tensor:
+    def select(features: Tensor, saliency: Tensor, budget_with_cls: int) -> Tensor:
         # One head, whose CLS row is the saliency: the sum over heads is taken inside.
         attention = torch.zeros(len(features), 1, 1, features.shape[1] + 1, device=features.device)
         attention[:, 0, 0, 1:] = saliency
         states = torch.cat([torch.zeros_like(features[:, :1]), features], 1)
         seen = SimpleNamespace(attentions=[attention, attention], hidden_states=[states, states])
         tower = SimpleNamespace(
-            vision_tower=lambda images, **_: seen, need_token_num=need, device=features.device, dtype=features.dtype
+            vision_tower=lambda images, **_: seen,
+            need_token_num=budget_with_cls,
+            device=features.device,
+            dtype=features.dtype,
         )
         kept: Tensor = forward(tower, features)[1]
         return kept[:, 1:] - 1

@@ -43,7 +43,7 @@ class Case:
     method: str
     kind: str
     images: int
-    need: int
+    budget_with_cls: int
     tokens: int = 576
     published: str | None = None
 
@@ -68,8 +68,8 @@ def _run(case: Case) -> Callable[[], object]:
     saliency = torch.cat([attention(seed, case.tokens) for seed in range(case.images)])
     if case.published:
         rival = load_published(Path(case.published))
-        return lambda: rival(features, saliency, case.need)
-    return lambda: select(features, saliency, [case.need] * case.images, case.method, 1)
+        return lambda: rival(features, saliency, case.budget_with_cls)
+    return lambda: select(features, saliency, [case.budget_with_cls] * case.images, case.method, 1)
 
 
 def in_a_process(case: Case) -> dict[str, Any]:
@@ -92,21 +92,25 @@ def compare(cases: list[Case]) -> list[dict[str, Any]]:
     return found
 
 
-def against(published: str | None, kinds: list[str], images: list[int], needs: list[int]) -> Iterator[dict[str, Any]]:
+def against(
+    published: str | None, kinds: list[str], images: list[int], budgets_with_cls: list[int]
+) -> Iterator[dict[str, Any]]:
     """Ours and the rival at each size."""
     name = "published code" if published else "our mirror of the published code"
-    print(f"\n{'kind':5} {'images':>6} {'need':>5} {'ours':>12} {name:>34} {'faster':>8} {'of cores':>8} {'leaner':>8}")
-    for kind, count, need in product(kinds, images, needs):
+    print(
+        f"\n{'kind':5} {'images':>6} {'budget_with_cls':>5} {'ours':>12} {name:>34} {'faster':>8} {'of cores':>8} {'leaner':>8}"
+    )
+    for kind, count, budget_with_cls in product(kinds, images, budgets_with_cls):
         ours, rival = compare(
             [
-                Case("prunesid", kind, count, need),
-                Case("prunesid-published", kind, count, need, published=published),
+                Case("prunesid", kind, count, budget_with_cls),
+                Case("prunesid-published", kind, count, budget_with_cls, published=published),
             ]
         )
         faster, cores = rival["ms"] / ours["ms"], rival["busy_ms"] / ours["busy_ms"]
         leaner = rival["peak_mb"] / max(ours["peak_mb"], 1)
         print(
-            f"{kind:5} {count:6} {need:5} {ours['ms']:9.1f} ms {rival['ms']:31.1f} ms {faster:7.1f}x {cores:7.1f}x"
+            f"{kind:5} {count:6} {budget_with_cls:5} {ours['ms']:9.1f} ms {rival['ms']:31.1f} ms {faster:7.1f}x {cores:7.1f}x"
             f" {leaner:7.1f}x   ({ours['peak_mb']:.0f} MB, {rival['peak_mb']:.0f} MB)",
             flush=True,
         )
@@ -115,10 +119,13 @@ def against(published: str | None, kinds: list[str], images: list[int], needs: l
 
 def curve(sizes: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """What one image costs: (tokens, budget)."""
-    print(f"\n{'tokens':>6} {'need':>5} {'groups':>6} {'ours':>12}")
-    for size, need in sizes:
-        (ours,) = compare([Case("prunesid", "scene", 1, need, size)])
-        print(f"{size:6} {need:5} {need // 4:6} {ours['ms']:9.1f} ms   ({ours['peak_mb']:.0f} MB)", flush=True)
+    print(f"\n{'tokens':>6} {'budget_with_cls':>5} {'groups':>6} {'ours':>12}")
+    for size, budget_with_cls in sizes:
+        (ours,) = compare([Case("prunesid", "scene", 1, budget_with_cls, size)])
+        print(
+            f"{size:6} {budget_with_cls:5} {budget_with_cls // 4:6} {ours['ms']:9.1f} ms   ({ours['peak_mb']:.0f} MB)",
+            flush=True,
+        )
         yield ours
 
 
@@ -144,9 +151,9 @@ def main() -> None:
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
     results = {
-        "against": list(against(options.published, options.kinds, options.images, options.needs)),
+        "against": list(against(options.published, options.kinds, options.images, options.budgets_with_cls)),
         "in tokens": list(curve([(size, round(0.11 * size)) for size in options.sizes])),
-        "in groups": list(curve([(576, need) for need in options.budgets])),
+        "in groups": list(curve([(576, budget_with_cls) for budget_with_cls in options.budgets])),
     }
     if options.out:
         options.out.write_text(json.dumps(facts | results, indent=1) + "\n")

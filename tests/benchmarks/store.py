@@ -23,7 +23,7 @@ from prunesid_cli.runtime.prefetch import batches
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import STORES
 from prunesid_cli.types import TokenSet
-from samples.embedded_model.evaluate import HOW, examination
+from samples.embedded_model.evaluate import GENERATION, examination
 
 
 def packed(tokens: TokenSet, store: str) -> TokenSet:
@@ -54,7 +54,7 @@ def main() -> None:
         said[store] = [
             answer.text
             for batch in batches(rows, 32)
-            for answer in language.generate([language.embed(q.prompt, [kept]) for kept, q in batch], HOW)
+            for answer in language.generate([language.embed(q.prompt, [kept]) for kept, q in batch], GENERATION)
         ]
         right = [text == question.answer for text, (_, question) in zip(said[store], asked, strict=True)]
         same = [text == own for text, own in zip(said[store], said["model"], strict=True)]

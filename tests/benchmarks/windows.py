@@ -35,7 +35,7 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.methods.prunesid import explain, over_time
 from prunesid_cli.selection.methods.variants import OVER_TIME
 from prunesid_cli.types import Encoded, Layout, Region, TokenSet
-from samples.embedded_model.evaluate import HOW
+from samples.embedded_model.evaluate import GENERATION
 from tests.selection.inputs import attention, scene_like
 
 FRAMES, SIDE, WIDTH, NOISE = 8, 24, 1024, 3.0
@@ -59,8 +59,7 @@ def made(vision: Any, numbers: Sequence[int], questions: tuple[Question, ...] = 
     seen = vision.encode([vision.preprocess(media_from_image(Image.fromarray(one.astype(np.uint8)))) for one in frames])
     regions = tuple(Region(i * SIZE, SIDE, SIDE, SIDE, time=float(i)) for i in range(len(frames)))
     segments = [
-        replace(one.segments[0], summary=None, slots=tuple(region.slots))
-        for one, region in zip(seen, regions, strict=True)
+        replace(one.segments[0], cls=None, slots=tuple(region.slots)) for one, region in zip(seen, regions, strict=True)
     ]
     layout = Layout(seen[0].layout.text, (SIZE * len(frames),), regions)
     return Clip(Encoded(tuple(segments), layout), np.stack([one.thing for one in drawings]), questions)
@@ -109,7 +108,7 @@ def answered(language: Any, clip: Clip, kept: TokenSet) -> list[bool]:
     regions = tuple(replace(region, time=None) for region in kept.layout.regions)
     item = replace(kept, layout=replace(kept.layout, regions=regions))
     prompts = [language.embed(question.prompt, [item]) for question in clip.questions]
-    answers = language.generate(prompts, HOW)
+    answers = language.generate(prompts, GENERATION)
     return [said.text == question.answer for said, question in zip(answers, clip.questions, strict=True)]
 
 

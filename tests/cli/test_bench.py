@@ -174,11 +174,11 @@ def test_answers_are_as_long_as_asked_and_each_token_is_told(pictures: list[Path
     )
     assert isinstance(language, Language)
     prompt, said = language.embed("how many shapes are there?", [item]), list[int]()
-    how = Generation(20, told=lambda: said.append(1))
-    (short,) = language.generate([prompt], how)
+    generation = Generation(20, on_token=lambda: said.append(1))
+    (short,) = language.generate([prompt], generation)
     assert len(said) == short.new_tokens + 1 < 20  # the end is a token
     said.clear()
-    language.generate([prompt], replace(how, full=True))
+    language.generate([prompt], replace(generation, force_full_length=True))
     assert len(said) == 20
 
 

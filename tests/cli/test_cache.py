@@ -15,7 +15,7 @@ import torch
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache import STORES, CacheWriter, Entry, Limits, Stamp, open_cache, read_tokens
 from prunesid_cli.tokencache import Run as Made
-from prunesid_cli.types import Layout, Region, TokenSet
+from prunesid_cli.types import Layout, Provenance, Region, TokenSet
 from tests.caches import held
 from tests.conftest import Run
 
@@ -29,7 +29,8 @@ def entry(source: str, version: int = 0, width: int = 200) -> Entry:
     tokens = torch.randn(7, width, generator=generator) * (1 + 50 * (torch.arange(width) % 90 == 0))
     digest = f"{abs(hash((source, version))):064x}"
     kept = TokenSet(tokens, tuple(range(7)), LAYOUT, False)
-    return Entry(source, digest, (8, 9), kept, 0.5, (), stamp=Stamp(len(source), version))
+    provenance = Provenance(source=source, digest=digest, size=(8, 9), notes=())
+    return Entry(provenance=provenance, tokens=kept, phi=0.5, stamp=Stamp(len(source), version))
 
 
 def write(folder: Path, *entries: Entry, run: Made = RUN, items: int = 4096) -> Path:

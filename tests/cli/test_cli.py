@@ -86,7 +86,7 @@ def _with_revision_of(cache: Path, model: Path) -> Path:
 
     shard = next(open_cache(cache).items())[0]
     sets = read_tokens(shard, shard.items)
-    entries = [Entry(i.source, i.digest, i.size, t, i.phi, i.notes) for i, t in zip(shard.items, sets, strict=True)]
+    entries = [Entry(provenance=i.provenance, tokens=t, phi=i.phi) for i, t in zip(shard.items, sets, strict=True)]
     other = cache.with_name("again")
     other.mkdir()
     run = replace(shard.run, revision=fingerprint(model))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prunesid_cli.inputs.image import Media, media_from_image
+from prunesid_cli.inputs.image import media_from_frames, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.loading.weights import load_config, place
@@ -61,7 +61,7 @@ def test_a_square_shows_its_box(load: Load, variant: str, is_clip: bool, size: t
         pytest.importorskip("num2words")
 
     def square(image: Image.Image) -> tuple[torch.Tensor, Any]:
-        media = Media("", "", (image, image), image.size, times=(0.0, 1.0)) if is_clip else media_from_image(image)
+        media = media_from_frames((image, image), (0.0, 1.0)) if is_clip else media_from_image(image)
         made = load(variant).preprocess(media)
         return next(iter(made.tensors.values())).flatten(0, -4)[0].mean(0), made.layout.regions[0].box
 

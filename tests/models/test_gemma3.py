@@ -14,7 +14,7 @@ from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.gemma3 import boxes
 from prunesid_cli.models.loading.checkpoint import resolve
-from tests.models.test_laws import CLOSE, CPU, HOW, PROMPT, Model, keep_all, painting
+from tests.models.test_laws import CLOSE, CPU, GENERATION, PROMPT, Model, keep_all, painting
 from tests.models.tiny import tiny, write
 from tests.models.tiny.base import Tiny
 from tests.models.tiny.gemma3 import gemma3
@@ -39,7 +39,7 @@ def test_saliency_is_the_eager_attention_that_a_block_receives(model: Model) -> 
 def test_newlines_before_a_picture_are_one_token(model: Model) -> None:
     """The turn begins with `user\\n` and the picture with two more."""
     (item,) = model.pruner("7").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
-    ids = model.language.tokenised(PROMPT, [item.layout])
+    ids = model.language.tokenize(PROMPT, [item.layout])
     words = model.processor.tokenizer.convert_ids_to_tokens(ids.tolist())
     assert words[words.index("<start_of_image>") - 1] == "\n\n\n"
     stock = model.stock_inputs(model.pictures()[:1], PROMPT)["input_ids"][0].unique_consecutive()
@@ -50,9 +50,9 @@ def test_kept_tokens_of_a_picture_see_each_other(model: Model) -> None:
     """The answer is another when they do not; the model is left as it was."""
     (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
     asked = model.language.embed(PROMPT, [item])
-    both_ways = model.language.logits([asked])
+    prefix_lm = model.language.logits([asked])
     one_way = model.language.logits([replace(asked, visual=torch.zeros_like(asked.visual))])
-    assert (both_ways - one_way).abs().max() > 1e-2
+    assert (prefix_lm - one_way).abs().max() > 1e-2
     assert "prepare_inputs_for_generation" not in vars(model.language.model)
 
 
@@ -103,4 +103,4 @@ def test_the_real_size_is_the_stock_model(tmp_path: Path) -> None:
     received = attention.mean((1, 2)).view(16, 4, 16, 4).sum((1, 3)).flatten()
     torch.testing.assert_close(item.segments[0].saliency, received, **CLOSE)
     (kept,) = model.pruner("64").prune([item])
-    assert model.language.generate([model.language.embed(PROMPT, [kept])], HOW)[0].new_tokens > 0
+    assert model.language.generate([model.language.embed(PROMPT, [kept])], GENERATION)[0].new_tokens > 0

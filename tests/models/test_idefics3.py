@@ -145,15 +145,15 @@ def test_pictures_need_no_number_words(smolvlm: Model, monkeypatch: pytest.Monke
     """They are read, and put into a prompt, in the same way; clips are refused with what to install."""
     media = media_from_image(painting(0, (500, 200)))
     (item,) = smolvlm.pruner("23").prune(smolvlm.vision.encode([smolvlm.vision.preprocess(media)]))
-    asked = smolvlm.language.tokenised(PROMPT, [item.layout])
+    asked = smolvlm.language.tokenize(PROMPT, [item.layout])
     monkeypatch.setattr(idefics3, "is_num2words_available", lambda: False)
     without = Model(smolvlm.folder, smolvlm.tiny)
     pixels = without.vision.preprocess(media)
     assert pixels.layout == item.layout
-    assert torch.equal(without.language.tokenised(PROMPT, [item.layout]), asked)
+    assert torch.equal(without.language.tokenize(PROMPT, [item.layout]), asked)
     with pytest.raises(ModelError, match="package that is missing") as refused:
         without.vision.preprocess(clip(1, 3))
     assert refused.value.hint == "pip install num2words"
     frame = Layout("<image>", (64,), (Region(0, 8, 8, 8, time=0.0),))
     with pytest.raises(ModelError, match="package that is missing"):
-        without.language.tokenised(PROMPT, [frame])
+        without.language.tokenize(PROMPT, [frame])

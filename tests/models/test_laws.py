@@ -21,14 +21,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from prunesid_cli.errors import MediaError, ModelError
-from prunesid_cli.inputs.image import Media, media_from_image
+from prunesid_cli.inputs.image import Media, media_from_frames, media_from_image
 from prunesid_cli.models import FAMILIES, load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.models.shared.language_half import Language
-from prunesid_cli.models.shared.processor import placeholders, reads_clips
+from prunesid_cli.models.shared.processor import placeholder_ids, reads_clips
 from prunesid_cli.models.shared.prompt_pieces import is_clip
-from prunesid_cli.models.shared.shared_prefix import head
+from prunesid_cli.models.shared.shared_prefix import prompt_prefix
 from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
@@ -41,7 +41,7 @@ from tests.models.tiny.base import Tiny
 
 PROMPT = "what is shown?"
 BETWEEN = "first <image> and then <image> what is shown?"
-HOW = Generation(max_new_tokens=8)
+GENERATION = Generation(max_new_tokens=8)
 CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
 MERGING = {"visionzip"}
@@ -57,7 +57,7 @@ def painting(seed: int, size: tuple[int, int]) -> Image.Image:
 
 def clip(seed: int, frames: int = 6, size: tuple[int, int] = (320, 240)) -> Media:
     pictures = tuple(painting(100 * seed + i, size) for i in range(frames))
-    return Media("", "", pictures, size, times=tuple(i / 2 for i in range(frames)))
+    return media_from_frames(pictures, tuple(i / 2 for i in range(frames)))
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ class Model:
         text = self.language.render([{"role": "user", "content": content}])
         begins = self.processor.tokenizer.bos_token and text.startswith(self.processor.tokenizer.bos_token)
         images = [[one.image for one in media]]  # of one prompt, as the processor's own chat template nests them
-        how = {"return_tensors": "pt", "add_special_tokens": not begins, **self.tiny.options}
-        return dict(self.processor(images=images, text=[text], **how))
+        generation = {"return_tensors": "pt", "add_special_tokens": not begins, **self.tiny.options}
+        return dict(self.processor(images=images, text=[text], **generation))
 
     def says(self, inputs: dict[str, Any]) -> str:
-        said = self.stock.generate(**inputs, max_new_tokens=HOW.max_new_tokens, do_sample=False)
+        said = self.stock.generate(**inputs, max_new_tokens=GENERATION.max_new_tokens, do_sample=False)
         new = said[0, inputs["input_ids"].shape[1] :]
         return str(self.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
@@ -144,8 +144,8 @@ class Model:
 
 def expanded(language: Language, prompt: str, layout: Any) -> Tensor:
     """The ids of a prompt about one item with nothing pruned."""
-    ids, runs = language.tokenised(prompt, [layout]).tolist(), iter(layout.runs)
-    return torch.tensor([one for i in ids for one in [i] * (next(runs) if i in language.placeholders else 1)])
+    ids, runs = language.tokenize(prompt, [layout]).tolist(), iter(layout.runs)
+    return torch.tensor([one for i in ids for one in [i] * (next(runs) if i in language.placeholder_ids else 1)])
 
 
 # Of each family one variant at all times, the others where slow tests run.
@@ -162,9 +162,9 @@ def test_every_family_has_a_tiny_model() -> None:
 
 
 def keep_all(model: Model, media: list[Media], prompt: str) -> None:
-    answer, items = pipeline.ask(model.pruner(), model.language, media, prompt, HOW)
+    answer, items = pipeline.ask(model.pruner(), model.language, media, prompt, GENERATION)
     inputs = model.stock_inputs(media, prompt)
-    assert [len(item.layout.regions) > 0 and item.whole for item in items] == [True] * len(items)
+    assert [len(item.layout.regions) > 0 and item.is_unpruned for item in items] == [True] * len(items)
     asked = model.language.embed(prompt, items)
     assert len(asked.embeds) == inputs["input_ids"].shape[1] == answer.prompt_tokens
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_keeping_all_of_two_pictures_is_the_stock_model(model: Model, prompt: st
 
 def rows_kept(model: Model, inputs: dict[str, Any], items: Sequence[TokenSet]) -> Tensor:
     """Which rows of the stock prompt are left, in the order of the items' rows."""
-    is_slot = torch.isin(inputs["input_ids"][0], torch.tensor(sorted(placeholders(model.stock.config)))).tolist()
+    is_slot = torch.isin(inputs["input_ids"][0], torch.tensor(sorted(placeholder_ids(model.stock.config)))).tolist()
     spots = iter([at for at, slot in enumerate(is_slot) if slot])
     runs = [(item, start, count) for item in items for start, count in zip(starts(item), item.layout.runs, strict=True)]
     at = {}
@@ -208,7 +208,7 @@ def test_pruned_is_the_stock_model_with_rows_taken_out(model: Model, method: str
         asked = model.language.embed(PROMPT, items)
         inputs = model.stock_inputs(media, PROMPT)
         seen, left = model.reads(inputs), rows_kept(model, inputs, items)
-        own = ~summaries(model, items, asked.embeds)
+        own = ~cls_tokens(model, items, asked.embeds)
         torch.testing.assert_close(asked.embeds[own], seen["inputs_embeds"][0, left], **CLOSE)
         assert asked.visual.sum() == sum(item.kept for item in items)
         if asked.positions is not None:
@@ -241,7 +241,7 @@ def test_merged_tokens_stand_where_the_first_of_them_stood(model: Model) -> None
     assert merged
 
 
-def summaries(model: Model, items: Sequence[TokenSet], embeds: Tensor) -> Tensor:
+def cls_tokens(model: Model, items: Sequence[TokenSet], embeds: Tensor) -> Tensor:
     """Which rows of a prompt are CLS tokens that the stock model does not read: the first of their item."""
     found = torch.zeros(len(embeds), dtype=torch.bool)
     visual = model.language.embed(PROMPT, items).visual.nonzero().flatten()
@@ -290,7 +290,7 @@ def test_as_many_as_asked_each_once(model: Model, method: str) -> None:
                 assert len(kept.slots) == len(kept.tokens)
                 real = [slot for slot in kept.slots if slot != CLS_NOT_READ]
                 assert len(set(real)) == len(real)
-                assert set(real) <= known | {one.summary_slot for one in item.segments}
+                assert set(real) <= known | {one.cls_slot for one in item.segments}
                 assert len(item.segments) == 1 or real == sorted(real)
 
 
@@ -303,13 +303,13 @@ def test_batch_is_singles(model: Model, method: str) -> None:
     together = pruner.keep(pruner.encode(pixels), counts)
     alone = [pruner.keep(pruner.encode([one]), [count])[0] for one, count in zip(pixels, counts, strict=True)]
     for a, b in zip(together, alone, strict=True):
-        assert (a.slots, a.layout, a.whole) == (b.slots, b.layout, b.whole)
+        assert (a.slots, a.layout, a.is_unpruned) == (b.slots, b.layout, b.is_unpruned)
         torch.testing.assert_close(a.tokens, b.tokens, **CLOSE)
     pictures = [item for item in alone if not is_clip(item.layout)]
     groups = [alone[:1], pictures[1:3], pictures[:3], alone[-1:]]
     prompts = [model.language.embed(PROMPT, group) for group in groups]
-    batch = [answer.text for answer in model.language.generate(prompts, HOW)]
-    assert batch == [model.language.generate([prompt], HOW)[0].text for prompt in prompts]
+    batch = [answer.text for answer in model.language.generate(prompts, GENERATION)]
+    assert batch == [model.language.generate([prompt], GENERATION)[0].text for prompt in prompts]
     torch.testing.assert_close(
         model.language.logits(prompts), torch.cat([model.language.logits([one]) for one in prompts]), **CLOSE
     )
@@ -321,7 +321,7 @@ QUESTIONS = [PROMPT, "is there a star in it, and of which colour is that then?",
 @pytest.mark.parametrize("keep", ["all", "23"])
 def test_what_prompts_begin_with_can_be_read_once(model: Model, keep: str) -> None:
     """Prompts of all lengths about items of all sizes, in one batch: as if each had been read from its first token."""
-    assert model.language.shares == (model.language.model.config.model_type != "paligemma")
+    assert model.language.can_share_prefix == (model.language.model.config.model_type != "paligemma")
     pruner = model.pruner(keep)
     items = pruner.prune(pruner.encode([model.vision.preprocess(one) for one in model.media()]))
     prompts = [[model.language.embed(text, [item]) for text in QUESTIONS] for item in items]
@@ -329,13 +329,15 @@ def test_what_prompts_begin_with_can_be_read_once(model: Model, keep: str) -> No
     assert all(
         own[0].visual[:length].sum() == item.kept for own, length, item in zip(prompts, lengths, items, strict=True)
     )
-    if not model.language.shares:
+    if not model.language.can_share_prefix:
         return
-    prefix_caches = model.language.begin([head(own[0], length) for own, length in zip(prompts, lengths, strict=True)])
+    prefix_caches = model.language.read_prefixes(
+        [prompt_prefix(own[0], length) for own, length in zip(prompts, lengths, strict=True)]
+    )
     batch = [one for own in prompts for one in own]
     known = [one for one in prefix_caches for _ in QUESTIONS]
     torch.testing.assert_close(model.language.logits(batch, known), model.language.logits(batch), **CLOSE)
-    assert model.language.generate(batch, HOW, known) == model.language.generate(batch, HOW)
+    assert model.language.generate(batch, GENERATION, known) == model.language.generate(batch, GENERATION)
 
 
 def beginning(prompts: Sequence[Prompt]) -> int:
@@ -367,7 +369,7 @@ def test_a_clip_is_read_whole_or_refused(model: Model) -> None:
         return
     assert not model.tiny.clip
     with pytest.raises(MediaError, match="this model reads no clips") as caught:
-        pipeline.ask(model.pruner("29"), model.language, [clip(1, 3)], PROMPT, HOW)
+        pipeline.ask(model.pruner("29"), model.language, [clip(1, 3)], PROMPT, GENERATION)
     assert caught.value.hint
 
 
@@ -440,5 +442,5 @@ def test_half_precision_runs(model: Model, dtype: torch.dtype) -> None:
     pruner = Pruner(vision, Budget.parse("23"), "prunesid", ())
     items = pruner.prune(pruner.encode([vision.preprocess(model.media()[-1])]))
     assert items[0].tokens.dtype == dtype
-    answers = language.generate([language.embed(PROMPT, items)], HOW)
+    answers = language.generate([language.embed(PROMPT, items)], GENERATION)
     assert answers[0].new_tokens > 0

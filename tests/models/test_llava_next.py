@@ -85,10 +85,10 @@ def test_tiles_are_as_the_eager_tower_sees_them(models: dict[str, Model], varian
     for segment, window in zip(item.segments, read, strict=True):
         side = model.vision.side
         same(segment, shown(patches, window, side), shown(saliency, window, side))
-        assert (segment.summary is not None) == has_cls
-        if segment.summary is not None:
-            torch.testing.assert_close(segment.summary, features[window.square, 0], **CLOSE)
-            assert segment.summary_slot == CLS_NOT_READ
+        assert (segment.cls is not None) == has_cls
+        if segment.cls is not None:
+            torch.testing.assert_close(segment.cls, features[window.square, 0], **CLOSE)
+            assert segment.cls_slot == CLS_NOT_READ
 
 
 def test_frames_are_pooled_as_the_stock_model_does(models: dict[str, Model]) -> None:

@@ -158,9 +158,9 @@ def test_a_prompt_about_a_picture_and_a_clip_is_the_stock_model(model: Model) ->
     _, items = pipeline.ask(pruner, language, media, prompt, Generation(max_new_tokens=2))
     picture, frames = (model.vision.preprocess(one).tensors for one in media)
     layouts = [item.layout for item in items]
-    ids = language.tokenised(prompt, layouts).tolist()
+    ids = language.tokenize(prompt, layouts).tolist()
     runs = iter([layout.total for layout in layouts])
-    whole = [one for i in ids for one in [i] * (next(runs) if i in language.placeholders else 1)]
+    whole = [one for i in ids for one in [i] * (next(runs) if i in language.placeholder_ids else 1)]
     with torch.no_grad():
         expected = model.stock(
             input_ids=torch.tensor([whole]),

@@ -21,9 +21,9 @@ from tests.models.tiny.base import Tiny
 from tests.models.tiny.original import ANYRES, PLAIN, TILES, beside, original, tokenizer
 
 
-def made(folder: Path, own: Tiny = PLAIN, **how: Any) -> Model:
+def made(folder: Path, own: Tiny = PLAIN, **generation: Any) -> Model:
     """In a folder of its own, for what stands beside it."""
-    original(folder / "model", **how)
+    original(folder / "model", **generation)
     return Model(folder / "model", own)
 
 

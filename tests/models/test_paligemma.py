@@ -40,7 +40,7 @@ def test_saliency_is_the_eager_attention_that_a_patch_receives(model: Model) -> 
 )
 def test_a_prompt_is_as_the_stock_processor_writes_it(model: Model, prompt: str, pictures: int, written: str) -> None:
     media = model.pictures()[:pictures]
-    ids = model.language.tokenised(prompt, [model.vision.layout] * pictures)
+    ids = model.language.tokenize(prompt, [model.vision.layout] * pictures)
     assert model.processor.tokenizer.decode(ids) == written
     stock = model.stock_inputs(media, prompt)["input_ids"][0].tolist()
     image = model.processor.image_token_id

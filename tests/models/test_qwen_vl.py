@@ -21,17 +21,17 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forwa
 from transformers.vision_utils import get_vision_window_index
 
 from prunesid_cli.errors import MediaError, ModelError, UnsupportedModel
-from prunesid_cli.inputs.image import Media, media_from_image
+from prunesid_cli.inputs.image import Media, media_from_frames, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.qwen_vl import saliency as qwen_saliency
 from prunesid_cli.models.qwen_vl.halves import SIDE
 from prunesid_cli.models.qwen_vl.processor import CLIPS, video_settings
-from prunesid_cli.models.shared.processor import placeholders
+from prunesid_cli.models.shared.processor import placeholder_ids
 from prunesid_cli.selection import select
 from prunesid_cli.types import Encoded, Pixels, TokenSet
 from tests.conftest import Run
-from tests.models.test_laws import CLOSE, CPU, HOW, PROMPT, Model, clip, keep_all, painting, rows_kept
+from tests.models.test_laws import CLOSE, CPU, GENERATION, PROMPT, Model, clip, keep_all, painting, rows_kept
 from tests.models.tiny import TINY, tiny, write
 
 KINDS = sorted(name for name in TINY if name.startswith("qwen"))
@@ -52,7 +52,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def slow_clip(frames: int, seconds: float, size: tuple[int, int] = (84, 56)) -> Media:
     pictures = tuple(painting(i, size) for i in range(frames))
-    return Media("", "", pictures, size, times=tuple(i * seconds for i in range(frames)))
+    return media_from_frames(pictures, tuple(i * seconds for i in range(frames)))
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_large_pictures_are_selected_from_by_windows(model: Model) -> None:
     (kept,) = model.pruner("50").prune([item])
     torch.testing.assert_close(kept.tokens[:, : stock.shape[1]], stock[list(kept.slots)], **CLOSE)
     (whole,) = model.pruner().prune([item])
-    assert whole.slots == tuple(range(item.layout.total)) and whole.whole
+    assert whole.slots == tuple(range(item.layout.total)) and whole.is_unpruned
 
 
 def mixed(model: Model, keep: str) -> tuple[list[Pixels], list[TokenSet]]:
@@ -144,9 +144,9 @@ def mixed(model: Model, keep: str) -> tuple[list[Pixels], list[TokenSet]]:
 
 def stock_positions(model: Model, prompt: str, pixels: list[Pixels]) -> tuple[Tensor, Tensor]:
     """The ids of a whole prompt, and where the stock model places them: [L], [3, L]."""
-    ids = model.language.tokenised(prompt, [one.layout for one in pixels]).tolist()
+    ids = model.language.tokenize(prompt, [one.layout for one in pixels]).tolist()
     runs = iter([run for one in pixels for run in one.layout.runs])
-    ids = torch.tensor([one for i in ids for one in [i] * (next(runs) if i in model.language.placeholders else 1)])
+    ids = torch.tensor([one for i in ids for one in [i] * (next(runs) if i in model.language.placeholder_ids else 1)])
     kinds = torch.tensor(model.processor.create_mm_token_type_ids(ids[None].tolist()))
     grids: dict[str, Tensor] = {}
     for one in pixels:
@@ -212,7 +212,7 @@ def test_too_long_a_picture_costs_itself_alone(model: Model, run: Run, tmp_path:
 
 def test_a_clip_of_one_frame_is_read_twice(model: Model) -> None:
     one, two = slow_clip(1, 0.5), slow_clip(1, 0.5)
-    two = Media("", "", (one.image, one.image), one.size, times=(0.0, 0.0))
+    two = media_from_frames((one.image, one.image), (0.0, 0.0))
     a, b = model.vision.preprocess(one), model.vision.preprocess(two)
     assert a.layout == b.layout
     assert torch.equal(a.tensors["pixel_values_videos"], b.tensors["pixel_values_videos"])
@@ -221,7 +221,7 @@ def test_a_clip_of_one_frame_is_read_twice(model: Model) -> None:
 def test_frames_of_a_pair_share_a_patch(model: Model) -> None:
     """A still clip looks like its picture, at that size."""
     still = painting(4, (320, 320))
-    media = Media("", "", (still,) * 4, still.size, times=(0.0, 0.5, 1.0, 1.5))
+    media = media_from_frames((still,) * 4, (0.0, 0.5, 1.0, 1.5))
     pixels = model.vision.preprocess(media).tensors["pixel_values_videos"]
     picture = model.vision.preprocess(media_from_image(still)).tensors["pixel_values"]
     assert torch.equal(pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :])
@@ -234,7 +234,7 @@ def test_timestamps_stand_between_the_frames_of_qwen3(model: Model) -> None:
     stamps = re.findall(r"<(\d+\.\d) seconds>", layout.text)
     if model.folder.name.startswith("qwen3"):
         assert stamps == ["0.3", "1.7", "2.8"] or stamps == ["0.4", "1.8", "2.8"]  # .35 and 1.75 rounded
-        assert len(layout.runs) == len(layout.advances) == len(layout.regions) == 3
+        assert len(layout.runs) == len(layout.mrope_deltas) == len(layout.regions) == 3
         assert layout.text.count("<|vision_start|><|video_pad|><|vision_end|>") == 3
     else:
         assert (layout.text, len(layout.runs), len(layout.regions)) == ("<|video_pad|>", 1, 3)
@@ -277,7 +277,7 @@ def test_clips_are_those_of_the_stock_video_processor(
     if "second_per_grid_ts" in theirs:
         assert ours.tensors["second_per_grid_ts"].tolist() == list(map(float, theirs["second_per_grid_ts"]))
     ids = theirs["input_ids"][0].tolist()
-    visual = placeholders(model.stock.config)
+    visual = placeholder_ids(model.stock.config)
     runs = [len(list(group)) for is_visual, group in groupby(ids, lambda token: token in visual) if is_visual]
     assert list(ours.layout.runs) == runs
     text = stock.tokenizer.decode(ids).replace(stock.video_token, "")
@@ -347,6 +347,6 @@ def test_answers_do_not_depend_on_what_was_asked_before(model: Model) -> None:
     """The stock model keeps `rope_deltas` of its last prompt; positions are given, so they are not read."""
     pixels, items = mixed(model, "9")
     prompts = [model.language.embed(PROMPT, [item]) for item in items]
-    first = [model.language.generate([one], HOW)[0].text for one in prompts]
-    again = [model.language.generate([one], HOW)[0].text for one in reversed(prompts)]
+    first = [model.language.generate([one], GENERATION)[0].text for one in prompts]
+    again = [model.language.generate([one], GENERATION)[0].text for one in reversed(prompts)]
     assert first == again[::-1]

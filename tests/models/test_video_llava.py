@@ -56,7 +56,7 @@ def test_features_and_saliency_are_those_of_the_kinds_own_tower(model: Model, ki
     for number, segment in enumerate(encoded.segments):
         states = seen.hidden_states[-2][number]
         torch.testing.assert_close(segment.features, states[1:], **EXACT)
-        torch.testing.assert_close(segment.summary, states[0], **EXACT)
+        torch.testing.assert_close(segment.cls, states[0], **EXACT)
         torch.testing.assert_close(segment.saliency, seen.attentions[-2][number].sum(0)[0, 1:], **EXACT)
 
 
@@ -65,10 +65,10 @@ def test_of_a_clip_cls_is_read_of_a_picture_by_the_strategy(model: Model) -> Non
         [model.vision.preprocess(one) for one in (media_from_image(painting(1, (300, 200))), clip(1, 8))]
     )
     is_full = model.stock.config.vision_feature_select_strategy == "full"
-    assert picture.segments[0].summary_slot == (0 if is_full else CLS_NOT_READ)
+    assert picture.segments[0].cls_slot == (0 if is_full else CLS_NOT_READ)
     assert picture.layout.total == FRAME - 1 + is_full
     assert frames.layout.total == model.stock.config.video_seq_length == 8 * FRAME
-    assert [segment.summary_slot for segment in frames.segments] == [i * FRAME for i in range(8)]
+    assert [segment.cls_slot for segment in frames.segments] == [i * FRAME for i in range(8)]
 
 
 def test_kinds_in_any_order_are_encoded_as_alone(model: Model) -> None:

@@ -43,8 +43,7 @@ def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path],
     shard = next(open_cache(tmp_path / "whole").items())[0]
     some = shard.items[:4]
     entries = [
-        Entry(i.source, i.digest, i.size, t, i.phi, i.notes)
-        for i, t in zip(some, read_tokens(shard, some), strict=True)
+        Entry(provenance=i.provenance, tokens=t, phi=i.phi) for i, t in zip(some, read_tokens(shard, some), strict=True)
     ]
     write_shard(part / "prunesid-00000.safetensors", shard.run, shard.tool, entries)
     assert "4 already" in run("compress", *pictures, "--out", part, *options).err

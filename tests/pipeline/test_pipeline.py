@@ -22,7 +22,7 @@ from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import THREADS, Prefetcher, batches_of
 from prunesid_cli.runtime.shutdown import StopRequest
 from prunesid_cli.tokencache import CacheWriter, open_cache
-from prunesid_cli.types import Layout, Pixels, Region
+from prunesid_cli.types import Layout, Pixels, Provenance, Region
 from tests.conftest import Run
 
 ASK = "what is shown?"
@@ -81,11 +81,11 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
     pruner = Pruner(vision, Budget.parse("64"), "prunesid", ())
     first, second = pruner.encode([vision.preprocess(load_image(path)) for path in pictures[:2]])
     (segment,) = second.segments
-    assert segment.summary is not None
-    summary = segment.summary.clone()
-    summary[0] = float("inf")
+    assert segment.cls is not None
+    cls = segment.cls.clone()
+    cls[0] = float("inf")
     with pytest.raises(NonFiniteError) as error:
-        pruner.keep([first, replace(second, segments=(replace(segment, summary=summary),))], [64, 64])
+        pruner.keep([first, replace(second, segments=(replace(segment, cls=cls),))], [64, 64])
     assert error.value.rows == [1]
 
 
@@ -152,7 +152,7 @@ def test_batches_are_filled_in_order(counts: list[int], size: int, depth: int) -
 def test_a_clip_counts_its_frames() -> None:
     frames = tuple(Region(64 * i, 8, 8, 8, time=float(i)) for i in range(32))
     pixels = Pixels({"pixel_values": torch.zeros(32, 3, 8, 8)}, Layout("<video>", (2048,), frames))
-    clip = LoadedInput(0, "clip.mp4", "", (8, 8), (), pixels)
+    clip = LoadedInput(0, Provenance(source="clip.mp4", digest="", size=(8, 8), notes=()), pixels)
     assert (clip.regions, clip.bytes) == (32, 32 * 3 * 8 * 8 * 4)
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.image import Media
+from prunesid_cli.inputs.image import Media, media_from_frames
 from prunesid_cli.inputs.video.frame_sampling import Sampling
 from prunesid_cli.pipeline.frame_windows import MOST_TOKENS, check_window, joined
 from prunesid_cli.pipeline.pruner import Pruner
@@ -21,7 +21,7 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Region, Segment, TokenSet
 from tests.conftest import Run
-from tests.models.test_laws import CLOSE, PROMPT, Model, clip, painting, rows_kept, summaries
+from tests.models.test_laws import CLOSE, PROMPT, Model, clip, cls_tokens, painting, rows_kept
 from tests.models.tiny import TINY, tiny, write
 
 SIDE, WIDTH = 6, 16
@@ -34,11 +34,11 @@ def frames_of(number: int, total: int | None = None) -> Layout:
     return Layout("<video>", (total or number * size,), regions)
 
 
-def encoded(frames: Sequence[torch.Tensor], summaries: bool = False) -> Encoded:
+def encoded(frames: Sequence[torch.Tensor], cls_tokens: bool = False) -> Encoded:
     layout = frames_of(len(frames))
     return Encoded(
         tuple(
-            Segment(one, one.norm(dim=-1), one.mean(0) if summaries else None, slots=tuple(region.slots))
+            Segment(one, one.norm(dim=-1), one.mean(0) if cls_tokens else None, slots=tuple(region.slots))
             for one, region in zip(frames, layout.regions, strict=True)
         ),
         layout,
@@ -83,16 +83,16 @@ def test_parts_of_a_frame_are_joined_with_their_own_places() -> None:
 
 
 def test_a_later_cls_is_a_candidate_where_it_is_read_and_left_out_where_not() -> None:
-    unread = joined(encoded(still(2), summaries=True), 2).segments[0]
-    assert (len(unread.features), unread.capacity, unread.summary_slot) == (2 * SIDE**2, 2 * SIDE**2 + 1, CLS_NOT_READ)
+    unread = joined(encoded(still(2), cls_tokens=True), 2).segments[0]
+    assert (len(unread.features), unread.capacity, unread.cls_slot) == (2 * SIDE**2, 2 * SIDE**2 + 1, CLS_NOT_READ)
     size = SIDE**2 + 1
     read = [
-        replace(one, slots=tuple(range(i * size + 1, (i + 1) * size)), summary_slot=i * size)
-        for i, one in enumerate(encoded(still(2), summaries=True).segments)
+        replace(one, slots=tuple(range(i * size + 1, (i + 1) * size)), cls_slot=i * size)
+        for i, one in enumerate(encoded(still(2), cls_tokens=True).segments)
     ]
     layout = Layout("<video>", (2 * size,), tuple(Region(i * size + 1, SIDE, SIDE, SIDE, time=i / 2) for i in range(2)))
     (window,) = joined(Encoded(tuple(read), layout), 2).segments
-    assert (window.summary_slot, window.slots) == (0, tuple(range(1, 2 * size)))
+    assert (window.cls_slot, window.slots) == (0, tuple(range(1, 2 * size)))
     assert window.saliency is not None
     assert window.saliency[SIDE**2] == window.saliency.max()
     assert window.capacity == 2 * size
@@ -144,7 +144,7 @@ def test_what_changes_is_kept_in_every_frame() -> None:
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("even", [False, True])
 def test_as_many_as_asked_in_the_order_of_time(method: str, even: bool) -> None:
-    for item in (encoded(still(7, 0.1)), encoded(still(7, 0.1), summaries=True)):
+    for item in (encoded(still(7, 0.1)), encoded(still(7, 0.1), cls_tokens=True)):
         for window in (2, 7):
             made = joined(item, window)
             capacity = sum(one.capacity for one in made.segments)
@@ -202,7 +202,7 @@ def test_what_is_kept_of_windows_stands_where_the_stock_model_has_it(model: Mode
     inputs = model.stock_inputs([media], PROMPT)
     seen, left = model.reads(inputs), rows_kept(model, inputs, [item])
     asked = model.language.embed(PROMPT, [item])
-    own = ~summaries(model, [item], asked.embeds)
+    own = ~cls_tokens(model, [item], asked.embeds)
     torch.testing.assert_close(asked.embeds[own], seen["inputs_embeds"][0, left], **CLOSE)
     if asked.positions is not None:
         assert torch.equal(asked.positions, seen["position_ids"][-3:, 0, left])
@@ -210,7 +210,7 @@ def test_what_is_kept_of_windows_stands_where_the_stock_model_has_it(model: Mode
 
 def test_a_still_clip_keeps_other_patches_in_a_window(model: Model) -> None:
     picture = painting(5, (320, 240))
-    media = Media("", "", (picture,) * 8, picture.size, times=tuple(i / 2 for i in range(8)))
+    media = media_from_frames((picture,) * 8, tuple(i / 2 for i in range(8)))
     found = []
     for window in (1, 8):
         item = pruned(windowed(model, "64", window), media)

@@ -16,8 +16,8 @@ class Image:
     tokens: list[list[float]]
     saliency: list[float]
     directions: list[list[float]]
-    need: int
-    reserved: int
+    budget_with_cls: int
+    num_cls: int
 
 
 def first_largest(values: list[float]) -> int:
@@ -50,10 +50,10 @@ def greedy_nms(members: list[int], image: Image, similarity: list[list[float]], 
     return kept
 
 
-def upper_bounds(sizes: list[int], counts: list[int], need: int) -> list[int]:
-    start = [min(5 * math.ceil(need / 64), c, k) for c, k in zip(sizes, counts, strict=True)]
+def upper_bounds(sizes: list[int], counts: list[int], budget_with_cls: int) -> list[int]:
+    start = [min(5 * math.ceil(budget_with_cls / 64), c, k) for c, k in zip(sizes, counts, strict=True)]
     bounds, t = start, 0
-    while sum(bounds) < need and bounds != sizes:
+    while sum(bounds) < budget_with_cls and bounds != sizes:
         t += 1
         bounds = [min(u + t, c) for u, c in zip(start, sizes, strict=True)]
     return bounds
@@ -69,10 +69,10 @@ def quotas(counts: list[int], rest: int) -> list[int]:
     return [b - a for a, b in pairwise(edges)]
 
 
-def allocate(sizes: list[int], counts: list[int], need: int, reserved: int) -> list[int]:
+def allocate(sizes: list[int], counts: list[int], budget_with_cls: int, num_cls: int) -> list[int]:
     low = [min(1, c) for c in sizes]
-    up = upper_bounds(sizes, counts, need)
-    rest = max(0, need - sum(low) - reserved)
+    up = upper_bounds(sizes, counts, budget_with_cls)
+    rest = max(0, budget_with_cls - sum(low) - num_cls)
     taken = [min(q + a, u) for q, a, u in zip(quotas(counts, rest), low, up, strict=True)]
     for g in sorted(range(len(sizes)), key=lambda g: (-counts[g], g)):
         while taken[g] < up[g] and sum(taken) < rest + sum(low):
@@ -86,11 +86,13 @@ def select(image: Image) -> list[int]:
     num_groups = len(image.directions[0])
     members = [[i for i, g in enumerate(label) if g == group] for group in range(num_groups)]
     similarity = cosines(image)
-    tau = image.need / 32 * rho(similarity)
+    tau = image.budget_with_cls / 32 * rho(similarity)
     kept = [greedy_nms(group, image, similarity, tau) for group in members]
     sizes, counts = [len(group) for group in members], [len(group) for group in kept]
     result: list[int] = []
-    for group, survivors, take in zip(members, kept, allocate(sizes, counts, image.need, image.reserved), strict=True):
+    for group, survivors, take in zip(
+        members, kept, allocate(sizes, counts, image.budget_with_cls, image.num_cls), strict=True
+    ):
         rest = [i for i in group if i not in survivors]
         result += (survivors + sorted(rest, key=lambda i: (-image.saliency[i], i)))[:take]
-    return result[: image.need - image.reserved]
+    return result[: image.budget_with_cls - image.num_cls]

@@ -36,9 +36,9 @@ def test_keeps_exactly_the_budget(method: str, data: st.DataObject) -> None:
     values = st.lists(st.sampled_from([0.0, 1e-42, 0.1, 0.1, 0.7]), min_size=n, max_size=n)
     given_saliency = data.draw(st.none() | values, label="saliency")
     saliency = None if given_saliency is None else torch.tensor([given_saliency])
-    budget, reserved = data.draw(st.integers(0, n + 5)), data.draw(st.integers(0, 1))
-    (kept,) = select(features, saliency, [budget], method, reserved)
-    check_kept(kept, n, max(min(budget - reserved, n), 0))
+    budget, num_cls = data.draw(st.integers(0, n + 5)), data.draw(st.integers(0, 1))
+    (kept,) = select(features, saliency, [budget], method, num_cls)
+    check_kept(kept, n, max(min(budget - num_cls, n), 0))
 
 
 @every_method
@@ -47,10 +47,10 @@ def test_mixed_batch_equals_singles(method: str, with_saliency: bool) -> None:
     features, attended = batch(6, n=50)
     saliency = attended if with_saliency else None
     budgets = [16, 40, 3, 60, 25, 49]
-    together = select(features, saliency, budgets, method, reserved=1)
+    together = select(features, saliency, budgets, method, num_cls=1)
     for row, budget in enumerate(budgets):
         one = None if saliency is None else saliency[row : row + 1]
-        (alone,) = select(features[row : row + 1], one, [budget], method, reserved=1)
+        (alone,) = select(features[row : row + 1], one, [budget], method, num_cls=1)
         assert torch.equal(together[row], alone)
 
 
@@ -136,19 +136,19 @@ def test_raster_order(method: str) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), need=st.integers(2, 47), reserved=st.integers(0, 1))
-def test_every_group_keeps_one(seed: int, need: int, reserved: int) -> None:
+@given(seed=st.integers(0, 10_000), budget_with_cls=st.integers(2, 47), num_cls=st.integers(0, 1))
+def test_every_group_keeps_one(seed: int, budget_with_cls: int, num_cls: int) -> None:
     """While the budget lasts, and as far as any token of the group has a saliency."""
-    (image,) = explain(tokens(seed, noise=0.1 + seed % 4), attention(seed), [need], reserved=reserved)
+    (image,) = explain(tokens(seed, noise=0.1 + seed % 4), attention(seed), [budget_with_cls], num_cls=num_cls)
     kept = set(image.group[image.indices].tolist())
     assert kept == set(image.group.tolist())
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000), need=st.integers(2, 20))
-def test_the_suppressor_is_the_first_survivor_too_similar(seed: int, need: int) -> None:
+@given(seed=st.integers(0, 10_000), budget_with_cls=st.integers(2, 20))
+def test_the_suppressor_is_the_first_survivor_too_similar(seed: int, budget_with_cls: int) -> None:
     features, saliency = tokens(seed, noise=0.1 + seed % 4), attention(seed)
-    (image,) = explain(features, saliency, [need])
+    (image,) = explain(features, saliency, [budget_with_cls])
     unit = torch.nn.functional.normalize(features[0], dim=-1)
     for j, by in enumerate(image.suppressor.tolist()):
         before = [
@@ -196,9 +196,9 @@ def test_negative_redundancy(method: str) -> None:
 def test_tiny_budgets() -> None:
     features, saliency = batch(1)
     for budget in range(5):
-        for reserved in (0, 1):
-            (kept,) = select(features, saliency, [budget], "prunesid", reserved)
-            check_kept(kept, 48, max(budget - reserved, 0))
+        for num_cls in (0, 1):
+            (kept,) = select(features, saliency, [budget], "prunesid", num_cls)
+            check_kept(kept, 48, max(budget - num_cls, 0))
 
 
 def test_nothing_to_choose_from() -> None:

@@ -157,7 +157,7 @@ def test_a_zero_token_is_like_no_other() -> None:
 
 def test_explanation_adds_up() -> None:
     features, saliency = batch(2)
-    for image in explain(features, saliency, [12, 20], reserved=1):
+    for image in explain(features, saliency, [12, 20], num_cls=1):
         assert int(image.groups.taken.sum()) == len(image.indices)
         taken = torch.bincount(image.group[image.indices], minlength=len(image.groups.taken))
         assert torch.equal(taken, image.groups.taken)

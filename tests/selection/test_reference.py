@@ -31,20 +31,20 @@ def saliencies(seed: int, n: int) -> Tensor:
 @pytest.mark.parametrize("first", range(0, 300, 50))
 def test_selection_is_the_slow_one(first: int) -> None:
     for seed in range(first, first + 50):
-        n, reserved = 8 + seed % 17, seed % 2
-        need = 2 + seed * 7 % (n - 1)
+        n, num_cls = 8 + seed % 17, seed % 2
+        budget_with_cls = 2 + seed * 7 % (n - 1)
         features = tokens(seed, n, width=8, noise=0.1 + seed % 5) - 0.3 * (seed % 3)
-        directions = torch.randn(1, n, max(need // 4, 1), generator=generator(seed))
+        directions = torch.randn(1, n, max(budget_with_cls // 4, 1), generator=generator(seed))
         saliency = saliencies(seed, n)
 
         def given_directions(_: Tensor, ks: Sequence[int], loadings: bool, directions: Tensor = directions) -> Tensor:
             return directions
 
-        recipe = replace(PRUNESID, directions=given_directions, ascending=lambda need: False)
+        recipe = replace(PRUNESID, directions=given_directions, ascending=lambda budget_with_cls: False)
         image = reference.Image(
-            features[0].double().tolist(), saliency[0].tolist(), directions[0].tolist(), need, reserved
+            features[0].double().tolist(), saliency[0].tolist(), directions[0].tolist(), budget_with_cls, num_cls
         )
-        (ours,) = explain(features, saliency, [need], recipe, reserved)
+        (ours,) = explain(features, saliency, [budget_with_cls], recipe, num_cls)
         assert ours.indices.tolist() == reference.select(image), f"seed {seed}"
 
 
@@ -56,13 +56,13 @@ COUNTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1,
 def test_allocation_is_the_slow_one(groups: list[tuple[int, int]], data: st.DataObject) -> None:
     sizes = [size for size, _ in groups]
     counts = [min(size, count) for size, count in groups]
-    need = data.draw(st.integers(1, sum(sizes) + 1))
-    reserved = data.draw(st.integers(0, 1))
-    ours = allocate(torch.tensor([sizes]), torch.tensor([counts]), torch.tensor([need]), reserved)
-    assert ours.upper.tolist() == [reference.upper_bounds(sizes, counts, need)]
-    assert ours.taken.tolist() == [reference.allocate(sizes, counts, need, reserved)]
-    if need - reserved >= int(ours.lower.sum()) and need <= sum(sizes):
-        assert int(ours.taken.sum()) == need - reserved
+    budget_with_cls = data.draw(st.integers(1, sum(sizes) + 1))
+    num_cls = data.draw(st.integers(0, 1))
+    ours = allocate(torch.tensor([sizes]), torch.tensor([counts]), torch.tensor([budget_with_cls]), num_cls)
+    assert ours.upper.tolist() == [reference.upper_bounds(sizes, counts, budget_with_cls)]
+    assert ours.taken.tolist() == [reference.allocate(sizes, counts, budget_with_cls, num_cls)]
+    if budget_with_cls - num_cls >= int(ours.lower.sum()) and budget_with_cls <= sum(sizes):
+        assert int(ours.taken.sum()) == budget_with_cls - num_cls
 
 
 @settings(max_examples=200, deadline=None)

@@ -23,9 +23,9 @@ def into_of(one: Selection) -> Tensor:
     return one.into
 
 
-@pytest.mark.parametrize(("need", "expected"), [(64, 10), (128, 20), (192, 30), (7, 1), (6, 0)])
-def test_the_published_shares(need: int, expected: int) -> None:
-    assert contextual(need) == expected
+@pytest.mark.parametrize(("budget_with_cls", "expected"), [(64, 10), (128, 20), (192, 30), (7, 1), (6, 0)])
+def test_the_published_shares(budget_with_cls: int, expected: int) -> None:
+    assert contextual(budget_with_cls) == expected
 
 
 def test_what_is_left_becomes_one_token() -> None:
@@ -53,7 +53,7 @@ def test_each_joins_what_it_resembles_most() -> None:
 def test_a_cls_token_counts_as_dominant() -> None:
     """Of 13 tokens 2 are merged, of 12 it would be 1."""
     features, saliency = batch(1)
-    (one,) = select_batch(features, saliency, [13], "visionzip", reserved=1)
+    (one,) = select_batch(features, saliency, [13], "visionzip", num_cls=1)
     sizes = into_of(one).bincount()
     assert sorted(sizes.tolist())[:-2] == [1] * 10
     assert one.indices[sizes == 1].tolist() == sorted(saliency[0].topk(10).indices.tolist())
@@ -79,9 +79,9 @@ def test_each_token_is_part_of_one_row(seed: int, n: int, data: st.DataObject) -
 def test_a_batch_merges_like_its_images() -> None:
     features, saliency = batch(5, n=50)
     budgets = [16, 40, 60, 25, 49]
-    together = select_batch(features, saliency, budgets, "visionzip", reserved=1)
+    together = select_batch(features, saliency, budgets, "visionzip", num_cls=1)
     for row, budget in enumerate(budgets):
-        (alone,) = select_batch(features[row : row + 1], saliency[row : row + 1], [budget], "visionzip", reserved=1)
+        (alone,) = select_batch(features[row : row + 1], saliency[row : row + 1], [budget], "visionzip", num_cls=1)
         assert torch.equal(together[row].indices, alone.indices)
         assert torch.equal(together[row].rows(features[row]), alone.rows(features[row]))
 

@@ -25,7 +25,7 @@ from prunesid_cli.tokencache import (
     verify,
 )
 from prunesid_cli.tokencache.format import FORMAT, INDEX
-from prunesid_cli.types import CLS_NOT_READ, Layout, Region, TokenSet
+from prunesid_cli.types import CLS_NOT_READ, Layout, Provenance, Region, TokenSet
 from tests.caches import held, write_shard
 from tests.conftest import Run as Runner
 
@@ -36,7 +36,8 @@ LAYOUT = Layout("<image>", (6,), (Region(0, 2, 3, 3),))
 def entry(number: int, count: int = 3, dtype: torch.dtype = torch.float32) -> Entry:
     tokens = torch.arange(count * 4, dtype=torch.float32).view(count, 4).add(number).to(dtype)
     kept = TokenSet(tokens, (CLS_NOT_READ, *range(count - 1)), LAYOUT, False)
-    return Entry(f"{number}.png", f"{number:064x}", (8, 9), kept, 0.25 + number, ("a note",))
+    provenance = Provenance(source=f"{number}.png", digest=f"{number:064x}", size=(8, 9), notes=("a note",))
+    return Entry(provenance=provenance, tokens=kept, phi=0.25 + number)
 
 
 def write(folder: Path, *entries: Entry, run: Run = RUN) -> Path:
@@ -52,8 +53,8 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     shard = read_header(write(tmp_path, *entries, run=run))
     assert shard.run == run
     for one, item, tokens in zip(entries, shard.items, read_tokens(shard, shard.items), strict=True):
-        assert (item.source, item.digest, item.size, item.phi, item.notes) == (
-            one.source, one.digest, one.size, one.phi, one.notes
+        assert (item.provenance, item.phi) == (
+            one.provenance, one.phi
         )  # fmt: skip
         assert torch.equal(tokens.tokens, one.tokens.tokens)
         assert replace(tokens, tokens=one.tokens.tokens) == one.tokens
@@ -148,7 +149,7 @@ def go_on(folder: Path, *entries: Entry, whole: bool = True) -> None:
     writer = CacheWriter(folder, RUN, "0.0", Limits(items=3))
     try:
         for one in entries:
-            if not writer.held(one.source, one.digest):
+            if not writer.held(one.source, one.provenance.digest):
                 writer.add(one)
         if whole:
             writer.complete()

@@ -99,13 +99,13 @@ def answer(
     session = _session(run, model, revision, Hardware(device, dtype, attention))
     from prunesid_cli.types import Generation
 
-    how = Generation(max_new_tokens, temperature, seed)
-    job = Job(session, asked.texts, how, session.batch_size(batch_size), Report(as_json, out is None))
+    generation = Generation(max_new_tokens, temperature, seed)
+    job = Job(session, asked.texts, generation, session.batch_size(batch_size), Report(as_json, out is None))
     if out is None:
         is_known = not where and not asked.are_named
         job.answer(queries(), len(opened) * len(asked.texts) if is_known else None)
     else:
-        job.answer_into(out, made_by(run, how), queries, forget)
+        job.answer_into(out, made_by(run, generation), queries, forget)
     if usage and job.report.answers:
         printer.usage(job.report.speed())
     end_if_incomplete(opened)

@@ -15,7 +15,7 @@ from prunesid_cli.cli.compress_report import end_if_incomplete
 from prunesid_cli.cli.terminal import one_line, plural, printer, size
 from prunesid_cli.errors import ExitCode, UsageError
 from prunesid_cli.tokencache import Cache, open_cache, read_calibration
-from prunesid_cli.tokencache.format import SHARD_ITEMS
+from prunesid_cli.tokencache.format import SHARD_ITEMS, layout_record
 
 app = typer.Typer(no_args_is_help=True, help="List, describe, check, join and clean caches.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
@@ -75,7 +75,9 @@ def _list_held(opened: Cache, as_json: bool) -> None:
         is_stale = item.source in stale
         if as_json:
             counts = {"tokens": item.total, "kept": item.kept, "stale": is_stale}
-            printer.record({"source": item.source, "shard": shard.path.name} | counts | asdict(item))
+            of_clip = {"sampling": item.sampling, "decoder": item.decoder}
+            stored = item.record(layout_record(item.layout))
+            printer.record({"source": item.source, "shard": shard.path.name} | counts | stored | of_clip)
         else:
             note = ["stale: failed since"] * is_stale
             _row(f"{item.kept}/{item.total}", f"{item.size[0]}x{item.size[1]}", item.source, *note)

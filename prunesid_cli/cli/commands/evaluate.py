@@ -125,9 +125,9 @@ def evaluate(
         printer.note(f"asked again, as their media have changed: {plural(changed, 'record')}")
     first = session.pruner(parsed[settings[0]], methods[0], sampling=sampling)
     pruners = {one: replace(first, budget=parsed[one], method=one.method) for one in settings}
-    language, how = session.language(), Generation(max_new_tokens)
+    language, generation = session.language(), Generation(max_new_tokens)
     with graceful_shutdown() as stop:
-        runner = Runner(pruners, language, how, session.batch_size(batch_size), divergence, stop)
+        runner = Runner(pruners, language, generation, session.batch_size(batch_size), divergence, stop)
         if wanted is None:
             _ask(runner, records, results)
         else:

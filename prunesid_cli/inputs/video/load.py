@@ -117,7 +117,16 @@ def load_clip(source: str, sampling: Sampling, digest: str = "") -> Media:
         finally:
             watch.cancel()
     notes, times = tuple(told["notes"]), tuple(told["times"])
-    return Media(source, digest, frames, frames[0].size, notes, times, str(sampling), told["decoder"])
+    return Media(
+        source=source,
+        digest=digest,
+        size=frames[0].size,
+        notes=notes,
+        sampling=str(sampling),
+        decoder=told["decoder"],
+        frames=frames,
+        times=times,
+    )
 
 
 @contextmanager

@@ -53,12 +53,12 @@ class PruneSID(lmms):
         return answers
 
     def _answer(self, batch: Sequence[Asked], counts: Counts) -> list[GenerationResult]:
-        language, how = self.loaded.language, batch[0].how
+        language, generation = self.loaded.language, batch[0].generation
         seen = self.eyes.see(batch, counts)
         prompts = [language.embed(one.prompt(len(sets)), sets) for one, sets in zip(batch, seen, strict=True)]
         return [
-            GenerationResult(how.cut(one.text), TokenCounts(one.prompt_tokens, one.new_tokens))
-            for one in language.generate(prompts, how.generation)
+            GenerationResult(generation.cut(one.text), TokenCounts(one.prompt_tokens, one.new_tokens))
+            for one in language.generate(prompts, generation.generation)
         ]
 
     def _ignored(self, task: str, setting: str) -> None:
@@ -74,8 +74,8 @@ class PruneSID(lmms):
 
 
 def _batches(asked: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
-    for how, group in groupby(asked, lambda one: one.how):
-        some, most = list(group), 1 if how.generation.temperature > 0 else size
+    for generation, group in groupby(asked, lambda one: one.generation):
+        some, most = list(group), 1 if generation.generation.temperature > 0 else size
         yield from (some[start : start + most] for start in range(0, len(some), most))
 
 

@@ -60,7 +60,7 @@ class Asked:
     task: str
     where: str
     text: str
-    how: How
+    generation: How
     visuals: Callable[[], Sequence[Any]]
 
     def sights(self, sampling: Sampling) -> list[MediaRequest]:
@@ -95,10 +95,10 @@ def asked_of(
         text, settings, doc_to_visual, number, task, split = one.args
         for name in sorted(set(settings) - HEEDED):
             ignored(task, name)
-        how, where = how_of(settings, task, times[id(one)]), f"{task}, document {number}"
+        generation, where = how_of(settings, task, times[id(one)]), f"{task}, document {number}"
         times[id(one)] += 1
         visuals = partial(_visuals, doc_to_visual, task_dict[task][split], number)
-        found.append(Asked(task, where, text, how, visuals))
+        found.append(Asked(task, where, text, generation, visuals))
     return found
 
 
@@ -163,4 +163,4 @@ class _Picture:
         return hashlib.sha256(repr(self.rgb.size).encode() + self.rgb.tobytes()).hexdigest()
 
     def media(self) -> Media:
-        return Media(self.where, self.digest, (self.rgb,), self.rgb.size)
+        return Media(source=self.where, digest=self.digest, size=self.rgb.size, notes=(), frames=(self.rgb,))

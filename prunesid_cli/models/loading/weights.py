@@ -74,7 +74,7 @@ def load_vision(
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, 1, None  # an index beyond those of one word
     if getattr(text, "layer_types", None) is not None:
         text.layer_types = []
-    alone = replace(placement, everywhere=False)  # a tower is small, and one device is then the one to select on
+    alone = replace(placement, multi_gpu=False)  # a tower is small, and one device is then the one to select on
     return load_half(kind, checkpoint, config, alone, ("embed_tokens", "lm_head", *resized))
 
 
@@ -108,15 +108,15 @@ def load_half(
 def _drawn(kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement) -> Any:
     """Random weights, made where they are needed and in the dtype that is."""
     devices = [placement.device] if placement.device.type == "cuda" else []
-    how = {"dtype": placement.dtype, "attn_implementation": placement.attention}
+    options = {"dtype": placement.dtype, "attn_implementation": placement.attention}
     try:
         with torch.device("meta"):
-            needed = sum(one.nbytes for one in kind._from_config(config, **how).parameters())
+            needed = sum(one.nbytes for one in kind._from_config(config, **options).parameters())
         if placement.device.type == "cpu" and needed > (available() or needed):  # Linux would end this process instead
             raise _too_large(checkpoint, placement)
         with torch.random.fork_rng(devices=devices), torch.device(placement.device):
             torch.manual_seed(0)
-            model = kind._from_config(config, **how)
+            model = kind._from_config(config, **options)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -172,7 +172,7 @@ def _spread(config: Any, placement: Placement) -> str | dict[str, str] | None:
     """
     if _is_quantised(config) and find_spec("accelerate") is None:
         raise ModelError("quantised weights are loaded by accelerate, which is missing", "pip install accelerate")
-    if placement.everywhere:
+    if placement.multi_gpu:
         return "auto"
     return {"": str(placement.device)} if _is_quantised(config) else None
 

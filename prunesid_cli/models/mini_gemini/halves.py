@@ -207,5 +207,5 @@ class MGMLanguage(Language):
         first, *others = text.split(MARKER)
         found = super().ids(first).tolist()
         for one in others:
-            found += [*self.placeholders, *self.tokenizer(one, add_special_tokens=False)["input_ids"]]
+            found += [*self.placeholder_ids, *self.tokenizer(one, add_special_tokens=False)["input_ids"]]
         return torch.tensor(found)

@@ -24,7 +24,7 @@ from prunesid_cli.errors import ModelError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import REINSTALL, load_config, one_line
-from prunesid_cli.models.shared.processor import load_processor, placeholders, read_picture
+from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, read_picture
 from prunesid_cli.types import Layout, Pixels, Region
 
 PICTURE, CLIP = 1, 2
@@ -122,13 +122,13 @@ class Reader:
         self.processor = load_processor(checkpoint)
         self.settings = video_settings(checkpoint, self.processor.image_processor)
         self.processor.video_processor = self.settings  # all that is asked of it here
-        self.placeholders = placeholders(load_config(checkpoint))
+        self.placeholder_ids = placeholder_ids(load_config(checkpoint))
         self.count = count
         self.by_seconds = checkpoint.model_type == "qwen2_5_vl"
         self.resized = CLIPS[checkpoint.model_type].resized
 
     def picture(self, image: Image) -> Pixels:
-        read = read_picture(self.processor, self.placeholders, image)
+        read = read_picture(self.processor, self.placeholder_ids, image)
         grid = read.tensors["image_grid_thw"]
         tensors = {"pixel_values": read.tensors["pixel_values"], "image_grid_thw": grid}
         return Pixels(tensors, self._layout(read.text, read.runs, grid, PICTURE, {"image_grid_thw": grid}))
@@ -154,10 +154,10 @@ class Reader:
     ) -> Layout:  # fmt: skip
         rows, columns = (side // self.settings.merge_size for side in grid[0, 1:].tolist())
         firsts = range(0, sum(runs), rows * columns)
-        ticks, advances = self._positions(runs, firsts, kind, grids)
+        ticks, mrope_deltas = self._positions(runs, firsts, kind, grids)
         places = zip(firsts, times, ticks, strict=True)
         regions = tuple(Region(first, rows, columns, columns, time=time, tick=tick) for first, time, tick in places)
-        return Layout(text, runs, regions, advances)
+        return Layout(text, runs, regions, mrope_deltas)
 
     def _positions(
         self, runs: Sequence[int], firsts: Sequence[int], kind: int, grids: Mapping[str, Tensor]

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from prunesid_cli.errors import ModelError, UsageError
-from prunesid_cli.models.shared.processor import marker, placeholders
-from prunesid_cli.models.shared.prompt_pieces import TAG, Piece, content, coordinates, is_clip, texts_of
+from prunesid_cli.models.shared.processor import marker, placeholder_ids
+from prunesid_cli.models.shared.prompt_pieces import TAG, Piece, content, coordinates, texts_of
 from prunesid_cli.models.shared.shared_prefix import PAST, PrefixCache, beginnings, empty, keeps_tokens, laid_out
 from prunesid_cli.runtime.device import to_device
 from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt, TokenSet
@@ -42,9 +42,9 @@ class Language(ABC):
         self.model = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.placeholders = placeholders(model.config)
+        self.placeholder_ids = placeholder_ids(model.config)
         self.markers = {clip: marker(processor, clip) for clip in (False, True)}
-        self.shares = self.causal and keeps_tokens(model.config)
+        self.can_share_prefix = self.causal and keeps_tokens(model.config)
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Language(ABC):
     def check(self, prompt: str, items: int) -> None:
         """See `LanguageHalf`."""
         texts_of(prompt, items)
-        words = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholders))
+        words = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
         text = TAG.sub("", prompt)
         found = next((word for word in (*self.markers.values(), *words) if word and word in text), None)
         if found:
@@ -86,7 +86,7 @@ class Language(ABC):
         starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
         visual = torch.cat([piece.embeds for piece in pieces if piece.visual])
         added = visual[:, width:].unflatten(-1, (-1, width)).movedim(1, 0) if visual.shape[-1] > width else None
-        under_mrope = any(item.layout.advances for item in items)
+        under_mrope = any(item.layout.mrope_deltas for item in items)
         return Prompt(
             embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
             visual=torch.cat([torch.full((len(piece.embeds),), piece.visual) for piece in pieces]),
@@ -99,8 +99,8 @@ class Language(ABC):
         )
 
     def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[Piece]:
-        ids = self.tokenised(prompt, [item.layout for item in items])
-        is_spot = torch.isin(ids, torch.tensor(sorted(self.placeholders)))
+        ids = self.tokenize(prompt, [item.layout for item in items])
+        is_spot = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
         spots = is_spot.nonzero().flatten().tolist()
         runs = [piece for item in items for piece in self._runs(item)]
         if len(spots) != len(runs):
@@ -118,7 +118,7 @@ class Language(ABC):
         """The kept tokens of an item, run by run. Those that the stock model does not have come first of all."""
         weights = self.model.get_input_embeddings().weight
         embeds, slots = self.project(to_device(item.tokens, weights.device, weights.dtype)), torch.tensor(item.slots)
-        if item.whole and len(slots) < item.layout.total:
+        if item.is_unpruned and len(slots) < item.layout.total:
             if self.newline is None:
                 raise ModelError("the item has structural tokens, which this model does not know", "compress it again")
             known, embeds = embeds, self.newline.to(embeds).repeat(item.layout.total, 1)
@@ -128,13 +128,13 @@ class Language(ABC):
             inside = (slots >= start) & (slots < start + length)
             inside |= (slots == CLS_NOT_READ) & (start == 0)
             rows = inside.nonzero().flatten()
-            advance = item.layout.advances[number] if item.layout.advances else len(rows)
+            advance = item.layout.mrope_deltas[number] if item.layout.mrope_deltas else len(rows)
             yield Piece(embeds[to_device(rows, embeds.device)], True, where[:, slots[rows]], advance)
             start += length
 
-    def tokenised(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """A user's turn about some items -> ids [L], with one placeholder for each run of each item."""
-        said = content(prompt, [is_clip(layout) for layout in layouts])
+        said = content(prompt, [layout.is_clip for layout in layouts])
         text = self.render([{"role": "user", "content": said}])
         texts = iter([layout.text for layout in layouts])
         either = "|".join(re.escape(one) for one in dict.fromkeys(self.markers.values()) if one)
@@ -157,30 +157,30 @@ class Language(ABC):
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Prompt], how: Generation, prefix_caches: Sequence[PrefixCache] = ()
+        self, prompts: Sequence[Prompt], generation: Generation, prefix_caches: Sequence[PrefixCache] = ()
     ) -> list[Answer]:
         """See `LanguageHalf`; sampling has a seed of its own."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(how.seed)
-            said = self._run(prompts, prefix_caches, **self.options(how))
+            torch.manual_seed(generation.seed)
+            said = self._run(prompts, prefix_caches, **self.options(generation))
         return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
 
-    def options(self, how: Generation) -> dict[str, Any]:
+    def options(self, generation: Generation) -> dict[str, Any]:
         """What the stock `generate` is told of how to decode."""
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        given: dict[str, Any] = {"max_new_tokens": how.max_new_tokens}
-        given |= {"do_sample": True, "temperature": how.temperature} if how.temperature > 0 else greedy
-        if how.stream:
-            given["streamer"] = _Stream(self.tokenizer, how.stream)
-        if how.full:
-            given["min_new_tokens"] = how.max_new_tokens
-        if how.told:
-            given["stopping_criteria"] = StoppingCriteriaList([_Told(how.told)])
+        given: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens}
+        given |= {"do_sample": True, "temperature": generation.temperature} if generation.temperature > 0 else greedy
+        if generation.on_text:
+            given["streamer"] = _Stream(self.tokenizer, generation.on_text)
+        if generation.force_full_length:
+            given["min_new_tokens"] = generation.max_new_tokens
+        if generation.on_token:
+            given["stopping_criteria"] = StoppingCriteriaList([_Told(generation.on_token)])
         return given
 
     @torch.no_grad()
-    def begin(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
+    def read_prefixes(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
         """See `LanguageHalf`."""
         cache = empty()
         self._run(prompts, (), max_new_tokens=1, do_sample=False, **{PAST: cache})
@@ -193,11 +193,11 @@ class Language(ABC):
         first: Tensor = self._run(prompts, prefix_caches, max_new_tokens=1, do_sample=False, **wanted).logits[0].float()
         return first
 
-    def _run(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **how: Any) -> Any:
+    def _run(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **generation: Any) -> Any:
         """What the stock `generate` makes of prompts, left-padded to one batch, given what was read of them before."""
         past = {PAST: laid_out(prefix_caches, [len(one.embeds) for one in prompts])} if prefix_caches else {}
         with self.around(prompts):
-            return self.model.generate(**self.inputs(prompts), pad_token_id=self.padding(), **past, **how)
+            return self.model.generate(**self.inputs(prompts), pad_token_id=self.padding(), **past, **generation)
 
     def padding(self) -> int:
         """The id that rows of a batch are filled up with."""

@@ -112,7 +112,7 @@ def shortest_read(vision: Any) -> int | None:
     return getattr(vision, "shortest", None)
 
 
-def placeholders(config: Any) -> frozenset[int]:
+def placeholder_ids(config: Any) -> frozenset[int]:
     """The ids whose embeddings a model replaces by visual tokens."""
     names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
     return frozenset(value for name in names if isinstance(value := getattr(config, name, None), int))

@@ -28,14 +28,10 @@ class Piece:
     advance: int
 
 
-def is_clip(layout: Layout) -> bool:
-    return any(region.time is not None for region in layout.regions)
-
-
 def coordinates(layout: Layout) -> Tensor:
     """Time, row and column of each slot in its run, as M-RoPE counts them: [3, total]; 0 for structural slots."""
     where = torch.zeros(3, layout.total, dtype=torch.long)
-    if layout.advances:
+    if layout.mrope_deltas:
         for region in layout.regions:
             place = torch.arange(region.rows * region.columns)
             row, column = place // region.columns, place % region.columns

@@ -40,7 +40,7 @@ def keeps_tokens(config: Any) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
 
 
-def head(prompt: Prompt, length: int) -> Prompt:
+def prompt_prefix(prompt: Prompt, length: int) -> Prompt:
     """The first tokens of a prompt."""
     visual = prompt.visual[:length]
     return replace(

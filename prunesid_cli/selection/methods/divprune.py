@@ -11,14 +11,14 @@ from torch import Tensor
 from prunesid_cli.selection.batching import cosines, keep_counts, row_of, run_per_budget
 
 
-def divprune(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+def divprune(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """Max-min diversity, greedily, over cosine distances; in O(T N) once these are there.
 
     First the token furthest from its nearest, then again and again the one furthest from the nearest of those taken.
     As published, but that a token is never taken twice, which the published code does where tokens repeat; and that
     tokens are those at the cut, and not those that the projector makes of them.
     """
-    return run_per_budget(_furthest, keep_counts(features, budgets, reserved), features)
+    return run_per_budget(_furthest, keep_counts(features, budgets, num_cls), features)
 
 
 def _furthest(features: Tensor, target: int) -> Sequence[Tensor]:

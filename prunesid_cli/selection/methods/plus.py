@@ -21,11 +21,11 @@ from prunesid_cli.selection.psca import exact_directions, groups
 
 
 @torch.no_grad()
-def plus(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+def plus(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """features [B, N, C], saliency [B, N] -> kept indices B x [T], in raster order."""
     with torch.autocast(features.device.type, enabled=False):
         group, score = grouped(features, saliency, budgets)
-    return run_per_budget(_led, keep_counts(features, budgets, reserved), features, score, group)
+    return run_per_budget(_led, keep_counts(features, budgets, num_cls), features, score, group)
 
 
 def _led(features: Tensor, score: Tensor, group: Tensor, target: int) -> Sequence[Tensor]:

@@ -80,27 +80,25 @@ class _Chosen:
         return [row[:length] for row, length in zip(self.order, self.lengths, strict=True)]
 
 
-def prunesid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+def prunesid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """features [B, N, C], saliency [B, N] -> kept indices B x [T], exact decomposition, raster order."""
-    return _choose(features, saliency, budgets, PRUNESID, reserved).indices()
+    return _choose(features, saliency, budgets, PRUNESID, num_cls).indices()
 
 
-def over_time(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+def over_time(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """`prunesid` over the tokens of several frames, of which those that show the same count once, however many are
     kept."""
-    return _choose(features, saliency, budgets, OVER_TIME, reserved).indices()
+    return _choose(features, saliency, budgets, OVER_TIME, num_cls).indices()
 
 
-def published(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+def published(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """The published code, made repeatable: for LLaVA, or for Qwen2-VL where there is no saliency."""
-    return _choose(features, saliency, budgets, _published(saliency), reserved).indices()
+    return _choose(features, saliency, budgets, _published(saliency), num_cls).indices()
 
 
-def published_qwen(
-    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
-) -> list[Tensor]:
+def published_qwen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """The published code for Qwen2-VL, made repeatable, of a model that has a saliency: that is not looked at."""
-    return _choose(features, None, budgets, PUBLISHED_QWEN, reserved).indices()
+    return _choose(features, None, budgets, PUBLISHED_QWEN, num_cls).indices()
 
 
 def _published(saliency: Tensor | None) -> PruneSIDVariant:
@@ -108,7 +106,7 @@ def _published(saliency: Tensor | None) -> PruneSIDVariant:
 
 
 def reasons(
-    method: Method, features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0
+    method: Method, features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0
 ) -> list[Explanation]:
     """`explain`, for what one of the four methods above chooses."""
     recipes: dict[Method, tuple[PruneSIDVariant, Tensor | None]] = {
@@ -118,7 +116,7 @@ def reasons(
         published_qwen: (PUBLISHED_QWEN, None),
     }
     recipe, looked_at = recipes[method]
-    return explain(features, looked_at, budgets, recipe, reserved)
+    return explain(features, looked_at, budgets, recipe, num_cls)
 
 
 @torch.no_grad()
@@ -127,10 +125,10 @@ def explain(
     saliency: Tensor | None,
     budgets: Sequence[int],
     recipe: PruneSIDVariant = PRUNESID,
-    reserved: int = 0,
+    num_cls: int = 0,
 ) -> list[Explanation]:
     """All stages of [B, N, C], for each image. Input must be finite."""
-    chosen = _choose(features, saliency, budgets, recipe, reserved)
+    chosen = _choose(features, saliency, budgets, recipe, num_cls)
     stage, groups = chosen.stage, chosen.groups
     return [
         Explanation(
@@ -155,27 +153,36 @@ def explain(
 
 @torch.no_grad()
 def _choose(
-    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], recipe: PruneSIDVariant, reserved: int
+    features: Tensor, saliency: Tensor | None, budgets: Sequence[int], recipe: PruneSIDVariant, num_cls: int
 ) -> _Chosen:
     n = features.shape[1]
-    needs = [min(budget, n + reserved) for budget in budgets]
+    budgets_with_cls = [min(budget, n + num_cls) for budget in budgets]
     with torch.autocast(features.device.type, enabled=False):
-        stage = _group(features, saliency, needs, recipe)
+        stage = _group(features, saliency, budgets_with_cls, recipe)
     groups = allocate(
         count(stage.group, torch.ones_like(stage.survivor), stage.num_groups),
         count(stage.group, stage.survivor, stage.num_groups),
-        to_device(needs, features.device),
-        reserved,
+        to_device(budgets_with_cls, features.device),
+        num_cls,
     )
     choice = grouped_choice(stage.group, stage.survivor, stage.rank, groups)
-    lengths = [max(need - reserved, 0) for need in needs]
-    return _Chosen(stage, groups, _ordered(choice, lengths, [recipe.ascending(need) for need in needs]), lengths)
+    lengths = [max(budget_with_cls - num_cls, 0) for budget_with_cls in budgets_with_cls]
+    return _Chosen(
+        stage,
+        groups,
+        _ordered(choice, lengths, [recipe.ascending(budget_with_cls) for budget_with_cls in budgets_with_cls]),
+        lengths,
+    )
 
 
-def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], recipe: PruneSIDVariant) -> _Grouping:
+def _group(
+    features: Tensor, saliency: Tensor | None, budgets_with_cls: Sequence[int], recipe: PruneSIDVariant
+) -> _Grouping:
     n, device = features.shape[1], features.device
-    directions = recipe.directions(features, [min(recipe.groups(need), n) for need in needs], saliency is None)
-    strengths = to_device([recipe.strength(need, n) for need in needs], device)
+    directions = recipe.directions(
+        features, [min(recipe.groups(budget_with_cls), n) for budget_with_cls in budgets_with_cls], saliency is None
+    )
+    strengths = to_device([recipe.strength(budget_with_cls, n) for budget_with_cls in budgets_with_cls], device)
 
     def suppressed(rows: int | slice, suppress: Suppression) -> tuple[Tensor, ...]:
         own = groups(directions[rows])
@@ -191,7 +198,7 @@ def _group(features: Tensor, saliency: Tensor | None, needs: Sequence[int], reci
     if recipe.together or (recipe.together is None and device.type != "cpu"):
         columns = suppressed(slice(None), survivors_together)
     else:
-        images = each_image(lambda row: suppressed(row, survivors), len(needs), device)
+        images = each_image(lambda row: suppressed(row, survivors), len(budgets_with_cls), device)
         columns = tuple(torch.stack(column) for column in zip(*images, strict=True))
     return _Grouping(directions.shape[-1], *columns)
 

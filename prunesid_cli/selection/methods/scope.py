@@ -11,14 +11,14 @@ from torch import Tensor
 from prunesid_cli.selection.batching import cosines, keep_counts, places, row_of, run_per_budget
 
 
-def scope(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+def scope(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """Greedily the token of the highest SCOPE score: what it adds to the coverage, times its saliency.
 
     A token is covered as much as the most similar of those taken resembles it; coverage is the sum over all tokens. As
     published, in O(T N^2): the exponent alpha of the saliency is 1, as the published scripts set it, coverage begins at
     0, so that opposites do not count against a token, and without saliency the coverage alone decides.
     """
-    return run_per_budget(_covering, keep_counts(features, budgets, reserved), features, saliency)
+    return run_per_budget(_covering, keep_counts(features, budgets, num_cls), features, saliency)
 
 
 def _covering(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:

@@ -16,7 +16,7 @@ CONTEXTUAL = (5, 32)
 """Share of the budget that is contextual: 10 of 64, 20 of 128, 30 of 192, as published for LLaVA-1.5."""
 
 
-def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Selection]:
+def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Selection]:
     """The most salient tokens, and contextual ones, each an average.
 
     Contextual tokens begin at equal steps among those that are not dominant, and every other joins the one that it
@@ -30,18 +30,18 @@ def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
 
     Without saliency, by the norm of the features.
     """
-    wanted = keep_counts(features, budgets, reserved)
-    return run_per_budget(partial(_merged, reserved=reserved), wanted, features, saliency)
+    wanted = keep_counts(features, budgets, num_cls)
+    return run_per_budget(partial(_merged, num_cls=num_cls), wanted, features, saliency)
 
 
-def contextual(need: int) -> int:
+def contextual(budget_with_cls: int) -> int:
     """How many tokens of a budget, with what is reserved, are merged ones."""
     share, of = CONTEXTUAL
-    return need * share // of
+    return budget_with_cls * share // of
 
 
-def _merged(features: Tensor, saliency: Tensor | None, target: int, reserved: int) -> list[Selection]:
-    merged = contextual(target + reserved)
+def _merged(features: Tensor, saliency: Tensor | None, target: int, num_cls: int) -> list[Selection]:
+    merged = contextual(target + num_cls)
     order = by_saliency(features, saliency)
     kept = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, : target - merged], True)
     if not merged:

@@ -13,7 +13,7 @@ AT_ONCE = 8
 """Tokens dropped a round."""
 
 
-def vispruner(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], reserved: int = 0) -> list[Tensor]:
+def vispruner(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """The most salient tokens, and of the others what is left when duplicates are dropped, round by round.
 
     A round lays the others out by falling saliency, those that it matched before in the order that this left, compares
@@ -21,7 +21,7 @@ def vispruner(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
     half of the tokens by saliency (r = 0.5), but that it stops with an error where an odd number is to be matched: here
     the first half has one more. Without saliency, which the method does not provide for, by the norm of the features.
     """
-    return run_per_budget(_distinct, keep_counts(features, budgets, reserved), features, saliency)
+    return run_per_budget(_distinct, keep_counts(features, budgets, num_cls), features, saliency)
 
 
 def _distinct(features: Tensor, saliency: Tensor | None, target: int) -> Sequence[Tensor]:

@@ -100,12 +100,12 @@ class Pixtral:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.images = PixtralImageProcessorPil.from_pretrained(folder)
 
-    def __call__(self, images: list[Any], text: list[str], **how: Any) -> dict[str, Any]:
+    def __call__(self, images: list[Any], text: list[str], **generation: Any) -> dict[str, Any]:
         made = dict(self.images(images, return_tensors="pt"))
         grids = [(height // 16, width // 16) for height, width in made["image_sizes"]]
         rows = iter(["[IMG_BREAK]".join(["[IMG]" * columns] * rows) + "[IMG_END]" for rows, columns in grids])
         text = [re.sub(r"\[IMG\]", lambda _: next(rows), one) for one in text]
-        return {**self.tokenizer(text, **how), **made}
+        return {**self.tokenizer(text, **generation), **made}
 
 
 def pixtral_whole(folder: Path) -> Any:

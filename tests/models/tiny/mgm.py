@@ -173,8 +173,8 @@ def write_mgm(folder: Path, model_type: str, side: int = 336, large: int = 768, 
     (folder / "config.json").write_text(json.dumps(whole))
 
 
-def _tiny(model_type: str, **how: Any) -> Tiny:
-    return Tiny(partial(write_mgm, model_type=model_type, **how), stock=load_whole)
+def _tiny(model_type: str, **generation: Any) -> Tiny:
+    return Tiny(partial(write_mgm, model_type=model_type, **generation), stock=load_whole)
 
 
 SMALL: dict[str, Any] = {"side": 112, "large": 256}

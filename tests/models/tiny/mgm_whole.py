@@ -88,9 +88,9 @@ class Whole:
         return self.lm(inputs_embeds=self.embeds(input_ids, pixel_values), attention_mask=attention_mask)
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, **how: Any) -> Tensor:
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, **generation: Any) -> Tensor:
         embeds = self.embeds(input_ids, pixel_values)
-        said = self.lm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **how)
+        said = self.lm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **generation)
         return torch.cat([input_ids, said], 1)
 
     def save_pretrained(self, folder: Path, max_shard_size: str) -> None:
@@ -136,8 +136,8 @@ def tile(squares: Tensor, grid: int, down: int, across: int) -> Tensor:
 def convnext(own: dict[str, Tensor], pixels: Tensor) -> Tensor:
     """[1, 3, H, W] -> [1, E, H / 4, W / 4]: all stages, the later ones stretched."""
 
-    def conv(name: str, given: Tensor, **how: Any) -> Tensor:
-        return functional.conv2d(given, own[f"{name}.weight"], own[f"{name}.bias"], **how)
+    def conv(name: str, given: Tensor, **generation: Any) -> Tensor:
+        return functional.conv2d(given, own[f"{name}.weight"], own[f"{name}.bias"], **generation)
 
     def norm(name: str, given: Tensor) -> Tensor:
         last = given.movedim(1, -1)
