@@ -18,7 +18,7 @@ from prunesid_cli.models.shared.processor import reads_clips, shortest_read
 from prunesid_cli.pipeline.frame_windows import check_window, joined
 from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble, of_item, stacked
 from prunesid_cli.selection import select_batch
-from prunesid_cli.selection.budget import Budget, limits, reference, single, spread
+from prunesid_cli.selection.budget import Budget, Spread, limits, reference, single, spread
 from prunesid_cli.selection.methods.prunesid import over_time
 from prunesid_cli.selection.result import Selection
 from prunesid_cli.selection.similarity import phi
@@ -104,7 +104,7 @@ class Pruner:
     @property
     def spreads(self) -> bool:
         """Whether items may get more or fewer tokens than the budget, which then is an average."""
-        return self.budget.dynamic and (self.budget.count, self.budget.share) != (None, None)
+        return self.budget.spread is Spread.ACROSS_ITEMS and (self.budget.count, self.budget.share) != (None, None)
 
     @property
     def chosen(self) -> str | Method:
@@ -171,7 +171,7 @@ class Pruner:
         means = [count * own / sum(capacity) for own in capacity]
         even = [1.0] * len(capacity)
         return spread(
-            even if self.budget.even else values,
+            even if self.budget.spread is Spread.NONE else values,
             means,
             [limits(mean, own) for mean, own in zip(means, capacity, strict=True)],
         )

@@ -18,7 +18,7 @@ from prunesid_cli.inputs.video.frame_sampling import EVENLY, Sampling
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.selection import METHODS
-from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.budget import Budget, Spread
 from prunesid_cli.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -145,4 +145,4 @@ def read_budget(context: typer.Context, keep: str, dynamic: bool | None, method:
             hint = did_you_mean(method, METHODS, f"one of: {', '.join(METHODS)}")
             raise UsageError(f"no selection method called {method!r}", hint)
     with naming(context, "keep"):
-        return Budget.parse(keep, dynamic is True, dynamic is False)
+        return Budget.parse(keep, Spread.from_option(dynamic))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from enum import Enum
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -28,32 +29,56 @@ CORRECTION = 0.1
 """Share of the tokens that a stream has given too many so far, which its next image gets fewer."""
 
 
+class Spread(Enum):
+    """Over what a budget is spread in proportion to information (Eq. 7)."""
+
+    ACROSS_ITEMS = "across items"
+    """Over all items of a run, and over the tiles or frames of each: the budget is an average."""
+    WITHIN_ITEM = "within item"
+    """Over the tiles or frames of an item alone: each item gets the budget."""
+    NONE = "none"
+    """Over nothing: tiles and frames share their item's budget by their number of tokens."""
+
+    @classmethod
+    def from_option(cls, dynamic: bool | None) -> Spread:
+        """What --dynamic (True), --fixed (False) or neither (None) means."""
+        return {True: cls.ACROSS_ITEMS, None: cls.WITHIN_ITEM, False: cls.NONE}[dynamic]
+
+
 @dataclass(frozen=True)
 class Budget:
-    """`count` tokens, a `share` in (0, 1], or (neither) all; `dynamic`: on average, spread by information over items;
-    `even`: that of one item is spread over its tiles or frames by their size alone, and not by information."""
+    """How many visual tokens to keep of an item.
+
+    Attributes:
+        count: A number of tokens, CLS included; or
+        share: a share of the item's tokens, in (0, 1]; or neither: all.
+        spread: Over what it is spread by information.
+    """
 
     count: int | None = None
     share: Fraction | None = None
-    dynamic: bool = False
-    even: bool = False
+    spread: Spread = Spread.WITHIN_ITEM
 
     @classmethod
-    def parse(cls, text: str, dynamic: bool = False, even: bool = False) -> Budget:
-        """Read "64", "11%" (decimals allowed) or "all"."""
+    def parse(cls, text: str, spread: Spread = Spread.WITHIN_ITEM) -> Budget:
+        """Read "64", "11%" (decimals allowed) or "all".
+
+        Raises:
+            UsageError: The text is none of these.
+        """
         text = text.strip().lower()
         if text == "all":
-            return cls(dynamic=dynamic, even=even)
+            return cls(spread=spread)
         if not re.fullmatch(r"[+-]?(\d+|\d*\.\d+%|\d+\.?%)", text, re.ASCII):
             raise UsageError(f"cannot read {text!r} as a budget", hint=_meant(text))
         value = Fraction(text.rstrip("%"))
         if value <= 0:
             raise UsageError(f"a budget must be more than nothing, not {text}", hint=HINT)
         if not text.endswith("%"):
-            return cls(count=int(value), dynamic=dynamic, even=even)
+            return cls(count=int(value), spread=spread)
         if value > 100:
             raise UsageError(f"a share cannot be more than 100%, not {text}", hint=HINT)
-        return cls(share=value / 100, dynamic=dynamic, even=even)
+        return cls(share=value / 100, spread=spread)
 
     def tokens(self, n_tokens: int) -> int:
         """Of n tokens: the count as asked (it may be more than n), the share (half up, at least 1), or n."""

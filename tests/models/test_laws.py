@@ -32,7 +32,7 @@ from prunesid_cli.models.shared.shared_prefix import prompt_prefix
 from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
-from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.budget import Budget, Spread
 from prunesid_cli.selection.methods.visionzip import contextual
 from prunesid_cli.types import CLS_NOT_READ, Generation, Placement, Prompt, TokenSet
 from tests.conftest import Run
@@ -283,8 +283,8 @@ def test_as_many_as_asked_each_once(model: Model, method: str) -> None:
         total = item.layout.total
         known = {slot for region in item.layout.regions for slot in region.slots}
         for count in (1, 2, 7, 40, total - 1, total, total + 9):
-            for even in (False, True):
-                (kept,) = Pruner(model.vision, Budget(count, even=even), method, ()).prune([item])
+            for spread in (Spread.WITHIN_ITEM, Spread.NONE):
+                (kept,) = Pruner(model.vision, Budget(count, spread=spread), method, ()).prune([item])
                 capacity = sum(segment.capacity for segment in item.segments)
                 assert kept.kept == (total if count >= total else min(count, capacity))
                 assert len(kept.slots) == len(kept.tokens)

@@ -17,7 +17,7 @@ from prunesid_cli.inputs.video.frame_sampling import Sampling
 from prunesid_cli.pipeline.frame_windows import MOST_TOKENS, check_window, joined
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
-from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.budget import Budget, Spread
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Region, Segment, TokenSet
 from tests.conftest import Run
@@ -142,14 +142,14 @@ def test_what_changes_is_kept_in_every_frame() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("even", [False, True])
-def test_as_many_as_asked_in_the_order_of_time(method: str, even: bool) -> None:
+@pytest.mark.parametrize("spread", [Spread.WITHIN_ITEM, Spread.NONE])
+def test_as_many_as_asked_in_the_order_of_time(method: str, spread: Spread) -> None:
     for item in (encoded(still(7, 0.1)), encoded(still(7, 0.1), cls_tokens=True)):
         for window in (2, 7):
             made = joined(item, window)
             capacity = sum(one.capacity for one in made.segments)
             for count in (1, 2, 7, 40, item.layout.total - 1, item.layout.total):
-                (kept,) = pruner(count, window, method, even=even).prune([made])
+                (kept,) = pruner(count, window, method, spread=spread).prune([made])
                 assert (
                     kept.kept
                     == min(count, capacity)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunesid_cli.errors import NonFiniteError, UsageError
-from prunesid_cli.selection.budget import LEAST_PHI, Budget, limits, single
+from prunesid_cli.selection.budget import LEAST_PHI, Budget, Spread, limits, single
 from tests.selection.inputs import apportion
 
 
@@ -51,7 +51,7 @@ def test_share_rounds_half_up() -> None:
 
 
 def test_dynamic_is_kept() -> None:
-    assert Budget.parse("64", dynamic=True) == Budget(count=64, dynamic=True)
+    assert Budget.parse("64", Spread.ACROSS_ITEMS) == Budget(count=64, spread=Spread.ACROSS_ITEMS)
 
 
 PHI = st.lists(st.floats(0, 1.5), min_size=1, max_size=40)

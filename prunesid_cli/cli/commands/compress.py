@@ -20,6 +20,7 @@ from prunesid_cli.inputs.sharding import Partition, parse_partition
 from prunesid_cli.inputs.video.frame_sampling import FRAMES
 from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_budget
 from prunesid_cli.runtime.shutdown import graceful_shutdown
+from prunesid_cli.selection.budget import Spread
 from prunesid_cli.tokencache import calibrated
 from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
 from prunesid_cli.tokencache.shard_marker import check_portion, record_portion
@@ -171,7 +172,7 @@ def _writer(session: Session, pruner: Pruner, store: Stored, out: Path, shard_it
 
     found, budget = session.checkpoint, pruner.budget
     run = Run(
-        found.name, found.revision, found.model_type, str(pruner.method), str(budget), budget.dynamic, budget.even,
+        found.name, found.revision, found.model_type, str(pruner.method), str(budget), budget.spread is Spread.ACROSS_ITEMS, budget.spread is Spread.NONE,
         session.dtype_name, store.value,
     )  # fmt: skip
     return CacheWriter(out, run, __version__, Limits(shard_items), str(pruner.sampling))

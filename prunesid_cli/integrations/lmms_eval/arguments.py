@@ -16,7 +16,7 @@ from prunesid_cli.models.loading.checkpoint import DEMO
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Hardware, Session
 from prunesid_cli.selection import METHODS
-from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.budget import Budget, Spread
 
 Value = str | int | float | bool | None
 """lmms-eval reads what looks like a number or a truth value as one."""
@@ -84,7 +84,7 @@ def _budget(args: Mapping[str, Value]) -> Budget:
     dynamic = args["dynamic"]
     if not isinstance(dynamic, bool | None):
         raise UsageError(f"dynamic={dynamic} is neither true nor false", "leave it out to spread over tiles and frames")
-    return Budget.parse(str(args["keep"]), dynamic is True, dynamic is False)
+    return Budget.parse(str(args["keep"]), Spread.from_option(dynamic))
 
 
 def _sampling(args: Mapping[str, Value]) -> Sampling:
