@@ -112,7 +112,7 @@ def subject_of(options: argparse.Namespace, folder: Path) -> Subject:
         halves.make(folder / "clip")
         model = str(folder / "clip")
     session = Session.open(model, None, Hardware(options.device, Dtype.auto, Attention.auto))
-    pruner = session.pruner(Budget.parse("11%", False, False), "prunesid")
+    pruner = session.pruner(Budget.parse("11%"), "prunesid")
     return Subject(session, pruner, paths, options.batch)
 
 

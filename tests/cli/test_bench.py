@@ -16,7 +16,7 @@ from prunesid_cli import __version__
 from prunesid_cli.bench.break_even import BreakEven, Costs, break_even, least
 from prunesid_cli.bench.random_models import SHAPES, Shape, config, of_config
 from prunesid_cli.bench.report import differing
-from prunesid_cli.bench.stages import STAGES, ItemInformation, Round
+from prunesid_cli.bench.stages import STAGES, Measured, Round
 from prunesid_cli.bench.timing import Lap
 from prunesid_cli.inputs.image import load_image
 from prunesid_cli.models import load_family
@@ -190,9 +190,9 @@ def test_break_even_by_hand() -> None:
     assert break_even(stock, pruned, text=30, tokens=10) == BreakEven(1, 20 + 28, 20 + 28 + 30, 1, 2)
 
 
-def measured(setting: str, kept: int, encode: float, decoding: float) -> ItemInformation:
+def measured(setting: str, kept: int, encode: float, decoding: float) -> Measured:
     laps = dict.fromkeys(STAGES, Lap(0.0)) | {"encode": Lap(encode), "decoding": Lap(decoding)}
-    return ItemInformation(setting, 1, 8, [Round(laps, 576, kept, 40)] * 2)
+    return Measured(setting, 1, 8, [Round(laps, 576, kept, 40)] * 2)
 
 
 def test_what_prunes_nothing_and_is_not_stock_is_told() -> None:

@@ -72,7 +72,7 @@ def test_of_parts_that_overlap_the_last_counts(run: Run, tmp_path: Path) -> None
     first, second = entry("x.png"), entry("x.png", 1)
     parts = [write(tmp_path / "1", first), write(tmp_path / "2", second, entry("y.png"))]
     assert run("cache", "merge", *parts, "--out", tmp_path / "all", "--json").records == [{"merged": 2, "held": 0}]
-    assert held(tmp_path / "all")["x.png"].digest == second.digest
+    assert held(tmp_path / "all")["x.png"].digest == second.provenance.digest
 
 
 def test_failures_are_merged_unless_another_part_has_the_item(run: Run, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_gc_forgets_what_is_gone_and_what_is_outdated(run: Run, inputs: Path) ->
     assert (ran.code, "let go of 5 inputs that are gone, 2 earlier versions" in ran.err) == (0, True)
     left = [name for number, name in enumerate(NAMES) if number not in (0, 4, 5, 6, 7)]
     assert sorted(held(cache)) == sorted(left)
-    assert held(cache)[NAMES[1]].digest == entry(NAMES[1], 1).digest
+    assert held(cache)[NAMES[1]].digest == entry(NAMES[1], 1).provenance.digest
     for shard, item in open_cache(cache).items():
         (tokens,) = read_tokens(shard, [item])
         version = int(item.source in (NAMES[1], NAMES[14]))
@@ -258,7 +258,7 @@ def test_rows_stored_smaller_are_close(tmp_path: Path, store: str, most: float, 
 def test_items_are_found_by_digest(tmp_path: Path) -> None:
     cache = open_cache(write(tmp_path, *map(entry, NAMES)))
     for name in NAMES:
-        digest = entry(name).digest
+        digest = entry(name).provenance.digest
         for prefix in (digest, digest[-64:][:63], digest.upper()):
             assert name in [item.source for _, item in cache.with_digest(prefix)]
     assert cache.with_digest("f" * 64) == []

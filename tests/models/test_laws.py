@@ -27,7 +27,6 @@ from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.loading.weights import load_config, place
 from prunesid_cli.models.shared.language_half import Language
 from prunesid_cli.models.shared.processor import placeholder_ids, reads_clips
-from prunesid_cli.models.shared.prompt_pieces import is_clip
 from prunesid_cli.models.shared.shared_prefix import prompt_prefix
 from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
@@ -305,7 +304,7 @@ def test_batch_is_singles(model: Model, method: str) -> None:
     for a, b in zip(together, alone, strict=True):
         assert (a.slots, a.layout, a.is_unpruned) == (b.slots, b.layout, b.is_unpruned)
         torch.testing.assert_close(a.tokens, b.tokens, **CLOSE)
-    pictures = [item for item in alone if not is_clip(item.layout)]
+    pictures = [item for item in alone if not item.layout.is_clip]
     groups = [alone[:1], pictures[1:3], pictures[:3], alone[-1:]]
     prompts = [model.language.embed(PROMPT, group) for group in groups]
     batch = [answer.text for answer in model.language.generate(prompts, GENERATION)]
@@ -365,7 +364,7 @@ def test_several_prompts_are_each_as_if_alone(model: Model, run: Run, tmp_path: 
 def test_a_clip_is_read_whole_or_refused(model: Model) -> None:
     """Never as its first frame alone."""
     if reads_clips(model.vision):
-        assert is_clip(model.pruner().preprocess(clip(1, 3)).layout)
+        assert model.pruner().preprocess(clip(1, 3)).layout.is_clip
         return
     assert not model.tiny.clip
     with pytest.raises(MediaError, match="this model reads no clips") as caught:

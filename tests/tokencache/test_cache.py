@@ -40,6 +40,10 @@ def entry(number: int, count: int = 3, dtype: torch.dtype = torch.float32) -> En
     return Entry(provenance=provenance, tokens=kept, phi=0.25 + number)
 
 
+def with_digest(one: Entry, digest: str) -> Entry:
+    return replace(one, provenance=replace(one.provenance, digest=digest))
+
+
 def write(folder: Path, *entries: Entry, run: Run = RUN) -> Path:
     path = folder / "prunesid-00000.safetensors"
     write_shard(path, run, "0.0", entries)
@@ -127,7 +131,7 @@ def test_shards_follow_each_other_and_the_last_counts(tmp_path: Path) -> None:
     again = CacheWriter(tmp_path, RUN, "0.0", Limits(items=2))
     assert again.held("3.png", f"{3:064x}")
     assert again.held("3.png", "another") is None
-    again.add(replace(entry(3), digest="ab" * 32))
+    again.add(with_digest(entry(3), "ab" * 32))
     again.close()
     assert [path.name for path in sorted(tmp_path.glob("prunesid-0*"))] == [
         f"prunesid-0000{n}.safetensors" for n in range(3)
@@ -278,7 +282,7 @@ def test_copied_and_renamed_shards_are_refused(run: Runner, tmp_path: Path) -> N
 
 def test_an_item_held_twice_is_a_fault(run: Runner, tmp_path: Path) -> None:
     write(tmp_path, entry(0), entry(1))
-    write_shard(tmp_path / "prunesid-00001.safetensors", RUN, "0.0", [replace(entry(0), digest="cd" * 32), entry(2)])
+    write_shard(tmp_path / "prunesid-00001.safetensors", RUN, "0.0", [with_digest(entry(0), "cd" * 32), entry(2)])
     changed_back = tmp_path / "prunesid-00002.safetensors"
     write_shard(changed_back, RUN, "0.0", [entry(0)])
     assert run("cache", "verify", tmp_path).code == 0
@@ -292,7 +296,7 @@ def test_an_item_held_twice_is_a_fault(run: Runner, tmp_path: Path) -> None:
 
 def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number, name in ((0, "99999"), (1, "100000")):
-        changed = replace(entry(0), digest=f"{number:064x}")
+        changed = with_digest(entry(0), f"{number:064x}")
         write_shard(tmp_path / f"prunesid-{name}.safetensors", RUN, "0.0", [changed])
     assert held(tmp_path)["0.png"].digest == f"{1:064x}"
 
