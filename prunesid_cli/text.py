@@ -1,26 +1,75 @@
-"""Did you mean: of words that are known, the one that a mistyped word is most like."""
+"""Text for people: counts, lists, tables, durations, escapes, and suggestions for mistyped words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
-LIKE = 0.7
-"""Share of letters that two words must have in common, from 0 to 1."""
+MAX_LISTED_NAMES = 3
+MIN_SIMILARITY = 0.7
+"""Share of letters that a suggestion must have in common with the typed word, from 0 to 1."""
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def plural(count: int, word: str) -> str:
+    """`1 image`, `1,200 images`."""
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def join_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MAX_LISTED_NAMES
+    return ", ".join(names[:MAX_LISTED_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of text: the first column is left-aligned, the others are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    return lines
+
+
+def format_duration(seconds: float) -> str:
+    """`3.2s`, `5m 7s`, `2h 40m`."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {rest}s" if minutes else f"{rest}s"
+
+
+def format_stages(seconds: Mapping[str, float]) -> str:
+    """Stages with their milliseconds, in one line."""
+    return "   ".join(f"{name} {spent * 1000:.0f} ms" for name, spent in seconds.items())
+
+
+def stage_milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of stages -> `NAME_ms` of each and `ms` of all, as JSON records have them."""
+    spent = {f"{name}_ms": round(value * 1000, 1) for name, value in seconds.items()}
+    return spent | {"ms": round(sum(seconds.values()) * 1000, 1)}
+
+
+def escape_control_characters(text: str) -> str:
+    """Control characters as `\\x1b`: in a file name they would end a line or control the terminal."""
+    return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """None: it is like none of them. Upper case and hyphens are no difference."""
-    folded = {_folded(one): one for one in known}
-    found = get_close_matches(_folded(word), folded, 1, LIKE)
-    return folded[found[0]] if found else None
+    """The known word that is most similar to a mistyped one; None if none is. Case and hyphens do not matter."""
+    folded = {_fold(name): name for name in known}
+    matches = get_close_matches(_fold(word), folded, 1, MIN_SIMILARITY)
+    return folded[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A hint: the word that was meant, where one is near, and in any case what else helps."""
-    found = nearest(word, known)
-    return f"did you mean {found}? {otherwise}" if found else otherwise
+    """A hint: the nearest known word, if there is one, and then `otherwise`."""
+    match = nearest(word, known)
+    return f"did you mean {match}? {otherwise}" if match else otherwise
 
 
-def _folded(word: str) -> str:
+def _fold(word: str) -> str:
     return word.lower().replace("-", "_")

@@ -11,7 +11,7 @@ from typing import Any
 
 from prunesid_cli.bench.break_even import BreakEven, Costs, break_even
 from prunesid_cli.bench.stages import CACHE, STAGES, STOCK, Measured
-from prunesid_cli.cli.terminal import plural
+from prunesid_cli.text import plural
 
 RIVALS = {
     True: "the stock transformers model's own generate, from pixels to the last token; it projects where it encodes",

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunesid_cli.cli.terminal import advance_one, duration, plural, printer, stdout_is_terminal
+from prunesid_cli.cli.terminal import advance_one, printer, stdout_is_terminal
 from prunesid_cli.errors import CacheError
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
+from prunesid_cli.text import format_duration, plural
 from prunesid_cli.tokencache import Run
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Report:
 
     def speed(self) -> str:
         spent = time.perf_counter() - self.began
-        return f"{plural(self.answers, 'answer')} in {duration(spent)} ({self.answers / spent:.1f}/s)"
+        return f"{plural(self.answers, 'answer')} in {format_duration(spent)} ({self.answers / spent:.1f}/s)"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Job:
                 for reply, record in zip(replies, records, strict=True):
                     self.report.take(reply, record)
                     advance_one(bar)
-                stop.check()
+                stop.raise_if_requested()
 
     def answer_into(self, path: Path, by: str, queries: Callable[[], Iterator[Query]], forget: bool) -> None:
         """Ask what a file does not answer yet, and say what came of it; `forget` what else it answers."""

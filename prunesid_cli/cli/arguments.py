@@ -13,7 +13,7 @@ import typer
 
 from prunesid_cli.cli.config import KEYS, config_path
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.video.frame_sampling import FRAMES, Sampling
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES, FrameSampling
 from prunesid_cli.models.loading.checkpoint import DEMO, is_local
 
 RISING = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
@@ -61,7 +61,7 @@ def naming(context: typer.Context, name: str) -> Iterator[None]:
         raise UsageError(f"{place}: {error.problem}", error.hint) from error
 
 
-def read_sampling(context: typer.Context) -> Sampling:
+def read_sampling(context: typer.Context) -> FrameSampling:
     """How to look at clips: by --frames or --fps, whichever has more weight, and in which windows.
 
     Raises:
@@ -70,14 +70,14 @@ def read_sampling(context: typer.Context) -> Sampling:
     given = context.params
     frames, fps, decoding = given["frames"], given["fps"], (given["video_backend"].value, given.get("window", 1))
     if fps is None:
-        return Sampling(frames, None, *decoding)
+        return FrameSampling(frames, None, *decoding)
     with naming(context, "fps"):
         if not 0 < fps < math.inf:
             raise UsageError(f"--fps {fps:g} is no rate", "frames a second: 1, or 0.5 for one in two seconds")
     if is_typed(context, "frames") and is_typed(context, "fps"):
         raise UsageError("--frames and --fps contradict each other", "leave out one")
     by_frames = weight(context, "frames") > weight(context, "fps")
-    return Sampling(frames, None, *decoding) if by_frames else Sampling(FRAMES, fps, *decoding)
+    return FrameSampling(frames, None, *decoding) if by_frames else FrameSampling(DEFAULT_FRAMES, fps, *decoding)
 
 
 def revision_meant(context: typer.Context, model: str | None, revision: str | None) -> str | None:

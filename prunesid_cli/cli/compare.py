@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prunesid_cli.cli.terminal import milliseconds
+from prunesid_cli.text import stage_milliseconds
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
@@ -41,7 +41,7 @@ class Side:
             "prompt_tokens": self.answer.prompt_tokens,
             "new_tokens": self.answer.new_tokens,
             "cut": self.answer.new_tokens == self.most,
-            **milliseconds(self.seconds),
+            **stage_milliseconds(self.seconds),
         }
 
 

@@ -7,9 +7,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.filesize import decimal
 
-from prunesid_cli.cli.terminal import duration, plural, printer, size
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode
+from prunesid_cli.text import format_duration, plural
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.sharding import Partition
@@ -46,7 +48,7 @@ class Report:
         self.before = before
         self.began = time.perf_counter()
         self.counts: Counter[str] = Counter()
-        self.passed: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
 
     def take(self, outcome: InputResult) -> None:
         if outcome.error:
@@ -79,20 +81,20 @@ class Report:
         """is_whole: all inputs came."""
         count = self.counts
         grown = len(writer.index.table) - self.before
-        parts = [self._done(is_whole, count["kept"] - grown)] + [f"shard {self.portion}"] * (self.portion.of > 1)
-        parts += [f"{plural(number, what)} passed over" for what, number in sorted(self.passed.items())]
+        parts = [self._done(is_whole, count["kept"] - grown)] + [f"shard {self.portion}"] * (self.portion.count > 1)
+        parts += [f"{plural(number, what)} passed over" for what, number in sorted(self.skipped.items())]
         if count["failed"]:
             parts += [f"{count['failed']:,} failed, listed by: prunesid cache ls {writer.folder} --failed"]
         is_empty = is_whole and not count["kept"] + count["held"] + count["failed"]
         # Of many machines one may well have none, and of failures there had better be none.
-        say = printer.warning if is_empty and not self.retries and self.portion.of == 1 else printer.note
+        say = printer.warning if is_empty and not self.retries and self.portion.count == 1 else printer.note
         say("   ".join(parts))
         if is_whole and not self.retries and writer.missing.items > count["kept"]:
             lost = f"{writer.missing.items - count['kept']:,} of the {writer.missing.items:,} items that it lacked"
             printer.warning(f"{writer.folder} goes on without {lost}: they were not among these images")
         if count["tokens"]:
             all_tokens, kept = count["tokens"], count["tokens kept"]
-            stored = size(writer.size())
+            stored = decimal(writer.size())
             printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")
 
     def _done(self, is_whole: bool, changed: int) -> str:
@@ -105,5 +107,5 @@ class Report:
         done = [plural(images, "image")] if images or not clips else []
         done += [plural(clips, "clip")] if clips else []
         done += [f"{changed:,} of them changed since,"] if changed else []
-        rate = f"compressed {', '.join(done)} in {duration(spent)} ({count['kept'] / spent:.1f}/s)"
+        rate = f"compressed {', '.join(done)} in {format_duration(spent)} ({count['kept'] / spent:.1f}/s)"
         return "   ".join([rate] + [held] * bool(count["held"]))

@@ -15,7 +15,7 @@ import typer
 
 from prunesid_cli.cli.arguments import stdin
 from prunesid_cli.cli.compress_report import Report
-from prunesid_cli.cli.terminal import advance_one, expect, plural, printer
+from prunesid_cli.cli.terminal import advance_one, expect, printer
 from prunesid_cli.errors import ExitCode, MediaError
 from prunesid_cli.inputs.listing import ListedFile, Listing, find_media, read_list
 from prunesid_cli.inputs.replay import ReplayableListing
@@ -25,6 +25,7 @@ from prunesid_cli.pipeline.compress import InputResult, Job, compress, record
 from prunesid_cli.pipeline.measure import measure, plan
 from prunesid_cli.pipeline.token_budgets import ItemInformation, TokenAllocator, at_once
 from prunesid_cli.runtime.background_writer import BackgroundWriter
+from prunesid_cli.text import plural
 from prunesid_cli.tokencache import CacheWriter, Calibration, write_calibration
 
 if TYPE_CHECKING:
@@ -86,15 +87,15 @@ class Work:
                     self.inputs.count(bar)
 
                 def write(results: Sequence[InputResult]) -> None:
-                    behind.do(partial(record, self.writer, results))
+                    behind.submit(partial(record, self.writer, results))
 
                 with closing(compress(self.job, found, allotment, write)) as outcomes:
                     for outcome in outcomes:
                         self.report.take(outcome)
                         advance_one(bar, outcome.error is not None)
-            self.report.passed = listing.passed
-            if not self.job.stop.asked and not self.inputs.exact:
-                behind.do(self.writer.complete)
+            self.report.skipped = listing.skipped
+            if not self.job.stop.requested and not self.inputs.exact:
+                behind.submit(self.writer.complete)
 
     def _allotment(self, found: Iterator[ListedFile]) -> tuple[TokenAllocator, Iterator[ListedFile], int | None]:
         """With the inputs, and how many there are where that is known."""
@@ -109,15 +110,15 @@ class Work:
                 advance_one(bar, one.error is not None)
                 recalled.update([one.is_recalled])
 
-            allotment = plan(self.job, remembered.first(), told)
+            allotment = plan(self.job, remembered.first_pass(), told)
         if recalled[True]:
             printer.note(f"information of {plural(recalled[True], 'image')} is known from an earlier run")
-        return allotment, remembered.again(), remembered.count
+        return allotment, remembered.replay(), remembered.count
 
     def _settle(self, behind: BackgroundWriter, path: str) -> None:
         """A folder that could not be read, or a glob that matched nothing, in an earlier run."""
         if path in self.writer.failed:
-            behind.do(partial(self.writer.settle, path))
+            behind.submit(partial(self.writer.settle, path))
 
 
 def measure_average(job: Job, inputs: Inputs, out: Path, checkpoint: Checkpoint, as_json: bool) -> None:
@@ -139,7 +140,7 @@ def measure_average(job: Job, inputs: Inputs, out: Path, checkpoint: Checkpoint,
                 values.append(one.phi)
                 printer.detail(f"{one.source}: information {one.phi:.4f}")
             advance_one(bar, one.error is not None)
-    job.stop.check()
+    job.stop.raise_if_requested()
     if not values:
         raise MediaError("there is no image to measure", hint="name files, folders or globs of pictures")
     calibration = Calibration.of(checkpoint.name, checkpoint.revision, values)

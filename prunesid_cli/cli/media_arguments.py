@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunesid_cli.cli.arguments import stdin
-from prunesid_cli.cli.terminal import plural, printer
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import MediaError
+from prunesid_cli.text import plural
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
-    from prunesid_cli.inputs.video.frame_sampling import Sampling
+    from prunesid_cli.inputs.video.frame_sampling import FrameSampling
 
 
-def read_media(sources: Sequence[str], sampling: Sampling) -> list[Media]:
+def read_media(sources: Sequence[str], sampling: FrameSampling) -> list[Media]:
     """Load them; - is a picture on stdin."""
     from prunesid_cli.inputs.image import load_image_bytes
     from prunesid_cli.inputs.video.load import load_media

@@ -7,19 +7,17 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import PruneSIDError
+from prunesid_cli.text import escape_control_characters
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-NAMED = 3
-"""Of many names, those that a message gives; of more it tells how many."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 UNDECODED = re.compile(r"[\udc80-\udcff]")
 """Bytes of file names that are no text, as Python has them."""
 
@@ -93,7 +91,7 @@ class Printer:
             self._say(f"hint: {error.hint}")
 
     def _say(self, text: str) -> None:
-        print(printable(one_line(text), sys.stderr), file=sys.stderr, flush=True)
+        print(printable(escape_control_characters(text), sys.stderr), file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int | None, prints: bool) -> Iterator[Progress | None]:
@@ -138,11 +136,6 @@ def printable(text: str, stream: Any) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def one_line(text: str) -> str:
-    """Control characters are escaped: in a file name they would end a line, or speak to the terminal."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
 def stdout_is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
@@ -162,50 +155,6 @@ def mend_streams() -> None:
 def end_quietly() -> None:
     """The reader of stdout is gone: point it at nothing, so that the interpreter's own flush does not complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes}m" if hours else f"{minutes}m {rest}s" if minutes else f"{rest}s"
-
-
-def stages(seconds: dict[str, float]) -> str:
-    return "   ".join(f"{name} {spent * 1000:.0f} ms" for name, spent in seconds.items())
-
-
-def milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Of stages as a record has them, and `ms` of all."""
-    spent = {f"{name}_ms": round(one * 1000, 1) for name, one in seconds.items()}
-    return spent | {"ms": round(sum(seconds.values()) * 1000, 1)}
-
-
-def size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
-def columns(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Cells of a table as lines of text: the first column flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return ["  ".join([line[0].ljust(widths[0]), *cells[1:]]) for line, cells in zip(lines, padded, strict=True)]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first ones, and how many more."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
 printer = Printer()

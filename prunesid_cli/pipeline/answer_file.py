@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from prunesid_cli.cli.terminal import plural
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.pipeline.answer_index import AnswerIndex, read_answer_index
 from prunesid_cli.runtime.atomic_write import write_atomically
+from prunesid_cli.text import plural
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.answer import Query

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prunesid_cli.cli.terminal import plural, some
 from prunesid_cli.errors import CacheError
+from prunesid_cli.text import join_names, plural
 from prunesid_cli.tokencache.format import (
     Run,
     Shard,
@@ -130,7 +130,7 @@ class Missing:
         are = "is" if len(names) == 1 else "are"
         held = f", and with {'it' if len(names) == 1 else 'them'} {plural(self.items, 'item')}" if self.items else ""
         return CacheError(
-            f"{self.folder}: {some(names)} {are} missing{held}", "run the same compress: it does them again"
+            f"{self.folder}: {join_names(names)} {are} missing{held}", "run the same compress: it does them again"
         )
 
 

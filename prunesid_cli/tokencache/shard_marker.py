@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from prunesid_cli.cli.terminal import some
 from prunesid_cli.errors import CacheError, UsageError
 from prunesid_cli.inputs.sharding import Partition, parse_partition
 from prunesid_cli.runtime.atomic_write import write_atomically
+from prunesid_cli.text import join_names
 from prunesid_cli.tokencache.format import is_cache
 
 PORTION = ".prunesid-portion"
@@ -30,7 +30,7 @@ def portion_in(folder: Path) -> Partition | None:
 def check_portion(folder: Path, portion: Partition) -> None:
     """Raises UsageError: the cache is made of another one."""
     there = portion_in(folder) if is_cache(folder) else None
-    if there and portion.of > 1 and str(there) != str(portion):
+    if there and portion.count > 1 and str(there) != str(portion):
         hint = "give each an --out of its own; join them with: prunesid cache merge"
         raise UsageError(f"{folder} holds shard {there}, not {portion}", hint)
 
@@ -43,9 +43,9 @@ def record_portion(folder: Path, portion: Partition, is_new: bool) -> None:
     """
     path = folder / PORTION
     try:
-        if portion.of > 1 and is_new:
+        if portion.count > 1 and is_new:
             write_atomically(path, lambda beside: beside.write_text(str(portion), encoding="utf-8"))
-        elif portion.of == 1 and path.exists():
+        elif portion.count == 1 and path.exists():
             path.unlink()
     except OSError as error:
         raise CacheError(f"cannot write {path}: {error.strerror}", "free some space, or name another --out") from error
@@ -57,5 +57,5 @@ def gaps(folders: Iterable[Path]) -> list[str]:
     counts = Counter(map(str, portions))
     wanted = [f"{number}/{of}" for of in sorted({one.of for one in portions}) for number in range(1, of + 1)]
     lacking, repeated = [one for one in wanted if not counts[one]], [one for one in wanted if counts[one] > 1]
-    told = [f"not among these caches: shard {some(lacking)}"] if lacking else []
-    return told + ([f"more than once among these caches: shard {some(repeated)}"] if repeated else [])
+    told = [f"not among these caches: shard {join_names(lacking)}"] if lacking else []
+    return told + ([f"more than once among these caches: shard {join_names(repeated)}"] if repeated else [])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prunesid_cli.cli.terminal import plural
 from prunesid_cli.errors import CacheError
+from prunesid_cli.text import plural
 from prunesid_cli.tokencache.calibration import read_calibration
 from prunesid_cli.tokencache.format import INDEX, Item, Shard, check_cache, checksum, shard_name, shard_paths
 from prunesid_cli.tokencache.index import Index, index_with_shards, missing_of

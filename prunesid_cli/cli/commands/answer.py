@@ -13,11 +13,12 @@ from prunesid_cli.cli import options as o
 from prunesid_cli.cli.answer_run import Job, Report, made_by
 from prunesid_cli.cli.choices import Attention, Dtype
 from prunesid_cli.cli.compress_report import end_if_incomplete
-from prunesid_cli.cli.terminal import plural, printer
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.models.loading.checkpoint import is_local
 from prunesid_cli.pipeline.prompt_file import Prompt, read_prompts
 from prunesid_cli.pipeline.session import Hardware, Session
+from prunesid_cli.text import plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
 TOLD = 20

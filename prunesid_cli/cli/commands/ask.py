@@ -14,15 +14,16 @@ from prunesid_cli.cli.arguments import outweighs_fixed, prompt_of, read_sampling
 from prunesid_cli.cli.choices import Attention, Backend, Dtype
 from prunesid_cli.cli.compress_report import note_if_all
 from prunesid_cli.cli.media_arguments import read_media
-from prunesid_cli.cli.terminal import printer, stages, stdout_is_terminal
+from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.video.frame_sampling import FRAMES
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
+from prunesid_cli.text import format_stages
 from prunesid_cli.tokencache import sample_of
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
-    from prunesid_cli.inputs.video.frame_sampling import Sampling
+    from prunesid_cli.inputs.video.frame_sampling import FrameSampling
     from prunesid_cli.pipeline.pruner import Clock
     from prunesid_cli.types import Answer, TokenSet
 
@@ -41,7 +42,7 @@ def ask(
     dynamic: o.Dynamic = None,
     calibration: o.Calibration = None,
     method: o.Method = "prunesid",
-    frames: o.Frames = FRAMES,
+    frames: o.Frames = DEFAULT_FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
     video_backend: o.VideoBackend = Backend.auto,
@@ -99,7 +100,7 @@ def ask(
         printer.usage(_usage(pruner.clock, answer, items))
 
 
-def _read_inputs(sources: list[str], prompt: str, sampling: Sampling) -> tuple[list[Media], str]:
+def _read_inputs(sources: list[str], prompt: str, sampling: FrameSampling) -> tuple[list[Media], str]:
     """Load the images, the clips and the prompt, stdin once at most."""
     if not sources:
         raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
@@ -128,6 +129,6 @@ def _usage(clock: Clock, answer: Answer, items: list[TokenSet]) -> str:
         f"visual tokens {total} -> {kept} ({kept / total:.1%})",
         f"prompt {answer.prompt_tokens + total - kept} -> {answer.prompt_tokens} tokens",
         f"answer {answer.new_tokens}",
-        stages(clock.seconds),
+        format_stages(clock.seconds),
     ]
     return "   ".join(parts)

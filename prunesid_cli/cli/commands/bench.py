@@ -15,11 +15,12 @@ from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, listed, naming, read_sampling, revision_meant
 from prunesid_cli.cli.choices import Attention, Backend, Dtype
 from prunesid_cli.cli.compress_report import note_if_all
-from prunesid_cli.cli.terminal import columns, printer
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
-from prunesid_cli.inputs.video.frame_sampling import FRAMES
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
 from prunesid_cli.pipeline.session import Hardware, read_budget
 from prunesid_cli.runtime.atomic_write import write_atomically
+from prunesid_cli.text import align_columns
 
 if TYPE_CHECKING:
     from prunesid_cli.bench.stages import Measured
@@ -74,7 +75,7 @@ def bench(
         ),
     ] = None,
     method: o.Method = "prunesid",
-    frames: o.Frames = FRAMES,
+    frames: o.Frames = DEFAULT_FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
     video_backend: o.VideoBackend = Backend.auto,
@@ -169,7 +170,7 @@ def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, ou
     if as_json:
         printer.record(found)
         return
-    texts = [report.about(found), *map(columns, report.tables(measured))]
+    texts = [report.about(found), *map(align_columns, report.tables(measured))]
     printer.result("\n\n".join("\n".join(lines) for lines in texts))
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from prunesid_cli import __version__
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.compress_report import end_if_incomplete
-from prunesid_cli.cli.terminal import one_line, plural, printer, size
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, UsageError
+from prunesid_cli.text import escape_control_characters, plural
 from prunesid_cli.tokencache import Cache, open_cache, read_calibration
 from prunesid_cli.tokencache.format import SHARD_ITEMS, layout_record
 
@@ -58,7 +60,7 @@ def _list_names(opened: Cache, failed: bool) -> None:
 
 
 def _row(*cells: str) -> None:
-    printer.result("\t".join(map(one_line, cells)))
+    printer.result("\t".join(map(escape_control_characters, cells)))
 
 
 def _list_failed(opened: Cache, as_json: bool) -> None:
@@ -99,7 +101,7 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     if as_json:
         printer.record(facts)
     else:
-        facts |= {"bytes": size(opened.size()), "kept": f"{kept} ({kept / max(total, 1):.1%})"}
+        facts |= {"bytes": decimal(opened.size()), "kept": f"{kept} ({kept / max(total, 1):.1%})"}
         if calibration:
             facts["calibration"] = f"phi {calibration.phi:.4f}, of {plural(calibration.images, 'image')}"
         for name, value in facts.items():
@@ -186,4 +188,4 @@ def clean(
     are = "is" if len(waste.gone) == 1 else "are"
     what = f"{plural(len(waste.gone), 'input')} that {are} gone, {plural(len(waste.outdated), 'earlier version')}"
     what += f", {plural(len(waste.failures), 'failure')} of such inputs" if waste.failures else ""
-    printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {size(waste.bytes)}")
+    printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {decimal(waste.bytes)}")

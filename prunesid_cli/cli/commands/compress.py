@@ -14,13 +14,14 @@ from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, outweighs_fixed, read_sampling, revision_meant
 from prunesid_cli.cli.choices import Attention, Backend, Dtype, Stored
 from prunesid_cli.cli.compress_report import Report
-from prunesid_cli.cli.terminal import printer, stages
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, UsageError
 from prunesid_cli.inputs.sharding import Partition, parse_partition
-from prunesid_cli.inputs.video.frame_sampling import FRAMES
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
 from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_budget
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.selection.budget import Spread
+from prunesid_cli.text import format_stages
 from prunesid_cli.tokencache import calibrated
 from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
 from prunesid_cli.tokencache.shard_marker import check_portion, record_portion
@@ -61,7 +62,7 @@ def compress(
         ),
     ] = False,
     method: o.Method = "prunesid",
-    frames: o.Frames = FRAMES,
+    frames: o.Frames = DEFAULT_FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
     video_backend: o.VideoBackend = Backend.auto,
@@ -95,8 +96,8 @@ def compress(
     stream = stream and outweighs_fixed(context, "stream", "--stream")
     budget = read_budget(context, keep, True if stream else dynamic, method)
     sampling, portion = read_sampling(context), parse_partition(shard, os.environ)
-    if portion.place:
-        printer.note(f"shard {portion}, by {portion.place}")
+    if portion.origin:
+        printer.note(f"shard {portion}, by {portion.origin}")
     if retry_failed:
         check_cache(out)
     if not calibrate:
@@ -110,7 +111,7 @@ def compress(
     checkpoint, vision, pace = session.checkpoint, LazyVision(session.vision), session.pace(batch_size)
     inputs = Inputs(paths or [], null, portion)
     sample = () if calibrate else calibrated(out, checkpoint.name, checkpoint.revision)
-    pruner = replace(session.pruner(budget, method, sample, sampling, vision), draft=draft)
+    pruner = replace(session.pruner(budget, method, sample, sampling, vision), downscale=draft)
     if calibrate:
         with graceful_shutdown() as stop:
             measure_average(Job(Decoder(pruner), pace, stop), inputs, out, checkpoint, as_json)
@@ -125,12 +126,12 @@ def compress(
     with graceful_shutdown() as stop:
         job = Job(Decoder(pruner, cached, vision.load), pace, stop)
         Work(job, inputs, writer, report, stream).run()
-        report.say(writer, not stop.asked)
-    if draft and vision.is_loaded and pruner.enough is None:
+        report.say(writer, not stop.requested)
+    if draft and vision.is_loaded and pruner.min_decode_side is None:
         printer.note("--draft changed nothing: of a larger image this model reads more")
     if usage:
-        printer.usage(f"batches of {pace.size}   {stages(pruner.clock.seconds)}".rstrip())
-    stop.check()
+        printer.usage(f"batches of {pace.size}   {format_stages(pruner.clock.seconds)}".rstrip())
+    stop.raise_if_requested()
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
 

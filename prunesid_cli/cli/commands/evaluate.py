@@ -13,11 +13,12 @@ import typer
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, listed, read_sampling, revision_meant
 from prunesid_cli.cli.choices import Attention, Backend, Dtype
-from prunesid_cli.cli.terminal import columns, plural, printer
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, PruneSIDError, UsageError
-from prunesid_cli.inputs.video.frame_sampling import FRAMES
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.runtime.shutdown import graceful_shutdown
+from prunesid_cli.text import align_columns, plural
 
 if TYPE_CHECKING:
     from prunesid_cli.evaluate.records import Record
@@ -78,7 +79,7 @@ def evaluate(
     model: o.Model = None,
     revision: o.Revision = None,
     dynamic: o.Dynamic = None,
-    frames: o.Frames = FRAMES,
+    frames: o.Frames = DEFAULT_FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
     video_backend: o.VideoBackend = Backend.auto,
@@ -133,7 +134,7 @@ def evaluate(
         else:
             tried = (one for name in methods for one in _search(runner, name, records, results, wanted))
             settings = [settings[0], *tried]
-    stop.check()
+    stop.raise_if_requested()
     rows = rows_of(settings, records, results, wanted)
     _tell(rows, records, results, wanted, as_json)
     if plot and rows:
@@ -176,7 +177,7 @@ def _search(
         middle = (low + high) // 2
         setting = candidates[middle]
         _ask(replace(runner, pruners={one: runner.pruners[one] for one in (base, setting)}), records, results)
-        runner.stop.check()
+        runner.stop.raise_if_requested()
         tried.append(setting)
         rows = rows_of([base, setting], records, results, target)
         if not rows:
@@ -203,7 +204,7 @@ def _tell(
             about = {"measure": measure_of(records), "records": len(records) - len(results.failed)}
             printer.record(as_record(row) | about)
     else:
-        for line in columns(table(rows, measure_of(records))):
+        for line in align_columns(table(rows, measure_of(records))):
             printer.result(line)
     if 0 < (open_ones := sum(not one.answers for one in records)) < len(records):
         what = f"{open_ones:,} of {plural(len(records), 'record')} expect no answer"

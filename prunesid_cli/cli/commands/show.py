@@ -13,13 +13,14 @@ from prunesid_cli.cli.arguments import outweighs_fixed, read_sampling, revision_
 from prunesid_cli.cli.choices import Attention, Backend, Dtype
 from prunesid_cli.cli.compress_report import note_if_all
 from prunesid_cli.cli.media_arguments import read_media
-from prunesid_cli.cli.terminal import plural, printer
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import PruneSIDError, UsageError
-from prunesid_cli.inputs.file_type import HEAD, detect_file_type
-from prunesid_cli.inputs.video.frame_sampling import FRAMES
+from prunesid_cli.inputs.file_type import HEADER_BYTES, detect_file_type
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.selection import GROUPED, SUPPRESSING
+from prunesid_cli.text import plural
 from prunesid_cli.tokencache import sample_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def show(
     dynamic: o.Dynamic = None,
     calibration: o.Calibration = None,
     method: o.Method = "prunesid",
-    frames: o.Frames = FRAMES,
+    frames: o.Frames = DEFAULT_FRAMES,
     fps: o.Fps = None,
     window: o.Window = 1,
     video_backend: o.VideoBackend = Backend.auto,
@@ -128,7 +129,7 @@ def _check_place(out: Path, media: str) -> None:
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(HEAD)
+            return file.read(HEADER_BYTES)
     except OSError as error:
         raise UsageError(f"--out {path}: {error.strerror}", "give the picture another name") from error
 
