@@ -49,17 +49,17 @@ def compare(
     pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, generation: Generation
 ) -> tuple[Side, Side]:
     """As pruned, and of the stock model; the tower, which sees once for both, is in the seconds of each."""
-    from prunesid_cli.pipeline.compress import reply, see
-    from prunesid_cli.pipeline.pruner import Clock
+    from prunesid_cli.pipeline.compress import answer_encoded, encode_media
+    from prunesid_cli.runtime.stopwatch import Stopwatch
     from prunesid_cli.selection.budget import Budget
 
-    language.check(prompt, len(media))
-    encoded = see(pruner, media)
+    language.check_prompt(prompt, len(media))
+    encoded = encode_media(pruner, media)
 
     def side(budget: Budget, most: int) -> Side:
-        own = replace(pruner, budget=budget, clock=Clock())
-        answer, items = reply(own, language, media, encoded, prompt, replace(generation, max_new_tokens=most))
-        return Side(answer, items, pruner.clock.seconds | own.clock.seconds, most)
+        own = replace(pruner, budget=budget, stopwatch=Stopwatch())
+        answer, items = answer_encoded(own, language, media, encoded, prompt, replace(generation, max_new_tokens=most))
+        return Side(answer, items, pruner.stopwatch.seconds | own.stopwatch.seconds, most)
 
     side(pruner.budget, 1)  # the first answer of a process pays for what later ones find ready
     return side(pruner.budget, generation.max_new_tokens), side(Budget.parse("all"), generation.max_new_tokens)

@@ -21,9 +21,9 @@ from prunesid_cli.inputs.listing import ListedFile, Listing, find_media, read_li
 from prunesid_cli.inputs.replay import ReplayableListing
 from prunesid_cli.inputs.sharding import Partition
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.pipeline.compress import InputResult, Job, compress, record
+from prunesid_cli.pipeline.compress import InputResult, BatchRunner, compress, record
 from prunesid_cli.pipeline.measure import measure, plan
-from prunesid_cli.pipeline.token_budgets import ItemInformation, TokenAllocator, at_once
+from prunesid_cli.pipeline.token_budgets import ItemInformation, TokenAllocator, streaming_allocator
 from prunesid_cli.runtime.background_writer import BackgroundWriter
 from prunesid_cli.text import plural
 from prunesid_cli.tokencache import CacheWriter, Calibration, write_calibration
@@ -66,7 +66,7 @@ class Inputs:
 class Work:
     """A run into a cache. `stream`: decide of each image when it comes."""
 
-    job: Job
+    job: BatchRunner
     inputs: Inputs
     writer: CacheWriter
     report: Report
@@ -79,7 +79,7 @@ class Work:
             CacheError: it cannot be written.
             KeyboardInterrupt: a stop was asked for while images were measured.
         """
-        with closing(self.writer), BackgroundWriter(self.writer.rest) as behind:
+        with closing(self.writer), BackgroundWriter(self.writer.on_idle) as behind:
             listing = self.inputs.listing(partial(self._settle, behind))
             allotment, found, total = self._allotment(self.inputs.ours(listing))
             with printer.progress("compressing", total, prints=self.report.as_json) as bar:
@@ -100,8 +100,8 @@ class Work:
     def _allotment(self, found: Iterator[ListedFile]) -> tuple[TokenAllocator, Iterator[ListedFile], int | None]:
         """With the inputs, and how many there are where that is known."""
         pruner = self.job.pruner
-        if self.stream or not pruner.spreads:
-            return at_once(pruner, self.writer.history()), found, None
+        if self.stream or not pruner.spreads_across_items:
+            return streaming_allocator(pruner, self.writer.index.entries()), found, None
         remembered, recalled = ReplayableListing(found), Counter[bool]()
         with printer.progress("measuring", None, prints=False) as bar:
             self.inputs.count(bar)
@@ -118,10 +118,10 @@ class Work:
     def _settle(self, behind: BackgroundWriter, path: str) -> None:
         """A folder that could not be read, or a glob that matched nothing, in an earlier run."""
         if path in self.writer.failed:
-            behind.submit(partial(self.writer.settle, path))
+            behind.submit(partial(self.writer.clear_failure, path))
 
 
-def measure_average(job: Job, inputs: Inputs, out: Path, checkpoint: Checkpoint, as_json: bool) -> None:
+def measure_average(job: BatchRunner, inputs: Inputs, out: Path, checkpoint: Checkpoint, as_json: bool) -> None:
     """Write the information of all images that can be read, in short, into the cache.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prunesid_cli.errors import MediaError, PruneSIDError, UsageError
 from prunesid_cli.evaluate.records import Record
-from prunesid_cli.inputs.video.load import media_digest
+from prunesid_cli.inputs.video.load import hash_media
 
 TOLD = ("line", "media", "prompt", "kind", "expected")
 """What a line of the results file tells of its record, for people."""
@@ -114,7 +114,7 @@ class Results:
 def _shown(record: Record) -> str | None:
     """The digests of a record's media; None where they cannot be read."""
     try:
-        return together([media_digest(one) for one in record.media])
+        return together([hash_media(one) for one in record.media])
     except MediaError:  # what was answered about them stands
         return None
 

@@ -18,11 +18,11 @@ from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.results import Results, Said, Setting, together
 from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.pipeline.compress import preprocessed
+from prunesid_cli.pipeline.compress import preprocess_media
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.segments import of_item
+from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
-from prunesid_cli.runtime.prefetch import Prefetcher, batches_of
+from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
 from prunesid_cli.types import Generation, Pixels, TokenSet
 
@@ -65,8 +65,9 @@ class Runner:
         yield len(records) - len(open_ones)
         first = next(iter(self.pruners.values()))
         size, depth = lambda: self.batch_size, lambda: AHEAD * self.batch_size
-        with Prefetcher(open_ones, partial(_load, first), _weight, depth, self.stop) as loaded:
-            for batch in batches_of(loaded, size, lambda one: 1, self.batch_size, self.stop):
+        prefetcher = Prefetcher(open_ones, partial(_load, first), num_bytes=_weight, max_ahead=depth, stop=self.stop)
+        with prefetcher:
+            for batch in prefetcher.batches(size_of=lambda item: 1, max_size=size, max_items=self.batch_size):
                 self._settle(batch, results)
                 yield len(batch)
 
@@ -100,14 +101,14 @@ class Runner:
         encoded = pruner.encode([pixels for one in batch for pixels in one.pixels])
         values = pruner.information(encoded)
         split = partial(_by_owner, owners=owners)
-        phis = [of_item(own, item) for own, item in zip(values, encoded, strict=True)]
+        phis = [item_information(own, item) for own, item in zip(values, encoded, strict=True)]
         totals = [item.layout.total for item in encoded]
         found, first = list[list[Said]]([[] for _ in batch]), None
         for setting, own in self.pruners.items():
             is_compared = self.diverges and setting == self.base
             if not is_compared and all(results.has(one.record, setting, self.diverges) for one in batch):
                 continue
-            counts = [own.counts(*pair) for pair in zip(split(phis), split(totals), strict=True)]
+            counts = [own.token_counts(*pair) for pair in zip(split(phis), split(totals), strict=True)]
             sets = split(own.keep(encoded, [count for some in counts for count in some], values))
             prompts = [self.language.embed(one.record.prompt, some) for one, some in zip(batch, sets, strict=True)]
             answers = self.language.generate(prompts, self.generation)
@@ -139,7 +140,7 @@ def _said(one: LoadedRecord, setting: str, sets: Sequence[TokenSet], answer: str
 def _load(pruner: Pruner, record: Record) -> Loaded:
     try:
         media = [load_media(one, pruner.sampling) for one in record.media]
-        return LoadedRecord(record, together([one.digest for one in media]), tuple(preprocessed(pruner, media)))
+        return LoadedRecord(record, together([one.digest for one in media]), tuple(preprocess_media(pruner, media)))
     except PruneSIDError as error:
         return record.key, error
 

@@ -38,7 +38,7 @@ def to_rgb(image: Image.Image) -> Converted:
     return convert(image)
 
 
-def oriented(rgb: Image.Image, file: Image.Image) -> Converted:
+def apply_orientation(rgb: Image.Image, file: Image.Image) -> Converted:
     """`rgb` as the EXIF of `file`, which it came from, says that it should be seen."""
     turn, note = _turn(file)
     return (rgb if turn is None else rgb.transpose(turn)), note

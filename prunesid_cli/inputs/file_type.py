@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-HEAD = 1024  # bytes that are enough to tell
+HEADER_BYTES = 1024  # bytes that are enough to tell
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
@@ -73,7 +73,7 @@ MARKUP = (("<svg", FileType.SVG), ("<!doctype html", FileType.HTML), ("<html", F
 
 
 def detect_file_type(data: bytes) -> FileType:
-    head = bytes(data[:HEAD])
+    head = bytes(data[:HEADER_BYTES])
     if head[:4] == b"RIFF":
         return RIFF.get(head[8:12], FileType.UNKNOWN)
     if head[4:8] in OLD_BOXES:

@@ -37,8 +37,8 @@ def _match(base: str, parts: tuple[str, ...]) -> Iterator[str]:
         return
     head, rest = parts[0], parts[1:]
     if not is_glob(head):
-        joined = os.path.join(base, head)
-        yield from _match(joined, rest) if os.path.lexists(joined) else ()
+        join_windows = os.path.join(base, head)
+        yield from _match(join_windows, rest) if os.path.lexists(join_windows) else ()
         return
     try:
         entries = _entries(base)
@@ -50,11 +50,11 @@ def _match(base: str, parts: tuple[str, ...]) -> Iterator[str]:
     if head == "**":
         yield from _match(base, rest)
     for entry in entries:
-        joined = os.path.join(base, entry.name)
+        join_windows = os.path.join(base, entry.name)
         if head != "**":
-            yield from _match(joined, rest) if _fits(entry.name, head) else ()
+            yield from _match(join_windows, rest) if _fits(entry.name, head) else ()
         elif not entry.name.startswith(".") and is_folder(entry) and not entry.is_symlink():
-            yield from _match(joined, parts)
+            yield from _match(join_windows, parts)
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.color_mode import oriented, oriented_size, to_rgb
+from prunesid_cli.inputs.color_mode import apply_orientation, oriented_size, to_rgb
 from prunesid_cli.inputs.file_type import FileType, detect_file_type
 from prunesid_cli.types import Provenance
 
@@ -100,7 +100,7 @@ def load_image(source: str | Path) -> Media:
     return load_image_bytes(read_bytes(name), name)
 
 
-def load_image_bytes(data: bytes, source: str, digest: str = "", enough: int | None = None) -> Media:
+def load_image_bytes(data: bytes, source: str, digest: str = "", min_decode_side: int | None = None) -> Media:
     """Decode bytes that were read elsewhere, as from stdin; `source` names them in messages.
 
     digest: as `digest_of` gives it, where it is known already.
@@ -110,15 +110,15 @@ def load_image_bytes(data: bytes, source: str, digest: str = "", enough: int | N
     if not data:
         raise MediaError(f"{source}: empty file", "copy or download it again")
     try:
-        image, size, notes = _decode(data, source, enough)
+        image, size, notes = _decode(data, source, min_decode_side)
     except MediaError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise _undecodable(source, data, error) from error
-    return Media(source=source, digest=digest or digest_of(data), size=size, notes=notes, frames=(image,))
+    return Media(source=source, digest=digest or hash_bytes(data), size=size, notes=notes, frames=(image,))
 
 
-def digest_of(data: bytes) -> str:
+def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -161,27 +161,27 @@ def _check_pixels(source: str, size: tuple[int, int]) -> None:
         raise MediaError(f"{source}: {width} x {height} pixels, {TOO_MANY}", SMALLER)
 
 
-def _decode(data: bytes, source: str, enough: int | None) -> tuple[Image.Image, tuple[int, int], tuple[str, ...]]:
+def _decode(data: bytes, source: str, min_decode_side: int | None) -> tuple[Image.Image, tuple[int, int], tuple[str, ...]]:
     """The upright picture, its size in the file, notes."""
     _check_bytes(source, len(data))
     if detect_file_type(data) is FileType.HEIC:
         _require_heif(source)
     with Image.open(BytesIO(data), formats=_formats()) as file:
         _check_pixels(source, file.size)
-        whole, draft_note = file.size, _draft(file, enough)
+        whole, draft_note = file.size, _draft(file, min_decode_side)
         file.load()
         rgb, colour_note = to_rgb(file)
-        upright, turn_note = oriented(rgb, file)
+        upright, turn_note = apply_orientation(rgb, file)
         size = oriented_size(whole, file) if draft_note else upright.size
         return upright, size, tuple(note for note in (_sequence_note(file), draft_note, colour_note, turn_note) if note)
 
 
-def _draft(file: Image.Image, enough: int | None) -> str:
+def _draft(file: Image.Image, min_decode_side: int | None) -> str:
     """Have a JPEG decoded smaller, where both sides keep `enough` pixels; a note where that is so."""
-    if enough is None or file.format not in ("JPEG", "MPO"):
+    if min_decode_side is None or file.format not in ("JPEG", "MPO"):
         return ""
     width = file.width
-    file.draft(None, (enough, enough))  # type: ignore[arg-type]
+    file.draft(None, (min_decode_side, min_decode_side))  # type: ignore[arg-type]
     scale = round(width / file.width)
     return f"decoded at 1/{scale} of its size" if scale > 1 else ""
 

@@ -60,7 +60,7 @@ class Listing(Iterator[ListedFile]):
     """
 
     def __init__(self, paths: Iterable[str], tell: Tell, opened: Opened) -> None:
-        self.passed: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         self._tell, self._opened = tell, opened
         self._walked = set[bytes]()
         self._given = set[bytes]()
@@ -151,7 +151,7 @@ class Listing(Iterator[ListedFile]):
         return True
 
     def _pass(self, what: str, path: str) -> None:
-        self.passed[what] += 1
+        self.skipped[what] += 1
         self._tell(what, path)
 
 

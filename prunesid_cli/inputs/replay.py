@@ -23,7 +23,7 @@ class ReplayableListing:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self.count = 0
 
-    def first(self) -> Iterator[ListedFile]:
+    def first_pass(self) -> Iterator[ListedFile]:
         for one in self._found:
             if one.error:
                 self._faulty[self.count] = one
@@ -38,7 +38,7 @@ class ReplayableListing:
             problem = f"cannot remember the listing in {tempfile.gettempdir()}: {error.strerror}"
             raise PruneSIDError(problem, "free some space, or set TMPDIR to another folder") from error
 
-    def again(self) -> Iterator[ListedFile]:
+    def replay(self) -> Iterator[ListedFile]:
         self._file.seek(0)
         for number in range(self.count):
             name = self._file.read(int.from_bytes(self._file.read(4), "big"))

@@ -19,16 +19,16 @@ class Partition:
     """The `number`th of `of`, from 1; `place`: what said so, where no option did."""
 
     number: int = 1
-    of: int = 1
-    place: str = ""
+    count: int = 1
+    origin: str = ""
 
     def takes(self, source: str) -> bool:
         """By a hash of the path as it was named, so that what is added moves nothing else."""
         digest = hashlib.blake2b(os.fsencode(source), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % self.of == self.number - 1
+        return int.from_bytes(digest, "big") % self.count == self.number - 1
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
+        return f"{self.number}/{self.count}"
 
 
 def parse_partition(text: str | None, environment: Mapping[str, str]) -> Partition:
@@ -61,10 +61,10 @@ def _of_environment(environment: Mapping[str, str]) -> Partition:
     return _refuse("--shard auto finds neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX")
 
 
-def _checked(number: int, of: int, place: str = "") -> Partition:
-    if not 1 <= number <= of:
-        return _refuse(f"there is no shard {number}/{of}")
-    return Partition(number, of, place)
+def _checked(number: int, count: int, origin: str = "") -> Partition:
+    if not 1 <= number <= count:
+        return _refuse(f"there is no shard {number}/{count}")
+    return Partition(number, count, origin)
 
 
 def _refuse(problem: str) -> Partition:

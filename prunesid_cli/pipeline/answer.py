@@ -13,7 +13,7 @@ from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
-from prunesid_cli.runtime.prefetch import batches
+from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.tokencache import Item, Shard, read_tokens
 from prunesid_cli.types import Answer, Generation, Prompt, TokenSet
 
@@ -84,9 +84,9 @@ def answer(
         1 if generation.temperature > 0 else batch_size,
         language.can_share_prefix and generation.temperature == 0,
     )
-    for window in batches(queries, WINDOW * work.size):
+    for window in batched(queries, WINDOW * work.size):
         made, numbers = dict[int, Reply](), [query.number for query in reversed(window)]
-        for group in together([work.tokenize(query) for query in window], work.size, work.shares):
+        for group in together([work.tokenize(query) for query in window], work.size, work.segment_budgets):
             made |= {reply.query.number: reply for reply in work.replies(group)}
             ready = list[Reply]()
             while numbers and numbers[-1] in made:
@@ -94,12 +94,12 @@ def answer(
             yield ready
 
 
-def together(asked: Sequence[Asked], size: int, shares: bool) -> list[list[Asked]]:
+def together(asked: Sequence[Asked], size: int, segment_budgets: bool) -> list[list[Asked]]:
     """Queries that are worked on together: those of like length, in the order of the first of each group.
 
     shares: those that begin alike stay together, and then may be more than `size`.
     """
-    own = list(_by_beginning(asked).values()) if shares else [[one] for one in asked]
+    own = list(_by_beginning(asked).values()) if segment_budgets else [[one] for one in asked]
     groups = list[list[Asked]]()
     for some in sorted(own, key=lambda some: max(one.length for one in some)):
         if not groups or len(groups[-1]) + len(some) > size:
@@ -130,7 +130,7 @@ class BatchAnswerer:
     language: LanguageHalf
     generation: Generation
     size: int
-    shares: bool
+    segment_budgets: bool
 
     def tokenize(self, query: Query) -> Asked:
         ids = tuple(self.language.tokenize(query.prompt, [query.item.layout]).tolist())
@@ -145,8 +145,8 @@ class BatchAnswerer:
             one.query.number: error for one in group if isinstance(error := read[one.source], PruneSIDError)
         }
         readable = [one for one in group if one.source in tokens]
-        prefix_caches = self.prefix_caches(readable, tokens) if self.shares else {}
-        for batch in batches(readable, self.size):
+        prefix_caches = self.prefix_caches(readable, tokens) if self.segment_budgets else {}
+        for batch in batched(readable, self.size):
             said = run_in_halves_on_oom(lambda some: self.answers(some, tokens, prefix_caches), batch, _too_long)
             answers |= {one.query.number: found for one, found in zip(batch, said, strict=True)}
         ms = (time.perf_counter() - began) * 1000 / len(group)

@@ -13,13 +13,13 @@ from prunesid_cli.errors import MediaError, NonFiniteError, PruneSIDError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.pipeline.load import CachedInput, Decoded, Decoder, FailedInput, LoadedInput
+from prunesid_cli.pipeline.load import CachedInput, Decoded, InputLoader, FailedInput, LoadedInput
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.segments import Information, of_item
+from prunesid_cli.pipeline.segments import Information, item_information
 from prunesid_cli.pipeline.token_budgets import ItemInformation, TokenAllocator
 from prunesid_cli.runtime.batch_size import BatchSizeTuner
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
-from prunesid_cli.runtime.prefetch import Prefetcher, batches_of
+from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
 from prunesid_cli.tokencache import CacheWriter, Entry
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, TokenSet
@@ -37,23 +37,23 @@ def ask(
     pruner: Pruner, language: LanguageHalf, media: Sequence[Media], prompt: str, generation: Generation
 ) -> tuple[Answer, list[TokenSet]]:
     """Answer one prompt about one or several images."""
-    language.check(prompt, len(media))
-    return reply(pruner, language, media, see(pruner, media), prompt, generation)
+    language.check_prompt(prompt, len(media))
+    return answer_encoded(pruner, language, media, encode_media(pruner, media), prompt, generation)
 
 
-def see(pruner: Pruner, media: Sequence[Media]) -> list[Encoded]:
+def encode_media(pruner: Pruner, media: Sequence[Media]) -> list[Encoded]:
     """What the tower makes of the items of one prompt."""
-    return pruner.encode(preprocessed(pruner, media))
+    return pruner.encode(preprocess_media(pruner, media))
 
 
-def preprocessed(pruner: Pruner, media: Sequence[Media]) -> list[Pixels]:
+def preprocess_media(pruner: Pruner, media: Sequence[Media]) -> list[Pixels]:
     """What the tower takes of the items of one prompt, which may change how each is read."""
-    with pruner.clock.stage("preprocess"):
+    with pruner.stopwatch.stage("preprocess"):
         num_other_images = [sum(other.is_clip == item.is_clip for other in media) - 1 for item in media]
         return [pruner.preprocess(*one) for one in zip(media, num_other_images, strict=True)]
 
 
-def reply(
+def answer_encoded(
     pruner: Pruner,
     language: LanguageHalf,
     media: Sequence[Media],
@@ -65,13 +65,13 @@ def reply(
     try:
         items = pruner.prune(encoded)
     except NonFiniteError as error:
-        raise not_finite(media[error.rows[0]].source) from error
-    with pruner.clock.stage("generate"):
+        raise non_finite_error(media[error.rows[0]].source) from error
+    with pruner.stopwatch.stage("generate"):
         answers = language.generate([language.embed(prompt, items)], generation)
     return answers[0], items
 
 
-def not_finite(source: str) -> NonFiniteError:
+def non_finite_error(source: str) -> NonFiniteError:
     return NonFiniteError(f"{source}: the vision tower gives NaN or infinity", hint="try --dtype fp32")
 
 
@@ -86,10 +86,10 @@ class InputResult:
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchRunner:
     """What a run over many inputs works with: how they are decoded, how large batches are, whether to stop."""
 
-    decoder: Decoder
+    decoder: InputLoader
     pace: BatchSizeTuner
     stop: StopRequest = field(default_factory=StopRequest)
 
@@ -101,8 +101,12 @@ class Job:
         """Inputs decoded ahead, in the order of the listing."""
         depth = lambda: AHEAD * self.pace.size + SPARE  # noqa: E731
         work: Callable[[tuple[int, ListedFile]], D] = lambda one: decode(*one)  # noqa: E731
-        with Prefetcher(enumerate(found), work, lambda one: one.bytes, depth, self.stop) as decoded:
-            yield from batches_of(decoded, lambda: self.pace.size, lambda one: one.regions, MOST, self.stop)
+        with Prefetcher(
+            enumerate(found), work, num_bytes=lambda item: item.bytes, max_ahead=depth, stop=self.stop
+        ) as decoded:
+            yield from decoded.batches(
+                size_of=lambda item: item.regions, max_size=lambda: self.pace.size, max_items=MOST
+            )
 
     def encode(
         self,
@@ -115,10 +119,10 @@ class Job:
         def timed(some: Sequence[LoadedInput]) -> list[R]:
             began = time.perf_counter()
             done = work(some)
-            self.pace.took(_regions(some), time.perf_counter() - began)
+            self.pace.record(_regions(some), time.perf_counter() - began)
             return done
 
-        return run_in_halves_on_oom(timed, batch, alone, lambda: self.pace.too_large(_regions(batch))) if batch else []
+        return run_in_halves_on_oom(timed, batch, alone, lambda: self.pace.shrink(_regions(batch))) if batch else []
 
 
 def _regions(batch: Sequence[LoadedInput]) -> int:
@@ -126,7 +130,7 @@ def _regions(batch: Sequence[LoadedInput]) -> int:
 
 
 def compress(
-    job: Job, found: Iterable[ListedFile], allotment: TokenAllocator, write: Callable[[Sequence[InputResult]], object]
+    job: BatchRunner, found: Iterable[ListedFile], allotment: TokenAllocator, write: Callable[[Sequence[InputResult]], object]
 ) -> Generator[InputResult, None, None]:
     """Encode and prune images and clips, and hand them on, a batch at a time; yields what became of each, in the order
     of the listing."""
@@ -144,9 +148,9 @@ def record(writer: CacheWriter, outcomes: Sequence[InputResult]) -> None:
         elif one.error:
             writer.fail(one.source, one.error)
         else:
-            writer.settle(one.source)
+            writer.clear_failure(one.source)
             if one.held and one.held.newer:
-                writer.seen(one.source, one.held.newer)
+                writer.update_stamp(one.source, one.held.newer)
 
 
 def encode_sized(
@@ -156,13 +160,13 @@ def encode_sized(
     encoded = pruner.encode([one.pixels for one in batch])
     values = pruner.information(encoded)
     sized = [
-        ItemInformation(one.source, of_item(own, item), item.layout.total, number=one.number)
+        ItemInformation(one.source, item_information(own, item), item.layout.total, number=one.number)
         for one, own, item in zip(batch, values, encoded, strict=True)
     ]
     return encoded, values, sized
 
 
-def _outcomes(job: Job, batch: Sequence[Decoded], allotment: TokenAllocator) -> list[InputResult]:
+def _outcomes(job: BatchRunner, batch: Sequence[Decoded], allotment: TokenAllocator) -> list[InputResult]:
     refused = allotment.refused
     ready = [one for one in batch if isinstance(one, LoadedInput) and one.number not in refused]
     done = iter(job.encode(lambda some: _entries(job.pruner, some, allotment), ready, _too_large))
@@ -191,12 +195,12 @@ def _entries(pruner: Pruner, batch: Sequence[LoadedInput], allotment: TokenAlloc
     try:
         encoded, values, sized = encode_sized(pruner, batch)
         counts = allotment.counts(sized)
-        kept = on_host(pruner.keep(encoded, counts, values))
+        kept = to_host(pruner.keep(encoded, counts, values))
     except NonFiniteError as error:
         bad = set(error.rows)
         good = iter(_entries(pruner, [one for row, one in enumerate(batch) if row not in bad], allotment))
         return [
-            InputResult(one.source, error=not_finite(one.source)) if row in bad else next(good)
+            InputResult(one.source, error=non_finite_error(one.source)) if row in bad else next(good)
             for row, one in enumerate(batch)
         ]
     allotment.settle(sized, counts)
@@ -206,7 +210,7 @@ def _entries(pruner: Pruner, batch: Sequence[LoadedInput], allotment: TokenAlloc
     ]
 
 
-def on_host(items: Sequence[TokenSet]) -> Sequence[TokenSet]:
+def to_host(items: Sequence[TokenSet]) -> Sequence[TokenSet]:
     """Their tokens on the CPU, by one copy: the host waits for each."""
     if all(one.tokens.device.type == "cpu" for one in items):
         return items

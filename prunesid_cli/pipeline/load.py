@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from prunesid_cli.errors import MediaError, PruneSIDError
-from prunesid_cli.inputs.image import digest_of, load_image_bytes, read_bytes
+from prunesid_cli.inputs.image import hash_bytes, load_image_bytes, read_bytes
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.inputs.video.load import clip_digest, is_clip, load_clip
+from prunesid_cli.inputs.video.load import hash_clip, is_clip_file, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.tokencache import CacheWriter, IndexEntry, MeasuredLog, Stamp
+from prunesid_cli.tokencache import CacheWriter, IndexEntry, MeasurementLog, Stamp
 from prunesid_cli.types import Pixels, Provenance
 
 R = TypeVar("R")
@@ -74,13 +74,13 @@ class Cached:
 
     writer: CacheWriter | None = None
     by_contents: bool = False
-    measured: MeasuredLog | None = None
+    measured: MeasurementLog | None = None
 
     def unchanged(self, source: str, stamp: Stamp) -> IndexEntry | None:
-        return self.writer.unchanged(source, stamp) if self.writer and not self.by_contents else None
+        return self.writer.find_unchanged(source, stamp) if self.writer and not self.by_contents else None
 
     def held(self, source: str, digest: str) -> IndexEntry | None:
-        return self.writer.held(source, digest) if self.writer else None
+        return self.writer.find_by_digest(source, digest) if self.writer else None
 
     def recall(self, source: str) -> tuple[float, int] | None:
         """Information and tokens of an input that an earlier run measured, and did not come to write."""
@@ -104,7 +104,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class InputLoader:
     """Reads, decodes and preprocesses what the cache does not hold; any fault of an input becomes a record.
 
     load: called before anything is decoded; what that raises is the fault of no input.
@@ -129,10 +129,10 @@ class Decoder:
         known = self.cached.unchanged(source, stamp) if stamp else None
         if known:
             return CachedInput(source, known)
-        data = None if is_clip(source) else read_bytes(source)
+        data = None if is_clip_file(source) else read_bytes(source)
         if data is None and not self.cached.knows(source):
             return Input(source, data, "", stamp)
-        digest = clip_digest(source) if data is None else digest_of(data)
+        digest = hash_clip(source) if data is None else hash_bytes(data)
         known = self.cached.held(source, digest)
         newer = stamp if known and known.stamp != stamp else None
         return CachedInput(source, known, newer) if known else Input(source, data, digest, stamp)
@@ -143,7 +143,7 @@ class Decoder:
             self.pruner.check_clip(source)
             media = load_clip(source, self.pruner.sampling, read.digest)
         else:
-            media = load_image_bytes(read.data, source, read.digest, self.pruner.enough)
+            media = load_image_bytes(read.data, source, read.digest, self.pruner.min_decode_side)
         pixels = self.pruner.preprocess(media)
         return LoadedInput(number, media.provenance, pixels, read.stamp)
 

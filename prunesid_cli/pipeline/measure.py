@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.pipeline.compress import Job, encode_sized, not_finite
+from prunesid_cli.pipeline.compress import BatchRunner, encode_sized, non_finite_error
 from prunesid_cli.pipeline.load import CachedInput, Decoded, FailedInput, LoadedInput
 from prunesid_cli.pipeline.token_budgets import ItemInformation, Measurements, TokenAllocator, planned
 from prunesid_cli.tokencache import Measurement
 
 
-def plan(job: Job, found: Iterable[ListedFile], told: Callable[[ItemInformation], object]) -> TokenAllocator:
+def plan(job: BatchRunner, found: Iterable[ListedFile], told: Callable[[ItemInformation], object]) -> TokenAllocator:
     """How many tokens each image of a closed collection gets, every one of which is measured for that.
 
     Raises:
@@ -25,11 +25,11 @@ def plan(job: Job, found: Iterable[ListedFile], told: Callable[[ItemInformation]
             yield one
 
     measurements = Measurements(measured())
-    job.stop.check()
+    job.stop.raise_if_requested()
     return planned(job.pruner, measurements)
 
 
-def measure(job: Job, found: Iterable[ListedFile]) -> Iterator[ItemInformation]:
+def measure(job: BatchRunner, found: Iterable[ListedFile]) -> Iterator[ItemInformation]:
     """The information of each image, in the order of the listing. Of one that is held it was measured before."""
     cached = job.decoder.cached
 
@@ -52,7 +52,7 @@ def measure(job: Job, found: Iterable[ListedFile]) -> Iterator[ItemInformation]:
                 yield ItemInformation(one.source, one.item.phi, one.item.total, one.item.kept)
             else:
                 value = next(measured)
-                yield value if math.isfinite(value.phi) else ItemInformation(one.source, error=not_finite(one.source))
+                yield value if math.isfinite(value.phi) else ItemInformation(one.source, error=non_finite_error(one.source))
 
 
 def _settled(ready: Sequence[LoadedInput], values: Sequence[ItemInformation]) -> Iterator[Measurement]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
-from prunesid_cli.inputs.video.frame_sampling import EVENLY, Sampling
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_SAMPLING, FrameSampling
 from prunesid_cli.models.base import VisionHalf
-from prunesid_cli.models.shared.processor import reads_clips, shortest_read
-from prunesid_cli.pipeline.frame_windows import check_window, joined
-from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble, of_item, stacked
+from prunesid_cli.models.shared.processor import supports_clips, fixed_short_side
+from prunesid_cli.pipeline.frame_windows import check_window, join_windows
+from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble_token_set, item_information, stacked
+from prunesid_cli.runtime.stopwatch import Stopwatch
 from prunesid_cli.selection import select_batch
 from prunesid_cli.selection.budget import Budget, Spread, limits, reference, single, spread
 from prunesid_cli.selection.methods.prunesid import over_time
@@ -30,28 +29,13 @@ if TYPE_CHECKING:
     from prunesid_cli.selection import Method
 
 
-DRAFT = 2
+DOWNSCALE_MARGIN = 2
 """Times the side that a model reads: what a picture is decoded at, at least, where it is decoded smaller."""
 OVER_TIME: Mapping[object, Method] = {"prunesid": over_time}
 """What a method is for a window of frames, where that is another one."""
 
 
-@dataclass
-class Clock:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-
-
-class Given(NamedTuple):
+class FixedItem(NamedTuple):
     """An item of a collection that was given its tokens before: of how many, and how many."""
 
     total: int
@@ -68,9 +52,9 @@ class Pruner:
     budget: Budget
     method: str | Method
     sample: Sequence[float]
-    sampling: Sampling = EVENLY
-    draft: bool = False
-    clock: Clock = field(default_factory=Clock)
+    sampling: FrameSampling = DEFAULT_SAMPLING
+    downscale: bool = False
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """What the tower takes of a picture or clip.
@@ -87,22 +71,22 @@ class Pruner:
 
     def check_clip(self, source: str) -> None:
         """Refuse a clip, which may not be decoded yet, where the model has none."""
-        if not reads_clips(self.vision):
+        if not supports_clips(self.vision):
             hint = "give it pictures, or name a model that does: -m qwen2.5-vl-7b (others: prunesid models)"
             raise MediaError(f"{source}: this model reads no clips", hint)
 
     @property
-    def enough(self) -> int | None:
+    def min_decode_side(self) -> int | None:
         """Pixels of a picture's shorter side down to which it may be decoded smaller; None: it may not."""
-        side = shortest_read(self.vision) if self.draft else None
-        return side and DRAFT * side
+        side = fixed_short_side(self.vision) if self.downscale else None
+        return side and DOWNSCALE_MARGIN * side
 
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
-        with self.clock.stage("encode"):
-            return [joined(item, self.sampling.window) for item in self.vision.encode(items)]
+        with self.stopwatch.stage("encode"):
+            return [join_windows(item, self.sampling.window) for item in self.vision.encode(items)]
 
     @property
-    def spreads(self) -> bool:
+    def spreads_across_items(self) -> bool:
         """Whether items may get more or fewer tokens than the budget, which then is an average."""
         return self.budget.spread is Spread.ACROSS_ITEMS and (self.budget.count, self.budget.share) != (None, None)
 
@@ -112,30 +96,30 @@ class Pruner:
         named: Mapping[object, Method] = getattr(self.vision, "methods", {})
         return named.get(self.method, self.method)
 
-    def chosen_for(self, segment: Segment) -> str | Method:
+    def method_for(self, segment: Segment) -> str | Method:
         """The same, or what it is for a window of frames."""
         return OVER_TIME.get(self.chosen, self.chosen) if segment.frames > 1 else self.chosen
 
-    def mean(self, total: int) -> int:
+    def mean_tokens(self, total: int) -> int:
         """What an average item of so many tokens is given."""
         return min(self.budget.tokens(total), total)
 
     def phi_ref(self, total: int) -> float | None:
         """The information of an item that gets the budget itself; None where no item is known to compare with."""
-        mean = self.mean(total)
+        mean = self.mean_tokens(total)
         return reference(self.sample, mean, *limits(mean, total)) if self.sample else None
 
-    def counts(self, values: Sequence[float], totals: Sequence[int], already: Sequence[Given] = ()) -> list[int]:
+    def token_counts(self, values: Sequence[float], totals: Sequence[int], already: Sequence[FixedItem] = ()) -> list[int]:
         """Tokens for each of a closed collection of items, given the information and the tokens of each.
 
         `already`: what further items of the collection were given before, and keep.
         """
-        means = [self.mean(total) for total in totals]
-        if not self.spreads:
+        means = [self.mean_tokens(total) for total in totals]
+        if not self.spreads_across_items:
             return means
         bounds = [limits(mean, total) for mean, total in zip(means, totals, strict=True)]
         if len(values) + len(already) > 1:
-            left = sum(means) + sum(self.mean(one.total) - one.tokens for one in already)
+            left = sum(means) + sum(self.mean_tokens(one.total) - one.tokens for one in already)
             scale = max(left, 0) / max(sum(means), 1)
             return spread(values, [scale * mean for mean in means], bounds)
         if not self.sample:
@@ -151,8 +135,8 @@ class Pruner:
     def prune(self, items: Sequence[Encoded]) -> list[TokenSet]:
         """The kept tokens of each of a closed collection of items."""
         values = self.information(items)
-        phis = [of_item(own, item) for own, item in zip(values, items, strict=True)]
-        return self.keep(items, self.counts(phis, [item.layout.total for item in items]), values)
+        phis = [item_information(own, item) for own, item in zip(values, items, strict=True)]
+        return self.keep(items, self.token_counts(phis, [item.layout.total for item in items]), values)
 
     def information(self, items: Sequence[Encoded]) -> list[Information]:
         """phi of each segment of each item of a batch. One host sync."""
@@ -163,7 +147,7 @@ class Pruner:
         ordered = iter([values[i] for i in range(len(segments))])
         return [tuple(next(ordered) for _ in item.segments) for item in items]
 
-    def shares(self, item: Encoded, count: int, values: Information) -> list[int]:
+    def segment_budgets(self, item: Encoded, count: int, values: Information) -> list[int]:
         """How many of its `count` tokens each segment of an item gets, its CLS included."""
         capacity = [segment.capacity for segment in item.segments]
         if count >= min(item.layout.total, sum(capacity)):
@@ -184,15 +168,15 @@ class Pruner:
         Raises:
             NonFiniteError: with `rows`, the items whose features or saliency are not finite.
         """
-        with self.clock.stage("select"):
+        with self.stopwatch.stage("select"):
             values = values or self.information(items)
             bad = [row for row, own in enumerate(values) if not all(map(math.isfinite, own))]
             if bad:
                 raise NonFiniteError("NaN or infinity in the information of a segment", rows=bad)
-            shares = [self.shares(*one) for one in zip(items, counts, values, strict=True)]
+            segment_budgets = [self.segment_budgets(*one) for one in zip(items, counts, values, strict=True)]
             jobs = [
                 (segment, share)
-                for item, own in zip(items, shares, strict=True)
+                for item, own in zip(items, segment_budgets, strict=True)
                 for segment, share in zip(item.segments, own, strict=True)
             ]
             owners = [row for row, item in enumerate(items) for _ in item.segments]
@@ -201,8 +185,8 @@ class Pruner:
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, sorted({owners[i] for i in error.rows})) from error
             return [
-                assemble(item, [next(chosen) for _ in item.segments], own, count >= item.layout.total)
-                for item, own, count in zip(items, shares, counts, strict=True)
+                assemble_token_set(item, [next(chosen) for _ in item.segments], own, count >= item.layout.total)
+                for item, own, count in zip(items, segment_budgets, counts, strict=True)
             ]
 
     def _choose(self, jobs: Sequence[tuple[Segment, int]]) -> list[tuple[Selection, list[int]]]:
@@ -222,7 +206,7 @@ class Pruner:
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
             budgets = [jobs[i][1] for i in group]
-            kept = select_batch(features, saliency, budgets, self.chosen_for(some[0]), num_cls)
+            kept = select_batch(features, saliency, budgets, self.method_for(some[0]), num_cls)
             found |= dict(zip(group, kept, strict=True))
         ordered = [found[i] for i in range(len(jobs))]
         # All at once: the host waits for a device that it asks.

@@ -14,7 +14,7 @@ from prunesid_cli.cli.arguments import naming
 from prunesid_cli.cli.choices import Attention, Dtype
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.video.frame_sampling import EVENLY, Sampling
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_SAMPLING, FrameSampling
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.selection import METHODS
@@ -91,10 +91,11 @@ class Session:
     def of(cls, checkpoint: Checkpoint, hardware: Hardware) -> Session:
         """The same for a checkpoint that was found already."""
         family = load_family(checkpoint.model_type)
-        from prunesid_cli.models.loading.weights import load_config, place
+        from prunesid_cli.models.loading.placement import choose_placement
+        from prunesid_cli.models.loading.weights import load_config
 
-        family.check(checkpoint)
-        placement = place(hardware.device, hardware.dtype.value, hardware.attention.value, load_config(checkpoint))
+        family.check_supported(checkpoint)
+        placement = choose_placement(hardware.device, hardware.dtype.value, hardware.attention.value, load_config(checkpoint))
         printer.detail(f"{checkpoint.model_type} model {checkpoint.name}, revision {checkpoint.revision}")
         printer.detail(f"device {placement.device}, dtype {placement.dtype}, attention {placement.attention}")
         return cls(checkpoint, placement)
@@ -104,20 +105,20 @@ class Session:
         budget: Budget,
         method: str,
         sample: Sequence[float] = (),
-        sampling: Sampling = EVENLY,
+        sampling: FrameSampling = DEFAULT_SAMPLING,
         vision: VisionHalf | None = None,
     ) -> Pruner:
         """sample: the information of typical images, where it is known better than the checkpoint knows it. vision: to
         be loaded now, where none is given."""
         from prunesid_cli.pipeline.pruner import Pruner
 
-        return Pruner(vision or self.vision(), budget, method, sample or self.checkpoint.sample, sampling)
+        return Pruner(vision or self.vision(), budget, method, sample or self.checkpoint.typical_information, sampling)
 
     def vision(self) -> VisionHalf:
-        return load_family(self.checkpoint.model_type).vision(self.checkpoint, self.placement)
+        return load_family(self.checkpoint.model_type).load_vision_half(self.checkpoint, self.placement)
 
     def language(self) -> LanguageHalf:
-        return load_family(self.checkpoint.model_type).language(self.checkpoint, self.placement)
+        return load_family(self.checkpoint.model_type).load_language_half(self.checkpoint, self.placement)
 
     @property
     def dtype_name(self) -> str:

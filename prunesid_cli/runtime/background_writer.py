@@ -26,7 +26,7 @@ class BackgroundWriter:
         self._error: BaseException | None = None
         self._thread = Thread(target=self._work, name="behind", daemon=True)
 
-    def do(self, call: Callable[[], object]) -> None:
+    def submit(self, call: Callable[[], object]) -> None:
         self._check()
         self._calls.put(call)
 

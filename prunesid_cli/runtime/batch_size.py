@@ -1,52 +1,73 @@
-"""How large a batch is: grown while that makes it quicker, halved where memory ends."""
+"""Batches: fixed-size grouping, and a batch size that grows while that increases throughput."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
 
 TRIALS = 5
-"""Batches of a size, after the first of which, a warm-up, the median of the others counts."""
-GAIN = 1.05
-"""Twice the size must be so many times as quick, or it is not worth its memory."""
-FULL = 0.5
-"""A batch that is filled no more than this tells nothing. (One that the next item would overfill is, mostly.)"""
+"""Batches timed at each size. The first is a warm-up; the median rate of the others counts."""
+MIN_SPEEDUP = 1.05
+"""Factor by which doubling the size must increase the rate; below it, the larger size is not worth its memory."""
+MIN_FILL = 0.5
+"""Batches filled to this share of the size or less are not timed. (A batch that the next item would overfill mostly
+is fuller.)"""
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Split items into lists of `size`; the last one may be shorter."""
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
 
 
 @dataclass
 class BatchSizeTuner:
-    """Decides from what it is told alone.
+    """Tunes the batch size from the times it is given. It measures nothing itself.
 
-    size     pictures, tiles and frames of the next batch
-    ceiling  it grows no further; the same as `size`: it does not grow
+    Attributes:
+        size: Images, tiles and frames of the next batch.
+        max_size: Limit of `size`. If both are equal, the size does not grow.
+        best_rate: Images, tiles and frames per second at the last size that was accepted.
+        trial_rates: Rates measured at the present size.
     """
 
     size: int
-    ceiling: int
-    rate: float = 0.0
-    trials: list[float] = field(default_factory=list)
+    max_size: int
+    best_rate: float = 0.0
+    trial_rates: list[float] = field(default_factory=list)
 
     @classmethod
     def fixed(cls, size: int) -> BatchSizeTuner:
+        """A tuner whose size does not grow."""
         return cls(size, size)
 
-    def took(self, count: int, seconds: float) -> None:
-        """A batch of `count` was worked on for so long."""
-        if self.size >= self.ceiling or count <= FULL * self.size:
-            return
-        if count > self.size:  # one item can be more than a batch should be
-            self.size, self.trials = min(count, self.ceiling), []
-        self.trials.append(count / max(seconds, 1e-9))
-        if len(self.trials) == TRIALS:
-            self._decide(median(self.trials[1:]))
+    def record(self, count: int, seconds: float) -> None:
+        """Record the time of a batch, and choose the next size once there are `TRIALS` of them.
 
-    def _decide(self, rate: float) -> None:
-        if rate >= GAIN * self.rate:
-            self.size, self.rate, self.trials = min(2 * self.size, self.ceiling), rate, []
+        Args:
+            count: Images, tiles and frames of the batch.
+            seconds: Time it took.
+        """
+        if self.size >= self.max_size or count <= MIN_FILL * self.size:
+            return
+        if count > self.size:  # a single item can be larger than a batch should be
+            self.size, self.trial_rates = min(count, self.max_size), []
+        self.trial_rates.append(count / max(seconds, 1e-9))
+        if len(self.trial_rates) < TRIALS:
+            return
+        rate = median(self.trial_rates[1:])
+        if rate >= MIN_SPEEDUP * self.best_rate:
+            self.size, self.best_rate, self.trial_rates = min(2 * self.size, self.max_size), rate, []
         else:
             self.size //= 2
-            self.ceiling = self.size
+            self.max_size = self.size
 
-    def too_large(self, count: int) -> None:
-        """A batch of `count` did not fit into memory. Nothing will be as large again."""
-        self.size = self.ceiling = max(1, min(self.size, count) // 2)
+    def shrink(self, count: int) -> None:
+        """Halve the size for good, after a batch of `count` did not fit into memory."""
+        self.size = self.max_size = max(1, min(self.size, count) // 2)

@@ -22,7 +22,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return is_said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
-def available() -> int | None:
+def available_memory() -> int | None:
     """Bytes that Linux could give to a process; None where that is not told."""
     if not AVAILABLE.exists():
         return None

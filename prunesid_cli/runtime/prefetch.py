@@ -1,10 +1,12 @@
-"""Work that is done ahead, in threads: decoding while another batch is encoded. In order, and within bounds."""
+"""Prefetching: worker threads decode the next items while the current batch is encoded.
+
+Results come in the order of the items. The number of items ahead and the bytes of waiting results are bounded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from threading import Condition, Lock, Thread
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -15,144 +17,146 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREADS = 2
-BYTES = 1 << 30
-"""Results that wait; with more nothing is begun, so that at most one a thread comes on top."""
-MOMENT = 0.2
-"""Seconds after which whoever waits looks around."""
-PARTING = 10.0
-"""Seconds that work which nobody wants any more is waited for."""
+MAX_WAITING_BYTES = 1 << 30
+"""Bytes of finished results above which no further item is started. At most one result per thread comes on top."""
+POLL_SECONDS = 0.2
+EXIT_SECONDS = 10.0
+"""How long leaving the `with` block waits for items in progress, whose results are no longer needed."""
 
 
 @dataclass(frozen=True)
-class Fault:
-    """What ended the work on an item, and ends the run when its turn comes."""
+class Failure:
+    """An error raised by `work` or by the iterator of the items; it is raised again when its turn comes."""
 
     error: BaseException
 
 
 class Prefetcher(Generic[T, R]):
-    """`work` on each item, in order; to be entered before it is taken from.
+    """Runs `work` on each item in threads and gives the results in order. Use as a context manager.
 
-    weigh: bytes of a result. depth: items that may be begun before they are taken; may change.
+    Args:
+        items: Read lazily, by one thread at a time.
+        work: Called in a worker thread, with one item. Must not return None.
+        num_bytes: Size of a result in bytes, for the memory bound.
+        max_ahead: Number of items that may be started before their results are taken. Called anew for each item.
+        stop: Once a stop is requested, no more results are given.
     """
 
     def __init__(
         self,
         items: Iterable[T],
         work: Callable[[T], R],
-        weigh: Callable[[R], int],
-        depth: Callable[[], int],
+        *,
+        num_bytes: Callable[[R], int],
+        max_ahead: Callable[[], int],
         stop: StopRequest,
     ) -> None:
-        self._items, self._work, self._weigh, self._depth, self._stop = iter(items), work, weigh, depth, stop
-        self._listing, self._change = Lock(), Condition()
-        self._done = dict[int, R | Fault]()
-        self._begun = self._taken = self._bytes = 0
-        self._is_ended = self._is_closed = False
+        self._items, self._work, self._num_bytes, self._max_ahead = iter(items), work, num_bytes, max_ahead
+        self._stop = stop
+        self._items_lock, self._changed = Lock(), Condition()
+        self._results = dict[int, R | Failure]()
+        self._num_started = self._num_taken = self._waiting_bytes = 0
+        self._is_exhausted = self._is_closed = False
 
-    def take(self) -> R | None:
-        """The next result. None: there is none for now, as nothing is worked on, or the run was asked to stop.
+    def next_result(self) -> R | None:
+        """Wait for the next result.
+
+        Returns:
+            The result; None if no item is being worked on at the moment, or if a stop was requested.
 
         Raises:
-            StopIteration: that was the last one.
+            StopIteration: There are no more results.
         """
-        with self._change:
-            while self._taken not in self._done:
-                if self._is_ended and self._taken == self._begun:
+        with self._changed:
+            while self._num_taken not in self._results:
+                if self._is_exhausted and self._num_taken == self._num_started:
                     raise StopIteration
-                is_news = self._change.wait(MOMENT)
-                if self._stop.asked or not is_news and self._taken == self._begun and not self._is_ended:
+                is_notified = self._changed.wait(POLL_SECONDS)
+                is_idle = not is_notified and self._num_taken == self._num_started and not self._is_exhausted
+                if self._stop.requested or is_idle:
                     return None
-            done = self._done.pop(self._taken)
-            self._taken += 1
-            self._bytes -= 0 if isinstance(done, Fault) else self._weigh(done)
-            self._change.notify_all()
-        if isinstance(done, Fault):
-            raise done.error
-        return done
+            result = self._results.pop(self._num_taken)
+            self._num_taken += 1
+            self._waiting_bytes -= 0 if isinstance(result, Failure) else self._num_bytes(result)
+            self._changed.notify_all()
+        if isinstance(result, Failure):
+            raise result.error
+        return result
 
-    def _serve(self) -> None:
-        while (started := self._begin()) is not None:
-            number, item = started
-            done: R | Fault
-            try:
-                done = self._work(item)
-            except BaseException as error:
-                done = Fault(error)
-            self._put(number, done)
+    def batches(
+        self, *, size_of: Callable[[R], int], max_size: Callable[[], int], max_items: int
+    ) -> Iterator[list[R]]:
+        """Group the results into batches, in order. Nothing is given once a stop was requested.
 
-    def _begin(self) -> tuple[int, T] | None:
-        """The next item and its number, once there is room for it. One thread waits for both, the others for it."""
-        with self._listing:
-            with self._change:
-                self._change.wait_for(lambda: self._has_room or self._is_closed)
-                if self._is_closed or self._is_ended:
-                    return None
+        A batch is given early if no item is being worked on: results do not wait for items that may never come.
+
+        Args:
+            size_of: What one result counts towards the size of a batch.
+            max_size: Largest total size of the next batch. A single result may exceed it.
+            max_items: Largest number of results in a batch.
+        """
+        batch, size = list[R](), 0
+        while not self._stop.requested:
             try:
-                item = next(self._items)
+                result = self.next_result()
+            except StopIteration:
+                break
+            is_complete = result is None or size + size_of(result) > max_size() or len(batch) >= max_items
+            if batch and is_complete and not self._stop.requested:
+                yield batch
+                batch, size = [], 0
+            if result is not None:
+                batch.append(result)
+                size += size_of(result)
+        if batch and not self._stop.requested:
+            yield batch
+
+    def _run_worker(self) -> None:
+        while True:
+            with self._items_lock:  # the thread that holds it waits for room and for the next item, the others for it
+                with self._changed:
+                    self._changed.wait_for(lambda: self._has_room or self._is_closed)
+                    if self._is_closed or self._is_exhausted:
+                        return
+                try:
+                    item = next(self._items)
+                except BaseException as error:
+                    with self._changed:
+                        self._is_exhausted = True
+                        if not isinstance(error, StopIteration):
+                            self._results[self._num_started] = Failure(error)
+                            self._num_started += 1
+                        self._changed.notify_all()
+                    return
+                with self._changed:
+                    if self._is_closed:
+                        return
+                    number = self._num_started
+                    self._num_started += 1
+            result: R | Failure
+            try:
+                result = self._work(item)
             except BaseException as error:
-                with self._change:
-                    self._is_ended = True
-                    if not isinstance(error, StopIteration):
-                        self._done[self._begun] = Fault(error)
-                        self._begun += 1
-                    self._change.notify_all()
-                return None
-            with self._change:
-                if self._is_closed:
-                    return None
-                self._begun += 1
-                return self._begun - 1, item
+                result = Failure(error)
+            with self._changed:
+                self._results[number] = result
+                self._waiting_bytes += 0 if isinstance(result, Failure) else self._num_bytes(result)
+                self._changed.notify_all()
 
     @property
     def _has_room(self) -> bool:
-        return self._begun - self._taken < self._depth() and self._bytes < BYTES
-
-    def _put(self, number: int, done: R | Fault) -> None:
-        with self._change:
-            self._done[number] = done
-            self._bytes += 0 if isinstance(done, Fault) else self._weigh(done)
-            self._change.notify_all()
+        return self._num_started - self._num_taken < self._max_ahead() and self._waiting_bytes < MAX_WAITING_BYTES
 
     def __enter__(self) -> Prefetcher[T, R]:
         for _ in range(THREADS):
-            Thread(target=self._serve, name="ahead", daemon=True).start()
+            Thread(target=self._run_worker, name="prefetch", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What is being worked on is waited for, not for long; what is being waited for, as a list on stdin, not."""
-        with self._change:
+        """Wait up to `EXIT_SECONDS` for items in progress, but not for the next item, such as a line on stdin."""
+        with self._changed:
             self._is_closed = True
-            self._change.notify_all()
-            self._change.wait_for(lambda: self._begun - self._taken == len(self._done), PARTING)
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """In lists of `size`, the last one shorter."""
-    source = iter(items)
-    while batch := list(islice(source, size)):
-        yield batch
-
-
-def batches_of(
-    ahead: Prefetcher[T, R], size: Callable[[], int], count: Callable[[R], int], most: int, stop: StopRequest
-) -> Iterator[list[R]]:
-    """Results in batches of at most `size` by their `count`, and of one at least; of `most` results. What came is not
-    kept waiting for what does not come; after a stop was asked for, none is given."""
-    batch, filled = list[R](), 0
-    while not stop.asked:
-        try:
-            one = ahead.take()
-        except StopIteration:
-            break
-        is_over = one is None or filled + count(one) > size() or len(batch) >= most
-        if batch and is_over and not stop.asked:
-            yield batch
-            batch, filled = [], 0
-        if one is not None:
-            batch.append(one)
-            filled += count(one)
-    if batch and not stop.asked:
-        yield batch
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._num_started - self._num_taken == len(self._results), EXIT_SECONDS)

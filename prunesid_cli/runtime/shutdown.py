@@ -23,11 +23,11 @@ SECOND = "\x1b[?25h\nleft at once; what was saved is whole\n"
 class StopRequest:
     """Whether a run was asked to end. Whoever waits for something looks at it now and then."""
 
-    asked: bool = False
+    requested: bool = False
 
-    def check(self) -> None:
+    def raise_if_requested(self) -> None:
         """Raises KeyboardInterrupt: it was."""
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
 
 
@@ -38,10 +38,10 @@ def graceful_shutdown() -> Iterator[StopRequest]:
     stop = StopRequest()
 
     def hear(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        if stop.requested:
             _tell(SECOND)
             os._exit(ExitCode.INTERRUPTED)
-        stop.asked = True
+        stop.requested = True
         _tell(FIRST)
 
     is_main = threading.current_thread() is threading.main_thread()

@@ -28,9 +28,10 @@ from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.runtime.prefetch import batches
+from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Encoded, Generation, TokenSet
 from samples.embedded_model.others import draw_other
@@ -98,7 +99,7 @@ def examine(
             seen.extend(coverage(kept, picture.things))
             yield from ((kept, question) for question in picture.questions)
 
-    for batch in batches(asked(), BATCH):
+    for batch in batched(asked(), BATCH):
         answers = language.generate([language.embed(q.prompt, [kept]) for kept, q in batch], GENERATION)
         right += [(q.kind, said.text == q.answer) for (_, q), said in zip(batch, answers, strict=True)]
     return Marks(tuple(right), tuple(seen))
@@ -121,8 +122,8 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = resolve(options.model)
     family = load_family(checkpoint.model_type)
-    placement = place("auto", "auto", "auto", load_config(checkpoint))
-    vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
+    placement = choose_placement("auto", "auto", "auto", load_config(checkpoint))
+    vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
     pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
     settings = [Setting("all", "prunesid")] if "all" in options.keep.split(",") else []
     settings += [Setting(k, m) for k in options.keep.split(",") if k != "all" for m in options.method.split(",")]

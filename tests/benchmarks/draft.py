@@ -25,8 +25,9 @@ from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import load_image_bytes
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.models.loading.weights import load_config, place
-from prunesid_cli.models.shared.processor import shortest_read
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.models.shared.processor import fixed_short_side
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 
@@ -43,17 +44,17 @@ def photograph(number: int, megapixels: float) -> bytes:
     return out.getvalue()
 
 
-def seen(pruner: Pruner, data: bytes, enough: int | None) -> tuple[float, torch.Tensor, frozenset[int]]:
+def seen(pruner: Pruner, data: bytes, min_decode_side: int | None) -> tuple[float, torch.Tensor, frozenset[int]]:
     """Seconds, pixels as the tower takes them, and the slots that are kept."""
     began = time.process_time()
-    pixels = pruner.preprocess(load_image_bytes(data, "photograph", "-", enough))
+    pixels = pruner.preprocess(load_image_bytes(data, "photograph", "-", min_decode_side))
     seconds = time.process_time() - began
     (kept,) = pruner.prune(pruner.encode([pixels]))
     return seconds, pixels.tensors["pixel_values"], frozenset(kept.slots)
 
 
 def compared(pruner: Pruner, megapixels: float, count: int) -> Iterator[dict[str, Any]]:
-    side = shortest_read(pruner.vision)
+    side = fixed_short_side(pruner.vision)
     assert side
     step = 255 * torch.tensor(pruner.vision.processor.image_processor.image_std).view(3, 1, 1)  # type: ignore[attr-defined]
     photographs = [photograph(number, megapixels) for number in range(count)]
@@ -75,8 +76,8 @@ def compared(pruner: Pruner, megapixels: float, count: int) -> Iterator[dict[str
 
 def run(sizes: Sequence[float], count: int) -> list[dict[str, Any]]:
     checkpoint = resolve(DEMO)
-    where = place("cpu", "auto", "auto", load_config(checkpoint))
-    vision = load_family(checkpoint.model_type).vision(checkpoint, where)
+    where = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
+    vision = load_family(checkpoint.model_type).load_vision_half(checkpoint, where)
     pruner = Pruner(vision, Budget.parse("11%"), "prunesid", ())
     return [told for size in sizes for told in compared(pruner, size, count)]
 

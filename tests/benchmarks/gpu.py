@@ -46,9 +46,10 @@ from prunesid_cli.inputs.image import Media, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.base import VisionHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
-from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.runtime.prefetch import batches
+from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.linalg.batched import SPARE
@@ -273,7 +274,7 @@ def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
 
 def encoded(vision: VisionHalf, pixels: Sequence[Pixels], size: int) -> tuple[Tensor, Tensor]:
     """features [B, N, C] and saliency [B, N] of pictures of one segment, so many at once."""
-    found = [item.segments[0] for batch in batches(pixels, size) for item in vision.encode(batch)]
+    found = [item.segments[0] for batch in batched(pixels, size) for item in vision.encode(batch)]
     return torch.stack([one.features for one in found]), torch.stack([one.saliency for one in found])
 
 
@@ -281,7 +282,7 @@ def stages(bench: Bench) -> Iterator[Record]:
     with tempfile.TemporaryDirectory() as name:
         checkpoint = of_config(config(bench.sizes.shape), Path(name))
         family, where = load_family(checkpoint.model_type), placed(bench, checkpoint)
-        vision, language = family.vision(checkpoint, where), family.language(checkpoint, where)
+        vision, language = family.load_vision_half(checkpoint, where), family.load_language_half(checkpoint, where)
         pruners = {keep: Pruner(vision, Budget.parse(keep), "prunesid", ()) for keep in bench.sizes.keep}
         sources = draw_pictures(Path(name), bench.sizes.rounds, size_of(load_config(checkpoint)))
         stock, meter = made_whole(checkpoint, language, where), Meter(bench.device)
@@ -308,12 +309,12 @@ def embedded(bench: Bench) -> VisionHalf:
 
 
 def loaded(bench: Bench, checkpoint: Checkpoint) -> VisionHalf:
-    return load_family(checkpoint.model_type).vision(checkpoint, placed(bench, checkpoint))
+    return load_family(checkpoint.model_type).load_vision_half(checkpoint, placed(bench, checkpoint))
 
 
 def placed(bench: Bench, checkpoint: Checkpoint) -> Placement:
     dtype = "fp32" if bench.device.type == "cpu" else "bf16"
-    return place(str(bench.device), dtype, "auto", load_config(checkpoint))
+    return choose_placement(str(bench.device), dtype, "auto", load_config(checkpoint))
 
 
 def picture(index: int) -> Media:

@@ -17,9 +17,10 @@ import torch
 
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.runtime.prefetch import batches
+from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import STORES
 from prunesid_cli.types import TokenSet
@@ -39,9 +40,9 @@ def main() -> None:
     given = parser.parse_args()
     checkpoint = resolve(DEMO)
     family = load_family(checkpoint.model_type)
-    placement = place("auto", "auto", "auto", load_config(checkpoint))
-    pruner = Pruner(family.vision(checkpoint, placement), Budget.parse(given.keep), "prunesid", ())
-    language = family.language(checkpoint, placement)
+    placement = choose_placement("auto", "auto", "auto", load_config(checkpoint))
+    pruner = Pruner(family.load_vision_half(checkpoint, placement), Budget.parse(given.keep), "prunesid", ())
+    language = family.load_language_half(checkpoint, placement)
     asked = [
         (pruner.prune(picture.encoded)[0], question)
         for picture in examination(pruner, given.per_kind, 1)
@@ -53,7 +54,7 @@ def main() -> None:
         rows = [(packed(tokens, store), question) for tokens, question in asked]
         said[store] = [
             answer.text
-            for batch in batches(rows, 32)
+            for batch in batched(rows, 32)
             for answer in language.generate([language.embed(q.prompt, [kept]) for kept, q in batch], GENERATION)
         ]
         right = [text == question.answer for text, (_, question) in zip(said[store], asked, strict=True)]

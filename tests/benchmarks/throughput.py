@@ -28,12 +28,12 @@ from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import load_image
 from prunesid_cli.inputs.listing import find_media
 from prunesid_cli.pipeline.compress import Job, compress, record
-from prunesid_cli.pipeline.load import Cached, Decoder
+from prunesid_cli.pipeline.load import Cached, InputLoader
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Hardware, Session
 from prunesid_cli.pipeline.token_budgets import at_once
 from prunesid_cli.runtime.background_writer import BackgroundWriter
-from prunesid_cli.runtime.prefetch import batches
+from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import CacheWriter, Run
 from tests.benchmarks import halves
@@ -50,14 +50,14 @@ class Subject:
 def tower(subject: Subject) -> float:
     pixels = [subject.pruner.preprocess(load_image(path)) for path in subject.paths]
     began = time.perf_counter()
-    for some in batches(pixels, subject.batch):
+    for some in batched(pixels, subject.batch):
         finish(subject.pruner.vision.encode(some))
     return time.perf_counter() - began
 
 
 def loop(subject: Subject) -> float:
     began = time.perf_counter()
-    for some in batches(subject.paths, subject.batch):
+    for some in batched(subject.paths, subject.batch):
         finish(subject.pruner.vision.encode([subject.pruner.preprocess(load_image(path)) for path in some]))
     return time.perf_counter() - began
 
@@ -74,8 +74,8 @@ def pipeline(subject: Subject) -> float:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         with closing(CacheWriter(Path(folder), run, "benchmark")) as writer, BackgroundWriter() as behind:
-            job = Job(Decoder(subject.pruner, Cached(writer)), subject.session.pace(subject.batch))
-            write = lambda outcomes: behind.do(partial(record, writer, outcomes))  # noqa: E731
+            job = Job(InputLoader(subject.pruner, Cached(writer)), subject.session.pace(subject.batch))
+            write = lambda outcomes: behind.submit(partial(record, writer, outcomes))  # noqa: E731
             done = compress(job, find_media(map(str, subject.paths)), at_once(subject.pruner, ()), write)
             kept = sum(outcome.entry is not None for outcome in done)
         spent = time.perf_counter() - began

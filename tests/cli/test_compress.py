@@ -17,7 +17,7 @@ import pytest
 
 from prunesid_cli.inputs.sharding import Partition, parse_partition
 from prunesid_cli.tokencache import open_cache
-from prunesid_cli.tokencache.format import MEASURED
+from prunesid_cli.tokencache.format import MEASUREMENT_LOG
 from tests.caches import held
 from tests.conftest import Run
 
@@ -202,9 +202,9 @@ def test_a_portion_by_the_environment_is_asked_for(
 ) -> None:
     slurm = SLURM | {"SLURM_ARRAY_TASK_COUNT": "4"}
     assert parse_partition(None, slurm) == Partition()
-    assert (parse_partition("auto", slurm).number, parse_partition("auto", slurm).of) == (3, 4)
+    assert (parse_partition("auto", slurm).number, parse_partition("auto", slurm).count) == (3, 4)
     kubernetes = {"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "5"}
-    assert (parse_partition("auto", kubernetes).number, parse_partition("auto", kubernetes).of) == (1, 5)
+    assert (parse_partition("auto", kubernetes).number, parse_partition("auto", kubernetes).count) == (1, 5)
     command = ("compress", folder, "--out", tmp_path / "c", "-m", llava, "--shard")
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
@@ -333,7 +333,7 @@ def test_interrupted_while_measuring_then_resumed_is_one_run(
             shutil.copy2(path, folder / f"{path.stem}-{number}.png")
     args = ("compress", folder, "-m", llava, "-k", "64", "--dynamic", "--batch-size", "1", "--out")
     assert run(*args, tmp_path / "whole").code == 0
-    out, log = tmp_path / "part", tmp_path / "part" / MEASURED
+    out, log = tmp_path / "part", tmp_path / "part" / MEASUREMENT_LOG
     with running(*args, out) as process:
         while not log.exists() or log.stat().st_size < 32 * 6:
             time.sleep(0.002)
@@ -352,7 +352,7 @@ def test_interrupted_while_measuring_then_resumed_is_one_run(
     assert files(out) == files(tmp_path / "whole")
     assert not log.exists()
     assert "is known" not in run(*args, tmp_path / "other", "--draft").err
-    assert not (tmp_path / "other" / MEASURED).exists()
+    assert not (tmp_path / "other" / MEASUREMENT_LOG).exists()
 
 
 @pytest.mark.slow
@@ -372,10 +372,10 @@ def test_a_list_that_pauses_keeps_nothing_waiting_and_can_be_stopped(llava: Path
 
 STUCK = """
 import time
-from prunesid_cli.runtime.shutdown import stoppable
-with stoppable() as stop:
+from prunesid_cli.runtime.shutdown import graceful_shutdown
+with graceful_shutdown() as stop:
     print("ready", flush=True)
-    while not stop.asked:
+    while not stop.requested:
         time.sleep(.01)
     print("asked", flush=True)
     time.sleep(60)

@@ -10,7 +10,7 @@ import pytest
 from prunesid_cli.inputs.image import load_image_bytes, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.shared.processor import shortest_read
+from prunesid_cli.models.shared.processor import fixed_short_side
 from prunesid_cli.tokencache import open_cache
 from tests import hostile
 from tests.conftest import Run
@@ -71,8 +71,8 @@ def test_modes_and_damage_are_what_they_are_without() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_families_that_read_one_size_read_the_same_of_a_smaller_picture(variant: str, tmp_path: Path) -> None:
     found = resolve(str(write(variant, tmp_path)))
-    vision = load_family(found.model_type).vision(found, CPU)
-    side = shortest_read(vision)
+    vision = load_family(found.model_type).load_vision_half(found, CPU)
+    side = fixed_short_side(vision)
     if side is None:
         assert variant.startswith(DYNAMIC) or variant in ("llava-pixtral", "gemma3-crops")
         return

@@ -65,7 +65,7 @@ def test_folder_is_walked_in_order_and_counts_what_it_passes_over(tree: Path) ->
     listing = find_media([str(tree)])
     names = [os.path.relpath(item.source, tree) for item in listing]
     assert names == ["a.PNG", "b.jpg", "dir.jpg/f.jpg", "sub/c.webp", "sub/deep/d.gif"]
-    assert listing.passed == {OTHER: 2, HIDDEN: 3}
+    assert listing.skipped == {OTHER: 2, HIDDEN: 3}
 
 
 def test_sources_are_as_the_user_named_them(tree: Path) -> None:
@@ -159,7 +159,7 @@ def test_links_never_loop(tree: Path) -> None:
         "sub/gone.jpg",
         "sub/self.jpg",
     ]
-    assert listing.passed[LINK] == 2
+    assert listing.skipped[LINK] == 2
     assert sources("**/*.webp") == ["sub/c.webp"]
     for name in ("sub/self.jpg", "sub/gone.jpg"):
         with pytest.raises(MediaError):
@@ -187,7 +187,7 @@ REPEATS: list[tuple[list[str], list[str], int]] = [
 def test_the_same_file_is_given_once(tree: Path, paths: list[str], expected: list[str], repeated: int) -> None:
     listing = find_media(paths)
     assert [item.source for item in listing] == expected
-    assert listing.passed[REPEAT] == repeated
+    assert listing.skipped[REPEAT] == repeated
 
 
 def test_linked_file_is_given_once(tree: Path) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.video import load as reading
-from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES, Sampling
-from prunesid_cli.inputs.video.load import is_clip, load_clip, load_media
+from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES, FrameSampling
+from prunesid_cli.inputs.video.load import is_clip_file, load_clip, load_media
 from tests.caches import held
 from tests.conftest import Run
 from tests.films import SIZE, av, film, number_of, numbered, sound, turned
@@ -53,9 +53,9 @@ def numbers(media: Media) -> list[int]:
     return [number_of(frame) for frame in media.frames]
 
 
-def refusal(path: Path | str, sampling: Sampling | None = None) -> MediaError:
+def refusal(path: Path | str, sampling: FrameSampling | None = None) -> MediaError:
     with pytest.raises(MediaError) as caught:
-        load_media(path, sampling or Sampling())
+        load_media(path, sampling or FrameSampling())
     assert caught.value.problem.startswith(f"{path}: ")
     assert caught.value.hint
     assert "\n" not in caught.value.problem
@@ -67,26 +67,26 @@ def refusal(path: Path | str, sampling: Sampling | None = None) -> MediaError:
 
 def test_frames_are_spread_over_time() -> None:
     even = [i / 10 for i in range(100)]
-    assert Sampling(8).choose(even) == [int(i) for i in np.linspace(0, 99, 8)]
-    assert Sampling(1).choose(even) == [49]
-    assert Sampling(200).choose(even) == list(range(100))
-    assert Sampling(fps=2).choose(even) == list(range(0, 100, 5))
-    assert Sampling(fps=1000).choose(even) == list(range(100))
-    assert Sampling(fps=0.01).choose(even) == [0]
-    assert Sampling(fps=1).choose([0.0]) == Sampling(3).choose([0.0]) == [0]
+    assert FrameSampling(8).choose(even) == [int(i) for i in np.linspace(0, 99, 8)]
+    assert FrameSampling(1).choose(even) == [49]
+    assert FrameSampling(200).choose(even) == list(range(100))
+    assert FrameSampling(fps=2).choose(even) == list(range(0, 100, 5))
+    assert FrameSampling(fps=1000).choose(even) == list(range(100))
+    assert FrameSampling(fps=0.01).choose(even) == [0]
+    assert FrameSampling(fps=1).choose([0.0]) == FrameSampling(3).choose([0.0]) == [0]
 
 
 def test_a_picture_that_stands_still_is_looked_at_once() -> None:
     slides = [0.0, 0.1, 0.2, 0.3, 10.0, 20.0]
-    assert Sampling(5).choose(slides) == [0, 3, 4, 5]
-    assert Sampling(fps=0.1).choose(slides) == [0, 4, 5]
+    assert FrameSampling(5).choose(slides) == [0, 3, 4, 5]
+    assert FrameSampling(fps=0.1).choose(slides) == [0, 4, 5]
 
 
 def test_more_frames_than_fit_are_refused() -> None:
     hours = [i / 2 for i in range(20_000)]
     with pytest.raises(MediaError, match=f"2 fps of 10000 s are 20,000 frames, more than the limit of {MAX_FRAMES:,}"):
-        Sampling(fps=2).choose(hours)
-    assert len(Sampling(MAX_FRAMES).choose(hours)) == MAX_FRAMES
+        FrameSampling(fps=2).choose(hours)
+    assert len(FrameSampling(MAX_FRAMES).choose(hours)) == MAX_FRAMES
 
 
 # Right frames
@@ -95,11 +95,11 @@ def test_more_frames_than_fit_are_refused() -> None:
 @pytest.mark.parametrize("name", FILMS)
 def test_frames_are_the_right_ones(name: str, tmp_path: Path) -> None:
     path = encoded(name, tmp_path)
-    media = load_clip(str(path), Sampling(6))
+    media = load_clip(str(path), FrameSampling(6))
     assert numbers(media) == [0, 7, 15, 23, 31, 39]
     assert media.times == pytest.approx([number / 25 for number in numbers(media)], abs=0.002)
     assert (media.is_clip, media.size, media.sampling, media.decoder[:5]) == (True, SIZE, "6 frames", "PyAV ")
-    assert numbers(load_clip(str(path), Sampling(fps=5))) == list(range(0, 40, 5))
+    assert numbers(load_clip(str(path), FrameSampling(fps=5))) == list(range(0, 40, 5))
 
 
 @pytest.mark.parametrize("name", FILMS)
@@ -108,7 +108,7 @@ def test_decord_gives_right_frames_or_refuses(name: str, tmp_path: Path) -> None
     path = encoded(name, tmp_path)
     is_safe = name in ("h264.mp4", "h264.mov", "h264.mkv", "fragments.mp4", "vp9.webm", "vp8.webm")
     try:
-        media = load_clip(str(path), Sampling(6, backend="decord"))
+        media = load_clip(str(path), FrameSampling(6, backend="decord"))
     except MediaError as error:
         assert not is_safe, error
         assert error.hint == "leave out --video-backend"
@@ -122,8 +122,8 @@ def test_decord_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(worker, "find_spec", lambda name: None)
     path = str(film(tmp_path / "a.mp4", 3))
     with pytest.raises(MediaError, match="it is not installed"):
-        list(worker.read(path, Sampling(backend="decord")))
-    assert len(list(worker.read(path, Sampling()))) == 3 + 1
+        list(worker.read(path, FrameSampling(backend="decord")))
+    assert len(list(worker.read(path, FrameSampling()))) == 3 + 1
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
@@ -132,9 +132,9 @@ def test_a_variable_frame_rate(backend: str, tmp_path: Path) -> None:
     if backend == "decord":
         pytest.importorskip("decord")
     path = film(tmp_path / "a.mp4", [i / 10 for i in range(10)] + [1.0, 2.0, 3.0, 4.0])
-    media = load_clip(str(path), Sampling(5, backend=backend))
+    media = load_clip(str(path), FrameSampling(5, backend=backend))
     assert (numbers(media), media.times) == ([0, 10, 11, 12, 13], (0.0, 1.0, 2.0, 3.0, 4.0))
-    assert numbers(load_clip(str(path), Sampling(fps=2, backend=backend))) == [0, 5, 10, 11, 12, 13]
+    assert numbers(load_clip(str(path), FrameSampling(fps=2, backend=backend))) == [0, 5, 10, 11, 12, 13]
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -144,9 +144,9 @@ def test_frames_are_upright(degrees: int, backend: str, tmp_path: Path) -> None:
     if backend == "decord":
         pytest.importorskip("decord")
         if degrees != 180:
-            assert "pictures on their side" in refusal(path, Sampling(backend=backend)).problem
+            assert "pictures on their side" in refusal(path, FrameSampling(backend=backend)).problem
             return
-    media = load_clip(str(path), Sampling(backend=backend))
+    media = load_clip(str(path), FrameSampling(backend=backend))
     for number, frame in enumerate(media.frames):
         expected = np.rot90(numbered(number), -degrees // 90)
         assert media.size == frame.size == expected.shape[1::-1]
@@ -155,7 +155,7 @@ def test_frames_are_upright(degrees: int, backend: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_short_clip_gives_all_that_it_has(count: int, tmp_path: Path) -> None:
-    media = load_clip(str(film(tmp_path / "a.mp4", count)), Sampling())
+    media = load_clip(str(film(tmp_path / "a.mp4", count)), FrameSampling())
     assert numbers(media) == list(range(count))
     assert len(media.times) == count
     assert media.is_clip
@@ -163,7 +163,7 @@ def test_a_short_clip_gives_all_that_it_has(count: int, tmp_path: Path) -> None:
 
 def test_odd_sizes(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", 5, size=(161, 97), pixels="yuv444p")
-    media = load_clip(str(path), Sampling())
+    media = load_clip(str(path), FrameSampling())
     assert (media.size, numbers(media)) == ((161, 97), [0, 1, 2, 3, 4])
 
 
@@ -176,7 +176,7 @@ def test_tiny_and_thin_sizes(size: tuple[int, int], tmp_path: Path) -> None:
             picture = np.full((size[1], size[0], 3), grey, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    media = load_clip(str(tmp_path / "a.mkv"), Sampling())
+    media = load_clip(str(tmp_path / "a.mkv"), FrameSampling())
     assert media.size == size
     assert [frame.getpixel((0, 0)) for frame in media.frames] == [(grey,) * 3 for grey in (0, 100, 200)]
 
@@ -190,29 +190,29 @@ def test_a_duration_that_lies_changes_nothing(duration: int, tmp_path: Path) -> 
         at = data.index(box) + 4 + offset
         data[at : at + 4] = duration.to_bytes(4, "big")
     path.write_bytes(data)
-    media = load_clip(str(path), Sampling(6))
+    media = load_clip(str(path), FrameSampling(6))
     assert (numbers(media), media.times[-1]) == ([0, 7, 15, 23, 31, 39], pytest.approx(39 / 25, abs=0.002))
 
 
 def test_a_clip_without_an_end_is_read_up_to_where_it_is(tmp_path: Path) -> None:
     """As a recording in progress, which says neither its length nor its size."""
     path = film(tmp_path / "a.mkv", 40, muxer={"live": "1"})
-    assert numbers(load_clip(str(path), Sampling(6))) == [0, 7, 15, 23, 31, 39]
+    assert numbers(load_clip(str(path), FrameSampling(6))) == [0, 7, 15, 23, 31, 39]
 
 
 def test_frames_that_nobody_needs_are_passed_over_and_no_pixel_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = film(tmp_path / "a.mp4", 60, bf=3, g=60, **{"x264-params": "b-pyramid=normal:b-adapt=0"})
-    frames = [one for one in worker.read(str(path), Sampling(7)) if isinstance(one, Image.Image)]
+    frames = [one for one in worker.read(str(path), FrameSampling(7)) if isinstance(one, Image.Image)]
     monkeypatch.setattr(pyav, "SKIPPING", ())
-    assert frames == [one for one in worker.read(str(path), Sampling(7)) if isinstance(one, Image.Image)]
+    assert frames == [one for one in worker.read(str(path), FrameSampling(7)) if isinstance(one, Image.Image)]
     assert [number_of(one) for one in frames] == [0, 9, 19, 29, 39, 49, 59]
 
 
 def test_frames_that_would_fill_memory_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "MOST_PIXELS", 5 * SIZE[0] * SIZE[1] // 4)
-    *frames, told = worker.read(str(film(tmp_path / "a.mp4", 5)), Sampling())
+    *frames, told = worker.read(str(film(tmp_path / "a.mp4", 5)), FrameSampling())
     assert isinstance(told, worker.Told)
     assert told.notes == (f"frames of {SIZE[0]}x{SIZE[1]} reduced to {SIZE[0] // 2}x{SIZE[1] // 2}",)
     assert [number_of(one.resize(SIZE)) for one in frames if isinstance(one, Image.Image)] == [0, 1, 2, 3, 4]
@@ -224,18 +224,18 @@ def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = film(tmp_path / "a.mp4", 2).read_bytes()
     for name in ("concat:a.mp4|a.mp4", "http:x.mp4", "-i.mp4", "視頻 ä.mp4", os.fsdecode(b"\xff.mp4"), "a\nb.mp4"):
         Path(name).write_bytes(data)
-        assert numbers(load_media(name, Sampling())) == [0, 1], name
+        assert numbers(load_media(name, FrameSampling())) == [0, 1], name
 
 
 def test_what_a_file_is_decides_not_its_name(tmp_path: Path) -> None:
     clip = film(tmp_path / "a.mp4", 2)
-    assert is_clip(str(clip.rename(tmp_path / "a.jpg")))
+    assert is_clip_file(str(clip.rename(tmp_path / "a.jpg")))
     for name in ("a.ts", "a.mov", "a.mkv", "a.flv"):
         (tmp_path / "plain").write_bytes(film(tmp_path / name, 2).read_bytes())
-        assert is_clip(str(tmp_path / name))
-        assert is_clip(str(tmp_path / "plain")) == (name != "a.ts")
+        assert is_clip_file(str(tmp_path / name))
+        assert is_clip_file(str(tmp_path / "plain")) == (name != "a.ts")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.mp4", "PNG")
-    assert not load_media(tmp_path / "b.mp4", Sampling()).is_clip
+    assert not load_media(tmp_path / "b.mp4", FrameSampling()).is_clip
 
 
 # What cannot be read
@@ -299,7 +299,7 @@ def test_a_decoder_that_hangs_or_crashes_is_ended(tmp_path: Path, monkeypatch: p
 def test_no_decoder_outlives_who_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = reading.START.replace("main; main()", "_end_with_stdin; _end_with_stdin()")
     monkeypatch.setattr(reading, "START", start)
-    left = subprocess.Popen(reading._command(str(tmp_path), Sampling()), **reading.PIPES)
+    left = subprocess.Popen(reading._command(str(tmp_path), FrameSampling()), **reading.PIPES)
     assert left.stdin and left.stdout
     with left:
         left.stdin.close()

@@ -72,12 +72,13 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
     from prunesid_cli.inputs.image import load_image
     from prunesid_cli.models import load_family
     from prunesid_cli.models.loading.checkpoint import resolve
-    from prunesid_cli.models.loading.weights import load_config, place
+    from prunesid_cli.models.loading.placement import choose_placement
+    from prunesid_cli.models.loading.weights import load_config
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.selection.budget import Budget
 
     checkpoint = resolve(str(llava))
-    vision = load_family("llava").vision(checkpoint, place("cpu", "auto", "auto", load_config(checkpoint)))
+    vision = load_family("llava").load_vision_half(checkpoint, choose_placement("cpu", "auto", "auto", load_config(checkpoint)))
     pruner = Pruner(vision, Budget.parse("64"), "prunesid", ())
     first, second = pruner.encode([vision.preprocess(load_image(path)) for path in pictures[:2]])
     (segment,) = second.segments
@@ -182,15 +183,15 @@ def test_writing_behind_waits_and_tells_its_error() -> None:
     done = list[int]()
     with BackgroundWriter() as behind:
         for number in range(9):
-            behind.do(partial(done.append, number))
+            behind.submit(partial(done.append, number))
     assert done == list(range(9))
     with pytest.raises(ZeroDivisionError), BackgroundWriter() as behind:
-        behind.do(lambda: 1 // 0)
-        behind.do(partial(done.append, 9))
+        behind.submit(lambda: 1 // 0)
+        behind.submit(partial(done.append, 9))
     assert done == list(range(9))
     with pytest.raises(ZeroDivisionError), BackgroundWriter() as behind:
         for _ in range(9):
-            behind.do(lambda: 1 // 0)
+            behind.submit(lambda: 1 // 0)
             time.sleep(0.01)
         pytest.fail("the run went on")
 
@@ -198,7 +199,7 @@ def test_writing_behind_waits_and_tells_its_error() -> None:
 def test_what_waits_for_more_is_saved_meanwhile() -> None:
     done = list[str]()
     with BackgroundWriter(lambda: done.append("idle"), 0.05) as behind:
-        behind.do(lambda: done.append("call"))
+        behind.submit(lambda: done.append("call"))
         time.sleep(0.5)
     assert done[:2] == ["call", "idle"] or done[:3] == ["idle", "call", "idle"]
 
@@ -207,7 +208,7 @@ def sizes(pace: BatchSizeTuner, seconds: Callable[[int], float], batches: int = 
     seen = []
     for _ in range(batches):
         seen.append(pace.size)
-        pace.took(pace.size, seconds(pace.size))
+        pace.record(pace.size, seconds(pace.size))
     return seen
 
 
@@ -226,20 +227,20 @@ def test_batches_that_do_not_fit_are_halved_for_good() -> None:
     pace = BatchSizeTuner(8, 1024)
     sizes(pace, lambda size: 1.0, 12)
     assert pace.size == 32
-    pace.too_large(32)
+    pace.shrink(32)
     assert set(sizes(pace, lambda size: 1.0)) == {16}
     fixed = BatchSizeTuner.fixed(1)
-    fixed.too_large(1)
+    fixed.shrink(1)
     assert fixed.size == 1
 
 
 def test_one_large_item_is_a_measure_of_its_own_size() -> None:
     pace = BatchSizeTuner(8, 1024)
     for _ in range(40):
-        pace.took(32, 1.0)
+        pace.record(32, 1.0)
     assert pace.size == 64, "two at once are what comes next"
     for _ in range(8):
-        pace.took(64, 2.0)
+        pace.record(64, 2.0)
     assert pace.size == 32
 
 

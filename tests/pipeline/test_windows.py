@@ -13,8 +13,8 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.image import Media, media_from_frames
-from prunesid_cli.inputs.video.frame_sampling import Sampling
-from prunesid_cli.pipeline.frame_windows import MOST_TOKENS, check_window, joined
+from prunesid_cli.inputs.video.frame_sampling import FrameSampling
+from prunesid_cli.pipeline.frame_windows import MOST_TOKENS, check_window, join_windows
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget, Spread
@@ -59,7 +59,7 @@ def still(number: int, noise: float = 0.0) -> list[torch.Tensor]:
 def test_frames_fall_into_windows_of_about_one_length(count: int, window: int, sizes: list[int]) -> None:
     frames = [torch.full((SIDE**2, WIDTH), float(i)) for i in range(count)]
     item = encoded(frames)
-    made = joined(item, window)
+    made = join_windows(item, window)
     assert [one.frames for one in made.segments] == sizes
     assert made.layout == item.layout
     assert torch.equal(torch.cat([one.features for one in made.segments]), torch.cat(frames))
@@ -68,22 +68,22 @@ def test_frames_fall_into_windows_of_about_one_length(count: int, window: int, s
 
 def test_a_window_of_one_and_a_picture_stay_as_they_are() -> None:
     item = encoded(still(3))
-    assert joined(item, 1) is item
+    assert join_windows(item, 1) is item
     picture = Encoded(item.segments, replace(item.layout, regions=(Region(0, SIDE, SIDE, SIDE),) * 3))
-    assert joined(picture, 8) is picture
+    assert join_windows(picture, 8) is picture
 
 
 def test_parts_of_a_frame_are_joined_with_their_own_places() -> None:
     rows = torch.arange(2 * SIDE**2).float()[:, None].expand(-1, WIDTH)
     half = SIDE**2 // 2
     parts = tuple(Segment(rows[i : i + half], slots=tuple(range(i, i + half))) for i in range(0, len(rows), half))
-    upper, lower = joined(Encoded(parts, frames_of(2)), 2).segments
+    upper, lower = join_windows(Encoded(parts, frames_of(2)), 2).segments
     assert upper.slots == (*range(half), *range(2 * half, 3 * half))
     assert lower.features[:, 0].tolist() == [*range(half, 2 * half), *range(3 * half, 4 * half)]
 
 
 def test_a_later_cls_is_a_candidate_where_it_is_read_and_left_out_where_not() -> None:
-    unread = joined(encoded(still(2), cls_tokens=True), 2).segments[0]
+    unread = join_windows(encoded(still(2), cls_tokens=True), 2).segments[0]
     assert (len(unread.features), unread.capacity, unread.cls_slot) == (2 * SIDE**2, 2 * SIDE**2 + 1, CLS_NOT_READ)
     size = SIDE**2 + 1
     read = [
@@ -91,7 +91,7 @@ def test_a_later_cls_is_a_candidate_where_it_is_read_and_left_out_where_not() ->
         for i, one in enumerate(encoded(still(2), cls_tokens=True).segments)
     ]
     layout = Layout("<video>", (2 * size,), tuple(Region(i * size + 1, SIDE, SIDE, SIDE, time=i / 2) for i in range(2)))
-    (window,) = joined(Encoded(tuple(read), layout), 2).segments
+    (window,) = join_windows(Encoded(tuple(read), layout), 2).segments
     assert (window.cls_slot, window.slots) == (0, tuple(range(1, 2 * size)))
     assert window.saliency is not None
     assert window.saliency[SIDE**2] == window.saliency.max()
@@ -112,7 +112,7 @@ def test_a_window_of_too_many_tokens_is_refused() -> None:
 
 
 def pruner(keep: int | None, window: int, method: str = "prunesid", **options: bool) -> Pruner:
-    return Pruner(None, Budget(keep, **options), method, (), Sampling(window=window))  # type: ignore[arg-type]
+    return Pruner(None, Budget(keep, **options), method, (), FrameSampling(window=window))  # type: ignore[arg-type]
 
 
 def places(kept: TokenSet) -> set[int]:
@@ -125,7 +125,7 @@ def test_a_still_scene_is_not_kept_again_and_again(noise: float) -> None:
     """36 different patches eight times: one frame a selection keeps the same ones eight times, a window others."""
     item = encoded(still(8, noise))
     (alone,) = pruner(32, 1).prune([item])
-    (together,) = pruner(32, 8).prune([joined(item, 8)])
+    (together,) = pruner(32, 8).prune([join_windows(item, 8)])
     assert alone.kept == together.kept == 32
     assert len(places(alone)) <= 10
     assert len(places(together)) >= 28
@@ -137,7 +137,7 @@ def test_what_changes_is_kept_in_every_frame() -> None:
     generator = torch.Generator().manual_seed(2)
     for frame in frames:
         frame[17] = 2 * torch.randn(WIDTH, generator=generator)
-    (kept,) = pruner(43, 8).prune([joined(encoded(frames), 8)])
+    (kept,) = pruner(43, 8).prune([join_windows(encoded(frames), 8)])
     assert {slot // SIDE**2 for slot in kept.slots if slot % SIDE**2 == 17} == set(range(8))
 
 
@@ -146,7 +146,7 @@ def test_what_changes_is_kept_in_every_frame() -> None:
 def test_as_many_as_asked_in_the_order_of_time(method: str, spread: Spread) -> None:
     for item in (encoded(still(7, 0.1)), encoded(still(7, 0.1), cls_tokens=True)):
         for window in (2, 7):
-            made = joined(item, window)
+            made = join_windows(item, window)
             capacity = sum(one.capacity for one in made.segments)
             for count in (1, 2, 7, 40, item.layout.total - 1, item.layout.total):
                 (kept,) = pruner(count, window, method, spread=spread).prune([made])
@@ -160,7 +160,7 @@ def test_as_many_as_asked_in_the_order_of_time(method: str, spread: Spread) -> N
 
 def test_windows_and_pictures_of_one_shape_are_selected_from_apart() -> None:
     """A batch may hold both; each is what it is alone."""
-    made = joined(encoded(still(2)), 2)
+    made = join_windows(encoded(still(2)), 2)
     (window,) = made.segments
     picture = Encoded((replace(window, frames=1),), Layout("<image>", (2 * SIDE**2,), (Region(0, SIDE, 2 * SIDE, 12),)))
     both = pruner(40, 2).prune([made, picture])
@@ -179,7 +179,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def windowed(model: Model, keep: str, window: int) -> Pruner:
-    return replace(model.pruner(keep), sampling=Sampling(window=window))
+    return replace(model.pruner(keep), sampling=FrameSampling(window=window))
 
 
 def pruned(pruner: Pruner, media: Media) -> TokenSet:

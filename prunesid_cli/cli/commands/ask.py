@@ -19,12 +19,12 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
 from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.text import format_stages
-from prunesid_cli.tokencache import sample_of
+from prunesid_cli.tokencache import information_sample
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
     from prunesid_cli.inputs.video.frame_sampling import FrameSampling
-    from prunesid_cli.pipeline.pruner import Clock
+    from prunesid_cli.runtime.stopwatch import Stopwatch
     from prunesid_cli.types import Answer, TokenSet
 
 
@@ -76,7 +76,7 @@ def ask(
     from prunesid_cli.pipeline import compress as pipeline
     from prunesid_cli.types import Generation
 
-    sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
+    sample = information_sample(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
     pruner = session.pruner(budget, method, sample, sampling)
     streams = not as_json and not compare and stdout_is_terminal()
     stream = (lambda text: printer.result(text, end="")) if streams else None
@@ -84,12 +84,12 @@ def ask(
     if compare:
         pruned, whole = sides.compare(*asked)
         answer, items = pruned.answer, pruned.items
-        pruner.clock.seconds |= pruned.seconds
+        pruner.stopwatch.seconds |= pruned.seconds
         record = {"tokens": pruned.total, "pruned": pruned.record, "all": whole.record}
         text = sides.table(pruned, whole)
     else:
         answer, items = pipeline.ask(*asked)
-        given = sides.Side(answer, items, pruner.clock.seconds, max_new_tokens)
+        given = sides.Side(answer, items, pruner.stopwatch.seconds, max_new_tokens)
         record, text = {"tokens": given.total} | given.record, "" if stream else answer.text
     note_if_all(budget, max(item.layout.total for item in items))
     if as_json:
@@ -97,7 +97,7 @@ def ask(
     else:
         printer.result(text)
     if usage:
-        printer.usage(_usage(pruner.clock, answer, items))
+        printer.usage(_usage(pruner.stopwatch, answer, items))
 
 
 def _read_inputs(sources: list[str], prompt: str, sampling: FrameSampling) -> tuple[list[Media], str]:
@@ -122,13 +122,13 @@ def _about(session: Session, media: list[Media], prompt: str) -> dict[str, Any]:
     }
 
 
-def _usage(clock: Clock, answer: Answer, items: list[TokenSet]) -> str:
+def _usage(stopwatch: Stopwatch, answer: Answer, items: list[TokenSet]) -> str:
     """What was saved, and what the rest took, in one line."""
     total, kept = sum(item.layout.total for item in items), sum(item.kept for item in items)
     parts = [
         f"visual tokens {total} -> {kept} ({kept / total:.1%})",
         f"prompt {answer.prompt_tokens + total - kept} -> {answer.prompt_tokens} tokens",
         f"answer {answer.new_tokens}",
-        format_stages(clock.seconds),
+        format_stages(stopwatch.seconds),
     ]
     return "   ".join(parts)

@@ -22,9 +22,9 @@ from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_bu
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.selection.budget import Spread
 from prunesid_cli.text import format_stages
-from prunesid_cli.tokencache import calibrated
-from prunesid_cli.tokencache.format import SHARD_ITEMS, check_cache
-from prunesid_cli.tokencache.shard_marker import check_portion, record_portion
+from prunesid_cli.tokencache import calibration_sample
+from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, require_cache
+from prunesid_cli.tokencache.shard_marker import check_partition, record_partition
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.pruner import Pruner
@@ -74,7 +74,7 @@ def compress(
     shard: o.Partition = None,
     retry_failed: o.RetryFailed = False,
     checksum: o.Checksum = False,
-    shard_items: o.ShardItems = SHARD_ITEMS,
+    shard_items: o.ShardItems = MAX_SHARD_ITEMS,
     store: o.Store = Stored.model,
     as_json: o.Json = False,
     usage: o.Usage = False,
@@ -99,38 +99,38 @@ def compress(
     if portion.origin:
         printer.note(f"shard {portion}, by {portion.origin}")
     if retry_failed:
-        check_cache(out)
+        require_cache(out)
     if not calibrate:
-        check_portion(out, portion)
+        check_partition(out, portion)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
     from prunesid_cli.cli.compress_run import Inputs, Work, measure_average
-    from prunesid_cli.pipeline.compress import Job
-    from prunesid_cli.pipeline.load import Cached, Decoder
-    from prunesid_cli.tokencache import MeasuredLog
+    from prunesid_cli.pipeline.compress import BatchRunner
+    from prunesid_cli.pipeline.load import Cached, InputLoader
+    from prunesid_cli.tokencache import MeasurementLog
 
     checkpoint, vision, pace = session.checkpoint, LazyVision(session.vision), session.pace(batch_size)
     inputs = Inputs(paths or [], null, portion)
-    sample = () if calibrate else calibrated(out, checkpoint.name, checkpoint.revision)
+    sample = () if calibrate else calibration_sample(out, checkpoint.name, checkpoint.revision)
     pruner = replace(session.pruner(budget, method, sample, sampling, vision), downscale=draft)
     if calibrate:
         with graceful_shutdown() as stop:
-            measure_average(Job(Decoder(pruner), pace, stop), inputs, out, checkpoint, as_json)
+            measure_average(BatchRunner(InputLoader(pruner), pace, stop), inputs, out, checkpoint, as_json)
         return
     writer = _writer(session, pruner, store, out, shard_items)
-    plans = pruner.spreads and not (stream or retry_failed or writer.unwritable)
-    cached = Cached(writer, checksum, MeasuredLog(writer, draft) if plans else None)
+    plans = pruner.spreads_across_items and not (stream or retry_failed or writer.unwritable)
+    cached = Cached(writer, checksum, MeasurementLog(writer, draft) if plans else None)
     inputs = Inputs(list(writer.failed), exact=True) if retry_failed else inputs
     if not retry_failed:
         _go_on(writer, portion)
     report = Report(as_json, budget, portion, retry_failed, len(writer.index.table))
     with graceful_shutdown() as stop:
-        job = Job(Decoder(pruner, cached, vision.load), pace, stop)
+        job = BatchRunner(InputLoader(pruner, cached, vision.load), pace, stop)
         Work(job, inputs, writer, report, stream).run()
         report.say(writer, not stop.requested)
     if draft and vision.is_loaded and pruner.min_decode_side is None:
         printer.note("--draft changed nothing: of a larger image this model reads more")
     if usage:
-        printer.usage(f"batches of {pace.size}   {format_stages(pruner.clock.seconds)}".rstrip())
+        printer.usage(f"batches of {pace.size}   {format_stages(pruner.stopwatch.seconds)}".rstrip())
     stop.raise_if_requested()
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
@@ -139,7 +139,7 @@ def compress(
 def _go_on(writer: CacheWriter, portion: Partition) -> None:
     """What is said, and kept in mind, of a cache into which new inputs may come."""
     if not writer.unwritable:
-        record_portion(writer.folder, portion, not writer.index.parts)
+        record_partition(writer.folder, portion, not writer.index.shards)
     if writer.missing.numbers:
         printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
 
@@ -169,11 +169,11 @@ def _check(context: typer.Context) -> None:
 
 
 def _writer(session: Session, pruner: Pruner, store: Stored, out: Path, shard_items: int) -> CacheWriter:
-    from prunesid_cli.tokencache import CacheWriter, Limits, Run
+    from prunesid_cli.tokencache import CacheWriter, ShardLimits, Run
 
     found, budget = session.checkpoint, pruner.budget
     run = Run(
         found.name, found.revision, found.model_type, str(pruner.method), str(budget), budget.spread is Spread.ACROSS_ITEMS, budget.spread is Spread.NONE,
         session.dtype_name, store.value,
     )  # fmt: skip
-    return CacheWriter(out, run, __version__, Limits(shard_items), str(pruner.sampling))
+    return CacheWriter(out, run, __version__, ShardLimits(shard_items), str(pruner.sampling))

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 from prunesid_cli.errors import MediaError
 
-FRAMES = 8
+DEFAULT_FRAMES = 8
 MAX_FRAMES = 1024
 """Of one clip: they are in memory together."""
 
 
 @dataclass(frozen=True)
-class Sampling:
+class FrameSampling:
     """`frames` spread evenly over the time of a clip, both ends included, or, where it is given, `fps` a second.
 
     backend: auto, decord or pyav.
     window: at most so many successive frames are selected from together (`windows.joined`).
     """
 
-    frames: int = FRAMES
+    frames: int = DEFAULT_FRAMES
     fps: float | None = None
     backend: str = "auto"
     window: int = 1
@@ -60,4 +60,4 @@ class Sampling:
         return chosen
 
 
-EVENLY = Sampling()
+DEFAULT_SAMPLING = FrameSampling()

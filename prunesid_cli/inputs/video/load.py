@@ -25,10 +25,10 @@ from typing import Any
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.file_type import HEAD, FileType, detect_file_type
-from prunesid_cli.inputs.image import Media, digest_of, load_image, open_without_waiting, read_bytes, unreadable
+from prunesid_cli.inputs.file_type import HEADER_BYTES, FileType, detect_file_type
+from prunesid_cli.inputs.image import Media, hash_bytes, load_image, open_without_waiting, read_bytes, unreadable
 from prunesid_cli.inputs.listing import VIDEO_EXTENSIONS
-from prunesid_cli.inputs.video.frame_sampling import Sampling
+from prunesid_cli.inputs.video.frame_sampling import FrameSampling
 
 MAX_BYTES = 64 << 30
 CHUNK = 1 << 20
@@ -52,24 +52,24 @@ PIPES: dict[str, Any] = {
 }
 
 
-def load_media(source: str | Path, sampling: Sampling) -> Media:
+def load_media(source: str | Path, sampling: FrameSampling) -> Media:
     """Read and decode a picture or clip."""
     name = os.fspath(source)
-    return load_clip(name, sampling) if is_clip(name) else load_image(name)
+    return load_clip(name, sampling) if is_clip_file(name) else load_image(name)
 
 
-def media_digest(source: str) -> str:
+def hash_media(source: str) -> str:
     """The digest that `load_media` gives."""
-    return clip_digest(source) if is_clip(source) else digest_of(read_bytes(source))
+    return hash_clip(source) if is_clip_file(source) else hash_bytes(read_bytes(source))
 
 
-def is_clip(source: str) -> bool:
+def is_clip_file(source: str) -> bool:
     """Whether a file is one, by its first bytes; by its name where those say nothing."""
     try:
         if not stat.S_ISREG(os.stat(source).st_mode):
             return False
         with open(source, "rb", opener=open_without_waiting) as file:
-            kind = detect_file_type(file.read(HEAD))
+            kind = detect_file_type(file.read(HEADER_BYTES))
     except (OSError, ValueError):  # reading it will say why
         return False
     return (
@@ -77,7 +77,7 @@ def is_clip(source: str) -> bool:
     )
 
 
-def clip_digest(source: str) -> str:
+def hash_clip(source: str) -> str:
     """sha256 of a file that may be larger than memory."""
     try:
         size = os.stat(source).st_size
@@ -94,9 +94,9 @@ def clip_digest(source: str) -> str:
     return digest.hexdigest()
 
 
-def load_clip(source: str, sampling: Sampling, digest: str = "") -> Media:
+def load_clip(source: str, sampling: FrameSampling, digest: str = "") -> Media:
     """Some frames of the file named `source`; `digest`: as `clip_digest` gives it, where it is known already."""
-    digest = digest or clip_digest(source)
+    digest = digest or hash_clip(source)
     if not find_spec("av"):
         raise MediaError(f"{source}: clips need a package that is not installed", "pip install av")
     patience = PATIENCE + os.path.getsize(source) / PACE
@@ -138,7 +138,7 @@ def _ending(worker: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]
             worker.kill()
 
 
-def _command(source: str, sampling: Sampling) -> list[str]:
+def _command(source: str, sampling: FrameSampling) -> list[str]:
     # An absolute path is never the name of one of FFmpeg's protocols.
     args = ["\n".join(sys.path), os.path.abspath(source), json.dumps(asdict(sampling))]
     return [sys.executable, "-I", "-c", START, *args]

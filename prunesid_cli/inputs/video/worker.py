@@ -27,7 +27,7 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.video import pyav_decoder as pyav
-from prunesid_cli.inputs.video.frame_sampling import Sampling
+from prunesid_cli.inputs.video.frame_sampling import FrameSampling
 from prunesid_cli.inputs.video.probe import AGAIN, Survey, survey
 from prunesid_cli.inputs.video.pyav_decoder import Misplaced, Shown
 
@@ -56,7 +56,7 @@ Said = Image.Image | Again | Told
 
 
 def main() -> None:
-    path, sampling = sys.argv[1], Sampling(**json.loads(sys.argv[2]))
+    path, sampling = sys.argv[1], FrameSampling(**json.loads(sys.argv[2]))
     Thread(target=_end_with_stdin, daemon=True).start()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what decoders print is no frame
@@ -85,7 +85,7 @@ def _end_with_stdin() -> None:
     os._exit(1)
 
 
-def read(path: str, sampling: Sampling) -> Iterator[Said]:
+def read(path: str, sampling: FrameSampling) -> Iterator[Said]:
     """The chosen frames of a clip, of one size, and then what there is to say of them.
 
     Raises:
@@ -103,7 +103,7 @@ def read(path: str, sampling: Sampling) -> Iterator[Said]:
         raise MediaError(f"damaged, or of no known video format ({said or type(error).__name__})", AGAIN) from error
 
 
-def _read(path: str, file: BinaryIO, size: int, sampling: Sampling) -> Iterator[Said]:
+def _read(path: str, file: BinaryIO, size: int, sampling: FrameSampling) -> Iterator[Said]:
     found = survey(file, size)
     if sampling.backend == "decord":
         if reason := distrust(found, file):
@@ -120,7 +120,7 @@ def _read(path: str, file: BinaryIO, size: int, sampling: Sampling) -> Iterator[
 
 
 def _decoded(
-    found: Survey, sampling: Sampling, decode: Callable[[Survey, Sequence[int], int], Iterator[Shown]]
+    found: Survey, sampling: FrameSampling, decode: Callable[[Survey, Sequence[int], int], Iterator[Shown]]
 ) -> Iterator[Said]:
     wanted = [found.stamps[number] for number in sampling.choose(found.times)]
     factor = reduction(len(wanted), found.size)

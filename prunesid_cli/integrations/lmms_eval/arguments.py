@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from prunesid_cli.cli.choices import Attention, Dtype
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.video.frame_sampling import FRAMES, MAX_FRAMES, Sampling
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES, MAX_FRAMES, FrameSampling
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO
 from prunesid_cli.pipeline.pruner import Pruner
@@ -87,14 +87,14 @@ def _budget(args: Mapping[str, Value]) -> Budget:
     return Budget.parse(str(args["keep"]), Spread.from_option(dynamic))
 
 
-def _sampling(args: Mapping[str, Value]) -> Sampling:
+def _sampling(args: Mapping[str, Value]) -> FrameSampling:
     frames, fps = args["frames"], args["fps"]
     if frames is not None and fps is not None:
         raise UsageError("frames and fps contradict each other", "leave out one")
-    frames = _count("frames", FRAMES if frames is None else frames)
+    frames = _count("frames", DEFAULT_FRAMES if frames is None else frames)
     if fps is not None and (isinstance(fps, str) or not 0 < fps < float("inf")):
         raise UsageError(f"fps={fps} is no rate", "frames a second: 1, or 0.5 for one in two seconds")
-    return Sampling(frames, fps, window=_count("window", args["window"]))
+    return FrameSampling(frames, fps, window=_count("window", args["window"]))
 
 
 def _count(name: str, value: Value) -> int:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.inputs.color_mode import oriented, to_rgb
+from prunesid_cli.inputs.color_mode import apply_orientation, to_rgb
 from prunesid_cli.inputs.image import Media
-from prunesid_cli.inputs.video.frame_sampling import Sampling
-from prunesid_cli.inputs.video.load import is_clip, load_media
-from prunesid_cli.models.shared.prompt_pieces import TAG
+from prunesid_cli.inputs.video.frame_sampling import FrameSampling
+from prunesid_cli.inputs.video.load import is_clip_file, load_media
+from prunesid_cli.models.shared.prompt_pieces import MEDIA_TAG
 from prunesid_cli.types import Generation
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Asked:
     generation: How
     visuals: Callable[[], Sequence[Any]]
 
-    def sights(self, sampling: Sampling) -> list[MediaRequest]:
+    def sights(self, sampling: FrameSampling) -> list[MediaRequest]:
         """Its pictures and clips, in order.
 
         Raises:
@@ -79,8 +79,8 @@ class Asked:
     def prompt(self, items: int) -> str:
         """The text. Where it has other places for pictures than there are pictures, they come first instead, as tasks
         may mention one twice."""
-        places = len(TAG.findall(self.text))
-        return self.text if places in (0, items) else TAG.sub("", self.text)
+        places = len(MEDIA_TAG.findall(self.text))
+        return self.text if places in (0, items) else MEDIA_TAG.sub("", self.text)
 
 
 def asked_of(
@@ -131,13 +131,13 @@ def _flat(visuals: Any) -> Iterator[Any]:
         yield visuals
 
 
-def _keyed(visual: Any, where: str, sampling: Sampling) -> tuple[str, bool, Callable[[], Media]]:
+def _keyed(visual: Any, where: str, sampling: FrameSampling) -> tuple[str, bool, Callable[[], Media]]:
     """What tells it from others, whether it is a clip, and how to load it."""
     if isinstance(visual, Image.Image):
         picture = _Picture(visual, where)
         return picture.digest, False, picture.media
     if isinstance(visual, str):
-        return f"file {visual}", is_clip(visual), partial(load_media, visual, sampling)
+        return f"file {visual}", is_clip_file(visual), partial(load_media, visual, sampling)
     raise UsageError(f"{where}: neither a picture nor a file: {type(visual).__name__}", "leave out this task")
 
 
@@ -152,7 +152,7 @@ class _Picture:
     def rgb(self) -> Image.Image:
         try:
             self.image.load()
-            return oriented(to_rgb(self.image)[0], self.image)[0]
+            return apply_orientation(to_rgb(self.image)[0], self.image)[0]
         except Exception as error:  # Pillow raises nearly anything on damaged files
             raise MediaError(
                 f"{self.where}: cannot decode its picture: {error}", "download the dataset again"

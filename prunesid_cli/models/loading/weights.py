@@ -19,14 +19,14 @@ from transformers.utils import logging
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weight_checks import REINSTALL, damaged
-from prunesid_cli.runtime.out_of_memory import available, is_out_of_memory
+from prunesid_cli.models.loading.weight_checks import REINSTALL_HINT, damaged
+from prunesid_cli.runtime.out_of_memory import available_memory, is_out_of_memory
 from prunesid_cli.types import Placement
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def place(device: str, dtype: str, attention: str, config: PretrainedConfig) -> Placement:
+def choose_placement(device: str, dtype: str, attention: str, config: PretrainedConfig) -> Placement:
     """What `auto` means: the fastest device, or all GPUs where accelerate is installed; the checkpoint's own half
     precision there, float32 on a CPU; SDPA."""
     where = _device(device)
@@ -59,14 +59,14 @@ def _attention(name: str) -> str:
 def load_config(checkpoint: Checkpoint) -> Any:
     """The checkpoint's configuration, a copy of its own for each call."""
     try:
-        if checkpoint.original:
+        if checkpoint.original_config:
             return import_module("prunesid_cli.models.loading.original_llava").configuration(checkpoint)
         return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read the configuration of {checkpoint.name}: {one_line(error)}", REINSTALL) from error
+        raise ModelError(f"cannot read the configuration of {checkpoint.name}: {first_line(error)}", REINSTALL_HINT) from error
 
 
-def load_vision(
+def load_vision_model(
     kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement, resized: Sequence[str] = ()
 ) -> Any:
     """The weights of the vision half: the whole model but for its language model, which is left with one word."""
@@ -75,10 +75,10 @@ def load_vision(
     if getattr(text, "layer_types", None) is not None:
         text.layer_types = []
     alone = replace(placement, multi_gpu=False)  # a tower is small, and one device is then the one to select on
-    return load_half(kind, checkpoint, config, alone, ("embed_tokens", "lm_head", *resized))
+    return load_model_half(kind, checkpoint, config, alone, ("embed_tokens", "lm_head", *resized))
 
 
-def load_half(
+def load_model_half(
     kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, placement: Placement, resized: Sequence[str] = ()
 ) -> Any:
     """The weights of one half; `config` says which, `resized` names modules whose size it changed on purpose.
@@ -86,21 +86,21 @@ def load_half(
     Raises:
         ModelError: weights are missing or of another shape. They are never left random, unless the checkpoint says so.
     """
-    if checkpoint.random:
+    if checkpoint.has_random_weights:
         return _drawn(kind, checkpoint, config, placement)
     options: dict[str, Any] = {"use_safetensors": True}  # the others are pickles, which can run code
-    if checkpoint.original:
+    if checkpoint.original_config:
         original = import_module("prunesid_cli.models.loading.original_llava")
         kind, options = original.fitted(kind, config), original.READING
     model, report = read_weights(kind, checkpoint, config, placement, ignore_mismatched_sizes=bool(resized), **options)
     wrong = names(report["missing_keys"])
-    if checkpoint.original:
+    if checkpoint.original_config:
         wrong = original.with_tower(model, wrong, checkpoint, placement)
     wrong = sorted(wrong + names(report["mismatched_keys"]))
     wrong = [name for name in wrong if not any(part in name for part in resized)]
     if wrong:
         raise ModelError(
-            f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL
+            f"{checkpoint.name} lacks {len(wrong)} of the weights that it needs, first {wrong[0]}", REINSTALL_HINT
         )
     return model.eval().requires_grad_(False)
 
@@ -112,7 +112,7 @@ def _drawn(kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, pla
     try:
         with torch.device("meta"):
             needed = sum(one.nbytes for one in kind._from_config(config, **options).parameters())
-        if placement.device.type == "cpu" and needed > (available() or needed):  # Linux would end this process instead
+        if placement.device.type == "cpu" and needed > (available_memory() or needed):  # Linux would end this process instead
             raise _too_large(checkpoint, placement)
         with torch.random.fork_rng(devices=devices), torch.device(placement.device):
             torch.manual_seed(0)
@@ -122,7 +122,7 @@ def _drawn(kind: type[PreTrainedModel], checkpoint: Checkpoint, config: Any, pla
             raise
         raise _too_large(checkpoint, placement) from error
     except ImportError as error:
-        raise ModelError(f"cannot make {checkpoint.name}: {one_line(error)}", "try --attn sdpa") from error
+        raise ModelError(f"cannot make {checkpoint.name}: {first_line(error)}", "try --attn sdpa") from error
     return model.eval().requires_grad_(False)
 
 
@@ -158,9 +158,9 @@ def read_weights(
         raise _too_large(checkpoint, placement) from error
     except ImportError as error:
         hint = "install what it names" if _is_quantised(config) else "try --attn sdpa"
-        raise ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", hint) from error
+        raise ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", hint) from error
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        unknown = ModelError(f"cannot load {checkpoint.name}: {one_line(error)}", REINSTALL)
+        unknown = ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", REINSTALL_HINT)
         raise damaged(checkpoint) or unknown from error
 
 
@@ -186,6 +186,6 @@ def names(keys: Any) -> list[str]:
     return [key if isinstance(key, str) else key[0] for key in keys]
 
 
-def one_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
