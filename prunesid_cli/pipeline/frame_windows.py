@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.models.shared.token_grid import evenly
+from prunesid_cli.models.shared.token_grid import split_evenly
 from prunesid_cli.selection.linalg.batched import LARGEST
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Segment
 
@@ -42,13 +42,13 @@ def check_window(source: str, layout: Layout, frames: int) -> None:
         )
 
 
-def joined(encoded: Encoded, frames: int) -> Encoded:
+def join_windows(encoded: Encoded, frames: int) -> Encoded:
     """A clip with one segment for at most so many successive frames: as few as can be, of about one length. A picture
     stays as it is. Of frames that are cut into several segments, each is joined with those of its own place."""
     if frames == 1 or not encoded.layout.is_clip:
         return encoded
     firsts = [region.first for region in encoded.layout.regions]
-    window = [number for number, part in enumerate(evenly(len(firsts), frames)) for _ in firsts[part]]
+    window = [number for number, part in enumerate(split_evenly(len(firsts), frames)) for _ in firsts[part]]
     groups = defaultdict[object, list[Segment]](list)
     for segment in encoded.segments:
         slots = _slots(segment)

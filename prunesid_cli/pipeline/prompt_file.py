@@ -23,7 +23,7 @@ DIGITS = 8
 
 FOUND: dict[str, Callable[[Cache, str], object]] = {
     "source": lambda cache, name: cache.find(name),
-    "digest": lambda cache, name: cache.with_digest(name),
+    "digest": lambda cache, name: cache.find_by_digest_prefix(name),
     "where": lambda cache, name: any(matches(item.source, name) for _, item in cache.items()),
 }
 """How a line of a file of prompts can say which items it means -> what a cache has of those."""

@@ -1,4 +1,4 @@
-"""Encoding and selection joined: what to keep of each item, and the token sets that come of it."""
+"""The pruner: a vision tower together with how many tokens to keep and which method selects them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import torch
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
 from prunesid_cli.inputs.video.frame_sampling import DEFAULT_SAMPLING, FrameSampling
 from prunesid_cli.models.base import VisionHalf
-from prunesid_cli.models.shared.processor import supports_clips, fixed_short_side
+from prunesid_cli.models.shared.processor import fixed_short_side, supports_clips
 from prunesid_cli.pipeline.frame_windows import check_window, join_windows
-from prunesid_cli.pipeline.segments import PARTS, Information, alike, assemble_token_set, item_information, stacked
+from prunesid_cli.pipeline.segments import (
+    OPTIONAL_TENSORS,
+    Information,
+    assemble_token_set,
+    group_stackable,
+    item_information,
+)
 from prunesid_cli.runtime.stopwatch import Stopwatch
 from prunesid_cli.selection import select_batch
 from prunesid_cli.selection.budget import Budget, Spread, limits, reference, single, spread
@@ -28,15 +34,14 @@ if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
     from prunesid_cli.selection import Method
 
-
 DOWNSCALE_MARGIN = 2
-"""Times the side that a model reads: what a picture is decoded at, at least, where it is decoded smaller."""
-OVER_TIME: Mapping[object, Method] = {"prunesid": over_time}
-"""What a method is for a window of frames, where that is another one."""
+"""With `downscale`, a JPEG keeps at least this multiple of the side that the model reads."""
+WINDOWED_METHODS: Mapping[object, Method] = {"prunesid": over_time}
+"""Methods that have a variant for windows of several frames."""
 
 
 class FixedItem(NamedTuple):
-    """An item of a collection that was given its tokens before: of how many, and how many."""
+    """An item whose number of tokens was decided by an earlier run: all its visual tokens, and those kept."""
 
     total: int
     tokens: int
@@ -44,9 +49,17 @@ class FixedItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Pruner:
-    """A vision half with what to keep and how to choose it; `sample` is the information of items to compare one with,
-    where any are known; `sampling` says at which frames of a clip to look, and which are selected from together;
-    `draft` lets large JPEGs be decoded smaller where that is enough."""
+    """Encodes items and selects which of their visual tokens to keep.
+
+    Attributes:
+        vision: The vision half of the model.
+        budget: How many tokens to keep.
+        method: A name of `selection.METHODS`, or a function like those.
+        sample: Information (phi) of typical items, to compare a single one with; empty if none is known.
+        sampling: Which frames of a clip are read, and how many are pruned together.
+        downscale: Whether large JPEGs may be decoded at a fraction of their size.
+        stopwatch: Counts the seconds of each stage.
+    """
 
     vision: VisionHalf
     budget: Budget
@@ -57,11 +70,14 @@ class Pruner:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        """What the tower takes of a picture or clip.
+        """Turns an image or clip into the inputs of the vision tower.
+
+        Args:
+            media: The decoded input.
+            num_other_images: How many more of its kind are in the prompt. Some models then read it differently.
 
         Raises:
-            MediaError: it is a clip, and the model has none: it would read one frame of it, or fall over them; or
-                windows of its frames are too large.
+            MediaError: It is a clip and the model reads none, or a window of its frames has too many tokens.
         """
         if media.is_clip:
             self.check_clip(media.source)
@@ -70,145 +86,149 @@ class Pruner:
         return pixels
 
     def check_clip(self, source: str) -> None:
-        """Refuse a clip, which may not be decoded yet, where the model has none."""
+        """Raises `MediaError` if the model reads no clips. Called before a clip is decoded."""
         if not supports_clips(self.vision):
             hint = "give it pictures, or name a model that does: -m qwen2.5-vl-7b (others: prunesid models)"
             raise MediaError(f"{source}: this model reads no clips", hint)
 
     @property
     def min_decode_side(self) -> int | None:
-        """Pixels of a picture's shorter side down to which it may be decoded smaller; None: it may not."""
+        """Shorter side, in pixels, down to which a JPEG may be decoded smaller; None: decode at full size."""
         side = fixed_short_side(self.vision) if self.downscale else None
         return side and DOWNSCALE_MARGIN * side
 
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        """Runs the vision tower on a batch, and joins frames of clips into windows."""
         with self.stopwatch.stage("encode"):
             return [join_windows(item, self.sampling.window) for item in self.vision.encode(items)]
 
     @property
     def spreads_across_items(self) -> bool:
-        """Whether items may get more or fewer tokens than the budget, which then is an average."""
+        """Whether the budget is an average over items."""
         return self.budget.spread is Spread.ACROSS_ITEMS and (self.budget.count, self.budget.share) != (None, None)
 
-    @property
-    def chosen(self) -> str | Method:
-        """The method that is meant: of some names, the published code differs by model, and so does what they mean."""
-        named: Mapping[object, Method] = getattr(self.vision, "methods", {})
-        return named.get(self.method, self.method)
-
     def method_for(self, segment: Segment) -> str | Method:
-        """The same, or what it is for a window of frames."""
-        return OVER_TIME.get(self.chosen, self.chosen) if segment.frames > 1 else self.chosen
+        """The method for a segment. Some names mean different code by model, and some have a variant for windows."""
+        model_methods: Mapping[object, Method] = getattr(self.vision, "methods", {})
+        method = model_methods.get(self.method, self.method)
+        return WINDOWED_METHODS.get(method, method) if segment.frames > 1 else method
 
     def mean_tokens(self, total: int) -> int:
-        """What an average item of so many tokens is given."""
+        """How many of `total` tokens an average item keeps."""
         return min(self.budget.tokens(total), total)
 
-    def phi_ref(self, total: int) -> float | None:
-        """The information of an item that gets the budget itself; None where no item is known to compare with."""
-        mean = self.mean_tokens(total)
-        return reference(self.sample, mean, *limits(mean, total)) if self.sample else None
+    def token_counts(
+        self, phis: Sequence[float], totals: Sequence[int], fixed_items: Sequence[FixedItem] = ()
+    ) -> list[int]:
+        """How many tokens each item of a closed collection keeps (Eq. 7, if the budget is spread across items).
 
-    def token_counts(self, values: Sequence[float], totals: Sequence[int], already: Sequence[FixedItem] = ()) -> list[int]:
-        """Tokens for each of a closed collection of items, given the information and the tokens of each.
+        Args:
+            phis: Information of each item.
+            totals: Visual tokens of each item.
+            fixed_items: Further items of the collection, whose numbers of tokens cannot change any more.
 
-        `already`: what further items of the collection were given before, and keep.
+        Raises:
+            UsageError: There is one item only, and nothing is known to compare it with.
         """
         means = [self.mean_tokens(total) for total in totals]
         if not self.spreads_across_items:
             return means
         bounds = [limits(mean, total) for mean, total in zip(means, totals, strict=True)]
-        if len(values) + len(already) > 1:
-            left = sum(means) + sum(self.mean_tokens(one.total) - one.tokens for one in already)
+        if len(phis) + len(fixed_items) > 1:
+            left = sum(means) + sum(self.mean_tokens(item.total) - item.tokens for item in fixed_items)
             scale = max(left, 0) / max(sum(means), 1)
-            return spread(values, [scale * mean for mean in means], bounds)
+            return spread(phis, [scale * mean for mean in means], bounds)
         if not self.sample:
             raise UsageError(
                 "--dynamic for one image needs the information of an average one, which this model does not carry",
                 hint="give several images, or measure it with: prunesid compress IMAGES --calibrate --out CACHE",
             )
-        return [
-            single(value, self.phi_ref(total) or value, mean, *bound)
-            for value, total, mean, bound in zip(values, totals, means, bounds, strict=True)
-        ]
+        counts = []
+        for value, total, mean, (floor, ceiling) in zip(phis, totals, means, bounds, strict=True):
+            average_phi = reference(self.sample, mean, *limits(mean, total))
+            counts.append(single(value, average_phi or value, mean, floor, ceiling))
+        return counts
 
     def prune(self, items: Sequence[Encoded]) -> list[TokenSet]:
         """The kept tokens of each of a closed collection of items."""
-        values = self.information(items)
-        phis = [item_information(own, item) for own, item in zip(values, items, strict=True)]
-        return self.keep(items, self.token_counts(phis, [item.layout.total for item in items]), values)
+        information = self.information(items)
+        phis = [item_information(values, item) for values, item in zip(information, items, strict=True)]
+        return self.keep(items, self.token_counts(phis, [item.layout.total for item in items]), information)
 
     def information(self, items: Sequence[Encoded]) -> list[Information]:
-        """phi of each segment of each item of a batch. One host sync."""
+        """phi (Eq. 7) of each segment of each item. The host waits for the device once."""
         segments = [segment for item in items for segment in item.segments]
-        groups = list(alike(segments).values())
-        found = torch.cat([phi(torch.stack([segments[i].features for i in group])) for group in groups]).tolist()
-        values = dict(zip([i for group in groups for i in group], found, strict=True))
-        ordered = iter([values[i] for i in range(len(segments))])
+        groups = group_stackable(segments)
+        stacked = [torch.stack([segments[position].features for position in group]) for group in groups]
+        values = torch.cat([phi(features) for features in stacked]).tolist()
+        by_position = dict(zip([position for group in groups for position in group], values, strict=True))
+        ordered = iter([by_position[position] for position in range(len(segments))])
         return [tuple(next(ordered) for _ in item.segments) for item in items]
 
-    def segment_budgets(self, item: Encoded, count: int, values: Information) -> list[int]:
-        """How many of its `count` tokens each segment of an item gets, its CLS included."""
+    def segment_budgets(self, item: Encoded, count: int, information: Information) -> list[int]:
+        """How many of an item's `count` tokens each of its segments keeps, its CLS included."""
         capacity = [segment.capacity for segment in item.segments]
         if count >= min(item.layout.total, sum(capacity)):
             return capacity
-        means = [count * own / sum(capacity) for own in capacity]
-        even = [1.0] * len(capacity)
-        return spread(
-            even if self.budget.spread is Spread.NONE else values,
-            means,
-            [limits(mean, own) for mean, own in zip(means, capacity, strict=True)],
-        )
+        means = [count * tokens / sum(capacity) for tokens in capacity]
+        weights = [1.0] * len(capacity) if self.budget.spread is Spread.NONE else information
+        return spread(weights, means, [limits(mean, tokens) for mean, tokens in zip(means, capacity, strict=True)])
 
     def keep(
-        self, items: Sequence[Encoded], counts: Sequence[int], values: Sequence[Information] = ()
+        self, items: Sequence[Encoded], counts: Sequence[int], information: Sequence[Information] = ()
     ) -> list[TokenSet]:
-        """The kept tokens of each item of a batch; `values`: its information, where it is known already.
+        """Selects which tokens of each item to keep.
+
+        Args:
+            items: A batch of encoded items.
+            counts: How many tokens to keep of each.
+            information: Their information, if it is known already.
 
         Raises:
-            NonFiniteError: with `rows`, the items whose features or saliency are not finite.
+            NonFiniteError: Features or saliency have NaN or infinity; `rows` are the items' rows.
         """
         with self.stopwatch.stage("select"):
-            values = values or self.information(items)
-            bad = [row for row, own in enumerate(values) if not all(map(math.isfinite, own))]
-            if bad:
-                raise NonFiniteError("NaN or infinity in the information of a segment", rows=bad)
-            segment_budgets = [self.segment_budgets(*one) for one in zip(items, counts, values, strict=True)]
-            jobs = [
-                (segment, share)
-                for item, own in zip(items, segment_budgets, strict=True)
-                for segment, share in zip(item.segments, own, strict=True)
-            ]
+            information = information or self.information(items)
+            bad_rows = [row for row, values in enumerate(information) if not all(map(math.isfinite, values))]
+            if bad_rows:
+                raise NonFiniteError("NaN or infinity in the information of a segment", rows=bad_rows)
+            budgets = [self.segment_budgets(*args) for args in zip(items, counts, information, strict=True)]
+            segments = [segment for item in items for segment in item.segments]
             owners = [row for row, item in enumerate(items) for _ in item.segments]
             try:
-                chosen = iter(self._choose(jobs))
+                selections = self._select(segments, [budget for of_item in budgets for budget in of_item])
             except NonFiniteError as error:
-                raise NonFiniteError(error.problem, error.hint, sorted({owners[i] for i in error.rows})) from error
-            return [
-                assemble_token_set(item, [next(chosen) for _ in item.segments], own, count >= item.layout.total)
-                for item, own, count in zip(items, segment_budgets, counts, strict=True)
-            ]
+                rows = sorted({owners[position] for position in error.rows})
+                raise NonFiniteError(error.problem, error.hint, rows) from error
+            # All indices are copied at once: the host waits for the device at each copy.
+            lengths = [len(selection.indices) for selection in selections]
+            indices = torch.cat([selection.indices for selection in selections]).cpu().split(lengths)
+            token_sets, start = [], 0
+            for item, of_item, count in zip(items, budgets, counts, strict=True):
+                own = slice(start, start + len(item.segments))
+                kept = [one.tolist() for one in indices[own]]
+                token_sets.append(assemble_token_set(item, selections[own], kept, of_item, count >= item.layout.total))
+                start = own.stop
+            return token_sets
 
-    def _choose(self, jobs: Sequence[tuple[Segment, int]]) -> list[tuple[Selection, list[int]]]:
-        """What is kept of segments, each with its share, on the device, and its places as numbers.
-
-        Raises:
-            NonFiniteError: with `rows`, the numbers of the segments.
-        """
-        found: dict[int, Selection] = {}
-        for group in alike([segment for segment, _ in jobs]).values():
-            some = [jobs[i][0] for i in group]
-            num_cls = int(some[0].cls is not None)
-            features = torch.stack([one.features for one in some])
-            saliency, *others = (stacked([getattr(one, name) for one in some]) for name in PARTS)
+    def _select(self, segments: Sequence[Segment], budgets: Sequence[int]) -> list[Selection]:
+        """What to keep of each segment. `NonFiniteError.rows` are positions of segments."""
+        selections: dict[int, Selection] = {}
+        for group in group_stackable(segments):
+            first = segments[group[0]]
+            features = torch.stack([segments[position].features for position in group])
+            saliency, *others = (
+                None
+                if getattr(first, name) is None
+                else torch.stack([getattr(segments[position], name) for position in group])
+                for name in OPTIONAL_TENSORS
+            )
             try:
                 check_finite(features, saliency, *others)
             except NonFiniteError as error:
                 raise NonFiniteError(error.problem, error.hint, [group[row] for row in error.rows]) from error
-            budgets = [jobs[i][1] for i in group]
-            kept = select_batch(features, saliency, budgets, self.method_for(some[0]), num_cls)
-            found |= dict(zip(group, kept, strict=True))
-        ordered = [found[i] for i in range(len(jobs))]
-        # All at once: the host waits for a device that it asks.
-        numbers = torch.cat([one.indices for one in ordered]).cpu().split([len(one.indices) for one in ordered])
-        return [(one, own.tolist()) for one, own in zip(ordered, numbers, strict=True)]
+            num_cls = int(first.cls is not None)
+            group_budgets = [budgets[position] for position in group]
+            selected = select_batch(features, saliency, group_budgets, self.method_for(first), num_cls)
+            selections |= dict(zip(group, selected, strict=True))
+        return [selections[position] for position in range(len(segments))]

@@ -1,10 +1,11 @@
-"""Segments of items: their information, which of them can be stacked, and what is kept of them put together again."""
+"""Segments of items: their information, which can be stacked, and how their kept tokens make a token set."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,49 +15,65 @@ from prunesid_cli.selection.result import Selection
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Segment, TokenSet
 
 Information = tuple[float, ...]
-"""phi of each segment of an item."""
-PARTS = ("saliency", "cls", "extra")
-"""What a segment may have beside its features."""
+"""phi = 1 - rho (Eq. 7) of each segment of an item."""
+OPTIONAL_TENSORS = ("saliency", "cls", "extra")
 
 
-def of_item(values: Information, encoded: Encoded) -> float:
-    """The information of an item: the average of its segments', by their tokens."""
+def item_information(values: Information, encoded: Encoded) -> float:
+    """phi of an item: the mean of its segments', weighted by their numbers of tokens."""
     sizes = [len(segment.features) for segment in encoded.segments]
     return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 
-def alike(segments: Sequence[Segment]) -> dict[object, list[int]]:
-    """The numbers of segments that can be stacked, in their order."""
+def group_stackable(segments: Sequence[Segment]) -> list[list[int]]:
+    """Groups segments whose tensors can be stacked.
+
+    Segments of one frame and of several are never grouped together: they may be pruned by different methods.
+
+    Returns:
+        Groups of positions in `segments`, ascending.
+    """
     groups = defaultdict[object, list[int]](list)
-    for number, one in enumerate(segments):
-        groups[one.features.shape, one.frames > 1, tuple(getattr(one, part) is None for part in PARTS)].append(number)
-    return groups
+    for position, segment in enumerate(segments):
+        present = tuple(getattr(segment, name) is not None for name in OPTIONAL_TENSORS)
+        groups[segment.features.shape, segment.frames > 1, present].append(position)
+    return list(groups.values())
 
 
-def stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.stack(there) if there else None
-
-
-def assemble(
-    item: Encoded, chosen: Sequence[tuple[Selection, list[int]]], shares: Sequence[int], whole: bool
+def assemble_token_set(
+    item: Encoded, selections: Sequence[Selection], indices: Sequence[list[int]], budgets: Sequence[int], unpruned: bool
 ) -> TokenSet:
-    """The kept rows of all segments of an item, by slot; of a single picture or frame, in the order of the method.
+    """Puts the kept tokens of an item's segments together.
 
-    What else a token carries is merged as its features are, and stands where they stand.
+    Rows are ordered by slot; those of a single picture or frame keep the order of the method. A CLS token comes with
+    the first token of its segment, except where nothing is pruned and the stock model does not read it. What a token
+    carries beside its features (`Segment.extra`) is merged as the features are, and stands after them.
 
-    A CLS token comes with its segment's first token, unless nothing is pruned and the stock model does not read it.
+    Args:
+        item: The encoded item.
+        selections: What is kept of each segment.
+        indices: The same kept indices as numbers, so that no device has to be waited for.
+        budgets: How many tokens each segment may keep, CLS included.
+        unpruned: Whether all tokens of the item are kept.
     """
     rows, slots = list[Tensor](), list[int]()
-    for segment, (kept, numbers), share in zip(item.segments, chosen, shares, strict=True):
-        if segment.cls is not None and share and not (whole and segment.cls_slot == CLS_NOT_READ):
+    for segment, selection, kept, budget in zip(item.segments, selections, indices, budgets, strict=True):
+        if segment.cls is not None and budget and not (unpruned and segment.cls_slot == CLS_NOT_READ):
             rows.append(segment.cls[None])
             slots.append(segment.cls_slot)
-        whole_rows = [segment.features] if segment.extra is None else [segment.features, segment.extra]
-        rows.append(torch.cat([kept.rows(part) for part in whole_rows], -1))
-        slots += [segment.slots[number] for number in numbers] if segment.slots else numbers
+        parts = [segment.features] if segment.extra is None else [segment.features, segment.extra]
+        rows.append(torch.cat([selection.rows(part) for part in parts], -1))
+        slots += [segment.slots[index] for index in kept] if segment.slots else kept
     tokens = torch.cat(rows)
     if len(item.segments) > 1 or item.segments[0].frames > 1:
         order = sorted(range(len(slots)), key=slots.__getitem__)
-        tokens, slots = tokens[to_device(order, tokens.device)], [slots[i] for i in order]
-    return TokenSet(tokens, tuple(slots), item.layout, whole)
+        tokens, slots = tokens[to_device(order, tokens.device)], [slots[row] for row in order]
+    return TokenSet(tokens, tuple(slots), item.layout, unpruned)
+
+
+def to_host(items: Sequence[TokenSet]) -> Sequence[TokenSet]:
+    """Token sets with their tokens on the CPU, by one copy, since the host waits for each."""
+    if all(item.tokens.device.type == "cpu" for item in items):
+        return items
+    rows = torch.cat([item.tokens for item in items]).cpu().split([len(item.tokens) for item in items])
+    return [replace(item, tokens=tokens) for item, tokens in zip(items, rows, strict=True)]

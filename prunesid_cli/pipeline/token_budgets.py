@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from prunesid_cli.errors import PruneSIDError
-from prunesid_cli.pipeline.pruner import Given, Pruner
+from prunesid_cli.pipeline.pruner import FixedItem, Pruner
 from prunesid_cli.selection.budget import MEMORY, Stream
 from prunesid_cli.tokencache import IndexEntry
 
@@ -48,7 +48,7 @@ class Even:
     refused: Mapping[int, PruneSIDError] = field(default_factory=dict)
 
     def counts(self, images: Sequence[Sized]) -> list[int]:
-        return [self.pruner.mean(one.total) for one in images]
+        return [self.pruner.mean_tokens(one.total) for one in images]
 
     def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
         """Nobody's share depends on another's."""
@@ -115,11 +115,11 @@ class Measurements:
             if one.error:
                 self.refused[number] = one.error
 
-    def plan(self, pruner: Pruner, numbers: Sequence[int], already: Sequence[Given] = ()) -> array[int]:
+    def plan(self, pruner: Pruner, numbers: Sequence[int], already: Sequence[FixedItem] = ()) -> array[int]:
         """Tokens by number, for some of them."""
         phi, total = [self.phi[n] for n in numbers], [self.total[n] for n in numbers]
         plan = array("l", bytes(self.total.itemsize * len(self.total)))
-        for number, count in zip(numbers, pruner.counts(phi, total, already), strict=True):
+        for number, count in zip(numbers, pruner.token_counts(phi, total, already), strict=True):
             plan[number] = count
         return plan
 
@@ -134,14 +134,14 @@ def planned(pruner: Pruner, found: Measurements) -> Planned:
     held = [number for number in known if found.held[number] != NOT_HELD]
     if any(plan[number] != found.held[number] for number in held):  # images came or went: the new ones even it out
         fresh = [number for number in known if found.held[number] == NOT_HELD]
-        plan = found.plan(pruner, fresh, [Given(found.total[number], found.held[number]) for number in held])
+        plan = found.plan(pruner, fresh, [FixedItem(found.total[number], found.held[number]) for number in held])
     return Planned(plan, found.refused)
 
 
-def at_once(pruner: Pruner, history: Iterable[IndexEntry]) -> TokenAllocator:
+def streaming_allocator(pruner: Pruner, history: Iterable[IndexEntry]) -> TokenAllocator:
     """What is decided of each image when it comes; of those that get different shares, after what a cache holds, in
     the order in which it was written."""
-    if not pruner.spreads:
+    if not pruner.spreads_across_items:
         return Even(pruner)
     stream, sample = Stream(pruner.budget), pruner.sample
     if sample:
