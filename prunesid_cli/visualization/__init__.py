@@ -1,1 +1,1 @@
-"""Pictures of what was kept: from a picture, its layout and what is to be marked, to pixels or to text."""
+"""Drawings of the tokens that were kept, as pictures or as terminal text."""

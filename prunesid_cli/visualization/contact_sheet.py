@@ -1,4 +1,4 @@
-"""Panels on one sheet, each under its title; a panel alone is just that."""
+"""Contact sheet: all panels of an item in one image, each under its title."""
 
 from __future__ import annotations
 
@@ -7,40 +7,46 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from prunesid_cli.visualization.overlay import overlay
-from prunesid_cli.visualization.panels import Marks, Panel
+from prunesid_cli.visualization.overlay import draw_overlay
+from prunesid_cli.visualization.panels import Annotations, Panel
 
-GAP, TITLE = 8, 14
-"""Pixels between panels, and of the height of letters."""
-PAPER, INK = (24, 24, 24), (235, 235, 235)
-FRAME, HALF = 480, 1600
-"""Longest side of a frame of a clip, and of a picture that is drawn twice."""
-ASPECT = 1.5
-"""Of a sheet, width to height, as nearly as can be."""
-
-
-def sheet(panels: Sequence[Panel], marks: Marks) -> Image.Image:
-    """Of one picture, the overlay and nothing else; of several panels, or a clip, all of them with their titles."""
-    timed = any(region.time is not None for panel in panels for region in panel.regions)
-    if len(panels) == 1 and not timed:
-        return overlay(panels[0], marks)
-    drawn = [overlay(panel, marks, FRAME if timed else HALF) for panel in panels]
-    titles = [panel.title(marks.kept) for panel in panels]
-    font = ImageFont.load_default(TITLE)
-    width = max(*(one.width for one in drawn), *(math.ceil(font.getlength(title)) for title in titles))
-    height = max(one.height for one in drawn) + TITLE + GAP
-    columns = _columns(len(drawn), (width + GAP) / (height + GAP))
-    rows = -(-len(drawn) // columns)
-    paper = Image.new("RGB", (GAP + columns * (width + GAP), GAP + rows * (height + GAP)), PAPER)
-    pen = ImageDraw.Draw(paper)
-    for number, (picture, title) in enumerate(zip(drawn, titles, strict=True)):
-        row, column = divmod(number, columns)
-        left, top = GAP + column * (width + GAP), GAP + row * (height + GAP)
-        pen.text((left, top), title, INK, font)
-        paper.paste(picture, (left, top + TITLE + GAP))
-    return paper
+GAP_PIXELS, TITLE_PIXELS = 8, 14
+"""Space between panels, and font size of titles."""
+BACKGROUND, TEXT_COLOUR = (24, 24, 24), (235, 235, 235)
+MAX_FRAME_SIDE, MAX_PANEL_SIDE = 480, 1600
+"""Longest side, in pixels, of a clip's frame and of a picture that is drawn in several panels."""
+SHEET_ASPECT = 1.5
+"""Preferred ratio of a sheet's width to its height."""
 
 
-def _columns(count: int, aspect: float) -> int:
-    """How many panels of an aspect stand side by side."""
-    return min(range(1, count + 1), key=lambda columns: abs(math.log(columns * aspect / -(-count // columns) / ASPECT)))
+def contact_sheet(panels: Sequence[Panel], annotations: Annotations) -> Image.Image:
+    """Draw panels side by side; the single panel of a picture is drawn alone, without title or border."""
+    is_clip = any(region.time is not None for panel in panels for region in panel.regions)
+    if len(panels) == 1 and not is_clip:
+        return draw_overlay(panels[0], annotations)
+    images = [draw_overlay(panel, annotations, MAX_FRAME_SIDE if is_clip else MAX_PANEL_SIDE) for panel in panels]
+    titles = [panel.title(annotations.kept) for panel in panels]
+    font = ImageFont.load_default(TITLE_PIXELS)
+    width = max(*(image.width for image in images), *(math.ceil(font.getlength(title)) for title in titles))
+    height = max(image.height for image in images) + TITLE_PIXELS + GAP_PIXELS
+    columns = _best_columns(len(images), (width + GAP_PIXELS) / (height + GAP_PIXELS))
+    rows = -(-len(images) // columns)
+    size = (GAP_PIXELS + columns * (width + GAP_PIXELS), GAP_PIXELS + rows * (height + GAP_PIXELS))
+    sheet = Image.new("RGB", size, BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    for index, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = GAP_PIXELS + column * (width + GAP_PIXELS), GAP_PIXELS + row * (height + GAP_PIXELS)
+        pen.text((left, top), title, TEXT_COLOUR, font)
+        sheet.paste(image, (left, top + TITLE_PIXELS + GAP_PIXELS))
+    return sheet
+
+
+def _best_columns(count: int, panel_aspect: float) -> int:
+    """The number of columns that brings the sheet closest to its preferred aspect."""
+
+    def distance(columns: int) -> float:
+        rows = -(-count // columns)
+        return abs(math.log(columns * panel_aspect / rows / SHEET_ASPECT))
+
+    return min(range(1, count + 1), key=distance)

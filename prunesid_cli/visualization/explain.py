@@ -1,41 +1,44 @@
-"""What was kept of one item, and why: each segment with its place in the picture, its share, and its groups."""
+"""Explanation of one pruned item: where each segment lies in the image, its budget, its groups and its suppression."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from prunesid_cli.errors import NonFiniteError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.shared.token_grid import Box
-from prunesid_cli.pipeline.compress import not_finite, see
+from prunesid_cli.pipeline.compress import encode_media, non_finite_error
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.segments import of_item
+from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.selection import GROUPED, SUPPRESSING, load_method
 from prunesid_cli.selection.methods.plus import grouped
 from prunesid_cli.selection.methods.prunesid import Explanation, reasons
 from prunesid_cli.selection.psca import to_fp64_device
-from prunesid_cli.types import Encoded, Layout, Region, Segment, TokenSet
-from prunesid_cli.visualization.panels import Marks
+from prunesid_cli.types import Layout, Region, Segment, TokenSet
+from prunesid_cli.visualization.panels import Annotations
 
-Place = tuple[int, int, int]
-"""Of a slot: the number of its region, row and column in that."""
+GridPosition = tuple[int, int, int]
+"""Index of a region, and row and column in it."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A segment: a rectangle of the raster of a region, or the same one of several: a window of frames.
+class SegmentExplanation:
+    """One segment: a rectangle of a region's grid, or the same rectangle of several regions (a window of frames).
 
-    regions        their numbers
-    times          of frames; empty for a picture
-    top, left      where in the raster of a region the rectangle begins
-    rows, columns  of the rectangle
-    box            what of the picture it shows
-    phi, share     its information, and how many tokens it was given, CLS included
-    slots          N, in raster order, region by region
-    saliency       N, the model's own; None where it has none
-    groups         N, the group of each token; None where the method has none, or nothing was dropped
-    why            None where the method does not suppress, or nothing was dropped
+    Attributes:
+        regions: Indices of the regions.
+        times: Seconds of the frames; empty for a picture.
+        top: First row of the rectangle in a region's grid.
+        left: First column of the rectangle.
+        rows: Height of the rectangle in tokens.
+        columns: Width of the rectangle in tokens.
+        box: The part of the image that the rectangle shows, as shares of its sides.
+        phi: Information of the segment.
+        budget: Number of tokens to keep, CLS included.
+        slots: Slot of each token [N], in raster order, region by region.
+        saliency: The model's saliency of each token [N]; None if the model has none.
+        groups: Group of each token [N]; None if the method has no groups or nothing was dropped.
+        selection: Stages of the selection; None if the method does not suppress tokens or nothing was dropped.
     """
 
     regions: tuple[int, ...]
@@ -46,103 +49,137 @@ class Part:
     columns: int
     box: Box
     phi: float
-    share: int
+    budget: int
     slots: tuple[int, ...]
     saliency: tuple[float, ...] | None
     groups: tuple[int, ...] | None
-    why: Explanation | None
+    selection: Explanation | None
 
     @property
     def suppressed_by(self) -> list[int | None] | None:
-        """The slot of the token that suppressed each; None: none did."""
-        if self.why is None:
+        """For each token [N], the slot of the token that suppressed it, or None if none did."""
+        if self.selection is None:
             return None
-        return [None if one < 0 else self.slots[one] for one in self.why.suppressor.tolist()]
+        return [None if index < 0 else self.slots[index] for index in self.selection.suppressor.tolist()]
 
 
 @dataclass(frozen=True)
-class Explained:
+class PruningExplanation:
+    """What was kept of an item, and why.
+
+    Attributes:
+        tokens: The kept tokens.
+        phi: Information of the item.
+        segments: One explanation per segment.
+    """
+
     tokens: TokenSet
     phi: float
-    parts: tuple[Part, ...]
+    segments: tuple[SegmentExplanation, ...]
 
     @property
-    def seen(self) -> float:
-        """Share of the picture, or of each frame, that the model's preparation does not crop off."""
+    def visible_share(self) -> float:
+        """Share of the picture, or of each frame, that the model's preprocessing does not crop off."""
         left, top, right, bottom = zip(*(region.box for region in self.tokens.layout.regions), strict=True)
-        wide, high = min(max(right), 1) - max(min(left), 0), min(max(bottom), 1) - max(min(top), 0)
-        return wide * high  # without what was padded
+        # Boxes extend beyond the picture where it was padded.
+        width, height = min(max(right), 1) - max(min(left), 0), min(max(bottom), 1) - max(min(top), 0)
+        return width * height
 
     @property
-    def marks(self) -> Marks:
-        """What is drawn of it."""
+    def annotations(self) -> Annotations:
+        """All that can be drawn of it."""
         groups, links = dict[int, int](), dict[int, int]()
-        for part in self.parts:
-            groups |= zip(part.slots, part.groups or (), strict=False)
-            pairs = zip(part.slots, part.suppressed_by or (), strict=False)
-            links |= {slot: by for slot, by in pairs if by is not None}
-        return Marks(frozenset(self.tokens.slots), groups, links)
+        for segment in self.segments:
+            groups |= zip(segment.slots, segment.groups or (), strict=False)
+            for slot, suppressor in zip(segment.slots, segment.suppressed_by or (), strict=False):
+                if suppressor is not None:
+                    links[slot] = suppressor
+        return Annotations(frozenset(self.tokens.slots), groups, links)
 
 
-def explained(pruner: Pruner, media: Media) -> Explained:
-    """Prune one picture or clip, as `ask` would.
+def explain(pruner: Pruner, media: Media) -> PruningExplanation:
+    """Prune one picture or clip as `ask` does, and explain the result.
 
     Raises:
-        NonFiniteError: the tower gives what is not finite.
+        NonFiniteError: The vision tower's output holds NaN or infinity.
     """
-    (item,) = see(pruner, [media])
-    ((values, phi),) = ((own, of_item(own, item)) for own in pruner.information([item]))
-    (count,) = pruner.counts([phi], [item.layout.total])
+    (item,) = encode_media(pruner, [media])
+    (values,) = pruner.information([item])
+    phi = item_information(values, item)
+    (count,) = pruner.token_counts([phi], [item.layout.total])
     try:
         (tokens,) = pruner.keep([item], [count], [values])
     except NonFiniteError as error:
-        raise not_finite(media.source) from error
-    return Explained(tokens, phi, tuple(_parts(pruner, item, values, pruner.shares(item, count, values))))
+        raise non_finite_error(media.source) from error
+    positions = _grid_positions(item.layout)
+    budgets = pruner.segment_budgets(item, count, values)
+    segments = [
+        _explain_segment(pruner, item.layout, positions, segment, segment_phi, budget)
+        for segment, segment_phi, budget in zip(item.segments, values, budgets, strict=True)
+    ]
+    return PruningExplanation(tokens, phi, tuple(segments))
 
 
-def _parts(pruner: Pruner, item: Encoded, values: tuple[float, ...], shares: list[int]) -> Iterator[Part]:
-    places = _places(item.layout)
-    for segment, phi, share in zip(item.segments, values, shares, strict=True):
-        slots = segment.slots or tuple(range(len(segment.features)))
-        known = [places[slot] for slot in slots if slot in places]  # among those of a window may be CLS tokens
-        (number, top, left), (_, bottom, right) = known[0], known[-1]
-        numbers = tuple(sorted({one for one, _, _ in known}))
-        times = tuple(time for one in numbers if (time := item.layout.regions[one].time) is not None)
-        shape = bottom + 1 - top, right + 1 - left
-        box = _box(item.layout.regions[number], top, left, *shape)
-        saliency = None if segment.saliency is None else tuple(segment.saliency.float().tolist())
-        groups, why = _reasons(pruner, segment, share)
-        yield Part(numbers, times, top, left, *shape, box, phi, share, slots, saliency, groups, why)
-
-
-def _box(region: Region, top: int, left: int, rows: int, columns: int) -> Box:
-    """What a part of a region's raster shows."""
-    x, y, across, down = *region.box[:2], region.box[2] - region.box[0], region.box[3] - region.box[1]
-    return (
-        x + across * left / region.columns,
-        y + down * top / region.rows,
-        x + across * (left + columns) / region.columns,
-        y + down * (top + rows) / region.rows,
+def _explain_segment(
+    pruner: Pruner, layout: Layout, positions: dict[int, GridPosition], segment: Segment, phi: float, budget: int
+) -> SegmentExplanation:
+    slots = segment.slots or tuple(range(len(segment.features)))
+    # A window of frames may hold CLS tokens, which have no place in a grid.
+    located = [positions[slot] for slot in slots if slot in positions]
+    (first_region, top, left), (_, bottom, right) = located[0], located[-1]
+    regions = tuple(sorted({region for region, _, _ in located}))
+    times = [layout.regions[region].time for region in regions]
+    rows, columns = bottom + 1 - top, right + 1 - left
+    groups, selection = _explain_selection(pruner, segment, budget)
+    return SegmentExplanation(
+        regions=regions,
+        times=tuple(time for time in times if time is not None),
+        top=top,
+        left=left,
+        rows=rows,
+        columns=columns,
+        box=_sub_box(layout.regions[first_region], top, left, rows, columns),
+        phi=phi,
+        budget=budget,
+        slots=slots,
+        saliency=None if segment.saliency is None else tuple(segment.saliency.float().tolist()),
+        groups=groups,
+        selection=selection,
     )
 
 
-def _places(layout: Layout) -> Mapping[int, Place]:
-    return {
-        slot: (number, *divmod(at, region.columns))
-        for number, region in enumerate(layout.regions)
-        for at, slot in enumerate(region.slots)
-    }
+def _sub_box(region: Region, top: int, left: int, rows: int, columns: int) -> Box:
+    """The part of the image that a rectangle of a region's grid shows."""
+    x, y = region.box[:2]
+    width, height = region.box[2] - x, region.box[3] - y
+    return (
+        x + width * left / region.columns,
+        y + height * top / region.rows,
+        x + width * (left + columns) / region.columns,
+        y + height * (top + rows) / region.rows,
+    )
 
 
-def _reasons(pruner: Pruner, segment: Segment, share: int) -> tuple[tuple[int, ...] | None, Explanation | None]:
-    """The group of each token, and why those that are kept are."""
-    if pruner.method not in GROUPED or share >= segment.capacity:
+def _grid_positions(layout: Layout) -> dict[int, GridPosition]:
+    """Slot -> its position, for all slots in grids."""
+    positions = dict[int, GridPosition]()
+    for number, region in enumerate(layout.regions):
+        for index, slot in enumerate(region.slots):
+            positions[slot] = (number, *divmod(index, region.columns))
+    return positions
+
+
+def _explain_selection(
+    pruner: Pruner, segment: Segment, budget: int
+) -> tuple[tuple[int, ...] | None, Explanation | None]:
+    """The group of each token [N], and the stages of the selection, as far as the method has them."""
+    if pruner.method not in GROUPED or budget >= segment.capacity:
         return None, None
     features = to_fp64_device(segment.features[None])
     saliency = None if segment.saliency is None else to_fp64_device(segment.saliency[None])
     if pruner.method not in SUPPRESSING:
-        return tuple(grouped(features, saliency, [share])[0][0].tolist()), None
-    chosen = pruner.chosen_for(segment)
-    method = load_method(chosen) if isinstance(chosen, str) else chosen
-    (why,) = reasons(method, features, saliency, [share], int(segment.cls is not None))
-    return tuple(why.group.tolist()), why
+        return tuple(grouped(features, saliency, [budget])[0][0].tolist()), None
+    name = pruner.method_for(segment)
+    method = load_method(name) if isinstance(name, str) else name
+    (selection,) = reasons(method, features, saliency, [budget], num_cls=int(segment.cls is not None))
+    return tuple(selection.group.tolist()), selection

@@ -1,4 +1,4 @@
-"""A picture with its kept patches as they are, and all else dimmed."""
+"""Overlay: an image with its kept patches at full brightness and everything else dimmed."""
 
 from __future__ import annotations
 
@@ -9,116 +9,130 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
-from prunesid_cli.visualization.palette import DIM, Colour, colour, colour_of, pattern
-from prunesid_cli.visualization.panels import Marks, Panel
+from prunesid_cli.visualization.palette import DROPPED_BRIGHTNESS, Colour, group_colour, group_pattern, slot_colour
+from prunesid_cli.visualization.panels import Annotations, Panel
 
-Box = tuple[int, int, int, int]
-LEAST, MOST = 8, 4096
-"""Pixels of the narrower side of a patch, and of the longer side of a picture; where there are fewer or more, it is
-drawn larger or smaller."""
-OUTLINE: Colour = (255, 255, 255)
-LINK: Colour = (255, 236, 90)
-TINT = 0.4
-"""How much of a dropped patch is the colour of its group."""
-SHINE = 0.6
-"""How much of a line's pixel is the line."""
-GHOST, BARS = 0.12, 70
-"""How bright what was never shown is, and the grey of the bars before it."""
-
-
-def overlay(panel: Panel, marks: Marks, most: int = MOST) -> Image.Image:
-    """Of the size of the picture, unless patches would be smaller than `LEAST` or the picture larger than `most`."""
-    picture = _sized(panel, most)
-    places = {slot: box for slot, box in patches(panel, picture.size).items() if box[0] < box[2] and box[1] < box[3]}
-    dimmed, drawn = picture.point(lambda value: round(value * DIM)), _unseen(picture)
-    for slot in places.keys() - marks.kept:
-        patch, box = dimmed.crop(places[slot]), places[slot]
-        drawn.paste(_tinted(patch, box, marks.groups[slot]) if slot in marks.groups else patch, box)
-    _link(drawn, places, marks)
-    for slot in places.keys() & marks.kept:
-        drawn.paste(picture.crop(places[slot]), places[slot])
-    _outline(ImageDraw.Draw(drawn), places, marks)
-    return drawn
+PixelBox = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom are exclusive."""
+MIN_PATCH_SIDE, MAX_IMAGE_SIDE = 8, 4096
+"""Pixels of the narrower side of a patch, and of the longer side of an image: images beyond them are resized."""
+OUTLINE_COLOUR: Colour = (255, 255, 255)
+LINK_COLOUR: Colour = (255, 236, 90)
+TINT_OPACITY = 0.4
+"""Opacity of the group colour on a dropped patch."""
+LINK_OPACITY = 0.6
+CROPPED_BRIGHTNESS, BAR_LEVEL = 0.12, 70
+"""Brightness of the area that the model's preprocessing crops off, and grey level of the bars over it."""
 
 
-def patches(panel: Panel, size: tuple[int, int]) -> Mapping[int, Box]:
-    """Slot -> left, top, right, bottom of its patch in pixels, within the picture; the latter two exclusive."""
-    found = dict[int, Box]()
+def draw_overlay(panel: Panel, annotations: Annotations, max_side: int = MAX_IMAGE_SIDE) -> Image.Image:
+    """Draw one panel.
+
+    Args:
+        panel: The image and its token grids.
+        annotations: Kept tokens, with groups and links if those are to be drawn.
+        max_side: Longest side of the result in pixels.
+
+    Returns:
+        An image of the size of the panel's, unless patches would be smaller than `MIN_PATCH_SIDE` or the image larger
+        than `max_side`.
+    """
+    image = _resize(panel, max_side)
+    boxes = {slot: box for slot, box in _patch_boxes(panel, image.size).items() if box[0] < box[2] and box[1] < box[3]}
+    dimmed = image.point(lambda value: round(value * DROPPED_BRIGHTNESS))
+    canvas = _draw_cropped_area(image)
+    for slot in boxes.keys() - annotations.kept:
+        patch = dimmed.crop(boxes[slot])
+        if slot in annotations.groups:
+            patch = _tint(patch, boxes[slot], annotations.groups[slot])
+        canvas.paste(patch, boxes[slot])
+    # Links lie above the dropped patches and below the kept ones.
+    _draw_links(canvas, boxes, annotations)
+    for slot in boxes.keys() & annotations.kept:
+        canvas.paste(image.crop(boxes[slot]), boxes[slot])
+    _draw_outlines(ImageDraw.Draw(canvas), boxes, annotations)
+    return canvas
+
+
+def _patch_boxes(panel: Panel, size: tuple[int, int]) -> Mapping[int, PixelBox]:
+    """Slot -> box of its patch, clipped to the image."""
+    boxes = dict[int, PixelBox]()
     for region in panel.regions:
         left, top, right, bottom = region.box
-        across, down = _edges(left, right, region.columns, size[0]), _edges(top, bottom, region.rows, size[1])
-        for at, slot in enumerate(region.slots):
-            row, column = divmod(at, region.columns)
-            found[slot] = (across[column], down[row], across[column + 1], down[row + 1])
-    return found
+        x_edges = _edges(left, right, region.columns, size[0])
+        y_edges = _edges(top, bottom, region.rows, size[1])
+        for index, slot in enumerate(region.slots):
+            row, column = divmod(index, region.columns)
+            boxes[slot] = (x_edges[column], y_edges[row], x_edges[column + 1], y_edges[row + 1])
+    return boxes
 
 
 def _edges(start: float, end: float, count: int, length: int) -> list[int]:
-    """The edges of patches from one share of a length to another, within it."""
+    """Edges, in pixels, of `count` patches between two shares of a length."""
     return [min(max(round((start + (end - start) * i / count) * length), 0), length) for i in range(count + 1)]
 
 
-def _sized(panel: Panel, most: int) -> Image.Image:
-    picture = panel.image
-    sides = [
-        length * (region.box[axis + 2] - region.box[axis]) / count
-        for region in panel.regions
-        for axis, (length, count) in enumerate(zip(picture.size, (region.columns, region.rows), strict=True))
-    ]
-    if min(sides) < LEAST:
-        times = math.ceil(LEAST / min(sides))
-        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-    if max(picture.size) > most:
-        scale = most / max(picture.size)
-        shrunk = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-        picture = picture.resize(shrunk, Image.Resampling.LANCZOS)
-    return picture
+def _resize(panel: Panel, max_side: int) -> Image.Image:
+    """Enlarge the image if its patches are too small to see, then shrink it to `max_side`."""
+    image = panel.image
+    patch_sides = []
+    for region in panel.regions:
+        left, top, right, bottom = region.box
+        patch_sides.append(image.width * (right - left) / region.columns)
+        patch_sides.append(image.height * (bottom - top) / region.rows)
+    if min(patch_sides) < MIN_PATCH_SIDE:
+        factor = math.ceil(MIN_PATCH_SIDE / min(patch_sides))
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if max(image.size) > max_side:
+        scale = max_side / max(image.size)
+        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return image
 
 
-def _unseen(picture: Image.Image) -> Image.Image:
-    """What the model was never shown: in grey, behind bars."""
-    grey = picture.convert("L").point(lambda value: round(GHOST * value))
-    y, x = np.ogrid[: picture.height, : picture.width]
-    period = max(8, max(picture.size) // 60)
+def _draw_cropped_area(image: Image.Image) -> Image.Image:
+    """The image in dark grey behind diagonal bars: how areas look that the model does not see."""
+    grey = image.convert("L").point(lambda value: round(CROPPED_BRIGHTNESS * value))
+    y, x = np.ogrid[: image.height, : image.width]
+    period = max(8, max(image.size) // 60)
     bars = Image.fromarray((((y + x) % period < period / 6) * 255).astype(np.uint8))
-    return Image.composite(Image.new("L", picture.size, BARS), grey, bars).convert("RGB")
+    return Image.composite(Image.new("L", image.size, BAR_LEVEL), grey, bars).convert("RGB")
 
 
-def _tinted(patch: Image.Image, box: Box, group: int) -> Image.Image:
-    """A patch with the colour of a group in its pattern, which goes on in the patches beside it."""
+def _tint(patch: Image.Image, box: PixelBox, group: int) -> Image.Image:
+    """Tint a patch in the colour and pattern of its group; patterns continue across neighbouring patches."""
     left, top, right, bottom = box
     y, x = np.ogrid[top:bottom, left:right]
-    where = pattern(group)(y, x, max(4, min(right - left, bottom - top) // 2))
-    full = Image.blend(patch, Image.new("RGB", patch.size, colour(group)), TINT)
-    return Image.composite(full, patch, Image.fromarray((where * 255).astype(np.uint8)))
+    mask = group_pattern(group)(y, x, max(4, min(right - left, bottom - top) // 2))
+    tinted = Image.blend(patch, Image.new("RGB", patch.size, group_colour(group)), TINT_OPACITY)
+    return Image.composite(tinted, patch, Image.fromarray((mask * 255).astype(np.uint8)))
 
 
-def _width(box: Box, share: int) -> int:
-    """Of a line of a patch."""
-    return max(1, min(box[2] - box[0], box[3] - box[1]) // share)
+def _line_width(box: PixelBox, divisor: int) -> int:
+    return max(1, min(box[2] - box[0], box[3] - box[1]) // divisor)
 
 
-def _outline(pen: ImageDraw.ImageDraw, places: Mapping[int, Box], marks: Marks) -> None:
-    for slot in sorted(marks.kept & places.keys()):
-        left, top, right, bottom = box = places[slot]
-        width = _width(box, 7 if slot in marks.groups else 24)
-        pen.rectangle((left, top, right - 1, bottom - 1), None, colour_of(slot, marks.groups, OUTLINE), width)
+def _draw_outlines(pen: ImageDraw.ImageDraw, boxes: Mapping[int, PixelBox], annotations: Annotations) -> None:
+    """Outline the kept patches, in thick lines of the group's colour if groups are drawn."""
+    for slot in sorted(annotations.kept & boxes.keys()):
+        left, top, right, bottom = boxes[slot]
+        width = _line_width(boxes[slot], 7 if slot in annotations.groups else 24)
+        colour = slot_colour(slot, annotations.groups, OUTLINE_COLOUR)
+        pen.rectangle((left, top, right - 1, bottom - 1), None, colour, width)
 
 
-def _link(drawn: Image.Image, places: Mapping[int, Box], marks: Marks) -> None:
-    """A line from each suppressed token to the one that suppressed it; they let what is below shine through."""
-    lines = defaultdict[Colour, list[tuple[Box, Box]]](list)
-    for slot, by in marks.links.items():
-        if slot in places and by in places:
-            lines[colour_of(slot, marks.groups, LINK)].append((places[slot], places[by]))
-    for ink, ends in lines.items():
-        mask = Image.new("L", (2 * drawn.width, 2 * drawn.height))  # twice as large, so that lines come out smooth
+def _draw_links(canvas: Image.Image, boxes: Mapping[int, PixelBox], annotations: Annotations) -> None:
+    """Draw a translucent line from each suppressed token to the token that suppressed it."""
+    lines = defaultdict[Colour, list[tuple[PixelBox, PixelBox]]](list)
+    for slot, suppressor in annotations.links.items():
+        if slot in boxes and suppressor in boxes:
+            colour = slot_colour(slot, annotations.groups, LINK_COLOUR)
+            lines[colour].append((boxes[slot], boxes[suppressor]))
+    for colour, ends in lines.items():
+        mask = Image.new("L", (2 * canvas.width, 2 * canvas.height))  # at twice the size, for smooth lines
         pen = ImageDraw.Draw(mask)
         for start, end in ends:
-            pen.line((*_centre(start), *_centre(end)), round(255 * SHINE), 2 * _width(end, 14))
-        drawn.paste(ink, mask=mask.resize(drawn.size, Image.Resampling.BOX))
-
-
-def _centre(box: Box) -> tuple[int, int]:
-    """In halves of pixels."""
-    return box[0] + box[2], box[1] + box[3]
+            # The sum of two edges is the centre in half pixels, which are the pixels of the mask.
+            centres = (start[0] + start[2], start[1] + start[3], end[0] + end[2], end[1] + end[3])
+            pen.line(centres, round(255 * LINK_OPACITY), 2 * _line_width(end, 14))
+        canvas.paste(colour, mask=mask.resize(canvas.size, Image.Resampling.BOX))

@@ -1,4 +1,7 @@
-"""What is drawn beside what: a picture whole and in tiles, or each frame of a clip."""
+"""Panels: which images of an item are drawn, and which token grids are drawn on each of them.
+
+Grids that overlap, such as a whole picture and its tiles, need separate panels. Each frame of a clip is a panel.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,19 @@ from PIL.Image import Image, new
 from prunesid_cli.types import Layout, Region
 
 Slots = np.ndarray[Any, np.dtype[np.int64]]
-"""[rows, columns]: the slot of each patch."""
-TOUCH = 1e-6
-"""Two boxes may overlap by so much without overlapping."""
-PADDING = (127, 127, 127)
+OVERLAP_TOLERANCE = 1e-6
+"""Overlap of two boxes that counts as rounding, as a share of the image's side."""
+PADDING_COLOUR = (127, 127, 127)
 
 
 @dataclass(frozen=True)
-class Marks:
-    """kept    slots of the tokens that are kept
-    groups  the group of a token; empty where groups are not drawn
-    links   the slot of a token that was suppressed -> that of the one that suppressed it; empty where not drawn
+class Annotations:
+    """What is drawn on panels.
+
+    Attributes:
+        kept: Slots of the kept tokens.
+        groups: Slot -> group; empty if groups are not drawn.
+        links: Slot of a suppressed token -> slot of the token that suppressed it; empty if links are not drawn.
     """
 
     kept: frozenset[int]
@@ -32,67 +37,88 @@ class Marks:
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture and rasters that show parts of it side by side."""
+    """An image and the token grids on it, which do not overlap.
+
+    Attributes:
+        image: The picture, or one frame of a clip.
+        regions: The grids; together they form a rectangle.
+    """
 
     image: Image
     regions: tuple[Region, ...]
 
     @property
     def slots(self) -> Slots:
-        """All rasters as one."""
+        """Slot of each patch of all grids, [rows, columns]."""
         tops = sorted({region.box[1] for region in self.regions})
-        bands = [[region for region in self.regions if region.box[1] == top] for top in tops]
-        return np.concatenate([np.concatenate([_raster(region) for region in band], 1) for band in bands], 0)
+        bands = []
+        for top in tops:
+            grids = [
+                np.array(region.slots).reshape(region.rows, region.columns)
+                for region in self.regions
+                if region.box[1] == top
+            ]
+            bands.append(np.concatenate(grids, 1))
+        return np.concatenate(bands, 0)
 
     def title(self, kept: frozenset[int]) -> str:
+        """Return the size of the grid, or the time of the frame, with the number of kept patches."""
         slots, time = self.slots, self.regions[0].time
         rows, columns = slots.shape
         name = f"{columns} x {rows}" if time is None else f"{time:.1f} s"
         return f"{name}: {len(kept.intersection(slots.ravel().tolist()))} of {slots.size}"
 
 
-def _raster(region: Region) -> Slots:
-    return np.array(region.slots).reshape(region.rows, region.columns)
+def make_panels(frames: Sequence[Image], times: Sequence[float], layout: Layout) -> list[Panel]:
+    """Distribute the token grids of an item over panels.
 
+    Args:
+        frames: The picture, or the frames of a clip.
+        times: Seconds of each frame; empty for a picture.
+        layout: The item's layout.
 
-def panels(frames: Sequence[Image], times: Sequence[float], layout: Layout) -> list[Panel]:
-    """Rasters that overlap get panels of their own, the whole of a picture first; times: of the frames of a clip."""
-    together = list[list[Region]]()
+    Returns:
+        Panels with the fewest grids first, so that a whole picture comes before its tiles.
+    """
+    region_groups = list[list[Region]]()
     for region in layout.regions:
-        for some in together:
-            if all(_are_apart(region, other) for other in some):
-                some.append(region)
+        for group in region_groups:
+            if not any(_overlap(region, other) for other in group):
+                group.append(region)
                 break
         else:
-            together.append([region])
-    return [padded(Panel(_frame(frames, times, some[0]), tuple(some))) for some in sorted(together, key=len)]
+            region_groups.append([region])
+    region_groups.sort(key=len)
+    return [_pad(Panel(_frame_at(frames, times, group[0].time), tuple(group))) for group in region_groups]
 
 
-def _are_apart(one: Region, other: Region) -> bool:
-    apart = [
-        min(one.box[axis + 2], other.box[axis + 2]) - max(one.box[axis], other.box[axis]) < TOUCH for axis in (0, 1)
-    ]
-    return one.time == other.time and any(apart)
+def _overlap(first: Region, second: Region) -> bool:
+    """Whether two grids cannot share a panel: their boxes overlap, or they belong to different frames."""
+    if first.time != second.time:
+        return True
+    return all(
+        min(first.box[axis + 2], second.box[axis + 2]) - max(first.box[axis], second.box[axis]) >= OVERLAP_TOLERANCE
+        for axis in (0, 1)
+    )
 
 
-def padded(panel: Panel) -> Panel:
-    """With all that its rasters show, where they show a patch or more beside the picture."""
+def _pad(panel: Panel) -> Panel:
+    """Enlarge the image where its grids extend beyond it by a patch or more, as they do for padded input."""
     boxes = np.array([region.box for region in panel.regions])
     start, end = np.minimum(boxes.min(0)[:2], 0), np.maximum(boxes.max(0)[2:], 1)
-    shape = np.array([(region.columns, region.rows) for region in panel.regions])
-    patch = ((boxes[:, 2:] - boxes[:, :2]) / shape).min(0)
+    grid_shapes = np.array([(region.columns, region.rows) for region in panel.regions])
+    patch = ((boxes[:, 2:] - boxes[:, :2]) / grid_shapes).min(0)
     if ((-start < patch) & (end - 1 < patch)).all():
         return panel
-    paper = new("RGB", tuple(np.rint((end - start) * panel.image.size).astype(int).tolist()), PADDING)
-    paper.paste(panel.image, tuple(np.rint(-start * panel.image.size).astype(int).tolist()))
-    moved = (boxes.reshape(-1, 2, 2) - start) / (end - start)
-    regions = zip(panel.regions, moved.reshape(-1, 4).tolist(), strict=True)
-    return Panel(paper, tuple(replace(region, box=tuple(box)) for region, box in regions))
+    padded = new("RGB", tuple(np.rint((end - start) * panel.image.size).astype(int).tolist()), PADDING_COLOUR)
+    padded.paste(panel.image, tuple(np.rint(-start * panel.image.size).astype(int).tolist()))
+    moved_boxes = ((boxes.reshape(-1, 2, 2) - start) / (end - start)).reshape(-1, 4).tolist()
+    regions = [replace(region, box=tuple(box)) for region, box in zip(panel.regions, moved_boxes, strict=True)]
+    return Panel(padded, tuple(regions))
 
 
-def _frame(frames: Sequence[Image], times: Sequence[float], region: Region) -> Image:
-    """The frame of a region; of one that stands for several, the first."""
-    wanted = region.time
-    if wanted is None:
+def _frame_at(frames: Sequence[Image], times: Sequence[float], time: float | None) -> Image:
+    """The frame nearest to a time, the first of several that are equally near; without a time, the picture."""
+    if time is None:
         return frames[0]
-    return frames[min(range(len(times)), key=lambda number: abs(times[number] - wanted))]
+    return frames[min(range(len(times)), key=lambda index: abs(times[index] - time))]

@@ -1,4 +1,4 @@
-"""`show` and `ask --compare`, as a user sees them: what is bright in a picture is what a cache of the same options
+"""Tests of `show` and `ask --compare`: the bright patches of a picture are the tokens that a cache of the same options
 holds."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunesid_cli.visualization.contact_sheet import GAP, TITLE
+from prunesid_cli.visualization.contact_sheet import GAP_PIXELS, TITLE_PIXELS
 from tests.caches import held
 from tests.conftest import Run
 from tests.films import film
@@ -20,7 +20,7 @@ from tests.models.tiny import write
 Pixels = np.ndarray[Any, np.dtype[np.int64]]
 ASK = "what is shown?"
 WITHIN = 3
-"""Pixels from the edge of a patch to what no outline reaches."""
+"""Distance in pixels from the edge of a patch beyond which no outline reaches."""
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> dict[str, Path]:
-    """A scene as it is, among others in a wide and a tall picture, and a clip."""
+    """A square picture of one scene, a wide and a tall one of three, and a clip."""
     folder = tmp_path_factory.mktemp("shapes")
     scenes = [np.asarray(Image.open(path)) for path in pictures[:3]]
     made = {"square": scenes[0], "wide": np.concatenate(scenes, 1), "tall": np.concatenate(scenes, 0)}
@@ -44,7 +44,7 @@ def pixels(path: Path) -> Pixels:
 
 
 def boxes(segment: dict, left: int, top: int, width: int, height: int) -> Iterator[tuple[int, tuple[slice, slice]]]:
-    """Slot, and the pixels well inside its patch, of a segment of a picture whose place and size are given."""
+    """Slots of a segment and pixels well inside their patches; the other arguments locate the segment's image."""
     start, end = np.array(segment["box"][:2]), np.array(segment["box"][2:])
     step = (end - start) / (segment["columns"], segment["rows"]) * (width, height)
     for at, slot in enumerate(segment["slots"]):
@@ -53,9 +53,9 @@ def boxes(segment: dict, left: int, top: int, width: int, height: int) -> Iterat
         yield slot, (rows, slice(columns.start, round(x + step[0]) - WITHIN))
 
 
-def check_brightness(shown: Path, whole: Path, record: dict, places: dict[int, tuple[int, int, int, int]]) -> None:
-    """Exactly the kept patches are as where all are kept; places: of the picture that shows a region."""
-    drawn, full, seen = pixels(shown), pixels(whole), 0
+def check_brightness(picture: Path, all_kept: Path, record: dict, places: dict[int, tuple[int, int, int, int]]) -> None:
+    """Check that exactly the kept patches look as they do if all are kept; places: region -> where its image lies."""
+    drawn, full, seen = pixels(picture), pixels(all_kept), 0
     assert drawn.shape == full.shape
     for segment in record["segments"]:
         for slot, box in boxes(segment, *places[segment["regions"][0]]):
@@ -83,21 +83,23 @@ def test_kept_patches_are_bright(run: Run, llava: Path, shapes: dict[str, Path],
     unseen = np.ones(pixels(source).shape[:2], bool)
     unseen[top:bottom, left:right] = False
     drawn = pixels(out)[unseen]
-    assert (drawn.max(-1) == drawn.min(-1)).all(), "what was cropped off is grey"
+    assert (drawn.max(-1) == drawn.min(-1)).all(), "the cropped area is grey"
     assert (len(drawn) > 0) == (shape != "square")
     assert record["seen"] == pytest.approx(1 - unseen.mean(), abs=1e-3)
-    said = "   67% of the picture is not seen: cropped off"
-    assert (said in run("show", source, "-m", llava).out) == (shape != "square")
+    note = "   67% of the picture is not seen: cropped off"
+    assert (note in run("show", source, "-m", llava).out) == (shape != "square")
 
 
-def test_tiles_stand_beside_the_whole(run: Run, tiled: Path, shapes: dict[str, Path], tmp_path: Path) -> None:
+def test_tiles_are_drawn_beside_the_whole_picture(
+    run: Run, tiled: Path, shapes: dict[str, Path], tmp_path: Path
+) -> None:
     named = {"some": ("-k", "20%"), "all": ("-k", "all")}
     for name, options in named.items():
         ran = run("show", shapes["tall"], "-m", tiled, *options, "--out", tmp_path / f"{name}.png", "--json")
         if name == "some":
             (record,) = ran.records
-    below = 2 * GAP + TITLE
-    places = {0: (GAP, below, 336, 1008), 1: (2 * GAP + 336, below, 336, 1008)}
+    below = 2 * GAP_PIXELS + TITLE_PIXELS
+    places = {0: (GAP_PIXELS, below, 336, 1008), 1: (2 * GAP_PIXELS + 336, below, 336, 1008)}
     assert {segment["regions"][0] for segment in record["segments"]} == {0, 1}
     check_brightness(tmp_path / "some.png", tmp_path / "all.png", record, places)
 
@@ -110,11 +112,11 @@ def test_a_clip_is_a_contact_sheet(run: Run, tiled: Path, shapes: dict[str, Path
         [0, 0.2, 0.44], abs=0.05
     )
     width, height = record["size"]
-    columns = (Image.open(tmp_path / "some.png").width - GAP) // (width + GAP)
+    columns = (Image.open(tmp_path / "some.png").width - GAP_PIXELS) // (width + GAP_PIXELS)
     places = {
         number: (
-            GAP + number % columns * (width + GAP),
-            2 * GAP + TITLE + number // columns * (height + TITLE + 2 * GAP),
+            GAP_PIXELS + number % columns * (width + GAP_PIXELS),
+            2 * GAP_PIXELS + TITLE_PIXELS + number // columns * (height + TITLE_PIXELS + 2 * GAP_PIXELS),
             width,
             height,
         )
@@ -127,8 +129,8 @@ def test_a_clip_is_a_contact_sheet(run: Run, tiled: Path, shapes: dict[str, Path
     assert record["seen"] == pytest.approx(min(width, height) / max(width, height), abs=1e-3)
 
 
-def test_frames_of_a_window_have_groups_together(run: Run, tiled: Path, shapes: dict[str, Path]) -> None:
-    """And the cache of the same options holds the same."""
+def test_frames_of_a_window_share_groups(run: Run, tiled: Path, shapes: dict[str, Path]) -> None:
+    """The cache of the same options holds the same tokens."""
     common = ("-m", tiled, "--frames", 4, "--window", 2, "-k", "30%")
     (record,) = run("show", shapes["clip"], *common, "--json").records
     assert [segment["regions"] for segment in record["segments"]] == [[0, 1], [2, 3]]
@@ -139,7 +141,7 @@ def test_frames_of_a_window_have_groups_together(run: Run, tiled: Path, shapes: 
     assert record["slots"] == list(item.slots)
 
 
-def test_text_has_a_character_a_patch(run: Run, llava: Path, pictures: list[Path]) -> None:
+def test_text_has_one_character_per_patch(run: Run, llava: Path, pictures: list[Path]) -> None:
     options = ("show", pictures[0], "-m", llava)
     (record,) = run(*options, "--json").records
     *lines, caption = run(*options).out.splitlines()
@@ -149,10 +151,10 @@ def test_text_has_a_character_a_patch(run: Run, llava: Path, pictures: list[Path
     *lines, caption = run(*options, "--groups").out.splitlines()
     letters = "".join(lines)
     assert [slot for slot, shown in enumerate(letters) if shown.isupper()] == record["segments"][0]["kept"]
-    assert [ord(one) - ord("a") for one in letters.lower()] == record["segments"][0]["groups"]
+    assert [ord(letter) - ord("a") for letter in letters.lower()] == record["segments"][0]["groups"]
 
 
-def test_colours_are_for_terminals_that_want_them(
+def test_colours_are_only_for_terminals_that_have_them(
     run: Run, llava: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("show", pictures[0], "-m", llava)
@@ -177,14 +179,14 @@ def test_groups_have_colours_and_links_leave_kept_patches_alone(run: Run, pictur
             assert (drawn[box] == before[box]).all()
             corner = drawn[box[0].start - WITHIN, box[1].start - WITHIN]
             colours.setdefault(segment["groups"][slot], set()).add(tuple(corner.tolist()))
-    assert [len(found) for found in colours.values()] == [1] * 5, "20 // 4 groups, each with a token"
+    assert [len(found) for found in colours.values()] == [1] * 5, "20 // 4 groups, each with a kept token"
     assert len(set.union(*colours.values())) == 5
     plain = tmp_path / "plain.png"
     run("show", pictures[0], "-k", "20", "--groups", "--out", plain)
     assert (pixels(plain) != drawn).any()
 
 
-def test_json_says_who_suppressed_whom(run: Run, pictures: list[Path]) -> None:
+def test_json_has_the_suppressor_of_each_token(run: Run, pictures: list[Path]) -> None:
     (record,) = run("show", pictures[0], "-k", "20", "--json").records
     (segment,) = record["segments"]
     pairs = [(slot, by) for slot, by in zip(segment["slots"], segment["suppressed_by"], strict=True) if by is not None]
@@ -192,53 +194,54 @@ def test_json_says_who_suppressed_whom(run: Run, pictures: list[Path]) -> None:
     for slot, by in pairs:
         assert segment["groups"][slot] == segment["groups"][by]
         assert segment["saliency"][slot] <= segment["saliency"][by]
-        assert segment["suppressed_by"][by] is None, "only what survives suppresses"
+        assert segment["suppressed_by"][by] is None, "only survivors suppress"
     assert segment["phi"] == record["phi"] == pytest.approx(1 - segment["redundancy"], abs=1e-5)
     (record,) = run("show", pictures[0], "--method", "random", "--json").records
     assert (record["method"], record["segments"][0]["groups"]) == ("random", None)
 
 
 def test_groups_without_suppression(run: Run, pictures: list[Path]) -> None:
-    """prunesid-plus has the groups of prunesid, and its own way with them."""
-    ones = [run("show", pictures[0], "-k", 20, "--method", f"prunesid{way}", "--json").records for way in ("", "-plus")]
-    (plain,), (plus,) = (record["segments"] for (record,) in ones)
+    """prunesid-plus has the groups of prunesid, and selects from them differently."""
+    methods = ("prunesid", "prunesid-plus")
+    records = [run("show", pictures[0], "-k", 20, "--method", method, "--json").records for method in methods]
+    (plain,), (plus,) = (record["segments"] for (record,) in records)
     assert (plus["groups"], plus["suppressed_by"], plus["tau"]) == (plain["groups"], None, None)
     assert len({plus["groups"][slot] for slot in plus["kept"]}) == 5, "20 // 4 groups, each with its leader"
     caption = run("show", pictures[0], "-k", 20, "--method", "prunesid-plus", "--groups").out.splitlines()[-1]
     assert caption.endswith("5 groups")
 
 
-def test_what_there_is_none_of_is_what_was_wished(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_warning_names_what_cannot_be_drawn(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     show = ("show", pictures[0], "-m", llava, "-k", "all", "--out", tmp_path / "a.png")
-    for wished in (["links"], ["groups"], ["groups", "links"]):
-        what = " and no ".join(wished)
-        said = run(*show, *(f"--{one}" for one in wished)).err
-        assert f"warning: nothing was pruned, so there are no {what}\n" in said
+    for options in (["links"], ["groups"], ["groups", "links"]):
+        what = " and no ".join(options)
+        err = run(*show, *(f"--{option}" for option in options)).err
+        assert f"warning: nothing was pruned, so there are no {what}\n" in err
 
 
-def test_nothing_but_a_picture_is_written_over(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_only_pictures_are_overwritten(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     text, picture = tmp_path / "notes.png", tmp_path / "kept.webp"
     text.write_text("precious", encoding="utf-8")
-    for out, said in (
-        (text, "exists, and is no picture"),
-        (pictures[0], "the very image"),
-        (tmp_path / "kept.gif", "no name of a picture"),
+    for out, message in (
+        (text, "exists and is not a picture"),
+        (pictures[0], "is the input image itself"),
+        (tmp_path / "kept.gif", "is not the name of a picture"),
         (tmp_path / "none" / "kept.png", "no such folder"),
     ):
         ran = run("show", pictures[0], "-m", llava, "--out", out)
-        assert (ran.code, ran.out, said in ran.err, "hint: " in ran.err) == (2, "", True, True), ran.err
+        assert (ran.code, ran.out, message in ran.err, "hint: " in ran.err) == (2, "", True, True), ran.err
     assert text.read_text(encoding="utf-8") == "precious"
     for path in (pictures[0], pictures[1]):
         ran = run("show", path, "-m", llava, "--out", picture)
         assert (ran.code, ran.out) == (0, f"{picture}\n"), ran.err
     assert Image.open(picture).format == "WEBP"
-    assert sorted(tmp_path.glob("*.*")) == [picture, text], "nothing is left beside it"
+    assert sorted(tmp_path.glob("*.*")) == [picture, text], "no temporary file is left"
 
 
-def test_wrong_wishes_are_refused_before_a_model_is_loaded(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+def test_wrong_options_are_refused_before_a_model_is_loaded(run: Run, pictures: list[Path], tmp_path: Path) -> None:
     note = tmp_path / "note.txt"
     note.write_text("a picture of a cat", encoding="utf-8")
-    for code, said, *args in (
+    for code, message, *args in (
         (2, "prunesid, prunesid-published, prunesid-plus", pictures[0], "--method", "grid", "--groups"),
         (2, "suppresses no tokens", pictures[0], "--method", "prunesid-plus", "--links", "--out", tmp_path / "a.png"),
         (2, "prunesid, prunesid-published", pictures[0], "--method", "grid", "--links", "--out", tmp_path / "a.png"),
@@ -247,7 +250,7 @@ def test_wrong_wishes_are_refused_before_a_model_is_loaded(run: Run, pictures: l
         (1, "no such file", tmp_path / "none.png"),
     ):
         ran = run("show", *args, "-m", tmp_path / "no-model")
-        assert (ran.code, ran.out, said in ran.err) == (code, "", True), ran.err
+        assert (ran.code, ran.out, message in ran.err) == (code, "", True), ran.err
 
 
 def test_compare_gives_both_answers(run: Run, llava: Path, pictures: list[Path]) -> None:
@@ -261,7 +264,7 @@ def test_compare_gives_both_answers(run: Run, llava: Path, pictures: list[Path])
         stages = [record[side][f"{stage}_ms"] for stage in ("preprocess", "encode", "select", "generate")]
         assert record[side]["ms"] == pytest.approx(sum(stages), abs=0.3)
         assert min(stages) > 0
-    assert record["pruned"]["encode_ms"] == record["all"]["encode_ms"], "the tower sees once for both"
+    assert record["pruned"]["encode_ms"] == record["all"]["encode_ms"], "the tower runs once for both"
     assert (record["tokens"], record["all"]["kept"]) == (2 * 576, 2 * 576)
     assert "visual tokens 1152 -> 126 (10.9%)" in ran.err
     table = run(*common, "--compare").out

@@ -1,4 +1,4 @@
-"""prunesid show: what is kept of a picture or clip, drawn."""
+"""prunesid show: draw which tokens of a picture or clip are kept."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ from prunesid_cli.pipeline.session import Hardware, Session, read_budget
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.selection import GROUPED, SUPPRESSING
 from prunesid_cli.text import plural
-from prunesid_cli.tokencache import sample_of
+from prunesid_cli.tokencache import information_sample
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
-    from prunesid_cli.visualization.explain import Explained, Part
-    from prunesid_cli.visualization.panels import Marks, Panel
+    from prunesid_cli.visualization.explain import PruningExplanation, SegmentExplanation
+    from prunesid_cli.visualization.panels import Annotations, Panel
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-SETTINGS: dict[str, dict[str, Any]] = {
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"optimize": True},
     "JPEG": {"quality": 92, "subsampling": 0},
     "WEBP": {"quality": 92},
 }
-
-WHOLE = 0.995
-"""Share of a picture from which on it is all of it, but for a row of pixels that rounding costs."""
+FULLY_VISIBLE = 0.995
+"""Share of a picture from which it counts as seen completely: rounding can cost a row of pixels."""
 
 
 def show(
@@ -73,60 +72,66 @@ def show(
     if calibration and not outweighs_fixed(context, "calibration", "--calibration"):
         calibration = None
     budget = read_budget(context, keep, True if calibration else dynamic, method)
-    _check_wanted(method, groups, links, out, as_json)
+    _check_drawing_options(method, groups, links, out, as_json)
     if out:
-        _check_place(out, media)
+        _check_output_path(out, media)
     sampling = read_sampling(context)
     (item,) = read_media([media], sampling)
     session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
-    from prunesid_cli.visualization.explain import explained
+    from prunesid_cli.visualization.explain import explain
+    from prunesid_cli.visualization.panels import make_panels
 
-    sample = sample_of(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
-    found = explained(session.pruner(budget, method, sample, sampling), item)
-    note_if_all(budget, found.tokens.layout.total)
-    panels, marks = _drawn(item, found, groups, links)
+    sample = (
+        information_sample(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
+    )
+    explanation = explain(session.pruner(budget, method, sample, sampling), item)
+    layout = explanation.tokens.layout
+    note_if_all(budget, layout.total)
+    annotations = _choose_annotations(explanation, groups, links)
+    panels = make_panels(item.frames, item.times, layout)
     if out:
-        _write(panels, marks, out)
+        _write_picture(panels, annotations, out)
     if as_json:
-        printer.record(_record(session, item, found, {"method": method, "keep": keep, "picture": out and str(out)}))
+        options = {"method": method, "keep": keep, "picture": out and str(out)}
+        printer.record(_to_record(session, item, explanation, options))
     elif out:
         printer.result(str(out))
-        printer.note(_caption(item, found, groups))
+        printer.note(_caption(item, explanation, groups))
     else:
-        printer.result(_in_terminal(panels, marks))
-        printer.result(_caption(item, found, groups))
+        printer.result(_render_in_terminal(panels, annotations))
+        printer.result(_caption(item, explanation, groups))
 
 
-def _check_wanted(method: str, groups: bool, links: bool, out: Path | None, as_json: bool) -> None:
-    for wanted, option, having, lack in (
-        (groups, "--groups", GROUPED, "puts tokens into no groups"),
+def _check_drawing_options(method: str, groups: bool, links: bool, out: Path | None, as_json: bool) -> None:
+    for is_set, option, methods, problem in (
+        (groups, "--groups", GROUPED, "does not group tokens"),
         (links, "--links", SUPPRESSING, "suppresses no tokens"),
     ):
-        if wanted and method not in having:
-            raise UsageError(f"{option}: --method {method} {lack}", f"methods that do: {', '.join(having)}")
+        if is_set and method not in methods:
+            raise UsageError(f"{option}: --method {method} {problem}", f"methods that do: {', '.join(methods)}")
     if links and not out and not as_json:
         raise UsageError("--links draws lines, which a terminal cannot show", "add --out links.png, or --json")
 
 
-def _check_place(out: Path, media: str) -> None:
-    """Whether the picture may be written there: over another picture, but over nothing else.
+def _check_output_path(out: Path, media: str) -> None:
+    """Check that a picture may be written to `out`: it may replace another picture, but no other file.
 
     Raises:
-        UsageError: it may not.
+        UsageError: It may not.
     """
     if out.suffix.lower() not in FORMATS:
-        raise UsageError(f"--out {out} is no name of a picture", f"one that ends in {', '.join(FORMATS)}")
+        raise UsageError(f"--out {out} is not the name of a picture", f"use a name that ends in {', '.join(FORMATS)}")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: no such folder: {out.parent}", f"make it with: mkdir -p {out.parent}")
     if not out.exists():
         return
     if os.path.exists(media) and out.samefile(media):
-        raise UsageError(f"--out {out} is the very image that is shown", "give the picture another name")
-    if not out.is_file() or not detect_file_type(_head(out)).is_image:
-        raise UsageError(f"--out {out} exists, and is no picture", "give the picture another name")
+        raise UsageError(f"--out {out} is the input image itself", "give the picture another name")
+    if not out.is_file() or not detect_file_type(_read_header(out)).is_image:
+        raise UsageError(f"--out {out} exists and is not a picture", "give the picture another name")
 
 
-def _head(path: Path) -> bytes:
+def _read_header(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(HEADER_BYTES)
@@ -134,85 +139,109 @@ def _head(path: Path) -> bytes:
         raise UsageError(f"--out {path}: {error.strerror}", "give the picture another name") from error
 
 
-def _drawn(item: Media, found: Explained, groups: bool, links: bool) -> tuple[list[Panel], Marks]:
-    from prunesid_cli.visualization.panels import Marks, panels
+def _choose_annotations(explanation: PruningExplanation, groups: bool, links: bool) -> Annotations:
+    """What --groups and --links ask to draw; warns if there is nothing to draw."""
+    from prunesid_cli.visualization.panels import Annotations
 
-    marks = found.marks
-    if (groups or links) and not marks.groups:
-        lacking = [name for name, wanted in (("groups", groups), ("links", links)) if wanted]
-        printer.warning(f"nothing was pruned, so there are no {' and no '.join(lacking)}")
-    elif links and not marks.links:
-        printer.note("no token suppressed another: none of a group are more similar than tau, which grows with --keep")
-    wanted = Marks(marks.kept, marks.groups if groups else {}, marks.links if links else {})
-    return panels(item.frames, item.times, found.tokens.layout), wanted
+    available = explanation.annotations
+    if (groups or links) and not available.groups:
+        missing = [name for name, is_set in (("groups", groups), ("links", links)) if is_set]
+        printer.warning(f"nothing was pruned, so there are no {' and no '.join(missing)}")
+    elif links and not available.links:
+        printer.note(
+            "no token suppressed another: no two tokens of a group are more similar than tau, which grows with --keep"
+        )
+    return Annotations(
+        kept=available.kept,
+        groups=available.groups if groups else {},
+        links=available.links if links else {},
+    )
 
 
-def _write(panels: list[Panel], marks: Marks, out: Path) -> None:
-    from prunesid_cli.visualization.contact_sheet import sheet
+def _write_picture(panels: list[Panel], annotations: Annotations, out: Path) -> None:
+    from prunesid_cli.visualization.contact_sheet import contact_sheet
 
-    picture, name = sheet(panels, marks), FORMATS[out.suffix.lower()]
+    picture, format_name = contact_sheet(panels, annotations), FORMATS[out.suffix.lower()]
+    options = SAVE_OPTIONS[format_name]
     try:
-        write_atomically(out, lambda beside: picture.save(beside, format=name, **SETTINGS[name]))
+        write_atomically(out, lambda temporary: picture.save(temporary, format=format_name, **options))
     except OSError as error:
         problem = f"cannot write {out}: {error.strerror or error}"
         raise PruneSIDError(problem, "free some space, or choose another place") from error
 
 
-def _in_terminal(panels: list[Panel], marks: Marks) -> str:
-    """As stdout can show it: in colours, where it is a terminal that has them and NO_COLOR is not set."""
+def _render_in_terminal(panels: list[Panel], annotations: Annotations) -> str:
+    """Panels as text for stdout: in colour if stdout is a terminal with colours and NO_COLOR is not set."""
     from rich.console import Console
 
-    from prunesid_cli.visualization.ansi import Canvas, text
+    from prunesid_cli.visualization.ansi import Canvas, render_text
 
     console = Console()
-    coloured = bool(console.color_system) and not console.no_color and console.encoding.startswith("utf")
-    # What is read by no eye is not made to fit one.
-    width = console.width if console.is_terminal else max(console.width, *(one.slots.shape[1] for one in panels), 0)
+    has_colour = bool(console.color_system) and not console.no_color and console.encoding.startswith("utf")
+    width = console.width
+    if not console.is_terminal:  # a file or pipe has no width that the text must fit into
+        width = max(width, *(panel.slots.shape[1] for panel in panels), 0)
     with console.capture() as captured:
-        for line in text(panels, marks, Canvas(width, console.height, coloured)):
+        for line in render_text(panels, annotations, Canvas(width, console.height, has_colour)):
             console.print(line, no_wrap=True, overflow="ignore", crop=False)
     return captured.get().removesuffix("\n")
 
 
-def _caption(item: Media, found: Explained, groups: bool) -> str:
-    tokens, layout = found.tokens, found.tokens.layout
-    visual = {slot for region in layout.regions for slot in region.slots}
-    patches = len(visual.intersection(tokens.slots))
-    others = sum(slot not in visual for slot in tokens.slots)
-    parts = [f"{tokens.kept} of {layout.total} visual tokens ({tokens.kept / layout.total:.1%})"]
-    parts += [f"{patches} of {len(visual)} patches" + f" and {others} CLS" * (others > 0)]
-    if groups and found.marks.groups:
-        parts += [plural(sum(len(set(part.groups or ())) for part in found.parts), "group")]
-    if found.seen < WHOLE:
+def _caption(item: Media, explanation: PruningExplanation, groups: bool) -> str:
+    tokens, layout = explanation.tokens, explanation.tokens.layout
+    patch_slots = {slot for region in layout.regions for slot in region.slots}
+    num_patches = len(patch_slots.intersection(tokens.slots))
+    num_cls = sum(slot not in patch_slots for slot in tokens.slots)
+    parts = [
+        f"{tokens.kept} of {layout.total} visual tokens ({tokens.kept / layout.total:.1%})",
+        f"{num_patches} of {len(patch_slots)} patches" + f" and {num_cls} CLS" * (num_cls > 0),
+    ]
+    if groups and explanation.annotations.groups:
+        parts.append(plural(sum(len(set(segment.groups or ())) for segment in explanation.segments), "group"))
+    if explanation.visible_share < FULLY_VISIBLE:
         what = "each frame" if item.is_clip else "the picture"
-        parts += [f"{1 - found.seen:.0%} of {what} is not seen: cropped off"]
+        parts.append(f"{1 - explanation.visible_share:.0%} of {what} is not seen: cropped off")
     return "   ".join(parts)
 
 
-def _record(session: Session, item: Media, found: Explained, asked: dict[str, Any]) -> dict[str, Any]:
-    tokens = found.tokens
+def _to_record(
+    session: Session, item: Media, explanation: PruningExplanation, options: dict[str, Any]
+) -> dict[str, Any]:
+    tokens = explanation.tokens
+    kept = explanation.annotations.kept
     return {
         "source": item.source,
         "model": session.checkpoint.name,
         "revision": session.checkpoint.revision,
-        **asked,
+        **options,
         "size": item.size,
-        "seen": round(found.seen, 4),
+        "seen": round(explanation.visible_share, 4),
         "tokens": tokens.layout.total,
         "kept": tokens.kept,
-        "phi": found.phi,
+        "phi": explanation.phi,
         "slots": tokens.slots,
-        "segments": [_segment(part, found.marks.kept) for part in found.parts],
+        "segments": [_segment_to_record(segment, kept) for segment in explanation.segments],
     }
 
 
-def _segment(part: Part, kept: frozenset[int]) -> dict[str, Any]:
-    """Lists go by the tokens of the segment, in raster order; of a window of frames, those of one after the other."""
-    names = ("regions", "times", "top", "left", "rows", "columns", "box", "phi", "share", "slots", "saliency")
-    return {name: getattr(part, name) for name in names} | {
-        "kept": [slot for slot in part.slots if slot in kept],
-        "groups": part.groups,
-        "suppressed_by": part.suppressed_by,
-        "redundancy": part.why and float(part.why.redundancy),
-        "tau": part.why and float(part.why.tau),
+def _segment_to_record(segment: SegmentExplanation, kept: frozenset[int]) -> dict[str, Any]:
+    """Lists are in the order of the segment's tokens: raster order, frame by frame."""
+    selection = segment.selection
+    return {
+        "regions": segment.regions,
+        "times": segment.times,
+        "top": segment.top,
+        "left": segment.left,
+        "rows": segment.rows,
+        "columns": segment.columns,
+        "box": segment.box,
+        "phi": segment.phi,
+        "share": segment.budget,
+        "slots": segment.slots,
+        "saliency": segment.saliency,
+        "kept": [slot for slot in segment.slots if slot in kept],
+        "groups": segment.groups,
+        "suppressed_by": segment.suppressed_by,
+        "redundancy": selection and float(selection.redundancy),
+        "tau": selection and float(selection.tau),
     }
