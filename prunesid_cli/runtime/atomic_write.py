@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file replacement: temporary file, fsync, rename."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, sync, rename, sync the folder. What was there before stays until the new is whole.
+    """Replace a file as a whole; until then, the earlier file stays as it was.
+
+    Args:
+        path: The file to write.
+        write: Writes the contents to the path that it is given, a temporary file in the same folder.
 
     Raises:
-        OSError: it could not be written; nothing is left behind.
+        OSError: The file could not be written. The temporary file is removed.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(beside)
-        _sync(beside)
-        os.chmod(beside, 0o666 & ~_umask())
-        beside.replace(path)
-        _sync(path.parent)
+        write(temporary)
+        _fsync(temporary)
+        umask = os.umask(0)  # the umask can only be read by setting it
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        temporary.replace(path)
+        _fsync(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # Windows has no handle of a folder that could be synced
         return
     handle = os.open(path, os.O_RDONLY)
@@ -32,10 +38,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    """There is no way to read it but to set it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""Work that is done behind, so that whoever asks for it need not wait: writing while the next batch is encoded."""
+"""A background thread that writes results while the next batch is encoded."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ from queue import Empty, Queue
 from threading import Thread
 from types import TracebackType
 
-DEPTH = 2
-"""Calls that wait; more make the caller wait."""
-IDLE = 1.0
-"""Seconds."""
+MAX_WAITING_CALLS = 2
+IDLE_SECONDS = 1.0
 
 
 class BackgroundWriter:
-    """Calls, one after the other, in a thread of its own. On leaving, waits until all are done.
+    """Runs calls one after the other in one thread. Leaving the `with` block waits until all of them are done.
 
-    `idle` is called whenever nothing came for a while. The first call that raises is the last that is done; its error
-    is raised by the next one that is asked for, or on leaving.
+    After a call has raised an error, later calls are not run. The next `submit` raises that error, or the end of the
+    `with` block does.
+
+    Args:
+        on_idle: Called in the thread whenever no call came for `idle_seconds`.
+        idle_seconds: See `on_idle`.
     """
 
-    def __init__(self, idle: Callable[[], object] = lambda: None, after: float = IDLE) -> None:
-        self._idle, self._after = idle, after
-        self._calls: Queue[Callable[[], object] | None] = Queue(DEPTH)
+    def __init__(self, on_idle: Callable[[], object] = lambda: None, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._on_idle, self._idle_seconds = on_idle, idle_seconds
+        self._calls: Queue[Callable[[], object] | None] = Queue(MAX_WAITING_CALLS)
         self._error: BaseException | None = None
-        self._thread = Thread(target=self._work, name="behind", daemon=True)
+        self._thread = Thread(target=self._run, name="background-writer", daemon=True)
 
     def submit(self, call: Callable[[], object]) -> None:
-        self._check()
+        """Run a call in the background; wait while `MAX_WAITING_CALLS` are waiting."""
+        if self._error is not None:
+            raise self._error
         self._calls.put(call)
 
-    def _work(self) -> None:
-        while call := self._next():
+    def _run(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=self._idle_seconds)
+            except Empty:
+                call = self._on_idle
+            if call is None:
+                return
             try:
                 if self._error is None:
                     call()
             except BaseException as error:
                 self._error = error
-
-    def _next(self) -> Callable[[], object] | None:
-        try:
-            return self._calls.get(timeout=self._after)
-        except Empty:
-            return self._idle
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
 
     def __enter__(self) -> BackgroundWriter:
         self._thread.start()
@@ -57,5 +57,5 @@ class BackgroundWriter:
     ) -> None:
         self._calls.put(None)
         self._thread.join()
-        if error is None:
-            self._check()
+        if error is None and self._error is not None:
+            raise self._error

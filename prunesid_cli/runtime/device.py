@@ -1,4 +1,4 @@
-"""Between the host and a device, with as few waits as possible."""
+"""Copies between host and device, with as few synchronisations as possible."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from torch import Tensor
 
 
 def to_device(data: Tensor | Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor or numbers of the host on the device, as soon as the device gets there.
+    """Copy a tensor or numbers from the host to a device, without waiting for the device where that is safe.
 
-    A plain copy, as `torch.tensor(..., device=device)` makes one, holds the host up until all that it asked of the
-    device before is done. Only CUDA takes what is in ordinary memory right away.
+    A plain copy, such as `torch.tensor(..., device=device)`, blocks the host until all earlier work on the device is
+    done. Only CUDA reads ordinary (not pinned) memory of the host before the call returns, so only there is the copy
+    not awaited.
     """
     return torch.as_tensor(data).to(device, dtype, non_blocking=device.type == "cuda")
 
 
 def true_rows(mask: Tensor) -> list[int]:
-    """mask [B] -> the rows of which it is set. One wait, where `nonzero` would make two."""
+    """Indices of the rows where a mask is set, with one host sync; `nonzero` would take two.
+
+    Args:
+        mask: [B], bool.
+    """
     return [row for row, is_set in enumerate(mask.tolist()) if is_set]

@@ -1,4 +1,4 @@
-"""Work on batches that may not fit into a device's memory."""
+"""Running batches that may not fit into the memory of a device."""
 
 from __future__ import annotations
 
@@ -12,39 +12,50 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-AVAILABLE = Path("/proc/meminfo")
-SAID = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""By the errors of devices that have no class for it."""
+MEMINFO = Path("/proc/meminfo")
+OOM_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""Parts of the messages of devices that have no exception class for it."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    is_said = isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
-    return is_said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    """Whether an error says that memory ran out."""
+    is_by_message = isinstance(error, RuntimeError) and any(text in str(error) for text in OOM_MESSAGES)
+    return is_by_message or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def available_memory() -> int | None:
-    """Bytes that Linux could give to a process; None where that is not told."""
-    if not AVAILABLE.exists():
+    """Bytes of host memory that a process can still get; None on systems other than Linux."""
+    if not MEMINFO.exists():
         return None
-    return 1024 * int(AVAILABLE.read_text().split("MemAvailable:")[1].split()[0])
+    return 1024 * int(MEMINFO.read_text().split("MemAvailable:")[1].split()[0])
 
 
 def run_in_halves_on_oom(
     work: Callable[[Sequence[T]], list[R]],
     batch: Sequence[T],
-    alone: Callable[[T], R],
-    told: Callable[[], object] = lambda: None,
+    on_too_large: Callable[[T], R],
+    on_split: Callable[[], object] = lambda: None,
 ) -> list[R]:
-    """`work` on a batch, in halves when it does not fit into the device's memory; `alone`: on one that never does;
-    `told`: called once where the whole batch did not fit, though it was of several."""
+    """Run `work` on a batch; if memory runs out, run it on each half, and so on.
+
+    Args:
+        work: Gives one result for each item of the batch.
+        batch: The items.
+        on_too_large: Gives the result for a single item that does not fit.
+        on_split: Called once if the whole batch, of two items or more, did not fit.
+
+    Returns:
+        One result for each item, in order.
+    """
     try:
         return work(batch)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         if len(batch) == 1:
-            return [alone(batch[0])]
-    # Outside of the handler: its traceback holds on to all that the failed attempt had allocated.
-    told()
+            return [on_too_large(batch[0])]
+    # The halves run outside of the handler: the traceback of the error keeps all that the failed attempt allocated.
+    on_split()
     half = len(batch) // 2
-    return run_in_halves_on_oom(work, batch[:half], alone) + run_in_halves_on_oom(work, batch[half:], alone)
+    first, second = batch[:half], batch[half:]
+    return run_in_halves_on_oom(work, first, on_too_large) + run_in_halves_on_oom(work, second, on_too_large)
