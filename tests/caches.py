@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prunesid_cli.tokencache import Entry, Item, Run, open_cache
-from prunesid_cli.tokencache.entry import stored
+from prunesid_cli.tokencache.entry import pack_entry
 from prunesid_cli.tokencache.journal import ShardJournal
 
 
 def write_shard(path: Path, run: Run, tool: str, entries: Iterable[Entry]) -> None:
     shard = ShardJournal(path, run, tool)
     for entry in entries:
-        item, rows = stored(entry, run)
+        item, rows = pack_entry(entry, run)
         shard.add(item, *rows)
     shard.write()
     shard.close()

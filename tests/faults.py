@@ -25,8 +25,8 @@ from typing import Any
 from PIL import Image
 
 from prunesid_cli.errors import CacheError, ExitCode
-from prunesid_cli.tokencache import open_cache, read_tokens, verify_all
-from prunesid_cli.tokencache.format import is_cache
+from prunesid_cli.tokencache import open_cache, read_tokens, verify_cache
+from prunesid_cli.tokencache.format import is_cache_folder
 from tests.models.tiny import write
 
 SHARD_ITEMS = 64
@@ -92,9 +92,9 @@ class Bench:
 
     def check_valid(self, out: Path) -> int:
         """How many items a cache has, which must be without a fault."""
-        if not out.exists() or not is_cache(out):
+        if not out.exists() or not is_cache_folder(out):
             return 0
-        good, faults = verify_all(out)
+        good, faults = verify_cache(out)
         if faults:
             raise Lost(faults[0].problem)
         return good
@@ -301,14 +301,14 @@ def mutations(folder: Path, given: argparse.Namespace) -> str:
         before = (whole / name).read_bytes()
         after = mutated(before, rng)
         (whole / name).write_bytes(after)
-        faults = verify_all(whole)[1]
+        faults = verify_cache(whole)[1]
         is_text = name.endswith((".json", ".jsonl"))
         if after != before and not faults and not is_text:
             raise Lost(f"verify does not see a change of {name}")
         unseen += not faults
         read(whole, truth)
         (whole / name).write_bytes(before)
-    if verify_all(whole)[1]:
+    if verify_cache(whole)[1]:
         raise Lost("the cache is not as it was")
     return f"{given.count} mutations of {len(names)} files: verify told of all but {unseen}, in files of plain text"
 

@@ -1,12 +1,18 @@
-"""The cache of kept visual tokens; its format is specified in format.py.
+"""The token cache: kept visual tokens on disk. format.py specifies the files.
 
-Importing it imports neither torch nor numpy: what needs those is looked up when it is first asked for.
+Importing this package imports neither torch nor numpy. Names whose modules need numpy are imported on first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prunesid_cli.tokencache.calibration import Calibration, calibrated, read_calibration, sample_of, write_calibration
+from prunesid_cli.tokencache.calibration import (
+    Calibration,
+    calibration_sample,
+    information_sample,
+    read_calibration,
+    write_calibration,
+)
 from prunesid_cli.tokencache.format import Item, Run, Shard
 from prunesid_cli.tokencache.quantization import STORES
 from prunesid_cli.tokencache.reader import Cache, open_cache
@@ -16,27 +22,28 @@ if TYPE_CHECKING:
     from prunesid_cli.tokencache.entry import Entry
     from prunesid_cli.tokencache.index import IndexEntry
     from prunesid_cli.tokencache.index_table import Stamp
-    from prunesid_cli.tokencache.measurement_log import MeasuredLog, Measurement
-    from prunesid_cli.tokencache.verify import verify, verify_all
-    from prunesid_cli.tokencache.writer import CacheWriter, Limits
+    from prunesid_cli.tokencache.measurement_log import Measurement, MeasurementLog
+    from prunesid_cli.tokencache.verify import verify_cache, verify_shard
+    from prunesid_cli.tokencache.writer import CacheWriter, ShardLimits
 
-LATER = {
-    "IndexEntry": "index",
-    "MeasuredLog": "measurement_log",
-    "Measurement": "measurement_log",
-    "Stamp": "index_table",
-    "verify": "verify",
-    "verify_all": "verify",
+LAZY_MODULES = {
     "CacheWriter": "writer",
     "Entry": "entry",
-    "Limits": "writer",
+    "IndexEntry": "index",
+    "Measurement": "measurement_log",
+    "MeasurementLog": "measurement_log",
+    "ShardLimits": "writer",
+    "Stamp": "index_table",
+    "verify_cache": "verify",
+    "verify_shard": "verify",
 }
+"""Lazily exported name -> its module."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in LATER:
+    if name not in LAZY_MODULES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"{__name__}.{LATER[name]}"), name)
+    return getattr(import_module(f"{__name__}.{LAZY_MODULES[name]}"), name)
 
 
 __all__ = [
@@ -45,21 +52,21 @@ __all__ = [
     "CacheWriter",
     "Calibration",
     "Entry",
-    "Item",
     "IndexEntry",
-    "Limits",
-    "MeasuredLog",
+    "Item",
     "Measurement",
+    "MeasurementLog",
     "Run",
     "Shard",
+    "ShardLimits",
     "Stamp",
-    "calibrated",
+    "calibration_sample",
+    "information_sample",
     "open_cache",
     "read_calibration",
     "read_header",
     "read_tokens",
-    "sample_of",
-    "verify",
-    "verify_all",
+    "verify_cache",
+    "verify_shard",
     "write_calibration",
 ]

@@ -66,7 +66,7 @@ def read_calibration(folder: Path) -> Calibration | None:
     return found
 
 
-def calibrated(folder: Path, model: str, revision: str) -> tuple[float, ...]:
+def calibration_sample(folder: Path, model: str, revision: str) -> tuple[float, ...]:
     """The information of typical images, where a cache carries a calibration.
 
     Raises:
@@ -78,14 +78,14 @@ def calibrated(folder: Path, model: str, revision: str) -> tuple[float, ...]:
     return found.values if found else ()
 
 
-def sample_of(folder: Path, model: str, revision: str) -> tuple[float, ...]:
+def information_sample(folder: Path, model: str, revision: str) -> tuple[float, ...]:
     """The information of typical images: as a cache was calibrated, else of those that it holds.
 
     Raises:
         CacheError: there is no such cache, it is another model's, or it holds nothing.
     """
     cache = open_cache(folder)
-    values = calibrated(folder, model, revision)
+    values = calibration_sample(folder, model, revision)
     if values:
         return values
     if cache.run is None:

@@ -35,7 +35,7 @@ Rows = tuple[int, bytes, bytes]
 """Channels of some rows, their bytes, and the bytes of their scales."""
 
 
-def stored(entry: Entry, run: Run) -> tuple[Item, Rows]:
+def pack_entry(entry: Entry, run: Run) -> tuple[Item, Rows]:
     """An entry as a shard stores it. Its rows begin at 0 until the shard assigns them."""
     import torch
 

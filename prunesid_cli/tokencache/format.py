@@ -62,13 +62,13 @@ FORMAT = 3
 KEY = "prunesid"
 PATTERN = "prunesid-*.safetensors"
 NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
-SHARD_BYTES = 256 << 20
-SHARD_ITEMS = 4096
+MAX_SHARD_BYTES = 256 << 20
+MAX_SHARD_ITEMS = 4096
 """A shard is full when it has either."""
 FAILURES = "failures.jsonl"
 CALIBRATION = "calibration.json"
 INDEX = "prunesid-index.safetensors"
-MEASURED = ".prunesid.measured"
+MEASUREMENT_LOG = ".prunesid.measured"
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ class Item(Provenance):
         return self.layout.total if self.is_unpruned else len(self.slots)
 
 
-def read_layout(record: dict[str, Any]) -> Layout:
+def layout_from_record(record: dict[str, Any]) -> Layout:
     values = _tuples(record | {"regions": tuple(Region(**_tuples(region)) for region in record["regions"])})
     return Layout(mrope_deltas=values.pop("advances"), **values)
 
 
-def layout_record(layout: Layout) -> dict[str, Any]:
+def layout_to_record(layout: Layout) -> dict[str, Any]:
     """The layout as a header stores it."""
     record = asdict(layout)
     return record | {"advances": record.pop("mrope_deltas")}
@@ -172,7 +172,7 @@ def shard_name(number: int) -> str:
     return f"prunesid-{number:05d}.safetensors"
 
 
-def number_of(path: Path) -> int | None:
+def parse_shard_number(path: Path) -> int | None:
     """The number of a shard, None where the name is none of a shard."""
     match = NAME.fullmatch(path.name)
     number = int(match[1]) if match else -1
@@ -181,21 +181,21 @@ def number_of(path: Path) -> int | None:
 
 def shard_paths(folder: Path) -> list[Path]:
     """The shards in a folder, in order, unread."""
-    numbered = [(number, path) for path in folder.glob(PATTERN) if (number := number_of(path)) is not None]
+    numbered = [(number, path) for path in folder.glob(PATTERN) if (number := parse_shard_number(path)) is not None]
     return [path for _, path in sorted(numbered)]
 
 
-def is_cache(folder: Path) -> bool:
+def is_cache_folder(folder: Path) -> bool:
     """Whether there is anything of a cache in a folder."""
     return bool(shard_paths(folder)) or any((folder / name).exists() for name in (INDEX, FAILURES, CALIBRATION))
 
 
-def check_cache(folder: Path) -> None:
+def require_cache(folder: Path) -> None:
     """Raises CacheError: it is no cache."""
     hint = "make one with: prunesid compress IMAGES --out CACHE"
     if not folder.is_dir():
         raise CacheError(f"no such cache: {folder}", hint)
-    if not is_cache(folder):
+    if not is_cache_folder(folder):
         raise CacheError(f"not a prunesid cache: {folder}", hint)
 
 
@@ -210,6 +210,6 @@ def checksum(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def name_of(source: str) -> bytes:
+def hash_source(source: str) -> bytes:
     """16 bytes that stand for a source in the index, whatever bytes are in its name."""
     return hashlib.blake2b(os.fsencode(source), digest_size=16).digest()

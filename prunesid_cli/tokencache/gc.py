@@ -23,7 +23,7 @@ MANY = 10
 
 
 @dataclass(frozen=True)
-class Waste:
+class Garbage:
     """What a cache need not hold: places of items that count no more, and of items whose input is gone; bytes of both;
     failures whose input is gone. `doubt`: why they may be where another folder or drive is, empty if there is none."""
 
@@ -44,7 +44,7 @@ class Waste:
             raise UsageError(self.doubt, hint)
 
 
-def find_waste(writer: CacheWriter) -> Waste:
+def find_garbage(writer: CacheWriter) -> Garbage:
     """What `collect` would let go of. An input is gone where its path leads to nothing."""
     dead, gone, size, there, lost = writer.index.dead, set[ShardPosition](), 0, list[str](), list[str]()
     for shard, place, item in _all(writer.folder, writer.index):
@@ -57,7 +57,7 @@ def find_waste(writer: CacheWriter) -> Waste:
             gone.add((shard.number, place))
             lost.append(item.source)
     failures = tuple(source for source in writer.failed if not os.path.lexists(source))
-    return Waste(dead, frozenset(gone), size, failures, _doubt(there, lost, writer.folder))
+    return Garbage(dead, frozenset(gone), size, failures, _doubt(there, lost, writer.folder))
 
 
 def _doubt(there: Sequence[str], lost: Sequence[str], folder: Path) -> str:
@@ -72,7 +72,7 @@ def _doubt(there: Sequence[str], lost: Sequence[str], folder: Path) -> str:
     return f"none of the {counts[top]:,} inputs of {folder} in {top} is where it was" if top else ""
 
 
-def collect(writer: CacheWriter, waste: Waste) -> None:
+def collect_garbage(writer: CacheWriter, waste: Garbage) -> None:
     """Write the shards that hold some of it anew, one after the other: at any moment the cache is whole.
 
     Raises:
@@ -84,9 +84,9 @@ def collect(writer: CacheWriter, waste: Waste) -> None:
     for path in paths:
         _rewrite(read_header(path), waste.places)
     for source in waste.failures:
-        writer.settle(source)
+        writer.clear_failure(source)
     if paths or waste.failures:  # of which a cache may have had nothing else
-        writer.take(index_with_shards(writer.index, map(read_header, paths)))
+        writer.replace_index(index_with_shards(writer.index, map(read_header, paths)))
 
 
 def _rewrite(shard: Shard, without: frozenset[ShardPosition]) -> None:
@@ -101,7 +101,7 @@ def _rewrite(shard: Shard, without: frozenset[ShardPosition]) -> None:
 
 
 def _all(folder: Path, index: Index) -> Iterator[tuple[Shard, int, Item]]:
-    for number in sorted(index.parts):
+    for number in sorted(index.shards):
         shard = read_header(folder / shard_name(number))
         for place, item in enumerate(shard.items):
             yield shard, place, item

@@ -16,7 +16,7 @@ from prunesid_cli.text import join_names, plural
 from prunesid_cli.tokencache.format import (
     Run,
     Shard,
-    name_of,
+    hash_source,
     shard_name,
 )
 from prunesid_cli.tokencache.index_table import (
@@ -57,7 +57,7 @@ class Index:
 
     run: Run | None = None
     sampling: str = ""
-    parts: Mapping[int, ShardInfo] = field(default_factory=dict)
+    shards: Mapping[int, ShardInfo] = field(default_factory=dict)
     given: int = 0
     given_up: tuple[int, ...] = ()
     table: Table = EMPTY
@@ -67,14 +67,14 @@ class Index:
     @property
     def size(self) -> int:
         """Bytes of all shards."""
-        return sum(part.bytes for part in self.parts.values())
+        return sum(part.bytes for part in self.shards.values())
 
     @cached_property
     def heads(self) -> NDArray[np.uint64]:
         return heads(self.table)
 
     def row(self, source: str) -> int | None:
-        name = name_of(source)
+        name = hash_source(source)
         head = np.uint64(int.from_bytes(name[:8], "big"))
         for row in range(int(np.searchsorted(self.heads, head)), len(self.table)):
             if self.table.names[row].tobytes() == name:
@@ -94,7 +94,7 @@ class Index:
         stamp = tuple(table.stamps[row].tolist())
         return IndexEntry((shard, place), table.digests[row].tobytes().hex(), stamp, total, kept, float(table.phi[row]))
 
-    def with_digest(self, prefix: str) -> list[ShardPosition]:
+    def find_by_digest_prefix(self, prefix: str) -> list[ShardPosition]:
         """Where inputs are whose digest begins so."""
         wanted = np.frombuffer(bytes.fromhex(prefix[: len(prefix) // 2 * 2]), np.uint8)
         same = (self.table.digests[:, : len(wanted)] == wanted).all(1)
@@ -110,14 +110,14 @@ class Index:
         column[list(rows)] = list(rows.values())
         return replace(self, table=replace(self.table, stamps=column))
 
-    def in_order(self) -> Iterator[IndexEntry]:
+    def entries(self) -> Iterator[IndexEntry]:
         """All that counts, in the order in which it was written."""
         places = self.table.places
         return (self.known(int(row)) for row in np.lexsort((places[:, 1], places[:, 0])))
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingShards:
     """Shards that a cache should have and does not; `items`: how many were in them, 0 where nothing tells."""
 
     folder: Path
@@ -144,7 +144,7 @@ def index_with_shards(
     Raises:
         CacheError: one is of another run.
     """
-    tables, parts, run, sampling = list[Table](), dict(index.parts), index.run, index.sampling
+    tables, parts, run, sampling = list[Table](), dict(index.shards), index.run, index.sampling
     given = set[int]()
     for shard in shards:
         if run is not None and shard.run != run:
@@ -170,7 +170,7 @@ def index_with_shards(
     )
 
 
-def missing_of(folder: Path, saved: Index, present: Iterable[int]) -> Missing:
+def missing_of(folder: Path, saved: Index, present: Iterable[int]) -> MissingShards:
     there = {*present, *saved.given_up}
     numbers = tuple(n for n in range(max(saved.given, 1 + max(there, default=-1))) if n not in there)
-    return Missing(folder, numbers, sum(saved.parts[n].items for n in numbers if n in saved.parts))
+    return MissingShards(folder, numbers, sum(saved.shards[n].items for n in numbers if n in saved.shards))

@@ -32,8 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunesid_cli.runtime.atomic_write import write_atomically
-from prunesid_cli.tokencache.format import INDEX, KEY, Run, canonical, checksum, number_of, shard_name, shard_paths
-from prunesid_cli.tokencache.index import Index, Missing, ShardInfo, index_with_shards, missing_of
+from prunesid_cli.tokencache.format import INDEX, KEY, Run, canonical, checksum, parse_shard_number, shard_name, shard_paths
+from prunesid_cli.tokencache.index import Index, MissingShards, ShardInfo, index_with_shards, missing_of
 from prunesid_cli.tokencache.index_table import COLUMNS, EMPTY, KEPT, STAMPED, Table, raw, with_stamps
 from prunesid_cli.tokencache.shard import read_header
 
@@ -46,7 +46,7 @@ class Loaded:
     """An index, what of its cache is not there, and whether it was saved like that."""
 
     index: Index
-    missing: Missing
+    missing: MissingShards
     is_saved: bool
 
 
@@ -58,14 +58,14 @@ def load_index(folder: Path, stamped: bool = False) -> Loaded:
     """
     saved = read_index(folder) or Index()
     sizes = {path: path.stat().st_size for path in shard_paths(folder)}
-    changed = {n for n, part in saved.parts.items() if sizes.get(folder / shard_name(n)) != part.bytes}
+    changed = {n for n, part in saved.shards.items() if sizes.get(folder / shard_name(n)) != part.bytes}
     # The last shard may have grown. What else a shard that is gone or was changed outweighed, only headers tell.
-    kept = saved if changed <= {max(saved.parts, default=-1)} & {*map(number_of, sizes)} else _emptied(saved)
-    unread = [path for path in sizes if (number := number_of(path)) not in kept.parts or number in changed]
+    kept = saved if changed <= {max(saved.shards, default=-1)} & {*map(parse_shard_number, sizes)} else _emptied(saved)
+    unread = [path for path in sizes if (number := parse_shard_number(path)) not in kept.shards or number in changed]
     index = index_with_shards(kept, map(read_header, unread))
     if stamped:
         index = replace(index, table=with_stamps(index.table, read_stamps(folder)))
-    return Loaded(index, missing_of(folder, saved, index.parts), kept is saved and not unread)
+    return Loaded(index, missing_of(folder, saved, index.shards), kept is saved and not unread)
 
 
 def _emptied(index: Index) -> Index:
@@ -131,7 +131,7 @@ def write_index(folder: Path, index: Index) -> None:
         "format": FORMAT,
         "run": asdict(index.run) if index.run else None,
         "sampling": index.sampling,
-        "shards": [[number, *index.parts[number]] for number in sorted(index.parts)],
+        "shards": [[number, *index.shards[number]] for number in sorted(index.shards)],
         "given": index.given,
         "given_up": index.given_up,
         "dead": sorted(index.dead),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prunesid_cli.tokencache.format import Shard, name_of
+from prunesid_cli.tokencache.format import Shard, hash_source
 
 UNKNOWN = (-1, -1)
 ShardPosition = tuple[int, int]
@@ -39,7 +39,7 @@ class Table:
         """All items of a shard; `stamps`: of some, by their places."""
         items, places = shard.items, [(shard.number, place) for place in range(len(shard.items))]
         return cls(
-            np.frombuffer(b"".join(name_of(item.source) for item in items), np.uint8).reshape(-1, 16),
+            np.frombuffer(b"".join(hash_source(item.source) for item in items), np.uint8).reshape(-1, 16),
             np.frombuffer(b"".join(bytes.fromhex(item.digest) for item in items), np.uint8).reshape(-1, 32),
             np.array(places, np.int32).reshape(-1, 2),
             np.array([stamps.get(place, UNKNOWN) for place in places], np.int64).reshape(-1, 2),

@@ -25,9 +25,9 @@ from prunesid_cli.tokencache.format import (
     Run,
     canonical,
     checksum,
-    layout_record,
-    number_of,
-    read_layout,
+    layout_to_record,
+    parse_shard_number,
+    layout_from_record,
     shard_name,
 )
 from prunesid_cli.tokencache.quantization import BYTES, STORES, dtype_of
@@ -69,7 +69,7 @@ class ShardJournal:
 
     @property
     def number(self) -> int:
-        number = number_of(self.path)
+        number = parse_shard_number(self.path)
         assert number is not None
         return number
 
@@ -87,7 +87,7 @@ class ShardJournal:
             spool, log = self._files()
             spool.write(data + scales)
             if is_new:
-                log.write(_line("layout", layout_record(item.layout)))
+                log.write(_line("layout", layout_to_record(item.layout)))
             log.write(_line("item", record))
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -119,7 +119,7 @@ class ShardJournal:
             "tool": self.tool,
             "run": asdict(self.run),
             "items": self.records,
-            "layouts": [layout_record(layout) for layout in self.layouts],
+            "layouts": [layout_to_record(layout) for layout in self.layouts],
         }
         groups = STORES[self.run.store].scales(self.width)
         row = self.width * BYTES[dtype_of(self.run.store, self.run.dtype)]
@@ -211,7 +211,7 @@ def _read_log(folder: Path, log: Path) -> ShardJournal | None:
         return None
     for kind, record in lines:
         if kind == "layout":
-            growing.layouts[read_layout(record)] = len(growing.layouts)
+            growing.layouts[layout_from_record(record)] = len(growing.layouts)
             continue
         count = record["rows"][1] - record["rows"][0]
         growing.spool.seek(growing.size)

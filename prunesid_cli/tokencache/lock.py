@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.tokencache.format import CALIBRATION, FAILURES, is_cache
+from prunesid_cli.tokencache.format import CALIBRATION, FAILURES, is_cache_folder
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -16,7 +16,7 @@ LEFT = (".prunesid-*.part", "..prunesid-*.part", f".{FAILURES}.*.part", f".{CALI
 """Half-written files of ours."""
 
 
-def locked(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
+def acquire_lock(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
     """Make the folder, let nobody else write to it, and sweep what an interrupted run left half written. With why it
     cannot be written, where it is a cache.
 
@@ -38,7 +38,7 @@ def locked(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
         raise CacheError(f"another run is writing to {folder}", "wait for it, or name another --out") from error
     except OSError as error:
         unwritable = CacheError(f"cannot write to {folder}: {error.strerror}", hint="name another --out")
-        if is_cache(folder):
+        if is_cache_folder(folder):
             return lock, unwritable
         raise unwritable from error
     return lock, None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from prunesid_cli.tokencache.format import MEASURED, canonical
+from prunesid_cli.tokencache.format import MEASUREMENT_LOG, canonical
 from prunesid_cli.tokencache.index_table import Stamp
 from prunesid_cli.tokencache.journal import unwritable
 
@@ -34,7 +34,7 @@ class Measurement(NamedTuple):
     total: int
 
 
-class MeasuredLog:
+class MeasurementLog:
     """What was measured before, 40 bytes an input, and a file to which more is added. `find` may be called by several
     threads.
 
@@ -45,7 +45,7 @@ class MeasuredLog:
     def __init__(self, writer: CacheWriter, draft: bool) -> None:
         run = writer.run
         basis = canonical([run.model, run.revision, run.dtype, writer.sampling, draft, writer.tool])
-        self.path = writer.folder / MEASURED
+        self.path = writer.folder / MEASUREMENT_LOG
         self._head = hashlib.blake2b(basis.encode(), digest_size=SIZE).digest()
         rows = np.frombuffer(self._read(), np.uint8).reshape(-1, SIZE)
         keys = np.ascontiguousarray(rows[:, :8]).view("<u8")[:, 0]

@@ -11,16 +11,16 @@ from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import Item, Shard, shard_name
 from prunesid_cli.tokencache.index_table import ShardPosition, Stamp
 from prunesid_cli.tokencache.reader import Cache, open_cache
-from prunesid_cli.tokencache.run_mismatch import difference
+from prunesid_cli.tokencache.run_mismatch import describe_mismatch
 from prunesid_cli.tokencache.shard import channels, read_header, read_rows
-from prunesid_cli.tokencache.writer import CacheWriter, Limits
+from prunesid_cli.tokencache.writer import CacheWriter, ShardLimits
 
 Where = tuple[int, ShardPosition]
 """Number of a cache, place in it."""
 
 
 @dataclass
-class Merged:
+class MergeResult:
     """Items copied, and items that were there already."""
 
     copied: int = 0
@@ -44,7 +44,7 @@ class _Part:
         return Stamp(*known.stamp) if known and known.stamp[0] >= 0 else None
 
 
-def merge(folders: Sequence[Path], out: Path, tool: str, limits: Limits) -> Merged:
+def merge(folders: Sequence[Path], out: Path, tool: str, limits: ShardLimits) -> MergeResult:
     """Copy all that counts in some caches to `out`, each source once: of the last cache that has it.
 
     Items are put in the order of their paths, which is that of a run over a folder; so what several machines made of
@@ -59,10 +59,10 @@ def merge(folders: Sequence[Path], out: Path, tool: str, limits: Limits) -> Merg
         raise CacheError(f"{folders[0]} holds no tokens", f"prunesid cache info {folders[0]}")
     for cache in caches:
         if cache.run and cache.run != first.run:
-            problem = f"{cache.folder} holds a cache {difference(cache.run, first.run)}"
+            problem = f"{cache.folder} holds a cache {describe_mismatch(cache.run, first.run)}"
             raise CacheError(problem, "merge what one and the same compress made")
     sampling = next((cache.index.sampling for cache in caches if cache.index.sampling), "")
-    writer, merged, parts = CacheWriter(out, first.run, tool, limits, sampling), Merged(), [*map(_Part, caches)]
+    writer, merged, parts = CacheWriter(out, first.run, tool, limits, sampling), MergeResult(), [*map(_Part, caches)]
     try:
         where = _where(caches)
         for source in sorted(where, key=_by_parts):
@@ -106,14 +106,14 @@ def _by_parts(source: str) -> list[str]:
     return source.split(os.sep)
 
 
-def _copy(part: _Part, place: ShardPosition, writer: CacheWriter, merged: Merged) -> None:
+def _copy(part: _Part, place: ShardPosition, writer: CacheWriter, merged: MergeResult) -> None:
     shard, item = part.item(place)
     stamp = part.stamp(item.source)
-    if writer.held(item.source, item.digest):
+    if writer.find_by_digest(item.source, item.digest):
         if stamp:
-            writer.seen(item.source, stamp)
+            writer.update_stamp(item.source, stamp)
         merged.held += 1
         return
     ((_, (data, *scales)),) = read_rows(shard, [item])
-    writer.add_stored(item, (channels(shard), data, b"".join(scales)), stamp)
+    writer.add_packed(item, (channels(shard), data, b"".join(scales)), stamp)
     merged.copied += 1

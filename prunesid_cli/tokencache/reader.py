@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.tokencache.format import FAILURES, INDEX, Item, Run, Shard, check_cache, shard_name
+from prunesid_cli.tokencache.format import FAILURES, INDEX, Item, Run, Shard, require_cache, shard_name
 from prunesid_cli.tokencache.shard import read_header
 
 if TYPE_CHECKING:
-    from prunesid_cli.tokencache.index import Index, Missing
+    from prunesid_cli.tokencache.index import Index, MissingShards
     from prunesid_cli.tokencache.index_table import ShardPosition
 
 HEADERS = 8
@@ -30,7 +30,7 @@ class Cache:
 
     folder: Path
     index: Index
-    missing: Missing
+    missing: MissingShards
     faults: dict[str, CacheError] = field(default_factory=dict)
 
     @property
@@ -43,13 +43,13 @@ class Cache:
 
     def places(self) -> Iterator[tuple[Shard, int]]:
         """Where everything is that counts, in the order in which it was written; what cannot be is among `faults`."""
-        for number in sorted(self.index.parts):
+        for number in sorted(self.index.shards):
             try:
                 shard = read_header(self.folder / shard_name(number))
             except CacheError as error:
                 self.faults[error.problem] = error
                 continue
-            for place in range(self.index.parts[number].items):
+            for place in range(self.index.shards[number].items):
                 if (number, place) not in self.index.dead:
                     yield shard, place
 
@@ -69,9 +69,9 @@ class Cache:
             raise CacheError(f"{self.folder / INDEX} does not fit the shards", f"delete {self.folder / INDEX}")
         return found
 
-    def with_digest(self, prefix: str) -> list[tuple[Shard, Item]]:
+    def find_by_digest_prefix(self, prefix: str) -> list[tuple[Shard, Item]]:
         """Items whose digest begins so, in hex."""
-        return [self._at(place) for place in self.index.with_digest(prefix)]
+        return [self._at(place) for place in self.index.find_by_digest_prefix(prefix)]
 
     def _at(self, place: ShardPosition) -> tuple[Shard, Item]:
         shard = _header(self.folder / shard_name(place[0]))
@@ -80,7 +80,7 @@ class Cache:
     def failures(self) -> list[dict[str, str]]:
         return read_failures(self.folder)
 
-    def stale(self) -> set[str]:
+    def stale_sources(self) -> set[str]:
         """Sources of which there is an earlier version, as the last try failed."""
         return {record["source"] for record in self.failures() if self.index.find(record["source"])}
 
@@ -104,7 +104,7 @@ def open_cache(folder: str | Path, stamped: bool = False) -> Cache:
             run.
     """
     folder = Path(folder)
-    check_cache(folder)
+    require_cache(folder)
     from prunesid_cli.tokencache.index_file import load_index  # numpy, which --help does without
 
     loaded = load_index(folder, stamped)

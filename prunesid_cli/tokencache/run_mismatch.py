@@ -15,13 +15,13 @@ OF_A_MODEL = ("revision", "family", "dtype")
 """What another model may have of its own accord."""
 
 
-def difference(old: Run, new: Run) -> str:
+def describe_mismatch(old: Run, new: Run) -> str:
     """The first field in which two runs differ, in words."""
     field = _differing(old, new)[0]
     return f"made with {field} {getattr(old, field)}, not {getattr(new, field)}"
 
 
-def way_on(old: Run, new: Run) -> str:
+def mismatch_hint(old: Run, new: Run) -> str:
     """A hint to one who ran `new` where `old` was run."""
     differing, options = _differing(old, new), _options(old)
     if "model" in differing:

@@ -19,8 +19,8 @@ from prunesid_cli.tokencache.format import (
     Stored,
     canonical,
     checksum,
-    number_of,
-    read_layout,
+    parse_shard_number,
+    layout_from_record,
     shard_name,
 )
 from prunesid_cli.tokencache.quantization import BYTES, STORES, dtype_of
@@ -61,9 +61,9 @@ def read_header(path: Path) -> Shard:
         raise CacheError(f"{path} has a damaged header", hint)
     if size != 8 + length + ends[-1][1]:
         raise CacheError(f"{path} is cut short", hint)
-    if number != number_of(path):
+    if number != parse_shard_number(path):
         raise misplaced(path, number)
-    layouts = [read_layout(record) for record in body["layouts"]]
+    layouts = [layout_from_record(record) for record in body["layouts"]]
     parts = {name: _stored(one, 8 + length) for name, one in tensors.items()}
     items = tuple(Item.read(record, layouts) for record in body["items"])
     return Shard(path, number, body["tool"], Run(**body["run"]), items, parts["tokens"], parts.get("scales"))

@@ -12,7 +12,7 @@ import numpy as np
 from prunesid_cli.errors import CacheError
 from prunesid_cli.text import plural
 from prunesid_cli.tokencache.calibration import read_calibration
-from prunesid_cli.tokencache.format import INDEX, Item, Shard, check_cache, checksum, shard_name, shard_paths
+from prunesid_cli.tokencache.format import INDEX, Item, Shard, require_cache, checksum, shard_name, shard_paths
 from prunesid_cli.tokencache.index import Index, index_with_shards, missing_of
 from prunesid_cli.tokencache.index_file import load_index, read_index
 from prunesid_cli.tokencache.index_table import KEPT, ShardPosition
@@ -20,18 +20,18 @@ from prunesid_cli.tokencache.reader import read_failures
 from prunesid_cli.tokencache.shard import again, damaged, mixed, read_header, stored_rows
 
 
-def verify(shard: Shard) -> list[Item]:
+def verify_shard(shard: Shard) -> list[Item]:
     """The items of a shard whose bytes are not those that were written."""
     return [item for item, parts in stored_rows(shard, shard.items) if checksum(*parts) != item.check]
 
 
-def verify_all(folder: Path) -> tuple[int, list[CacheError]]:
+def verify_cache(folder: Path) -> tuple[int, list[CacheError]]:
     """Read every byte of a cache, and look for what is not there: how many items are good, and each fault."""
-    check_cache(folder)
+    require_cache(folder)
     saved, paths, faults, good = read_index(folder), shard_paths(folder), list[CacheError](), Counter[str]()
     found = index_with_shards(Index(), _sound(paths, good, faults))
-    all_read = len(found.parts) == len(paths)
-    lost = missing_of(folder, saved or Index(), found.parts)
+    all_read = len(found.shards) == len(paths)
+    lost = missing_of(folder, saved or Index(), found.shards)
     if lost.numbers:  # with how many items, nobody knows where there are shards that cannot be read
         faults.append((lost if all_read else replace(lost, items=0)).error)
     faults += _doubled(folder, found.again)
@@ -51,7 +51,7 @@ def _sound(paths: Iterable[Path], good: Counter[str], faults: list[CacheError]) 
     for path in paths:
         try:
             shard = read_header(path)
-            bad = verify(shard)
+            bad = verify_shard(shard)
             first = first or shard
             if shard.run != first.run:
                 raise mixed(path, first.path)
@@ -67,7 +67,7 @@ def _fits(folder: Path, found: Index) -> bool:
     """Whether a saved index, with what readers make of it where shards have grown or shrunk since, as after a crash,
     tells what the shards tell themselves."""
     told = load_index(folder).index
-    same = (told.run, told.parts, told.dead) == (found.run, found.parts, found.dead)
+    same = (told.run, told.shards, told.dead) == (found.run, found.shards, found.dead)
     return same and all(np.array_equal(getattr(told.table, one), getattr(found.table, one)) for one in KEPT)
 
 

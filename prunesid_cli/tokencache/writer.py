@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.runtime.atomic_write import write_atomically
-from prunesid_cli.tokencache.entry import Entry, Rows, stored
+from prunesid_cli.tokencache.entry import Entry, Rows, pack_entry
 from prunesid_cli.tokencache.format import (
     FAILURES,
     INDEX,
-    MEASURED,
-    SHARD_BYTES,
-    SHARD_ITEMS,
+    MEASUREMENT_LOG,
+    MAX_SHARD_BYTES,
+    MAX_SHARD_ITEMS,
     Item,
     Run,
     canonical,
-    is_cache,
+    is_cache_folder,
     shard_name,
 )
-from prunesid_cli.tokencache.index import Index, IndexEntry, Missing, index_with_shards
+from prunesid_cli.tokencache.index import Index, IndexEntry, MissingShards, index_with_shards
 from prunesid_cli.tokencache.index_file import Loaded, load_index, write_index
 from prunesid_cli.tokencache.index_table import ShardPosition, Stamp
 from prunesid_cli.tokencache.journal import ShardJournal, recover, unwritable
-from prunesid_cli.tokencache.lock import locked
+from prunesid_cli.tokencache.lock import acquire_lock
 from prunesid_cli.tokencache.reader import read_failures
-from prunesid_cli.tokencache.run_mismatch import difference, way_on
+from prunesid_cli.tokencache.run_mismatch import describe_mismatch, mismatch_hint
 from prunesid_cli.tokencache.shard import read_header
 
 SYNCED_EVERY = 1.0
@@ -38,11 +38,11 @@ WRITTEN_EVERY, SEEN_AFTER = 300.0, 30.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class ShardLimits:
     """When a shard is full."""
 
-    items: int = SHARD_ITEMS
-    bytes: int = SHARD_BYTES
+    items: int = MAX_SHARD_ITEMS
+    bytes: int = MAX_SHARD_BYTES
 
 
 class CacheWriter:
@@ -57,12 +57,12 @@ class CacheWriter:
             a cache may hold all that there is to write: that is an error only once there is more.
     """
 
-    def __init__(self, folder: Path, run: Run, tool: str, limits: Limits = Limits(), sampling: str = "") -> None:
+    def __init__(self, folder: Path, run: Run, tool: str, limits: ShardLimits = ShardLimits(), sampling: str = "") -> None:
         self.folder, self.run, self.tool, self.limits, self.sampling = folder, run, tool, limits, sampling
         self.growing: ShardJournal | None = None
         self.stamps, self.newer = dict[ShardPosition, Stamp](), dict[str, Stamp]()
         self.is_written = self.is_indexed = self.is_synced = True
-        self.lock, self.unwritable = locked(folder)
+        self.lock, self.unwritable = acquire_lock(folder)
         try:
             self._go_on()
         except CacheError:
@@ -73,46 +73,38 @@ class CacheWriter:
         """Take up what earlier runs left in the folder."""
         if not self.unwritable:
             recover(self.folder)
-        there = is_cache(self.folder)
-        loaded = load_index(self.folder, stamped=True) if there else Loaded(Index(), Missing(self.folder), True)
+        there = is_cache_folder(self.folder)
+        loaded = load_index(self.folder, stamped=True) if there else Loaded(Index(), MissingShards(self.folder), True)
         self.index, self.missing, self.is_saved = loaded.index, loaded.missing, loaded.is_saved
         self.written = self.synced = time.monotonic()
         if self.index.run and self.index.run != self.run:
-            found = difference(self.index.run, self.run)
-            raise CacheError(f"{self.folder} holds a cache {found}", way_on(self.index.run, self.run))
+            found = describe_mismatch(self.index.run, self.run)
+            raise CacheError(f"{self.folder} holds a cache {found}", mismatch_hint(self.index.run, self.run))
         if self.index.sampling not in ("", self.sampling):
             taken = f"{self.index.sampling} were taken, not {self.sampling}"
             raise CacheError(f"{self.folder} holds clips of which {taken}", hint="name another --out")
         self.failed = {record["source"]: record for record in read_failures(self.folder)}
         self.recorded = dict(self.failed)
 
-    def unchanged(self, source: str, stamp: Stamp) -> IndexEntry | None:
+    def find_unchanged(self, source: str, stamp: Stamp) -> IndexEntry | None:
         """This input, where it was in the cache when this run began, and has not been touched since it was read."""
         known = self.index.find(source)
         return known if known and known.stamp == stamp else None
 
-    def held(self, source: str, digest: str) -> IndexEntry | None:
+    def find_by_digest(self, source: str, digest: str) -> IndexEntry | None:
         """This very input, where it was in the cache when this run began."""
         known = self.index.find(source)
         return known if known and known.digest == digest else None
 
-    def seen(self, source: str, stamp: Stamp) -> None:
+    def update_stamp(self, source: str, stamp: Stamp) -> None:
         """An input that is held need not be read again as it looks now."""
         self.newer[source] = stamp
 
-    def history(self) -> Iterator[IndexEntry]:
-        """What was in the cache when this run began, in the order in which it was written."""
-        return self.index.in_order()
-
-    def size(self) -> int:
-        """Bytes of all shards, once it is closed."""
-        return self.index.size
-
     def add(self, entry: Entry) -> None:
-        item, rows = stored(entry, self.run)
-        self.add_stored(item, rows, entry.stamp)
+        item, rows = pack_entry(entry, self.run)
+        self.add_packed(item, rows, entry.stamp)
 
-    def add_stored(self, item: Item, rows: Rows, stamp: Stamp | None) -> None:
+    def add_packed(self, item: Item, rows: Rows, stamp: Stamp | None) -> None:
         """An item as `stored` makes it, or as another cache of the same run has it."""
         if self.unwritable:
             raise self.unwritable
@@ -122,7 +114,7 @@ class CacheWriter:
             self.stamps[self.growing.number, len(self.growing.records)] = stamp
         self.growing.add(item, *rows)
         self.is_written = self.is_synced = False
-        self.settle(item.source)
+        self.clear_failure(item.source)
         if self._is_full(len(self.growing.records), self.growing.size):
             self.save()
             self._let_go()
@@ -131,7 +123,7 @@ class CacheWriter:
         elif time.monotonic() - self.synced > SYNCED_EVERY:
             self._sync()
 
-    def rest(self) -> None:
+    def on_idle(self) -> None:
         """While nothing comes: what did come is made safe, and after a while readers see it."""
         if self.unwritable:
             return
@@ -147,7 +139,7 @@ class CacheWriter:
 
     def _unfinished(self) -> ShardJournal:
         """The last shard, if it is not full, as this version of the tool wrote it; else a new one."""
-        last = max(self.index.parts, default=-1)
+        last = max(self.index.shards, default=-1)
         if last >= 0 and last == self.index.given - 1:
             path = self.folder / shard_name(last)
             shard = read_header(path)
@@ -162,7 +154,7 @@ class CacheWriter:
     def fail(self, source: str, error: PruneSIDError) -> None:
         self.failed[source] = {"source": source, "error": error.problem, "hint": error.hint}
 
-    def settle(self, source: str) -> None:
+    def clear_failure(self, source: str) -> None:
         """An input that failed in an earlier run, and is in the cache now, is a failure no more."""
         self.failed.pop(source, None)
 
@@ -191,13 +183,13 @@ class CacheWriter:
         if self.unwritable:
             return
         self.is_saved = self.is_saved and (self.folder / INDEX).exists()
-        (self.folder / MEASURED).unlink(missing_ok=True)
+        (self.folder / MEASUREMENT_LOG).unlink(missing_ok=True)
         if self.missing.numbers:
             self.save()
             given_up = tuple(sorted({*self.index.given_up, *self.missing.numbers}))
             self.index, self.is_saved = replace(self.index, given_up=given_up), False
 
-    def take(self, index: Index) -> None:
+    def replace_index(self, index: Index) -> None:
         """What somebody else, under this writer's lock, made of the shards."""
         self.index, self.is_saved = index, False
 

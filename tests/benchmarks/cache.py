@@ -47,7 +47,7 @@ def item(number: int) -> Item:
 def fill(folder: Path, items: int) -> None:
     writer = CacheWriter(folder, RUN, "0.0")
     for number in range(items):
-        writer.add_stored(item(number), (4, ROW, b""), Stamp(number, number))
+        writer.add_packed(item(number), (4, ROW, b""), Stamp(number, number))
     writer.close()
 
 
@@ -113,7 +113,7 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "items": given.items,
-        "shards": len(index.parts) if index else 0,
+        "shards": len(index.shards) if index else 0,
         "index bytes": size,
         "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000),
         "seconds": {what: round(took, 7) for what, took in found.items()},

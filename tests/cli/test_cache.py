@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.tokencache import STORES, CacheWriter, Entry, Limits, Stamp, open_cache, read_tokens
+from prunesid_cli.tokencache import STORES, CacheWriter, Entry, ShardLimits, Stamp, open_cache, read_tokens
 from prunesid_cli.tokencache import Run as Made
 from prunesid_cli.types import Layout, Provenance, Region, TokenSet
 from tests.caches import held
@@ -34,7 +34,7 @@ def entry(source: str, version: int = 0, width: int = 200) -> Entry:
 
 
 def write(folder: Path, *entries: Entry, run: Made = RUN, items: int = 4096) -> Path:
-    writer = CacheWriter(folder, run, "0.0", Limits(items=items))
+    writer = CacheWriter(folder, run, "0.0", ShardLimits(items=items))
     for one in entries:
         writer.add(one)
     writer.close()
@@ -260,8 +260,8 @@ def test_items_are_found_by_digest(tmp_path: Path) -> None:
     for name in NAMES:
         digest = entry(name).provenance.digest
         for prefix in (digest, digest[-64:][:63], digest.upper()):
-            assert name in [item.source for _, item in cache.with_digest(prefix)]
-    assert cache.with_digest("f" * 64) == []
+            assert name in [item.source for _, item in cache.find_by_digest_prefix(prefix)]
+    assert cache.find_by_digest_prefix("f" * 64) == []
 
 
 ODD = [b"a\nb.png", b"tab\tbed.png", b"\x1b[31mred\x1b[m.png", b"\xff.png", "é\x85.png".encode()]

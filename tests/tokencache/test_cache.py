@@ -16,13 +16,13 @@ from prunesid_cli.errors import CacheError, MediaError
 from prunesid_cli.tokencache import (
     CacheWriter,
     Entry,
-    Limits,
+    ShardLimits,
     Run,
     journal,
     open_cache,
     read_header,
     read_tokens,
-    verify,
+    verify_shard,
 )
 from prunesid_cli.tokencache.format import FORMAT, INDEX
 from prunesid_cli.types import CLS_NOT_READ, Layout, Provenance, Region, TokenSet
@@ -62,7 +62,7 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
         )  # fmt: skip
         assert torch.equal(tokens.tokens, one.tokens.tokens)
         assert replace(tokens, tokens=one.tokens.tokens) == one.tokens
-    assert verify(shard) == []
+    assert verify_shard(shard) == []
 
 
 def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
             shard = read_header(path)
         except CacheError:
             continue
-        assert len(verify(shard)) == 1, at
+        assert len(verify_shard(shard)) == 1, at
         with pytest.raises(CacheError, match="damaged"):
             list(read_tokens(shard, shard.items))
 
@@ -124,13 +124,13 @@ def test_what_is_no_cache(tmp_path: Path) -> None:
 
 
 def test_shards_follow_each_other_and_the_last_counts(tmp_path: Path) -> None:
-    writer = CacheWriter(tmp_path, RUN, "0.0", Limits(items=2))
+    writer = CacheWriter(tmp_path, RUN, "0.0", ShardLimits(items=2))
     for number in range(5):
         writer.add(entry(number))
     writer.close()
-    again = CacheWriter(tmp_path, RUN, "0.0", Limits(items=2))
-    assert again.held("3.png", f"{3:064x}")
-    assert again.held("3.png", "another") is None
+    again = CacheWriter(tmp_path, RUN, "0.0", ShardLimits(items=2))
+    assert again.find_by_digest("3.png", f"{3:064x}")
+    assert again.find_by_digest("3.png", "another") is None
     again.add(with_digest(entry(3), "ab" * 32))
     again.close()
     assert [path.name for path in sorted(tmp_path.glob("prunesid-0*"))] == [
@@ -141,7 +141,7 @@ def test_shards_follow_each_other_and_the_last_counts(tmp_path: Path) -> None:
 
 
 def four_shards(folder: Path) -> list[Path]:
-    writer = CacheWriter(folder, RUN, "0.0", Limits(items=2))
+    writer = CacheWriter(folder, RUN, "0.0", ShardLimits(items=2))
     for number in range(8):
         writer.add(entry(number))
     writer.complete()
@@ -150,10 +150,10 @@ def four_shards(folder: Path) -> list[Path]:
 
 
 def go_on(folder: Path, *entries: Entry, whole: bool = True) -> None:
-    writer = CacheWriter(folder, RUN, "0.0", Limits(items=3))
+    writer = CacheWriter(folder, RUN, "0.0", ShardLimits(items=3))
     try:
         for one in entries:
-            if not writer.held(one.source, one.provenance.digest):
+            if not writer.find_by_digest(one.source, one.provenance.digest):
                 writer.add(one)
         if whole:
             writer.complete()
@@ -182,8 +182,8 @@ def test_lost_shards_are_missed_and_done_again(run: Runner, tmp_path: Path, lost
 def test_a_cache_is_checked_without_torch(tmp_path: Path) -> None:
     four_shards(tmp_path)[1].unlink()
     code = (
-        "import sys; from pathlib import Path; from prunesid_cli.tokencache import verify_all\n"
-        "print(len(verify_all(Path(sys.argv[1]))[1]), 'torch' in sys.modules)"
+        "import sys; from pathlib import Path; from prunesid_cli.tokencache import verify_cache\n"
+        "print(len(verify_cache(Path(sys.argv[1]))[1]), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
     assert done.stdout == "1 False\n", done.stderr
@@ -204,7 +204,7 @@ def test_an_index_that_lags_is_lost_or_damaged_is_made_anew(run: Runner, tmp_pat
     whole = index.read_bytes()
     part.mkdir()
     for number in range(3):
-        writer = CacheWriter(part, RUN, "0.0", Limits(items=2))
+        writer = CacheWriter(part, RUN, "0.0", ShardLimits(items=2))
         writer.add(entry(number))
         writer.close()
     for stale in ((part / INDEX).read_bytes(), None, whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
@@ -220,7 +220,7 @@ def test_an_index_from_before_its_last_shard_grew_is_no_fault(run: Runner, tmp_p
     """A run that goes on ends between its shard and its index. What an index tells of shards that are as it knows them
     must be right."""
     for number in range(4):
-        writer = CacheWriter(tmp_path, RUN, "0.0", Limits(items=3))
+        writer = CacheWriter(tmp_path, RUN, "0.0", ShardLimits(items=3))
         writer.add(entry(number))
         writer.close()
         if number == 0:
@@ -233,7 +233,7 @@ def test_an_index_from_before_its_last_shard_grew_is_no_fault(run: Runner, tmp_p
     assert run("cache", "verify", tmp_path).out == "4 items good, 0 faults\n"
     other = tmp_path / "other"
     for number in range(5, 9):
-        writer = CacheWriter(other, RUN, "0.0", Limits(items=3))
+        writer = CacheWriter(other, RUN, "0.0", ShardLimits(items=3))
         writer.add(entry(number))
         writer.close()
     (tmp_path / INDEX).write_bytes((other / INDEX).read_bytes())
@@ -245,7 +245,7 @@ def test_an_index_from_before_its_last_shard_grew_is_no_fault(run: Runner, tmp_p
 def test_what_grew_step_by_step_equals_what_was_written_at_once(tmp_path: Path) -> None:
     for name, steps in (("whole", [range(7)]), ("steps", [range(1), range(1, 4), range(4, 7)])):
         for step in steps:
-            writer = CacheWriter(tmp_path / name, RUN, "0.0", Limits(items=3))
+            writer = CacheWriter(tmp_path / name, RUN, "0.0", ShardLimits(items=3))
             for number in step:
                 writer.add(entry(number))
             writer.close()
@@ -357,7 +357,7 @@ def add_within(folder: Path, most: int, *kept: int) -> str:
     """Add items of so many rows, in a process that can write no file larger than that: a limit on the size of files
     stands for a disk with no space left, the same short write, the same error -> what was said."""
     code = (
-        "import resource, sys; from pathlib import Path; from tests.test_tokencache import *\n"
+        "import resource, sys; from pathlib import Path; from tests.tokencache.test_cache import *\n"
         "folder, most, *kept = Path(sys.argv[1]), *map(int, sys.argv[2:])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
         "writer = CacheWriter(folder, RUN, '0.0')\n"
