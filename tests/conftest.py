@@ -20,9 +20,11 @@ if workers > 1:
 from prunesid_cli.cli import app as cli  # noqa: E402
 from tests.models.tiny import write  # noqa: E402
 
+PROMPT = "what is shown?"
+
 
 @dataclass(frozen=True)
-class Ran:
+class CommandResult:
     code: int
     out: str
     err: str
@@ -32,7 +34,7 @@ class Ran:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-Run = Callable[..., Ran]
+Run = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -42,13 +44,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PRUNESID_MODEL", raising=False)
 
-    def call(*args: object, stdin: bytes = b"") -> Ran:
+    def call(*args: object, stdin: bytes = b"") -> CommandResult:
         out, err = io.StringIO(), io.StringIO()
         monkeypatch.setattr("sys.argv", ["prunesid", *map(str, args)])
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with redirect_stdout(out), redirect_stderr(err):
             code = cli._run()
-        return Ran(int(code), out.getvalue(), err.getvalue())
+        return CommandResult(int(code), out.getvalue(), err.getvalue())
 
     return call
 

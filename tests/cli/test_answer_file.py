@@ -1,0 +1,242 @@
+"""answer --out: what the file holds after a run is repeated, interrupted, changed or full."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from prunesid_cli.tokencache import open_cache
+from tests.cli.conftest import QUESTIONS, SHORT
+from tests.cli.helpers import printed_answers, stored_answers, write_jsonl
+from tests.conftest import Run
+
+
+def test_a_file_of_answers(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
+    out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
+    expected = printed_answers(run(*command))
+    result = run(*command, "--out", out)
+    assert (result.code, result.out) == (0, "")
+    assert result.err.startswith("20 answers in")
+    assert stored_answers(out) == expected
+    before = out.read_bytes()
+    again = run(*command, "--out", out, "--json")
+    assert (again.code, again.out, "all of 20 answers were there" in again.err) == (0, "", True)
+    assert out.read_bytes() == before
+    out.unlink()
+    assert printed_answers(run(*command, "--out", out, "--json")) == expected == stored_answers(out)
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 18])
+@pytest.mark.parametrize("torn", [0, 1, 40, -1])
+def test_what_was_cut_short_goes_on(
+    run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path, left: int, torn: int
+) -> None:
+    out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
+    run(*command, "--out", out)
+    whole, records = stored_answers(out), out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(records[:left]) + records[left][:torn])
+    result = run(*command, "--out", out)
+    assert (result.code, stored_answers(out)) == (0, whole)
+    assert result.err.startswith(f"{20 - left} answers in")
+    assert out.read_bytes().startswith(b"".join(records[:left]))
+
+
+def test_what_failed_is_asked_again(
+    run: Run, scene_cache: Path, prompts_file: Path, scenes: list[Path], tmp_path: Path
+) -> None:
+    out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
+    whole = printed_answers(run(*command))
+    (shard,) = scene_cache.glob("prunesid-0*.safetensors")
+    sound = shard.read_bytes()
+    at = next(
+        read.tokens.start + item.rows[0] * read.tokens.row
+        for read, item in open_cache(scene_cache).items()
+        if "scene2" in item.source
+    )
+    shard.write_bytes(sound[:at] + b"damaged!" + sound[at + 8 :])
+    for _ in range(2):
+        result = run(*command, "--out", out)
+        assert (result.code, "4 failed" in result.err) == (3, True)
+        assert [r["id"] for r in stored_answers(out) if "error" in r] == [8, 9, 10, 11]
+        assert [r for r in stored_answers(out) if "answer" in r] == [r for r in whole if r["source"] != str(scenes[2])]
+    shard.write_bytes(sound)
+    result = run(*command, "--out", out)
+    assert (result.code, stored_answers(out)) == (0, whole)
+    assert result.err.startswith("4 answers in")
+
+
+def test_more_prompts_and_more_items(
+    run: Run, llava: Path, scene_cache: Path, prompts_file: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    """New ones alone are asked, and in the end all are in order."""
+    out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
+    run(*command, "--out", out)
+    run("compress", pictures[7], "-m", llava, "--out", scene_cache)
+    write_jsonl(prompts_file, {"prompt": "a new one"}, *({"prompt": text} for text in QUESTIONS))
+    result = run(*command, "--out", out)
+    assert result.err.startswith("10 answers in")
+    assert stored_answers(out) == printed_answers(run(*command))
+
+
+def test_a_picture_that_changed_is_asked_about_again(
+    run: Run, llava: Path, scene_cache: Path, scenes: list[Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "count", *SHORT)
+    run(*command, "--out", out)
+    before = scenes[1].read_bytes()
+    shutil.copy(pictures[8], scenes[1])
+    try:
+        run("compress", scenes[1], "-m", llava, "--out", scene_cache)
+    finally:
+        scenes[1].write_bytes(before)
+    result = run(*command, "--out", out)
+    assert result.err.startswith("1 answer in")
+    assert stored_answers(out) == printed_answers(run(*command))
+
+
+@pytest.mark.parametrize("other", [{"digest": "0" * 64}, {"sampling": "8 frames"}])
+def test_an_answer_about_another_input_of_that_name(run: Run, scene_cache: Path, tmp_path: Path, other: dict) -> None:
+    out, command = (
+        tmp_path / "answers.jsonl",
+        ("answer", scene_cache, "count", *SHORT, "--out", tmp_path / "answers.jsonl"),
+    )
+    run(*command)
+    whole, records = stored_answers(out), [json.loads(line) for line in out.read_text().splitlines()]
+    write_jsonl(out, *records[:2], records[2] | other, *records[3:])
+    result = run(*command)
+    assert (result.err.startswith("1 answer in"), stored_answers(out)) == (True, whole)
+
+
+def test_another_file_is_left_alone(
+    run: Run, llava: Path, scene_cache: Path, prompts_file: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    out, command = (
+        tmp_path / "answers.jsonl",
+        ("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--out", tmp_path / "answers.jsonl"),
+    )
+    run(*command)
+    whole = out.read_bytes()
+    run("compress", pictures[7], "-m", llava, "--out", tmp_path / "other")
+    others = {
+        "4 new tokens": ("answer", scene_cache, "--prompts", prompts_file, "--max-new-tokens", 5, "--out", out),
+        "temperature 1": (*command, "--temperature", "1"),
+        "what is not asked here": ("answer", scene_cache, "count", *SHORT, "--out", out),
+        "20 answers to": ("answer", tmp_path / "other", "--prompts", prompts_file, *SHORT, "--out", out),
+    }
+    for words, args in others.items():
+        result = run(*args)
+        assert (result.code, words in result.err, "--out" in result.err) == (2, True, True), result.err
+        assert out.read_bytes() == whole
+    for text in ("notes", "notes\n", '{"id": 1}\n', "\n"):
+        out.write_text(text)
+        result = run(*command)
+        assert (result.code, "line 1 is no answer" in result.err) == (2, True), result.err
+        assert out.read_text() == text
+
+
+def test_answers_to_what_is_not_asked_are_forgotten_if_that_is_wished(
+    run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    run("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--out", out)
+    command = ("answer", scene_cache, "count", *SHORT)
+    assert "--forget" in run(*command, "--out", out).err
+    result = run(*command, "--out", out, "--forget")
+    assert (result.code, "let go of " in result.err) == (0, True), result.err
+    assert stored_answers(out) == printed_answers(run(*command))
+    assert "let go" not in run(*command, "--out", out, "--forget").err
+    assert run(*command, "--forget").code == 2
+
+
+def test_places_that_cannot_be_written(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in (
+        (tmp_path, "no file"),
+        (tmp_path / "pipe", "no file"),
+        (tmp_path / "no" / "a", "no such folder"),
+    ):
+        result = run("answer", scene_cache, "count", "--out", path)
+        assert (result.code != 0, words in result.err) == (True, True), result.err
+
+
+def test_one_run_at_a_time(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    with FileLock(tmp_path / ".answers.jsonl.lock"):
+        result = run("answer", scene_cache, "count", "--out", out)
+        assert (result.code, "another run is writing" in result.err, out.exists()) == (1, True, False)
+    assert run("answer", scene_cache, "count", *SHORT, "--out", out).code == 0
+
+
+def test_file_names_of_any_bytes(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.png"))
+    shutil.copy(pictures[0], odd)
+    run("compress", odd, "-m", llava, "--out", tmp_path / "c")
+    for words in ("1 answer in", "all of 1 answer"):
+        result = run("answer", tmp_path / "c", "count", *SHORT, "--out", tmp_path / "a")
+        assert (result.code, result.err.startswith(words)) == (0, True), result.err
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+
+@pytest.mark.slow
+def test_a_full_disk(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
+    """Stood in for by a limit on the size of files, which ends a write in the same way: a part of it, then an error."""
+    out, command = (
+        tmp_path / "answers.jsonl",
+        ("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--batch-size", 1),
+    )
+    args = [sys.executable, "-m", "prunesid_cli", *map(str, command), "--out", str(out)]
+    ended = subprocess.run(args, capture_output=True, text=True, timeout=120, preexec_fn=limited)
+    assert (ended.returncode, "cannot write to" in ended.stderr, "goes on" in ended.stderr) == (1, True, True), (
+        ended.stderr
+    )
+    assert 0 < len(stored_answers(out)) < 20
+    assert out.read_bytes().endswith(b"}\n")
+    run(*command, "--out", out)
+    assert stored_answers(out) == printed_answers(run(*command))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_and_resumed(
+    run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    write_jsonl(prompts_file, *({"prompt": f"{text} {number}"} for number in range(12) for text in QUESTIONS))
+    out, command = (
+        tmp_path / "answers.jsonl",
+        ("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--batch-size", 2),
+    )
+    args = [sys.executable, "-m", "prunesid_cli", *map(str, command), "--out", str(out), "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's background job ignores it)
+    with subprocess.Popen(args, **pipes, text=True, preexec_fn=heed) as process:
+        assert process.stdout
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # so that it cannot come to its end before somebody reads
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends and (not out.exists() or out.stat().st_size < 2000):
+            time.sleep(0.02)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if sent == signal.SIGKILL else 130)
+    assert sent == signal.SIGKILL or "go on with: prunesid answer " in err
+    safe = len(stored_answers(out))
+    assert 0 < safe < 240
+    result = run(*command, "--out", out)
+    counted = re.match(r"(\d+) answers in", result.err)
+    assert counted and int(counted[1]) == 240 - safe
+    assert stored_answers(out) == printed_answers(run(*command, "--batch-size", 8))

@@ -1,0 +1,82 @@
+"""The ask command: answers, records, several images in one prompt, sampling."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROMPT, Run
+
+
+@pytest.mark.parametrize("keep", ["64", "11%", "all", "3"])
+def test_ask_is_compress_then_answer(run: Run, llava: Path, pictures: list[Path], tmp_path: Path, keep: str) -> None:
+    some = pictures[:4]
+    asked = [run("ask", "-m", llava, "-k", keep, path, PROMPT).out.strip() for path in some]
+    assert run("compress", *some, "--out", tmp_path / "c", "-m", llava, "-k", keep).code == 0
+    answered = run("answer", tmp_path / "c", PROMPT)
+    assert answered.code == 0
+    assert [record["answer"] for record in answered.records] == asked
+    assert len(set(asked)) > 1, "the tiny model says the same of everything: nothing was compared"
+
+
+def test_several_pictures_in_one_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:
+    result = run("ask", "-m", llava, *pictures[:3], "what differs?", "--json", "-k", "40")
+    assert result.code == 0
+    (record,) = result.records
+    assert (record["kept"], record["tokens"], len(record["sources"])) == (120, 3 * 576, 3)
+
+
+def test_tags_place_images_in_a_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:
+    """<image>, once for each; for a model that puts images first anyway, as LLaVA-1.5 does, they change nothing."""
+    plain = run("ask", "-m", llava, *pictures[:2], "and what?", "--json").records[0]
+    placed = run("ask", "-m", llava, *pictures[:2], "<image>and <image>what?", "--json").records[0]
+    assert (placed["answer"], placed["prompt_tokens"]) == (plain["answer"], plain["prompt_tokens"])
+    wrong = run("ask", "-m", llava, *pictures[:2], "what is <image> about?")
+    assert (wrong.code, "there are 2" in wrong.err, "<image>" in wrong.err) == (2, True, True)
+    nothing = run("ask", "-m", llava, pictures[0], " <image> ")
+    assert (nothing.code, "asks nothing" in nothing.err) == (2, True)
+
+
+def test_a_record_says_how_it_came_about(run: Run, llava: Path, pictures: list[Path]) -> None:
+    """And whether its answer was cut."""
+    ask = ("ask", "-m", llava, pictures[0], PROMPT, "--json", "--method", "grid", "-k", 40, "-u")
+    result = run(*ask, "--max-new-tokens", 3)
+    (record,) = result.records
+    assert (record["method"], record["keep"], record["new_tokens"], record["cut"]) == ("grid", "40", 3, True)
+    for stage in ("preprocess", "encode", "select", "generate"):
+        assert float(re.findall(rf"{stage} (\d+) ms", result.err)[0]) == pytest.approx(record[f"{stage}_ms"], abs=0.6)
+    whole = run("ask", pictures[0], PROMPT, "--json").records[0]
+    assert (whole["method"], whole["keep"], whole["cut"]) == ("prunesid", "11%", False)
+    length = whole["new_tokens"]
+    for most in (length, length + 1):  # the end, too, is a token
+        same = run("ask", pictures[0], PROMPT, "--json", "--max-new-tokens", most).records[0]
+        assert (same["answer"], same["cut"]) == (whole["answer"], most == length)
+
+
+def test_sampling_is_repeatable_and_leaves_the_generator_alone(run: Run, llava: Path, pictures: list[Path]) -> None:
+    import torch
+
+    before = torch.random.get_rng_state()
+    answers = {
+        run("ask", "-m", llava, pictures[0], PROMPT, "--temperature", "3", "--seed", s).out for s in (1, 1, 2, 3)
+    }
+    assert 1 < len(answers) <= 3
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_more_than_all_keeps_all_and_says_so(run: Run, llava: Path, pictures: list[Path]) -> None:
+    result = run("ask", "-m", llava, "-k", "900", pictures[0], PROMPT)
+    assert "--keep 900 of 576 visual tokens: all are kept" in result.err
+    assert result.out == run("ask", "-m", llava, "-k", "all", pictures[0], PROMPT).out
+
+
+def test_usage_goes_to_stderr(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    result = run("ask", "-m", llava, pictures[0], PROMPT, "--usage")
+    assert "visual tokens 576 -> 63 (10.9%)" in result.err
+    (line,) = [line for line in result.err.splitlines() if line.startswith("visual tokens")]
+    assert all(f"   {stage} " in line for stage in ("prompt", "encode", "select", "generate"))
+    assert len(result.out.splitlines()) == 1
+    result = run("compress", pictures[0], "-m", llava, "--out", tmp_path, "-u", "-q")
+    assert all(f"{stage} " in result.err for stage in ("encode", "select"))

@@ -1,0 +1,291 @@
+"""Runs of compress that are repeated, interrupted and resumed, over files that change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prunesid_cli.tokencache import open_cache
+from prunesid_cli.tokencache.format import MEASUREMENT_LOG
+from tests.caches import held
+from tests.cli.conftest import LONG_AGO
+from tests.cli.helpers import cache_files
+from tests.cli.processes import heed_interrupts, read_sources, running
+from tests.conftest import PROMPT, Run
+
+
+def test_a_changed_picture_is_done_again(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    shutil.copy(pictures[0], path)
+    run("compress", path, "--out", tmp_path / "c", "-m", llava)
+    shutil.copy(pictures[1], path)
+    run("compress", path, "--out", tmp_path / "c", "-m", llava)
+    assert (
+        run("answer", tmp_path / "c", PROMPT).records[0]["answer"] == run("ask", "-m", llava, path, PROMPT).out.strip()
+    )
+    assert len(run("answer", tmp_path / "c", PROMPT).records) == 1
+
+
+def overwrite(path: Path, other: Path, changed: int) -> None:
+    """With another picture, in as many bytes; a PNG may be followed by anything."""
+    size = max(path.stat().st_size, other.stat().st_size)
+    assert path.stat().st_size == size, "nothing to compare: the first one must be the larger"
+    path.write_bytes(other.read_bytes().ljust(size, b"\0"))
+    os.utime(path, (changed, changed))
+
+
+@pytest.fixture
+def two(folder: Path) -> tuple[Path, Path]:
+    """The largest picture, and another."""
+    ordered = sorted(folder.iterdir(), key=lambda path: path.stat().st_size)
+    return ordered[-1], ordered[0]
+
+
+def test_what_looks_the_same_is_not_read_again(run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
+    """So a change that leaves size and time as they were is seen by --checksum alone."""
+    path, other = two
+    command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
+    run(*command)
+    before = held(tmp_path / "c")[str(path)].digest
+    overwrite(path, other, LONG_AGO)
+    assert "nothing to do: 1 already in the cache" in run(*command).err
+    assert "compressed 1 image" in run(*command, "--checksum").err
+    assert held(tmp_path / "c")[str(path)].digest != before
+
+
+def test_what_was_changed_later_is_done_again(run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
+    path, other = two
+    command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
+    run(*command)
+    overwrite(path, other, LONG_AGO + 1)
+    assert "compressed 1 image, 1 of them changed since, in" in run(*command).err
+
+
+def test_folders_that_replace_each_other_are_told_of(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, some in (("a", pictures[:3]), ("b", pictures[3:7])):
+        (tmp_path / folder / "in").mkdir(parents=True)
+        for number, picture in enumerate(some):
+            shutil.copy(picture, tmp_path / folder / "in" / f"{number}.png")
+    monkeypatch.chdir(tmp_path / "a")
+    command = ("compress", "in", "--out", tmp_path / "c", "-m", llava, "--shard-items", "2")
+    assert "compressed 3 images in" in run(*command).err
+    monkeypatch.chdir(tmp_path / "b")
+    assert "compressed 4 images, 3 of them changed since, in" in run(*command).err
+    assert "nothing to do: 4 already in the cache" in run(*command).err
+
+
+def test_what_was_changed_a_moment_ago_is_read_again(
+    run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It may have been changed twice within the grain of the clock."""
+    path, other = two
+    now = int(time.time()) + 1
+    os.utime(path, (now, now))
+    command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
+    run(*command)
+    overwrite(path, other, now)
+    assert "compressed 1 image" in run(*command).err
+
+
+def test_what_was_only_touched_is_read_once(run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
+    path, other = two
+    command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
+    run(*command)
+    os.utime(path, (LONG_AGO + 9, LONG_AGO + 9))
+    assert "nothing to do" in run(*command).err
+    overwrite(path, other, LONG_AGO + 9)
+    assert "nothing to do" in run(*command).err, "its new time was not kept"
+
+
+def test_with_nothing_to_do_no_weights_are_read(
+    run: Run, llava: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("compress", folder, "--out", tmp_path / "c", "-m", llava)
+    run(*command)
+
+    def fail(session: object) -> None:
+        raise ZeroDivisionError("weights")
+
+    monkeypatch.setattr("prunesid_cli.pipeline.session.Session.vision", fail)
+    for more in ((), ("--checksum",)):
+        result = run(*command, *more)
+        assert (result.code, "nothing to do: 10 already in the cache" in result.err) == (0, True), result.err
+    shutil.copy(folder / "scene0.png", folder / "new.png")
+    result = run(*command)
+    assert (result.code, "ZeroDivisionError" in result.err) == (1, True), "what fails for all is no fault of one input"
+    assert not open_cache(tmp_path / "c").failures()
+
+
+def test_a_lost_shard_is_said_by_all_and_mended_by_the_same_command(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "c"
+    command = ("compress", *pictures[:4], "--out", out, "-m", llava, "--shard-items", 2)
+    run(*command)
+    whole = run("answer", out, PROMPT)
+    (out / "prunesid-00001.safetensors").unlink()
+    result = run("answer", out, PROMPT)
+    assert (result.code, len(result.records)) == (3, 2)
+    assert "prunesid-00001.safetensors is missing, and with it 2 items\nhint: run the same compress" in result.err
+    other = run("compress", pictures[5], "--out", out, "-m", llava)
+    assert "goes on without 1 of the 2 items that it lacked: they were not among these images" in other.err
+    (out / "prunesid-00002.safetensors").unlink()
+    again = run(*command)
+    assert (again.code, "prunesid-00002.safetensors is missing, and with it 1 item: done again" in again.err) == (
+        0,
+        True,
+    )
+    assert "goes on without" not in again.err
+    answered = run("answer", out, PROMPT)
+    assert answered.code == 0
+    assert [r["answer"] for r in answered.records] == [r["answer"] for r in whole.records]
+    for path in out.glob("prunesid-0*.safetensors"):
+        path.unlink()
+    result = run("answer", out, PROMPT)
+    assert (result.code, "are missing, and with them 4 items" in result.err) == (1, True)
+
+
+def test_retry_failed(run: Run, llava: Path, folder: Path, pictures: list[Path], tmp_path: Path) -> None:
+    out, later = tmp_path / "c", tmp_path / "later"
+    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "gone.png").write_bytes(b"no picture")
+    retry = ("compress", "--retry-failed", "--out", out, "-m", llava)
+    assert run("compress", folder, later, tmp_path / "*.tif", "--out", out, "-m", llava).code == 3
+    assert "failed, listed by" in run(*retry).err
+    (folder / "new.png").write_bytes(pictures[1].read_bytes())
+    shutil.copy(pictures[0], folder / "bad.png")
+    (folder / "gone.png").unlink()
+    later.mkdir()
+    shutil.copy(pictures[2], later)
+    result = run(*retry)
+    assert (result.code, "compressed 2 images" in result.err) == (3, True), result.err
+    assert str(folder / "new.png") not in held(out)
+    left = {record["source"]: record["error"] for record in open_cache(out).failures()}
+    assert set(left) == {str(folder / "gone.png"), str(tmp_path / "*.tif")}
+    assert "no such file" in left[str(folder / "gone.png")]
+    for name in ("gone.png", "x.tif"):
+        shutil.copy(pictures[3], (folder if name == "gone.png" else tmp_path) / name)
+    assert run(*retry).code == 0
+    result = run(*retry)
+    assert (result.code, "nothing to do: nothing failed before" in result.err) == (0, True)
+
+
+def test_retry_failed_takes_no_paths(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    for args, code, words in (
+        ((folder, "--retry-failed"), 2, "--retry-failed and PATH contradict"),
+        (("--retry-failed", "--shard", "1/2"), 2, "--retry-failed and --shard contradict"),
+        (("--retry-failed",), 1, "no such cache"),
+        ((), 2, "compress needs images or clips"),
+    ):
+        result = run("compress", *args, "--out", tmp_path / "c", "-m", llava)
+        assert (result.code, words in result.err, "hint: " in result.err) == (code, True, True), result.err
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_then_resumed_is_one_run(
+    run: Run, llava: Path, folder: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    for path in sorted(folder.iterdir()):
+        for number in range(6):
+            shutil.copy2(path, folder / f"{path.stem}-{number}.png")
+    args = ("compress", folder, "-m", llava, "--batch-size", "1", "--shard-items", "4", "--out")
+    assert run(*args, tmp_path / "whole").code == 0
+    out = tmp_path / "part"
+    with running(*args, out) as process:
+        read_sources(process, 9)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+    if sent == signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert (process.returncode, f"go on with: prunesid compress {folder} " in err) == (130, True), err
+    safe = len(open_cache(out))
+    assert 4 <= safe < 70
+    resumed = run(*args, out)
+    assert (resumed.code, f"{safe} already in the cache" in resumed.err) == (0, True), resumed.err
+    assert cache_files(out) == cache_files(tmp_path / "whole")
+    assert not list(out.glob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_while_measuring_then_resumed_is_one_run(
+    run: Run, llava: Path, folder: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    """What was measured is not measured again, but for what was changed since, or is damaged."""
+    for path in sorted(folder.iterdir()):
+        for number in range(3):
+            shutil.copy2(path, folder / f"{path.stem}-{number}.png")
+    args = ("compress", folder, "-m", llava, "-k", "64", "--dynamic", "--batch-size", "1", "--out")
+    assert run(*args, tmp_path / "whole").code == 0
+    out, log = tmp_path / "part", tmp_path / "part" / MEASUREMENT_LOG
+    with running(*args, out) as process:
+        while not log.exists() or log.stat().st_size < 32 * 6:
+            time.sleep(0.002)
+            assert process.poll() is None
+        process.send_signal(sent)
+        process.communicate(timeout=60)
+    known = log.stat().st_size // 32 - 1
+    assert (5 <= known < 40, cache_files(out)) == (True, {})
+    data = bytearray(log.read_bytes())
+    data[32 * 3 + 20] ^= 1
+    log.write_bytes(data + b"torn")
+    os.utime(min(folder.iterdir()), (LONG_AGO, LONG_AGO + 1))
+    shutil.copytree(out, tmp_path / "other")
+    resumed = run(*args, out)
+    assert (resumed.code, f"information of {known - 2} images is known" in resumed.err) == (0, True), resumed.err
+    assert cache_files(out) == cache_files(tmp_path / "whole")
+    assert not log.exists()
+    assert "is known" not in run(*args, tmp_path / "other", "--draft").err
+    assert not (tmp_path / "other" / MEASUREMENT_LOG).exists()
+
+
+@pytest.mark.slow
+def test_a_list_that_pauses_keeps_nothing_waiting_and_can_be_stopped(llava: Path, folder: Path, tmp_path: Path) -> None:
+    names = sorted(map(str, folder.iterdir()))[:3]
+    reading, writing = os.pipe()
+    with running("compress", "-", "--out", tmp_path / "c", "-m", llava, stdin=reading) as process:
+        os.close(reading)
+        os.write(writing, "".join(f"{name}\n" for name in names).encode())
+        assert read_sources(process, 3) == names
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[1].count("interrupted") == 1
+        assert process.returncode == 130
+    os.close(writing)
+    assert sorted(held(tmp_path / "c")) == names
+
+
+STUCK = """
+import time
+from prunesid_cli.runtime.shutdown import graceful_shutdown
+with graceful_shutdown() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(.01)
+    print("asked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    """Whatever the first one waits for."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STUCK], **pipes, preexec_fn=heed_interrupts) as process:
+        assert process.stdout
+        for sent in (signal.SIGINT, signal.SIGTERM):
+            process.stdout.readline()
+            process.send_signal(sent)
+        began = time.monotonic()
+        assert process.wait(timeout=50) == 130
+        assert time.monotonic() - began < 30

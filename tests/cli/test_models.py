@@ -1,0 +1,124 @@
+"""The choice of a model: the models command, the embedded model, revisions, the hub, unsupported checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.processes import (
+    prunesid,
+)
+from tests.conftest import PROMPT, Run
+
+
+def test_models_use_sets_the_default(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("models").out.startswith("* demo")
+    monkeypatch.chdir(llava.parent)
+    assert run("models", "use", f"./{llava.name}").code == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("ask", pictures[0], PROMPT).out == run("ask", "-m", llava, pictures[0], PROMPT).out
+    assert run("models", "use", "./nowhere").code == 1
+
+
+def test_a_model_that_was_chosen_is_not_remarked_on(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded one, too."""
+    ask = ("ask", pictures[0], PROMPT)
+    assert "using the embedded demo model" in run(*ask).err
+    assert run(*ask, "-m", "demo").err == ""
+    run("compress", pictures[0], "--out", tmp_path / "c", "-q")
+    assert run("answer", tmp_path / "c", PROMPT).err == ""
+    monkeypatch.setenv("PRUNESID_MODEL", "demo")
+    assert run(*ask).err == ""
+    monkeypatch.delenv("PRUNESID_MODEL")
+    assert run("models", "use", "demo").code == 0
+    assert run(*ask).err == run("show", pictures[0]).err == ""
+
+
+def test_a_folder_has_no_revisions(
+    run: Run,
+    llava: Path,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_config: Callable[[str], Path],
+) -> None:
+    run("compress", pictures[0], "--out", tmp_path / "c", "-m", llava)
+    for args, what in (
+        (("ask", "-m", llava, "--revision", "v1", pictures[0], PROMPT), f"{llava} is a folder, which"),
+        (("ask", "--revision", "v1", pictures[0], PROMPT), "the embedded model"),
+        (("compress", pictures[0], "--out", tmp_path / "d", "-m", "demo", "--revision", "v1"), "the embedded model"),
+        (("answer", tmp_path / "c", PROMPT, "--revision", "v1"), f"{llava} is a folder, which"),
+    ):
+        result = run(*args)
+        assert (result.code, result.out, f"error: {what} has no revisions" in result.err) == (2, "", True), result.err
+        assert "hint: leave out --revision" in result.err
+    write_config('model = "nobody/nothing"\nrevision = "v1"')  # of that model
+    assert run("ask", "-m", llava, pictures[0], PROMPT).code == 0
+    monkeypatch.setenv("PRUNESID_REVISION", "v1")
+    assert run("ask", "-m", llava, pictures[0], PROMPT).code == 0
+    assert run("answer", tmp_path / "c", PROMPT).code == 0
+    monkeypatch.setenv("PRUNESID_MODEL", str(llava))
+    assert "has no revisions" in run("ask", pictures[0], PROMPT).err
+
+
+def test_other_kinds_of_models_are_refused(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    def variant(name: str, change: dict) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(llava, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"] |= change.pop("vision_config", {})
+        (folder / "config.json").write_text(json.dumps(config | change))
+        return folder
+
+    bert = variant("bert", {"model_type": "bert"})
+    dino = variant("dino", {"vision_config": {"model_type": "dinov2"}})
+    deep = variant("deep", {"vision_feature_layer": [-2, -9]})
+    for folder, words in ((bert, "type 'bert'"), (dino, "'dinov2'"), (deep, "layers [-2, -9] of 4")):
+        (folder / "model.safetensors").unlink()
+        result = run("ask", "-m", folder, pictures[0], PROMPT)
+        assert (result.code, words in result.err, "hint: " in result.err) == (1, True, True), result.err
+
+
+def test_features_that_are_not_finite_name_the_picture(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(llava, model)
+    weights = load_file(model / "model.safetensors")
+    name = next(k for k in weights if "vision_tower" in k and "layers.0.mlp.fc1.weight" in k)
+    weights[name] *= 1e30
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    result = run("ask", "-m", model, pictures[0], PROMPT)
+    assert (result.code, f"{pictures[0]}: the vision tower gives NaN" in result.err) == (1, True)
+    result = run("compress", *pictures[:2], "--out", tmp_path / "c", "-m", model)
+    assert (result.code, result.err.count("the vision tower gives NaN")) == (3, 2)
+
+
+def test_the_hub_tells_nothing_of_its_retries(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    import logging
+
+    run("ask", "-m", "nobody/nothing", pictures[0], PROMPT, "-q")
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+
+
+def test_a_hub_that_is_not_reached_is_told_at_once(pictures: list[Path], tmp_path: Path) -> None:
+    """And before it is asked; no download is tried, whose retries take half a minute."""
+    others = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PRUNESID_MODEL")}
+    nowhere = others | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    ask = ("ask", pictures[0], PROMPT, "-m", "nobody/nothing")
+    result = prunesid(*ask, env=nowhere)
+    note, error, hint = result.stderr.splitlines()
+    assert (result.returncode, note) == (1, "looking for nobody/nothing on the Hugging Face hub")
+    assert error == "error: nobody/nothing is not on this machine and the hub cannot be reached"
+    assert prunesid(*ask, "-q", env=nowhere).stderr.splitlines() == [error, hint]
