@@ -94,7 +94,7 @@ class Report:
             printer.warning(f"{writer.folder} goes on without {lost}: they were not among these images")
         if count["tokens"]:
             all_tokens, kept = count["tokens"], count["tokens kept"]
-            stored = decimal(writer.size())
+            stored = decimal(writer.index.size)
             printer.note(f"visual tokens {all_tokens:,} -> {kept:,} ({kept / all_tokens:.1%})   cache {stored}")
 
     def _done(self, is_whole: bool, changed: int) -> str:

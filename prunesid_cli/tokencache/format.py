@@ -107,19 +107,14 @@ class Item(Provenance):
     check: str
 
     @classmethod
-    def read(cls, record: dict[str, Any], layouts: Sequence[Layout]) -> Item:
+    def from_record(cls, record: dict[str, Any], layouts: Sequence[Layout]) -> Item:
         values = _tuples(record | {"layout": layouts[record["layout"]]})
         return cls(is_unpruned=values.pop("whole"), **values)
 
-    def record(self, layout: int | dict[str, Any]) -> dict[str, Any]:
+    def to_record(self, layout: int | dict[str, Any]) -> dict[str, Any]:
         """The item as a header stores it, with the number of its layout. Fields that have their default are left out."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
         return values | {"layout": layout, "whole": values.pop("is_unpruned")}
-
-    @property
-    def total(self) -> int:
-        """Tokens that the stock model reads."""
-        return self.layout.total
 
     @property
     def kept(self) -> int:

@@ -31,17 +31,17 @@ class Garbage:
     gone: frozenset[ShardPosition] = frozenset()
     bytes: int = 0
     failures: tuple[str, ...] = ()
-    doubt: str = ""
+    suspicion: str = ""
 
     @property
     def places(self) -> frozenset[ShardPosition]:
         return self.outdated | self.gone
 
-    def check(self) -> None:
+    def refuse_if_suspicious(self) -> None:
         """Raises UsageError: too much is gone at once to be believed."""
-        if self.doubt:
+        if self.suspicion:
             hint = "go to the folder where compress ran, or mount the drive; --force lets go of them all"
-            raise UsageError(self.doubt, hint)
+            raise UsageError(self.suspicion, hint)
 
 
 def find_garbage(writer: CacheWriter) -> Garbage:

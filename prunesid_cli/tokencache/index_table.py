@@ -43,7 +43,7 @@ class Table:
             np.frombuffer(b"".join(bytes.fromhex(item.digest) for item in items), np.uint8).reshape(-1, 32),
             np.array(places, np.int32).reshape(-1, 2),
             np.array([stamps.get(place, UNKNOWN) for place in places], np.int64).reshape(-1, 2),
-            np.array([(item.total, item.kept) for item in items], np.int32).reshape(-1, 2),
+            np.array([(item.layout.total, item.kept) for item in items], np.int32).reshape(-1, 2),
             np.array([item.phi for item in items], np.float64),
         )
 

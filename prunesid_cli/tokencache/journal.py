@@ -81,7 +81,7 @@ class ShardJournal:
         count = item.rows[1] - item.rows[0]
         self.width = self.width or width
         is_new = item.layout not in self.layouts
-        record = item.record(self.layouts.setdefault(item.layout, len(self.layouts)))
+        record = item.to_record(self.layouts.setdefault(item.layout, len(self.layouts)))
         record |= {"rows": (self.rows, self.rows + count)}
         try:
             spool, log = self._files()

@@ -65,7 +65,7 @@ def read_header(path: Path) -> Shard:
         raise misplaced(path, number)
     layouts = [layout_from_record(record) for record in body["layouts"]]
     parts = {name: _stored(one, 8 + length) for name, one in tensors.items()}
-    items = tuple(Item.read(record, layouts) for record in body["items"])
+    items = tuple(Item.from_record(record, layouts) for record in body["items"])
     return Shard(path, number, body["tool"], Run(**body["run"]), items, parts["tokens"], parts.get("scales"))
 
 

@@ -94,7 +94,7 @@ def answer(
         what = f"--where {' '.join(where)}" if where else f"{prompts}"
         raise UsageError(f"{what}: no item of {cache}", f"prunesid cache ls {cache}")
     _tell(unmatched, opened, prompts)
-    if stale := opened.stale():
+    if stale := opened.stale_sources():
         what = f"{plural(len(stale), 'item')} of an earlier version, since what is there now could not be read"
         printer.warning(f"{what}: prunesid cache ls {cache} --failed")
     session = _session(run, model, revision, Hardware(device, dtype, attention))

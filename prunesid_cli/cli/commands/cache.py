@@ -17,7 +17,7 @@ from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, UsageError
 from prunesid_cli.text import escape_control_characters, plural
 from prunesid_cli.tokencache import Cache, open_cache, read_calibration
-from prunesid_cli.tokencache.format import SHARD_ITEMS, layout_record
+from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, layout_to_record
 
 app = typer.Typer(no_args_is_help=True, help="List, describe, check, join and clean caches.")
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")]
@@ -72,17 +72,17 @@ def _list_failed(opened: Cache, as_json: bool) -> None:
 
 
 def _list_held(opened: Cache, as_json: bool) -> None:
-    stale = opened.stale()
+    stale = opened.stale_sources()
     for shard, item in opened.items():
         is_stale = item.source in stale
         if as_json:
-            counts = {"tokens": item.total, "kept": item.kept, "stale": is_stale}
+            counts = {"tokens": item.layout.total, "kept": item.kept, "stale": is_stale}
             of_clip = {"sampling": item.sampling, "decoder": item.decoder}
-            stored = item.record(layout_record(item.layout))
+            stored = item.to_record(layout_to_record(item.layout))
             printer.record({"source": item.source, "shard": shard.path.name} | counts | stored | of_clip)
         else:
             note = ["stale: failed since"] * is_stale
-            _row(f"{item.kept}/{item.total}", f"{item.size[0]}x{item.size[1]}", item.source, *note)
+            _row(f"{item.kept}/{item.layout.total}", f"{item.size[0]}x{item.size[1]}", item.source, *note)
 
 
 @app.command()
@@ -91,17 +91,17 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     opened = open_cache(cache)
     total, kept = opened.index.table.counts.sum(0).tolist()
     facts: dict[str, object] = asdict(opened.run) if opened.run else {}
-    facts |= {"items": len(opened), "failed": len(opened.failures()), "stale": len(opened.stale())}
-    facts |= {"shards": len(opened.index.parts)}
+    facts |= {"items": len(opened), "failed": len(opened.failures()), "stale": len(opened.stale_sources())}
+    facts |= {"shards": len(opened.index.shards)}
     facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}
     facts |= {"sampling": opened.index.sampling} if opened.index.sampling else {}
-    facts |= {"tokens": total, "kept": kept, "bytes": opened.size()}
+    facts |= {"tokens": total, "kept": kept, "bytes": opened.index.size}
     calibration = read_calibration(cache)
     facts |= {"calibration": asdict(calibration)} if calibration else {}
     if as_json:
         printer.record(facts)
     else:
-        facts |= {"bytes": decimal(opened.size()), "kept": f"{kept} ({kept / max(total, 1):.1%})"}
+        facts |= {"bytes": decimal(opened.index.size), "kept": f"{kept} ({kept / max(total, 1):.1%})"}
         if calibration:
             facts["calibration"] = f"phi {calibration.phi:.4f}, of {plural(calibration.images, 'image')}"
         for name, value in facts.items():
@@ -112,9 +112,9 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
 @app.command("verify")
 def check(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
     """Read every byte of a cache and compare it with what was written."""
-    from prunesid_cli.tokencache import verify_all
+    from prunesid_cli.tokencache import verify_cache
 
-    good, faults = verify_all(cache)
+    good, faults = verify_cache(cache)
     for fault in faults:
         printer.error(fault)
     if as_json:
@@ -129,7 +129,7 @@ def check(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, deb
 def join(
     caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Folders that the same compress wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="CACHE", help="Where all of it goes; made or continued.")],
-    shard_items: o.ShardItems = SHARD_ITEMS,
+    shard_items: o.ShardItems = MAX_SHARD_ITEMS,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -138,14 +138,14 @@ def join(
 
     Example: prunesid cache merge part-1/ part-2/ --out cache/
     """
-    from prunesid_cli.tokencache import Limits
+    from prunesid_cli.tokencache import ShardLimits
     from prunesid_cli.tokencache.merge import merge
-    from prunesid_cli.tokencache.shard_marker import gaps
+    from prunesid_cli.tokencache.shard_marker import find_partition_gaps
 
-    merged = merge(caches, out, __version__, Limits(shard_items))
+    merged = merge(caches, out, __version__, ShardLimits(shard_items))
     if as_json:
         printer.record({"merged": merged.copied, "held": merged.held})
-    for told in gaps(caches):
+    for told in find_partition_gaps(caches):
         printer.warning(told)
     held = f"   {merged.held:,} there already" if merged.held else ""
     printer.note(f"merged {plural(merged.copied, 'item')} of {plural(len(caches), 'cache')} into {out}{held}")
@@ -166,26 +166,26 @@ def clean(
     half of the inputs are gone, or all of a top folder that has ten or more.
     """
     from prunesid_cli.tokencache import CacheWriter
-    from prunesid_cli.tokencache.gc import NO_RUN, collect, find_waste
+    from prunesid_cli.tokencache.gc import NO_RUN, collect_garbage, find_garbage
 
     opened = open_cache(cache)
     if opened.missing.numbers:
         raise opened.missing.error
     writer = CacheWriter(cache, opened.run or NO_RUN, __version__, sampling=opened.index.sampling)
     try:
-        waste = find_waste(writer)
+        garbage = find_garbage(writer)
         if not dry_run:
             if not force:
-                waste.check()
-            collect(writer, waste)
+                garbage.refuse_if_suspicious()
+            collect_garbage(writer, garbage)
     finally:
         writer.close()
     if as_json:
-        counts = {"gone": len(waste.gone), "outdated": len(waste.outdated), "failures": len(waste.failures)}
-        printer.record(counts | {"bytes": waste.bytes})
-    if dry_run and waste.doubt and not force:
-        printer.warning(f"{waste.doubt}: only --force lets go of that much")
-    are = "is" if len(waste.gone) == 1 else "are"
-    what = f"{plural(len(waste.gone), 'input')} that {are} gone, {plural(len(waste.outdated), 'earlier version')}"
-    what += f", {plural(len(waste.failures), 'failure')} of such inputs" if waste.failures else ""
-    printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {decimal(waste.bytes)}")
+        counts = {"gone": len(garbage.gone), "outdated": len(garbage.outdated), "failures": len(garbage.failures)}
+        printer.record(counts | {"bytes": garbage.bytes})
+    if dry_run and garbage.suspicion and not force:
+        printer.warning(f"{garbage.suspicion}: only --force lets go of that much")
+    are = "is" if len(garbage.gone) == 1 else "are"
+    what = f"{plural(len(garbage.gone), 'input')} that {are} gone, {plural(len(garbage.outdated), 'earlier version')}"
+    what += f", {plural(len(garbage.failures), 'failure')} of such inputs" if garbage.failures else ""
+    printer.note(f"{'would let' if dry_run else 'let'} go of {what}: {decimal(garbage.bytes)}")
