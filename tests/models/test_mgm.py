@@ -14,7 +14,7 @@ from prunesid_cli.errors import ModelError, UnsupportedModel
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.mini_gemini.model import HighResolution, projector
+from prunesid_cli.models.mini_gemini.model import HighResolutionTower, build_projector
 from tests.models.test_laws import CPU, painting
 from tests.models.tiny import write
 from tests.models.tiny.mgm import CONVNEXT
@@ -26,7 +26,7 @@ CONVNEXT_NAMES = "model.vision_tower_aux.vision_"
 
 def vision(folder: Path) -> Any:
     found = resolve(str(folder))
-    return load_family(found.model_type).vision(found, CPU)
+    return load_family(found.model_type).load_vision_half(found, CPU)
 
 
 def tokens(folder: Path) -> torch.Tensor:
@@ -128,7 +128,7 @@ def test_what_is_refused_before_weights_are_read(setting: str, value: object, ch
     change(checkpoint, **{setting: value})
     found = resolve(str(checkpoint))
     with pytest.raises(UnsupportedModel, match=str(value)):
-        load_family(found.model_type).check(found)
+        load_family(found.model_type).check_supported(found)
 
 
 def test_patches_that_are_not_whole_are_refused(checkpoint: Path) -> None:
@@ -139,16 +139,16 @@ def test_patches_that_are_not_whole_are_refused(checkpoint: Path) -> None:
 
 def test_vicuna_is_prompted_as_it_was_trained(checkpoint: Path) -> None:
     found = resolve(str(checkpoint))
-    half = load_family(found.model_type).language(found, CPU)
-    text = half.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many?"}]}])
+    half = load_family(found.model_type).load_language_half(found, CPU)
+    text = half.render_chat([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many?"}]}])
     assert text.endswith("to the user's questions. USER: <image>\nhow many? ASSISTANT:")
 
 
 def test_the_template_of_the_checkpoint_comes_first(checkpoint: Path) -> None:
     (checkpoint / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
     found = resolve(str(checkpoint))
-    half = load_family(found.model_type).language(found, CPU)
-    assert half.render([{"role": "user", "content": [{"type": "image"}]}]) == "<image>\n!"
+    half = load_family(found.model_type).load_language_half(found, CPU)
+    assert half.render_chat([{"role": "user", "content": [{"type": "image"}]}]) == "<image>\n!"
 
 
 def test_tiles_of_a_padded_picture_know_what_they_show(tmp_path: Path) -> None:
@@ -174,13 +174,13 @@ def test_what_the_large_picture_shows_moves_the_tokens(checkpoint: Path) -> None
 
 def test_the_tower_of_the_released_checkpoints_has_its_size() -> None:
     with torch.device("meta"):
-        tower = HighResolution((192, 384, 768, 1536), (3, 3, 27, 3))
+        tower = HighResolutionTower((192, 384, 768, 1536), (3, 3, 27, 3))
     assert len(tower.state_dict()) == 340  # as timm's convnext_large, less its head
     assert sum(one.numel() for one in tower.parameters()) == 196_227_264
 
 
 @pytest.mark.parametrize(("kind", "linears"), [("linear", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
 def test_projectors(kind: str, linears: int) -> None:
-    made = projector(kind, 4, 8)
+    made = build_projector(kind, 4, 8)
     assert sum(isinstance(one, torch.nn.Linear) for one in made.modules()) == linears
     assert made(torch.ones(2, 4)).shape == (2, 8)

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prunesid_cli.models.mini_gemini.model import KINDS
+from prunesid_cli.models.mini_gemini.model import LANGUAGE_MODELS
 from tests.models.tiny.base import Tiny, save
 from tests.models.tiny.mgm_whole import load_whole
 
@@ -60,7 +60,7 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 
 def language_config(model_type: str, vocabulary: int) -> Any:
-    base, _ = KINDS[model_type]
+    base, _ = LANGUAGE_MODELS[model_type]
     more = {"num_local_experts": 2} if model_type.endswith("mixtral") else {}
     more |= {"head_dim": 12, "hidden_activation": "gelu_pytorch_tanh"} if model_type.endswith("gemma") else {}
     return base(
@@ -139,7 +139,7 @@ def clip_tower(folder: Path, side: int, generator: torch.Generator) -> dict[str,
 def write_mgm(folder: Path, model_type: str, side: int = 336, large: int = 768, **settings: Any) -> None:
     words = tokenizer(model_type.removeprefix("mgm").removeprefix("mini_gemini"))
     config = language_config(model_type, len(words))
-    save(KINDS[model_type][1], config, folder)
+    save(LANGUAGE_MODELS[model_type][1], config, folder)
     words.save_pretrained(folder)
     clip = folder.parent / f"{folder.name}-towers" / "clip-vit-large-patch14-336"
     generator = torch.Generator().manual_seed(1)

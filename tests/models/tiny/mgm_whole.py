@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from prunesid_cli.models.mini_gemini.model import KINDS
+from prunesid_cli.models.mini_gemini.model import LANGUAGE_MODELS
 
 
 class Whole:
@@ -30,7 +30,7 @@ class Whole:
         self.clip = CLIPVisionModel._from_config(vision, attn_implementation="eager").eval()
         inner = getattr(self.clip, "vision_model", self.clip)
         inner.load_state_dict(self.part("model.vision_tower.vision_tower.vision_model."))
-        base, kind = KINDS[self.settings["model_type"]]
+        base, kind = LANGUAGE_MODELS[self.settings["model_type"]]
         self.config = base.from_dict(self.settings | {"model_type": base.model_type})
         self.config.image_token_index = self.config.vocab_size + 7  # any number that no word has
         self.lm = kind.from_pretrained(folder, config=self.config, attn_implementation="eager").eval()
