@@ -1,1 +1,1 @@
-"""How long each stage takes and what memory it needs, pruned and unpruned, and from where on pruning pays."""
+"""Benchmark: time and memory of each stage with and without pruning, and the break-even points of pruning."""

@@ -1,4 +1,4 @@
-"""From where on pruning pays, by what was measured: sums and quotients alone."""
+"""Break-even points of pruning, computed from measured costs by sums and quotients alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one setting. All are of the same items at once, so that quotients are of one item.
+    """Measured costs of one setting. All seconds are of the same items, so that quotients hold for one item.
 
-    see      an item, opened and through the tower (of the stock model: and projected)
-    select   what to keep of it
-    first    from then on to the first token of an answer
-    token    each further token
-    visual   visual tokens of an item that the language model reads
-    write, read  of a cache, where there is one
+    Attributes:
+        see: Seconds to open the items and run the vision tower (and, in the stock model, the projector).
+        select: Seconds to select the tokens to keep.
+        first: Seconds from there to the first token of the answers.
+        token: Seconds of each further token.
+        visual: Visual tokens per item that the language model reads.
+        write: Seconds to write the kept tokens to a cache.
+        read: Seconds to read them back.
     """
 
     see: float
@@ -27,24 +29,27 @@ class Costs:
     read: float = 0.0
 
     def answer(self, tokens: int) -> float:
-        """From what is kept to the end of an answer of so many tokens."""
+        """Seconds from the kept tokens to the end of an answer of `tokens` tokens."""
         return self.first + (tokens - 1) * self.token
 
-    def asking(self, tokens: int) -> float:
-        """One prompt about an item, from its file on."""
+    def ask(self, tokens: int) -> float:
+        """Seconds from the file to the end of an answer of `tokens` tokens."""
         return self.see + self.select + self.answer(tokens)
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Each the least number at which pruning is no slower than the stock model; None: it never is, by these figures.
+    """The least numbers at which pruning is no slower than the stock model; None where it always is slower.
 
-    answer_tokens   tokens of an answer: what selection takes is saved in reading the prompt, or by each further token
-    visual_tokens   of an item before pruning: what selection takes is saved by the dropped ones (it is taken to stay as
-                    it is, and what is saved to grow with their number)
-    prompt_tokens   the same with the text of the prompt
-    prompts         about one item, where compress + answer takes on the stock model asked each of them
-    prompts_pruned  the same, where it takes on asking with pruning, the item seen anew for each prompt
+    Attributes:
+        answer_tokens: Tokens of an answer. The cost of selection is saved while reading the prompt, or by each further
+            token.
+        visual_tokens: Visual tokens of an item before pruning. The cost of selection is saved by the dropped tokens; it
+            is assumed to be constant, and the savings to grow with the number of dropped tokens.
+        prompt_tokens: `visual_tokens` plus the text of the prompt.
+        prompts: Prompts about one item at which compress + answer is no slower than asking the stock model each time.
+        prompts_pruned: Prompts about one item at which it is no slower than asking with pruning each time, which
+            encodes the item for every prompt.
     """
 
     answer_tokens: int | None
@@ -54,30 +59,40 @@ class BreakEven:
     prompts_pruned: int | None
 
 
-def break_even(stock: Costs, pruned: Costs, text: int, tokens: int) -> BreakEven:
-    """text: tokens of the prompt beside the visual ones; tokens: of an answer."""
-    before = max(pruned.see - stock.see, 0) + pruned.select  # a tower that is faster is not to pruning's credit
-    later = least(before - (stock.first - pruned.first), stock.token - pruned.token)
-    a_token = (stock.answer(tokens) - pruned.answer(tokens)) / max(stock.visual - pruned.visual, 1)
-    dropped = least(before, a_token)
-    visual = None if dropped is None else round(pruned.visual) + dropped
+def break_even(stock: Costs, pruned: Costs, text_tokens: int, answer_tokens: int) -> BreakEven:
+    """Compute the break-even points.
+
+    Args:
+        stock: Costs of the stock model.
+        pruned: Costs with pruning.
+        text_tokens: Tokens of the prompt other than visual ones.
+        answer_tokens: Tokens of an answer.
+    """
+    # A faster tower is not counted in favour of pruning.
+    extra_cost = max(pruned.see - stock.see, 0) + pruned.select
+    further_tokens = least_count(extra_cost - (stock.first - pruned.first), stock.token - pruned.token)
+    num_dropped = max(stock.visual - pruned.visual, 1)
+    saving_per_dropped = (stock.answer(answer_tokens) - pruned.answer(answer_tokens)) / num_dropped
+    dropped = least_count(extra_cost, saving_per_dropped)
+    visual_tokens = None if dropped is None else round(pruned.visual) + dropped
     return BreakEven(
-        answer_tokens=None if later is None else later + 1,
-        visual_tokens=visual,
-        prompt_tokens=None if visual is None else visual + text,
-        prompts=_prompts(pruned, stock.asking(tokens), tokens),
-        prompts_pruned=_prompts(pruned, pruned.asking(tokens), tokens),
+        answer_tokens=None if further_tokens is None else further_tokens + 1,
+        visual_tokens=visual_tokens,
+        prompt_tokens=None if visual_tokens is None else visual_tokens + text_tokens,
+        prompts=_least_prompts(pruned, stock.ask(answer_tokens), answer_tokens),
+        prompts_pruned=_least_prompts(pruned, pruned.ask(answer_tokens), answer_tokens),
     )
 
 
-def _prompts(cached: Costs, rival: float, tokens: int) -> int | None:
-    """How many prompts about an item make its cache worth it, where the rival takes so many seconds for each."""
-    count = least(cached.see + cached.select + cached.write, rival - cached.read - cached.answer(tokens))
+def _least_prompts(pruned: Costs, seconds_per_prompt: float, answer_tokens: int) -> int | None:
+    """Prompts about an item that make its cache worthwhile against `seconds_per_prompt` without a cache."""
+    saving = seconds_per_prompt - pruned.read - pruned.answer(answer_tokens)
+    count = least_count(pruned.see + pruned.select + pruned.write, saving)
     return None if count is None else max(count, 1)
 
 
-def least(cost: float, saving: float) -> int | None:
-    """How many times `saving` must come to make up for `cost`, paid once."""
+def least_count(cost: float, saving: float) -> int | None:
+    """Return how many savings outweigh a cost that is paid once; None if no number does."""
     if cost <= 0:
         return 0
     return math.ceil(cost / saving) if saving > 0 else None

@@ -1,4 +1,4 @@
-"""What figures depend on beside the program: the machine, versions, the commit."""
+"""What measurements depend on besides the command: machine, package versions, commit."""
 
 from __future__ import annotations
 
@@ -13,37 +13,46 @@ import torch
 
 from prunesid_cli import __version__
 
-ROOT = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
+CPU_INFO = Path("/proc/cpuinfo")
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """threads: that torch computes with on a CPU."""
-    found: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the names of the processor, the GPU and the system; `threads` are those of torch on the CPU."""
+    machine: dict[str, Any] = {"cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found | {"system": platform.platform()}
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    machine["system"] = platform.platform()
+    return machine
 
 
-def versions() -> dict[str, str]:
-    """cuda: what torch was built for, where it was."""
-    found = {"prunesid": __version__, "torch": str(torch.__version__), "transformers": version("transformers")}
-    cuda = {"cuda": str(torch.version.cuda)} if torch.version.cuda else {}
-    return found | {"python": platform.python_version()} | cuda
+def package_versions() -> dict[str, str]:
+    """Return the versions of this package and what it runs on; `cuda` is the one that torch was built for, if any."""
+    versions = {
+        "prunesid": __version__,
+        "torch": str(torch.__version__),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+    }
+    if torch.version.cuda:
+        versions["cuda"] = str(torch.version.cuda)
+    return versions
 
 
-def commit() -> str | None:
-    """Of the checkout that this program is run from, with `-dirty` where something was changed; None: of none."""
-    if not (ROOT / ".git").exists():
+def git_commit() -> str | None:
+    """Return the commit of this checkout, with `-dirty` if files were changed; None outside a checkout."""
+    if not (REPOSITORY / ".git").exists():
         return None
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git, or not one's own checkout: the version is told anyway
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or a checkout of another user; the version is known anyway
         return None
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+def _cpu_name() -> str:
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,29 +1,29 @@
-"""The greatest memory that this process has had since it was last asked to forget it."""
+"""Peak resident memory of this process, and resetting it."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-FORGET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-"""Where Linux is told to forget the peak of memory so far, and tells the present one."""
-AGAIN = "5"
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+"""Linux: the file that resets the peak, and the file that reports it."""
+RESET_PEAK = "5"
 
 
-def forget() -> bool:
-    """Count the peak from what is held now; False where the system cannot, or must not."""
+def reset_peak() -> bool:
+    """Count the peak from the memory held now; False if the system cannot do that or forbids it."""
     try:
-        FORGET.write_text(AGAIN)
+        CLEAR_REFS.write_text(RESET_PEAK)
     except OSError:
         return False
     return True
 
 
-def peak() -> float:
-    """MB of resident memory, at most: since the peak was forgotten, or ever."""
+def peak_megabytes() -> float:
+    """Return the peak of resident memory in MB: since the last reset, or since the start of the process."""
     if STATUS.exists():
         return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) / 1e3
     import resource  # Windows has none
 
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (1e6 if sys.platform == "darwin" else 1e3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)

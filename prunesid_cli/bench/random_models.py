@@ -1,7 +1,7 @@
-"""Models of well-known sizes and of nobody's weights: their configurations, and just enough of a processor to be asked.
+"""Models with random weights, for timing only: configurations of well-known sizes, and processors to prompt them with.
 
-The numbers are those of the config.json that each model was released with; words are a few hundred, since what is said
-makes no difference to time.
+The sizes are those of the config.json that each model was released with. The tokenizer has a few hundred words, since
+the text of a prompt makes no difference to time.
 """
 
 from __future__ import annotations
@@ -26,103 +26,126 @@ from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import Checkpoint, resolve
 from prunesid_cli.models.loading.weights import load_config
 
-SIDE, PATCH = 336, 14
-VOCABULARY = 32064
-GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-NEXT = "llava_next"
+IMAGE_SIDE, PATCH_SIDE = 336, 14
+VOCABULARY_SIZE = 32064
+IMAGE_GRID_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+LLAVA_NEXT = "llava_next"
 PROCESSORS: dict[str, tuple[Any, Any]] = {
     "llava": (LlavaProcessor, CLIPImageProcessorPil),
-    NEXT: (LlavaNextProcessor, LlavaNextImageProcessorPil),
+    LLAVA_NEXT: (LlavaNextProcessor, LlavaNextImageProcessorPil),
 }
-WORDS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-"""Files of which a folder with a tokenizer has some."""
+"""Model type -> classes of the processor and of its image processor."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+"""A folder with a tokenizer has at least one of these files."""
 CORPUS = ["USER: \nwhat is shown and ASSISTANT: a picture"] * 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """width, inner: of a Llama and of its MLP; tower: layers of CLIP-L; tiles: whether pictures are read in tiles, as
-    LLaVA-NeXT does."""
+    """Sizes of a LLaVA with a CLIP-L/336 tower.
 
-    width: int
-    inner: int
+    Attributes:
+        hidden_size: Width of the Llama.
+        intermediate_size: Width of its MLP.
+        layers: Layers of the Llama.
+        heads: Attention heads of the Llama.
+        has_tiles: Whether images are read in tiles, as in LLaVA-NeXT.
+        tower_layers: Layers of the tower.
+        vocabulary_size: Rows of the embedding table.
+    """
+
+    hidden_size: int
+    intermediate_size: int
     layers: int
     heads: int
-    tiles: bool = False
-    tower: int = 24
-    words: int = VOCABULARY
+    has_tiles: bool = False
+    tower_layers: int = 24
+    vocabulary_size: int = VOCABULARY_SIZE
 
 
 SHAPES = {
     "llava-1.5-7b": Shape(4096, 11008, 32, 32),
     "llava-1.5-13b": Shape(5120, 13824, 40, 40),
-    "llava-next-7b": Shape(4096, 11008, 32, 32, tiles=True),
-    "llava-next-13b": Shape(5120, 13824, 40, 40, tiles=True),
+    "llava-next-7b": Shape(4096, 11008, 32, 32, has_tiles=True),
+    "llava-next-13b": Shape(5120, 13824, 40, 40, has_tiles=True),
 }
 
 
-def clip_large(layers: int = 24) -> CLIPVisionConfig:
-    """CLIP-L/336: 576 patches and CLS."""
-    return CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=layers, num_attention_heads=16, image_size=SIDE,
-        patch_size=PATCH, projection_dim=768,
-    )  # fmt: skip
-
-
-def llama(shape: Shape) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=shape.words, hidden_size=shape.width, intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
+def llava_config(shape: Shape) -> Any:
+    """Return the transformers configuration of a shape."""
+    # CLIP-L/336: 576 patches and CLS.
+    vision_config = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=shape.tower_layers,
+        num_attention_heads=16,
+        image_size=IMAGE_SIDE,
+        patch_size=PATCH_SIDE,
+        projection_dim=768,
+    )
+    text_config = LlamaConfig(
+        vocab_size=shape.vocabulary_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
         max_position_embeddings=4096,
-    )  # fmt: skip
+    )
+    if shape.has_tiles:
+        return LlavaNextConfig(
+            vision_config=vision_config, text_config=text_config, image_grid_pinpoints=IMAGE_GRID_PINPOINTS
+        )
+    return LlavaConfig(vision_config=vision_config, text_config=text_config)
 
 
-def config(shape: Shape) -> Any:
-    """A LLaVA of that shape."""
-    parts = {"vision_config": clip_large(shape.tower), "text_config": llama(shape)}
-    return LlavaNextConfig(**parts, image_grid_pinpoints=GRIDS) if shape.tiles else LlavaConfig(**parts)
-
-
-def processor(config: Any) -> Any:
-    """What a LLaVA or LLaVA-NeXT of some configuration can be asked with."""
-    side, patch, tiles = config.vision_config.image_size, config.vision_config.patch_size, config.model_type == NEXT
-    square: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    pinpoints = {"image_grid_pinpoints": config.image_grid_pinpoints} if tiles else {}
-    kind, images = PROCESSORS[config.model_type]
-    return kind(
-        image_processor=images(**square, **pinpoints),
+def llava_processor(config: Any) -> Any:
+    """Return a processor for a LLaVA or LLaVA-NeXT configuration."""
+    processor_class, image_processor_class = PROCESSORS[config.model_type]
+    side = config.vision_config.image_size
+    image_options: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    if config.model_type == LLAVA_NEXT:
+        image_options["image_grid_pinpoints"] = config.image_grid_pinpoints
+    return processor_class(
+        image_processor=image_processor_class(**image_options),
         tokenizer=build_tokenizer(CORPUS),
-        patch_size=patch,
+        patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=int(config.vision_config.model_type == "clip_vision_model"),
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def write(config: Any, folder: Path) -> None:
-    """All of a checkpoint but its weights."""
+def write_without_weights(config: Any, folder: Path) -> None:
+    """Write all files of a checkpoint except its weights."""
     config.image_token_index = SPECIAL.index("<image>")
-    processor(config).save_pretrained(folder)
+    llava_processor(config).save_pretrained(folder)
     config.save_pretrained(folder)
 
 
-def of_config(config: Any, folder: Path) -> Checkpoint:
-    """A checkpoint with random weights."""
-    write(config, folder)
-    return replace(resolve(str(folder)), random=True)
+def checkpoint_from_config(config: Any, folder: Path) -> Checkpoint:
+    """Write the files of a configuration, and return a checkpoint with random weights."""
+    write_without_weights(config, folder)
+    return replace(resolve(str(folder)), has_random_weights=True)
 
 
-def drawn(name: str, revision: str | None, folder: Path) -> Checkpoint:
-    """A checkpoint with random weights: of a shape, of a folder or of a repository. `folder`: for what it lacks.
+def random_checkpoint(name: str, revision: str | None, folder: Path) -> Checkpoint:
+    """Find a configuration, and return a checkpoint with random weights.
+
+    Args:
+        name: A name of `SHAPES`, a folder or a repository.
+        revision: Revision of the repository.
+        folder: Where files are written that the configuration lacks.
 
     Raises:
-        ModelError: there is no such configuration, or no processor to ask a model of its kind with.
+        ModelError: There is no such configuration, or no processor for its kind of model.
     """
     if name in SHAPES:
-        return replace(of_config(config(SHAPES[name]), folder), name=name)
-    found = resolve(name, revision)
-    if found.commit or any((Path(found.location) / one).is_file() for one in WORDS):
-        return replace(found, random=True)
-    if found.model_type not in PROCESSORS:
+        return replace(checkpoint_from_config(llava_config(SHAPES[name]), folder), name=name)
+    checkpoint = resolve(name, revision)
+    has_tokenizer = any((Path(checkpoint.location) / file).is_file() for file in TOKENIZER_FILES)
+    if checkpoint.commit or has_tokenizer:
+        return replace(checkpoint, has_random_weights=True)
+    if checkpoint.model_type not in PROCESSORS:
         raise ModelError(f"{name} has no tokenizer", "put the files of the model's processor beside its config.json")
-    return replace(of_config(load_config(found), folder), name=found.name)
+    return replace(checkpoint_from_config(load_config(checkpoint), folder), name=checkpoint.name)

@@ -1,4 +1,4 @@
-"""Pictures to measure with, where none are given: drawn scenes, enlarged to what a model reads."""
+"""Images to measure with if none are given: drawn scenes, enlarged to what a model reads."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from PIL import Image
 
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 
-ANY_SIZE = 672
-"""Pixels of a side, for models that read pictures of every size."""
-TILES = "image_grid_pinpoints"
+DEFAULT_SIDE = 672
+"""Side in pixels for models that read images of any size."""
 
 
-def size_of(config: Any) -> tuple[int, int]:
-    """Width and height of a picture that a model reads whole, in as many tiles as fill a square twice its tower's."""
-    side = getattr(getattr(config, "vision_config", None), "image_size", None) or ANY_SIZE
-    side = side if isinstance(side, int) else max(side)
-    return (2 * side if getattr(config, TILES, None) else side,) * 2
+def image_size_for(config: Any) -> tuple[int, int]:
+    """Return the width and height of an image that a model reads completely.
+
+    For models that read tiles, it is a square of twice the side of the tower's input.
+    """
+    side = getattr(getattr(config, "vision_config", None), "image_size", None) or DEFAULT_SIDE
+    if not isinstance(side, int):
+        side = max(side)
+    if getattr(config, "image_grid_pinpoints", None):
+        side *= 2
+    return side, side
 
 
-def draw_pictures(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
-    """JPEGs, the same ones each time; their paths."""
-    paths = [folder / f"scene{number}.jpg" for number in range(count)]
-    for number, path in enumerate(paths):
+def write_scenes(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
+    """Write `count` scenes as JPEG, the same ones in every run, and return their paths."""
+    paths = []
+    for number in range(count):
+        path = folder / f"scene{number}.jpg"
         scene = Image.fromarray(draw(make_scene(HELD_OUT, number)).pixels)
         scene.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
-    return [str(path) for path in paths]
+        paths.append(str(path))
+    return paths

@@ -1,7 +1,8 @@
-"""Pictures to answers, stage by stage, in batches: what `ask` does, with a stopwatch between the stages.
+"""Timing of all stages from images to answers, in batches.
 
-Opening and the tower are the same whatever is kept, and are run once a round for all budgets; from selection on they
-take turns. Against them runs the stock model; where it cannot be asked, its equal: all tokens kept and none selected.
+The stages are those of `ask`, with a lap timer between them. Decoding and the vision tower do not depend on the budget
+and run once per round; from selection on, the budgets take turns. They are compared with the stock model, or, where
+that cannot be asked, with its equivalent: all tokens kept and none selected.
 """
 
 from __future__ import annotations
@@ -13,36 +14,40 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prunesid_cli.bench import cached
-from prunesid_cli.bench.stock_model import Stock, inputs_of
-from prunesid_cli.bench.timing import Lap, Meter
+from prunesid_cli.bench.cache_io import read_cache, write_cache
+from prunesid_cli.bench.stock_model import StockModel, stock_inputs
+from prunesid_cli.bench.timing import Lap, LapTimer
 from prunesid_cli.errors import NonFiniteError, OutOfMemory
 from prunesid_cli.inputs.image import Media
-from prunesid_cli.inputs.video.frame_sampling import EVENLY
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_SAMPLING
 from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.pipeline.compress import not_finite
+from prunesid_cli.pipeline.compress import non_finite_error
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.out_of_memory import is_out_of_memory
 from prunesid_cli.types import Encoded, Generation, Layout, Pixels, Prompt, TokenSet
 
 STOCK = "stock"
+"""Name of the setting without pruning that all others are compared with."""
 STAGES = ("decode", "encode", "select", "project", "prefill", "decoding")
-"""Open files and prepare pixels; the tower; choose; the prompt's embeddings, by the projector where that is in the
-language half; to the first token; all further ones. The stock model projects where it encodes, and selects nothing."""
-FIRST = STAGES[:-1]
-"""Until the first token is there."""
-CACHE = ("write", "read")
-"""What a cache adds, which is no part of the whole."""
-QUESTION, FILLING = "what is shown?", " and"
+"""Open files and prepare pixels; run the tower; select tokens; embed the prompt (which runs the projector where that is
+in the language half); generate the first token; generate the further tokens. The stock model runs its projector in
+"encode" and selects nothing."""
+STAGES_TO_FIRST_TOKEN = STAGES[:-1]
+CACHE_STAGES = ("write", "read")
+"""Laps of a cache, which do not count in the total."""
+QUESTION, FILLER = "what is shown?", " and"
 
 
 @dataclass(frozen=True)
-class Round:
-    """What a round of one setting took, and of what.
+class RoundResult:
+    """One round of one setting.
 
-    tokens, kept   visual tokens of the batch, before and after
-    text           other tokens of its prompts
+    Attributes:
+        laps: Stage -> its lap.
+        tokens: Visual tokens of the batch before pruning.
+        kept: Visual tokens of the batch after pruning.
+        text: Other tokens of the prompts.
     """
 
     laps: Mapping[str, Lap]
@@ -52,169 +57,205 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """All rounds of one setting (a budget, or STOCK) at one batch size, the warm-up first."""
+class SettingResult:
+    """All rounds of one setting at one batch size.
+
+    Attributes:
+        setting: A budget as given to --keep, or `STOCK`.
+        batch_size: Items per batch.
+        new_tokens: Tokens of each answer.
+        rounds: The rounds; the first one is the warm-up.
+    """
 
     setting: str
     batch_size: int
     new_tokens: int
-    rounds: Sequence[Round]
+    rounds: Sequence[RoundResult]
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """Of each lap for a whole batch: the median of the rounds after the first."""
+        """Seconds of each lap for a whole batch: the median of the rounds after the warm-up."""
         names = self.rounds[0].laps
-        return {name: statistics.median(one.laps[name].seconds for one in self.rounds[1:]) for name in names}
+        return {name: statistics.median(result.laps[name].seconds for result in self.rounds[1:]) for name in names}
 
     @property
-    def whole(self) -> float:
+    def total_seconds(self) -> float:
         return sum(self.seconds[name] for name in STAGES)
 
     @property
-    def to_first(self) -> float:
-        return sum(self.seconds[name] for name in FIRST)
+    def seconds_to_first_token(self) -> float:
+        return sum(self.seconds[name] for name in STAGES_TO_FIRST_TOKEN)
 
     @property
-    def a_token(self) -> float:
+    def seconds_per_token(self) -> float:
+        """Seconds of each token after the first."""
         return self.seconds["decoding"] / (self.new_tokens - 1)
 
     @property
     def spread(self) -> float:
-        """How many times as long as the shortest round the longest took."""
-        wholes = [sum(one.laps[name].seconds for name in STAGES) for one in self.rounds[1:]]
-        return max(wholes) / min(wholes)
+        """Duration of the longest round divided by that of the shortest."""
+        totals = [sum(result.laps[name].seconds for name in STAGES) for result in self.rounds[1:]]
+        return max(totals) / min(totals)
+
+    @property
+    def is_pruned(self) -> bool:
+        return self.mean("kept") < self.mean("tokens")
 
     def mean(self, name: str) -> float:
-        """Of tokens, kept or text: for an item."""
-        return statistics.fmean(getattr(one, name) for one in self.rounds[1:]) / self.batch_size
+        """Mean per item of `tokens`, `kept` or `text`."""
+        return statistics.fmean(getattr(result, name) for result in self.rounds[1:]) / self.batch_size
 
-    def most(self, name: str, stage: str | None = None) -> float | None:
-        """Of grown_mb or peak_mb: in a stage, or in all; the warm-up counts, too."""
-        laps = [lap for one in self.rounds for key, lap in one.laps.items() if stage in (None, key)]
-        known = [value for lap in laps if (value := getattr(lap, name)) is not None]
-        return max(known) if known else None
+    def maximum(self, name: str, stage: str | None = None) -> float | None:
+        """Maximum of `grown_mb` or `peak_mb` over all rounds, the warm-up included: of one stage, or of all."""
+        laps = [lap for result in self.rounds for key, lap in result.laps.items() if stage in (None, key)]
+        values = [value for lap in laps if (value := getattr(lap, name)) is not None]
+        return max(values) if values else None
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What is measured: the rival, if there is one apart from `pruners`, and those, by budget, of one vision half;
-    `sources`: files of pictures or clips; `text`: tokens of a prompt beside the visual ones."""
+class Benchmark:
+    """What is measured.
 
-    stock: Stock | None
+    Attributes:
+        stock: The stock model; None if a setting `STOCK` of `pruners` takes its place.
+        pruners: Setting -> its pruner; all have the same vision half.
+        language: The language half.
+        sources: Files of pictures or clips, used in turn.
+        prompt_tokens: Tokens of a prompt other than visual ones.
+        new_tokens: Tokens of each answer.
+        timer: Times the stages.
+    """
+
+    stock: StockModel | None
     pruners: Mapping[str, Pruner]
     language: LanguageHalf
     sources: Sequence[str]
-    text: int
+    prompt_tokens: int
     new_tokens: int
-    meter: Meter
+    timer: LapTimer
 
-    def run(self, batch_size: int, repeats: int) -> list[Measured]:
-        """One warm-up, and the rounds that count; STOCK comes first.
+    def run(self, batch_size: int, rounds: int) -> list[SettingResult]:
+        """Run a warm-up and then `rounds` rounds. The setting `STOCK` comes first.
 
         Raises:
-            OutOfMemory: it does not fit into memory.
+            OutOfMemory: The batch does not fit into memory.
         """
-        done: dict[str, list[Round]] = {}
+        results: dict[str, list[RoundResult]] = {}
         try:
-            for number in range(1 + repeats):
-                names = [self.sources[(number * batch_size + i) % len(self.sources)] for i in range(batch_size)]
-                for setting, one in self.round(names):
-                    done.setdefault(setting, []).append(one)
+            for number in range(1 + rounds):
+                sources = [self.sources[(number * batch_size + i) % len(self.sources)] for i in range(batch_size)]
+                for setting, result in self._run_round(sources):
+                    results.setdefault(setting, []).append(result)
         except NonFiniteError as error:
-            raise not_finite(names[error.rows[0]]) from error
+            raise non_finite_error(sources[error.rows[0]]) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise _too_large(batch_size) from error
-        return [Measured(setting, batch_size, self.new_tokens, rounds) for setting, rounds in done.items()]
+            less = f"--batch-size {batch_size // 2}" if batch_size > 1 else "fewer --prompt-tokens"
+            raise OutOfMemory(
+                f"not enough memory for --batch-size {batch_size}", f"try {less}, fewer --new-tokens or --dtype bf16"
+            ) from error
+        return [SettingResult(setting, batch_size, self.new_tokens, done) for setting, done in results.items()]
 
-    def round(self, names: Sequence[str]) -> Iterator[tuple[str, Round]]:
-        """The same work once for each setting."""
-        self.meter.begin()
-        media, pixels = self.decoded(names)
-        seen = {"decode": self.meter.lap()}
-        encoded = next(iter(self.pruners.values())).encode(pixels)
-        seen["encode"] = self.meter.lap()
-        words = [worded(self.language, one.layout, self.text) for one in pixels]
-        if self.stock:
-            yield STOCK, self._rival(self.stock, names, words, pixels)
-        for setting, pruner in self.pruners.items():
-            yield setting, self._pruned(setting, pruner, encoded, words, seen)
-
-    def decoded(self, names: Sequence[str]) -> tuple[list[Media], list[Pixels]]:
+    def load(self, sources: Sequence[str]) -> tuple[list[Media], list[Pixels]]:
+        """Decode files, and prepare them for the tower."""
         pruner = next(iter(self.pruners.values()))
-        media = [load_media(name, pruner.sampling) for name in names]
-        return media, [pruner.preprocess(one) for one in media]
+        media = [load_media(source, pruner.sampling) for source in sources]
+        return media, [pruner.preprocess(item) for item in media]
 
-    def _rival(self, stock: Stock, names: Sequence[str], words: Sequence[str], pixels: Sequence[Pixels]) -> Round:
-        self.meter.begin()
-        inputs = inputs_of(self.language, [load_media(name, EVENLY) for name in names], words)
-        laps, order = {"decode": self.meter.lap()}, iter(("encode", "prefill"))
-        total, length = sum(one.layout.total for one in pixels), int(inputs["attention_mask"].sum())
+    def _run_round(self, sources: Sequence[str]) -> Iterator[tuple[str, RoundResult]]:
+        """Do the same work once for each setting."""
+        self.timer.start()
+        _, pixels = self.load(sources)
+        shared_laps = {"decode": self.timer.lap()}
+        encoded = next(iter(self.pruners.values())).encode(pixels)
+        shared_laps["encode"] = self.timer.lap()
+        prompts = [make_prompt(self.language, item.layout, self.prompt_tokens) for item in pixels]
+        if self.stock:
+            yield STOCK, self._run_stock(self.stock, sources, prompts, pixels)
+        for setting, pruner in self.pruners.items():
+            yield setting, self._run_pruned(setting, pruner, encoded, prompts, shared_laps)
 
-        def told() -> None:
-            name = next(order, None)
-            if name:
-                laps[name] = self.meter.lap()
+    def _run_stock(
+        self, stock: StockModel, sources: Sequence[str], prompts: Sequence[str], pixels: Sequence[Pixels]
+    ) -> RoundResult:
+        self.timer.start()
+        inputs = stock_inputs(self.language, [load_media(source, DEFAULT_SAMPLING) for source in sources], prompts)
+        laps = {"decode": self.timer.lap()}
+        total = sum(item.layout.total for item in pixels)
+        prompt_length = int(inputs["attention_mask"].sum())
+        stages = iter(("encode", "prefill"))
 
-        self.meter.begin()
-        stock.generate(inputs, Generation(self.new_tokens, force_full_length=True, on_token=told), told)
-        laps |= {"decoding": self.meter.lap(), "select": Lap(0.0), "project": Lap(0.0)}
-        return Round(laps, total, total, length - total)
+        def end_stage() -> None:
+            """Ends "encode" when the language model starts, "prefill" at the first token, and nothing later."""
+            stage = next(stages, None)
+            if stage:
+                laps[stage] = self.timer.lap()
 
-    def _pruned(
-        self, setting: str, pruner: Pruner, encoded: Sequence[Encoded], words: Sequence[str], seen: Mapping[str, Lap]
-    ) -> Round:
-        self.meter.begin()
+        self.timer.start()
+        generation = Generation(self.new_tokens, force_full_length=True, on_token=end_stage)
+        stock.generate(inputs, generation, on_prefill=end_stage)
+        laps |= {"decoding": self.timer.lap(), "select": Lap(0.0), "project": Lap(0.0)}
+        return RoundResult(laps, tokens=total, kept=total, text=prompt_length - total)
+
+    def _run_pruned(
+        self,
+        setting: str,
+        pruner: Pruner,
+        encoded: Sequence[Encoded],
+        prompts: Sequence[str],
+        shared_laps: Mapping[str, Lap],
+    ) -> RoundResult:
+        laps = dict(shared_laps)
+        self.timer.start()
         items = pruner.prune(encoded)
-        selected = self.meter.lap() if setting != STOCK else Lap(0.0)
-        self.meter.begin()
-        prompts = [self.language.embed(text, [item]) for text, item in zip(words, items, strict=True)]
-        laps = {**seen, "select": selected, "project": self.meter.lap()}
-        laps["prefill"], laps["decoding"] = self.generated(prompts)
+        laps["select"] = self.timer.lap() if setting != STOCK else Lap(0.0)
+        self.timer.start()
+        embedded = [self.language.embed(prompt, [item]) for prompt, item in zip(prompts, items, strict=True)]
+        laps["project"] = self.timer.lap()
+        laps["prefill"], laps["decoding"] = self._generate(embedded)
         if setting != STOCK:
-            laps["write"], laps["read"] = self.cached(items)
-        kept = sum(item.kept for item in items)
-        text = sum(len(one.embeds) - int(one.visual.sum()) for one in prompts)
-        return Round(laps, sum(item.layout.total for item in items), kept, text)
+            laps["write"], laps["read"] = self._use_cache(items)
+        return RoundResult(
+            laps,
+            tokens=sum(item.layout.total for item in items),
+            kept=sum(item.kept for item in items),
+            text=sum(len(prompt.embeds) - int(prompt.visual.sum()) for prompt in embedded),
+        )
 
-    def generated(self, prompts: Sequence[Prompt]) -> tuple[Lap, Lap]:
-        """To the first token of each answer, and to the last: as many as were asked for, whatever is said."""
-        laps = list[Lap]()
+    def _generate(self, prompts: Sequence[Prompt]) -> tuple[Lap, Lap]:
+        """Time to the first token of the answers, and from there to the last; answers have their full length."""
+        prefill = list[Lap]()
 
-        def told() -> None:
-            if not laps:
-                laps.append(self.meter.lap())
+        def end_prefill() -> None:
+            if not prefill:
+                prefill.append(self.timer.lap())
 
-        self.meter.begin()
-        self.language.generate(prompts, Generation(self.new_tokens, force_full_length=True, on_token=told))
-        return laps[0], self.meter.lap()
+        self.timer.start()
+        self.language.generate(prompts, Generation(self.new_tokens, force_full_length=True, on_token=end_prefill))
+        return prefill[0], self.timer.lap()
 
-    def cached(self, items: Sequence[TokenSet]) -> tuple[Lap, Lap]:
-        """To the disk and back."""
+    def _use_cache(self, items: Sequence[TokenSet]) -> tuple[Lap, Lap]:
+        """Time to write a cache, and to read it."""
         with TemporaryDirectory() as folder:
-            self.meter.begin()
-            cached.write(Path(folder), items)
-            wrote = self.meter.lap()
-            cached.read(Path(folder))
-            return wrote, self.meter.lap()
+            self.timer.start()
+            write_cache(Path(folder), items)
+            write_lap = self.timer.lap()
+            read_cache(Path(folder))
+            return write_lap, self.timer.lap()
 
 
-def _too_large(batch_size: int) -> OutOfMemory:
-    less = f"--batch-size {batch_size // 2}" if batch_size > 1 else "fewer --prompt-tokens"
-    return OutOfMemory(
-        f"not enough memory for --batch-size {batch_size}", f"try {less}, fewer --new-tokens or --dtype bf16"
-    )
+def make_prompt(language: LanguageHalf, layout: Layout, num_tokens: int) -> str:
+    """Return a prompt of `num_tokens` tokens other than visual ones, those of the chat template included.
 
+    It is no shorter than `QUESTION`.
+    """
 
-def worded(language: LanguageHalf, layout: Layout, wanted: int) -> str:
-    """A prompt of so many tokens beside the visual ones, its template's included; no shorter than a question is."""
+    def count_tokens(num_fillers: int) -> int:
+        ids = language.tokenize(QUESTION + FILLER * num_fillers, [layout]).tolist()
+        return sum(token not in language.placeholder_ids for token in ids)
 
-    def count(words: int) -> int:
-        ids = language.tokenize(QUESTION + FILLING * words, [layout]).tolist()
-        return sum(one not in language.placeholder_ids for one in ids)
-
-    words = max(wanted - count(0), 0)
-    while words and count(words) > wanted:
-        words -= max((count(words) - wanted) // 2, 1)
-    return QUESTION + FILLING * max(words, 0)
+    num_fillers = max(num_tokens - count_tokens(0), 0)
+    while num_fillers and count_tokens(num_fillers) > num_tokens:
+        num_fillers -= max((count_tokens(num_fillers) - num_tokens) // 2, 1)
+    return QUESTION + FILLER * max(num_fillers, 0)

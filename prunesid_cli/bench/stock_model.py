@@ -1,7 +1,7 @@
-"""The rival: the stock model as anybody would use it, from its processor's pixels to the last token.
+"""The stock model of transformers, run as its users run it: from its processor's pixels to the last token.
 
-It takes the place of the language half's own model, which is the same but for the tower, so that nothing is in memory
-twice but that; the stages of the pruned model after the tower then run on the very weights of the rival.
+It replaces the model inside the language half. That model is the same but for the tower, so no weights are in memory
+twice except the tower's, and the pruned settings run the stages after the tower on the weights of the stock model.
 """
 
 from __future__ import annotations
@@ -15,64 +15,82 @@ from transformers import ProcessorMixin
 
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config, load_half
+from prunesid_cli.models.loading.weights import load_config, load_model_half
 from prunesid_cli.types import Generation, Layout, Placement
 
 
 @dataclass(frozen=True)
-class Stock:
-    """`language`: a language half with the whole model in it."""
+class StockModel:
+    """The whole model.
+
+    Attributes:
+        language: A language half that holds it.
+    """
 
     language: Any
 
     @torch.no_grad()
-    def generate(self, inputs: Any, generation: Generation, seen: Callable[[], object]) -> None:
-        """Inputs on the CPU -> answers; `seen` is called when the language model begins to read."""
+    def generate(self, inputs: Any, generation: Generation, on_prefill: Callable[[], object]) -> None:
+        """Answer prompts.
+
+        Args:
+            inputs: What `stock_inputs` returns, on the CPU.
+            generation: How to decode.
+            on_prefill: Called when the language model starts to read the prompts.
+        """
         model, language = self.language.model, self.language
-        there = inputs.to(model.device, language.model.dtype)
+        device_inputs = inputs.to(model.device, model.dtype)
 
-        def begins(module: Any, args: Any) -> None:
-            hook.remove()
-            seen()
+        def hook(module: Any, args: Any) -> None:
+            handle.remove()
+            on_prefill()
 
-        hook = text_of(model).register_forward_pre_hook(begins)
-        model.generate(**there, pad_token_id=language.padding(), **language.options(generation))
-
-
-def text_of(model: Any) -> Any:
-    """The language model within a stock model, by either name."""
-    return getattr(model.model, "language_model", None) or model.model.text_model
+        # By either name under which models of transformers hold their language model.
+        text_model = getattr(model.model, "language_model", None) or model.model.text_model
+        handle = text_model.register_forward_pre_hook(hook)
+        model.generate(**device_inputs, pad_token_id=language.pad_token_id(), **language.decoding_options(generation))
 
 
-def inputs_of(language: Any, media: Sequence[Media], words: Sequence[str]) -> Any:
-    """What the stock processor makes of pictures, with a prompt about each."""
-    said = [[{"type": "image"}, {"type": "text", "text": text}] for text in words]
-    texts = [language.render([{"role": "user", "content": one}]) for one in said]
-    bos, language.tokenizer.padding_side = language.tokenizer.bos_token, "left"
-    begins = bool(bos) and texts[0].startswith(bos)
-    options = {"return_tensors": "pt", "padding": True, "add_special_tokens": not begins}
-    made = language.processor(text=texts, images=[[one.image] for one in media], **options)
-    made.pop("labels", None)  # of PaliGemma, for training
-    return made
+def stock_inputs(language: Any, media: Sequence[Media], prompts: Sequence[str]) -> Any:
+    """Run the stock processor on pictures, with one prompt about each."""
+    contents = [[{"type": "image"}, {"type": "text", "text": prompt}] for prompt in prompts]
+    texts = [language.render_chat([{"role": "user", "content": content}]) for content in contents]
+    bos_token = language.tokenizer.bos_token
+    language.tokenizer.padding_side = "left"
+    inputs = language.processor(
+        text=texts,
+        images=[[item.image] for item in media],
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=not (bos_token and texts[0].startswith(bos_token)),
+    )
+    inputs.pop("labels", None)  # of PaliGemma, for training
+    return inputs
 
 
-def is_known(checkpoint: Checkpoint, language: Any, media: Sequence[Media], layouts: Sequence[Layout]) -> bool:
-    """Whether the stock model can be asked about these: it is a class of transformers, with files in its format, and
-    its processor, with the parts that are installed, makes of them the prompts that we do, token for token."""
-    is_stock = isinstance(language.processor, ProcessorMixin) and not checkpoint.original
-    if not is_stock or any(one.is_clip for one in media):
+def can_run_stock_model(
+    checkpoint: Checkpoint, language: Any, media: Sequence[Media], layouts: Sequence[Layout]
+) -> bool:
+    """Whether the stock model can be asked about these media.
+
+    It must be a class of transformers with files in its format, and its processor, with the parts that are installed,
+    must make the same prompts as ours, token for token.
+    """
+    is_stock = isinstance(language.processor, ProcessorMixin) and not checkpoint.original_config
+    if not is_stock or any(item.is_clip for item in media):
         return False
-    text = "what is shown?"
-    for one, layout in zip(media, layouts, strict=True):
-        ours = len(language.tokenize(text, [layout])) - len(layout.runs) + layout.total
-        if inputs_of(language, [one], [text])["attention_mask"].sum() != ours:
+    prompt = "what is shown?"
+    for item, layout in zip(media, layouts, strict=True):
+        our_length = len(language.tokenize(prompt, [layout])) - len(layout.runs) + layout.total
+        if stock_inputs(language, [item], [prompt])["attention_mask"].sum() != our_length:
             return False
     return True
 
 
-def made_whole(checkpoint: Checkpoint, language: Any, placement: Placement) -> Stock:
-    """Load the stock model in the place of the language half's own, which is let go first."""
-    kind, attention = type(language.model), language.model.config._attn_implementation
+def load_stock_model(checkpoint: Checkpoint, language: Any, placement: Placement) -> StockModel:
+    """Load the stock model into a language half, in place of the half's own model, which is released first."""
+    model_class, attention = type(language.model), language.model.config._attn_implementation
     language.model = None
-    language.model = load_half(kind, checkpoint, load_config(checkpoint), replace(placement, attention=attention))
-    return Stock(language)
+    config = load_config(checkpoint)
+    language.model = load_model_half(model_class, checkpoint, config, replace(placement, attention=attention))
+    return StockModel(language)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from prunesid_cli.bench.environment import commit, machine, versions
+from prunesid_cli.bench.environment import describe_machine, git_commit, package_versions
 from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, one_of
 from prunesid_cli.demo.scenes import Drawing, draw, make_scene
 from prunesid_cli.evaluate.records import read_records
@@ -32,7 +32,8 @@ from prunesid_cli.evaluate.results import Setting
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
@@ -129,8 +130,8 @@ def duels(questions: Path, answers: Path) -> list[dict[str, Any]]:
 def covered(drawn: Sequence[Drawing]) -> dict[str, float]:
     """Of each setting, the share of things with a kept patch."""
     checkpoint = resolve(DEMO)
-    vision = load_family(checkpoint.model_type).vision(
-        checkpoint, place("auto", "auto", "auto", load_config(checkpoint))
+    vision = load_family(checkpoint.model_type).load_vision_half(
+        checkpoint, choose_placement("auto", "auto", "auto", load_config(checkpoint))
     )
     pruners = {str(one): Pruner(vision, Budget.parse(one.keep), one.method, ()) for one in SETTINGS}
     seen: dict[str, list[bool]] = defaultdict(list)
@@ -151,9 +152,9 @@ def facts(per_kind: int) -> dict[str, Any]:
         "split": SPLIT,
         "per_kind": per_kind,
         "model": resolve(DEMO).revision,
-        "machine": machine(torch.device("cpu")),
-        "versions": versions(),
-        "commit": commit(),
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": package_versions(),
+        "commit": git_commit(),
     }
 
 

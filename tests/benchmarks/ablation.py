@@ -77,7 +77,7 @@ def measure(kind: str, budget_with_cls: int, images: int, rounds: int) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What each idea behind the speed of selection is worth.")
-    parser.add_argument("--needs", type=int, nargs="+", default=[64, 192])
+    parser.add_argument("--budgets-with-cls", type=int, nargs="+", default=[64, 192])
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write JSON here")

@@ -35,12 +35,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prunesid_cli.bench.random_models import SHAPES, Shape, config, of_config
-from prunesid_cli.bench.report import records_of
-from prunesid_cli.bench.sample_images import draw_pictures, size_of
-from prunesid_cli.bench.stages import Bench as Stages
-from prunesid_cli.bench.stock_model import made_whole
-from prunesid_cli.bench.timing import Meter
+from prunesid_cli.bench.random_models import SHAPES, Shape, checkpoint_from_config, llava_config
+from prunesid_cli.bench.report import to_records
+from prunesid_cli.bench.sample_images import image_size_for, write_scenes
+from prunesid_cli.bench.stages import Benchmark
+from prunesid_cli.bench.stock_model import load_stock_model
+from prunesid_cli.bench.timing import LapTimer
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import Media, media_from_image
 from prunesid_cli.models import load_family
@@ -90,7 +90,7 @@ SMOKE = Sizes(
     seconds=0.0,
     agreement=2,
     rounding=4,
-    shape=Shape(64, 64, 1, 2, tiles=True, tower=2, words=600),
+    shape=Shape(64, 64, 1, 2, has_tiles=True, tower_layers=2, vocabulary_size=600),
     keep=("48", "16"),
     rounds=1,
 )
@@ -280,13 +280,13 @@ def encoded(vision: VisionHalf, pixels: Sequence[Pixels], size: int) -> tuple[Te
 
 def stages(bench: Bench) -> Iterator[Record]:
     with tempfile.TemporaryDirectory() as name:
-        checkpoint = of_config(config(bench.sizes.shape), Path(name))
+        checkpoint = checkpoint_from_config(llava_config(bench.sizes.shape), Path(name))
         family, where = load_family(checkpoint.model_type), placed(bench, checkpoint)
         vision, language = family.load_vision_half(checkpoint, where), family.load_language_half(checkpoint, where)
         pruners = {keep: Pruner(vision, Budget.parse(keep), "prunesid", ()) for keep in bench.sizes.keep}
-        sources = draw_pictures(Path(name), bench.sizes.rounds, size_of(load_config(checkpoint)))
-        stock, meter = made_whole(checkpoint, language, where), Meter(bench.device)
-        yield from records_of(Stages(stock, pruners, language, sources, TEXT, NEW, meter).run(1, bench.sizes.rounds))
+        sources = write_scenes(Path(name), bench.sizes.rounds, image_size_for(load_config(checkpoint)))
+        stock, meter = load_stock_model(checkpoint, language, where), LapTimer(bench.device)
+        yield from to_records(Benchmark(stock, pruners, language, sources, TEXT, NEW, meter).run(1, bench.sizes.rounds))
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Record]]] = {
@@ -301,7 +301,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Record]]] = {
 
 def clip_large(bench: Bench, folder: Path) -> VisionHalf:
     """The tower of LLaVA-1.5 with random weights."""
-    return loaded(bench, of_config(config(replace(bench.sizes.shape, tiles=False)), folder))
+    return loaded(bench, checkpoint_from_config(llava_config(replace(bench.sizes.shape, has_tiles=False)), folder))
 
 
 def embedded(bench: Bench) -> VisionHalf:

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForImageTextToText, LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 
-from prunesid_cli.bench.random_models import SHAPES, Shape, config, write
+from prunesid_cli.bench.random_models import SHAPES, Shape, llava_config, write_without_weights
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.types import Placement
@@ -34,7 +34,7 @@ SMALLER = Shape(2048, 5504, 8, 16)
 
 
 def make(folder: Path) -> None:
-    write(config(SMALLER), folder)
+    write_without_weights(llava_config(SMALLER), folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         Llava(LlavaConfig.from_pretrained(folder)).to(torch.bfloat16).save_pretrained(folder)
@@ -50,7 +50,8 @@ def load(folder: str, part: str) -> dict[str, Any]:
         if part == "whole":
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
         else:
-            model = getattr(family, part)(checkpoint, where).model
+            load_half = family.load_vision_half if part == "vision" else family.load_language_half
+            model = load_half(checkpoint, where).model
         found["seconds"] = time.perf_counter() - began
         found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         found["sum"] = sum(float(parameter.sum()) for parameter in model.parameters())  # pages are read when touched
@@ -62,7 +63,7 @@ def load(folder: str, part: str) -> dict[str, Any]:
 def shares() -> dict[str, float]:
     """Of the weights of LLaVA-1.5-7B, by its configuration: the tower with its patch filters, and all the rest."""
     with torch.device("meta"):
-        model = Llava(config(SHAPES["llava-1.5-7b"]))
+        model = Llava(llava_config(SHAPES["llava-1.5-7b"]))
     tower = sum(parameter.numel() for parameter in model.model.vision_tower.parameters())
     whole = sum(parameter.numel() for parameter in model.parameters())
     return {"whole": whole, "tower": tower / whole, "projector and language model": 1 - tower / whole}

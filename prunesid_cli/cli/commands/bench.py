@@ -1,8 +1,10 @@
-"""prunesid bench: what pruning saves, stage by stage, against the unpruned model on the same machine."""
+"""prunesid bench: time and memory of each stage with pruning, against the unpruned model on the same machine."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,170 +14,194 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import is_typed, listed, naming, read_sampling, revision_meant
-from prunesid_cli.cli.choices import Attention, Backend, Dtype
+from prunesid_cli.cli.arguments import is_typed, name_origin, read_budget, read_settings, split_list
 from prunesid_cli.cli.compress_report import note_if_all
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
-from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
-from prunesid_cli.pipeline.session import Hardware, read_budget
+from prunesid_cli.pipeline.settings import DEFAULTS
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.text import align_columns
 
 if TYPE_CHECKING:
-    from prunesid_cli.bench.stages import Measured
+    from prunesid_cli.bench.stages import SettingResult
     from prunesid_cli.selection.budget import Budget
 
-BUDGETS = "all,64,11%"
-UNEVEN = 1.5
-"""Times the shortest round, from which on it is said that the longest took so long."""
+EXAMPLE_BUDGETS = "all,64,11%"
+MAX_SPREAD = 1.5
+"""Ratio of the longest round to the shortest above which a warning is printed."""
 
 
 def bench(
     context: typer.Context,
     media: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MEDIA...]", help="Pictures or clips; without any, drawn scenes as large as it reads."),
+        typer.Argument(
+            metavar="[MEDIA...]", help="Pictures or clips; by default drawn scenes in the size that the model reads."
+        ),
     ] = None,
     keep: Annotated[
         str,
-        typer.Option("-k", "--keep", rich_help_panel=o.PRUNING, help="Budgets, separated by commas; all: none pruned."),
+        typer.Option(
+            "-k", "--keep", rich_help_panel=o.PRUNING, help="Budgets, separated by commas; all: nothing is pruned."
+        ),
     ] = "all,11%",
     prompt_tokens: Annotated[
-        int, typer.Option(min=1, rich_help_panel=o.ANSWERING, help="Of text in a prompt, its template's counted.")
+        int,
+        typer.Option(
+            min=1, rich_help_panel=o.ANSWERING, help="Text tokens of a prompt, with those of the chat template."
+        ),
     ] = 64,
     new_tokens: Annotated[
-        int, typer.Option(min=2, rich_help_panel=o.ANSWERING, help="Tokens of each answer, whatever is said.")
+        int, typer.Option(min=2, rich_help_panel=o.ANSWERING, help="Tokens of each answer; no answer ends earlier.")
     ] = 32,
     batch_size: Annotated[
-        str, typer.Option(rich_help_panel=o.RUNNING, help="Items at once, several sizes separated by commas: 1,8,32.")
+        str,
+        typer.Option(
+            rich_help_panel=o.RUNNING, help="Items per batch: one or several sizes, separated by commas: 1,8,32."
+        ),
     ] = "1",
     rounds: Annotated[
-        int, typer.Option(min=1, rich_help_panel=o.RUNNING, help="Of which medians are taken; one more warms up.")
+        int,
+        typer.Option(min=1, rich_help_panel=o.RUNNING, help="Rounds to take the median of, after one warm-up round."),
     ] = 5,
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="WxH", rich_help_panel=o.RUNNING, show_default="as the model reads", help="Of drawn scenes."
+            metavar="WxH",
+            rich_help_panel=o.RUNNING,
+            show_default="as the model reads",
+            help="Size of drawn scenes in pixels.",
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", rich_help_panel=o.OUTPUT, help="Also write the JSON.")
     ] = None,
-    model: o.Model = None,
-    revision: o.Revision = None,
+    model: o.Model = DEFAULTS.model,
+    revision: o.Revision = DEFAULTS.revision,
     random_weights: Annotated[
         str | None,
         typer.Option(
             metavar="CONFIG",
             rich_help_panel=o.MODEL,
-            help="For timing only: a model of this config with random weights, none downloaded. A repo id, a folder "
-            "(but for LLaVA and LLaVA-NeXT with the files of the processor), or llava-1.5-7b, llava-1.5-13b, "
-            "llava-next-7b, llava-next-13b, which need no network.",
+            help="For timing only: a model of this configuration with random weights, without a download of weights. A "
+            "repo id, a folder (with the files of the processor, except for LLaVA and LLaVA-NeXT), or llava-1.5-7b, "
+            "llava-1.5-13b, llava-next-7b, llava-next-13b, which need no network.",
         ),
     ] = None,
-    method: o.Method = "prunesid",
-    frames: o.Frames = DEFAULT_FRAMES,
-    fps: o.Fps = None,
-    window: o.Window = 1,
-    video_backend: o.VideoBackend = Backend.auto,
-    device: o.Device = "auto",
-    dtype: o.DtypeOption = Dtype.auto,
-    attention: o.AttentionOption = Attention.auto,
+    method: o.Method = DEFAULTS.method,
+    frames: o.Frames = DEFAULTS.frames,
+    fps: o.Fps = DEFAULTS.fps,
+    window: o.Window = DEFAULTS.window,
+    video_backend: o.VideoBackend = DEFAULTS.video_backend,
+    device: o.Device = DEFAULTS.device,
+    dtype: o.DtypeOption = DEFAULTS.dtype,
+    attention: o.AttentionOption = DEFAULTS.attention,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:
-    """Tell what pruning saves: time and memory of each stage beside the unpruned model, and from where on it pays.
+    """Compare time and memory with and without pruning, stage by stage, and say from where on pruning pays.
 
     Example: prunesid bench --random-weights llava-next-7b --keep 640,320,160 --batch-size 1,8
     """
-    printer.check()
-    keeps = listed(keep, BUDGETS)
-    sizes = _sizes(context, batch_size)
-    budgets = {one: read_budget(context, one, None, method) for one in keeps}
-    sampling, sides = read_sampling(context), _sides(size)
-    _check_wanted(context, out)
-    from prunesid_cli.cli import bench_run as measuring
+    printer.check_stdout()
+    keeps = split_list(keep, EXAMPLE_BUDGETS)
+    batch_sizes = _parse_batch_sizes(context, batch_size)
+    settings = read_settings(context, keep=keeps[0], batch_size=0)
+    budgets = {name: read_budget(context, replace(settings, keep=name)) for name in keeps}
+    scene_size = _parse_size(size)
+    _check_options(context, out)
+    from prunesid_cli.bench import run
 
-    asked = measuring.Asked(sizes, prompt_tokens, new_tokens, rounds)
+    options = run.BenchmarkOptions(batch_sizes, prompt_tokens, new_tokens, rounds)
     with TemporaryDirectory() as name:
-        hardware, meant = Hardware(device, dtype, attention), revision_meant(context, model, revision)
-        session = measuring.open_session(random_weights, model, meant, hardware, Path(name))
-        sources = media or measuring.scenes(session, Path(name), asked, sides)
-        first = session.pruner(budgets[keeps[0]], method, sampling=sampling)
-        pruners = {one: replace(first, budget=budget) for one, budget in budgets.items()}
-        one = measuring.prepare(session, pruners, sources, asked)
-        measured, error = measuring.measure(one, asked)
-    _note(measured, budgets)
-    about = measuring.about(session, asked, media or "drawn scenes", one.stock is not None)
-    _tell(about, measured, as_json, out)
+        folder = Path(name)
+        session = run.open_session(settings, random_weights, folder)
+        sources = media or run.write_sample_scenes(session, folder, options, scene_size)
+        first = session.pruner(budgets[keeps[0]])
+        pruners = {keep: replace(first, budget=budget) for keep, budget in budgets.items()}
+        benchmark = run.prepare(session, pruners, sources, options)
+        with printer.progress("measuring", len(batch_sizes), prints_results=False) as bar:
+            results, error = run.measure(benchmark, options, on_batch_size=bar.advance)
+    _warn(results, budgets)
+    command = shlex.join(["prunesid", *sys.argv[1:]])
+    has_stock_model = benchmark.stock is not None
+    description = run.describe_run(session, options, media or "drawn scenes", has_stock_model, command)
+    _print_report(description, results, as_json, out)
     if error:
         printer.error(error)
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _sizes(context: typer.Context, text: str) -> list[int]:
-    with naming(context, "batch_size"):
-        sizes = listed(text, "1,8,32")
-        wrong = next((one for one in sizes if not one.isdecimal() or not int(one)), None)
-        if wrong:
-            raise UsageError(f"--batch-size {wrong} is no number of items", "one or several, separated by commas: 1,8")
-    return [int(one) for one in sizes]
+def _parse_batch_sizes(context: typer.Context, text: str) -> list[int]:
+    with name_origin(context, "batch_size"):
+        sizes = split_list(text, "1,8,32")
+        for size in sizes:
+            if not size.isdecimal() or not int(size):
+                raise UsageError(
+                    f"--batch-size {size} is not a number of items", "one or several, separated by commas: 1,8"
+                )
+    return [int(size) for size in sizes]
 
 
-def _sides(text: str | None) -> tuple[int, int] | None:
+def _parse_size(text: str | None) -> tuple[int, int] | None:
     """ "672x672" -> width and height."""
     if text is None:
         return None
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UsageError(f"--size {text} is no size", "width and height in pixels: 672x672")
+        raise UsageError(f"--size {text} is not a size", "width and height in pixels: 672x672")
     return int(width), int(height)
 
 
-def _check_wanted(context: typer.Context, out: Path | None) -> None:
-    given = context.params
-    if given["random_weights"] and is_typed(context, "model"):
+def _check_options(context: typer.Context, out: Path | None) -> None:
+    params = context.params
+    if params["random_weights"] and is_typed(context, "model"):
         raise UsageError("--model and --random-weights contradict each other", "leave out one")
-    if given["media"] and given["size"]:
-        raise UsageError("--size is of drawn scenes, and pictures are given", "leave out one")
+    if params["media"] and params["size"]:
+        raise UsageError("--size is for drawn scenes, but media are given", "leave out one")
     if out and not out.parent.is_dir():
         raise UsageError(f"--out {out}: no such folder: {out.parent}", f"make it with: mkdir -p {out.parent}")
 
 
-def _note(measured: Sequence[Measured], budgets: Mapping[str, Budget]) -> None:
-    """Budgets that are more than there is, once each; and whether figures can be trusted."""
+def _warn(results: Sequence[SettingResult], budgets: Mapping[str, Budget]) -> None:
+    """Note budgets that keep everything, once each, and warn about measurements that are not reliable."""
     from prunesid_cli.bench import report
 
-    for setting, total in {one.setting: round(one.mean("tokens")) for one in measured}.items():
+    for setting, total in {result.setting: round(result.mean("tokens")) for result in results}.items():
         if setting in budgets:
             note_if_all(budgets[setting], total)
-    spread = max(one.spread for one in measured)
-    if spread > UNEVEN:
-        printer.warning(f"the longest round took {spread:.1f} times the shortest: on a busy machine, try more --rounds")
-    for one, until, times in report.differing(measured):
-        what = f"--keep {one.setting}, which prunes nothing, took {times:.2f} times as long as stock {until}"
-        sure = "figures are no surer than that; try more --rounds, on a machine that is not busy"
-        printer.warning(f"{what} (batch of {one.batch_size}): {sure}")
+    spread = max(result.spread for result in results)
+    if spread > MAX_SPREAD:
+        printer.warning(
+            f"the longest round took {spread:.1f} times as long as the shortest: if the machine is busy, "
+            "try more --rounds"
+        )
+    for result, total_name, ratio in report.unpruned_deviations(results):
+        printer.warning(
+            f"--keep {result.setting}, which prunes nothing, took {ratio:.2f} times as long as stock {total_name} "
+            f"(batch of {result.batch_size}): other figures can be off as much; try more --rounds on an idle machine"
+        )
 
 
-def _tell(about: dict[str, Any], measured: Sequence[Measured], as_json: bool, out: Path | None) -> None:
+def _print_report(
+    description: dict[str, Any], results: Sequence[SettingResult], as_json: bool, out: Path | None
+) -> None:
     from prunesid_cli.bench import report
 
-    found = about | {"settings": report.records_of(measured)}
+    record = description | {"settings": report.to_records(results)}
     if out:
-        _write(out, json.dumps(found, indent=1) + "\n")
+        _write(out, json.dumps(record, indent=1) + "\n")
     if as_json:
-        printer.record(found)
+        printer.record(record)
         return
-    texts = [report.about(found), *map(align_columns, report.tables(measured))]
-    printer.result("\n\n".join("\n".join(lines) for lines in texts))
+    sections = [report.describe(record), *map(align_columns, report.make_tables(results))]
+    printer.result("\n\n".join("\n".join(lines) for lines in sections))
 
 
 def _write(out: Path, text: str) -> None:
     try:
-        write_atomically(out, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise PruneSIDError(f"cannot write {out}: {error.strerror}", "choose another place") from error

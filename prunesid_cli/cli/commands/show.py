@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import outweighs_fixed, read_sampling, revision_meant
-from prunesid_cli.cli.choices import Attention, Backend, Dtype
+from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_settings
 from prunesid_cli.cli.compress_report import note_if_all
-from prunesid_cli.cli.media_arguments import read_media
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.inputs.file_type import HEADER_BYTES, detect_file_type
-from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
-from prunesid_cli.pipeline.session import Hardware, Session, read_budget
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.settings import DEFAULTS
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.selection import GROUPED, SUPPRESSING
 from prunesid_cli.text import plural
@@ -44,19 +42,19 @@ def show(
     out: o.Picture = None,
     groups: o.Groups = False,
     links: o.Links = False,
-    model: o.Model = None,
-    revision: o.Revision = None,
-    keep: o.Keep = "11%",
-    dynamic: o.Dynamic = None,
+    model: o.Model = DEFAULTS.model,
+    revision: o.Revision = DEFAULTS.revision,
+    keep: o.Keep = DEFAULTS.keep,
+    dynamic: o.Dynamic = DEFAULTS.dynamic,
     calibration: o.Calibration = None,
-    method: o.Method = "prunesid",
-    frames: o.Frames = DEFAULT_FRAMES,
-    fps: o.Fps = None,
-    window: o.Window = 1,
-    video_backend: o.VideoBackend = Backend.auto,
-    device: o.Device = "auto",
-    dtype: o.DtypeOption = Dtype.auto,
-    attention: o.AttentionOption = Attention.auto,
+    method: o.Method = DEFAULTS.method,
+    frames: o.Frames = DEFAULTS.frames,
+    fps: o.Fps = DEFAULTS.fps,
+    window: o.Window = DEFAULTS.window,
+    video_backend: o.VideoBackend = DEFAULTS.video_backend,
+    device: o.Device = DEFAULTS.device,
+    dtype: o.DtypeOption = DEFAULTS.dtype,
+    attention: o.AttentionOption = DEFAULTS.attention,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -68,23 +66,23 @@ def show(
 
     Example: prunesid show samples/scene5.png --groups --out kept.png
     """
-    printer.check()
-    if calibration and not outweighs_fixed(context, "calibration", "--calibration"):
+    printer.check_stdout()
+    if calibration and not overrides_fixed(context, "calibration", "--calibration"):
         calibration = None
-    budget = read_budget(context, keep, True if calibration else dynamic, method)
+    settings = read_settings(context, **({"dynamic": True} if calibration else {}))
+    budget = read_budget(context, settings)
     _check_drawing_options(method, groups, links, out, as_json)
     if out:
         _check_output_path(out, media)
-    sampling = read_sampling(context)
-    (item,) = read_media([media], sampling)
-    session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
+    (item,) = read_media([media], settings.sampling())
+    session = Session.open(settings)
     from prunesid_cli.visualization.explain import explain
     from prunesid_cli.visualization.panels import make_panels
 
     sample = (
         information_sample(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
     )
-    explanation = explain(session.pruner(budget, method, sample, sampling), item)
+    explanation = explain(session.pruner(budget, sample), item)
     layout = explanation.tokens.layout
     note_if_all(budget, layout.total)
     annotations = _choose_annotations(explanation, groups, links)
