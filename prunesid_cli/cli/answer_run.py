@@ -62,7 +62,7 @@ class Job:
 
         language = self.session.language()
         for text in self.texts:
-            language.check(text, 1)
+            language.check_prompt(text, 1)
         self.report.began = time.perf_counter()
         prints = self.report.prints or self.report.as_json
         # Without a file there is nothing to finish a batch for.
@@ -103,7 +103,7 @@ def _record(reply: Reply) -> dict[str, Any]:
     if reply.answer is None:
         error = reply.error or CacheError("no answer")
         return record | {"error": error.problem, "hint": error.hint}
-    counts = {"tokens": query.item.total, "kept": query.item.kept}
+    counts = {"tokens": query.item.layout.total, "kept": query.item.kept}
     return record | {"answer": reply.answer.text} | counts | {"ms": round(reply.ms, 1)}
 
 

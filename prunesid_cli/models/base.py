@@ -38,7 +38,7 @@ class LanguageHalf(Protocol):
     placeholder_ids: frozenset[int]
     can_share_prefix: bool
 
-    def check(self, prompt: str, items: int) -> None:
+    def check_prompt(self, prompt: str, num_items: int) -> None:
         """Refuse a prompt that cannot be put to this model about so many items, with a `UsageError`."""
         ...
 
@@ -66,10 +66,10 @@ class LanguageHalf(Protocol):
 
 
 class Family(Protocol):
-    """A kind of model. `check` refuses a variant that the adapter does not know, before weights are read."""
+    """A kind of model. `check_supported` refuses a variant that the adapter does not know, before weights are read."""
 
-    def check(self, checkpoint: Checkpoint) -> None: ...
+    def check_supported(self, checkpoint: Checkpoint) -> None: ...
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> VisionHalf: ...
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> VisionHalf: ...
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> LanguageHalf: ...
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> LanguageHalf: ...

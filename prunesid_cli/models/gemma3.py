@@ -18,11 +18,11 @@ from transformers import Gemma3ForConditionalGeneration
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
-from prunesid_cli.models.shared.attention_saliency import received_attention
+from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.attention_saliency import record_received_attention
 from prunesid_cli.models.shared.language_half import left_pad
-from prunesid_cli.models.shared.prefix_lm import BothWays, refuse_flash
-from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, read_picture, shrunk_to
+from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
+from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, process_image, resized_short_side
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 
 CROPPING = (
@@ -37,37 +37,37 @@ CROPPING = (
 class Gemma3:
     """model_type `gemma3`: those with a vision tower."""
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_supported(self, checkpoint: Checkpoint) -> None:
         tower = getattr(load_config(checkpoint).vision_config, "model_type", "none")
         if tower != "siglip_vision_model":
             raise UnsupportedModel(
                 f"{checkpoint.name} has a vision tower of type {tower!r}", hint="Gemma 3 is supported with SigLIP"
             )
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> Gemma3Vision:
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> Gemma3Vision:
         return Gemma3Vision(checkpoint, placement)
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> Gemma3Language:
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> Gemma3Language:
         return Gemma3Language(checkpoint, placement)
 
 
 class Gemma3Vision:
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        refuse_flash(placement, "Gemma 3")
+        refuse_flash_attention(placement, "Gemma 3")
         config = load_config(checkpoint)
         self.placement = placement
         self.placeholder_ids = placeholder_ids(config)
-        self.model = load_vision(Gemma3ForConditionalGeneration, checkpoint, config, placement)
+        self.model = load_vision_model(Gemma3ForConditionalGeneration, checkpoint, config, placement)
         self.tower = self.model.model.vision_tower
         self.projector = self.model.model.multi_modal_projector
         self.processor = load_processor(checkpoint)
         own = {name: getattr(self.processor.image_processor, name, None) for name in CROPPING}
         self.cropping = {name: value for name, value in own.items() if value is not None}
         if not self.cropping.get("do_pan_and_scan"):
-            self.shortest = shrunk_to(self.processor.image_processor)
+            self.shortest = resized_short_side(self.processor.image_processor)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        read = read_picture(self.processor, self.placeholder_ids, media.image, **self.cropping)
+        read = process_image(self.processor, self.placeholder_ids, media.image, **self.cropping)
         side = self.projector.tokens_per_side
         regions = [
             Region(number * side**2, side, side, side, box)
@@ -80,7 +80,7 @@ class Gemma3Vision:
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
         batch = batch.to(self.placement.device, self.placement.dtype)
         encoder = getattr(self.tower, "vision_model", self.tower).encoder
-        with received_attention(encoder.layers[-1].self_attn) as rows:
+        with record_received_attention(encoder.layers[-1].self_attn) as rows:
             states = self.tower(pixel_values=batch).last_hidden_state
         features, (saliency,) = self.projector(states), rows
         made = zip(features, self.pooled(saliency), strict=True)
@@ -108,20 +108,20 @@ def boxes(size: tuple[int, int], crops: int) -> list[tuple[float, float, float, 
     return [(0.0, 0.0, 1.0, 1.0), *((a, 0.0, b, 1.0) if wide else (0.0, a, 1.0, b) for a, b in edges)]
 
 
-class Gemma3Language(BothWays):
+class Gemma3Language(BidirectionalLanguageHalf):
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        refuse_flash(placement, "Gemma 3")
+        refuse_flash_attention(placement, "Gemma 3")
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
         super().__init__(
-            load_half(Gemma3ForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
+            load_model_half(Gemma3ForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
         )
 
     def project(self, tokens: Tensor) -> Tensor:
         return tokens
 
-    def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """With the types of the tokens: those of a picture that are still there see each other."""
-        given = super().inputs(prompts)
+        given = super().model_inputs(prompts)
         types = left_pad([prompt.visual[:, None] for prompt in prompts])[0].squeeze(-1)
         return given | {"token_type_ids": types.to(given["attention_mask"])}

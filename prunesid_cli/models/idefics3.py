@@ -25,19 +25,19 @@ from transformers.utils import is_num2words_available
 from prunesid_cli.errors import ModelError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
-from prunesid_cli.models.shared.attention_saliency import received_attention
-from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.attention_saliency import record_received_attention
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.processor import (
-    frame_options,
+    collapse_text,
     load_processor,
-    pixels_of,
+    load_video_settings,
     placeholder_ids,
-    read_picture,
-    read_text,
-    video_settings,
+    preprocess_frames,
+    process_image,
+    read_frame_options,
 )
-from prunesid_cli.models.shared.token_grid import by_item, frames, tiles
+from prunesid_cli.models.shared.token_grid import frame_regions, split_by_item, tile_regions
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 TAG = re.compile(r"<row_(\d+)_col_(\d+)>")
@@ -49,13 +49,13 @@ class Idefics3:
 
     stock: Any = Idefics3ForConditionalGeneration
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_supported(self, checkpoint: Checkpoint) -> None:
         """There are no variants."""
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> Idefics3Vision:
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> Idefics3Vision:
         return Idefics3Vision(self.stock, checkpoint, placement)
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> Idefics3Language:
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> Idefics3Language:
         return Idefics3Language(self.stock, checkpoint, placement)
 
 
@@ -88,9 +88,9 @@ def _check_clips(processor: Any, config: Any) -> None:
 
 
 def _frame_options(checkpoint: Checkpoint, pictures: Any) -> dict[str, Any]:
-    """`frame_options`; the size can stand under `video_sampling`, too, and only counts where there is no other."""
-    sampling = video_settings(checkpoint).get("video_sampling") or {}
-    return ({"size": sampling["video_size"]} if "video_size" in sampling else {}) | frame_options(checkpoint, pictures)
+    """`read_frame_options`; the size can stand under `video_sampling`, too, and only counts where there is no other."""
+    sampling = load_video_settings(checkpoint).get("video_sampling") or {}
+    return ({"size": sampling["video_size"]} if "video_size" in sampling else {}) | read_frame_options(checkpoint, pictures)
 
 
 class Idefics3Vision:
@@ -98,47 +98,47 @@ class Idefics3Vision:
         config = load_config(checkpoint)
         self.placeholder_ids = placeholder_ids(config)
         self.placement = placement
-        self.model = load_vision(stock, checkpoint, config, placement)
+        self.model = load_vision_model(stock, checkpoint, config, placement)
         self.processor = _processor(checkpoint)
         self.frame_options = _frame_options(checkpoint, self.processor.image_processor)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         if media.is_clip:
             return self._clip(media)
-        read = read_picture(self.processor, self.placeholder_ids, media.image)
+        read = process_image(self.processor, self.placeholder_ids, media.image)
         places = [(int(row), int(column)) for row, column in TAG.findall(read.text)]
-        layout = Layout(read.text, read.runs, tiles(read.runs[0], *max(places, default=(1, 1))))
+        layout = Layout(read.text, read.runs, tile_regions(read.runs[0], *max(places, default=(1, 1))))
         return Pixels({"pixel_values": read.tensors["pixel_values"][0]}, layout)
 
     def _clip(self, media: Media) -> Pixels:
         _check_clips(self.processor, self.model.config)
-        pixels = pixels_of(self.processor, media.frames, do_image_splitting=False, **self.frame_options)
+        pixels = preprocess_frames(self.processor, media.frames, do_image_splitting=False, **self.frame_options)
         about = SimpleNamespace(fps=1.0, timestamps=media.times, duration=None)
         written = self.processor.replace_video_token({"pixel_values": pixels, "video_metadata": [about]}, 0)
-        text, runs = read_text(self.processor, self.placeholder_ids, written)
-        return Pixels({"pixel_values": pixels[0]}, Layout(text, runs, frames(runs[0], media.times)))
+        text, runs = collapse_text(self.processor, self.placeholder_ids, written)
+        return Pixels({"pixel_values": pixels[0]}, Layout(text, runs, frame_regions(runs[0], media.times)))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
         batch = batch.to(self.placement.device, self.placement.dtype)
         tower, connector = self.model.model.vision_model, self.model.model.connector
-        with received_attention(tower.encoder.layers[-1].self_attn) as found:
+        with record_received_attention(tower.encoder.layers[-1].self_attn) as found:
             states = tower(batch).last_hidden_state
         saliency = connector.pixel_shuffle(found[0][..., None], connector.scale_factor).sum(-1)
-        return by_item(connector(states), saliency, items)
+        return split_by_item(connector(states), saliency, items)
 
 
-class Idefics3Language(Language):
+class Idefics3Language(BaseLanguageHalf):
     def __init__(self, stock: Any, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        super().__init__(load_half(stock, checkpoint, config, placement), _processor(checkpoint))
+        super().__init__(load_model_half(stock, checkpoint, config, placement), _processor(checkpoint))
 
     def project(self, tokens: Tensor) -> Tensor:
         return tokens
 
-    def render(self, conversation: list[dict[str, Any]]) -> str:
+    def render_chat(self, conversation: list[dict[str, Any]]) -> str:
         if any(part["type"] == "video" for turn in conversation for part in turn["content"]):
             _check_clips(self.processor, self.model.config)
-        return super().render(conversation)
+        return super().render_chat(conversation)

@@ -18,25 +18,25 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
-from prunesid_cli.models.shared.attention_saliency import cls_attention
-from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.attention_saliency import record_cls_attention
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.processor import (
-    frame_options,
+    collapse_text,
     load_processor,
-    pixels_of,
     placeholder_ids,
-    read_picture,
-    read_text,
+    preprocess_frames,
+    process_image,
+    read_frame_options,
 )
-from prunesid_cli.models.shared.token_grid import by_item, frames, tiles
+from prunesid_cli.models.shared.token_grid import frame_regions, split_by_item, tile_regions
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 
 class InternVL:
     """model_type `internvl` with one feature layer and square pictures."""
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_supported(self, checkpoint: Checkpoint) -> None:
         config = load_config(checkpoint)
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
         height, width = config.vision_config.image_size
@@ -49,10 +49,10 @@ class InternVL:
             if is_so:
                 raise UnsupportedModel(f"{checkpoint.name} {problem}", hint=f"InternVL is supported with {known}")
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> InternVLVision:
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> InternVLVision:
         return InternVLVision(checkpoint, placement)
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> InternVLLanguage:
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> InternVLLanguage:
         return InternVLLanguage(checkpoint, placement)
 
 
@@ -70,16 +70,16 @@ class InternVLVision:
         self.placeholder_ids, self.ratio = placeholder_ids(config), config.downsample_ratio
         _read_to(config)
         self.placement = placement
-        self.model = load_vision(InternVLForConditionalGeneration, checkpoint, config, placement)
+        self.model = load_vision_model(InternVLForConditionalGeneration, checkpoint, config, placement)
         self.processor = load_processor(checkpoint)
-        self.frame_options = frame_options(checkpoint, self.processor.image_processor)
+        self.frame_options = read_frame_options(checkpoint, self.processor.image_processor)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         if media.is_clip:
             return self._clip(media)
-        read = read_picture(self.processor, self.placeholder_ids, media.image)
+        read = process_image(self.processor, self.placeholder_ids, media.image)
         pixels = read.tensors["pixel_values"]
-        regions = tiles(read.runs[0] // len(pixels), *self._grid(media, len(pixels)))
+        regions = tile_regions(read.runs[0] // len(pixels), *self._grid(media, len(pixels)))
         return Pixels({"pixel_values": pixels}, Layout(read.text, read.runs, regions))
 
     def _grid(self, media: Media, count: int) -> tuple[int, int]:
@@ -92,20 +92,20 @@ class InternVLVision:
         return rows, columns
 
     def _clip(self, media: Media) -> Pixels:
-        pixels = pixels_of(self.processor, media.frames, crop_to_patches=False, **self.frame_options)
+        pixels = preprocess_frames(self.processor, media.frames, crop_to_patches=False, **self.frame_options)
         written = self.processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
-        text, runs = read_text(self.processor, self.placeholder_ids, written)
-        return Pixels({"pixel_values": pixels}, Layout(text, runs, frames(runs[0], media.times)))
+        text, runs = collapse_text(self.processor, self.placeholder_ids, written)
+        return Pixels({"pixel_values": pixels}, Layout(text, runs, frame_regions(runs[0], media.times)))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
         batch = batch.to(self.placement.device, self.placement.dtype)
         tower = self.model.model.vision_tower
-        with cls_attention(tower.encoder.layer[-1].attention) as rows:
+        with record_cls_attention(tower.encoder.layer[-1].attention) as rows:
             states = tower(batch).last_hidden_state[:, 1:]
         features = self.model.model.multi_modal_projector(self._shuffled(states))
-        return by_item(features, self._shuffled(rows[0][..., None]).sum(-1), items)
+        return split_by_item(features, self._shuffled(rows[0][..., None]).sum(-1), items)
 
     def _shuffled(self, patches: Tensor) -> Tensor:
         """Patches [S, P, C] -> tokens [S, N, C * P / N], each the patches of one square."""
@@ -114,12 +114,12 @@ class InternVLVision:
         return made.flatten(1, 2)
 
 
-class InternVLLanguage(Language):
+class InternVLLanguage(BaseLanguageHalf):
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
         super().__init__(
-            load_half(InternVLForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
+            load_model_half(InternVLForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
         )
 
     def project(self, tokens: Tensor) -> Tensor:

@@ -18,20 +18,20 @@ from transformers import LlavaForConditionalGeneration
 
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
-from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.processor import (
     load_processor,
-    marker,
-    pixels_of,
+    load_processor_settings,
     placeholder_ids,
-    processor_settings,
-    read_picture,
-    shown,
-    shrunk_to,
+    placeholder_text,
+    preprocess_frames,
+    process_image,
+    resized_short_side,
+    visible_box,
 )
-from prunesid_cli.models.shared.token_grid import windows
-from prunesid_cli.models.shared.vision_tower import Tower, check_tower, kind_of, trim
+from prunesid_cli.models.shared.token_grid import window_slices
+from prunesid_cli.models.shared.vision_tower import VisionTower, check_tower, tower_type, trim_tower
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Pixels, Placement, Region, Segment
 
 WINDOW = 32
@@ -44,14 +44,14 @@ BREAKS = {"break": "[IMG_BREAK]", "end": "[IMG_END]"}
 class Llava:
     """model_type `llava`."""
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_supported(self, checkpoint: Checkpoint) -> None:
         check_tower(checkpoint, load_config(checkpoint), tuple(VISION))
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaVision:
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaVision:
         config = load_config(checkpoint)
-        return VISION[kind_of(config)](checkpoint, config, placement)
+        return VISION[tower_type(config)](checkpoint, config, placement)
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaLanguage:
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaLanguage:
         return LlavaLanguage(checkpoint, placement)
 
 
@@ -60,26 +60,26 @@ class LlavaVision:
 
     def __init__(self, checkpoint: Checkpoint, config: Any, placement: Placement) -> None:
         self.config, self.placement = config, placement
-        kind, layers = kind_of(config), trim(config)
-        self.model = load_vision(LlavaForConditionalGeneration, checkpoint, config, placement)
-        self.tower = Tower(kind, self.model.model.vision_tower, layers)
+        kind, layers = tower_type(config), trim_tower(config)
+        self.model = load_vision_model(LlavaForConditionalGeneration, checkpoint, config, placement)
+        self.tower = VisionTower(kind, self.model.model.vision_tower, layers)
         self.processor = load_processor(checkpoint)
         self.prepare(checkpoint)
 
     def prepare(self, checkpoint: Checkpoint) -> None:
         """The layout is the same for every picture, but for what of it is shown."""
-        reads_cls = self.tower.kind.has_cls and self.config.vision_feature_select_strategy == "full"
+        reads_cls = self.tower.type.has_cls and self.config.vision_feature_select_strategy == "full"
         self.cls_slot = 0 if reads_cls else CLS_NOT_READ
-        self.shortest = shrunk_to(self.processor.image_processor)
+        self.shortest = resized_short_side(self.processor.image_processor)
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
-        read = read_picture(self.processor, placeholder_ids(self.config), Image.new("RGB", (side, side)))
+        read = process_image(self.processor, placeholder_ids(self.config), Image.new("RGB", (side, side)))
         self.layout = Layout(read.text, read.runs, (Region(self.cls_slot + 1, side, side, side),))
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        region = replace(self.layout.regions[0], box=shown(self.processor.image_processor, media.size))
+        region = replace(self.layout.regions[0], box=visible_box(self.processor.image_processor, media.size))
         layout = replace(self.layout, regions=(region,))
-        return Pixels({"pixel_values": pixels_of(self.processor, media.frames)}, layout)
+        return Pixels({"pixel_values": preprocess_frames(self.processor, media.frames)}, layout)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
@@ -89,7 +89,7 @@ class LlavaVision:
         return [Encoded((self.segment(one, importance),), item.layout) for one, importance, item in made]
 
     def segment(self, states: Tensor, saliency: Tensor) -> Segment:
-        if not self.tower.kind.has_cls:
+        if not self.tower.type.has_cls:
             return Segment(states, saliency)
         slots = tuple(self.layout.regions[0].slots) if self.cls_slot != CLS_NOT_READ else None
         return Segment(states[1:], saliency, states[0], slots=slots, cls_slot=self.cls_slot)
@@ -102,13 +102,13 @@ class PixtralVision(LlavaVision):
     """
 
     def prepare(self, checkpoint: Checkpoint) -> None:
-        said = processor_settings(checkpoint)
+        said = load_processor_settings(checkpoint)
         self.break_text, self.end_text = (said.get(f"image_{name}_token", word) for name, word in BREAKS.items())
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        pixels = pixels_of(self.processor, media.frames, patch_size=self.config.vision_config.patch_size)
+        pixels = preprocess_frames(self.processor, media.frames, patch_size=self.config.vision_config.patch_size)
         rows, columns = (length // self.config.vision_config.patch_size for length in pixels.shape[-2:])
-        word = str(marker(self.processor, False))
+        word = str(placeholder_text(self.processor, False))
         text = self.break_text.join([word] * rows) + self.end_text
         return Pixels({"pixel_values": pixels}, Layout(text, (columns,) * rows, (Region(0, rows, columns, columns),)))
 
@@ -122,7 +122,7 @@ class PixtralVision(LlavaVision):
         (states,), (saliency,) = self.tower(pixels)
         (region,) = item.layout.regions
         raster = torch.arange(region.rows * region.columns).view(region.rows, region.columns)
-        parts = [raster[window].flatten() for window in windows(region.rows, region.columns, WINDOW)]
+        parts = [raster[window].flatten() for window in window_slices(region.rows, region.columns, WINDOW)]
         return Encoded(
             tuple(Segment(states[part], saliency[part], slots=tuple(part.tolist())) for part in parts), item.layout
         )
@@ -136,12 +136,12 @@ VISION: dict[str, type[LlavaVision]] = {
 """By the type of the tower."""
 
 
-class LlavaLanguage(Language):
+class LlavaLanguage(BaseLanguageHalf):
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
         super().__init__(
-            load_half(LlavaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
+            load_model_half(LlavaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
         )
 
     def project(self, tokens: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
-from prunesid_cli.models.shared.language_half import Language
-from prunesid_cli.models.shared.processor import load_processor, marker
-from prunesid_cli.models.shared.token_grid import fitted
-from prunesid_cli.models.shared.vision_tower import Tower, check_tower, kind_of, trim
+from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.processor import load_processor, placeholder_text
+from prunesid_cli.models.shared.token_grid import with_grid_box
+from prunesid_cli.models.shared.vision_tower import VisionTower, check_tower, tower_type, trim_tower
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -35,19 +35,19 @@ NEWLINE = -1
 class LlavaNext:
     """model_type `llava_next`."""
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_supported(self, checkpoint: Checkpoint) -> None:
         config = load_config(checkpoint)
         check_tower(checkpoint, config, TOWERS)
-        if kind_of(config) == "clip_vision_model" and config.vision_feature_select_strategy != "default":
+        if tower_type(config) == "clip_vision_model" and config.vision_feature_select_strategy != "default":
             raise UnsupportedModel(
                 f"{checkpoint.name} reads the CLS of every tile, too (strategy 'full'), which leaves no raster to pack",
                 hint='its vision_feature_select_strategy must be "default"',
             )
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVision:
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVision:
         return LlavaNextVision(checkpoint, placement)
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextLanguage:
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextLanguage:
         return LlavaNextLanguage(checkpoint, placement)
 
 
@@ -82,10 +82,10 @@ class LlavaNextVision:
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
-        layers = trim(config)
+        layers = trim_tower(config)
         self.placement = placement
-        self.model = load_vision(self.kind, checkpoint, config, placement)
-        self.tower = Tower(kind_of(config), self.model.model.vision_tower, layers)
+        self.model = load_vision_model(self.kind, checkpoint, config, placement)
+        self.tower = VisionTower(tower_type(config), self.model.model.vision_tower, layers)
         self.processor = load_processor(checkpoint)
         self.side: int = config.vision_config.image_size // config.vision_config.patch_size
 
@@ -93,8 +93,8 @@ class LlavaNextVision:
         made = self.processor.image_processor(images=[media.image], return_tensors="pt")
         tensors = {"pixel_values": made["pixel_values"][0], "image_sizes": made["image_sizes"]}
         packed = self.packed(tensors)
-        regions = fitted(rasters(packed, self.side), media.size, self.model.config.image_grid_pinpoints)
-        layout = Layout(str(marker(self.processor, False)), (len(packed),), regions)
+        regions = with_grid_box(rasters(packed, self.side), media.size, self.model.config.image_grid_pinpoints)
+        layout = Layout(str(placeholder_text(self.processor, False)), (len(packed),), regions)
         return Pixels(tensors, layout)
 
     def packed(self, tensors: Mapping[str, Tensor]) -> list[int]:
@@ -118,7 +118,7 @@ class LlavaNextVision:
     def seen(self, squares: Tensor) -> Seen:
         """What the tower makes of pixels [B, 3, H, W]."""
         states, saliency = self.tower(squares)
-        raster, first = (self.side, self.side), int(self.tower.kind.has_cls)
+        raster, first = (self.side, self.side), int(self.tower.type.has_cls)
         patches, cls = states[:, first:].unflatten(1, raster), states[:, 0] if first else None
         return Seen(patches, saliency.unflatten(1, raster), cls)
 
@@ -166,15 +166,15 @@ def segment(window: Window, seen: Seen) -> Segment:
     )
 
 
-class LlavaNextLanguage(Language):
+class LlavaNextLanguage(BaseLanguageHalf):
     kind: type[PreTrainedModel] = LlavaNextForConditionalGeneration
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
-        trim(config)
+        trim_tower(config)
         config.vision_config.num_hidden_layers = 0
-        super().__init__(load_half(self.kind, checkpoint, config, placement), load_processor(checkpoint))
-        self.newline = self.model.model.image_newline
+        super().__init__(load_model_half(self.kind, checkpoint, config, placement), load_processor(checkpoint))
+        self.newline_embedding = self.model.model.image_newline
 
     def project(self, tokens: Tensor) -> Tensor:
         embeds: Tensor = self.model.model.multi_modal_projector(tokens)

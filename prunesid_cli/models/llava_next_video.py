@@ -16,7 +16,7 @@ from prunesid_cli.models.llava_next import LlavaNext, LlavaNextLanguage, LlavaNe
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.models.shared import token_grid as rasters
-from prunesid_cli.models.shared.processor import load_frame_processor, marker, shown
+from prunesid_cli.models.shared.processor import load_frame_processor, placeholder_text, visible_box
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
 POOLS = ("average", "max")
@@ -25,16 +25,16 @@ POOLS = ("average", "max")
 class LlavaNextVideo(LlavaNext):
     """model_type `llava_next_video`."""
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        super().check(checkpoint)
+    def check_supported(self, checkpoint: Checkpoint) -> None:
+        super().check_supported(checkpoint)
         mode = load_config(checkpoint).spatial_pool_mode
         if mode not in POOLS:
             raise UnsupportedModel(f"{checkpoint.name} pools frames by {mode!r}", hint=f"supported: {', '.join(POOLS)}")
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVideoVision:
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVideoVision:
         return LlavaNextVideoVision(checkpoint, placement)
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVideoLanguage:
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaNextVideoLanguage:
         return LlavaNextVideoLanguage(checkpoint, placement)
 
 
@@ -51,8 +51,8 @@ class LlavaNextVideoVision(LlavaNextVision):
             return super().preprocess(media, num_other_images)
         frames = self.frames(images=list(media.frames), return_tensors="pt")["pixel_values"]
         size = (self.side // self.stride) ** 2
-        regions = rasters.frames(size, media.times, shown(self.frames, media.size))
-        layout = Layout(str(marker(self.processor, True)), (len(frames) * size,), regions)
+        regions = rasters.frame_regions(size, media.times, visible_box(self.frames, media.size))
+        layout = Layout(str(placeholder_text(self.processor, True)), (len(frames) * size,), regions)
         return Pixels({"pixel_values_videos": frames}, layout)
 
     def encoded(self, item: Pixels, seen: Seen) -> Encoded:

@@ -22,12 +22,12 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
-from prunesid_cli.models.shared.attention_saliency import received_attention
-from prunesid_cli.models.shared.language_half import Language
-from prunesid_cli.models.shared.processor import load_frame_processor, load_processor, marker
-from prunesid_cli.models.shared.token_grid import fitted, windows
-from prunesid_cli.models.shared.vision_tower import trim
+from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.attention_saliency import record_received_attention
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.processor import load_frame_processor, load_processor, placeholder_text
+from prunesid_cli.models.shared.token_grid import window_slices, with_grid_box
+from prunesid_cli.models.shared.vision_tower import trim_tower
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
 
 PICTURE, CLIP = "pixel_values", "pixel_values_videos"
@@ -39,7 +39,7 @@ ANOTHER = Image.new("RGB", (1, 1))
 class LlavaOnevision:
     """model_type `llava_onevision` with a SigLIP tower and one feature layer, read in full."""
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_supported(self, checkpoint: Checkpoint) -> None:
         config = load_config(checkpoint)
         tower = getattr(config.vision_config, "model_type", "none")
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
@@ -54,19 +54,19 @@ class LlavaOnevision:
                     f"{checkpoint.name} has {what}", f"LLaVA-OneVision is supported with {supported}"
                 )
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> LlavaOnevisionVision:
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaOnevisionVision:
         return LlavaOnevisionVision(checkpoint, placement)
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> LlavaOnevisionLanguage:
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaOnevisionLanguage:
         return LlavaOnevisionLanguage(checkpoint, placement)
 
 
 class LlavaOnevisionVision:
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = _headless(checkpoint)
-        trim(config)
+        trim_tower(config)
         self.placement = placement
-        self.model = load_vision(LlavaOnevisionForConditionalGeneration, checkpoint, config, placement)
+        self.model = load_vision_model(LlavaOnevisionForConditionalGeneration, checkpoint, config, placement)
         self.tower = getattr(self.model.model.vision_tower, "vision_model", self.model.model.vision_tower)
         self.processor = load_processor(checkpoint)
         self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
@@ -82,13 +82,13 @@ class LlavaOnevisionVision:
         made = self.processor.image_processor(images=together, return_tensors="pt")
         tiles, sizes = made[PICTURE][0], made["image_sizes"][:1]
         layout = self._layout_of_picture(len(tiles), sizes)
-        regions = fitted(layout.regions, media.size, self.model.config.image_grid_pinpoints)
+        regions = with_grid_box(layout.regions, media.size, self.model.config.image_grid_pinpoints)
         return Pixels({PICTURE: tiles, "image_sizes": sizes}, replace(layout, regions=regions))
 
     def _layout_of_clip(self, times: Sequence[float]) -> Layout:
         side = (self.side + 1) // 2
         regions = tuple(Region(i * side**2, side, side, side, time=time) for i, time in enumerate(times))
-        return Layout(marker(self.processor, True) or "", (len(times) * side**2 + 1,), regions)
+        return Layout(placeholder_text(self.processor, True) or "", (len(times) * side**2 + 1,), regions)
 
     def _layout_of_picture(self, tiles: int, sizes: Tensor) -> Layout:
         """The model's own packer, on zeros with newlines of 1, tells how many rows there are. Of the raster of a very
@@ -98,7 +98,7 @@ class LlavaOnevisionVision:
         columns = (len(packed) - self.side**2) // newlines - 1 if newlines else 0
         if columns:
             regions.append(Region(self.side**2, newlines, columns, columns + 1))
-        return Layout(marker(self.processor, False) or "", (len(packed),), tuple(regions))
+        return Layout(placeholder_text(self.processor, False) or "", (len(packed),), tuple(regions))
 
     def _packed(self, tiles: Tensor, sizes: Tensor, newline: Tensor | None = None) -> Tensor:
         """Tokens of a picture and its tiles [1 + tiles, N, C] -> as the language model reads them [total, C]."""
@@ -117,7 +117,7 @@ class LlavaOnevisionVision:
     def _seen(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles and frames [P, 3, H, W] -> projected tokens [P, N, D] and their saliency [P, N, 1]."""
         pixels = pixels.to(self.placement.device, self.placement.dtype)
-        with received_attention(self.tower.encoder.layers[-1].self_attn) as received:
+        with record_received_attention(self.tower.encoder.layers[-1].self_attn) as received:
             states = [
                 self.tower.encoder(inputs_embeds=self.tower.embeddings(some)).last_hidden_state
                 for some in pixels.split(AT_ONCE)
@@ -142,17 +142,17 @@ class LlavaOnevisionVision:
         """Tokens and saliency of a raster, in windows of at most a tile."""
         shape = (region.rows, region.columns)
         rasters = [part.unflatten(0, shape) for part in (*parts, torch.tensor(region.slots))]
-        cut = [[raster[window].flatten(0, 1) for raster in rasters] for window in windows(*shape, self.side)]
+        cut = [[raster[window].flatten(0, 1) for raster in rasters] for window in window_slices(*shape, self.side)]
         return [Segment(tokens, saliency, slots=tuple(slots.tolist())) for tokens, saliency, slots in cut]
 
 
-class LlavaOnevisionLanguage(Language):
+class LlavaOnevisionLanguage(BaseLanguageHalf):
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = _headless(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        model = load_half(LlavaOnevisionForConditionalGeneration, checkpoint, config, placement)
+        model = load_model_half(LlavaOnevisionForConditionalGeneration, checkpoint, config, placement)
         super().__init__(model, load_processor(checkpoint))
-        self.newline = model.model.image_newline
+        self.newline_embedding = model.model.image_newline
 
     def project(self, tokens: Tensor) -> Tensor:
         return tokens

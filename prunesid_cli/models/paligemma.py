@@ -19,12 +19,12 @@ from transformers import PaliGemmaForConditionalGeneration
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config, load_half, load_vision
-from prunesid_cli.models.shared.attention_saliency import received_attention
-from prunesid_cli.models.shared.prefix_lm import BothWays, refuse_flash
-from prunesid_cli.models.shared.processor import load_processor, marker, pixels_of, shrunk_to
-from prunesid_cli.models.shared.token_grid import windows
-from prunesid_cli.models.shared.vision_tower import kind_of
+from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.attention_saliency import record_received_attention
+from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
+from prunesid_cli.models.shared.processor import load_processor, placeholder_text, preprocess_frames, resized_short_side
+from prunesid_cli.models.shared.token_grid import window_slices
+from prunesid_cli.models.shared.vision_tower import tower_type
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
 
 WINDOW = 32
@@ -34,17 +34,17 @@ WINDOW = 32
 class PaliGemma:
     """model_type `paligemma`."""
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        kind = kind_of(load_config(checkpoint))
+    def check_supported(self, checkpoint: Checkpoint) -> None:
+        kind = tower_type(load_config(checkpoint))
         if kind != "siglip_vision_model":
             raise UnsupportedModel(
                 f"{checkpoint.name} has a vision tower of type {kind!r}", hint="PaliGemma is supported with SigLIP"
             )
 
-    def vision(self, checkpoint: Checkpoint, placement: Placement) -> PaliGemmaVision:
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> PaliGemmaVision:
         return PaliGemmaVision(checkpoint, placement)
 
-    def language(self, checkpoint: Checkpoint, placement: Placement) -> PaliGemmaLanguage:
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> PaliGemmaLanguage:
         return PaliGemmaLanguage(checkpoint, placement)
 
 
@@ -57,28 +57,28 @@ class PaliGemmaVision:
     """Pictures of one size."""
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        refuse_flash(placement, "PaliGemma")
+        refuse_flash_attention(placement, "PaliGemma")
         config = load_config(checkpoint)
         self.placement = placement
-        self.model = load_vision(PaliGemmaForConditionalGeneration, checkpoint, config, _capping(config, placement))
+        self.model = load_vision_model(PaliGemmaForConditionalGeneration, checkpoint, config, _capping(config, placement))
         self.tower = self.model.model.vision_tower
         self.tower.set_attn_implementation(placement.attention)
         self.processor = load_processor(checkpoint)
-        self.shortest = shrunk_to(self.processor.image_processor)
+        self.shortest = resized_short_side(self.processor.image_processor)
         side = config.vision_config.image_size // config.vision_config.patch_size
-        self.layout = Layout(str(marker(self.processor, False)), (side**2,), (Region(0, side, side, side),))
+        self.layout = Layout(str(placeholder_text(self.processor, False)), (side**2,), (Region(0, side, side, side),))
         raster = torch.arange(side**2).view(side, side)
-        self.parts = [raster[window].flatten() for window in windows(side, side, WINDOW)]
+        self.parts = [raster[window].flatten() for window in window_slices(side, side, WINDOW)]
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        return Pixels({"pixel_values": pixels_of(self.processor, [media.image])}, self.layout)
+        return Pixels({"pixel_values": preprocess_frames(self.processor, [media.image])}, self.layout)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
         batch = batch.to(self.placement.device, self.placement.dtype)
         encoder = getattr(self.tower, "vision_model", self.tower).encoder
-        with received_attention(encoder.layers[-1].self_attn) as rows:
+        with record_received_attention(encoder.layers[-1].self_attn) as rows:
             states = self.tower(pixel_values=batch).last_hidden_state
         return [
             Encoded(
@@ -89,34 +89,34 @@ class PaliGemmaVision:
         ]
 
 
-class PaliGemmaLanguage(BothWays):
-    causal = False  # visual tokens see the question that comes after them
+class PaliGemmaLanguage(BidirectionalLanguageHalf):
+    is_causal = False  # visual tokens see the question that comes after them
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        refuse_flash(placement, "PaliGemma")
+        refuse_flash_attention(placement, "PaliGemma")
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
         placement = _capping(config, placement)
         super().__init__(
-            load_half(PaliGemmaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
+            load_model_half(PaliGemmaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
         )
 
     def project(self, tokens: Tensor) -> Tensor:
         embeds: Tensor = self.model.model.multi_modal_projector(tokens)
         return embeds
 
-    def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """With the types of the tokens: 0 for a prompt, which sees all of itself."""
-        given = super().inputs(prompts)
+        given = super().model_inputs(prompts)
         return given | {"token_type_ids": torch.zeros_like(given["attention_mask"])}
 
-    def render(self, conversation: list[dict[str, Any]]) -> str:
+    def render_chat(self, conversation: list[dict[str, Any]]) -> str:
         """What the stock processor is given, which takes a turn as it is."""
-        word = str(self.markers[False])
+        word = str(self.placeholder_texts[False])
         return "".join(part.get("text", word) for turn in conversation for part in turn["content"])
 
-    def ids(self, text: str) -> Tensor:
+    def tokenize_text(self, text: str) -> Tensor:
         """What the stock processor makes of that: BOS after the last picture, a newline at the end."""
-        word = str(self.markers[False])
+        word = str(self.placeholder_texts[False])
         pictures, word, question = text.rpartition(word)
-        return super().ids(f"{pictures}{word}{self.tokenizer.bos_token}{question}\n")
+        return super().tokenize_text(f"{pictures}{word}{self.tokenizer.bos_token}{question}\n")

@@ -23,7 +23,14 @@ from prunesid_cli.pipeline.segments import (
 )
 from prunesid_cli.runtime.stopwatch import Stopwatch
 from prunesid_cli.selection import select_batch
-from prunesid_cli.selection.budget import Budget, Spread, limits, reference, single, spread
+from prunesid_cli.selection.budget import (
+    Budget,
+    Spread,
+    reference_phi,
+    spread_tokens,
+    token_bounds,
+    tokens_against_reference,
+)
 from prunesid_cli.selection.methods.prunesid import over_time
 from prunesid_cli.selection.result import Selection
 from prunesid_cli.selection.similarity import phi
@@ -133,11 +140,11 @@ class Pruner:
         means = [self.mean_tokens(total) for total in totals]
         if not self.spreads_across_items:
             return means
-        bounds = [limits(mean, total) for mean, total in zip(means, totals, strict=True)]
+        bounds = [token_bounds(mean, total) for mean, total in zip(means, totals, strict=True)]
         if len(phis) + len(fixed_items) > 1:
             left = sum(means) + sum(self.mean_tokens(item.total) - item.tokens for item in fixed_items)
             scale = max(left, 0) / max(sum(means), 1)
-            return spread(phis, [scale * mean for mean in means], bounds)
+            return spread_tokens(phis, [scale * mean for mean in means], bounds)
         if not self.sample:
             raise UsageError(
                 "--dynamic for one image needs the information of an average one, which this model does not carry",
@@ -145,8 +152,8 @@ class Pruner:
             )
         counts = []
         for value, total, mean, (floor, ceiling) in zip(phis, totals, means, bounds, strict=True):
-            average_phi = reference(self.sample, mean, *limits(mean, total))
-            counts.append(single(value, average_phi or value, mean, floor, ceiling))
+            average_phi = reference_phi(self.sample, mean, *token_bounds(mean, total))
+            counts.append(tokens_against_reference(value, average_phi or value, mean, floor, ceiling))
         return counts
 
     def prune(self, items: Sequence[Encoded]) -> list[TokenSet]:
@@ -172,7 +179,7 @@ class Pruner:
             return capacity
         means = [count * tokens / sum(capacity) for tokens in capacity]
         weights = [1.0] * len(capacity) if self.budget.spread is Spread.NONE else information
-        return spread(weights, means, [limits(mean, tokens) for mean, tokens in zip(means, capacity, strict=True)])
+        return spread_tokens(weights, means, [token_bounds(mean, tokens) for mean, tokens in zip(means, capacity, strict=True)])
 
     def keep(
         self, items: Sequence[Encoded], counts: Sequence[int], information: Sequence[Information] = ()

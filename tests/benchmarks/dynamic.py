@@ -21,7 +21,8 @@ from torch import Tensor
 
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget, limits
 from prunesid_cli.selection.methods.prunesid import explain
@@ -114,8 +115,8 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = resolve(options.model)
     family = load_family(checkpoint.model_type)
-    placement = place("auto", "auto", "auto", load_config(checkpoint))
-    vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
+    placement = choose_placement("auto", "auto", "auto", load_config(checkpoint))
+    vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
     pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
     results = compare(pictures, vision, language, options.means)
     if options.out:

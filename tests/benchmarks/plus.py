@@ -22,7 +22,8 @@ from torch import Tensor
 
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import load_method
 from prunesid_cli.selection.batching import keep_counts
@@ -104,8 +105,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     checkpoint = resolve(DEMO)
-    family, placement = load_family(checkpoint.model_type), place("cpu", "auto", "auto", load_config(checkpoint))
-    vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
+    family, placement = load_family(checkpoint.model_type), choose_placement("cpu", "auto", "auto", load_config(checkpoint))
+    vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
     pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
     results: dict[str, dict[str, dict[str, float]]] = {}
     for keep in options.keep:

@@ -105,7 +105,7 @@ def main() -> None:
         make(folder / "random")
         for model, location in (("embedded", DEMO), ("random, 100 M", str(folder / "random"))):
             checkpoint = resolve(location)
-            language = load_family("llava").language(checkpoint, CPU)
+            language = load_family("llava").load_language_half(checkpoint, CPU)
             size = sum(parameter.numel() for parameter in language.model.parameters())
             cached(folder / model, language.model.config.vision_config.hidden_size, ITEMS)
             for count in (1, 4, 8, 16):

@@ -26,7 +26,7 @@ from PIL import Image
 from prunesid_cli.cli.choices import Attention, Dtype
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import load_image
-from prunesid_cli.inputs.listing import find_media
+from prunesid_cli.inputs.listing import Listing
 from prunesid_cli.pipeline.compress import Job, compress, record
 from prunesid_cli.pipeline.load import Cached, InputLoader
 from prunesid_cli.pipeline.pruner import Pruner
@@ -76,7 +76,7 @@ def pipeline(subject: Subject) -> float:
         with closing(CacheWriter(Path(folder), run, "benchmark")) as writer, BackgroundWriter() as behind:
             job = Job(InputLoader(subject.pruner, Cached(writer)), subject.session.pace(subject.batch))
             write = lambda outcomes: behind.submit(partial(record, writer, outcomes))  # noqa: E731
-            done = compress(job, find_media(map(str, subject.paths)), at_once(subject.pruner, ()), write)
+            done = compress(job, Listing(map(str, subject.paths)), at_once(subject.pruner, ()), write)
             kept = sum(outcome.entry is not None for outcome in done)
         spent = time.perf_counter() - began
     assert kept == len(subject.paths)

@@ -28,8 +28,9 @@ from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.models.loading.weights import load_config, place
-from prunesid_cli.pipeline.frame_windows import joined
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.pipeline.frame_windows import join_windows
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.methods.prunesid import explain, over_time
@@ -70,7 +71,7 @@ def kept_of(clip: Clip, keep: int, alike: float | None) -> TokenSet:
     if alike is None:
         return Pruner(None, Budget(keep), "prunesid", ()).prune([clip.encoded])[0]  # type: ignore[arg-type]
     recipe = replace(OVER_TIME, alike=alike)
-    window = replace(joined(clip.encoded, FRAMES).segments[0], frames=1)  # so that the method is the one given
+    window = replace(join_windows(clip.encoded, FRAMES).segments[0], frames=1)  # so that the method is the one given
     pruner = Pruner(None, Budget(keep), lambda *given: [one.indices for one in explain(*given[:3], recipe)], ())  # type: ignore[arg-type]
     return pruner.prune([replace(clip.encoded, segments=(window,))])[0]
 
@@ -142,8 +143,8 @@ def main() -> None:
     results: dict[str, Any] = {"time": list(timed(options.frames))}
     if options.keeps:
         checkpoint = resolve(DEMO)
-        family, where = load_family(checkpoint.model_type), place("cpu", "auto", "auto", load_config(checkpoint))
-        halves = family.vision(checkpoint, where), family.language(checkpoint, where)
+        family, where = load_family(checkpoint.model_type), choose_placement("cpu", "auto", "auto", load_config(checkpoint))
+        halves = family.load_vision_half(checkpoint, where), family.load_language_half(checkpoint, where)
         results["kept"] = list(compared(*halves, options.per_kind, options.keeps))
     if options.out:
         command = f"python -m tests.benchmarks.windows --per-kind {options.per_kind}"

@@ -10,7 +10,8 @@ import pytest
 from prunesid_cli.demo.questions import KINDS
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, DEMO_FOLDER, resolve
-from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from samples.embedded_model.evaluate import examination, examine
@@ -33,8 +34,8 @@ def test_it_is_small_and_in_bf16() -> None:
 def test_it_is_right_pruned_and_unpruned() -> None:
     checkpoint = resolve(DEMO)
     family = load_family(checkpoint.model_type)
-    placement = place("cpu", "auto", "auto", load_config(checkpoint))
-    vision, language = family.vision(checkpoint, placement), family.language(checkpoint, placement)
+    placement = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
+    vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
     pictures = examination(Pruner(vision, Budget(), "prunesid", ()), 60, UNSEEN)
     whole = examine(Pruner(vision, Budget(), "prunesid", ()), language, pictures).scores()
     pruned = examine(Pruner(vision, Budget.parse("11%"), "prunesid", ()), language, pictures).scores()

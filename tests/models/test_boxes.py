@@ -13,7 +13,8 @@ from PIL import Image
 from prunesid_cli.inputs.image import media_from_frames, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.loading.weights import load_config, place
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
 from tests.models.tiny import write
 
 Load = Callable[[str], Any]
@@ -27,8 +28,8 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     def call(variant: str) -> Any:
         if variant not in made:
             checkpoint = resolve(str(write(variant, tmp_path_factory.mktemp(variant))))
-            placement = place("cpu", "auto", "auto", load_config(checkpoint))
-            made[variant] = load_family(checkpoint.model_type).vision(checkpoint, placement)
+            placement = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
+            made[variant] = load_family(checkpoint.model_type).load_vision_half(checkpoint, placement)
         return made[variant]
 
     return call

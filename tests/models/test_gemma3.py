@@ -85,7 +85,7 @@ def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
         '{"model_type": "gemma3", "vision_config": {"model_type": "clip_vision_model"}}'
     )
     with pytest.raises(UnsupportedModel, match="'clip_vision_model'"):
-        load_family("gemma3").check(resolve(str(tmp_path)))
+        load_family("gemma3").check_supported(resolve(str(tmp_path)))
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_variants_are_refused_by_name(tmp_path: Path, change: dict[str, object],
     config = {"model_type": "internvl", "text_config": {"model_type": "qwen2"}, "vision_config": {}} | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModel, match=said):
-        load_family("internvl").check(resolve(str(tmp_path)))
+        load_family("internvl").check_supported(resolve(str(tmp_path)))
 
 
 def test_names_of_weights_from_before_transformers_5_are_known(plain: Model, tmp_path: Path) -> None:

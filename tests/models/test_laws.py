@@ -24,9 +24,10 @@ from prunesid_cli.errors import MediaError, ModelError
 from prunesid_cli.inputs.image import Media, media_from_frames, media_from_image
 from prunesid_cli.models import FAMILIES, load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.loading.weights import load_config, place
-from prunesid_cli.models.shared.language_half import Language
-from prunesid_cli.models.shared.processor import placeholder_ids, reads_clips
+from prunesid_cli.models.loading.placement import choose_placement
+from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.processor import placeholder_ids, supports_clips
 from prunesid_cli.models.shared.shared_prefix import prompt_prefix
 from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
@@ -70,13 +71,13 @@ class Model:
     @cached_property
     def vision(self) -> Any:
         found = resolve(str(self.folder))
-        return load_family(found.model_type).vision(found, self.placement)
+        return load_family(found.model_type).load_vision_half(found, self.placement)
 
     @cached_property
-    def language(self) -> Language:
+    def language(self) -> BaseLanguageHalf:
         found = resolve(str(self.folder))
-        half = load_family(found.model_type).language(found, self.placement)
-        assert isinstance(half, Language)
+        half = load_family(found.model_type).load_language_half(found, self.placement)
+        assert isinstance(half, BaseLanguageHalf)
         return half
 
     @cached_property
@@ -119,7 +120,7 @@ class Model:
         for text, more in zip(words, [*[True] * len(media), False], strict=True):
             content += [{"type": "text", "text": text}] if text else []
             content += [{"type": "image"}] if more else []
-        text = self.language.render([{"role": "user", "content": content}])
+        text = self.language.render_chat([{"role": "user", "content": content}])
         begins = self.processor.tokenizer.bos_token and text.startswith(self.processor.tokenizer.bos_token)
         images = [[one.image for one in media]]  # of one prompt, as the processor's own chat template nests them
         generation = {"return_tensors": "pt", "add_special_tokens": not begins, **self.tiny.options}
@@ -141,7 +142,7 @@ class Model:
         return seen
 
 
-def expanded(language: Language, prompt: str, layout: Any) -> Tensor:
+def expanded(language: BaseLanguageHalf, prompt: str, layout: Any) -> Tensor:
     """The ids of a prompt about one item with nothing pruned."""
     ids, runs = language.tokenize(prompt, [layout]).tolist(), iter(layout.runs)
     return torch.tensor([one for i in ids for one in [i] * (next(runs) if i in language.placeholder_ids else 1)])
@@ -363,7 +364,7 @@ def test_several_prompts_are_each_as_if_alone(model: Model, run: Run, tmp_path: 
 
 def test_a_clip_is_read_whole_or_refused(model: Model) -> None:
     """Never as its first frame alone."""
-    if reads_clips(model.vision):
+    if supports_clips(model.vision):
         assert model.pruner().preprocess(clip(1, 3)).layout.is_clip
         return
     assert not model.tiny.clip
@@ -430,14 +431,14 @@ def test_sharded_checkpoints_load(model: Model, tmp_path: Path) -> None:
 
 
 def test_auto_placement_on_a_cpu_is_exact(model: Model) -> None:
-    assert place("cpu", "auto", "auto", load_config(resolve(str(model.folder)))) == CPU
+    assert choose_placement("cpu", "auto", "auto", load_config(resolve(str(model.folder)))) == CPU
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_runs(model: Model, dtype: torch.dtype) -> None:
     found = resolve(str(model.folder))
     family, where = load_family(found.model_type), Placement(torch.device("cpu"), dtype, "sdpa")
-    vision, language = family.vision(found, where), family.language(found, where)
+    vision, language = family.load_vision_half(found, where), family.load_language_half(found, where)
     pruner = Pruner(vision, Budget.parse("23"), "prunesid", ())
     items = pruner.prune(pruner.encode([vision.preprocess(model.media()[-1])]))
     assert items[0].tokens.dtype == dtype

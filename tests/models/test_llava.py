@@ -12,7 +12,7 @@ import torch
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.shared.attention_saliency import received
+from prunesid_cli.models.shared.attention_saliency import mean_received_attention
 from tests.models.test_laws import Model
 from tests.models.tiny import tiny, write
 
@@ -52,7 +52,7 @@ def test_received_attention_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatc
     whole = (query * 0.3 @ key.mT).softmax(-1).mean((1, 2))
     for at_once in (10**9, 50 * 50 * 5, 50 * 7, 1):
         monkeypatch.setattr("prunesid_cli.models.shared.attention_saliency.AT_ONCE", at_once)
-        torch.testing.assert_close(received(query, key, 0.3), whole)
+        torch.testing.assert_close(mean_received_attention(query, key, 0.3), whole)
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -80,4 +80,4 @@ def refused(variant: str, settings: dict[str, Any], said: str, folder: Path) -> 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | settings))
     with pytest.raises(UnsupportedModel, match=said):
-        load_family("llava").check(resolve(str(folder)))
+        load_family("llava").check_supported(resolve(str(folder)))

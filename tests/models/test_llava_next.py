@@ -20,7 +20,7 @@ from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.llava_next import NEWLINE, rasters, windows
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.shared.processor import load_frame_processor, video_settings
+from prunesid_cli.models.shared.processor import load_frame_processor, load_video_settings
 from prunesid_cli.types import CLS_NOT_READ, Segment
 from tests.models.test_laws import CPU, Model, clip, painting
 from tests.models.tiny import tiny, write
@@ -236,7 +236,7 @@ def test_variants_that_cannot_be_cut_are_refused_by_name(
     (tmp_path / "config.json").write_text(json.dumps(config | REFUSED[problem]))
     found = resolve(str(tmp_path))
     with pytest.raises(UnsupportedModel, match=problem):
-        load_family(found.model_type).check(found)
+        load_family(found.model_type).check_supported(found)
 
 
 def test_the_stock_model_cannot_read_what_is_refused(models: dict[str, Model]) -> None:
@@ -256,7 +256,7 @@ def test_settings_of_clips_come_from_the_checkpoint(models: dict[str, Model], na
     settings = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
     settings |= {"video_processor": given} if name == "processor_config.json" else given
     (folder / name).write_text(json.dumps(settings))
-    found = video_settings(resolve(str(folder)))
+    found = load_video_settings(resolve(str(folder)))
     assert {key: found[key] for key in given} == given
     frames = load_frame_processor(resolve(str(folder)), models["llava_next_video"].processor.image_processor)
     assert frames(images=[painting(0, (90, 60))], return_tensors="pt")["pixel_values"].shape == (1, 3, 28, 28)

@@ -199,4 +199,4 @@ def test_unknown_variants_are_refused_before_weights_are_read(
     config = json.loads((model.folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UnsupportedModel, match=named):
-        LlavaOnevision().check(resolve(str(tmp_path)))
+        LlavaOnevision().check_supported(resolve(str(tmp_path)))

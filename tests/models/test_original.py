@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from prunesid_cli.errors import ModelError, UnsupportedModel
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import fingerprint, resolve
-from prunesid_cli.models.loading.original_processor import CHATML, MISTRAL, template
+from prunesid_cli.models.loading.original_processor import CHATML, MISTRAL, choose_chat_template
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.models.shared.processor import load_processor
 from tests.models.test_laws import CPU, PROMPT, Model, keep_all
@@ -45,7 +45,7 @@ def test_a_tower_that_lacks_a_weight_is_refused_by_name(tmp_path: Path) -> None:
     weights = load_file(path)
     save_file({k: v for k, v in weights.items() if "vision_model.encoder.layers.0.mlp.fc1.bias" not in k}, path)
     with pytest.raises(ModelError, match=r"lacks 1 of .* model\.vision_tower\.encoder\.layers\.0\.mlp\.fc1\.bias"):
-        load_family("llava").vision(resolve(str(model.folder)), CPU)
+        load_family("llava").load_vision_half(resolve(str(model.folder)), CPU)
 
 
 def test_pickled_weights_are_read(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path) -> None:
     weights.unlink()
     for half in ("vision", "language"):
         with pytest.raises(ModelError, match="cannot load"):
-            getattr(load_family("llava"), half)(resolve(str(model.folder)), CPU)
+            getattr(load_family("llava"), f"load_{half}_half")(resolve(str(model.folder)), CPU)
     assert not Path("evil").exists()
 
 
@@ -92,13 +92,13 @@ def test_a_projector_of_one_layer(tmp_path: Path) -> None:
 def test_how_they_chat(tmp_path: Path) -> None:
     model = made(tmp_path)
     content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-    assert model.language.render([{"role": "user", "content": content}]) == (
+    assert model.language.render_chat([{"role": "user", "content": content}]) == (
         "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the user's questions. USER: <image>\nwhat is shown? ASSISTANT:"
     )
-    assert template("llava_mistral", words := tokenizer()) == MISTRAL
+    assert choose_chat_template("llava_mistral", words := tokenizer()) == MISTRAL
     words.add_tokens(["<|im_start|>"])
-    assert template("llava", words) == CHATML
+    assert choose_chat_template("llava", words) == CHATML
 
 
 @pytest.mark.parametrize("kind", ["llava_llama", "llava_mistral"])
@@ -137,7 +137,7 @@ def test_what_is_not_known_is_refused_by_name(name: str, tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(settings))
     changed(tmp_path, **{name: CHANGES[name]})
     with pytest.raises(UnsupportedModel, match=f"{name} {CHANGES[name]!r}"):
-        load_family("llava").check(resolve(str(tmp_path)))
+        load_family("llava").check_supported(resolve(str(tmp_path)))
 
 
 def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
     config.write_text(json.dumps({"model_type": "siglip", "vision_config": {}}))
     (model.folder / "model.safetensors").unlink()
     with pytest.raises(UnsupportedModel, match="mm_vision_tower"):
-        load_family("llava").check(resolve(str(model.folder)))
+        load_family("llava").check_supported(resolve(str(model.folder)))
 
 
 def test_tiles_have_the_sizes_of_the_settings(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_a_prompt_sees_itself_in_both_directions(model: Model) -> None:
     """The answer is another when it does not; the model is left as it was."""
     (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
     asked = model.language.embed(PROMPT, [item])
-    given = model.language.inputs([asked])
-    with model.language.around([asked]), torch.no_grad():
+    given = model.language.model_inputs([asked])
+    with model.language.generation_context([asked]), torch.no_grad():
         both, causal = (
             model.language.model(**given | {"token_type_ids": types}).logits[0, -1]
             for types in (given["token_type_ids"], torch.ones_like(given["token_type_ids"]))
@@ -94,4 +94,4 @@ def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
         '{"model_type": "paligemma", "vision_config": {"model_type": "clip_vision_model"}}'
     )
     with pytest.raises(UnsupportedModel, match="'clip_vision_model'"):
-        load_family("paligemma").check(resolve(str(tmp_path)))
+        load_family("paligemma").check_supported(resolve(str(tmp_path)))

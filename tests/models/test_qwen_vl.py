@@ -25,8 +25,8 @@ from prunesid_cli.inputs.image import Media, media_from_frames, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.qwen_vl import saliency as qwen_saliency
-from prunesid_cli.models.qwen_vl.halves import SIDE
-from prunesid_cli.models.qwen_vl.processor import CLIPS, video_settings
+from prunesid_cli.models.qwen_vl.halves import WINDOW_SIDE
+from prunesid_cli.models.qwen_vl.processor import FRAME_SIZING, load_clip_settings
 from prunesid_cli.models.shared.processor import placeholder_ids
 from prunesid_cli.selection import select
 from prunesid_cli.types import Encoded, Pixels, TokenSet
@@ -34,12 +34,12 @@ from tests.conftest import Run
 from tests.models.test_laws import CLOSE, CPU, GENERATION, PROMPT, Model, clip, keep_all, painting, rows_kept
 from tests.models.tiny import TINY, tiny, write
 
-KINDS = sorted(name for name in TINY if name.startswith("qwen"))
+VARIANTS = sorted(name for name in TINY if name.startswith("qwen"))
 EXACT = {"atol": 1e-5, "rtol": 0.0}
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="stock video processors need it")
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
 
@@ -86,7 +86,7 @@ def tower_inputs(items: list[Pixels]) -> tuple[Tensor, Tensor]:
 def test_saliency_is_the_attention_that_the_stock_tower_pays(
     model: Model, attention_weights: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qwen_saliency, "PART", 5000)  # several parts
+    monkeypatch.setattr(qwen_saliency, "MAX_ATTENTION_WEIGHTS", 5000)  # several parts
     pixels = [model.vision.preprocess(one) for one in (model.media()[1], model.media()[2], clip(3, 3))]
     patches, grids = tower_inputs(pixels)
     tower = model.stock.model.visual
@@ -124,7 +124,7 @@ def test_importance_adds_to_one_in_each_picture(model: Model) -> None:
 def test_large_pictures_are_selected_from_by_windows(model: Model) -> None:
     pixels = model.vision.preprocess(media_from_image(painting(5, (1250, 1100))))
     (item,) = model.vision.encode([pixels])
-    assert item.layout.total > SIDE * SIDE and len(item.segments) == 2
+    assert item.layout.total > WINDOW_SIDE * WINDOW_SIDE and len(item.segments) == 2
     with torch.no_grad():
         stock = model.vision.tower(*tower_inputs([pixels])).pooler_output
     assert torch.equal(in_slots([item], "features"), stock)
@@ -252,7 +252,7 @@ def test_clips_are_those_of_the_stock_video_processor(
 
     folder = changed(model.folder, tmp_path, settings)
     found = resolve(str(folder))
-    vision = load_family(found.model_type).vision(found, CPU)
+    vision = load_family(found.model_type).load_vision_half(found, CPU)
     if frames == 1 and "qwen3" in model.folder.name:
         pytest.skip("the stock processor of Qwen3-VL refuses a clip of one frame")
     media = slow_clip(frames, 0.5, size)
@@ -296,20 +296,20 @@ def changed(folder: Path, to: Path, settings: dict[str, Any]) -> Path:
 def test_settings_for_video_come_from_the_checkpoint(model: Model, tmp_path: Path) -> None:
     """Nested in the processor's file, in a file of its own, else in that for pictures; else the stock limits."""
     images = model.processor.image_processor
-    plain = video_settings(resolve(str(model.folder)), images)
+    plain = load_clip_settings(resolve(str(model.folder)), images)
     assert plain.size["shortest_edge"] == (4096 if "qwen3" in model.folder.name else 3136)
     folder = changed(model.folder, tmp_path, {})
     nested = {"video_processor": {"min_pixels": 5000, "max_pixels": 9000, "image_mean": [0.1, 0.2, 0.3]}}
     (folder / "processor_config.json").write_text(json.dumps(nested))
-    found = video_settings(resolve(str(folder)), images)
+    found = load_clip_settings(resolve(str(folder)), images)
     assert (found.size, found.image_mean) == ({"shortest_edge": 5000, "longest_edge": 9000}, [0.1, 0.2, 0.3])
     (folder / "processor_config.json").write_text(json.dumps({"video_processor": {"merge_size": 2}}))
-    found = video_settings(resolve(str(folder)), images)
-    side = CLIPS[resolve(str(folder)).model_type].side
+    found = load_clip_settings(resolve(str(folder)), images)
+    side = FRAME_SIZING[resolve(str(folder)).model_type].token_side
     assert found.size == {"shortest_edge": 128 * side**2, "longest_edge": 768 * side**2}
     (folder / "processor_config.json").write_text("{")
     with pytest.raises(ModelError, match="sees clips"):
-        video_settings(resolve(str(folder)), images)
+        load_clip_settings(resolve(str(folder)), images)
 
 
 OLD_NAMES = ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))
@@ -340,7 +340,7 @@ def test_a_tower_that_sees_no_whole_picture_is_refused(timed: Model, tmp_path: P
     path.write_text(json.dumps(config))
     found = resolve(str(tmp_path / "windows"))
     with pytest.raises(UnsupportedModel, match="fullatt_block_indexes"):
-        load_family(found.model_type).check(found)
+        load_family(found.model_type).check_supported(found)
 
 
 def test_answers_do_not_depend_on_what_was_asked_before(model: Model) -> None:

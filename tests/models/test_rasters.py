@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunesid_cli.models.shared.token_grid import windows
+from prunesid_cli.models.shared.token_grid import window_slices
 
 SHAPES = [(1, 1), (27, 27), (32, 32), (33, 32), (81, 20), (7, 146), (146, 7), (1, 5000), (128, 130)]
 
@@ -14,7 +14,7 @@ SHAPES = [(1, 1), (27, 27), (32, 32), (33, 32), (81, 20), (7, 146), (146, 7), (1
 @pytest.mark.parametrize("side", [27, 32])
 def test_windows_cover_a_raster_once(rows: int, columns: int, side: int) -> None:
     seen, sizes = torch.zeros(rows, columns), []
-    for window in windows(rows, columns, side):
+    for window in window_slices(rows, columns, side):
         seen[window] += 1
         sizes.append(seen[window].numel())
     assert torch.equal(seen, torch.ones(rows, columns))

@@ -118,4 +118,4 @@ def test_unknown_variants_are_refused_before_weights_are_read(
     config = json.loads((model.folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UnsupportedModel, match=named):
-        VideoLlava().check(resolve(str(tmp_path)))
+        VideoLlava().check_supported(resolve(str(tmp_path)))

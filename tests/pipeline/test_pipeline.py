@@ -11,8 +11,6 @@ from prunesid_cli.pipeline.load import LoadedInput
 from prunesid_cli.types import Layout, Pixels, Provenance, Region
 from tests.conftest import Run
 
-ASK = "what is shown?"
-
 
 def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     """A tower may overflow in the CLS token alone."""

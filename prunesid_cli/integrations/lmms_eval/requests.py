@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.inputs.color_mode import apply_orientation, to_rgb
+from prunesid_cli.inputs.color_mode import read_orientation, to_rgb
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.video.frame_sampling import FrameSampling
 from prunesid_cli.inputs.video.load import is_clip_file, load_media
@@ -152,7 +152,9 @@ class _Picture:
     def rgb(self) -> Image.Image:
         try:
             self.image.load()
-            return apply_orientation(to_rgb(self.image)[0], self.image)[0]
+            rgb, _ = to_rgb(self.image)
+            transpose, _ = read_orientation(self.image)
+            return rgb if transpose is None else rgb.transpose(transpose)
         except Exception as error:  # Pillow raises nearly anything on damaged files
             raise MediaError(
                 f"{self.where}: cannot decode its picture: {error}", "download the dataset again"

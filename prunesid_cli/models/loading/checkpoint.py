@@ -1,17 +1,19 @@
-"""From a model's name to a checkpoint: where its files are, exactly which version, and its configuration."""
+"""From a model's name to a checkpoint: where its files are, which version they are, and what its config.json says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
 from prunesid_cli.text import nearest
+
+logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[2] / "demo" / "model"
@@ -32,21 +34,33 @@ ALIASES = {
     "gemma-3-4b": "google/gemma-3-4b-it",
     "paligemma-2-3b": "google/paligemma2-3b-mix-448",
 }
-"""Short names for checkpoints of each family, one or two sizes of it."""
-CONFIG = "config.json"
-SETTINGS = "prunesid.json"
-"""What a checkpoint may say to this program: {"phi": the information of an average image}."""
-SAMPLES, SAMPLE_BYTES = 64, 4096
-ORIGINALS = ("llava", "llava_llama", "llava_mistral")
-"""Types of LLaVA as its authors published it, which a configuration with `mm_vision_tower` tells."""
+"""Short names for checkpoints: one or two sizes of each family."""
+CONFIG_FILE = "config.json"
+SETTINGS_FILE = "prunesid.json"
+"""Optional file of a checkpoint with settings for this program: {"phi": the information of an average image}."""
+FINGERPRINT_SAMPLES, FINGERPRINT_SAMPLE_BYTES = 64, 4096
+FINGERPRINT_SUFFIXES = (".json", ".jinja", ".safetensors", ".bin", ".model")
+ORIGINAL_MODEL_TYPES = ("llava", "llava_llama", "llava_mistral")
+"""Values of `model_type` that LLaVA's authors use, in configurations that also have `mm_vision_tower`."""
+REINSTALL_HINT = "download the model again, or name another revision"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """name: as it is recorded (a repo id, an absolute folder, or demo); location: what transformers is given;
-    revision: a commit, or for a folder a fingerprint of its contents; commit: None for a folder; original: the contents
-    of config.json where they are those of LLaVA's authors, and model_type is what transformers calls the like; random:
-    weights are not read but drawn, for what needs a model's size alone."""
+    """One version of a model.
+
+    Attributes:
+        name: The name that is recorded: a repo id, an absolute folder, or "demo".
+        location: What `from_pretrained` takes: a repo id or a folder.
+        revision: A commit, or the fingerprint of a folder's contents.
+        commit: The commit of a repo; None for a folder.
+        model_type: The type of transformers, a key of `FAMILIES`. For an original LLaVA checkpoint, the type of the
+            equivalent model of transformers.
+        settings: The contents of prunesid.json; empty if there is none.
+        original_config: The contents of config.json if it has the format of LLaVA's authors; else None.
+        has_random_weights: Whether to draw the weights at random instead of reading them. For benchmarks, which need
+            only a model's size.
+    """
 
     name: str
     location: str
@@ -54,124 +68,155 @@ class Checkpoint:
     commit: str | None
     model_type: str
     settings: dict[str, Any]
-    original: dict[str, Any] | None = None
-    random: bool = False
+    original_config: dict[str, Any] | None = None
+    has_random_weights: bool = False
 
     @property
-    def sample(self) -> tuple[float, ...]:
-        """The information (1 - rho) of an average image, where it was measured for this checkpoint."""
+    def typical_information(self) -> tuple[float, ...]:
+        """The information (1 - rho) of an average image, if it was measured for this checkpoint; else empty."""
         return (self.settings["phi"],) if "phi" in self.settings else ()
 
 
 def resolve(name: str, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint by alias, folder or repo id, in the local hub cache or on the hub.
 
+    Args:
+        name: "demo", a key of `ALIASES`, a folder, or a repo id.
+        revision: A branch, tag or commit of a repo; None is "main".
+
     Raises:
-        ModelError: there is none, or it cannot be reached.
-        UsageError: a revision of what has none.
+        ModelError: There is no such checkpoint, or it cannot be reached.
+        UsageError: A revision was given for a folder or the embedded model.
     """
     if revision and is_local(name):
-        what = "the embedded model" if name == DEMO else f"{name} is a folder, which"
-        raise UsageError(f"{what} has no revisions", "leave out --revision, or unset PRUNESID_REVISION")
+        subject = "the embedded model" if name == DEMO else f"{name} is a folder, which"
+        raise UsageError(f"{subject} has no revisions", "leave out --revision, or unset PRUNESID_REVISION")
     if name == DEMO:
-        return _local(DEMO, DEMO_FOLDER)
+        return _resolve_folder(DEMO, DEMO_FOLDER)
     name = ALIASES.get(name, name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _local(str(folder.resolve()), folder.resolve())
+        return _resolve_folder(str(folder.resolve()), folder.resolve())
     if os.sep in name.strip(os.sep) and (name.startswith((".", os.sep, "~")) or name.count("/") > 1):
         raise ModelError(f"no such model folder: {name}", hint="name a folder that holds a config.json, or a repo id")
-    meant = None if "/" in name else nearest(name, (DEMO, *ALIASES))
-    if meant:  # no model on the hub that could be read has so short a name
-        raise ModelError(f"no model called {name!r}", f"did you mean {meant}? see: prunesid models")
-    return _hub(name, revision or "main")
+    similar = None if "/" in name else nearest(name, (DEMO, *ALIASES))
+    if similar:  # the hub has no readable model with so short a name
+        raise ModelError(f"no model called {name!r}", f"did you mean {similar}? see: prunesid models")
+    return _resolve_repo(name, revision or "main")
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a folder, or the model embedded here."""
+    """Whether a name means a folder, or the embedded model."""
     return name == DEMO or Path(ALIASES.get(name, name)).expanduser().is_dir()
 
 
-def _local(name: str, folder: Path) -> Checkpoint:
-    if not (folder / CONFIG).is_file():
-        raise ModelError(f"not a model: {folder} has no {CONFIG}", hint="name the folder that save_pretrained wrote")
-    return Checkpoint(name, str(folder), fingerprint(folder), None, *_read(folder / CONFIG, folder / SETTINGS))
-
-
-def _hub(repo: str, revision: str) -> Checkpoint:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # its retries are no news: how they ended is said
-    try:
-        config = _config(repo, revision)
-    except Exception as error:
-        raise explain_hub_error(repo, revision, error) from error
-    commit = config.parent.name
-    settings = try_to_load_from_cache(repo, SETTINGS, revision=commit)
-    return Checkpoint(repo, repo, commit, commit, *_read(config, Path(settings) if isinstance(settings, str) else None))
-
-
-def _config(repo: str, revision: str) -> Path:
-    """Of a repository, from the hub, or from its cache on this machine where that has it and the hub is not reached."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    is_here = isinstance(try_to_load_from_cache(repo, CONFIG, revision=revision), str)
-    if not is_here and not constants.HF_HUB_OFFLINE:
-        printer.note(f"looking for {repo} on the Hugging Face hub")
-        try:
-            get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision))
-        except Exception as error:  # whatever else it is, the download tells better
-            # Of httpx or httpx2, as the hub's library has it. A download would go on trying for half a minute.
-            if type(error).__name__ == "ConnectError":
-                raise LocalEntryNotFoundError(str(error)) from error
-    return Path(hf_hub_download(repo, CONFIG, revision=revision))
-
-
-def _read(config: Path, settings: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-    try:
-        said = json.loads(config.read_text(encoding="utf-8"))
-        extra = json.loads(settings.read_text(encoding="utf-8")) if settings and settings.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{config} is not JSON: {error}", hint="download the model again") from error
-    model_type = str(said.get("model_type", "unknown"))
-    if "mm_vision_tower" not in said or model_type not in ORIGINALS:
-        return model_type, extra, None
-    return "llava_next" if "anyres" in str(said.get("image_aspect_ratio")) else "llava", extra, said
-
-
 def fingerprint(folder: Path) -> str:
-    """What stands for a commit where there is none: a digest of every small file, and of 64 samples of 4 kB of each
-    large one. A change that passes between the samples goes unseen."""
+    """A digest of a folder's contents, which stands for a commit.
+
+    It covers every small file, and 64 samples of 4 kB of each large one. A change between the samples is not noticed.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".safetensors", ".bin", ".model")
-    ):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in FINGERPRINT_SUFFIXES):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
         with path.open("rb") as file:
-            starts = range(0, size, max(SAMPLE_BYTES, size // SAMPLES)) if size > SAMPLES * SAMPLE_BYTES else (0,)
-            for start in starts:
+            if size <= FINGERPRINT_SAMPLES * FINGERPRINT_SAMPLE_BYTES:
+                digest.update(file.read(size))
+                continue
+            for start in range(0, size, max(FINGERPRINT_SAMPLE_BYTES, size // FINGERPRINT_SAMPLES)):
                 file.seek(start)
-                digest.update(file.read(SAMPLE_BYTES if len(starts) > 1 else size))
+                digest.update(file.read(FINGERPRINT_SAMPLE_BYTES))
     return f"folder-{digest.hexdigest()}"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that is not empty, or else the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def explain_hub_error(repo: str, revision: str, error: Exception) -> PruneSIDError:
-    """The hub's exception as a line and a hint. Order matters: some are subclasses of others."""
+    """Turn an exception of the hub's library into a problem and a hint."""
     from huggingface_hub import errors
 
     offline = "without network, name a folder; the embedded model needs none: -m demo (others: prunesid models)"
+    # The order matters: some of these classes are subclasses of others.
     table: tuple[tuple[type[Exception], str, str], ...] = (
         (errors.GatedRepoError, f"{repo} is gated", "accept its licence on its page, then: hf auth login"),
         (errors.RepositoryNotFoundError, f"no model called {repo!r}", "see: prunesid models"),
         (errors.RevisionNotFoundError, f"{repo} has no revision {revision!r}", "leave out --revision for the newest"),
-        (errors.RemoteEntryNotFoundError, f"{repo} has no {CONFIG}", "it is not a transformers checkpoint"),
+        (errors.RemoteEntryNotFoundError, f"{repo} has no {CONFIG_FILE}", "it is not a transformers checkpoint"),
         (errors.LocalEntryNotFoundError, f"{repo} is not on this machine and the hub cannot be reached", offline),
         (errors.HFValidationError, f"{repo!r} is neither a folder nor a repo id", "see: prunesid models"),
     )
-    for kind, problem, hint in table:
-        if isinstance(error, kind):
+    for error_class, problem, hint in table:
+        if isinstance(error, error_class):
             return ModelError(problem, hint)
     return ModelError(f"cannot get {repo}: {error}".splitlines()[0], offline)
+
+
+def _resolve_folder(name: str, folder: Path) -> Checkpoint:
+    if not (folder / CONFIG_FILE).is_file():
+        raise ModelError(
+            f"not a model: {folder} has no {CONFIG_FILE}", hint="name the folder that save_pretrained wrote"
+        )
+    return Checkpoint(
+        name=name,
+        location=str(folder),
+        revision=fingerprint(folder),
+        commit=None,
+        **_read_config(folder / CONFIG_FILE, folder / SETTINGS_FILE),
+    )
+
+
+def _resolve_repo(repo: str, revision: str) -> Checkpoint:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()  # it would report its retries; our error says how they ended
+    try:
+        config = _fetch_config(repo, revision)
+    except Exception as error:
+        raise explain_hub_error(repo, revision, error) from error
+    commit = config.parent.name
+    settings = try_to_load_from_cache(repo, SETTINGS_FILE, revision=commit)
+    return Checkpoint(
+        name=repo,
+        location=repo,
+        revision=commit,
+        commit=commit,
+        **_read_config(config, Path(settings) if isinstance(settings, str) else None),
+    )
+
+
+def _fetch_config(repo: str, revision: str) -> Path:
+    """Get a repo's config.json from the hub, or from the local cache if the hub cannot be reached."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    is_cached = isinstance(try_to_load_from_cache(repo, CONFIG_FILE, revision=revision), str)
+    if not is_cached and not constants.HF_HUB_OFFLINE:
+        logger.info("looking for %s on the Hugging Face hub", repo)
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE, revision=revision))
+        except Exception as error:  # of all other errors the download below gives a better account
+            # The class is that of httpx or httpx2, whichever the hub's library uses. Without this early exit the
+            # download would retry for half a minute.
+            if type(error).__name__ == "ConnectError":
+                raise LocalEntryNotFoundError(str(error)) from error
+    return Path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
+
+
+def _read_config(config_path: Path, settings_path: Path | None) -> dict[str, Any]:
+    """The fields of `Checkpoint` that its files determine: model_type, settings and original_config."""
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        settings = {}
+        if settings_path and settings_path.is_file():
+            settings = json.loads(settings_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{config_path} is not JSON: {error}", hint="download the model again") from error
+    model_type, original_config = str(config.get("model_type", "unknown")), None
+    if "mm_vision_tower" in config and model_type in ORIGINAL_MODEL_TYPES:
+        model_type = "llava_next" if "anyres" in str(config.get("image_aspect_ratio")) else "llava"
+        original_config = config
+    return {"model_type": model_type, "settings": settings, "original_config": original_config}

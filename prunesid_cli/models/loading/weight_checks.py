@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint's files of weights, in words: safetensors' own errors name neither file nor cure."""
+"""Finds damaged safetensors files. The errors of safetensors itself name neither the file nor a remedy."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from pathlib import Path
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.inputs.file_type import HEADER_BYTES, FileType, detect_file_type
-from prunesid_cli.models.loading.checkpoint import CONFIG_FILE, Checkpoint
+from prunesid_cli.models.loading.checkpoint import CONFIG_FILE, REINSTALL_HINT, Checkpoint
 
-LARGEST_HEADER = 100_000_000
-"""safetensors' own limit, in bytes."""
-REINSTALL_HINT = "download the model again, or name another revision"
+MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
+"""The limit of safetensors itself."""
 
 
-def damaged(checkpoint: Checkpoint) -> ModelError | None:
-    """The first of a checkpoint's safetensors that is not whole. Looks at headers and sizes alone."""
-    folder = _folder(checkpoint)
+def find_damaged_file(checkpoint: Checkpoint) -> ModelError | None:
+    """The error for a checkpoint's first damaged safetensors file; None if none is. Reads headers and sizes only."""
+    if checkpoint.commit is None:
+        folder: Path | None = Path(checkpoint.location)
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(checkpoint.location, CONFIG_FILE, revision=checkpoint.commit)
+        folder = Path(config).parent if isinstance(config, str) else None
     for path in sorted(folder.glob("*.safetensors")) if folder else ():
         try:
-            problem, hint = _damage(path)
+            problem, hint = _find_damage(path)
         except OSError as error:
             problem, hint = f"cannot be read: {error.strerror}", "check it with: ls -lL"
         if problem:
@@ -28,33 +33,25 @@ def damaged(checkpoint: Checkpoint) -> ModelError | None:
     return None
 
 
-def _folder(checkpoint: Checkpoint) -> Path | None:
-    """Where the files are, of a repo in the hub's cache."""
-    if checkpoint.commit is None:
-        return Path(checkpoint.location)
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(checkpoint.location, CONFIG_FILE, revision=checkpoint.commit)
-    return Path(config).parent if isinstance(config, str) else None
-
-
-def _damage(path: Path) -> tuple[str, str]:
-    """What is wrong with a file and what to do, both empty where it is whole."""
+def _find_damage(path: Path) -> tuple[str, str]:
+    """What is wrong with a file, and a hint; both are empty for an intact file."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(HEADER_BYTES)
-        if detect_file_type(head) is FileType.LFS:
+        start = file.read(HEADER_BYTES)
+        if detect_file_type(start) is FileType.LFS:
             return "is a Git LFS pointer, not the weights", "fetch the real files with: git lfs pull"
-        length = struct.unpack("<Q", head[:8])[0] if size > 8 else 0
-        if length > LARGEST_HEADER:
+        header_length = struct.unpack("<Q", start[:8])[0] if size > 8 else 0
+        if header_length > MAX_SAFETENSORS_HEADER_BYTES:
             return "is no safetensors file", REINSTALL_HINT
         file.seek(8)
-        header = file.read(length)
-    if size <= 8 or len(header) < length:
+        header = file.read(header_length)
+    if size <= 8 or len(header) < header_length:
         return f"is cut short, to {size:,} bytes", REINSTALL_HINT
     try:
-        parts = {name: part for name, part in json.loads(header).items() if name != "__metadata__"}
-        whole = 8 + length + max((part["data_offsets"][1] for part in parts.values()), default=0)
+        tensors = [tensor for name, tensor in json.loads(header).items() if name != "__metadata__"]
+        expected_size = 8 + header_length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
     except (ValueError, KeyError, TypeError, AttributeError):
         return "is no safetensors file", REINSTALL_HINT
-    return (f"is cut short, to {size:,} of {whole:,} bytes", REINSTALL_HINT) if size < whole else ("", "")
+    if size < expected_size:
+        return f"is cut short, to {size:,} of {expected_size:,} bytes", REINSTALL_HINT
+    return "", ""

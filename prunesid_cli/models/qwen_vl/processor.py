@@ -1,8 +1,8 @@
-"""What Qwen's models read: the patches of a picture or clip, and where its tokens stand in a prompt.
+"""Preprocessing of Qwen's models: the patches of an image or clip, and the layout of its tokens in a prompt.
 
-Pictures go through the checkpoint's own processor. The video processors of transformers need torchvision, so the frames
+Images go through the checkpoint's own processor. The video processors of transformers need torchvision, so the frames
 of a clip go through the image processor, with the checkpoint's settings for video; frames that share a temporal patch
-are put together here. Positions are those that the stock model counts, as ticks and advances of the layout.
+are joined here. Positions are counted by the stock model and stored in the layout as ticks and M-RoPE deltas.
 """
 
 from __future__ import annotations
@@ -18,160 +18,203 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_clip
-from transformers.video_processing_utils import BaseVideoProcessor
 
-from prunesid_cli.errors import ModelError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import REINSTALL, load_config, one_line
-from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, read_picture
+from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.models.shared.processor import load_processor, load_video_settings, placeholder_ids, process_image
 from prunesid_cli.types import Layout, Pixels, Region
 
-PICTURE, CLIP = 1, 2
-"""As transformers numbers what is not text."""
-STEPS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "patch_size", "merge_size")
-SHARED = ("temporal_patch_size", "do_resize", "resample", *STEPS)
-"""Settings for video that are those for pictures where a checkpoint does not say."""
-LEAST, MOST = 128, 768
-"""Tokens of a frame, in the limits of the stock video processors where a checkpoint has none."""
-SECONDS = 0.5
-"""From one frame to the next where a clip has but one."""
+IMAGE_TYPE, VIDEO_TYPE = 1, 2
+"""Values of `mm_token_type_ids` in transformers; text is 0."""
+PATCH_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "patch_size", "merge_size")
+"""Settings of the image processor that make patches of a frame after it was resized."""
+SHARED_SETTINGS = ("temporal_patch_size", "do_resize", "resample", *PATCH_SETTINGS)
+"""Settings for video that default to those for images."""
+MIN_FRAME_TOKENS, MAX_FRAME_TOKENS = 128, 768
+"""Limits of the stock video processors, where a checkpoint has none."""
+SINGLE_FRAME_SECONDS = 0.5
+"""Time between frames of a clip that has only one."""
+
+
+def frame_size_per_frame(num_frames: int, width: int, height: int, settings: Any) -> tuple[int, int]:
+    """Size of the frames for Qwen2-VL and Qwen2.5-VL, whose pixel limits hold for each frame.
+
+    With `cap_pixels_per_frame`, a clip also fills at most 90 % of `max_tokens`, the length of a prompt.
+
+    Args:
+        num_frames: Number of frames.
+        width: Width of a frame in pixels.
+        height: Height of a frame in pixels.
+        settings: Settings for video, as `load_clip_settings` returns them.
+
+    Returns:
+        New height and width in pixels, multiples of a token's side.
+    """
+    side, lowest, highest = settings.token_side, settings.size["shortest_edge"], settings.size["longest_edge"]
+    if settings.is_capped:
+        share = int(settings.max_tokens * side**2 * 0.9) * settings.temporal_patch_size // num_frames
+        highest = max(min(highest, share), int(lowest * 1.05))
+    return smart_resize(height, width, side, lowest, highest)
+
+
+def frame_size_per_clip(num_frames: int, width: int, height: int, settings: Any) -> tuple[int, int]:
+    """Size of the frames for Qwen3-VL, whose pixel limits hold for the whole clip of at least one temporal patch.
+
+    With `cap_pixels_per_frame`, a frame also has at most `max_tokens`. Arguments as in `frame_size_per_frame`.
+    """
+    side, lowest, highest = settings.token_side, settings.size["shortest_edge"], settings.size["longest_edge"]
+    if settings.is_capped:
+        highest = num_frames * max(min(settings.max_tokens * side**2, highest // num_frames), int(lowest * 1.05))
+    temporal = settings.temporal_patch_size
+    return smart_resize_clip(max(num_frames, temporal), height, width, temporal, side, lowest, highest)
 
 
 @dataclass(frozen=True)
-class Clips:
-    """How a kind of model sizes the frames of a clip, where the checkpoint does not say.
+class FrameSizing:
+    """How a model type sizes the frames of a clip.
 
-    side     of a token, in pixels
-    ceiling  of tokens, where a checkpoint wants frames capped (`cap_pixels_per_frame`)
-    resized  number, width, height of the frames and settings -> new height, width
+    Attributes:
+        token_side: Side of a token in pixels, for the limits of the stock video processor.
+        max_tokens: Token limit of `cap_pixels_per_frame`, where a checkpoint has no `max_video_tokens`.
+        frame_size: Number, width and height of the frames, and settings -> new height and width.
     """
 
-    side: int
-    ceiling: int
-    resized: Callable[[int, int, int, Any], tuple[int, int]]
+    token_side: int
+    max_tokens: int
+    frame_size: Callable[[int, int, int, Any], tuple[int, int]]
 
 
-def of_each_frame(frames: int, width: int, height: int, settings: Any) -> tuple[int, int]:
-    """Qwen2-VL and Qwen2.5-VL: the limits are those of a frame, the ceiling that of a prompt of which it fills 90 %."""
-    side, least, most = settings.side, settings.size["shortest_edge"], settings.size["longest_edge"]
-    if settings.capped:
-        share = int(settings.ceiling * side**2 * 0.9) * settings.temporal_patch_size // frames
-        most = max(min(most, share), int(least * 1.05))
-    return smart_resize(height, width, side, least, most)
-
-
-def of_all_frames(frames: int, width: int, height: int, settings: Any) -> tuple[int, int]:
-    """Qwen3-VL: the limits are those of the clip, the ceiling that of a frame. A clip has a temporal patch at least."""
-    side, least, most = settings.side, settings.size["shortest_edge"], settings.size["longest_edge"]
-    if settings.capped:
-        most = frames * max(min(settings.ceiling * side**2, most // frames), int(least * 1.05))
-    together = settings.temporal_patch_size
-    return smart_resize_clip(max(frames, together), height, width, together, side, least, most)
-
-
-CLIPS = {
-    "qwen2_vl": Clips(28, 128000, of_each_frame),
-    "qwen2_5_vl": Clips(28, 128000, of_each_frame),
-    "qwen3_vl": Clips(32, 768, of_all_frames),
+FRAME_SIZING = {
+    "qwen2_vl": FrameSizing(28, 128000, frame_size_per_frame),
+    "qwen2_5_vl": FrameSizing(28, 128000, frame_size_per_frame),
+    "qwen3_vl": FrameSizing(32, 768, frame_size_per_clip),
 }
+"""By model_type."""
 
 
-def video_settings(checkpoint: Checkpoint, images: Any) -> Any:
-    """The settings of a checkpoint's video processor, read without it; images: the image processor.
+def load_clip_settings(checkpoint: Checkpoint, image_processor: Any) -> Any:
+    """Load the settings of a checkpoint's video processor, without the video processor.
+
+    Args:
+        checkpoint: The checkpoint.
+        image_processor: Its image processor, whose settings are the defaults.
+
+    Returns:
+        `size`, pixel limits; `token_side` in pixels; `is_capped`; `max_tokens`; and SHARED_SETTINGS.
 
     Raises:
-        ModelError: its files cannot be read.
+        ModelError: The files cannot be read.
     """
-    try:
-        found, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint.location, revision=checkpoint.commit)
-    except (OSError, ValueError) as error:
-        problem = f"cannot read how {checkpoint.name} sees clips: {one_line(error)}"
-        raise ModelError(problem, REINSTALL) from error
-    kind = CLIPS[checkpoint.model_type]
-    size = {"shortest_edge": LEAST * kind.side**2, "longest_edge": MOST * kind.side**2, **(found.get("size") or {})}
-    old = {"shortest_edge": found.get("min_pixels"), "longest_edge": found.get("max_pixels")}
-    shared = {name: found.get(name, getattr(images, name)) for name in SHARED}
+    stored = load_video_settings(checkpoint)
+    sizing = FRAME_SIZING[checkpoint.model_type]
+    size = {
+        "shortest_edge": MIN_FRAME_TOKENS * sizing.token_side**2,
+        "longest_edge": MAX_FRAME_TOKENS * sizing.token_side**2,
+        **(stored.get("size") or {}),
+    }
+    # The older names of the limits come first.
+    for name, old_name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        if stored.get(old_name) is not None:
+            size[name] = stored[old_name]
+    shared = {name: stored.get(name, getattr(image_processor, name)) for name in SHARED_SETTINGS}
     return SimpleNamespace(
-        size=size | {name: value for name, value in old.items() if value is not None},
-        side=shared["patch_size"] * shared["merge_size"],
-        capped=found.get("cap_pixels_per_frame"),
-        ceiling=found.get("max_video_tokens", kind.ceiling),
+        size=size,
+        token_side=shared["patch_size"] * shared["merge_size"],
+        is_capped=stored.get("cap_pixels_per_frame"),
+        max_tokens=stored.get("max_video_tokens", sizing.max_tokens),
         **shared,
     )
 
 
-def patches_of(frames: Sequence[Image], settings: Any, images: Any, resized: Callable[..., tuple[int, int]]) -> Any:
-    """Frames -> patches [T * H * W, E] and their grid [1, 3]; the last one is repeated where it has no partner."""
-    together = settings.temporal_patch_size
-    if settings.do_resize:
-        height, width = resized(len(frames), *frames[0].size, settings)
-        frames = [one.resize((width, height), Resampling(settings.resample)) for one in frames]
-    frames = [*frames, *[frames[-1]] * (-len(frames) % together)]
-    steps = {name: getattr(settings, name) for name in STEPS}
-    made = images(images=list(frames), return_tensors="pt", do_resize=False, temporal_patch_size=1, **steps)
-    (_, high, wide), colours = made["image_grid_thw"][0].tolist(), 3
-    apart = made["pixel_values"].view(-1, together, high * wide, colours, settings.patch_size**2)
-    return apart.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(1), torch.tensor([[len(apart), high, wide]])
+class QwenPreprocessor:
+    """Images and clips -> pixels for the tower, with the layout of their tokens.
 
+    Args:
+        checkpoint: The checkpoint.
+        get_rope_index: The stock model's function that counts positions.
+    """
 
-class Reader:
-    """Media -> pixels for the tower, the way of one checkpoint. `count` is the stock model's `get_rope_index`."""
-
-    def __init__(self, checkpoint: Checkpoint, count: Callable[..., Any]) -> None:
+    def __init__(self, checkpoint: Checkpoint, get_rope_index: Callable[..., Any]) -> None:
         self.processor = load_processor(checkpoint)
-        self.settings = video_settings(checkpoint, self.processor.image_processor)
-        self.processor.video_processor = self.settings  # all that is asked of it here
+        self.settings = load_clip_settings(checkpoint, self.processor.image_processor)
+        # The processor reads a few settings of its video processor when it writes a clip's text.
+        self.processor.video_processor = self.settings
         self.placeholder_ids = placeholder_ids(load_config(checkpoint))
-        self.count = count
-        self.by_seconds = checkpoint.model_type == "qwen2_5_vl"
-        self.resized = CLIPS[checkpoint.model_type].resized
+        self.get_rope_index = get_rope_index
+        self.counts_seconds = checkpoint.model_type == "qwen2_5_vl"
+        self.frame_size = FRAME_SIZING[checkpoint.model_type].frame_size
 
-    def picture(self, image: Image) -> Pixels:
-        read = read_picture(self.processor, self.placeholder_ids, image)
-        grid = read.tensors["image_grid_thw"]
-        tensors = {"pixel_values": read.tensors["pixel_values"], "image_grid_thw": grid}
-        return Pixels(tensors, self._layout(read.text, read.runs, grid, PICTURE, {"image_grid_thw": grid}))
+    def process_image(self, image: Image) -> Pixels:
+        """Image -> patches [H * W, E] and their grid [1, 3]."""
+        processed = process_image(self.processor, self.placeholder_ids, image)
+        grids = {"image_grid_thw": processed.tensors["image_grid_thw"]}
+        layout = self._layout(processed.text, processed.runs, IMAGE_TYPE, grids, times=(None,))
+        return Pixels({"pixel_values": processed.tensors["pixel_values"], **grids}, layout)
 
-    def clip(self, media: Media) -> Pixels:
-        patches, grid = patches_of(media.frames, self.settings, self.processor.image_processor, self.resized)
-        grids: dict[str, Tensor] = {"video_grid_thw": grid}
-        if self.by_seconds:
-            grids["second_per_grid_ts"] = torch.tensor([self.settings.temporal_patch_size * _interval(media.times)])
-        # Times are frame numbers at one frame a second.
-        frames = SimpleNamespace(fps=1.0, frames_indices=list(media.times))
-        written = self.processor.replace_video_token({"video_grid_thw": grid, "video_metadata": [frames]}, 0)
+    def process_clip(self, media: Media) -> Pixels:
+        """Clip -> patches [T * H * W, E] and their grid [1, 3]; Qwen2.5-VL also takes the seconds of each patch."""
+        times, temporal = media.times, self.settings.temporal_patch_size
+        patches, grid = self._clip_patches(media.frames)
+        grids = {"video_grid_thw": grid}
+        if self.counts_seconds:
+            interval = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else SINGLE_FRAME_SECONDS
+            grids["second_per_grid_ts"] = torch.tensor([temporal * interval])
+        # At one frame a second, times in seconds are frame numbers.
+        metadata = SimpleNamespace(fps=1.0, frames_indices=list(times))
+        written = self.processor.replace_video_token({"video_grid_thw": grid, "video_metadata": [metadata]}, 0)
         token = self.processor.video_token
         run = re.compile(f"(?:{re.escape(token)})+")
-        runs = tuple(len(found) // len(token) for found in run.findall(written))
-        times = media.times[:: self.settings.temporal_patch_size]
-        layout = self._layout(run.sub(token, written), runs, grid, CLIP, grids, times)
+        runs = tuple(len(match) // len(token) for match in run.findall(written))
+        layout = self._layout(run.sub(token, written), runs, VIDEO_TYPE, grids, times[::temporal])
         return Pixels({"pixel_values_videos": patches, **grids}, layout)
 
+    def _clip_patches(self, frames: Sequence[Image]) -> tuple[Tensor, Tensor]:
+        """Frames -> patches [T * H * W, E] and their grid [1, 3]. The last frame fills up the last temporal patch."""
+        settings, temporal = self.settings, self.settings.temporal_patch_size
+        if settings.do_resize:
+            height, width = self.frame_size(len(frames), *frames[0].size, settings)
+            frames = [frame.resize((width, height), Resampling(settings.resample)) for frame in frames]
+        frames = [*frames, *[frames[-1]] * (-len(frames) % temporal)]
+        options = {name: getattr(settings, name) for name in PATCH_SETTINGS}
+        processed = self.processor.image_processor(
+            images=frames, return_tensors="pt", do_resize=False, temporal_patch_size=1, **options
+        )
+        (_, rows, columns), channels = processed["image_grid_thw"][0].tolist(), 3
+        patches = processed["pixel_values"].view(-1, temporal, rows * columns, channels, settings.patch_size**2)
+        # Each patch of a frame -> the patches of the frames of a temporal patch, channel by channel.
+        joined = patches.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(1)
+        return joined, torch.tensor([[len(patches), rows, columns]])
+
     def _layout(
-        self, text: str, runs: tuple[int, ...], grid: Tensor, kind: int, grids: Mapping[str, Tensor],
-        times: Sequence[float | None] = (None,),
-    ) -> Layout:  # fmt: skip
+        self,
+        text: str,
+        runs: tuple[int, ...],
+        token_type: int,
+        grids: Mapping[str, Tensor],
+        times: Sequence[float | None],
+    ) -> Layout:
+        """Layout of an item: a raster for each time, with the positions that the stock model gives it.
+
+        Args:
+            text: As in `Layout`.
+            runs: As in `Layout`.
+            token_type: IMAGE_TYPE or VIDEO_TYPE.
+            grids: Arguments of `get_rope_index`; first the grid of patches [1, 3].
+            times: Time of each raster in seconds; None for an image.
+        """
+        grid = next(iter(grids.values()))
         rows, columns = (side // self.settings.merge_size for side in grid[0, 1:].tolist())
-        firsts = range(0, sum(runs), rows * columns)
-        ticks, mrope_deltas = self._positions(runs, firsts, kind, grids)
-        places = zip(firsts, times, ticks, strict=True)
-        regions = tuple(Region(first, rows, columns, columns, time=time, tick=tick) for first, time, tick in places)
-        return Layout(text, runs, regions, mrope_deltas)
-
-    def _positions(
-        self, runs: Sequence[int], firsts: Sequence[int], kind: int, grids: Mapping[str, Tensor]
-    ) -> tuple[list[int], tuple[int, ...]]:
-        """The tick of each region and the advance of each run, from a prompt of a word before each run, and a last."""
-        kinds = torch.tensor([one for run in runs for one in (0, *[kind] * run)] + [0])[None]
-        time = self.count(torch.zeros_like(kinds), mm_token_type_ids=kinds, **grids)[0][0, 0]
-        visual = time[kinds[0] == kind]
-        words = time[kinds[0] == 0].tolist()
-        owner = [number for number, run in enumerate(runs) for _ in range(run)]
-        ticks = [int(visual[first]) - words[owner[first]] - 1 for first in firsts]
-        return ticks, tuple(after - before - 1 for before, after in zip(words, words[1:], strict=False))
-
-
-def _interval(times: Sequence[float]) -> float:
-    """Seconds from one frame to the next."""
-    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else SECONDS
+        # Positions of a prompt that has one word before each run, and a last one.
+        token_types = torch.tensor([kind for run in runs for kind in (0, *[token_type] * run)] + [0])[None]
+        positions = self.get_rope_index(torch.zeros_like(token_types), mm_token_type_ids=token_types, **grids)[0]
+        time_axis = positions[0, 0]
+        visual_ticks = time_axis[token_types[0] == token_type].tolist()
+        word_ticks = time_axis[token_types[0] == 0].tolist()
+        run_of_slot = [number for number, run in enumerate(runs) for _ in range(run)]
+        regions = []
+        for first, time in zip(range(0, sum(runs), rows * columns), times, strict=True):
+            tick = visual_ticks[first] - word_ticks[run_of_slot[first]] - 1
+            regions.append(Region(first, rows, columns, columns, time=time, tick=tick))
+        deltas = tuple(after - before - 1 for before, after in zip(word_ticks, word_ticks[1:], strict=False))
+        return Layout(text, runs, tuple(regions), deltas)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 AT_ONCE = 1 << 24
 """Attention weights that are in memory at a time: 64 MB. All of a layer's over 4,096 tokens would take 1 GB."""
 
-Projected = Callable[[Any, Tensor, dict[str, Any]], tuple[Tensor, Tensor, float]]
+QueryKeyProjection = Callable[[Any, Tensor, dict[str, Any]], tuple[Tensor, Tensor, float]]
 """An attention module, what it reads [B, N, C] and its other arguments -> queries and keys [B, heads, N, d], scale."""
 
 
 @contextmanager
-def cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
+def record_cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
     """While open, every pass through a CLIP attention appends its CLS row to the list given: [B, N] fp32.
 
     Saliency is the sum over heads of softmax(q_cls k^T * scale), the CLS column left out (Sec. 3.3). It needs the
@@ -26,7 +26,7 @@ def cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
     """
 
     def of_cls(module: Any, states: Tensor, given: dict[str, Any]) -> Tensor:
-        query, key = heads_of(module, "q", states[:, :1]), heads_of(module, "k", states)
+        query, key = project_heads(module, "q", states[:, :1]), project_heads(module, "k", states)
         scores = (query.float() * module.scale * key.float()).sum(-1)
         return scores.softmax(-1).sum(1)[:, 1:]
 
@@ -34,12 +34,12 @@ def cls_attention(attention: nn.Module) -> Iterator[list[Tensor]]:
         yield rows
 
 
-def plain(module: Any, states: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
+def project_query_key(module: Any, states: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
     """`Projected` for CLIP and SigLIP, and for others like them that normalise queries and keys."""
-    return heads_of(module, "q", states), heads_of(module, "k", states), module.scale
+    return project_heads(module, "q", states), project_heads(module, "k", states), module.scale
 
 
-def heads_of(module: Any, which: str, states: Tensor) -> Tensor:
+def project_heads(module: Any, which: str, states: Tensor) -> Tensor:
     """Queries ("q") or keys ("k") of each head: [B, N, C] -> [B, heads, N, d]."""
     made = getattr(module, f"{which}_proj")(states)
     norm = getattr(module, f"{which}_norm", None)
@@ -48,20 +48,22 @@ def heads_of(module: Any, which: str, states: Tensor) -> Tensor:
 
 
 @contextmanager
-def received_attention(attention: nn.Module, projected: Projected = plain) -> Iterator[list[Tensor]]:
+def record_received_attention(
+    attention: nn.Module, projected: QueryKeyProjection = project_query_key
+) -> Iterator[list[Tensor]]:
     """While open, every pass through an attention appends how much of it each token receives: [B, N] fp32, sum 1.
 
     The importance in a tower without CLS: the column means of all heads' attention weights.
     """
 
     def of_all(module: Any, states: Tensor, given: dict[str, Any]) -> Tensor:
-        return received(*projected(module, states, given))
+        return mean_received_attention(*projected(module, states, given))
 
     with _beside(attention, of_all) as rows:
         yield rows
 
 
-def received(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def mean_received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Queries and keys [B, heads, N, d] -> mean over heads and queries of softmax(q k^T * scale): [B, N] fp32.
 
     In chunks of heads, and of queries where one head's weights are too many.

@@ -18,24 +18,37 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from prunesid_cli.errors import ModelError, UsageError
-from prunesid_cli.models.shared.processor import marker, placeholder_ids
-from prunesid_cli.models.shared.prompt_pieces import TAG, Piece, content, coordinates, texts_of
-from prunesid_cli.models.shared.shared_prefix import PAST, PrefixCache, beginnings, empty, keeps_tokens, laid_out
+from prunesid_cli.models.shared.processor import placeholder_ids, placeholder_text
+from prunesid_cli.models.shared.prompt_pieces import (
+    MEDIA_TAG,
+    PromptPiece,
+    mrope_coordinates,
+    split_at_tags,
+    user_content,
+)
+from prunesid_cli.models.shared.shared_prefix import (
+    CACHE_ARGUMENT,
+    PrefixCache,
+    batch_prefix_caches,
+    caches_every_token,
+    empty,
+    split_prefix_caches,
+)
 from prunesid_cli.runtime.device import to_device
 from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt, TokenSet
 
 
-class Language(ABC):
+class BaseLanguageHalf(ABC):
     """A language model with its projector.
 
-    A family says in `project` how kept tokens become embeddings, and in `inputs` and `around` what its model is given
+    A family says in `project` how kept tokens become embeddings, and in `model_inputs` and `generation_context` what its model is given
     besides those.
     """
 
-    newline: Tensor | None = None
+    newline_embedding: Tensor | None = None
     """The embedding of structural slots [D], where a family has some."""
 
-    causal = True
+    is_causal = True
     """Whether what a prompt begins with is read alike whatever follows."""
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -43,35 +56,35 @@ class Language(ABC):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder_ids = placeholder_ids(model.config)
-        self.markers = {clip: marker(processor, clip) for clip in (False, True)}
-        self.can_share_prefix = self.causal and keeps_tokens(model.config)
+        self.placeholder_texts = {clip: placeholder_text(processor, clip) for clip in (False, True)}
+        self.can_share_prefix = self.is_causal and caches_every_token(model.config)
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
         """Kept tokens [T, C] -> embeddings [T, D]; [T, D * (1 + K)] where more is added after each of K layers."""
 
-    def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """What `generate` is given for a left-padded batch."""
         embeds, mask = left_pad([prompt.embeds for prompt in prompts])
         given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask}
         positions = [prompt.positions for prompt in prompts if prompt.positions is not None]
         if positions:
             # transformers wants the plain positions, which tell where padding ends, before those of M-RoPE.
-            plain = (mask.cumsum(-1) - 1).clamp(min=0)
+            project_query_key = (mask.cumsum(-1) - 1).clamp(min=0)
             padded = left_pad([one.mT for one in positions])[0].permute(2, 0, 1)
-            given["position_ids"] = torch.cat([plain[None], padded])
+            given["position_ids"] = torch.cat([project_query_key[None], padded])
         return given
 
-    def around(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
+    def generation_context(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
         """What holds while a batch is generated."""
         return nullcontext()
 
-    def check(self, prompt: str, items: int) -> None:
+    def check_prompt(self, prompt: str, num_items: int) -> None:
         """See `LanguageHalf`."""
-        texts_of(prompt, items)
+        split_at_tags(prompt, num_items)
         words = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
-        text = TAG.sub("", prompt)
-        found = next((word for word in (*self.markers.values(), *words) if word and word in text), None)
+        text = MEDIA_TAG.sub("", prompt)
+        found = next((word for word in (*self.placeholder_texts.values(), *words) if word and word in text), None)
         if found:
             raise UsageError(f"the prompt contains {found}, which stands for an image", hint="leave it out")
         if not text.strip():
@@ -80,7 +93,7 @@ class Language(ABC):
     @torch.no_grad()
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
         """See `LanguageHalf`."""
-        self.check(prompt, len(items))
+        self.check_prompt(prompt, len(items))
         pieces = list(self._pieces(prompt, items))
         width = self.model.get_input_embeddings().embedding_dim
         starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
@@ -98,7 +111,7 @@ class Language(ABC):
             deepstack=added,
         )
 
-    def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[Piece]:
+    def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[PromptPiece]:
         ids = self.tokenize(prompt, [item.layout for item in items])
         is_spot = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
         spots = is_spot.nonzero().flatten().tolist()
@@ -110,43 +123,43 @@ class Language(ABC):
         edges = zip([-1, *spots], [*spots, len(ids)], strict=True)
         for (before, after), run in zip_longest(edges, runs):
             some = words[before + 1 : after]
-            yield Piece(some, False, torch.arange(len(some)).expand(3, -1), len(some))
+            yield PromptPiece(some, False, torch.arange(len(some)).expand(3, -1), len(some))
             if run:
                 yield run
 
-    def _runs(self, item: TokenSet) -> Iterator[Piece]:
+    def _runs(self, item: TokenSet) -> Iterator[PromptPiece]:
         """The kept tokens of an item, run by run. Those that the stock model does not have come first of all."""
         weights = self.model.get_input_embeddings().weight
         embeds, slots = self.project(to_device(item.tokens, weights.device, weights.dtype)), torch.tensor(item.slots)
         if item.is_unpruned and len(slots) < item.layout.total:
-            if self.newline is None:
+            if self.newline_embedding is None:
                 raise ModelError("the item has structural tokens, which this model does not know", "compress it again")
-            known, embeds = embeds, self.newline.to(embeds).repeat(item.layout.total, 1)
+            known, embeds = embeds, self.newline_embedding.to(embeds).repeat(item.layout.total, 1)
             embeds[slots], slots = known, torch.arange(item.layout.total)
-        where, start = coordinates(item.layout), 0
+        where, start = mrope_coordinates(item.layout), 0
         for number, length in enumerate(item.layout.runs):
             inside = (slots >= start) & (slots < start + length)
             inside |= (slots == CLS_NOT_READ) & (start == 0)
             rows = inside.nonzero().flatten()
             advance = item.layout.mrope_deltas[number] if item.layout.mrope_deltas else len(rows)
-            yield Piece(embeds[to_device(rows, embeds.device)], True, where[:, slots[rows]], advance)
+            yield PromptPiece(embeds[to_device(rows, embeds.device)], True, where[:, slots[rows]], advance)
             start += length
 
     def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """A user's turn about some items -> ids [L], with one placeholder for each run of each item."""
-        said = content(prompt, [layout.is_clip for layout in layouts])
-        text = self.render([{"role": "user", "content": said}])
+        said = user_content(prompt, [layout.is_clip for layout in layouts])
+        text = self.render_chat([{"role": "user", "content": said}])
         texts = iter([layout.text for layout in layouts])
-        either = "|".join(re.escape(one) for one in dict.fromkeys(self.markers.values()) if one)
-        return self.ids(re.sub(either, lambda found: next(texts, found[0]), text))
+        either = "|".join(re.escape(one) for one in dict.fromkeys(self.placeholder_texts.values()) if one)
+        return self.tokenize_text(re.sub(either, lambda found: next(texts, found[0]), text))
 
-    def ids(self, text: str) -> Tensor:
+    def tokenize_text(self, text: str) -> Tensor:
         """A rendered prompt -> ids [L]."""
         begins = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
         ids: Tensor = self.tokenizer(text, add_special_tokens=not begins, return_tensors="pt")["input_ids"][0]
         return ids
 
-    def render(self, conversation: list[dict[str, Any]]) -> str:
+    def render_chat(self, conversation: list[dict[str, Any]]) -> str:
         """A conversation as the checkpoint's chat template writes it, up to where the model goes on."""
         try:
             text: str = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
@@ -163,10 +176,10 @@ class Language(ABC):
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(generation.seed)
-            said = self._run(prompts, prefix_caches, **self.options(generation))
+            said = self._run(prompts, prefix_caches, **self.decoding_options(generation))
         return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
 
-    def options(self, generation: Generation) -> dict[str, Any]:
+    def decoding_options(self, generation: Generation) -> dict[str, Any]:
         """What the stock `generate` is told of how to decode."""
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         given: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens}
@@ -183,8 +196,8 @@ class Language(ABC):
     def read_prefixes(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
         """See `LanguageHalf`."""
         cache = empty()
-        self._run(prompts, (), max_new_tokens=1, do_sample=False, **{PAST: cache})
-        return beginnings(cache, [len(prompt.embeds) for prompt in prompts])
+        self._run(prompts, (), max_new_tokens=1, do_sample=False, **{CACHE_ARGUMENT: cache})
+        return split_prefix_caches(cache, [len(prompt.embeds) for prompt in prompts])
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache] = ()) -> Tensor:
@@ -195,11 +208,17 @@ class Language(ABC):
 
     def _run(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **generation: Any) -> Any:
         """What the stock `generate` makes of prompts, left-padded to one batch, given what was read of them before."""
-        past = {PAST: laid_out(prefix_caches, [len(one.embeds) for one in prompts])} if prefix_caches else {}
-        with self.around(prompts):
-            return self.model.generate(**self.inputs(prompts), pad_token_id=self.padding(), **past, **generation)
+        past = (
+            {CACHE_ARGUMENT: batch_prefix_caches(prefix_caches, [len(one.embeds) for one in prompts])}
+            if prefix_caches
+            else {}
+        )
+        with self.generation_context(prompts):
+            return self.model.generate(
+                **self.model_inputs(prompts), pad_token_id=self.pad_token_id(), **past, **generation
+            )
 
-    def padding(self) -> int:
+    def pad_token_id(self) -> int:
         """The id that rows of a batch are filled up with."""
         for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if value is not None:

@@ -9,23 +9,23 @@ from typing import Any
 from torch import Tensor
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.models.shared.language_half import Language
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.types import Placement, Prompt
 
-WITHOUT_FLASH = ("gemma3", "paligemma")
+MODEL_TYPES_WITHOUT_FLASH = ("gemma3", "paligemma")
 """Types of models that read so."""
 
 
-def refuse_flash(placement: Placement, name: str) -> None:
+def refuse_flash_attention(placement: Placement, name: str) -> None:
     if "flash" in placement.attention:
         raise UsageError(f"{name} reads in both directions, which Flash Attention cannot", hint="try --attn sdpa")
 
 
-class BothWays(Language):
-    """A family says in `inputs` what sees what, by `token_type_ids`."""
+class BidirectionalLanguageHalf(BaseLanguageHalf):
+    """A family says in `model_inputs` what sees what, by `token_type_ids`."""
 
     @contextmanager
-    def around(self, prompts: Sequence[Prompt]) -> Iterator[None]:
+    def generation_context(self, prompts: Sequence[Prompt]) -> Iterator[None]:
         """`generate` asks this method whether a model can begin with embeddings; these can and do not say so."""
         prepare = self.model.prepare_inputs_for_generation
 

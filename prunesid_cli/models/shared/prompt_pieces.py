@@ -13,12 +13,12 @@ from torch import Tensor
 from prunesid_cli.errors import UsageError
 from prunesid_cli.types import Layout
 
-TAG = re.compile("<image>|<video>")
+MEDIA_TAG = re.compile("<image>|<video>")
 """Where in a prompt a picture or clip belongs; without any, all come first. The same for every family."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class PromptPiece:
     """A part of a prompt: embeds [P, D], visual or not, and where it is [3, P] when the part begins at 0; `advance`:
     where the next part begins then."""
 
@@ -28,7 +28,7 @@ class Piece:
     advance: int
 
 
-def coordinates(layout: Layout) -> Tensor:
+def mrope_coordinates(layout: Layout) -> Tensor:
     """Time, row and column of each slot in its run, as M-RoPE counts them: [3, total]; 0 for structural slots."""
     where = torch.zeros(3, layout.total, dtype=torch.long)
     if layout.mrope_deltas:
@@ -41,13 +41,13 @@ def coordinates(layout: Layout) -> Tensor:
     return where
 
 
-def texts_of(prompt: str, items: int) -> list[str]:
+def split_at_tags(prompt: str, items: int) -> list[str]:
     """The texts before, between and after the items: as the tags say, or all after them.
 
     Raises:
         UsageError: there are tags, but not as many as items.
     """
-    texts = TAG.split(prompt)
+    texts = MEDIA_TAG.split(prompt)
     if len(texts) == 1:
         return [*[""] * items, prompt]
     if len(texts) - 1 != items:
@@ -58,9 +58,9 @@ def texts_of(prompt: str, items: int) -> list[str]:
     return texts
 
 
-def content(prompt: str, clips: Sequence[bool]) -> list[dict[str, str]]:
+def user_content(prompt: str, clips: Sequence[bool]) -> list[dict[str, str]]:
     """The parts of a user's turn."""
     media = [{"type": "video" if clip else "image"} for clip in clips]
-    texts = [{"type": "text", "text": text} for text in texts_of(prompt, len(clips))]
+    texts = [{"type": "text", "text": text} for text in split_at_tags(prompt, len(clips))]
     both = [part for pair in zip_longest(texts, media) for part in pair]
     return [part for part in both if part and part.get("text") != ""]

@@ -20,7 +20,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from prunesid_cli.types import Prompt
 
-PAST = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
+CACHE_ARGUMENT = (
+    "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
+)
 """What transformers calls keys and values of tokens that were read before; the second up to some release after 5.17."""
 
 
@@ -35,7 +37,7 @@ class PrefixCache:
         return self.layers[0][0].shape[1]
 
 
-def keeps_tokens(config: Any) -> bool:
+def caches_every_token(config: Any) -> bool:
     """Whether every layer of a language model keeps keys and values of each token, and no state beside them."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
 
@@ -57,7 +59,7 @@ def empty() -> DynamicCache:
     return DynamicCache()
 
 
-def beginnings(cache: DynamicCache, lengths: Sequence[int]) -> list[PrefixCache]:
+def split_prefix_caches(cache: DynamicCache, lengths: Sequence[int]) -> list[PrefixCache]:
     """Of a left-padded batch that was read, row by row without its padding."""
     both = [(layer.keys, layer.values) for layer in cache.layers]
     return [
@@ -66,7 +68,7 @@ def beginnings(cache: DynamicCache, lengths: Sequence[int]) -> list[PrefixCache]
     ]
 
 
-def laid_out(prefix_caches: Sequence[PrefixCache], lengths: Sequence[int]) -> DynamicCache:
+def batch_prefix_caches(prefix_caches: Sequence[PrefixCache], lengths: Sequence[int]) -> DynamicCache:
     """The first columns of a left-padded batch of prompts of these lengths, each of which is longer than what it begins
     with: all columns but as many as the longest rest has."""
     columns = max(lengths) - max(length - one.length for one, length in zip(prefix_caches, lengths, strict=True))

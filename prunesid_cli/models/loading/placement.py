@@ -1,0 +1,58 @@
+"""The device, dtype and attention kernel that a half of a model runs with."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from transformers import PretrainedConfig
+
+from prunesid_cli.errors import UsageError
+from prunesid_cli.types import Placement
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def choose_placement(device: str, dtype: str, attention: str, config: PretrainedConfig) -> Placement:
+    """Resolve the user's choices of device, dtype and attention, each of which may be "auto".
+
+    Args:
+        device: A device that torch knows, like "cpu" or "cuda:0". "auto" takes the fastest kind of device, and lets
+            the language model spread over all GPUs if accelerate is installed.
+        dtype: "bf16", "fp16" or "fp32". "auto" takes float32 on a CPU; elsewhere the checkpoint's own half precision,
+            or bf16 if it is not stored in half precision.
+        attention: An attention implementation of transformers; "auto" takes SDPA.
+        config: The checkpoint's configuration.
+
+    Raises:
+        UsageError: torch has no such device.
+    """
+    chosen_device = _find_device(device)
+    if dtype != "auto":
+        chosen_dtype = DTYPES[dtype]
+    elif chosen_device.type == "cpu":
+        chosen_dtype = torch.float32
+    else:
+        stored_dtype = getattr(config, "dtype", None)
+        chosen_dtype = stored_dtype if stored_dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    return Placement(
+        device=chosen_device,
+        dtype=chosen_dtype,
+        attention="sdpa" if attention == "auto" else attention,
+        multi_gpu=device == "auto" and torch.cuda.device_count() > 1 and find_spec("accelerate") is not None,
+    )
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("the meta device holds no data")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda:0 or mps") from error
+    return device
