@@ -64,7 +64,7 @@ class Gemma3Vision:
         own = {name: getattr(self.processor.image_processor, name, None) for name in CROPPING}
         self.cropping = {name: value for name, value in own.items() if value is not None}
         if not self.cropping.get("do_pan_and_scan"):
-            self.shortest = resized_short_side(self.processor.image_processor)
+            self.fixed_short_side = resized_short_side(self.processor.image_processor)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         read = process_image(self.processor, self.placeholder_ids, media.image, **self.cropping)

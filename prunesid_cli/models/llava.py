@@ -70,7 +70,7 @@ class LlavaVision:
         """The layout is the same for every picture, but for what of it is shown."""
         reads_cls = self.tower.type.has_cls and self.config.vision_feature_select_strategy == "full"
         self.cls_slot = 0 if reads_cls else CLS_NOT_READ
-        self.shortest = resized_short_side(self.processor.image_processor)
+        self.fixed_short_side = resized_short_side(self.processor.image_processor)
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         read = process_image(self.processor, placeholder_ids(self.config), Image.new("RGB", (side, side)))

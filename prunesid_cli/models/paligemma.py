@@ -64,7 +64,7 @@ class PaliGemmaVision:
         self.tower = self.model.model.vision_tower
         self.tower.set_attn_implementation(placement.attention)
         self.processor = load_processor(checkpoint)
-        self.shortest = resized_short_side(self.processor.image_processor)
+        self.fixed_short_side = resized_short_side(self.processor.image_processor)
         side = config.vision_config.image_size // config.vision_config.patch_size
         self.layout = Layout(str(placeholder_text(self.processor, False)), (side**2,), (Region(0, side, side, side),))
         raster = torch.arange(side**2).view(side, side)

@@ -66,7 +66,7 @@ class VideoLlavaVision:
         self.model = load_vision_model(VideoLlavaForConditionalGeneration, checkpoint, config, placement)
         self.towers = {PICTURE: self.model.model.image_tower, CLIP: self.model.model.video_tower}
         self.processor = load_processor(checkpoint)
-        self.shortest = resized_short_side(self.processor.image_processor)
+        self.fixed_short_side = resized_short_side(self.processor.image_processor)
         self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
         self.side = config.vision_config.image_size // config.vision_config.patch_size
         read = process_image(self.processor, placeholder_ids(config), Image.new("RGB", (self.side, self.side)))

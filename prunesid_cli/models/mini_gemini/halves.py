@@ -104,7 +104,7 @@ class MGMVision:
         self.has_global_view = self.grid > 1 and bool(getattr(self.config, "image_global", False))
         self.view_pixels = clip.image_size
         self.view_patches = clip.image_size // clip.patch_size
-        self.shortest: int = self.config.image_size_aux
+        self.fixed_short_side: int = self.config.image_size_aux
         multiple = CONVNEXT_STRIDE * self.grid * self.view_patches
         if self.config.image_size_aux % multiple:
             raise UnsupportedModel(

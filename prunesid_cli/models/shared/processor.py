@@ -109,7 +109,7 @@ def resized_short_side(images: Any) -> int | None:
 def fixed_short_side(vision: Any) -> int | None:
     """How many pixels of a picture's shorter side a vision half reads, however many there are; None: of more it reads
     more."""
-    return getattr(vision, "shortest", None)
+    return getattr(vision, "fixed_short_side", None)
 
 
 def placeholder_ids(config: Any) -> frozenset[int]:
