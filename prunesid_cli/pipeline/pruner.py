@@ -179,7 +179,8 @@ class Pruner:
             return capacity
         means = [count * tokens / sum(capacity) for tokens in capacity]
         weights = [1.0] * len(capacity) if self.budget.spread is Spread.NONE else information
-        return spread_tokens(weights, means, [token_bounds(mean, tokens) for mean, tokens in zip(means, capacity, strict=True)])
+        bounds = [token_bounds(mean, tokens) for mean, tokens in zip(means, capacity, strict=True)]
+        return spread_tokens(weights, means, bounds)
 
     def keep(
         self, items: Sequence[Encoded], counts: Sequence[int], information: Sequence[Information] = ()

@@ -1,6 +1,6 @@
-"""How many tokens to keep: a count, a share or all; and an average spread by information (Eq. 7).
+"""Token budgets: how many tokens to keep of an item, and how to spread an average by information (Eq. 7).
 
-Needs no torch, so that a command line can be read and checked at once.
+This module does not import torch, so that a command line can be parsed and checked at once.
 """
 
 from __future__ import annotations
@@ -20,39 +20,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HINT = "write a number of tokens (64), a share (11%) or all"
-FEWEST = 16
-# An image without any information (phi = 0) still takes part in a division by proportion.
-LEAST_PHI = 1e-6
-MEMORY = 0.02
-"""Weight of the newest image in a stream's reference, once there have been 1 / MEMORY of them."""
-CORRECTION = 0.1
-"""Share of the tokens that a stream has given too many so far, which its next image gets fewer."""
+MIN_TOKENS = 16
+"""Smallest floor of a dynamic budget, in tokens, unless the mean itself is smaller."""
+MIN_PHI = 1e-6
+"""Smallest information used. An image without any (phi = 0) still takes part in a division by proportion."""
+REFERENCE_WEIGHT = 0.02
+"""Weight of the newest item in a stream's reference, once the stream has had 1 / REFERENCE_WEIGHT items."""
+SURPLUS_CORRECTION = 0.1
+"""Share of a stream's surplus that is taken from the next item's tokens."""
+
+Bounds = Sequence[tuple[int, int]]
+"""The floor and the ceiling of each item, in tokens."""
 
 
 class Spread(Enum):
-    """Over what a budget is spread in proportion to information (Eq. 7)."""
+    """What a budget is spread over in proportion to information (Eq. 7)."""
 
     ACROSS_ITEMS = "across items"
-    """Over all items of a run, and over the tiles or frames of each: the budget is an average."""
+    """All items of a run, and the tiles or frames of each item: the budget is an average."""
     WITHIN_ITEM = "within item"
-    """Over the tiles or frames of an item alone: each item gets the budget."""
+    """The tiles or frames of an item: each item gets the budget."""
     NONE = "none"
-    """Over nothing: tiles and frames share their item's budget by their number of tokens."""
+    """Nothing: tiles and frames share their item's budget by their number of tokens."""
 
     @classmethod
     def from_option(cls, dynamic: bool | None) -> Spread:
-        """What --dynamic (True), --fixed (False) or neither (None) means."""
+        """Translate --dynamic (True), --fixed (False) or neither (None)."""
         return {True: cls.ACROSS_ITEMS, None: cls.WITHIN_ITEM, False: cls.NONE}[dynamic]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many visual tokens to keep of an item.
+    """How many visual tokens to keep of an item. Without a count and a share, all tokens are kept.
 
     Attributes:
-        count: A number of tokens, CLS included; or
-        share: a share of the item's tokens, in (0, 1]; or neither: all.
-        spread: Over what it is spread by information.
+        count: Number of tokens, CLS included.
+        share: Share of the item's tokens, in (0, 1].
+        spread: What the budget is spread over by information.
     """
 
     count: int | None = None
@@ -70,7 +74,10 @@ class Budget:
         if text == "all":
             return cls(spread=spread)
         if not re.fullmatch(r"[+-]?(\d+|\d*\.\d+%|\d+\.?%)", text, re.ASCII):
-            raise UsageError(f"cannot read {text!r} as a budget", hint=_meant(text))
+            hint = HINT
+            if re.fullmatch(r"0?\.\d+", text, re.ASCII) and Fraction(text) > 0:  # most likely meant as a share
+                hint = f"did you mean {_format_decimal(Fraction(text) * 100)}%? {HINT}"
+            raise UsageError(f"cannot read {text!r} as a budget", hint=hint)
         value = Fraction(text.rstrip("%"))
         if value <= 0:
             raise UsageError(f"a budget must be more than nothing, not {text}", hint=HINT)
@@ -81,64 +88,58 @@ class Budget:
         return cls(share=value / 100, spread=spread)
 
     def tokens(self, n_tokens: int) -> int:
-        """Of n tokens: the count as asked (it may be more than n), the share (half up, at least 1), or n."""
+        """Return the budget for an item of `n_tokens` tokens.
+
+        Returns:
+            The count as asked (it can be more than `n_tokens`), the share (rounded half up, at least 1), or `n_tokens`.
+        """
         if self.count is not None:
             return self.count
         if self.share is not None:
-            return max(_half_up(n_tokens * self.share), 1)
+            return max(_round_half_up(n_tokens * self.share), 1)
         return n_tokens
 
     def __str__(self) -> str:
         if self.count is not None:
             return str(self.count)
         if self.share is not None:
-            return f"{_decimal(self.share * 100)}%"
+            return f"{_format_decimal(self.share * 100)}%"
         return "all"
 
 
-def _meant(text: str) -> str:
-    """A decimal fraction is most likely a share."""
-    if re.fullmatch(r"0?\.\d+", text, re.ASCII) and Fraction(text) > 0:
-        return f"did you mean {_decimal(Fraction(text) * 100)}%? {HINT}"
-    return HINT
+def token_bounds(mean: float, n_tokens: int) -> tuple[int, int]:
+    """Return the floor and the ceiling for one image when `mean` tokens are kept on average.
 
-
-def _half_up(value: Fraction | float) -> int:
-    return math.floor(value + Fraction(1, 2)) if isinstance(value, Fraction) else math.floor(value + 0.5)
-
-
-def _decimal(value: Fraction) -> str:
-    """Written out, with no exponent: 11, 11.1, 0.05."""
-    return format(Decimal(value.numerator) / Decimal(value.denominator), "f")
-
-
-def limits(mean: float, n: int) -> tuple[int, int]:
-    """Floor and ceiling for one image of n tokens when `mean` are kept on average.
-
-    Half and twice the mean: .949 of answers right; wider limits .939, narrower ones .944 (tests/benchmarks/README.md).
+    They are half and twice the mean: .949 of answers right; wider limits .939, narrower ones .944
+    (tests/benchmarks/README.md).
     """
-    ceiling = min(n, math.ceil(2 * mean))
-    floor = min(max(FEWEST, math.floor(mean / 2)), math.floor(mean), ceiling)
+    ceiling = min(n_tokens, math.ceil(2 * mean))
+    floor = min(max(MIN_TOKENS, math.floor(mean / 2)), math.floor(mean), ceiling)
     return floor, ceiling
 
 
-Bounds = Sequence[tuple[int, int]]
-"""A floor and a ceiling for each."""
-
-
-def spread(phi: Sequence[float] | Tensor, means: Sequence[float], bounds: Bounds) -> list[int]:
-    """Eq. 7: information of each, and what each would get if all had the same -> tokens of each, in proportion to both,
-    within the bounds.
-
-    Their sum is exactly round_half_up(sum of means) wherever the bounds allow it, else the nearest they do.
+def spread_tokens(phi: Sequence[float] | Tensor, means: Sequence[float], bounds: Bounds) -> list[int]:
+    """Spread tokens over items in proportion to their information and their means, within the bounds (Eq. 7).
 
     Over all of a run: .949 of answers right; within items of four, as of tiles or frames, .942
     (tests/benchmarks/README.md).
+
+    Args:
+        phi: Information of each item.
+        means: Tokens that each item would get if all had the same information.
+        bounds: Floor and ceiling of each item.
+
+    Returns:
+        Tokens of each item. Their sum is exactly round_half_up(sum of means) wherever the bounds allow it, else the
+        nearest sum that they allow.
+
+    Raises:
+        NonFiniteError: An information is not finite; `rows` says which.
     """
-    weights = [value * mean for value, mean in zip(_usable(phi), means, strict=True)]
+    weights = [value * mean for value, mean in zip(_check_phi(phi), means, strict=True)]
     floors, ceilings = sum(floor for floor, _ in bounds), sum(ceiling for _, ceiling in bounds)
-    total = min(max(_half_up(math.fsum(means)), floors), ceilings)
-    ideal = _clamped(weights, _scale(weights, total, bounds), bounds)
+    total = min(max(_round_half_up(math.fsum(means)), floors), ceilings)
+    ideal = _clamp(weights, _fit_scale(weights, total, bounds), bounds)
     tokens = [math.floor(value) for value in ideal]
     # Largest remainder first, the lowest index on ties.
     order = sorted(range(len(weights)), key=lambda i: tokens[i] - ideal[i])
@@ -148,81 +149,94 @@ def spread(phi: Sequence[float] | Tensor, means: Sequence[float], bounds: Bounds
     return tokens
 
 
-def reference(sample: Sequence[float], mean: float, floor: int, ceiling: int) -> float:
-    """The information of an image that gets the mean, among images like these: their average, but for the limits."""
-    values = _usable(sample)
-    return mean / _scale(values, mean * len(values), [(floor, ceiling)] * len(values))
+def reference_phi(sample: Sequence[float], mean: float, floor: int, ceiling: int) -> float:
+    """Return the information of an image that gets the mean, among images like the sample.
+
+    It is the average of the sample, corrected for images that meet their floor or their ceiling.
+    """
+    values = _check_phi(sample)
+    return mean / _fit_scale(values, mean * len(values), [(floor, ceiling)] * len(values))
 
 
-def single(phi: float, phi_ref: float, mean: float, floor: int, ceiling: int) -> int:
-    """Eq. 7 for one image, against the information `phi_ref` of one that gets the mean."""
-    value, against = _usable([phi, phi_ref])
-    return min(max(_half_up(mean * value / against), floor), ceiling)
+def tokens_against_reference(phi: float, phi_ref: float, mean: float, floor: int, ceiling: int) -> int:
+    """Return the tokens of one image (Eq. 7); an image of information `phi_ref` gets `mean`."""
+    value, reference = _check_phi([phi, phi_ref])
+    return min(max(_round_half_up(mean * value / reference), floor), ceiling)
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Eq. 7 over images that come one after the other, without end: the running average of tokens goes to `budget`.
+class TokenStream:
+    """Eq. 7 over an endless sequence of items: the running average of their tokens approaches the budget.
 
-    Each is held against a running `reference`, the information of an average image so far (None before the first); what
-    rounding, the limits and a change of the images have made of the average flows back by CORRECTION. Whatever the
-    images, `surplus` (tokens given beyond the budget) stays bounded while the limits allow it. `images` are counted.
+    Each item is compared with a running reference. Rounding, the bounds and a change of the items move the average away
+    from the budget; SURPLUS_CORRECTION moves it back. For any sequence the surplus stays bounded as long as the bounds
+    allow it.
+
+    Attributes:
+        budget: The average to reach.
+        phi_ref: Information of an average item so far; None before the first one.
+        num_items: Number of items so far.
+        surplus: Tokens given so far beyond the budget.
     """
 
     budget: Budget
-    reference: float | None = None
-    images: int = 0
+    phi_ref: float | None = None
+    num_items: int = 0
     surplus: float = 0.0
 
-    def tokens(self, phi: float, total: int) -> int:
-        """For the next image, of information `phi` and so many tokens."""
-        (value,) = _usable([phi])
-        mean = self._mean(total)
-        floor, ceiling = limits(mean, total)
-        ideal = mean * value / (self.reference or value) - CORRECTION * self.surplus
-        return min(max(_half_up(ideal), floor), ceiling)
+    def advance(self, phi: float, total: int, tokens: int) -> TokenStream:
+        """Return the state after an item was given `tokens` of its `total` tokens.
 
-    def after(self, phi: float, total: int, tokens: int) -> Stream:
-        """Once that image was given so many: a function of what is in a cache, so that a restart goes on as it was."""
-        (value,) = _usable([phi])
-        reference = value if self.reference is None else self.reference
-        weight = max(MEMORY, 1 / (self.images + 1))
+        It depends only on what a cache stores, so that a restarted run continues as the first one would have.
+        """
+        (value,) = _check_phi([phi])
+        phi_ref = value if self.phi_ref is None else self.phi_ref
+        weight = max(REFERENCE_WEIGHT, 1 / (self.num_items + 1))
         return replace(
             self,
-            reference=reference + weight * (value - reference),
-            images=self.images + 1,
-            surplus=self.surplus + tokens - self._mean(total),
+            phi_ref=phi_ref + weight * (value - phi_ref),
+            num_items=self.num_items + 1,
+            surplus=self.surplus + tokens - min(self.budget.tokens(total), total),
         )
 
-    def spread(self, values: Sequence[float], totals: Sequence[int]) -> list[int]:
-        """For the next images."""
+    def spread(self, phi: Sequence[float], totals: Sequence[int]) -> list[int]:
+        """Return the tokens of the next items, given the information and the number of tokens of each."""
         counts, state = list[int](), self
-        for value, total in zip(_usable(values), totals, strict=True):
-            counts.append(state.tokens(value, total))
-            state = state.after(value, total, counts[-1])
+        for value, total in zip(_check_phi(phi), totals, strict=True):
+            mean = min(self.budget.tokens(total), total)
+            floor, ceiling = token_bounds(mean, total)
+            ideal = mean * value / (state.phi_ref or value) - SURPLUS_CORRECTION * state.surplus
+            counts.append(min(max(_round_half_up(ideal), floor), ceiling))
+            state = state.advance(value, total, counts[-1])
         return counts
 
-    def _mean(self, total: int) -> int:
-        return min(self.budget.tokens(total), total)
 
-
-def _usable(phi: Sequence[float] | Tensor) -> list[float]:
+def _check_phi(phi: Sequence[float] | Tensor) -> list[float]:
     values = [float(value) for value in getattr(phi, "tolist", lambda: phi)()]
     rows = [row for row, value in enumerate(values) if not math.isfinite(value)]
     if rows:
         raise NonFiniteError(f"NaN or infinity in the information of row {rows}", rows=rows)
-    return [max(value, LEAST_PHI) for value in values]
+    return [max(value, MIN_PHI) for value in values]
 
 
-def _scale(weights: Sequence[float], total: float, bounds: Bounds) -> float:
-    """The s that makes clamp(s x weight) add up to `total`, found by bisection to the last bit from below."""
+def _fit_scale(weights: Sequence[float], total: float, bounds: Bounds) -> float:
+    """Find s so that clamp(s x weight) adds up to `total`, by bisection to the last bit from below."""
     low, high = 0.0, max((ceiling / weight for weight, (_, ceiling) in zip(weights, bounds, strict=True)), default=1.0)
-    if sum(_clamped(weights, high, bounds)) <= total:
+    if sum(_clamp(weights, high, bounds)) <= total:
         return high
     while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if sum(_clamped(weights, middle, bounds)) <= total else (low, middle)
+        low, high = (middle, high) if sum(_clamp(weights, middle, bounds)) <= total else (low, middle)
     return low
 
 
-def _clamped(weights: Sequence[float], scale: float, bounds: Bounds) -> list[float]:
+def _clamp(weights: Sequence[float], scale: float, bounds: Bounds) -> list[float]:
     return [min(max(scale * weight, floor), ceiling) for weight, (floor, ceiling) in zip(weights, bounds, strict=True)]
+
+
+def _round_half_up(value: Fraction | float) -> int:
+    return math.floor(value + Fraction(1, 2)) if isinstance(value, Fraction) else math.floor(value + 0.5)
+
+
+def _format_decimal(value: Fraction) -> str:
+    """Write a number without an exponent: 11, 11.1, 0.05."""
+    return format(Decimal(value.numerator) / Decimal(value.denominator), "f")

@@ -24,7 +24,7 @@ from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.selection.budget import Budget, limits
+from prunesid_cli.selection.budget import Budget, token_bounds
 from prunesid_cli.selection.methods.prunesid import explain
 from prunesid_cli.selection.methods.variants import PRUNESID
 from samples.embedded_model.evaluate import Marks, Picture, examination, examine
@@ -64,12 +64,12 @@ def within(low: float, high: float) -> Limits:
 
 RULES = (
     Rule("fixed", None),
-    Rule("dynamic (as shipped)", limits),
-    Rule("lambda by N", limits, own=False),
+    Rule("dynamic (as shipped)", token_bounds),
+    Rule("lambda by N", token_bounds, own=False),
     Rule("3/4 to 3/2 of N", within(0.75, 1.5)),
     Rule("1/4 to 4 N", within(0.25, 4)),
     Rule("no limits", within(0, 576)),
-    Rule("within four tiles", limits, together=TILES),
+    Rule("within four tiles", token_bounds, together=TILES),
 )
 
 

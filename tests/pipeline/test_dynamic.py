@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunesid_cli.selection.budget import Budget, Stream, limits
+from prunesid_cli.selection.budget import Budget, TokenStream, token_bounds
 from prunesid_cli.tokencache import Entry, open_cache, read_tokens
 from tests.caches import held, write_shard
 from tests.conftest import Run
@@ -72,8 +72,8 @@ def test_dynamic_average_over_a_growing_folder(run: Run, llava: Path, pictures: 
 @given(st.lists(st.floats(0.5, 0.9), min_size=1, max_size=300), st.integers(32, 200), st.floats(0.3, 1.2))
 def test_a_stream_comes_to_its_average(values: list[float], mean: int, first: float) -> None:
     """Whatever the images and however wrong the first reference: what is too much or too little stays bounded."""
-    floor, ceiling = limits(mean, 576)
-    for stream in (Stream(Budget(mean)), Stream(Budget(mean), first, 50)):
+    floor, ceiling = token_bounds(mean, 576)
+    for stream in (TokenStream(Budget(mean)), TokenStream(Budget(mean), first, 50)):
         counts = stream.spread(values, [576] * len(values))
         assert all(floor <= count <= ceiling for count in counts)
         given = 0
@@ -85,18 +85,18 @@ def test_a_stream_comes_to_its_average(values: list[float], mean: int, first: fl
 def test_a_long_stream_is_close() -> None:
     values = [0.6 + 0.3 * ((7 * i) % 101) / 101 for i in range(5000)]  # and then all others hold twice as much
     values += [2 * value for value in values]
-    counts = Stream(Budget(64)).spread(values, [576] * len(values))
+    counts = TokenStream(Budget(64)).spread(values, [576] * len(values))
     assert abs(sum(counts) / len(counts) - 64) < 0.02
     assert max(counts) - min(counts) > 15
 
 
 def test_a_stream_goes_on_where_it_stopped() -> None:
     values = [0.5 + 0.4 * ((13 * i) % 37) / 37 for i in range(200)]
-    whole, totals = Stream(Budget(64)), [400 + i for i in range(200)]
+    whole, totals = TokenStream(Budget(64)), [400 + i for i in range(200)]
     first = whole
     first_part = whole.spread(values[:90], totals[:90])
     for value, total, count in zip(values, totals, first_part, strict=False):
-        first = first.after(value, total, count)
+        first = first.advance(value, total, count)
     assert whole.spread(values, totals) == first_part + first.spread(values[90:], totals[90:])
 
 

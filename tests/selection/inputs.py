@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.budget import spread
+from prunesid_cli.selection.budget import spread_tokens
 
 
 def generator(seed: int) -> torch.Generator:
@@ -54,4 +54,4 @@ def batch(size: int, n: int = 48) -> tuple[Tensor, Tensor]:
 
 def apportion(phi: Sequence[float] | Tensor, mean: float, floor: int, ceiling: int) -> list[int]:
     """Eq. 7 over images of one size, all within the same bounds."""
-    return spread(phi, [mean] * len(phi), [(floor, ceiling)] * len(phi))
+    return spread_tokens(phi, [mean] * len(phi), [(floor, ceiling)] * len(phi))

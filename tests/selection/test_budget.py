@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunesid_cli.errors import NonFiniteError, UsageError
-from prunesid_cli.selection.budget import LEAST_PHI, Budget, Spread, limits, single
+from prunesid_cli.selection.budget import MIN_PHI, Budget, Spread, token_bounds, tokens_against_reference
 from tests.selection.inputs import apportion
 
 
@@ -59,7 +59,7 @@ PHI = st.lists(st.floats(0, 1.5), min_size=1, max_size=40)
 
 @given(phi=PHI, mean=st.floats(1, 600), n=st.integers(1, 576))
 def test_average_is_exact_within_the_limits(phi: list[float], mean: float, n: int) -> None:
-    floor, ceiling = limits(mean, n)
+    floor, ceiling = token_bounds(mean, n)
     tokens = apportion(phi, mean, floor, ceiling)
     assert all(floor <= t <= ceiling for t in tokens)
     wanted = int(mean * len(phi) + 0.5)
@@ -71,7 +71,7 @@ def test_more_information_never_gets_fewer(phi: list[float], mean: int) -> None:
     tokens = apportion(phi, mean, 16, 2 * mean)
     for i, a in enumerate(phi):
         for j, b in enumerate(phi):
-            assert tokens[i] >= tokens[j] or a < max(b, LEAST_PHI) + 1e-9
+            assert tokens[i] >= tokens[j] or a < max(b, MIN_PHI) + 1e-9
 
 
 def test_in_proportion() -> None:
@@ -89,7 +89,13 @@ def test_no_information_is_shared_alike() -> None:
 
 
 def test_one_image_against_an_average_one() -> None:
-    assert [single(phi, 0.8, 64, 32, 128) for phi in (0.8, 0.4, 0.1, 0.9, 9.0)] == [64, 32, 32, 72, 128]
+    assert [tokens_against_reference(phi, 0.8, 64, 32, 128) for phi in (0.8, 0.4, 0.1, 0.9, 9.0)] == [
+        64,
+        32,
+        32,
+        72,
+        128,
+    ]
 
 
 def test_unusable_information_names_its_rows() -> None:
@@ -102,8 +108,8 @@ def test_unusable_information_names_its_rows() -> None:
     ("mean", "n", "expected"),
     [(64, 576, (32, 128)), (20, 576, (16, 40)), (8, 576, (8, 16)), (1, 576, (1, 2)), (64, 100, (32, 100))],
 )
-def test_limits(mean: float, n: int, expected: tuple[int, int]) -> None:
-    assert limits(mean, n) == expected
+def test_token_bounds(mean: float, n: int, expected: tuple[int, int]) -> None:
+    assert token_bounds(mean, n) == expected
 
 
 def test_budgets_need_no_torch() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunesid_cli.pipeline.segments import assemble
+from prunesid_cli.pipeline.segments import assemble_token_set
 from prunesid_cli.selection import select_batch
 from prunesid_cli.selection.methods.visionzip import contextual
 from prunesid_cli.selection.result import Selection
@@ -103,7 +103,7 @@ def test_what_else_a_token_carries_is_merged_with_it() -> None:
     segment = Segment(features, FALLING[0], extra=extra, slots=slots)
     item = Encoded((segment,), Layout("", (23,), (Region(0, 3, 3, 10),)))
     (one,) = select_batch(features[None], FALLING, [7], "visionzip")
-    kept = assemble(item, [(one, one.indices.tolist())], [7], False)
+    kept = assemble_token_set(item, [one], [one.indices.tolist()], [7], False)
     assert kept.slots == slots[:7]
     assert torch.equal(kept.tokens[:6], torch.cat([features, extra], -1)[:6])
     torch.testing.assert_close(kept.tokens[6], torch.cat([features[6:].mean(0), extra[6:].mean(0)]))
