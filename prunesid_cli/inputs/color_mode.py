@@ -1,7 +1,7 @@
-"""Pillow's many modes -> RGB of eight bits, and the turn that EXIF asks for.
+"""Pillow's image modes -> 8-bit RGB, and the orientation in EXIF.
 
-A plain `convert("RGB")` is silently wrong for some modes: it drops alpha, saturates 16-bit grey, and clips
-integers and floats. Each function returns the picture and a note for the user, empty when nothing was decided.
+A plain `convert("RGB")` is silently wrong for some modes: it drops alpha, saturates 16-bit grey, and clips integers
+and floats. The functions also return a note for the user, which is empty if the conversion is the obvious one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from PIL import Image
 Converted = tuple[Image.Image, str]
 
 SIXTEEN_BIT_NOTE = "16-bit grey scaled to 8"
-ORIENTATION = 0x0112  # the EXIF tag
+TRANSPARENCY_NOTE = "transparency composited on white"
+ORIENTATION_TAG = 0x0112  # in EXIF
 
-# What brings a picture stored with this orientation upright. `ImageOps.exif_transpose` does the same, but also
-# writes the EXIF anew, and fails on a good picture when that cannot be done.
-TURNS = {
+# How to transpose an image stored with this orientation. `ImageOps.exif_transpose` does the same, but also writes the
+# EXIF anew, and fails on a good image when that cannot be done.
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,34 +30,15 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
+SWAPS_SIDES = {TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)}
+"""Those that exchange width and height."""
 
 
 def to_rgb(image: Image.Image) -> Converted:
-    """A loaded picture of any mode -> a new one in RGB; transparency is laid on white."""
-    convert = CONVERTERS.get(image.mode, _plain)
-    return convert(image)
-
-
-def apply_orientation(rgb: Image.Image, file: Image.Image) -> Converted:
-    """`rgb` as the EXIF of `file`, which it came from, says that it should be seen."""
-    turn, note = _turn(file)
-    return (rgb if turn is None else rgb.transpose(turn)), note
-
-
-def oriented_size(size: tuple[int, int], file: Image.Image) -> tuple[int, int]:
-    """Width and height of a picture of this size in `file` once it is `oriented`."""
-    return size[::-1] if _turn(file)[0] in SIDEWAYS else size
-
-
-def _turn(file: Image.Image) -> tuple[Image.Transpose | None, str]:
-    try:
-        return TURNS.get(file.getexif().get(ORIENTATION, 1)), ""
-    except Exception:  # Pillow's reader raises nearly anything on damaged EXIF; the picture itself is whole, so: a note
-        return None, "unreadable EXIF: the picture may be turned"
-
-
-def _plain(image: Image.Image) -> Converted:
+    """Convert a loaded image of any mode to a new RGB image; transparency is composited on white."""
+    convert = CONVERTERS.get(image.mode)
+    if convert:
+        return convert(image)
     if not image.has_transparency_data:
         return image.convert("RGB"), ""
     rgba = image.convert("RGBA")
@@ -65,55 +47,63 @@ def _plain(image: Image.Image) -> Converted:
         return rgba.convert("RGB"), ""
     canvas = Image.new("RGB", rgba.size, "white")
     canvas.paste(rgba, mask=alpha)
-    return canvas, "transparency composited on white"
+    return canvas, TRANSPARENCY_NOTE
 
 
-def _cmyk(image: Image.Image) -> Converted:
+def read_orientation(file: Image.Image) -> tuple[Image.Transpose | None, str]:
+    """How to transpose the pixels of a file so that they are upright, by its EXIF; None if they are."""
+    try:
+        return TRANSPOSES.get(file.getexif().get(ORIENTATION_TAG, 1)), ""
+    except Exception:  # Pillow raises nearly anything on damaged EXIF; the pixels are intact, so only a note
+        return None, "unreadable EXIF: the picture may be turned"
+
+
+def _convert_cmyk(image: Image.Image) -> Converted:
     return image.convert("RGB"), "CMYK converted without a colour profile"
 
 
-def _grey16(image: Image.Image) -> Converted:
+def _convert_16_bit(image: Image.Image) -> Converted:
     values = np.asarray(image)
     grey = (values >> 8).astype(np.uint8)
-    clear = image.info.get("transparency")  # PNG: one grey that stands for nothing
-    if not isinstance(clear, int) or not (values == clear).any():
+    transparent = image.info.get("transparency")  # of a PNG: one grey value that means transparent
+    if not isinstance(transparent, int) or not (values == transparent).any():
         return Image.fromarray(grey).convert("RGB"), SIXTEEN_BIT_NOTE
-    grey[values == clear] = 255
-    return Image.fromarray(grey).convert("RGB"), f"{SIXTEEN_BIT_NOTE}, transparency composited on white"
+    grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB"), f"{SIXTEEN_BIT_NOTE}, {TRANSPARENCY_NOTE}"
 
 
-def _integer(image: Image.Image) -> Converted:
+def _convert_32_bit(image: Image.Image) -> Converted:
     if image.format in ("PNG", "PPM"):  # 16 bits that Pillow keeps in 32
-        return _grey16(image)
+        return _convert_16_bit(image)
     values = np.array(image, dtype=np.float64)
     low, high = values.min(), values.max()
-    return _scaled(values, low, high), f"32-bit grey scaled from {low:.0f}..{high:.0f} to 0..255"
+    return _scale(values, low, high), f"32-bit grey scaled from {low:.0f}..{high:.0f} to 0..255"
 
 
-def _float(image: Image.Image) -> Converted:
-    """From 0..1 if the values keep to it, as is the custom; else from their own range. NaN and -inf are black."""
+def _convert_float(image: Image.Image) -> Converted:
+    """Scale from 0..1 if all values are in it, as is the custom; else from their own range. NaN and -inf are black."""
     values = np.array(image, dtype=np.float64)
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     values = np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
-    return _scaled(values, low, high), f"float grey scaled from {low:g}..{high:g} to 0..255"
+    return _scale(values, low, high), f"float grey scaled from {low:g}..{high:g} to 0..255"
 
 
-def _scaled(values: np.ndarray[Any, np.dtype[np.float64]], low: float, high: float) -> Image.Image:
-    """low..high -> 0..255; in place, for at the pixel limit the values are most of a gigabyte."""
+def _scale(values: np.ndarray[Any, np.dtype[np.float64]], low: float, high: float) -> Image.Image:
+    """Scale low..high to 0..255, in place: at the pixel limit the values take most of a gigabyte."""
     values -= low
     values *= 255 / (high - low) if high > low else 0.0
     return Image.fromarray(np.rint(values, out=values).astype(np.uint8)).convert("RGB")
 
 
 CONVERTERS: dict[str, Callable[[Image.Image], Converted]] = {
-    "CMYK": _cmyk,
-    "I;16": _grey16,
-    "I;16B": _grey16,
-    "I;16L": _grey16,
-    "I;16N": _grey16,
-    "I": _integer,
-    "F": _float,
+    "CMYK": _convert_cmyk,
+    "I;16": _convert_16_bit,
+    "I;16B": _convert_16_bit,
+    "I;16L": _convert_16_bit,
+    "I;16N": _convert_16_bit,
+    "I": _convert_32_bit,
+    "F": _convert_float,
 }

@@ -1,16 +1,17 @@
-"""What a file is, from its first bytes: only to say it in an error, and to know when a package is missing."""
+"""The type of a file, by its first bytes. Used for error messages, and to find out that a package is missing."""
 
 from __future__ import annotations
 
 from enum import Enum
 
-HEADER_BYTES = 1024  # bytes that are enough to tell
+HEADER_BYTES = 1024
+"""Number of bytes at the start of a file from which its type is detected."""
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
 
 class FileType(Enum):
-    """Value: whether it is a picture that is decoded here; what to call it; what to do when it was refused."""
+    """Type of a file. Value: whether it is an image that can be decoded; what to call it; a hint if it is refused."""
 
     JPEG = True, "JPEG", "copy or download it again"
     PNG = True, "PNG", "copy or download it again"
@@ -34,14 +35,17 @@ class FileType(Enum):
 
     @property
     def is_image(self) -> bool:
+        """Whether it is an image format that can be decoded."""
         return self.value[0]
 
     @property
-    def text(self) -> str:
+    def description(self) -> str:
+        """Name of the format; of a file that is no image, a clause such as "the file is a PDF"."""
         return self.value[1]
 
     @property
     def hint(self) -> str:
+        """What to do if a file of this type was refused."""
         return self.value[2]
 
 
@@ -65,29 +69,34 @@ SIGNATURES = (
     (b"\0\0\x01\xb3", FileType.VIDEO),
     (b"version https://git-lfs", FileType.LFS),
 )
-RIFF = {b"WEBP": FileType.WEBP, b"AVI ": FileType.VIDEO}
+RIFF_TYPES = {b"WEBP": FileType.WEBP, b"AVI ": FileType.VIDEO}
 BRANDS = dict.fromkeys(HEIF_BRANDS, FileType.HEIC) | dict.fromkeys(AVIF_BRANDS, FileType.AVIF)
-OLD_BOXES = frozenset({b"moov", b"mdat", b"wide"})
-"""With which a QuickTime film without a brand may start."""
+QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide"})
+"""First boxes of QuickTime files that have no brand."""
 MARKUP = (("<svg", FileType.SVG), ("<!doctype html", FileType.HTML), ("<html", FileType.HTML))
 
 
 def detect_file_type(data: bytes) -> FileType:
-    head = bytes(data[:HEADER_BYTES])
-    if head[:4] == b"RIFF":
-        return RIFF.get(head[8:12], FileType.UNKNOWN)
-    if head[4:8] in OLD_BOXES:
+    """Detect the type of a file from its first `HEADER_BYTES` bytes, or from all of it."""
+    header = bytes(data[:HEADER_BYTES])
+    if header[:4] == b"RIFF":
+        return RIFF_TYPES.get(header[8:12], FileType.UNKNOWN)
+    if header[4:8] in QUICKTIME_BOXES:
         return FileType.VIDEO
-    if head[4:8] == b"ftyp":
-        return BRANDS.get(head[8:12], FileType.VIDEO)
-    return next((kind for start, kind in SIGNATURES if head.startswith(start)), None) or _kind_of_text(head)
+    if header[4:8] == b"ftyp":
+        return BRANDS.get(header[8:12], FileType.VIDEO)
+    for signature, file_type in SIGNATURES:
+        if header.startswith(signature):
+            return file_type
+    return _detect_text_type(header)
 
 
-def _kind_of_text(head: bytes) -> FileType:
-    text = head.decode("utf-8", errors="ignore")  # a character may be cut at the end of the head
-    if len(text.encode()) < len(head) - 3 or any(char < " " and char not in "\t\n\r\f\x1b" for char in text):
+def _detect_text_type(header: bytes) -> FileType:
+    text = header.decode("utf-8", errors="ignore")  # a character may be cut at the end of the header
+    has_control_characters = any(char < " " and char not in "\t\n\r\f\x1b" for char in text)
+    if len(text.encode()) < len(header) - 3 or has_control_characters:
         return FileType.UNKNOWN
     start = text.lstrip("\ufeff \t\r\n").lower()
     if start.startswith("<?xml"):
         return FileType.SVG if "<svg" in start else FileType.TEXT
-    return next((kind for tag, kind in MARKUP if start.startswith(tag)), FileType.TEXT)
+    return next((file_type for tag, file_type in MARKUP if start.startswith(tag)), FileType.TEXT)

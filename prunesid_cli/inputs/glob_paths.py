@@ -1,4 +1,4 @@
-"""Globs -> the paths that they match. Unlike `glob.glob`: sorted, streaming, and `**` follows no links."""
+"""Glob patterns. Unlike `glob.glob`, matches come sorted and one at a time, and `**` does not follow links."""
 
 from __future__ import annotations
 
@@ -7,55 +7,48 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import PurePath
 
+from prunesid_cli.inputs.source import LOCAL, FileSource
+
 GLOB_CHARACTERS = "*?["
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder or ".") as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, say: reading it will tell
-        return False
-
-
 def is_glob(path: str) -> bool:
+    """Whether a path holds a character that is special in a glob pattern."""
     return any(char in path for char in GLOB_CHARACTERS)
 
 
-def expand(pattern: str) -> Iterator[str]:
+def expand_glob(pattern: str, files: FileSource = LOCAL) -> Iterator[str]:
+    """The paths that match a pattern, in order of their names.
+
+    A folder on the way that cannot be listed is given itself, so that listing it later reports the error.
+    """
     path = PurePath(pattern)
-    return _match(path.anchor, path.parts[1:] if path.anchor else path.parts)
+    return _match(path.anchor, path.parts[1:] if path.anchor else path.parts, files)
 
 
-def _match(base: str, parts: tuple[str, ...]) -> Iterator[str]:
+def _match(base: str, parts: tuple[str, ...], files: FileSource) -> Iterator[str]:
     if not parts:
         yield base
         return
-    head, rest = parts[0], parts[1:]
-    if not is_glob(head):
-        join_windows = os.path.join(base, head)
-        yield from _match(join_windows, rest) if os.path.lexists(join_windows) else ()
+    first, rest = parts[0], parts[1:]
+    if not is_glob(first):
+        path = os.path.join(base, first)
+        if files.exists(path, follow_links=False):
+            yield from _match(path, rest, files)
         return
     try:
-        entries = _entries(base)
+        entries = sorted(files.list(base))
     except NotADirectoryError:
         return
-    except OSError:  # given as it is, so that walking it says why
+    except OSError:
         yield base
         return
-    if head == "**":
-        yield from _match(base, rest)
+    if first == "**":
+        yield from _match(base, rest, files)
     for entry in entries:
-        join_windows = os.path.join(base, entry.name)
-        if head != "**":
-            yield from _match(join_windows, rest) if _fits(entry.name, head) else ()
-        elif not entry.name.startswith(".") and is_folder(entry) and not entry.is_symlink():
-            yield from _match(join_windows, parts)
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatch(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
+        path, is_hidden = os.path.join(base, entry.name), entry.name.startswith(".")
+        if first == "**":
+            if entry.is_folder and not entry.is_link and not is_hidden:
+                yield from _match(path, parts, files)
+        elif fnmatch(entry.name, first) and (first.startswith(".") or not is_hidden):
+            yield from _match(path, rest, files)

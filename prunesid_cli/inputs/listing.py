@@ -1,23 +1,20 @@
-"""Files, folders and globs -> the images and clips among them, one at a time, in an order that is the same every time.
+"""Listing: files, folders and globs -> the images and clips among them, one at a time, always in the same order.
 
-A path that cannot be used is given with its error, never raised: one bad name does not end a run of thousands.
-Names may hold bytes that are no UTF-8; they stay `str` (surrogateescape) and pass through JSON as they are.
+A path that cannot be used is given with its error, which is not raised: a bad name does not end a run of thousands.
+Names that are not valid UTF-8 stay `str` (surrogateescape) and pass through JSON unchanged.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
 
-from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.inputs.glob_paths import expand, is_folder, is_glob
-from prunesid_cli.inputs.image import unreadable
+from prunesid_cli.errors import MediaError
+from prunesid_cli.inputs.glob_paths import expand_glob, is_glob
+from prunesid_cli.inputs.source import LOCAL, FileSource, FolderEntry, to_media_error
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif"}
@@ -30,209 +27,158 @@ VIDEO_EXTENSIONS = frozenset(
 )
 EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"
-FILE, LINKED, FOLDER = "f", "l", "d"
-PASSED = {"h": HIDDEN, "o": OTHER, "x": LINK}
-"""Marks of what is in a folder: what is given, and what is passed over."""
-Entry = tuple[str, str, str]
-"""Path, real path (of a link, its own), mark."""
-Tell = Callable[[str, str], None]
-Opened = Callable[[str], None]
-CHUNK = 1 << 16  # bytes of a list read at once
+FILE_MARK, LINK_MARK, FOLDER_MARK = "f", "l", "d"
+SKIP_REASONS = {"h": HIDDEN, "o": OTHER, "x": LINK}
+"""Marks of entries of a folder that are skipped, and why."""
+MarkedPath = tuple[str, str, str]
+"""Path; real path, or any path of a link or a named file; mark."""
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file to read, or a path that cannot be used and why."""
+    """A file to read, or a path that cannot be used.
+
+    Attributes:
+        source: Path as the user named it, or below a folder that the user named.
+        error: Why the path cannot be used; None if it can.
+    """
 
     source: str
     error: MediaError | None = None
 
 
-class Listing(Iterator[ListedFile]):
-    """What `find_media` gives; `passed`, final once the listing has ended, counts what it passed over.
+@dataclass(eq=False)
+class Listing(Iterable[ListedFile]):
+    """Each image or clip once: named files, what globs match, and in folders the files with a known extension.
 
-    HIDDEN  files and folders in folders
-    OTHER   files in folders whose extension is that of no image or video
-    LINK    links to folders inside folders: not followed, so no loop is possible
-    REPEAT  paths that lead to a file or folder already given, or to a file that comes with its folder
+    Named files are listed whatever their extension. Memory grows with the number of folders and of named files, not
+    with the number of files in folders. A listing can be iterated once.
 
-    Memory grows with folders and with files that were named, not with the files in a folder.
+    Attributes:
+        paths: Files, folders and globs.
+        on_skip: Called with the reason and the path of everything that is skipped.
+        on_folder: Called with each folder that could be read, and each glob that matched.
+        files: Where the paths lead.
+        skipped: Number of skipped paths by reason, final once the iteration has ended. `HIDDEN`: files and folders in
+            folders. `OTHER`: files in folders with an extension of no image or video. `LINK`: links to folders inside
+            folders, which are not followed, so that no loop is possible. `REPEAT`: paths to a file or folder that was
+            listed before, or to a file that is listed with its folder.
     """
 
-    def __init__(self, paths: Iterable[str], tell: Tell, opened: Opened) -> None:
-        self.skipped: Counter[str] = Counter()
-        self._tell, self._opened = tell, opened
-        self._walked = set[bytes]()
-        self._given = set[bytes]()
-        self._found = self._search(paths)
+    paths: Iterable[str]
+    on_skip: Callable[[str, str], object] = lambda reason, path: None
+    on_folder: Callable[[str], object] = lambda path: None
+    files: FileSource = LOCAL
+    skipped: Counter[str] = field(default_factory=Counter, init=False)
+    _listed_folders: set[bytes] = field(default_factory=set, init=False)
+    _listed_paths: set[bytes] = field(default_factory=set, init=False)
 
-    def __next__(self) -> ListedFile:
-        return next(self._found)
-
-    def _search(self, paths: Iterable[str]) -> Iterator[ListedFile]:
-        for path in paths:
+    def __iter__(self) -> Iterator[ListedFile]:
+        for path in self.paths:
             try:
-                status = os.stat(path)
+                status = self.files.stat(path)
             except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-                yield from self._missing(path, error)
+                is_literal = not isinstance(error, FileNotFoundError) or not is_glob(path)
+                if is_literal or self.files.exists(path, follow_links=False):
+                    yield ListedFile(path, to_media_error(path, error, self.files))
+                else:
+                    yield from self._list_glob(path)
             else:
-                yield from self._named(path, stat.S_ISDIR(status.st_mode))
+                yield from self._walk(path, status.is_folder)
 
-    def _named(self, path: str, is_folder: bool) -> Iterator[ListedFile]:
-        """A named file is tried whatever its extension."""
-        if is_folder:
-            yield from self._walk(path)
-        elif self._is_new(path):
-            yield ListedFile(path)
-
-    def _missing(self, path: str, error: Exception) -> Iterator[ListedFile]:
-        if not isinstance(error, FileNotFoundError) or not is_glob(path) or os.path.lexists(path):
-            yield ListedFile(path, unreadable(path, error))
-            return
-        matched = False
-        for match in expand(path):
-            matched = True
-            yield from self._named(match, os.path.isdir(match))
-        if matched:
-            self._opened(path)
+    def _list_glob(self, pattern: str) -> Iterator[ListedFile]:
+        has_match = False
+        for path in expand_glob(pattern, self.files):
+            has_match = True
+            try:
+                is_folder = self.files.stat(path).is_folder
+            except OSError:  # for example a broken link: reading it reports the error
+                is_folder = False
+            yield from self._walk(path, is_folder)
+        if has_match:
+            self.on_folder(pattern)
         else:
-            yield ListedFile(
-                path, MediaError(f"{path}: no file matches", "`*` passes over hidden files; `**` goes deeper")
+            error = MediaError(
+                f"{pattern}: no file matches", "`*` does not match hidden files; `**` matches subfolders"
             )
+            yield ListedFile(pattern, error)
 
-    def _walk(self, top: str) -> Iterator[ListedFile]:
-        """A stack and no recursion: a tree may be deeper than Python's."""
-        stack: list[Iterator[Entry]] = [iter([(top, os.path.realpath(top), FOLDER)])]
+    def _walk(self, path: str, is_folder: bool) -> Iterator[ListedFile]:
+        """List a file, or all files below a folder."""
+        # An explicit stack, not recursion: a tree may be deeper than Python's stack.
+        top = (path, self.files.real_path(path), FOLDER_MARK) if is_folder else (path, path, LINK_MARK)
+        stack: list[Iterator[MarkedPath]] = [iter([top])]
         while stack:
             entry = next(stack[-1], None)
             if entry is None:
                 stack.pop()
                 continue
-            path, real, mark = entry
-            if not (self._is_new(path) if mark == LINKED else self._is_first(path, real)):
-                continue
-            if mark != FOLDER:
+            path, real_path, mark = entry
+            if self._is_repeat(path, real_path, mark):
+                self._skip(REPEAT, path)
+            elif mark != FOLDER_MARK:
                 yield ListedFile(path)
-                continue
-            try:
-                stack.append(self._wanted(path, real))
-            except OSError as error:
-                self._given.add(_digest(real))
-                yield ListedFile(path, unreadable(path, error))
+            else:
+                try:
+                    stack.append(self._list_folder(path, real_path))
+                except OSError as error:
+                    self._listed_paths.add(_digest(real_path))
+                    yield ListedFile(path, to_media_error(path, error, self.files))
 
-    def _wanted(self, folder: str, real: str) -> Iterator[Entry]:
-        """The images, clips and folders in a folder, by name; counts what is passed over."""
-        with os.scandir(folder or ".") as entries:
-            marked = sorted(f"{entry.name}\0{_mark(entry)}" for entry in entries)
-        for name, _, mark in (one.partition("\0") for one in marked):
-            if mark in PASSED:
-                self._pass(PASSED[mark], os.path.join(folder, name))
-        self._walked.add(_digest(real))
-        self._opened(folder)
-        return _split(folder, real, "/".join(one for one in marked if one[-1] not in PASSED))
+    def _list_folder(self, folder: str, real_folder: str) -> Iterator[MarkedPath]:
+        """The images, clips and folders in a folder, by name."""
+        # The names are kept in one string, which takes a fraction of the memory of one string for each file.
+        names = sorted(f"{entry.name}\0{_mark(entry)}" for entry in self.files.list(folder))
+        for name in names:
+            if name[-1] in SKIP_REASONS:
+                self._skip(SKIP_REASONS[name[-1]], os.path.join(folder, name[:-2]))
+        self._listed_folders.add(_digest(real_folder))
+        self.on_folder(folder)
+        return _split(folder, real_folder, "/".join(name for name in names if name[-1] not in SKIP_REASONS))
 
-    def _is_new(self, path: str) -> bool:
-        """Of a file that was named, or linked to: whether it neither came before nor comes with the folder it is in."""
-        real = os.path.realpath(path)
-        folder, name = os.path.split(real)
-        if _is_media(name) and _digest(folder) in self._walked and _is_there(real):
-            self._pass(REPEAT, path)
-            return False
-        is_new = self._is_first(path, real)
-        if is_new:
-            self._given.add(_digest(real))
-        return is_new
+    def _is_repeat(self, path: str, real_path: str, mark: str) -> bool:
+        """Whether a path was listed before. A named or linked file may also come with the folder that it is in."""
+        if mark == LINK_MARK:
+            real_path = self.files.real_path(path)
+            folder, name = os.path.split(real_path)
+            if _is_media(name) and _digest(folder) in self._listed_folders and self.files.exists(real_path):
+                return True
+        digest = _digest(real_path)
+        if digest in self._listed_paths or digest in self._listed_folders:
+            return True
+        if mark == LINK_MARK:
+            self._listed_paths.add(digest)
+        return False
 
-    def _is_first(self, path: str, real: str) -> bool:
-        digest = _digest(real)
-        if digest in self._given or digest in self._walked:
-            self._pass(REPEAT, path)
-            return False
-        return True
-
-    def _pass(self, what: str, path: str) -> None:
-        self.skipped[what] += 1
-        self._tell(what, path)
+    def _skip(self, reason: str, path: str) -> None:
+        self.skipped[reason] += 1
+        self.on_skip(reason, path)
 
 
-def _split(folder: str, real: str, marked: str) -> Iterator[Entry]:
-    """From one string, which is a fraction of as many strings as there may be files."""
+def _split(folder: str, real_folder: str, names: str) -> Iterator[MarkedPath]:
     start = 0
-    while start < len(marked):
-        end = marked.find("/", start)
-        end = len(marked) if end < 0 else end
-        name, _, mark = marked[start:end].partition("\0")
-        yield os.path.join(folder, name), os.path.join(real, name), mark
+    while start < len(names):
+        end = names.find("/", start)
+        end = len(names) if end < 0 else end
+        name, mark = names[start : end - 2], names[end - 1]
+        yield os.path.join(folder, name), os.path.join(real_folder, name), mark
         start = end + 1
 
 
-def _mark(entry: os.DirEntry[str]) -> str:
-    is_link = entry.is_symlink()
+def _mark(entry: FolderEntry) -> str:
     if entry.name.startswith("."):
         return "h"
-    if is_folder(entry):
-        return "x" if is_link else FOLDER
+    if entry.is_folder:
+        return "x" if entry.is_link else FOLDER_MARK
     if not _is_media(entry.name):
         return "o"
-    return LINKED if is_link else FILE
-
-
-def _is_there(real: str) -> bool:
-    """Whether a real path is one: a link that leads nowhere, or to itself, ends in none."""
-    return os.path.lexists(real) and not os.path.islink(real)
+    return LINK_MARK if entry.is_link else FILE_MARK
 
 
 def _is_media(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _digest(real: str) -> bytes:
+def _digest(real_path: str) -> bytes:
     """Stands for a path in a fraction of its memory."""
-    return hashlib.blake2b(os.fsencode(real), digest_size=16).digest()
-
-
-def find_media(
-    paths: Iterable[str], tell: Tell = lambda what, path: None, opened: Opened = lambda path: None
-) -> Listing:
-    """Each image or clip once: named files, what globs match, and in folders the files with such an extension.
-
-    `tell` is called with what is passed over, and its path; `opened` with folders that could be read, and globs that
-    matched.
-    """
-    return Listing(paths, tell, opened)
-
-
-def read_list(stream: BinaryIO, null_separated: bool = False) -> Iterator[str]:
-    """The paths in a stream, one a line or NUL-separated, each given as soon as it was read.
-
-    Raises:
-        UsageError: they are separated the other way.
-    """
-    items = _pieces(unbuffered(stream), *((b"\0", b"\n") if null_separated else (b"\n", b"\0")))
-    return (os.fsdecode(item) for item in items if item)
-
-
-def unbuffered(stream: BinaryIO) -> BinaryIO | io.RawIOBase:
-    """Past its buffer, where it has one: a thread that waits in there for a pipe would keep the process from ending."""
-    return getattr(stream, "raw", stream)
-
-
-def _pieces(stream: BinaryIO | io.RawIOBase, end: bytes, other: bytes) -> Iterator[bytes]:
-    read = getattr(stream, "read1", stream.read)  # `read` of a buffer would wait for a whole chunk from a pipe
-    tail, is_one = b"", True
-    while chunk := read(CHUNK):
-        *whole, tail = (tail + chunk).split(end)
-        is_one = is_one and not whole
-        if is_one and len(tail) > CHUNK:  # else all of a list would be read first
-            _check_name(tail, other)
-        yield from (one.rstrip(b"\r") for one in whole) if end == b"\n" else whole
-    if is_one:
-        _check_name(tail, other)
-    yield tail
-
-
-def _check_name(one: bytes, other: bytes) -> None:
-    """Whether what is a single name so far is none but a list."""
-    if other in one.rstrip(other) and not os.path.lexists(one):
-        how, way = ("NUL", "add -0") if other == b"\0" else ("line", "leave out -0")
-        raise UsageError(f"the list on stdin is separated by {how}", way)
+    return hashlib.blake2b(os.fsencode(real_path), digest_size=16).digest()

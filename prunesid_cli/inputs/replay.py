@@ -1,4 +1,4 @@
-"""A listing that is gone through twice, its paths in a temporary file and not in memory."""
+"""A listing that is read twice. Its paths are kept in a temporary file, not in memory."""
 
 from __future__ import annotations
 
@@ -9,37 +9,44 @@ from collections.abc import Iterable, Iterator
 from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.inputs.listing import ListedFile
 
+LENGTH_BYTES = 4
+
 
 class ReplayableListing:
-    """`first` to its end, then `again`: the same in the same order.
+    """Gives a listing by `first_pass`, to be read to its end, and then again by `replay`, in the same order.
 
-    Raises:
-        PruneSIDError: the file cannot be written.
+    Attributes:
+        count: Number of files listed so far.
     """
 
-    def __init__(self, found: Iterable[ListedFile]) -> None:
-        self._found = found
-        self._faulty = dict[int, ListedFile]()
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+    def __init__(self, listing: Iterable[ListedFile]) -> None:
+        self._listing = listing
+        self._errors = dict[int, ListedFile]()
+        self._paths = tempfile.TemporaryFile()  # noqa: SIM115
         self.count = 0
 
     def first_pass(self) -> Iterator[ListedFile]:
-        for one in self._found:
-            if one.error:
-                self._faulty[self.count] = one
-            self._write(b"" if one.error else os.fsencode(one.source))
-            self.count += 1
-            yield one
+        """List the files, and record them.
 
-    def _write(self, name: bytes) -> None:
-        try:
-            self._file.write(len(name).to_bytes(4, "big") + name)
-        except OSError as error:
-            problem = f"cannot remember the listing in {tempfile.gettempdir()}: {error.strerror}"
-            raise PruneSIDError(problem, "free some space, or set TMPDIR to another folder") from error
+        Raises:
+            PruneSIDError: The temporary file cannot be written.
+        """
+        for file in self._listing:
+            if file.error:
+                self._errors[self.count] = file
+            path = b"" if file.error else os.fsencode(file.source)
+            try:
+                self._paths.write(len(path).to_bytes(LENGTH_BYTES, "big") + path)
+            except OSError as error:
+                problem = f"cannot store the listing in {tempfile.gettempdir()}: {error.strerror}"
+                raise PruneSIDError(problem, "free some space, or set TMPDIR to another folder") from error
+            self.count += 1
+            yield file
 
     def replay(self) -> Iterator[ListedFile]:
-        self._file.seek(0)
+        """List the recorded files."""
+        self._paths.seek(0)
         for number in range(self.count):
-            name = self._file.read(int.from_bytes(self._file.read(4), "big"))
-            yield self._faulty.get(number) or ListedFile(os.fsdecode(name))
+            length = int.from_bytes(self._paths.read(LENGTH_BYTES), "big")
+            path = self._paths.read(length)
+            yield self._errors.get(number) or ListedFile(os.fsdecode(path))

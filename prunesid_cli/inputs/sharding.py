@@ -1,4 +1,4 @@
-"""Which inputs are whose, where several machines share a collection."""
+"""Partitions: which inputs belong to which machine, if several machines share a collection (`--shard`)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,29 @@ from dataclasses import dataclass
 from prunesid_cli.errors import UsageError
 
 AUTO = "auto"
-SLURM = "SLURM_ARRAY_TASK_"
+SLURM_PREFIX = "SLURM_ARRAY_TASK_"
 
 
 @dataclass(frozen=True)
 class Partition:
-    """The `number`th of `of`, from 1; `place`: what said so, where no option did."""
+    """One machine's share of the inputs; the default is all of them.
+
+    Attributes:
+        number: Number of this partition, from 1.
+        count: Number of partitions.
+        origin: The environment variable that said so; empty if an option did.
+    """
 
     number: int = 1
     count: int = 1
     origin: str = ""
 
     def takes(self, source: str) -> bool:
-        """By a hash of the path as it was named, so that what is added moves nothing else."""
+        """Whether an input is in this partition, by a hash of its path, so that a new input moves no other one.
+
+        Args:
+            source: Path as the user named it.
+        """
         digest = hashlib.blake2b(os.fsencode(source), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.number - 1
 
@@ -32,40 +42,46 @@ class Partition:
 
 
 def parse_partition(text: str | None, environment: Mapping[str, str]) -> Partition:
-    """Of `I/N`, or of what the environment says where that was asked for; None: all is ours.
+    """Read the value of `--shard`.
+
+    Args:
+        text: `I/N`; `auto` to use the environment; None for all inputs.
+        environment: Environment variables, where SLURM and Kubernetes number the tasks of an array.
 
     Raises:
-        UsageError: it is no such thing.
+        UsageError: The text, or the environment, names no partition.
     """
     if text is None:
         return Partition()
     if text == AUTO:
-        return _of_environment(environment)
+        return _read_environment(environment)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    return _checked(int(match[1]), int(match[2])) if match else _refuse(f"cannot read --shard {text!r}")
+    if not match:
+        raise _usage_error(f"cannot read --shard {text!r}")
+    return _make_partition(int(match[1]), int(match[2]))
 
 
-def _of_environment(environment: Mapping[str, str]) -> Partition:
+def _read_environment(environment: Mapping[str, str]) -> Partition:
     try:
-        if f"{SLURM}ID" in environment:
-            number, low, high, count = (int(environment[SLURM + name]) for name in ("ID", "MIN", "MAX", "COUNT"))
+        if f"{SLURM_PREFIX}ID" in environment:
+            number, low, high, count = (int(environment[SLURM_PREFIX + name]) for name in ("ID", "MIN", "MAX", "COUNT"))
             step = (high - low) // max(count - 1, 1) or 1
             if low + step * (count - 1) != high or (number - low) % step:
-                return _refuse(f"the tasks of this SLURM array are not evenly numbered: {low} to {high}, {count}")
-            return _checked((number - low) // step + 1, count, f"{SLURM}ID {number}")
+                raise _usage_error(f"the tasks of this SLURM array are not evenly numbered: {low} to {high}, {count}")
+            return _make_partition((number - low) // step + 1, count, f"{SLURM_PREFIX}ID {number}")
         if "JOB_COMPLETION_INDEX" in environment:
             index = int(environment["JOB_COMPLETION_INDEX"])
-            return _checked(index + 1, int(environment["JOB_COMPLETIONS"]), f"JOB_COMPLETION_INDEX {index}")
+            return _make_partition(index + 1, int(environment["JOB_COMPLETIONS"]), f"JOB_COMPLETION_INDEX {index}")
     except (KeyError, ValueError) as error:
-        return _refuse(f"the environment does not say which shard this is: {error}")
-    return _refuse("--shard auto finds neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX")
+        raise _usage_error(f"the environment does not say which shard this is: {error}") from error
+    raise _usage_error("--shard auto finds neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX")
 
 
-def _checked(number: int, count: int, origin: str = "") -> Partition:
+def _make_partition(number: int, count: int, origin: str = "") -> Partition:
     if not 1 <= number <= count:
-        return _refuse(f"there is no shard {number}/{count}")
+        raise _usage_error(f"there is no shard {number}/{count}")
     return Partition(number, count, origin)
 
 
-def _refuse(problem: str) -> Partition:
-    raise UsageError(problem, hint="of four machines: --shard 1/4 to --shard 4/4")
+def _usage_error(problem: str) -> UsageError:
+    return UsageError(problem, hint="with four machines: --shard 1/4 to --shard 4/4")

@@ -1,30 +1,35 @@
-"""From listed files to pixels for the tower."""
+"""Turns listed files into inputs of the vision tower. A file that cannot be read gives a record, not an exception."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar
 
 from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.inputs.image import hash_bytes, load_image_bytes, read_bytes
 from prunesid_cli.inputs.listing import ListedFile
+from prunesid_cli.inputs.source import LOCAL
 from prunesid_cli.inputs.video.load import hash_clip, is_clip_file, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.tokencache import CacheWriter, IndexEntry, MeasurementLog, Stamp
+from prunesid_cli.tokencache import CacheWriter, IndexEntry, Stamp
 from prunesid_cli.types import Pixels, Provenance
 
-R = TypeVar("R")
-
-GRAIN = 2 * 10**9
-"""Nanoseconds within which a file may change again without its time telling so."""
+CLOCK_GRAIN_NS = 2 * 10**9
+"""A file that changed this recently may change again without getting another modification time."""
 
 
 @dataclass(frozen=True)
 class LoadedInput:
-    """One input as the tower takes it, with its place in the listing. Its pictures, which may be large, are let go."""
+    """A decoded and preprocessed input. Its pictures at full size are freed.
+
+    Attributes:
+        number: Its position in the listing, from 0.
+        provenance: Where it came from.
+        pixels: Inputs of the vision tower.
+        stamp: Size and modification time of its file when it was read; None if they may not be relied on.
+    """
 
     number: int
     provenance: Provenance
@@ -36,136 +41,108 @@ class LoadedInput:
         return self.provenance.source
 
     @property
-    def regions(self) -> int:
-        """Pictures, tiles and frames: what the tower sees."""
+    def total(self) -> int:
+        """Visual tokens that the stock model reads of it."""
+        return self.pixels.layout.total
+
+    @property
+    def num_images(self) -> int:
+        """Pictures, tiles and frames that the vision tower encodes."""
         return len(self.pixels.layout.regions)
 
     @property
-    def bytes(self) -> int:
-        return sum(one.nbytes for one in self.pixels.tensors.values())
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.pixels.tensors.values())
 
 
 @dataclass(frozen=True)
 class CachedInput:
-    """One input that is in the cache already; `newer`: the stamp of its file, where the cache has another."""
+    """An input that is in the cache already. `new_stamp` is set if its file has another stamp than the cache knows."""
 
     source: str
-    item: IndexEntry
-    newer: Stamp | None = None
-    regions: int = 0
-    bytes: int = 0
+    entry: IndexEntry
+    new_stamp: Stamp | None = None
+    num_images: ClassVar[int] = 0
+    nbytes: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
 class FailedInput:
+    """An input that could not be read, or not be encoded."""
+
     source: str
     error: PruneSIDError
-    regions: int = 0
-    bytes: int = 0
-
-
-Decoded = LoadedInput | CachedInput | FailedInput
-
-
-@dataclass(frozen=True)
-class Cached:
-    """What a cache holds of the inputs. `by_contents`: whatever size and time of change say; no writer: nothing.
-    `measured`: what is known of those that it does not hold."""
-
-    writer: CacheWriter | None = None
-    by_contents: bool = False
-    measured: MeasurementLog | None = None
-
-    def unchanged(self, source: str, stamp: Stamp) -> IndexEntry | None:
-        return self.writer.find_unchanged(source, stamp) if self.writer and not self.by_contents else None
-
-    def held(self, source: str, digest: str) -> IndexEntry | None:
-        return self.writer.find_by_digest(source, digest) if self.writer else None
-
-    def recall(self, source: str) -> tuple[float, int] | None:
-        """Information and tokens of an input that an earlier run measured, and did not come to write."""
-        if self.measured is None or self.by_contents or self.knows(source):
-            return None
-        stamp = stamp_of(source)
-        return self.measured.find(source, stamp) if stamp else None
-
-    def knows(self, source: str) -> bool:
-        return self.writer is not None and self.writer.index.find(source) is not None
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input to decode; `data`: of a picture. The digest of a clip may not be known yet."""
-
-    source: str
-    data: bytes | None
-    digest: str
-    stamp: Stamp | None
+    num_images: ClassVar[int] = 0
+    nbytes: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
 class InputLoader:
-    """Reads, decodes and preprocesses what the cache does not hold; any fault of an input becomes a record.
+    """Reads, decodes and preprocesses the inputs that a cache does not hold. May be called from several threads.
 
-    load: called before anything is decoded; what that raises is the fault of no input.
+    Attributes:
+        pruner: Preprocesses the inputs.
+        writer: The cache; None if there is none.
+        by_content: Whether to compare file contents even if size and modification time are those that the cache knows.
+        load_model: Called before an input is decoded. Its errors are raised: they are not the fault of an input.
     """
 
     pruner: Pruner
-    cached: Cached = Cached()
-    load: Callable[[], object] = lambda: None
+    writer: CacheWriter | None = None
+    by_content: bool = False
+    load_model: Callable[[], object] = lambda: None
 
-    def __call__(self, number: int, found: ListedFile) -> Decoded:
-        source = found.source
-        if found.error:
-            return FailedInput(source, found.error)
-        read = _tried(source, lambda: self._read(source))
-        if isinstance(read, CachedInput | FailedInput):
-            return read
-        self.load()
-        return _tried(source, lambda: self._ready(number, read))
-
-    def _read(self, source: str) -> CachedInput | Input:
-        stamp = stamp_of(source)
-        known = self.cached.unchanged(source, stamp) if stamp else None
-        if known:
-            return CachedInput(source, known)
-        data = None if is_clip_file(source) else read_bytes(source)
-        if data is None and not self.cached.knows(source):
-            return Input(source, data, "", stamp)
-        digest = hash_clip(source) if data is None else hash_bytes(data)
-        known = self.cached.held(source, digest)
-        newer = stamp if known and known.stamp != stamp else None
-        return CachedInput(source, known, newer) if known else Input(source, data, digest, stamp)
-
-    def _ready(self, number: int, read: Input) -> LoadedInput:
-        source = read.source
-        if read.data is None:
-            self.pruner.check_clip(source)
-            media = load_clip(source, self.pruner.sampling, read.digest)
-        else:
-            media = load_image_bytes(read.data, source, read.digest, self.pruner.min_decode_side)
-        pixels = self.pruner.preprocess(media)
-        return LoadedInput(number, media.provenance, pixels, read.stamp)
+    def __call__(self, number: int, file: ListedFile) -> LoadedInput | CachedInput | FailedInput:
+        """Loads one file; `number` is its position in the listing."""
+        source = file.source
+        if file.error:
+            return FailedInput(source, file.error)
+        try:
+            stamp, data, digest = read_stamp(source), None, ""
+            entry = self.writer.find_unchanged(source, stamp) if self.writer and stamp and not self.by_content else None
+            if entry:
+                return CachedInput(source, entry)
+            if not is_clip_file(source):
+                data = read_bytes(source)
+                digest = hash_bytes(data)
+            elif self.writer and self.writer.index.find(source):  # a new clip is hashed when it is decoded
+                digest = hash_clip(source)
+            entry = self.writer.find_by_digest(source, digest) if self.writer and digest else None
+            if entry:
+                return CachedInput(source, entry, stamp if entry.stamp != stamp else None)
+        except Exception as error:
+            return FailedInput(source, _input_error(source, error))
+        self.load_model()
+        try:
+            if data is None:
+                self.pruner.check_clip(source)
+                media = load_clip(source, self.pruner.sampling, digest)
+            else:
+                media = load_image_bytes(data, source, digest, self.pruner.min_decode_side)
+            return LoadedInput(number, media.provenance, self.pruner.preprocess(media), stamp)
+        except Exception as error:
+            return FailedInput(source, _input_error(source, error))
 
 
-def _tried(source: str, work: Callable[[], R]) -> R | FailedInput:
+def _input_error(source: str, error: Exception) -> PruneSIDError:
+    """The error itself if it is one of ours; else one that says that preprocessing failed."""
+    if isinstance(error, PruneSIDError):
+        return error
+    problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
+    failure = MediaError(problem, f"see more with: prunesid ask {source} ? --debug")
+    failure.__cause__ = error
+    return failure
+
+
+def read_stamp(source: str) -> Stamp | None:
+    """Size and modification time of a file, which tell whether it changed.
+
+    Returns:
+        None if the file changed within `CLOCK_GRAIN_NS`, or cannot be looked at: reading it will say why.
+    """
     try:
-        return work()
-    except PruneSIDError as error:
-        return FailedInput(source, error)
-    except Exception as error:
-        problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
-        failure = MediaError(problem, f"see more with: prunesid ask {source} ? --debug")
-        failure.__cause__ = error
-        return FailedInput(source, failure)
-
-
-def stamp_of(source: str) -> Stamp | None:
-    """What tells whether a file was changed, before it is read. None: it was changed a moment ago, and may be again
-    within the grain of the clock, or there is no such file."""
-    try:
-        status = os.stat(source)
-    except (OSError, ValueError):  # reading it will say why
+        status = LOCAL.stat(source)
+    except (OSError, ValueError):
         return None
-    is_settled = status.st_mtime_ns < time.time_ns() - GRAIN
-    return Stamp(status.st_size, status.st_mtime_ns) if is_settled else None
+    is_settled = status.mtime_ns < time.time_ns() - CLOCK_GRAIN_NS
+    return Stamp(status.size, status.mtime_ns) if is_settled else None

@@ -1,111 +1,118 @@
-"""Letting go of what a cache need not hold: earlier versions of inputs that changed, and inputs that are gone."""
+"""Garbage collection: removing earlier versions of inputs that changed, and inputs that are gone."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.tokencache.format import Item, Run, Shard, shard_name
-from prunesid_cli.tokencache.index import Index, index_with_shards
+from prunesid_cli.inputs.source import LOCAL
+from prunesid_cli.tokencache.format import Run, Shard, shard_name
+from prunesid_cli.tokencache.index import index_with_shards
 from prunesid_cli.tokencache.index_table import ShardPosition
 from prunesid_cli.tokencache.journal import ShardJournal
-from prunesid_cli.tokencache.shard import channels, read_header, read_rows
+from prunesid_cli.tokencache.shard import read_header, row_channels
 from prunesid_cli.tokencache.writer import CacheWriter
 
 NO_RUN = Run(model="", revision="", family="", method="", keep="", dynamic=False, even=False, dtype="")
-"""Of a cache without items: nothing is added to it here."""
-MANY = 10
-"""Inputs of a folder that are not deleted one by one, but all at once: or their drive is missing."""
+"""Settings to open a cache without items with: none are added here."""
+MIN_SUSPICIOUS_INPUTS = 10
+"""If so many inputs of a folder are gone and none is left, a drive may be missing: they were hardly deleted one by one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """What a cache need not hold: places of items that count no more, and of items whose input is gone; bytes of both;
-    failures whose input is gone. `doubt`: why they may be where another folder or drive is, empty if there is none."""
+    """What a cache need not hold.
 
-    outdated: frozenset[ShardPosition] = frozenset()
-    gone: frozenset[ShardPosition] = frozenset()
-    bytes: int = 0
-    failures: tuple[str, ...] = ()
-    suspicion: str = ""
+    Attributes:
+        outdated: Positions of the items that do not count, because a later one has the same source.
+        gone: Positions of the items whose input is gone.
+        bytes: Bytes of the rows of both.
+        failures: Sources of failures whose input is gone.
+        suspicion: Why the inputs may not be gone, but in another folder or on a missing drive; empty if there is no
+            reason to think so.
+    """
 
-    @property
-    def places(self) -> frozenset[ShardPosition]:
-        return self.outdated | self.gone
+    outdated: frozenset[ShardPosition]
+    gone: frozenset[ShardPosition]
+    bytes: int
+    failures: tuple[str, ...]
+    suspicion: str
 
     def refuse_if_suspicious(self) -> None:
-        """Raises UsageError: too much is gone at once to be believed."""
+        """Raise UsageError if the inputs may not be gone."""
         if self.suspicion:
-            hint = "go to the folder where compress ran, or mount the drive; --force lets go of them all"
+            hint = "go to the folder where compress ran, or mount the drive; --force removes them all"
             raise UsageError(self.suspicion, hint)
 
 
 def find_garbage(writer: CacheWriter) -> Garbage:
-    """What `collect` would let go of. An input is gone where its path leads to nothing."""
-    dead, gone, size, there, lost = writer.index.dead, set[ShardPosition](), 0, list[str](), list[str]()
-    for shard, place, item in _all(writer.folder, writer.index):
-        is_dead = (shard.number, place) in dead
-        if not is_dead and os.path.exists(item.source):
-            there.append(item.source)
-            continue
-        size += _bytes(shard, item)
-        if not is_dead:
-            gone.add((shard.number, place))
-            lost.append(item.source)
-    failures = tuple(source for source in writer.failed if not os.path.lexists(source))
-    return Garbage(dead, frozenset(gone), size, failures, _doubt(there, lost, writer.folder))
+    """Find what `collect_garbage` can remove. An input is gone if its path leads to nothing."""
+    outdated, gone, num_bytes = writer.index.superseded, set[ShardPosition](), 0
+    present_sources, gone_sources = list[str](), list[str]()
+    for number in sorted(writer.index.shards):
+        shard = read_header(writer.folder / shard_name(number))
+        for item_number, item in enumerate(shard.items):
+            position = ShardPosition(number, item_number)
+            if position not in outdated:
+                if LOCAL.exists(item.source):
+                    present_sources.append(item.source)
+                    continue
+                gone.add(position)
+                gone_sources.append(item.source)
+            num_bytes += (item.rows[1] - item.rows[0]) * shard.row_bytes
+    return Garbage(
+        outdated=outdated,
+        gone=frozenset(gone),
+        bytes=num_bytes,
+        failures=tuple(source for source in writer.failed if not LOCAL.exists(source, follow_links=False)),
+        suspicion=_find_suspicion(present_sources, gone_sources, writer.folder),
+    )
 
 
-def _doubt(there: Sequence[str], lost: Sequence[str], folder: Path) -> str:
-    """More than half of all inputs are gone, or all of a top folder, one below the folder that all have in common."""
-    if len(lost) > len(there):
-        return f"{len(lost):,} of the {len(there) + len(lost):,} inputs of {folder} are not where they were"
-    paths = [os.path.abspath(source).split(os.sep) for source in (*there, *lost)]
+def _find_suspicion(present: Sequence[str], gone: Sequence[str], folder: Path) -> str:
+    """Report if more than half of all inputs are gone, or all inputs of a top folder.
+
+    A top folder is one directly below the folder that all inputs have in common.
+    """
+    if len(gone) > len(present):
+        return f"{len(gone):,} of the {len(present) + len(gone):,} inputs of {folder} are not where they were"
+    paths = [os.path.abspath(source).split(os.sep) for source in (*present, *gone)]
     depth = 1 + len(os.path.commonprefix(paths))  # type: ignore[type-var]
-    tops = [os.sep.join(path[:depth]) for path in paths]
-    left, counts = set(tops[: len(there)]), Counter(tops[len(there) :])
-    top = next((top for top, count in counts.items() if count >= MANY and top not in left), "")
-    return f"none of the {counts[top]:,} inputs of {folder} in {top} is where it was" if top else ""
+    top_folders = [os.sep.join(path[:depth]) for path in paths]
+    present_folders, gone_counts = set(top_folders[: len(present)]), Counter(top_folders[len(present) :])
+    for top_folder, count in gone_counts.items():
+        if count >= MIN_SUSPICIOUS_INPUTS and top_folder not in present_folders:
+            return f"none of the {count:,} inputs of {folder} in {top_folder} is where it was"
+    return ""
 
 
-def collect_garbage(writer: CacheWriter, waste: Garbage) -> None:
-    """Write the shards that hold some of it anew, one after the other: at any moment the cache is whole.
+def collect_garbage(writer: CacheWriter, garbage: Garbage) -> None:
+    """Write the shards that hold garbage anew, one after the other. The cache is valid at any moment.
 
     Raises:
-        CacheError: one cannot be written, or is damaged.
+        CacheError: A shard cannot be written, or is damaged.
     """
     if writer.unwritable:
         raise writer.unwritable
-    paths = [writer.folder / shard_name(number) for number in sorted({shard for shard, _ in waste.places})]
+    removed = garbage.outdated | garbage.gone
+    paths = [writer.folder / shard_name(number) for number in sorted({position.shard for position in removed})]
     for path in paths:
-        _rewrite(read_header(path), waste.places)
-    for source in waste.failures:
+        _rewrite_shard(read_header(path), removed)
+    for source in garbage.failures:
         writer.clear_failure(source)
-    if paths or waste.failures:  # of which a cache may have had nothing else
+    if paths or garbage.failures:  # a cache that held nothing but these failures gets an index, and stays a cache
         writer.replace_index(index_with_shards(writer.index, map(read_header, paths)))
 
 
-def _rewrite(shard: Shard, without: frozenset[ShardPosition]) -> None:
-    growing = ShardJournal(shard.path, shard.run, shard.tool, channels(shard))
-    kept = [item for place, item in enumerate(shard.items) if (shard.number, place) not in without]
+def _rewrite_shard(shard: Shard, removed: frozenset[ShardPosition]) -> None:
+    journal = ShardJournal(shard.path.parent, shard.number, shard.run, shard.tool, row_channels(shard))
+    left = [item for number, item in enumerate(shard.items) if ShardPosition(shard.number, number) not in removed]
     try:
-        for item, (data, *scales) in read_rows(shard, kept):
-            growing.add(item, growing.width, data, b"".join(scales))
-        growing.write()
+        journal.copy(shard, left)
+        journal.write()
     finally:
-        growing.close()
-
-
-def _all(folder: Path, index: Index) -> Iterator[tuple[Shard, int, Item]]:
-    for number in sorted(index.shards):
-        shard = read_header(folder / shard_name(number))
-        for place, item in enumerate(shard.items):
-            yield shard, place, item
-
-
-def _bytes(shard: Shard, item: Item) -> int:
-    return (item.rows[1] - item.rows[0]) * sum(part.row for part in shard.parts)
+        journal.close(delete_files=True)

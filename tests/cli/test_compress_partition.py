@@ -103,4 +103,4 @@ def test_a_portion_by_the_environment_is_asked_for(
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     for text in ("auto", "0/3", "4/3", "1", "1/0", "a/b"):
         result = run(*command, text)
-        assert (result.code, "hint: of four machines: --shard 1/4" in result.err) == (2, True), text
+        assert (result.code, "hint: with four machines: --shard 1/4" in result.err) == (2, True), text

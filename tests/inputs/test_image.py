@@ -94,7 +94,7 @@ def test_undecodable_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
 def test_formats(format: str) -> None:
-    if format == "AVIF" and "AVIF" not in media._formats():
+    if format == "AVIF" and "AVIF" not in media._supported_formats():
         pytest.skip("this Pillow has no AVIF")
     result = loaded(hostile.encoded(hostile.landmark(), format))
     assert_upright(result.image)
@@ -284,7 +284,7 @@ def test_what_is_not_an_image_is_said_to_be_so(data: bytes, expected: str) -> No
 def test_truncated(format: str, kind: FileType, share: float) -> None:
     data = hostile.encoded(hostile.noise(), format)
     error = refusal(data[: int(len(data) * share)])
-    assert f"damaged or cut short {kind.text} (" in error.problem
+    assert f"damaged or cut short {kind.description} (" in error.problem
     assert error.__cause__ is not None
 
 
@@ -356,7 +356,7 @@ def test_nothing_is_printed() -> None:
 
 
 def run_python(script: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
-    root = str(Path(media.__file__).parents[1])
+    root = str(Path(media.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])}
     command = [sys.executable, "-c", script]
     return subprocess.run(command, input=data, capture_output=True, env=environment, timeout=60, check=False)
@@ -423,7 +423,7 @@ def test_no_permission(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1"])
 def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, brand: bytes) -> None:
-    monkeypatch.setattr(media, "_formats", lambda: ("JPEG",))
+    monkeypatch.setattr(media, "_supported_formats", lambda: ("JPEG",))
     error = refusal(hostile.ftyp(brand))
     assert "HEIC" in error.problem
     assert error.hint == "pip install pillow-heif"
@@ -463,7 +463,7 @@ def test_threads_give_what_one_gives() -> None:
 
 @pytest.mark.parametrize("kind", FileType)
 def test_every_kind_says_what_to_do(kind: FileType) -> None:
-    assert kind.text and kind.hint
+    assert kind.description and kind.hint
 
 
 @pytest.mark.parametrize("data", [b"", b"R", b"RIFF", b"\0\0\0\x18ftyp", b"\xff", zlib.compress(b"x")])

@@ -22,9 +22,8 @@ from prunesid_cli.inputs.listing import (
     REPEAT,
     ListedFile,
     Listing,
-    find_media,
-    read_list,
 )
+from prunesid_cli.inputs.path_list import read_list
 from tests import hostile
 
 
@@ -50,19 +49,19 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def sources(*paths: str) -> list[str]:
-    found = list(find_media(paths))
+    found = list(Listing(paths))
     assert not [item for item in found if item.error]
     return [item.source for item in found]
 
 
 def only_error(*paths: str) -> MediaError:
-    (found,) = find_media(paths)
+    (found,) = Listing(paths)
     assert found.error is not None
     return found.error
 
 
 def test_folder_is_walked_in_order_and_counts_what_it_passes_over(tree: Path) -> None:
-    listing = find_media([str(tree)])
+    listing = Listing([str(tree)])
     names = [os.path.relpath(item.source, tree) for item in listing]
     assert names == ["a.PNG", "b.jpg", "dir.jpg/f.jpg", "sub/c.webp", "sub/deep/d.gif"]
     assert listing.skipped == {OTHER: 2, HIDDEN: 3}
@@ -114,7 +113,7 @@ def test_file_named_like_a_glob_is_a_file(tree: Path) -> None:
 
 
 def test_missing_paths_are_records(tree: Path) -> None:
-    found = list(find_media(["missing.jpg", "b.jpg", "b.jpg/x", "*.nothing", "", "nul\0"]))
+    found = list(Listing(["missing.jpg", "b.jpg", "b.jpg/x", "*.nothing", "", "nul\0"]))
     assert [item.error is None for item in found] == [False, True, False, False, False, False]
     problems = [item.error.problem for item in found if item.error]
     assert problems[0] == "missing.jpg: no such file or folder"
@@ -126,7 +125,7 @@ def test_missing_paths_are_records(tree: Path) -> None:
 def test_folder_too_deep_to_scan_is_a_record(tmp_path: Path) -> None:
     hostile.deep_tree(tmp_path)
     (tmp_path / "z.jpg").touch()
-    deep, last = find_media([str(tmp_path)])
+    deep, last = Listing([str(tmp_path)])
     assert deep.error and "too long" in deep.error.problem
     assert last == ListedFile(str(tmp_path / "z.jpg"))
 
@@ -143,7 +142,7 @@ def test_folder_that_cannot_be_scanned_is_a_record(tree: Path, monkeypatch: pyte
         return cast(Iterator[os.DirEntry[str]], scan(folder))
 
     monkeypatch.setattr(os, "scandir", scandir)
-    errors = [item.error.problem for item in find_media([path]) if item.error]
+    errors = [item.error.problem for item in Listing([path]) if item.error]
     assert errors[:1] == ["shut: no permission to read it"]
 
 
@@ -152,7 +151,7 @@ def test_links_never_loop(tree: Path) -> None:
     (tree / "sub/deep/up").symlink_to(tree / "sub")
     (tree / "sub/self.jpg").symlink_to("self.jpg")
     (tree / "sub/gone.jpg").symlink_to("nowhere.jpg")
-    listing = find_media(["sub"])
+    listing = Listing(["sub"])
     assert [item.source for item in listing] == [
         "sub/c.webp",
         "sub/deep/d.gif",
@@ -185,7 +184,7 @@ REPEATS: list[tuple[list[str], list[str], int]] = [
 
 @pytest.mark.parametrize(("paths", "expected", "repeated"), REPEATS)
 def test_the_same_file_is_given_once(tree: Path, paths: list[str], expected: list[str], repeated: int) -> None:
-    listing = find_media(paths)
+    listing = Listing(paths)
     assert [item.source for item in listing] == expected
     assert listing.skipped[REPEAT] == repeated
 
@@ -214,7 +213,7 @@ def test_undecodable_names_pass_through_json(tmp_path: Path) -> None:
         Path(os.fsdecode(raw)).write_bytes(hostile.encoded(hostile.landmark(), "PNG"))
     except OSError:
         pytest.skip("this file system takes only names that are text")
-    (found,) = find_media([str(tmp_path)])
+    (found,) = Listing([str(tmp_path)])
     returned = json.loads(json.dumps(found.source))
     assert os.fsencode(returned) == raw
     assert load_image(returned).size == (96, 64)
@@ -227,15 +226,14 @@ def test_listing_streams(tree: Path) -> None:
         yield "b.jpg"
         raise AssertionError("read ahead")
 
-    assert list(islice(find_media(paths()), 1)) == [ListedFile("b.jpg")]
+    assert list(islice(Listing(paths()), 1)) == [ListedFile("b.jpg")]
 
 
 def test_listing_is_the_same_every_time(tree: Path) -> None:
     def as_given() -> list[ListedFile]:
-        return list(find_media([".", "sub", "**"]))
+        return list(Listing([".", "sub", "**"]))
 
     assert as_given() == as_given()
-    assert isinstance(find_media([]), Listing)
 
 
 def test_extensions_are_lower_case_with_a_dot() -> None:
@@ -290,4 +288,4 @@ def test_list_from_a_pipe_streams(end: bytes, null_separated: bool) -> None:
 
 @pytest.mark.parametrize("make", [list, tuple, iter])
 def test_any_iterable_of_paths(tree: Path, make: Callable[[list[str]], Iterator[str]]) -> None:
-    assert [item.source for item in find_media(make(["b.jpg"]))] == ["b.jpg"]
+    assert [item.source for item in Listing(make(["b.jpg"]))] == ["b.jpg"]

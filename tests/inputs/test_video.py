@@ -15,7 +15,7 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.image import Media
-from prunesid_cli.inputs.video import load as reading
+from prunesid_cli.inputs.video import load
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES, FrameSampling
 from prunesid_cli.inputs.video.load import is_clip_file, load_clip, load_media
 from tests.caches import held
@@ -23,7 +23,7 @@ from tests.conftest import Run
 from tests.films import SIZE, av, film, number_of, numbered, sound, turned
 from tests.models.tiny import write
 
-pyav, worker = (pytest.importorskip(f"prunesid_cli.inputs.video.{name}") for name in ("pyav", "worker"))
+pyav_decoder, worker = (pytest.importorskip(f"prunesid_cli.inputs.video.{name}") for name in ("pyav_decoder", "worker"))
 ASK = "what happens?"
 FILMS: dict[str, tuple[str, dict[str, Any]]] = {
     "h264.mp4": ("libx264", {}),
@@ -67,26 +67,26 @@ def refusal(path: Path | str, sampling: FrameSampling | None = None) -> MediaErr
 
 def test_frames_are_spread_over_time() -> None:
     even = [i / 10 for i in range(100)]
-    assert FrameSampling(8).choose(even) == [int(i) for i in np.linspace(0, 99, 8)]
-    assert FrameSampling(1).choose(even) == [49]
-    assert FrameSampling(200).choose(even) == list(range(100))
-    assert FrameSampling(fps=2).choose(even) == list(range(0, 100, 5))
-    assert FrameSampling(fps=1000).choose(even) == list(range(100))
-    assert FrameSampling(fps=0.01).choose(even) == [0]
-    assert FrameSampling(fps=1).choose([0.0]) == FrameSampling(3).choose([0.0]) == [0]
+    assert FrameSampling(8).select_frames(even) == [int(i) for i in np.linspace(0, 99, 8)]
+    assert FrameSampling(1).select_frames(even) == [49]
+    assert FrameSampling(200).select_frames(even) == list(range(100))
+    assert FrameSampling(fps=2).select_frames(even) == list(range(0, 100, 5))
+    assert FrameSampling(fps=1000).select_frames(even) == list(range(100))
+    assert FrameSampling(fps=0.01).select_frames(even) == [0]
+    assert FrameSampling(fps=1).select_frames([0.0]) == FrameSampling(3).select_frames([0.0]) == [0]
 
 
 def test_a_picture_that_stands_still_is_looked_at_once() -> None:
     slides = [0.0, 0.1, 0.2, 0.3, 10.0, 20.0]
-    assert FrameSampling(5).choose(slides) == [0, 3, 4, 5]
-    assert FrameSampling(fps=0.1).choose(slides) == [0, 4, 5]
+    assert FrameSampling(5).select_frames(slides) == [0, 3, 4, 5]
+    assert FrameSampling(fps=0.1).select_frames(slides) == [0, 4, 5]
 
 
 def test_more_frames_than_fit_are_refused() -> None:
     hours = [i / 2 for i in range(20_000)]
     with pytest.raises(MediaError, match=f"2 fps of 10000 s are 20,000 frames, more than the limit of {MAX_FRAMES:,}"):
-        FrameSampling(fps=2).choose(hours)
-    assert len(FrameSampling(MAX_FRAMES).choose(hours)) == MAX_FRAMES
+        FrameSampling(fps=2).select_frames(hours)
+    assert len(FrameSampling(MAX_FRAMES).select_frames(hours)) == MAX_FRAMES
 
 
 # Right frames
@@ -122,8 +122,8 @@ def test_decord_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(worker, "find_spec", lambda name: None)
     path = str(film(tmp_path / "a.mp4", 3))
     with pytest.raises(MediaError, match="it is not installed"):
-        list(worker.read(path, FrameSampling(backend="decord")))
-    assert len(list(worker.read(path, FrameSampling()))) == 3 + 1
+        list(worker.decode_clip(path, FrameSampling(backend="decord")))
+    assert len(list(worker.decode_clip(path, FrameSampling()))) == 3 + 1
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
@@ -204,18 +204,22 @@ def test_frames_that_nobody_needs_are_passed_over_and_no_pixel_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = film(tmp_path / "a.mp4", 60, bf=3, g=60, **{"x264-params": "b-pyramid=normal:b-adapt=0"})
-    frames = [one for one in worker.read(str(path), FrameSampling(7)) if isinstance(one, Image.Image)]
-    monkeypatch.setattr(pyav, "SKIPPING", ())
-    assert frames == [one for one in worker.read(str(path), FrameSampling(7)) if isinstance(one, Image.Image)]
-    assert [number_of(one) for one in frames] == [0, 9, 19, 29, 39, 49, 59]
+    frames = [message for message in worker.decode_clip(str(path), FrameSampling(7)) if is_frame(message)]
+    monkeypatch.setattr(pyav_decoder, "SKIP_FRAME_CODECS", ())
+    assert frames == [message for message in worker.decode_clip(str(path), FrameSampling(7)) if is_frame(message)]
+    assert [number_of(frame) for frame in frames] == [0, 9, 19, 29, 39, 49, 59]
+
+
+def is_frame(message: object) -> bool:
+    return isinstance(message, Image.Image)
 
 
 def test_frames_that_would_fill_memory_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "MOST_PIXELS", 5 * SIZE[0] * SIZE[1] // 4)
-    *frames, told = worker.read(str(film(tmp_path / "a.mp4", 5)), FrameSampling())
-    assert isinstance(told, worker.Told)
-    assert told.notes == (f"frames of {SIZE[0]}x{SIZE[1]} reduced to {SIZE[0] // 2}x{SIZE[1] // 2}",)
-    assert [number_of(one.resize(SIZE)) for one in frames if isinstance(one, Image.Image)] == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(worker, "MAX_TOTAL_PIXELS", 5 * SIZE[0] * SIZE[1] // 4)
+    *frames, info = worker.decode_clip(str(film(tmp_path / "a.mp4", 5)), FrameSampling())
+    assert isinstance(info, worker.ClipInfo)
+    assert info.notes == (f"frames of {SIZE[0]}x{SIZE[1]} reduced to {SIZE[0] // 2}x{SIZE[1] // 2}",)
+    assert [number_of(frame.resize(SIZE)) for frame in frames] == [0, 1, 2, 3, 4]
 
 
 def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,21 +289,21 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_decoder_that_hangs_or_crashes_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "a.mp4", 2)
-    monkeypatch.setattr(reading, "PATIENCE", 0.5)
+    monkeypatch.setattr(load, "BASE_TIMEOUT_SECONDS", 0.5)
     began = time.monotonic()
-    monkeypatch.setattr(reading, "START", "import time; time.sleep(60)")
+    monkeypatch.setattr(load, "WORKER_CODE", "import time; time.sleep(60)")
     assert "not decoded within" in refusal(path).problem
-    monkeypatch.setattr(reading, "START", "print('{\"frame\": [8, 8]}', flush=True); import time; time.sleep(60)")
+    monkeypatch.setattr(load, "WORKER_CODE", "print('{\"frame\": [8, 8]}', flush=True); import time; time.sleep(60)")
     assert "not decoded within" in refusal(path).problem
-    monkeypatch.setattr(reading, "START", "import os; os.abort()")
+    monkeypatch.setattr(load, "WORKER_CODE", "import os; os.abort()")
     assert "the video decoder crashed (" in refusal(path).problem
     assert time.monotonic() - began < 30
 
 
 def test_no_decoder_outlives_who_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = reading.START.replace("main; main()", "_end_with_stdin; _end_with_stdin()")
-    monkeypatch.setattr(reading, "START", start)
-    left = subprocess.Popen(reading._command(str(tmp_path), FrameSampling()), **reading.PIPES)
+    start = load.WORKER_CODE.replace("main; main()", "exit_with_stdin; exit_with_stdin()")
+    monkeypatch.setattr(load, "WORKER_CODE", start)
+    left = load.start_worker(str(tmp_path), FrameSampling())
     assert left.stdin and left.stdout
     with left:
         left.stdin.close()

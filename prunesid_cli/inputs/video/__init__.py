@@ -1,1 +1,1 @@
-"""Clips: which of their frames are looked at, and how they are decoded."""
+"""Clips: which of their frames are taken, and how those are decoded."""

@@ -1,5 +1,4 @@
-"""Which frames of a clip are looked at: chosen by their times, so that a variable frame rate changes nothing. And how
-many of them are selected from together."""
+"""Which frames of a clip are taken. They are chosen by time, so a variable frame rate changes nothing."""
 
 from __future__ import annotations
 
@@ -11,15 +10,20 @@ from prunesid_cli.errors import MediaError
 
 DEFAULT_FRAMES = 8
 MAX_FRAMES = 1024
-"""Of one clip: they are in memory together."""
+"""Maximum number of frames of one clip, which are in memory together."""
+EPSILON_SECONDS = 1e-6
+"""Times are sums of floats: a moment that means a frame may fall just short of it."""
 
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """`frames` spread evenly over the time of a clip, both ends included, or, where it is given, `fps` a second.
+    """How frames are taken from a clip: a number of them, spread evenly over its time, or so many per second.
 
-    backend: auto, decord or pyav.
-    window: at most so many successive frames are selected from together (`windows.joined`).
+    Attributes:
+        frames: Number of frames, with the first and the last one.
+        fps: Frames per second; if given, `frames` is not used.
+        backend: Decoder: "auto", "decord" or "pyav".
+        window: Number of successive frames from which tokens are selected together (`pipeline.frame_windows`).
     """
 
     frames: int = DEFAULT_FRAMES
@@ -28,36 +32,43 @@ class FrameSampling:
     window: int = 1
 
     def __str__(self) -> str:
-        how = f"{self.frames} frames" if self.fps is None else f"{self.fps:g} fps"
-        by = "" if self.backend == "auto" else f" by {self.backend}"
-        return how + by + (f" in windows of {self.window}" if self.window > 1 else "")
+        rate = f"{self.frames} frames" if self.fps is None else f"{self.fps:g} fps"
+        decoder = "" if self.backend == "auto" else f" by {self.backend}"
+        window = f" in windows of {self.window}" if self.window > 1 else ""
+        return rate + decoder + window
 
-    def choose(self, times: Sequence[float]) -> list[int]:
-        """times: of all frames in seconds, rising -> numbers of those on screen at the moments to look at, each once.
+    def select_frames(self, times: Sequence[float]) -> list[int]:
+        """Choose the frames that are on screen at the sampled moments.
 
-        A clip of no more frames than asked gives all of them. Where a picture stands still for longer than from one
-        moment to the next, there are fewer than asked.
+        A clip with no more frames than asked for gives all of them. A frame that is shown for longer than the time
+        between two moments is taken once, so there may be fewer frames than asked for.
+
+        Args:
+            times: Times of all frames in seconds, increasing.
+
+        Returns:
+            Indices of the frames, increasing.
 
         Raises:
-            MediaError: more than `MAX_FRAMES`; its text names no source.
+            MediaError: More than `MAX_FRAMES`. The message does not name the clip.
         """
         if self.fps is None and len(times) <= self.frames:
             return list(range(len(times)))
         start, length = times[0], times[-1] - times[0]
-        if self.fps is None:
-            apart = length / max(self.frames - 1, 1)
-            moments = [start + number * apart for number in range(self.frames)]
-            moments = moments if self.frames > 1 else [start + length / 2]
-        else:
-            # Not worth an error: that many may fall on few frames.
-            count = int(length * self.fps + 1e-6) + 1
+        if self.fps is not None:
+            # Too many moments are no error yet: they may fall on few frames.
+            count = int(length * self.fps + EPSILON_SECONDS) + 1
             moments = list(times) if count > len(times) else [start + number / self.fps for number in range(count)]
-        # Sums of floats: a moment that means a frame may fall just short of it.
-        chosen = sorted({max(bisect_right(times, moment + 1e-6) - 1, 0) for moment in moments})
-        if len(chosen) > MAX_FRAMES:
-            problem = f"{self} of {length:.0f} s are {len(chosen):,} frames, more than the limit of {MAX_FRAMES:,}"
+        elif self.frames == 1:
+            moments = [start + length / 2]
+        else:
+            interval = length / (self.frames - 1)
+            moments = [start + number * interval for number in range(self.frames)]
+        indices = sorted({max(bisect_right(times, moment + EPSILON_SECONDS) - 1, 0) for moment in moments})
+        if len(indices) > MAX_FRAMES:
+            problem = f"{self} of {length:.0f} s are {len(indices):,} frames, more than the limit of {MAX_FRAMES:,}"
             raise MediaError(problem, "give a lower --fps, or --frames")
-        return chosen
+        return indices
 
 
 DEFAULT_SAMPLING = FrameSampling()

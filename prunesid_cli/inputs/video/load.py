@@ -1,8 +1,8 @@
 """A video file -> `Media`: some of its frames, upright, with their times. No decoder runs in this process.
 
-Each clip is decoded by a process of its own (`worker`), which is ended where it takes too long: a decoder that hangs
-or crashes on a file costs that file. It is started afresh, never forked: decord deadlocks in forks. Every failure is a
-`MediaError` that names the source. Safe to call from threads.
+Each clip is decoded by a process of its own (`worker`), which is killed if it takes too long: a decoder that hangs or
+crashes on a file fails that file alone. The process is started afresh, not forked: decord deadlocks in forks. Every
+failure is a `MediaError` that names the file. All functions are thread-safe.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ import hashlib
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,25 +23,26 @@ from PIL import Image
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.file_type import HEADER_BYTES, FileType, detect_file_type
-from prunesid_cli.inputs.image import Media, hash_bytes, load_image, open_without_waiting, read_bytes, unreadable
+from prunesid_cli.inputs.image import Media, hash_bytes, load_image, read_bytes
 from prunesid_cli.inputs.listing import VIDEO_EXTENSIONS
+from prunesid_cli.inputs.source import LOCAL, FileSource, to_media_error
 from prunesid_cli.inputs.video.frame_sampling import FrameSampling
 
 MAX_BYTES = 64 << 30
-CHUNK = 1 << 20
-PATIENCE, PACE = 120.0, 5e6
-"""A clip may take so many seconds, and one more for so many bytes."""
+CHUNK_BYTES = 1 << 20
+BASE_TIMEOUT_SECONDS = 120.0
+TIMEOUT_BYTES_PER_SECOND = 5e6
+"""The timeout of a clip grows by one second for this number of bytes."""
 
-# The interpreter starts isolated, so that no file in the working folder stands in for a module.
-START = (
+# The interpreter starts isolated, so that no file in the working folder is imported as a module.
+WORKER_CODE = (
     "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); "
     "from prunesid_cli.inputs.video.worker import main; main()"
 )
 
-
-# What decoders print is nothing to a user. The worker ends when its stdin does, and so never outlives this process; an
-# interrupt is for this process alone.
-PIPES: dict[str, Any] = {
+# The messages of decoders are of no use to a user. The worker ends when its stdin is closed, so it never outlives this
+# process. In a session of its own, it gets no interrupt from the terminal: this process handles it.
+WORKER_OPTIONS: dict[str, Any] = {
     "stdin": subprocess.PIPE,
     "stdout": subprocess.PIPE,
     "stderr": subprocess.DEVNULL,
@@ -53,111 +51,115 @@ PIPES: dict[str, Any] = {
 
 
 def load_media(source: str | Path, sampling: FrameSampling) -> Media:
-    """Read and decode a picture or clip."""
-    name = os.fspath(source)
-    return load_clip(name, sampling) if is_clip_file(name) else load_image(name)
+    """Read and decode an image or clip."""
+    path = os.fspath(source)
+    return load_clip(path, sampling) if is_clip_file(path) else load_image(path)
 
 
-def hash_media(source: str) -> str:
-    """The digest that `load_media` gives."""
-    return hash_clip(source) if is_clip_file(source) else hash_bytes(read_bytes(source))
+def hash_media(path: str) -> str:
+    """The digest that `load_media` gives, without decoding."""
+    return hash_clip(path) if is_clip_file(path) else hash_bytes(read_bytes(path))
 
 
-def is_clip_file(source: str) -> bool:
-    """Whether a file is one, by its first bytes; by its name where those say nothing."""
+def is_clip_file(path: str, files: FileSource = LOCAL) -> bool:
+    """Whether a file is a clip, by its first bytes, or by its name if those are of no known type."""
     try:
-        if not stat.S_ISREG(os.stat(source).st_mode):
+        if not files.stat(path).is_file:
             return False
-        with open(source, "rb", opener=open_without_waiting) as file:
-            kind = detect_file_type(file.read(HEADER_BYTES))
-    except (OSError, ValueError):  # reading it will say why
+        with files.open(path) as file:
+            file_type = detect_file_type(file.read(HEADER_BYTES))
+    except (OSError, ValueError):  # reading the file reports the error
         return False
-    return (
-        kind is FileType.VIDEO or kind is FileType.UNKNOWN and os.path.splitext(source)[1].lower() in VIDEO_EXTENSIONS
-    )
+    if file_type is FileType.UNKNOWN:
+        return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS
+    return file_type is FileType.VIDEO
 
 
-def hash_clip(source: str) -> str:
-    """sha256 of a file that may be larger than memory."""
+def hash_clip(path: str, files: FileSource = LOCAL) -> str:
+    """SHA-256 in hex of a file, which may be larger than memory.
+
+    Raises:
+        MediaError: The file cannot be read, or is larger than `MAX_BYTES`.
+    """
     try:
-        size = os.stat(source).st_size
-        if size > MAX_BYTES:
-            raise MediaError(
-                f"{source}: larger than the limit of {MAX_BYTES >> 30} GiB for a clip", "cut it into parts"
-            )
+        if files.stat(path).size > MAX_BYTES:
+            problem = f"{path}: larger than the limit of {MAX_BYTES >> 30} GiB for a clip"
+            raise MediaError(problem, "cut it into parts")
         digest = hashlib.sha256()
-        with open(source, "rb", opener=open_without_waiting) as file:
-            while chunk := file.read(CHUNK):
+        with files.open(path) as file:
+            while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
     except (OSError, ValueError) as error:
-        raise unreadable(source, error) from error
+        raise to_media_error(path, error, files) from error
     return digest.hexdigest()
 
 
-def load_clip(source: str, sampling: FrameSampling, digest: str = "") -> Media:
-    """Some frames of the file named `source`; `digest`: as `clip_digest` gives it, where it is known already."""
-    digest = digest or hash_clip(source)
-    if not find_spec("av"):
-        raise MediaError(f"{source}: clips need a package that is not installed", "pip install av")
-    patience = PATIENCE + os.path.getsize(source) / PACE
-    with _ending(subprocess.Popen(_command(source, sampling), **PIPES)) as worker:
-        is_late = Event()
+def load_clip(path: str, sampling: FrameSampling, digest: str = "") -> Media:
+    """Decode some frames of a local video file.
 
-        def end() -> None:
-            is_late.set()
+    Args:
+        path: The file.
+        sampling: Which frames to take.
+        digest: Result of `hash_clip(path)`, if it is known already.
+
+    Raises:
+        MediaError: The clip cannot be decoded.
+    """
+    digest = digest or hash_clip(path)
+    if not find_spec("av"):
+        raise MediaError(f"{path}: clips need a package that is not installed", "pip install av")
+    timeout = BASE_TIMEOUT_SECONDS + LOCAL.stat(path).size / TIMEOUT_BYTES_PER_SECOND
+    is_timed_out = Event()
+    with start_worker(path, sampling) as worker:
+
+        def end_worker() -> None:
+            is_timed_out.set()
             worker.kill()
 
-        watch = Timer(patience, end)
-        watch.daemon = True
-        watch.start()
+        timer = Timer(timeout, end_worker)
+        timer.daemon = True
+        timer.start()
         try:
-            told, frames = _received(worker, source)
-            if not told:
-                raise _ended(source, worker.wait(), patience if is_late.is_set() else None)
+            info, frames = _receive(worker, path)
+            if not info:
+                code = worker.wait()  # before `is_timed_out` is read: the timer may be what ends the worker
+                raise _explain_exit(path, code, timeout if is_timed_out.is_set() else None)
         finally:
-            watch.cancel()
-    notes, times = tuple(told["notes"]), tuple(told["times"])
+            timer.cancel()
+            worker.kill()
     return Media(
-        source=source,
+        source=path,
         digest=digest,
         size=frames[0].size,
-        notes=notes,
+        notes=tuple(info["notes"]),
         sampling=str(sampling),
-        decoder=told["decoder"],
+        decoder=info["decoder"],
         frames=frames,
-        times=times,
+        times=tuple(info["times"]),
     )
 
 
-@contextmanager
-def _ending(worker: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    with worker:
-        try:
-            yield worker
-        finally:
-            worker.kill()
-
-
-def _command(source: str, sampling: FrameSampling) -> list[str]:
+def start_worker(path: str, sampling: FrameSampling) -> subprocess.Popen[bytes]:
+    """Start the process that decodes a clip; see `worker` for what it writes to its stdout."""
     # An absolute path is never the name of one of FFmpeg's protocols.
-    args = ["\n".join(sys.path), os.path.abspath(source), json.dumps(asdict(sampling))]
-    return [sys.executable, "-I", "-c", START, *args]
+    args = ["\n".join(sys.path), os.path.abspath(path), json.dumps(asdict(sampling))]
+    return subprocess.Popen([sys.executable, "-I", "-c", WORKER_CODE, *args], **WORKER_OPTIONS)
 
 
-def _received(worker: subprocess.Popen[bytes], source: str) -> tuple[dict[str, Any], tuple[Image.Image, ...]]:
-    """What a worker says of a clip, nothing where it ended before it said it, and its frames."""
+def _receive(worker: subprocess.Popen[bytes], path: str) -> tuple[dict[str, Any], tuple[Image.Image, ...]]:
+    """What a worker reports about a clip, and its frames; nothing if the worker ended before it reported."""
     assert worker.stdout is not None
     frames = list[Image.Image]()
     while (line := worker.stdout.readline()).endswith(b"\n"):
-        said = json.loads(line)
-        if "error" in said:
-            raise MediaError(f"{source}: {said['error']}", said["hint"])
-        if "times" in said:
-            return said, tuple(frames)
-        if "again" in said:
+        message = json.loads(line)
+        if "error" in message:
+            raise MediaError(f"{path}: {message['error']}", message["hint"])
+        if "times" in message:
+            return message, tuple(frames)
+        if "restart" in message:
             frames.clear()
             continue
-        width, height = said["frame"]
+        width, height = message["frame"]
         data = worker.stdout.read(width * height * 3)
         if len(data) < width * height * 3:
             break
@@ -165,8 +167,8 @@ def _received(worker: subprocess.Popen[bytes], source: str) -> tuple[dict[str, A
     return {}, ()
 
 
-def _ended(source: str, code: int, patience: float | None) -> MediaError:
-    if patience is not None:
-        return MediaError(f"{source}: not decoded within {patience:.0f} s", "convert it to another format, or cut it")
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return MediaError(f"{source}: the video decoder crashed ({how})", "try --video-backend pyav, or copy it again")
+def _explain_exit(path: str, code: int, timeout: float | None) -> MediaError:
+    if timeout is not None:
+        return MediaError(f"{path}: not decoded within {timeout:.0f} s", "convert it to another format, or cut it")
+    reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return MediaError(f"{path}: the video decoder crashed ({reason})", "try --video-backend pyav, or copy it again")

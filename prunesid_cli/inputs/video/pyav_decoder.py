@@ -1,7 +1,7 @@
-"""The frames of a clip through PyAV, by time.
+"""Decodes the frames of a clip with PyAV, by their timestamps.
 
-`frames_by_seeking` decodes from the keyframe before each frame that is wanted. Where that gives another frame than was
-meant (some containers seek badly), or where packets have no times, `frames_from_start` decodes everything in order.
+`decode_by_seeking` decodes from the keyframe before each wanted frame. If that leads to another frame than the wanted
+one (some containers seek badly), or if packets have no timestamps, `decode_from_start` decodes everything in order.
 """
 
 from __future__ import annotations
@@ -17,124 +17,148 @@ import numpy as np
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.video.probe import AGAIN, Survey, opened
+from prunesid_cli.inputs.video.probe import COPY_HINT, ClipProbe, open_video
 
-SKIPPING = frozenset({"h264", "hevc"})
-"""Decoders that can be told at each packet whether to pass over a frame that no other one needs."""
+SKIP_FRAME_CODECS = frozenset({"h264", "hevc"})
+"""Codecs whose decoder can be told, packet by packet, to skip a frame that no other frame needs."""
 
 
-class Misplaced(Exception):
-    """A seek led to another frame than was meant."""
+class SeekError(Exception):
+    """Seeking led to another frame than the wanted one."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A decoded frame, upright, and its place in time."""
+class DecodedFrame:
+    """A decoded frame.
 
-    stamp: int
+    Attributes:
+        timestamp: Presentation timestamp, in units of the clip's time base.
+        image: RGB, upright.
+    """
+
+    timestamp: int
     image: Image.Image
 
 
-def version() -> str:
+def pyav_version() -> str:
+    """Name and version of the decoder."""
     return f"PyAV {av.__version__}"
 
 
-def frames_by_seeking(file: Any, found: Survey, wanted: Sequence[int], factor: int) -> Iterator[Shown]:
-    """The frames with these stamps, each reduced in size by `factor`, as they are decoded.
+def decode_by_seeking(file: Any, probe: ClipProbe, timestamps: Sequence[int], factor: int) -> Iterator[DecodedFrame]:
+    """Decode the frames with these timestamps, from the keyframe before each of them.
+
+    Args:
+        file: The open file.
+        probe: What the file holds, with keyframes.
+        timestamps: Of the wanted frames, increasing.
+        factor: By which the sides of each frame are reduced.
 
     Raises:
-        Misplaced: one of them is not where the container says.
+        SeekError: A frame is not where the container says.
     """
-    container, stream = opened(file)
+    by_keyframe: dict[int, list[int]] = {}
+    for timestamp in timestamps:
+        keyframe = probe.keyframes[max(bisect_right(probe.keyframes, timestamp) - 1, 0)]
+        by_keyframe.setdefault(keyframe, []).append(timestamp)
+    container, stream = open_video(file)
     with container:
-        for key, group in _by_key(found.keys, wanted):
-            container.seek(key, stream=stream)
-            meant, before = set(group), None
-            for frame in _decoding(container, stream, group):
-                if frame.pts is None or frame.is_corrupt or before is not None and frame.pts < before:
-                    raise Misplaced
-                before = frame.pts
-                if frame.pts in meant:
-                    yield Shown(frame.pts, upright(frame, factor))
-                    meant.remove(frame.pts)
-                if not meant or frame.pts > group[-1]:
+        for keyframe, group in by_keyframe.items():
+            container.seek(keyframe, stream=stream)
+            missing, last = set(group), None
+            for frame in _decode_stream(container, stream, frozenset(group)):
+                if frame.pts is None or frame.is_corrupt or last is not None and frame.pts < last:
+                    raise SeekError
+                last = frame.pts
+                if frame.pts in missing:
+                    yield DecodedFrame(frame.pts, _to_upright_image(frame, factor))
+                    missing.remove(frame.pts)
+                if not missing or frame.pts > group[-1]:
                     break
-            if meant:
-                raise Misplaced
+            if missing:
+                raise SeekError
 
 
-def _decoding(container: Any, stream: Any, wanted: Sequence[int]) -> Iterator[Any]:
-    """Frames from here on; those that are neither wanted nor needed by others may be missing."""
-    context, meant = stream.codec_context, set(wanted)
-    can_skip = context.name in SKIPPING
+def _decode_stream(container: Any, stream: Any, timestamps: frozenset[int]) -> Iterator[Any]:
+    """The frames from here on; those that are neither wanted nor needed by other frames may be left out."""
+    context = stream.codec_context
+    can_skip = context.name in SKIP_FRAME_CODECS
     for packet in container.demux(stream):
         if can_skip:
-            context.skip_frame = "NONREF" if packet.size and packet.pts not in meant else "DEFAULT"
+            context.skip_frame = "NONREF" if packet.size and packet.pts not in timestamps else "DEFAULT"
         yield from packet.decode()
 
 
-def _by_key(keys: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """The stamps that are decoded from each keyframe."""
-    groups: dict[int, list[int]] = {}
-    for stamp in wanted:
-        groups.setdefault(keys[max(bisect_right(keys, stamp) - 1, 0)], []).append(stamp)
-    yield from groups.items()
-
-
-def counted(file: Any, found: Survey) -> Survey:
-    """The same with stamps by decoding all of it, where packets do not tell.
+def probe_by_decoding(file: Any, probe: ClipProbe) -> ClipProbe:
+    """Replace the timestamps of a probe by those of the decoded frames, if packets do not have them.
 
     Raises:
-        MediaError: a frame is damaged, or there is none; its text names no source.
+        MediaError: A frame is damaged, or there is none. The message does not name the file.
     """
-    container, stream = opened(file)
+    container, stream = open_video(file)
     with container:
-        raw = [(_sound(frame).pts, frame.duration) for frame in container.decode(stream)]
-    if not raw:
-        raise MediaError("there is no picture in it that can be decoded", AGAIN)
-    stamps = [stamp for stamp, _ in raw if stamp is not None]
-    # Decoders give frames in the order in which they are shown, though their times may be in another.
-    stamps = sorted(stamps) if len(set(stamps)) == len(raw) else _rising(raw)
-    return replace(found, stamps=tuple(stamps), keys=())
+        frames = list[tuple[int | None, int | None]]()
+        for frame in container.decode(stream):
+            _check_intact(frame)
+            frames.append((frame.pts, frame.duration))
+    if not frames:
+        raise MediaError("there is no picture in it that can be decoded", COPY_HINT)
+    # Decoders give frames in the order in which they are shown, though their timestamps may be in another order.
+    timestamps = sorted(timestamp for timestamp, _ in frames if timestamp is not None)
+    if len(set(timestamps)) < len(frames):
+        timestamps = _make_increasing(frames)
+    return replace(probe, timestamps=tuple(timestamps), keyframes=())
 
 
-def _rising(raw: Iterable[tuple[int | None, int | None]]) -> list[int]:
-    """Stamps, durations -> stamps; of one that is none or an earlier one, the last and how long that is shown."""
-    stamps, step = list[int](), 1
-    for stamp, duration in raw:
+def _make_increasing(frames: Iterable[tuple[int | None, int | None]]) -> list[int]:
+    """Timestamps and durations -> timestamps. A missing or earlier timestamp becomes the last one plus its duration."""
+    timestamps, step = list[int](), 1
+    for timestamp, duration in frames:
         step = duration or step
-        last = stamps[-1] if stamps else -step
-        stamps.append(last + step if stamp is None or stamps and stamp <= last else stamp)
-    return stamps
+        last = timestamps[-1] if timestamps else -step
+        if timestamp is None or timestamps and timestamp <= last:
+            timestamp = last + step
+        timestamps.append(timestamp)
+    return timestamps
 
 
-def frames_from_start(file: Any, found: Survey, wanted: Sequence[int], factor: int) -> Iterator[Shown]:
-    """The frames with these stamps, of a file that was `counted`, by decoding everything up to the last."""
-    container, stream = opened(file)
-    left = set(wanted)
+def decode_from_start(file: Any, probe: ClipProbe, timestamps: Sequence[int], factor: int) -> Iterator[DecodedFrame]:
+    """Decode the frames with these timestamps by decoding everything up to the last of them.
+
+    Args:
+        file: The open file.
+        probe: Result of `probe_by_decoding`.
+        timestamps: Of the wanted frames.
+        factor: By which the sides of each frame are reduced.
+
+    Raises:
+        MediaError: A wanted frame is damaged. The message does not name the file.
+    """
+    container, stream = open_video(file)
+    missing = set(timestamps)
     with container:
-        for stamp, frame in zip(found.stamps, container.decode(stream), strict=False):
-            if stamp in left:
-                yield Shown(stamp, upright(_sound(frame), factor))
-                left.remove(stamp)
-            if not left:
+        for timestamp, frame in zip(probe.timestamps, container.decode(stream), strict=False):
+            if timestamp in missing:
+                _check_intact(frame)
+                yield DecodedFrame(timestamp, _to_upright_image(frame, factor))
+                missing.remove(timestamp)
+            if not missing:
                 break
 
 
-def is_on_its_side(file: Any) -> bool:
-    """Whether pictures are stored a quarter turn from how they are shown, by the first one."""
-    container, stream = opened(file)
+def is_stored_sideways(file: Any) -> bool:
+    """Whether the first frame is stored a quarter turn from how it is shown."""
+    container, stream = open_video(file)
     with container:
         return any(round(frame.rotation / 90) % 2 for frame in islice(container.decode(stream), 1))
 
 
-def _sound(frame: Any) -> Any:
+def _check_intact(frame: Any) -> None:
     if frame.is_corrupt:
-        raise MediaError(f"damaged: the picture at {frame.time or 0:.2f} s cannot be decoded", AGAIN)
-    return frame
+        raise MediaError(f"damaged: the picture at {frame.time or 0:.2f} s cannot be decoded", COPY_HINT)
 
 
-def upright(frame: Any, factor: int) -> Image.Image:
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    image = Image.fromarray(np.ascontiguousarray(turned))
+def _to_upright_image(frame: Any, factor: int) -> Image.Image:
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     return image.reduce(factor) if factor > 1 else image

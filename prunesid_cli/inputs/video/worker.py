@@ -1,14 +1,14 @@
-"""The process that decodes one clip: whatever its decoder does, hang or crash, ends with it.
+"""The process that decodes one clip. If its decoder hangs or crashes, only this process ends.
 
-It is called with a path and a sampling as JSON, and writes to stdout lines of JSON: {"frame": [width, height]}, which
-its RGB bytes follow, for each frame as it is decoded; {"again": true} where it begins anew, and those so far do not
-count; and last `Told`, or {"error", "hint"}. So it never holds more than one frame.
+It is called with a path and a `FrameSampling` as JSON. It writes lines of JSON to stdout: {"frame": [width, height]},
+followed by the RGB bytes, for each frame as it is decoded; {"restart": true} if decoding starts again and the frames so
+far do not count; and last a `ClipInfo`, or {"error", "hint"}. So it never holds more than one frame.
 
-"auto" is PyAV: it is as fast as decord, reads more formats, and tells of most damage, which decord paints over. (In
-VP8, VP9 and HEVC a flipped bit mostly decodes to something, and nobody can tell.)
+The backend "auto" is PyAV: it is as fast as decord, reads more formats, and reports most damage, which decord conceals.
+(In VP8, VP9 and HEVC, a flipped bit mostly decodes to something, and no decoder can detect it.)
 
-decord decodes on request, and only where it can be trusted: it numbers frames, and is silently wrong where numbers and
-times part ways (`Survey.oddities`), and with other codecs and containers than those named here.
+decord decodes only on request, and only clips that it reads right: it numbers frames, and is silently wrong if numbers
+and times do not correspond (`ClipProbe.irregularities`), and with codecs and containers other than those named here.
 """
 
 from __future__ import annotations
@@ -26,167 +26,178 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.video import pyav_decoder as pyav
+from prunesid_cli.inputs.source import LOCAL
+from prunesid_cli.inputs.video import pyav_decoder
 from prunesid_cli.inputs.video.frame_sampling import FrameSampling
-from prunesid_cli.inputs.video.probe import AGAIN, Survey, survey
-from prunesid_cli.inputs.video.pyav_decoder import Misplaced, Shown
+from prunesid_cli.inputs.video.probe import COPY_HINT, ClipProbe, probe_clip
+from prunesid_cli.inputs.video.pyav_decoder import DecodedFrame, SeekError
 
-MOST_PIXELS = 128_000_000
-"""Of all frames of a clip together, about 400 MB. Larger ones are reduced in size."""
-CONTAINERS = frozenset({"mp4", "mov", "matroska", "webm"})
-CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
-NEAR = 0.002
-"""Seconds that two decoders may differ about the time of a frame."""
+MAX_TOTAL_PIXELS = 128_000_000
+"""Maximum number of pixels of all frames of a clip together, about 400 MB. Larger frames are reduced in size."""
+MAX_REDUCTION = 1 << 16
+DECORD_CONTAINERS = frozenset({"mp4", "mov", "matroska", "webm"})
+DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
+DECORD_HINT = "leave out --video-backend"
+TIME_TOLERANCE_SECONDS = 0.002
+"""Difference allowed between the times that two decoders give for one frame."""
+MAX_ERROR_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is said of a clip after its frames."""
+class ClipInfo:
+    """What is reported about a clip after its frames.
+
+    Attributes:
+        times: Seconds from the start of the clip, one for each frame.
+        decoder: Name and version of the decoder.
+        notes: What was done to the frames that the user might not expect.
+    """
 
     times: tuple[float, ...]
     decoder: str
     notes: tuple[str, ...]
 
 
-class Again:
-    """The frames so far do not count: another way is tried."""
+class Restart:
+    """The frames so far do not count: another way to decode is tried."""
 
 
-Said = Image.Image | Again | Told
+Message = Image.Image | Restart | ClipInfo
+Decode = Callable[[ClipProbe, Sequence[int], int], Iterator[DecodedFrame]]
 
 
 def main() -> None:
+    """Decode the clip named in `sys.argv`, write it to stdout, and end the process."""
     path, sampling = sys.argv[1], FrameSampling(**json.loads(sys.argv[2]))
-    Thread(target=_end_with_stdin, daemon=True).start()
+    Thread(target=exit_with_stdin, daemon=True).start()
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what decoders print is no frame
+    os.dup2(2, 1)  # what decoders print must not get among the frames
     try:
-        for said in read(path, sampling):
-            out.write(_written(said))
+        for message in decode_clip(path, sampling):
+            if isinstance(message, Image.Image):
+                out.write(_to_line({"frame": message.size}) + message.tobytes())
+            else:
+                out.write(_to_line({"restart": True} if isinstance(message, Restart) else asdict(message)))
     except MediaError as error:
-        out.write(_line({"error": error.problem, "hint": error.hint}))
+        out.write(_to_line({"error": error.problem, "hint": error.hint}))
     out.flush()
-    os._exit(0)  # decord may wait for its threads for ever
+    os._exit(0)  # decord may wait for its threads forever
 
 
-def _written(said: Said) -> bytes:
-    if isinstance(said, Image.Image):
-        return _line({"frame": said.size}) + said.tobytes()
-    return _line({"again": True} if isinstance(said, Again) else asdict(said))
-
-
-def _line(record: dict[str, Any]) -> bytes:
+def _to_line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def _end_with_stdin() -> None:
-    """Nobody waits for the frames any more."""
+def exit_with_stdin() -> None:
+    """End the process once stdin is closed: the process that asked for the frames has ended."""
     os.read(0, 1)
     os._exit(1)
 
 
-def read(path: str, sampling: FrameSampling) -> Iterator[Said]:
-    """The chosen frames of a clip, of one size, and then what there is to say of them.
+def decode_clip(path: str, sampling: FrameSampling) -> Iterator[Message]:
+    """Decode the sampled frames of a clip, all of one size, and then give a `ClipInfo`.
 
     Raises:
-        MediaError: whatever went wrong; its text names no source.
+        MediaError: The clip cannot be decoded. The message does not name it.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            yield from _read(path, file, os.fstat(file.fileno()).st_size, sampling)
+        with LOCAL.open(path) as file:
+            yield from _decode_file(path, file, os.fstat(file.fileno()).st_size, sampling)
     except MediaError:
         raise
     except MemoryError as error:
         raise MediaError("not enough memory to decode it", "ask for fewer --frames") from error
     except Exception as error:  # decoders raise nearly anything on damaged files
-        said = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
-        raise MediaError(f"damaged, or of no known video format ({said or type(error).__name__})", AGAIN) from error
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())[:MAX_ERROR_CHARACTERS]
+        problem = f"damaged, or of no known video format ({text or type(error).__name__})"
+        raise MediaError(problem, COPY_HINT) from error
 
 
-def _read(path: str, file: BinaryIO, size: int, sampling: FrameSampling) -> Iterator[Said]:
-    found = survey(file, size)
+def _decode_file(path: str, file: BinaryIO, size: int, sampling: FrameSampling) -> Iterator[Message]:
+    probe = probe_clip(file, size)
     if sampling.backend == "decord":
-        if reason := distrust(found, file):
-            raise MediaError(f"decord cannot be trusted with it: {reason}", "leave out --video-backend")
-        yield from _decoded(found, sampling, partial(_by_decord, path))
+        if reason := reason_against_decord(probe, file):
+            raise MediaError(f"decord cannot be trusted with it: {reason}", DECORD_HINT)
+        yield from _decode_frames(probe, sampling, partial(_decode_by_decord, path), decord_version())
         return
-    if found.keys:
+    version = pyav_decoder.pyav_version()
+    if probe.keyframes:
         try:
-            yield from _decoded(found, sampling, partial(pyav.frames_by_seeking, file))
+            yield from _decode_frames(probe, sampling, partial(pyav_decoder.decode_by_seeking, file), version)
             return
-        except (Misplaced, pyav.av.FFmpegError):
-            yield Again()
-    yield from _decoded(pyav.counted(file, found), sampling, partial(pyav.frames_from_start, file))
+        except (SeekError, pyav_decoder.av.FFmpegError):
+            yield Restart()
+    probe = pyav_decoder.probe_by_decoding(file, probe)
+    yield from _decode_frames(probe, sampling, partial(pyav_decoder.decode_from_start, file), version)
 
 
-def _decoded(
-    found: Survey, sampling: FrameSampling, decode: Callable[[Survey, Sequence[int], int], Iterator[Shown]]
-) -> Iterator[Said]:
-    wanted = [found.stamps[number] for number in sampling.choose(found.times)]
-    factor = reduction(len(wanted), found.size)
+def _decode_frames(probe: ClipProbe, sampling: FrameSampling, decode: Decode, version: str) -> Iterator[Message]:
+    timestamps = [probe.timestamps[index] for index in sampling.select_frames(probe.times)]
+    factor = reduction_factor(len(timestamps), probe.size)
     sizes, times = list[tuple[int, int]](), list[float]()
-    for one in decode(found, wanted, factor):
-        sizes.append(one.image.size)
-        times.append(float((one.stamp - found.stamps[0]) * found.unit))
-        yield one.image if one.image.size == sizes[0] else one.image.resize(sizes[0])
-    decoder = decord_version() if sampling.backend == "decord" else pyav.version()
-    yield Told(tuple(times), decoder, tuple(_notes(found, sizes, factor)))
-
-
-def _notes(found: Survey, sizes: Sequence[tuple[int, int]], factor: int) -> Iterator[str]:
+    for frame in decode(probe, timestamps, factor):
+        sizes.append(frame.image.size)
+        times.append(float((frame.timestamp - probe.timestamps[0]) * probe.time_base))
+        yield frame.image if frame.image.size == sizes[0] else frame.image.resize(sizes[0])
     width, height = sizes[0]
+    notes = list[str]()
     if factor > 1:
-        yield f"frames of {found.size[0]}x{found.size[1]} reduced to {width}x{height}"
+        notes.append(f"frames of {probe.size[0]}x{probe.size[1]} reduced to {width}x{height}")
     if len(set(sizes)) > 1:
-        yield f"frames of several sizes, made {width}x{height}"
+        notes.append(f"frames of several sizes, made {width}x{height}")
+    yield ClipInfo(tuple(times), version, tuple(notes))
 
 
-def distrust(found: Survey, file: BinaryIO) -> str:
-    """Why decord is not to be used; empty where it may be."""
-    if not CONTAINERS & set(found.format.split(",")) or found.codec not in CODECS:
-        return f"{found.codec} in {found.format.split(',')[0]}"
-    if found.oddities:
-        return ", ".join(found.oddities)
+def reason_against_decord(probe: ClipProbe, file: BinaryIO) -> str:
+    """Why decord must not decode a clip; empty if it may."""
+    if not DECORD_CONTAINERS & set(probe.format.split(",")) or probe.codec not in DECORD_CODECS:
+        return f"{probe.codec} in {probe.format.split(',')[0]}"
+    if probe.irregularities:
+        return ", ".join(probe.irregularities)
     if not find_spec("decord"):
         return "it is not installed"
-    # decord2 3.4, the same module where decord has no wheels, turns the shape of such pictures, but garbles them.
-    return "pictures on their side" if pyav.is_on_its_side(file) else ""
+    # decord2 3.4, the same module on systems without wheels of decord, turns the shape of such pictures, but garbles
+    # their pixels.
+    return "pictures on their side" if pyav_decoder.is_stored_sideways(file) else ""
 
 
-def reduction(frames: int, size: tuple[int, int]) -> int:
-    """By what factor each side of the frames shrinks, so that all fit."""
+def reduction_factor(num_frames: int, size: tuple[int, int]) -> int:
+    """The factor by which each side of the frames shrinks, so that all together stay below `MAX_TOTAL_PIXELS`."""
     width, height = size
     return next(
-        factor for factor in range(1, 1 << 16) if frames * (width // factor) * (height // factor) <= MOST_PIXELS
+        factor
+        for factor in range(1, MAX_REDUCTION)
+        if num_frames * (width // factor) * (height // factor) <= MAX_TOTAL_PIXELS
     )
 
 
-def _by_decord(path: str, found: Survey, wanted: Sequence[int], factor: int) -> Iterator[Shown]:
-    try:
-        yield from _numbered(path, found, wanted, factor)
-    except Exception as error:
-        problem = f"decord cannot read it ({type(error).__name__})"
-        raise MediaError(problem, "leave out --video-backend") from error
-
-
 def decord_version() -> str:
+    """Name and version of the decoder."""
     import decord
 
     return f"decord {decord.__version__}"
 
 
-def _numbered(path: str, found: Survey, wanted: Sequence[int], factor: int) -> Iterator[Shown]:
-    """Raises ValueError where decord sees other frames than PyAV."""
+def _decode_by_decord(path: str, probe: ClipProbe, timestamps: Sequence[int], factor: int) -> Iterator[DecodedFrame]:
+    try:
+        yield from _decode_by_number(path, probe, timestamps, factor)
+    except Exception as error:
+        problem = f"decord cannot read it ({type(error).__name__})"
+        raise MediaError(problem, DECORD_HINT) from error
+
+
+def _decode_by_number(path: str, probe: ClipProbe, timestamps: Sequence[int], factor: int) -> Iterator[DecodedFrame]:
+    """Raises ValueError if decord sees other frames than PyAV."""
     import decord
 
     # More threads break VP9, and gain little.
     reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-    if len(reader) != len(found.stamps):
-        raise ValueError(f"{len(reader)} frames instead of {len(found.stamps)}")
+    if len(reader) != len(probe.timestamps):
+        raise ValueError(f"{len(reader)} frames instead of {len(probe.timestamps)}")
     starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-    for stamp in wanted:
-        number = found.stamps.index(stamp)
-        if abs(starts[number] - starts[0] - found.times[number]) > NEAR:
+    for timestamp in timestamps:
+        number = probe.timestamps.index(timestamp)
+        if abs(starts[number] - starts[0] - probe.times[number]) > TIME_TOLERANCE_SECONDS:
             raise ValueError(f"frame {number} at {starts[number] - starts[0]:.3f} s")
         image = Image.fromarray(reader[number].asnumpy())
-        yield Shown(stamp, image.reduce(factor) if factor > 1 else image)
+        yield DecodedFrame(timestamp, image.reduce(factor) if factor > 1 else image)

@@ -1,0 +1,50 @@
+"""Lists of paths, as they come on stdin."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.source import LOCAL
+
+CHUNK_BYTES = 1 << 16
+
+
+def read_list(stream: BinaryIO, null_separated: bool = False) -> Iterator[str]:
+    """Read the paths in a stream. Each one is given as soon as it was read.
+
+    Args:
+        stream: A binary stream; it is read past its buffer.
+        null_separated: Whether NUL separates the paths, or the end of a line.
+
+    Raises:
+        UsageError: The paths are separated the other way.
+    """
+    separator, other = (b"\0", b"\n") if null_separated else (b"\n", b"\0")
+    # Past the buffer, if there is one: a thread that waits inside it for a pipe would keep the process from ending.
+    source: BinaryIO | io.RawIOBase = getattr(stream, "raw", stream)
+    read = getattr(source, "read1", source.read)  # `read` of a buffer would wait for a whole chunk from a pipe
+    rest, is_one_name = b"", True
+    while chunk := read(CHUNK_BYTES):
+        *names, rest = (rest + chunk).split(separator)
+        is_one_name = is_one_name and not names
+        if is_one_name and len(rest) > CHUNK_BYTES:  # checked now, or the whole list would be read first
+            _check_separator(rest, other)
+        for name in names:
+            name = name if null_separated else name.rstrip(b"\r")
+            if name:
+                yield os.fsdecode(name)
+    if is_one_name:
+        _check_separator(rest, other)
+    if rest:
+        yield os.fsdecode(rest)
+
+
+def _check_separator(name: bytes, other: bytes) -> None:
+    """Raise UsageError if the only name so far is a list with the other separator."""
+    if other in name.rstrip(other) and not LOCAL.exists(os.fsdecode(name), follow_links=False):
+        separator, hint = ("NUL", "add -0") if other == b"\0" else ("line", "leave out -0")
+        raise UsageError(f"the list on stdin is separated by {separator}", hint)

@@ -1,0 +1,107 @@
+"""Where input files come from: the protocol `FileSource`, and the local file system as its one implementation.
+
+Listing, decoding of images and hashing read files only through this protocol. Another kind of storage, such as members
+of a tar file or objects in a bucket, needs one more implementation. Clips need a local file: their decoder process
+opens the path by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple, Protocol
+
+from prunesid_cli.errors import MediaError
+
+ERROR_TEXTS = {
+    FileNotFoundError: ("no such file or folder", "check the spelling; quote names that hold spaces"),
+    NotADirectoryError: ("no such file or folder", "a part of this path is a file, not a folder"),
+    PermissionError: ("no permission to read it", "check it with: ls -l"),
+    MemoryError: ("not enough memory to decode it", "make the picture smaller, or load fewer at once"),
+}
+"""Error -> problem and hint."""
+
+
+class FolderEntry(NamedTuple):
+    """A file or folder in a folder. For a link, `is_folder` says what it leads to."""
+
+    name: str
+    is_folder: bool
+    is_link: bool
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """What is known about a file or folder without opening it.
+
+    Attributes:
+        size: Size in bytes.
+        mtime_ns: Time of the last change, in nanoseconds since the epoch.
+        is_file: Whether it is a regular file; False for folders, pipes and devices.
+        is_folder: Whether it is a folder.
+    """
+
+    size: int
+    mtime_ns: int
+    is_file: bool
+    is_folder: bool
+
+
+class FileSource(Protocol):
+    """A place that holds files. Methods raise OSError, or ValueError for a path that no file can have."""
+
+    def list(self, folder: str) -> Iterator[FolderEntry]:
+        """The entries of a folder, in any order."""
+
+    def stat(self, path: str) -> FileStatus:
+        """The status of a file or folder; links are followed."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a regular file for reading. Never blocks, even if a pipe has replaced the file."""
+
+    def exists(self, path: str, follow_links: bool = True) -> bool:
+        """Whether there is such a file or folder. Without `follow_links`, a broken link exists, too."""
+
+    def real_path(self, path: str) -> str:
+        """The absolute path without links: the same for all paths that lead to one file."""
+
+
+class LocalFiles:
+    """The local file system."""
+
+    def list(self, folder: str) -> Iterator[FolderEntry]:
+        with os.scandir(folder or ".") as entries:
+            for entry in entries:
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:  # for example a link to itself; reading it reports the error
+                    is_folder = False
+                yield FolderEntry(entry.name, is_folder, entry.is_symlink())
+
+    def stat(self, path: str) -> FileStatus:
+        status = os.stat(path)
+        mode = status.st_mode
+        return FileStatus(status.st_size, status.st_mtime_ns, is_file=stat.S_ISREG(mode), is_folder=stat.S_ISDIR(mode))
+
+    def open(self, path: str) -> BinaryIO:
+        return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
+
+    def exists(self, path: str, follow_links: bool = True) -> bool:
+        return os.path.exists(path) if follow_links else os.path.lexists(path)
+
+    def real_path(self, path: str) -> str:
+        return os.path.realpath(path)
+
+
+LOCAL = LocalFiles()
+
+
+def to_media_error(path: str, error: Exception, files: FileSource = LOCAL) -> MediaError:
+    """Turn an error of a file source into one that names the path."""
+    reason = getattr(error, "strerror", None) or str(error)
+    problem, hint = ERROR_TEXTS.get(type(error), (reason, "check that it is a file or folder that can be read"))
+    if isinstance(error, FileNotFoundError) and files.exists(path, follow_links=False):
+        problem, hint = "a link that leads nowhere", "repair or remove it"
+    return MediaError(f"{path or repr(path)}: {problem}", hint)
