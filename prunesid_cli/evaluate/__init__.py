@@ -1,1 +1,1 @@
-"""Accuracy against budget and method, on a user's own questions: records, metrics, runner, statistics, plot."""
+"""Evaluation: accuracy against budget and method, on a user's own questions."""

@@ -1,4 +1,4 @@
-"""How right an answer is: functions of an answer and of those that are expected, from 0 to 1."""
+"""Metrics: functions of an answer and the expected answers that give a score from 0 to 1."""
 
 from __future__ import annotations
 
@@ -11,84 +11,103 @@ from dataclasses import dataclass
 from prunesid_cli.errors import UsageError
 
 ARTICLES = {"a", "an", "the"}
-SPACES = str.maketrans(string.punctuation, " " * len(string.punctuation))
+PUNCTUATION_TO_SPACES = str.maketrans(string.punctuation, " " * len(string.punctuation))
 YES_NO = ("yes", "no")
-ESCAPE = r"of what is meant as it stands, write \\. for . in JSON, and so for ( [ { * + ? | ^ $"
-VOTES = 3
-"""Of ten people, so many must have given an answer for it to be wholly right (VQA, arXiv 1505.00468, Sec. 3.3)."""
+ESCAPE_HINT = r"escape special characters: in JSON, write \\. for . and the same for ( [ { * + ? | ^ $"
+FULL_SCORE_VOTES = 3
+"""Number of people who must have given an answer for it to score 1 (VQA, arXiv 1505.00468, Sec. 3.3)."""
+MIN_VQA_ANSWERS = 10
 
 
 @dataclass(frozen=True)
 class Metric:
-    """score: (answer, expected answers) -> 0 to 1."""
+    """A metric.
+
+    Attributes:
+        score: (answer, expected answers) -> 0 to 1.
+        description: What counts as right.
+    """
 
     score: Callable[[str, Sequence[str]], float]
-    about: str
+    description: str
 
-    def check(self, answers: Sequence[str], where: str) -> None:
-        """Raises UsageError: it cannot score against such answers."""
-        if self.score is pattern:
-            for one in answers:
+    def check(self, answers: Sequence[str], location: str) -> None:
+        """Check that the metric can score against these expected answers.
+
+        Raises:
+            UsageError: It cannot.
+        """
+        if self.score is regex:
+            for answer in answers:
                 try:
-                    re.compile(one)
+                    re.compile(answer)
                 except re.error as error:
-                    raise UsageError(f"{where}: {one!r} is no regular expression: {error}", ESCAPE) from error
-        if self.score is yes_no and not all(words(one)[:1] and words(one)[0] in YES_NO for one in answers):
-            raise UsageError(f"{where}: the answer is neither yes nor no", "leave out the metric, or mend the answer")
+                    problem = f"{location}: {answer!r} is not a regular expression: {error}"
+                    raise UsageError(problem, ESCAPE_HINT) from error
+        if self.score is yes_no:
+            for answer in answers:
+                if not set(normalized_words(answer)[:1]) & set(YES_NO):
+                    problem = f"{location}: the answer is neither yes nor no"
+                    raise UsageError(problem, "leave out the metric, or correct the answer")
 
 
-def words(text: str) -> list[str]:
-    """Lower case, without punctuation and articles."""
-    plain = text.casefold().translate(SPACES)
+def normalized_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation and articles."""
+    plain = text.casefold().translate(PUNCTUATION_TO_SPACES)
     return [word for word in plain.split() if word not in ARTICLES]
 
 
+def _contains_phrase(words: list[str], phrase: list[str]) -> bool:
+    return any(words[start : start + len(phrase)] == phrase for start in range(len(words) - len(phrase) + 1))
+
+
+def first_yes_no(answer: str) -> str:
+    """Return the first "yes" or "no" of an answer; empty if there is none."""
+    return next((word for word in normalized_words(answer) if word in YES_NO), "")
+
+
 def exact(answer: str, expected: Sequence[str]) -> float:
-    return float(any(words(answer) == words(one) for one in expected))
+    """1 if the answer has the words of an expected answer and no others."""
+    return float(any(normalized_words(answer) == normalized_words(text) for text in expected))
 
 
 def contains(answer: str, expected: Sequence[str]) -> float:
-    return float(any(_within(words(one), words(answer)) for one in expected))
-
-
-def _within(some: list[str], many: list[str]) -> bool:
-    """Whether words follow each other in a text."""
-    return any(many[at : at + len(some)] == some for at in range(len(many) - len(some) + 1))
-
-
-def said_yes_no(answer: str) -> str:
-    """The first yes or no of an answer; nothing where there is none."""
-    return next((word for word in words(answer) if word in YES_NO), "")
+    """1 if an expected answer occurs in the answer."""
+    words = normalized_words(answer)
+    return float(any(_contains_phrase(words, normalized_words(text)) for text in expected))
 
 
 def yes_no(answer: str, expected: Sequence[str]) -> float:
-    return float(said_yes_no(answer) in [said_yes_no(one) for one in expected])
+    """1 if the first yes or no of the answer is that of an expected answer."""
+    return float(first_yes_no(answer) in [first_yes_no(text) for text in expected])
 
 
 def vqa(answer: str, expected: Sequence[str]) -> float:
-    """Of each choice of all people but one, min(1, those who said so / 3), on average."""
-    same = [words(one) == words(answer) for one in expected]
+    """The soft accuracy of VQA: the mean of min(1, votes / 3) over all choices of all people but one."""
+    is_same = [normalized_words(text) == normalized_words(answer) for text in expected]
     if len(expected) == 1:
-        return float(same[0])
-    return sum(min(1.0, (sum(same) - own) / VOTES) for own in same) / len(same)
+        return float(is_same[0])
+    votes = sum(is_same)
+    return sum(min(1.0, (votes - left_out) / FULL_SCORE_VOTES) for left_out in is_same) / len(is_same)
 
 
 def recall(answer: str, expected: Sequence[str]) -> float:
-    """The share of expected phrases that a caption has."""
-    said = words(answer)
-    return sum(_within(words(one), said) for one in expected) / max(1, len(expected))
+    """The share of expected phrases that occur in the answer."""
+    words = normalized_words(answer)
+    return sum(_contains_phrase(words, normalized_words(text)) for text in expected) / max(1, len(expected))
 
 
-def pattern(answer: str, expected: Sequence[str]) -> float:
-    return float(any(re.search(one, answer) for one in expected))
+def regex(answer: str, expected: Sequence[str]) -> float:
+    """1 if an expected answer, as a regular expression, matches in the answer."""
+    return float(any(re.search(text, answer) for text in expected))
 
 
-def likeness(answer: str, other: str) -> float:
-    """F1 of the words of two answers."""
-    ours, theirs = Counter(words(answer)), Counter(words(other))
-    if not ours and not theirs:
+def word_f1(first: str, second: str) -> float:
+    """Return the F1 score of the words of two answers."""
+    first_words, second_words = Counter(normalized_words(first)), Counter(normalized_words(second))
+    if not first_words and not second_words:
         return 1.0
-    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
+    return 2 * (first_words & second_words).total() / (first_words.total() + second_words.total())
 
 
 METRICS = {
@@ -97,12 +116,12 @@ METRICS = {
     "yesno": Metric(yes_no, "its first yes or no"),
     "vqa": Metric(vqa, "VQA's soft accuracy, over the answers of several people"),
     "recall": Metric(recall, "the share of expected phrases that a caption has"),
-    "regex": Metric(pattern, "an expected answer is a regular expression that matches"),
+    "regex": Metric(regex, "an expected answer is a regular expression that matches"),
 }
 
 
-def fitting(answers: Sequence[str]) -> str:
-    """The metric for answers of which none is named."""
-    if answers and all(words(one) in ([YES_NO[0]], [YES_NO[1]]) for one in answers):
+def choose_metric(answers: Sequence[str]) -> str:
+    """Return the name of the metric for expected answers whose record names none."""
+    if answers and all(normalized_words(answer) in (["yes"], ["no"]) for answer in answers):
         return "yesno"
-    return "vqa" if len(answers) >= 10 else "exact"
+    return "vqa" if len(answers) >= MIN_VQA_ANSWERS else "exact"

@@ -1,4 +1,4 @@
-"""Accuracy against budget, a line for each method: a picture for people."""
+"""Plot of accuracy against budget, with one line per method."""
 
 from __future__ import annotations
 
@@ -11,44 +11,50 @@ from typing import Any
 import numpy as np
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.evaluate.report import Row
+from prunesid_cli.evaluate.report import SettingSummary
 
-FEW = 3
-"""So many bands can be told apart."""
+MAX_BANDS = 3
+"""Number of methods up to which all get a band of their confidence interval; more bands would hide the lines."""
 COLOURS = ("#d62728", "#1f77b4", "#7f7f7f", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22")
 MARKERS = "osD^vPX*<>"
-ROOM = 0.02
-"""Above an accuracy of 1: the scale is the logarithm of what is left to there, since most methods meet near the top."""
+HEADROOM = 0.02
+"""Accuracy above 1 at which the scale would be infinite. The scale is the logarithm of the distance to there, since
+most methods are close together near the top."""
 TICKS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1)
 
 
-def check_plot() -> None:
-    """Raises UsageError: nothing can be plotted here. Found out before hours of answers."""
+def check_matplotlib() -> None:
+    """Raises `UsageError` if matplotlib is not installed. Called before answers are generated, which can take hours."""
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib, which is not installed", "pip install 'prunesid[plot]'")
 
 
-def draw_plot(rows: Sequence[Row], path: Path, measure: str) -> None:
-    """Write a picture of what was measured; the ending of its name says of what kind.
+def draw_plot(summaries: Sequence[SettingSummary], path: Path, measure: str) -> None:
+    """Write a plot.
+
+    Args:
+        summaries: The settings; the first one is without pruning.
+        path: The file; its extension gives the format.
+        measure: Label of the scores.
 
     Raises:
-        UsageError: there is no such kind, or the file cannot be written.
+        UsageError: There is no such format, or the file cannot be written.
     """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    unpruned, *pruned = summaries
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.set_yscale("function", functions=(_stretched, _shrunk))
-    base, *others = rows
-    label = f"all {base.kept:,.0f} tokens"
-    axes.axhline(base.marks.accuracy, color="0.4", linestyle="--", linewidth=1, label=label)
-    _draw_methods(axes, base.marks.accuracy, others)
+    axes.set_yscale("function", functions=(_to_log_error, _from_log_error))
+    label = f"all {unpruned.kept:,.0f} tokens"
+    axes.axhline(unpruned.accuracy.accuracy, color="0.4", linestyle="--", linewidth=1, label=label)
+    _draw_methods(axes, unpruned.accuracy.accuracy, pruned)
     axes.set_xscale("log", base=2)
-    counts = sorted({round(row.kept) for row in others})
+    counts = sorted({round(summary.kept) for summary in pruned})
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
@@ -65,31 +71,36 @@ def draw_plot(rows: Sequence[Row], path: Path, measure: str) -> None:
         pyplot.close(figure)
 
 
-def _stretched(accuracy: Any) -> Any:
-    return -np.log(np.maximum(1 + ROOM - accuracy, 1e-9))
+def _to_log_error(accuracy: Any) -> Any:
+    return -np.log(np.maximum(1 + HEADROOM - accuracy, 1e-9))
 
 
-def _shrunk(height: Any) -> Any:
-    return 1 + ROOM - np.exp(-height)
+def _from_log_error(height: Any) -> Any:
+    return 1 + HEADROOM - np.exp(-height)
 
 
-def _draw_methods(axes: Any, base: float, rows: Sequence[Row]) -> None:
-    """A line for each method, named in the order in which they stand where fewest tokens are kept.
+def _draw_methods(axes: Any, unpruned_accuracy: float, summaries: Sequence[SettingSummary]) -> None:
+    """Draw a line per method; the legend has the order of the lines at the smallest budget.
 
-    The first method is the one that the others are compared with: it is drawn last and stronger. Where there are more
-    than FEW it alone has its interval as a band, since many bands hide the lines.
+    The first method is the one that the others are compared with: it is drawn on top and in a thicker line.
     """
-    methods = defaultdict[str, list[Row]](list)
-    for row in sorted(rows, key=lambda row: row.kept):
-        methods[row.setting.method].append(row)
-    looks = dict(zip(methods, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
-    first = rows[0].setting.method if rows else None
-    ordered = sorted(methods.items(), key=lambda item: -item[1][0].marks.accuracy)
-    for method, some in ordered:
-        (colour, marker), is_first = looks[method], method == first
-        counts, marks = [row.kept for row in some], [row.marks for row in some]
-        weight = {"linewidth": 2.6, "markersize": 7, "zorder": 4} if is_first else {"linewidth": 1.2, "markersize": 5}
-        axes.plot(counts, [one.accuracy for one in marks], marker=marker, color=colour, label=method, **weight)
-        if base and (is_first or len(methods) <= FEW):
-            edges = [[min(1.0, base * getattr(one, name)) for one in marks] for name in ("low", "high")]
-            axes.fill_between(counts, *edges, color=colour, alpha=0.12, linewidth=0)
+    if not summaries:
+        return
+    first = summaries[0].setting.method
+    by_method = defaultdict[str, list[SettingSummary]](list)
+    for summary in sorted(summaries, key=lambda summary: summary.kept):
+        by_method[summary.setting.method].append(summary)
+    styles = dict(zip(by_method, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+    ordered = sorted(by_method.items(), key=lambda item: -item[1][0].accuracy.accuracy)
+    for method, points in ordered:
+        colour, marker = styles[method]
+        counts = [point.kept for point in points]
+        width = {"linewidth": 1.2, "markersize": 5}
+        if method == first:
+            width = {"linewidth": 2.6, "markersize": 7, "zorder": 4}
+        accuracies = [point.accuracy.accuracy for point in points]
+        axes.plot(counts, accuracies, marker=marker, color=colour, label=method, **width)
+        if unpruned_accuracy and (method == first or len(by_method) <= MAX_BANDS):
+            lows = [min(1.0, unpruned_accuracy * (point.accuracy.low or 0)) for point in points]
+            highs = [min(1.0, unpruned_accuracy * (point.accuracy.high or 0)) for point in points]
+            axes.fill_between(counts, lows, highs, color=colour, alpha=0.12, linewidth=0)

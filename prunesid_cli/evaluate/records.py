@@ -1,24 +1,22 @@
-"""Questions with the answers that are right, as JSON lines.
+"""Records: questions with expected answers, read from JSON lines.
 
-A line is an object with `media` (a path or a list of paths, from the file's own folder on), `prompt`, and, where it is
-known, `answer` (a string or a list of them) and `kind` (by which results are told apart). `metric` says how the answer
-is scored (metrics.py); by default that depends on the answers.
+A line is an object with `media` (a path or a list of paths, relative to the file's folder) and `prompt`. It may have
+`answer` (the expected answer, or a list of them), `kind` (results are also given by kind) and `metric` (a name of
+`metrics.METRICS`; the default depends on the answers).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.evaluate.metrics import METRICS, fitting
+from prunesid_cli.evaluate.metrics import METRICS, choose_metric
 
-EXAMPLE = '{"media": "a.jpg", "prompt": "what colour is the car?", "answer": "red", "kind": "colour"}'
-NONE = {"answer": "an empty list", "metric": "a metric"}
+EXAMPLE_LINE = '{"media": "a.jpg", "prompt": "what colour is the car?", "answer": "red", "kind": "colour"}'
 FIELDS = {"media", "prompt", "answer", "kind", "metric"}
 
 
@@ -26,15 +24,20 @@ FIELDS = {"media", "prompt", "answer", "kind", "metric"}
 class Record:
     """One question.
 
-    number   of its line
-    media    paths; `named`: as the line names them
-    answers  empty where none is known
-    key      what is asked, in short: the same only where all of it is, media by the names that the line gives them
+    Attributes:
+        line_number: Line of the file, from 1.
+        media: Paths.
+        media_names: The paths as the line gives them.
+        prompt: The question.
+        answers: Expected answers; empty if none is known.
+        kind: Kind of question; may be empty.
+        metric: A name of `metrics.METRICS`.
+        key: Digest of everything that is asked, with media by name: equal only for equal questions.
     """
 
-    number: int
+    line_number: int
     media: tuple[str, ...]
-    named: tuple[str, ...]
+    media_names: tuple[str, ...]
     prompt: str
     answers: tuple[str, ...]
     kind: str
@@ -42,57 +45,81 @@ class Record:
     key: str
 
 
-def read_records(path: Path, metric: str | None = None) -> list[Record]:
-    """All lines of a file. `metric`: of the records that name none.
+def read_records(path: Path, default_metric: str | None = None) -> list[Record]:
+    """Read all records of a file.
+
+    Args:
+        path: The file.
+        default_metric: Metric of records that name none; None: by their answers.
 
     Raises:
-        UsageError: it cannot be read, or a line is no record; found out before any model is loaded.
+        UsageError: The file cannot be read, or a line is not a record.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name a file of questions, JSON a line") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text", hint=f"a text file of lines such as {EXAMPLE}") from error
-    records = [_record(line, path, number, metric) for number, line in enumerate(lines, 1) if line.strip()]
+        raise UsageError(f"{path} is not a text file", f"use a text file with lines such as {EXAMPLE_LINE}") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            records.append(_parse_record(line, path, number, default_metric))
     if not records:
-        raise UsageError(f"{path} holds no records", hint=f"lines such as {EXAMPLE}")
+        raise UsageError(f"{path} has no records", f"write lines such as {EXAMPLE_LINE}")
     return records
 
 
-def _record(line: str, path: Path, number: int, metric: str | None) -> Record:
-    where = f"{path}, line {number}"
+def _parse_record(line: str, path: Path, number: int, default_metric: str | None) -> Record:
+    location = f"{path}, line {number}"
     try:
-        said = json.loads(line)
+        fields = json.loads(line)
     except ValueError as error:
-        raise UsageError(f"{where} is no JSON: {error}", hint=EXAMPLE) from error
-    if not isinstance(said, dict):
-        raise UsageError(f"{where} is no object", hint=EXAMPLE)
-    if unknown := sorted(said.keys() - FIELDS):
-        raise UsageError(f"{where} has an unknown field {unknown[0]!r}", hint=f"known: {', '.join(sorted(FIELDS))}")
-    media, answers = list(_texts(said, "media", where)), tuple(_texts(said, "answer", where))
-    prompt, kind = said.get("prompt"), said.get("kind", "")
+        raise UsageError(f"{location} is not JSON: {error}", EXAMPLE_LINE) from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"{location} is not an object", EXAMPLE_LINE)
+    if unknown := sorted(fields.keys() - FIELDS):
+        raise UsageError(f"{location} has an unknown field {unknown[0]!r}", f"known: {', '.join(sorted(FIELDS))}")
+    media, answers = _read_texts(fields, "media", location), tuple(_read_texts(fields, "answer", location))
+    prompt, kind = fields.get("prompt"), fields.get("kind", "")
     if not media or not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f"{where} needs media and a prompt", hint=EXAMPLE)
+        raise UsageError(f"{location} needs media and a prompt", EXAMPLE_LINE)
     if not isinstance(kind, str):
-        raise UsageError(f"{where}: kind is no text", hint=EXAMPLE)
-    named = said.get("metric", metric) or fitting(answers)
-    if named not in METRICS:
-        raise UsageError(f"{where}: no metric called {named!r}", hint=f"one of: {', '.join(METRICS)}")
-    if not all(one.strip() for one in answers):
-        raise UsageError(f"{where} expects an empty answer", "leave out the answer where none is known")
-    if not answers and (given := said.keys() & {"answer", "metric"}):
-        raise UsageError(f"{where} has {NONE[min(given)]}, but no answer", "leave out both where none is known")
-    METRICS[named].check(answers, where)
-    asked = json.dumps([media, prompt, answers, kind, named])
-    key = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
-    paths = tuple(str(path.parent / one) for one in media)
-    return Record(number, paths, tuple(media), prompt, answers, kind, named, key)
+        raise UsageError(f"{location}: kind is not text", EXAMPLE_LINE)
+    metric = fields.get("metric", default_metric) or choose_metric(answers)
+    if not isinstance(metric, str) or metric not in METRICS:
+        raise UsageError(f"{location}: no metric called {metric!r}", f"one of: {', '.join(METRICS)}")
+    _check_answers(fields, answers, location)
+    METRICS[metric].check(answers, location)
+    question = json.dumps([media, prompt, answers, kind, metric])
+    return Record(
+        line_number=number,
+        media=tuple(str(path.parent / name) for name in media),
+        media_names=tuple(media),
+        prompt=prompt,
+        answers=answers,
+        kind=kind,
+        metric=metric,
+        key=hashlib.blake2b(question.encode(), digest_size=16).hexdigest(),
+    )
 
 
-def _texts(said: dict[str, Any], name: str, where: str) -> Iterator[str]:
-    found = said.get(name, [])
-    for one in found if isinstance(found, list) else [found]:
-        if isinstance(one, bool) or not isinstance(one, str | int | float):
-            raise UsageError(f"{where}: {name} is neither a text nor a list of texts", hint=EXAMPLE)
-        yield str(one)
+def _check_answers(fields: dict[str, Any], answers: tuple[str, ...], location: str) -> None:
+    if not all(answer.strip() for answer in answers):
+        raise UsageError(f"{location} expects an empty answer", "leave out the answer where none is known")
+    if answers:
+        return
+    for name, what in (("answer", "an empty list"), ("metric", "a metric")):
+        if name in fields:
+            raise UsageError(f"{location} has {what}, but no answer", "leave out both where none is known")
+
+
+def _read_texts(fields: dict[str, Any], name: str, location: str) -> list[str]:
+    """The values of a field that is a text, a number, or a list of them."""
+    value = fields.get(name, [])
+    texts = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, bool) or not isinstance(item, str | int | float):
+            raise UsageError(f"{location}: {name} is neither a text nor a list of texts", EXAMPLE_LINE)
+        texts.append(str(item))
+    return texts

@@ -1,4 +1,4 @@
-"""What was said to which record under which setting, in memory and in a file of JSON lines from which a run goes on."""
+"""Results: the answer to each record under each setting, in memory and in a file from which a run continues."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from prunesid_cli.errors import MediaError, PruneSIDError, UsageError
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.inputs.video.load import hash_media
 
-TOLD = ("line", "media", "prompt", "kind", "expected")
-"""What a line of the results file tells of its record, for people."""
+RECORD_FIELDS = ("line", "media", "prompt", "kind", "expected")
+"""Fields of a line of the results file that describe the record. They are for people, and not read back."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How much is kept, and by which method."""
+class PruningSetting:
+    """A budget and a method.
+
+    Attributes:
+        keep: The budget as given to --keep.
+        method: Name of the selection method.
+    """
 
     keep: str
     method: str
@@ -29,12 +34,18 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What was answered to one record under one setting.
+class ScoredAnswer:
+    """The answer to one record under one setting. The results file stores these fields.
 
-    digest      of what was shown
-    score       None where no answer is expected
-    divergence  Kullback-Leibler divergence of the first token from that of the unpruned model, where it was asked for
+    Attributes:
+        key: Key of the record.
+        digest: Digest of the media.
+        setting: The setting as text.
+        answer: The generated answer.
+        tokens: Visual tokens before pruning.
+        kept: Visual tokens after pruning.
+        score: Score of the answer; None if no answer is expected.
+        divergence: Kullback-Leibler divergence of the first token from the unpruned one, in nats, if measured.
     """
 
     key: str
@@ -49,76 +60,94 @@ class Said:
 
 @dataclass
 class Results:
-    """The answers so far, in a file if there is one; `failed`: records that could not be asked, by their keys.
+    """All answers so far.
+
+    Attributes:
+        path: The results file; None to keep answers in memory only.
+        context: What answers depend on besides record and setting, such as the model. Lines of the file with another
+            context are ignored.
+        answers: (key of a record, setting as text) -> answer.
+        failed: Key of a record that could not be asked -> error.
 
     Raises:
-        UsageError: the file is not one of answers.
+        UsageError: The file is not a results file.
     """
 
     path: Path | None
     context: str
-    said: dict[tuple[str, str], Said] = field(default_factory=dict)
+    answers: dict[tuple[str, str], ScoredAnswer] = field(default_factory=dict)
     failed: dict[str, PruneSIDError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.path is None or not self.path.exists():
             return
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.decode(errors="replace").split("\n")[:-1]:
+        complete = data[: data.rfind(b"\n") + 1]
+        for line in complete.decode(errors="replace").split("\n")[:-1]:
             try:
-                record = json.loads(line)
-                same = record.pop("context") == self.context
-                one = Said(**{name: value for name, value in record.items() if name not in TOLD})
+                fields = json.loads(line)
+                context = fields.pop("context")
+                answer = ScoredAnswer(**{name: value for name, value in fields.items() if name not in RECORD_FIELDS})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UsageError(f"{self.path} holds something else than answers", "name another --out") from error
-            if same:
-                self.said[one.key, one.setting] = one
-        if len(whole) < len(data):  # an interrupted run was in the middle of a line
-            os.truncate(self.path, len(whole))
+                raise UsageError(f"{self.path} is not a file of answers", "name another --out") from error
+            if context == self.context:
+                self.answers[answer.key, answer.setting] = answer
+        if len(complete) < len(data):  # an interrupted run stopped in the middle of a line
+            os.truncate(self.path, len(complete))
 
-    def leave_out(self, records: Sequence[Record]) -> int:
-        """Forget answers about media that are no longer what they were -> of how many records."""
-        known = {key: one.digest for (key, _), one in self.said.items()}
-        changed = {one.key for one in records if one.key in known and _shown(one) not in (known[one.key], None)}
-        self.said = {which: one for which, one in self.said.items() if one.key not in changed}
+    def forget_changed(self, records: Sequence[Record]) -> int:
+        """Forget answers to records whose media have changed, and return the number of those records."""
+        digests = {key: answer.digest for (key, _), answer in self.answers.items()}
+        changed = set()
+        for record in records:
+            if record.key in digests and _media_digest(record) not in (digests[record.key], None):
+                changed.add(record.key)
+        self.answers = {key: answer for key, answer in self.answers.items() if answer.key not in changed}
         return len(changed)
 
-    def has(self, record: Record, setting: Setting, diverges: bool = False) -> bool:
-        """Whether a record was answered, and `diverges`: its divergence measured."""
-        one = self.said.get((record.key, str(setting)))
-        return one is not None and not (diverges and one.divergence is None)
+    def has(self, record: Record, setting: PruningSetting, with_divergence: bool = False) -> bool:
+        """Whether a record was answered under a setting and, if asked for, its divergence was measured."""
+        answer = self.answers.get((record.key, str(setting)))
+        return answer is not None and not (with_divergence and answer.divergence is None)
 
-    def _is_new(self, one: Said) -> bool:
-        known = self.said.get((one.key, one.setting))
-        return known is None or (known.divergence is None and one.divergence is not None)
+    def add(self, record: Record, answers: Sequence[ScoredAnswer]) -> None:
+        """Add answers to a record, and append them to the file. An answer that is known already is not replaced,
+        unless its divergence is new.
 
-    def add(self, record: Record, some: Sequence[Said]) -> None:
-        """What was said to a record."""
-        some = [one for one in some if self._is_new(one)]
-        self.said |= {(one.key, one.setting): one for one in some}
-        if self.path is None or not some:
+        Raises:
+            PruneSIDError: The file cannot be written.
+        """
+        new_answers = [answer for answer in answers if self._is_new(answer)]
+        for answer in new_answers:
+            self.answers[answer.key, answer.setting] = answer
+        if self.path is None or not new_answers:
             return
-        values = (record.number, record.named, record.prompt, record.kind, record.answers)
-        about = dict(zip(TOLD, values, strict=True))
-        lines = "".join(json.dumps(about | one.__dict__ | {"context": self.context}) + "\n" for one in some)
+        values = (record.line_number, record.media_names, record.prompt, record.kind, record.answers)
+        record_fields = dict(zip(RECORD_FIELDS, values, strict=True))
+        lines = [
+            json.dumps(record_fields | asdict(answer) | {"context": self.context}) + "\n" for answer in new_answers
+        ]
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(lines)
+                file.write("".join(lines))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise PruneSIDError(f"cannot write {self.path}: {error.strerror}", "free some space") from error
 
-
-def _shown(record: Record) -> str | None:
-    """The digests of a record's media; None where they cannot be read."""
-    try:
-        return together([hash_media(one) for one in record.media])
-    except MediaError:  # what was answered about them stands
-        return None
+    def _is_new(self, answer: ScoredAnswer) -> bool:
+        known = self.answers.get((answer.key, answer.setting))
+        return known is None or (known.divergence is None and answer.divergence is not None)
 
 
-def together(digests: Sequence[str]) -> str:
-    """In short: there is a line for each answer."""
+def combine_digests(digests: Sequence[str]) -> str:
+    """Return one short digest of several: it is stored with each answer."""
     return hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _media_digest(record: Record) -> str | None:
+    """Digest of a record's media; None if they cannot be read: then their answers stay valid."""
+    try:
+        return combine_digests([hash_media(path) for path in record.media])
+    except MediaError:
+        return None

@@ -1,159 +1,220 @@
-"""Questions, budgets and methods -> answers: each picture is encoded once for all settings; what is in the results
-already is not asked again."""
+"""Runs an evaluation: asks each record under each setting. Media are encoded once for all settings.
+
+Answers that are in the results already are not generated again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby
-from operator import itemgetter
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
 
-import torch
+from torch import Tensor
 
 from prunesid_cli.errors import NonFiniteError, PruneSIDError
 from prunesid_cli.evaluate.metrics import METRICS
 from prunesid_cli.evaluate.records import Record
-from prunesid_cli.evaluate.results import Results, Said, Setting, together
+from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer, combine_digests
 from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.pipeline.compress import preprocess_media
+from prunesid_cli.pipeline.ask import preprocess_media
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
-from prunesid_cli.types import Generation, Pixels, TokenSet
+from prunesid_cli.types import Encoded, Generation, Pixels, TokenSet
 
-AHEAD = 2
-T = TypeVar("T")
+PREFETCHED_BATCHES = 2
 
 
 @dataclass(frozen=True)
 class LoadedRecord:
-    """A record with its media as the tower takes them, and their digests."""
+    """A record with its media as input of the vision tower.
+
+    Attributes:
+        record: The record.
+        digest: Digest of the media.
+        pixels: The media.
+    """
 
     record: Record
     digest: str
     pixels: tuple[Pixels, ...]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for item in self.pixels for tensor in item.tensors.values())
 
-Loaded = LoadedRecord | tuple[str, PruneSIDError]
-"""A record that is ready, or the key of one and why it is not."""
+
+@dataclass(frozen=True)
+class FailedRecord:
+    """A record whose media could not be loaded."""
+
+    record: Record
+    error: PruneSIDError
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
 class Runner:
-    """`pruners` has one for each setting, all of the same vision half."""
+    """What an evaluation works with.
 
-    pruners: dict[Setting, Pruner]
+    Attributes:
+        pruners: Setting -> its pruner; all have the same vision half, and one setting is without pruning.
+        language: The language half.
+        generation: How to decode.
+        batch_size: Records per batch.
+        with_divergence: Whether to measure the divergence of the first token from the unpruned one.
+        stop: Whether the user asked to stop.
+    """
+
+    pruners: dict[PruningSetting, Pruner]
     language: LanguageHalf
     generation: Generation
     batch_size: int
-    diverges: bool = False
+    with_divergence: bool = False
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
-    def base(self) -> Setting:
+    def unpruned(self) -> PruningSetting:
+        """The setting without pruning."""
         return next(setting for setting in self.pruners if setting.keep == "all")
 
+    def limited_to(self, settings: Sequence[PruningSetting]) -> Runner:
+        """A runner for some of the settings."""
+        return replace(self, pruners={setting: self.pruners[setting] for setting in settings})
+
     def run(self, records: Sequence[Record], results: Results) -> Iterator[int]:
-        """Ask what was not asked yet; yields how many records are done, batch by batch."""
-        has = partial(results.has, diverges=self.diverges)
-        open_ones = [one for one in records if not all(has(one, setting) for setting in self.pruners)]
-        yield len(records) - len(open_ones)
-        first = next(iter(self.pruners.values()))
-        size, depth = lambda: self.batch_size, lambda: AHEAD * self.batch_size
-        prefetcher = Prefetcher(open_ones, partial(_load, first), num_bytes=_weight, max_ahead=depth, stop=self.stop)
+        """Ask what was not asked yet. Yields the number of records that are done, batch by batch."""
+        missing = [record for record in records if not all(self._has(results, record, s) for s in self.pruners)]
+        yield len(records) - len(missing)
+        prefetcher = Prefetcher(
+            missing,
+            self._load,
+            num_bytes=lambda loaded: loaded.nbytes,
+            max_ahead=lambda: PREFETCHED_BATCHES * self.batch_size,
+            stop=self.stop,
+        )
         with prefetcher:
-            for batch in prefetcher.batches(size_of=lambda item: 1, max_size=size, max_items=self.batch_size):
-                self._settle(batch, results)
+            batches = prefetcher.batches(
+                size_of=lambda loaded: 1, max_size=lambda: self.batch_size, max_items=self.batch_size
+            )
+            for batch in batches:
+                self._run_batch(batch, results)
                 yield len(batch)
 
-    def _settle(self, batch: Sequence[Loaded], results: Results) -> None:
-        results.failed |= dict(one for one in batch if isinstance(one, tuple))
-        ready = [one for one in batch if isinstance(one, LoadedRecord)]
-        answers = run_in_halves_on_oom(
-            lambda some: self._ask(some, results), ready, lambda one: _too_large(one, results)
-        )
-        for one, said in zip(ready, answers, strict=True):
-            results.add(one.record, said)
+    def _has(self, results: Results, record: Record, setting: PruningSetting) -> bool:
+        return results.has(record, setting, self.with_divergence)
 
-    def _ask(self, batch: Sequence[LoadedRecord], results: Results) -> list[list[Said]]:
-        """All settings, for records whose pictures are encoded together; one that is not finite costs itself alone."""
+    def _load(self, record: Record) -> LoadedRecord | FailedRecord:
+        pruner = self.pruners[self.unpruned]
+        try:
+            media = [load_media(path, pruner.sampling) for path in record.media]
+            pixels = preprocess_media(pruner, media)
+        except PruneSIDError as error:
+            return FailedRecord(record, error)
+        return LoadedRecord(record, combine_digests([item.digest for item in media]), tuple(pixels))
+
+    def _run_batch(self, batch: Sequence[LoadedRecord | FailedRecord], results: Results) -> None:
+        for item in batch:
+            if isinstance(item, FailedRecord):
+                results.failed[item.record.key] = item.error
+        loaded = [item for item in batch if isinstance(item, LoadedRecord)]
+
+        def on_too_large(item: LoadedRecord) -> list[ScoredAnswer]:
+            problem = f"line {item.record.line_number}: not enough memory for one record"
+            results.failed[item.record.key] = PruneSIDError(problem, "try --device cpu")
+            return []
+
+        answers = run_in_halves_on_oom(lambda part: self._ask_finite(part, results), loaded, on_too_large)
+        for item, new_answers in zip(loaded, answers, strict=True):
+            results.add(item.record, new_answers)
+
+    def _ask_finite(self, batch: Sequence[LoadedRecord], results: Results) -> list[list[ScoredAnswer]]:
+        """Ask a batch. Records for which the tower gives NaN or infinity fail, and the others are asked again."""
         if not batch:
             return []
-        owners = [row for row, one in enumerate(batch) for _ in one.pixels]
+        owners = [row for row, item in enumerate(batch) for _ in item.pixels]
         try:
-            return self._answers(batch, owners, results)
+            return self._ask(batch, results)
         except NonFiniteError as error:
-            bad = {owners[row] for row in error.rows}
-        for row in bad:
-            where = f"line {batch[row].record.number}"
-            problem = f"{where}: the vision tower gives NaN or infinity"
-            results.failed[batch[row].record.key] = NonFiniteError(problem, "try --dtype fp32")
-        good = iter(self._ask([one for row, one in enumerate(batch) if row not in bad], results))
-        return [[] if row in bad else next(good) for row in range(len(batch))]
+            bad_rows = {owners[row] for row in error.rows}
+        for row in bad_rows:
+            record = batch[row].record
+            problem = f"line {record.line_number}: the vision tower gives NaN or infinity"
+            results.failed[record.key] = NonFiniteError(problem, "try --dtype fp32")
+        good = iter(self._ask_finite([item for row, item in enumerate(batch) if row not in bad_rows], results))
+        return [[] if row in bad_rows else next(good) for row in range(len(batch))]
 
-    def _answers(self, batch: Sequence[LoadedRecord], owners: Sequence[int], results: Results) -> list[list[Said]]:
-        pruner = self.pruners[self.base]
-        encoded = pruner.encode([pixels for one in batch for pixels in one.pixels])
-        values = pruner.information(encoded)
-        split = partial(_by_owner, owners=owners)
-        phis = [item_information(own, item) for own, item in zip(values, encoded, strict=True)]
-        totals = [item.layout.total for item in encoded]
-        found, first = list[list[Said]]([[] for _ in batch]), None
-        for setting, own in self.pruners.items():
-            is_compared = self.diverges and setting == self.base
-            if not is_compared and all(results.has(one.record, setting, self.diverges) for one in batch):
+    def _ask(self, batch: Sequence[LoadedRecord], results: Results) -> list[list[ScoredAnswer]]:
+        """Ask a batch under all settings for which an answer is missing.
+
+        Raises:
+            NonFiniteError: With `rows`, the numbers of media of the batch.
+        """
+        unpruned = self.pruners[self.unpruned]
+        encoded = unpruned.encode([pixels for item in batch for pixels in item.pixels])
+        information = unpruned.information(encoded)
+        answers = list[list[ScoredAnswer]]([[] for _ in batch])
+        unpruned_log_probs = None
+        for setting, pruner in self.pruners.items():
+            needs_reference = self.with_divergence and setting == self.unpruned
+            if not needs_reference and all(self._has(results, item.record, setting) for item in batch):
                 continue
-            counts = [own.token_counts(*pair) for pair in zip(split(phis), split(totals), strict=True)]
-            sets = split(own.keep(encoded, [count for some in counts for count in some], values))
-            prompts = [self.language.embed(one.record.prompt, some) for one, some in zip(batch, sets, strict=True)]
-            answers = self.language.generate(prompts, self.generation)
-            logs = self.language.logits(prompts).log_softmax(-1) if self.diverges else None
-            first = logs if first is None else first
-            for row, (one, some, answer) in enumerate(zip(batch, sets, answers, strict=True)):
-                far = None if logs is None or first is None else _divergence(first[row], logs[row])
-                found[row].append(_said(one, str(setting), some, answer.text, far))
-        return found
+            counts = _token_counts(pruner, batch, encoded, information)
+            token_sets = _split_by_record(pruner.keep(encoded, counts, information), batch)
+            prompts = [
+                self.language.embed(item.record.prompt, tokens) for item, tokens in zip(batch, token_sets, strict=True)
+            ]
+            generated = self.language.generate(prompts, self.generation)
+            log_probs = self.language.logits(prompts).log_softmax(-1) if self.with_divergence else None
+            if unpruned_log_probs is None:
+                unpruned_log_probs = log_probs
+            for row, (item, tokens, answer) in enumerate(zip(batch, token_sets, generated, strict=True)):
+                divergence = None
+                if log_probs is not None and unpruned_log_probs is not None:
+                    divergence = _kl_divergence(unpruned_log_probs[row], log_probs[row])
+                answers[row].append(_score(item, setting, tokens, answer.text, divergence))
+        return answers
 
 
-def _by_owner(some: Sequence[T], owners: Sequence[int]) -> list[list[T]]:
-    """What belongs to each record of a batch; owners are in order."""
-    return [[one for one, _ in pairs] for _, pairs in groupby(zip(some, owners, strict=True), itemgetter(1))]
+def _token_counts(
+    pruner: Pruner,
+    batch: Sequence[LoadedRecord],
+    encoded: Sequence[Encoded],
+    information: Sequence[tuple[float, ...]],
+) -> list[int]:
+    """Budget of each medium; those of one record are a closed collection, over which a budget may be spread."""
+    phis = [item_information(values, item) for values, item in zip(information, encoded, strict=True)]
+    totals = [item.layout.total for item in encoded]
+    counts = list[int]()
+    for item in batch:
+        start, end = len(counts), len(counts) + len(item.pixels)
+        counts += pruner.token_counts(phis[start:end], totals[start:end])
+    return counts
 
 
-def _divergence(base: torch.Tensor, other: torch.Tensor) -> float:
-    """KL(base || other) of log-probabilities [V], in nats."""
-    return float((base.exp() * (base - other)).nan_to_num().sum().clamp(min=0))
+def _split_by_record(token_sets: Sequence[TokenSet], batch: Sequence[LoadedRecord]) -> list[list[TokenSet]]:
+    remaining = iter(token_sets)
+    return [[next(remaining) for _ in item.pixels] for item in batch]
 
 
-def _said(one: LoadedRecord, setting: str, sets: Sequence[TokenSet], answer: str, far: float | None) -> Said:
-    record = one.record
-    score = METRICS[record.metric].score(answer, record.answers) if record.answers else None
-    total, kept = sum(one.layout.total for one in sets), sum(one.kept for one in sets)
-    return Said(record.key, one.digest, setting, answer, total, kept, score, far)
+def _kl_divergence(reference: Tensor, other: Tensor) -> float:
+    """KL(reference || other) of log-probabilities [V], in nats."""
+    return float((reference.exp() * (reference - other)).nan_to_num().sum().clamp(min=0))
 
 
-def _load(pruner: Pruner, record: Record) -> Loaded:
-    try:
-        media = [load_media(one, pruner.sampling) for one in record.media]
-        return LoadedRecord(record, together([one.digest for one in media]), tuple(preprocess_media(pruner, media)))
-    except PruneSIDError as error:
-        return record.key, error
-
-
-def _weight(one: Loaded) -> int:
-    """Bytes."""
-    if not isinstance(one, LoadedRecord):
-        return 0
-    return sum(tensor.nbytes for pixels in one.pixels for tensor in pixels.tensors.values())
-
-
-def _too_large(one: LoadedRecord, results: Results) -> list[Said]:
-    results.failed[one.record.key] = PruneSIDError(
-        f"line {one.record.number}: not enough memory for one record", "try --device cpu"
+def _score(
+    item: LoadedRecord, setting: PruningSetting, tokens: Sequence[TokenSet], answer: str, divergence: float | None
+) -> ScoredAnswer:
+    record = item.record
+    return ScoredAnswer(
+        key=record.key,
+        digest=item.digest,
+        setting=str(setting),
+        answer=answer,
+        tokens=sum(token_set.layout.total for token_set in tokens),
+        kept=sum(token_set.kept for token_set in tokens),
+        score=METRICS[record.metric].score(answer, record.answers) if record.answers else None,
+        divergence=divergence,
     )
-    return []

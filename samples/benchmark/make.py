@@ -28,7 +28,7 @@ from prunesid_cli.bench.environment import describe_machine, git_commit, package
 from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, one_of
 from prunesid_cli.demo.scenes import Drawing, draw, make_scene
 from prunesid_cli.evaluate.records import read_records
-from prunesid_cli.evaluate.results import Setting
+from prunesid_cli.evaluate.results import PruningSetting
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
@@ -45,7 +45,7 @@ HERE = Path(__file__).parent
 SPLIT = 60
 """Of scenes: 0 was trained on, 1 is what the model was examined on; nothing was tuned on this one."""
 BUDGETS = ("192", "128", "64", "32", "16")
-SETTINGS = (Setting("all", "prunesid"), *(Setting(keep, method) for method in METHODS for keep in BUDGETS))
+SETTINGS = (PruningSetting("all", "prunesid"), *(PruningSetting(keep, method) for method in METHODS for keep in BUDGETS))
 PER_KIND, ROUND = 80, 10
 """Questions of each kind, and of each before the next kind comes: a run that was stopped can be told of in part."""
 BATCH = 2 * ROUND
@@ -119,8 +119,8 @@ def duels(questions: Path, answers: Path) -> list[dict[str, Any]]:
     def only(winner: str, loser: str, kind: str) -> int:
         return sum(scores[winner, one.key] > scores[loser, one.key] for one in records if one.kind == kind)
 
-    def duel(rival: Setting) -> dict[str, Any]:
-        ours, theirs = str(Setting(rival.keep, "prunesid")), str(rival)
+    def duel(rival: PruningSetting) -> dict[str, Any]:
+        ours, theirs = str(PruningSetting(rival.keep, "prunesid")), str(rival)
         kinds = dict.fromkeys(one.kind for one in records)
         return asdict(rival) | {"kinds": {kind: [only(ours, theirs, kind), only(theirs, ours, kind)] for kind in kinds}}
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, held_out
 from prunesid_cli.demo.scenes import HELD_OUT, Drawing, draw, make_scene
-from prunesid_cli.evaluate.results import Setting
+from prunesid_cli.evaluate.results import PruningSetting
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.base import LanguageHalf
@@ -125,8 +125,8 @@ def main() -> None:
     placement = choose_placement("auto", "auto", "auto", load_config(checkpoint))
     vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
     pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
-    settings = [Setting("all", "prunesid")] if "all" in options.keep.split(",") else []
-    settings += [Setting(k, m) for k in options.keep.split(",") if k != "all" for m in options.method.split(",")]
+    settings = [PruningSetting("all", "prunesid")] if "all" in options.keep.split(",") else []
+    settings += [PruningSetting(k, m) for k in options.keep.split(",") if k != "all" for m in options.method.split(",")]
     columns = [*KINDS, "refusal", "overall", "coverage"]
     print(f"{'':24}" + "".join(f"{name:>10}" for name in columns))
     results = {}

@@ -15,7 +15,7 @@ import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, name_origin, read_budget, read_settings, split_list
-from prunesid_cli.cli.compress_report import note_if_all
+from prunesid_cli.cli.compress_report import note_if_all_kept
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.pipeline.settings import DEFAULTS
@@ -94,8 +94,8 @@ def bench(
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
     device: o.Device = DEFAULTS.device,
-    dtype: o.DtypeOption = DEFAULTS.dtype,
-    attention: o.AttentionOption = DEFAULTS.attention,
+    dtype: o.Dtype = DEFAULTS.dtype,
+    attention: o.Attention = DEFAULTS.attention,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -171,7 +171,7 @@ def _warn(results: Sequence[SettingResult], budgets: Mapping[str, Budget]) -> No
 
     for setting, total in {result.setting: round(result.mean("tokens")) for result in results}.items():
         if setting in budgets:
-            note_if_all(budgets[setting], total)
+            note_if_all_kept(budgets[setting], total)
     spread = max(result.spread for result in results)
     if spread > MAX_SPREAD:
         printer.warning(

@@ -1,9 +1,9 @@
-"""prunesid evaluate: questions with their answers in, accuracy against budget and method out."""
+"""prunesid evaluate: accuracy against budget and method, on a user's questions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,28 +11,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import is_typed, listed, read_sampling, revision_meant
-from prunesid_cli.cli.choices import Attention, Backend, Dtype
+from prunesid_cli.cli.arguments import is_typed, read_budget, read_settings, split_list
 from prunesid_cli.cli.terminal import printer
-from prunesid_cli.errors import ExitCode, MediaError, PruneSIDError, UsageError
-from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
-from prunesid_cli.pipeline.session import Hardware, Session, read_budget
+from prunesid_cli.errors import ExitCode, MediaError, UsageError
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.settings import DEFAULTS
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import align_columns, plural
 
 if TYPE_CHECKING:
     from prunesid_cli.evaluate.records import Record
-    from prunesid_cli.evaluate.report import Row
-    from prunesid_cli.evaluate.results import Results, Setting
+    from prunesid_cli.evaluate.report import SettingSummary
+    from prunesid_cli.evaluate.results import PruningSetting, Results
     from prunesid_cli.evaluate.runner import Runner
 
-BUDGETS = "all,192,128,64,32,16"
-SEARCHED = ("2", "4", "8", "12", "16", "24", "32", "48", "64", "96", "128", "192", "256", "384", "512", "768", "1024")
-"""Budgets among which the smallest that reaches a target is looked for."""
-WHAT = {"accuracy": "accuracy", "agreement": "answers"}
-SURE = 0.9
-NOTHING = "look at its answers: --keep all --out answers.jsonl"
-TEXT = "small things that only a few tokens show, as text, suffer first: look at their kind"
+DEFAULT_BUDGETS = "all,192,128,64,32,16"
+EXAMPLE_METHODS = "prunesid,random"
+CANDIDATE_BUDGETS = (
+    "2", "4", "8", "12", "16", "24", "32", "48", "64", "96", "128", "192", "256", "384", "512", "768", "1024",
+)  # fmt: skip
+"""Budgets among which --target searches."""
 
 
 def evaluate(
@@ -46,7 +44,7 @@ def evaluate(
     ],
     keep: Annotated[
         str, typer.Option("-k", "--keep", rich_help_panel=o.PRUNING, help="Budgets to compare, separated by commas.")
-    ] = BUDGETS,
+    ] = DEFAULT_BUDGETS,
     method: Annotated[
         str, typer.Option(rich_help_panel=o.PRUNING, help="Methods to compare, separated by commas.")
     ] = "prunesid",
@@ -55,184 +53,186 @@ def evaluate(
         typer.Option(
             metavar="SHARE",
             rich_help_panel=o.PRUNING,
-            help="Instead of --keep: the smallest budget that keeps so much of the unpruned accuracy, as 99%. By "
-            f"bisection of {', '.join(SEARCHED)}.",
+            help="Instead of --keep: find the smallest budget that keeps this share of the unpruned accuracy, such as "
+            f"99%, by bisection of {', '.join(CANDIDATE_BUDGETS)}.",
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Of records that name none: exact, contains, yesno, vqa, recall or regex.")
+        str | None, typer.Option(help="Metric of records that name none: exact, contains, yesno, vqa, recall or regex.")
     ] = None,
     divergence: Annotated[
         bool,
         typer.Option(
             "--divergence",
-            help="Also how far the first token's odds are from the unpruned ones: Kullback-Leibler, in nats.",
+            help="Also measure the Kullback-Leibler divergence of the first token from the unpruned one, in nats.",
         ),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="ANSWERS.jsonl", help="Every answer; the same command goes on from there."),
+        typer.Option(
+            "-o", "--out", metavar="ANSWERS.jsonl", help="File for all answers; the same command continues from it."
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PICTURE", help="Accuracy against budget: .png, .jpg, .svg or .pdf.")
+        Path | None, typer.Option(metavar="PICTURE", help="Plot of accuracy against budget: .png, .jpg, .svg or .pdf.")
     ] = None,
-    model: o.Model = None,
-    revision: o.Revision = None,
-    dynamic: o.Dynamic = None,
-    frames: o.Frames = DEFAULT_FRAMES,
-    fps: o.Fps = None,
-    window: o.Window = 1,
-    video_backend: o.VideoBackend = Backend.auto,
-    device: o.Device = "auto",
-    dtype: o.DtypeOption = Dtype.auto,
-    attention: o.AttentionOption = Attention.auto,
-    batch_size: o.BatchSize = 0,
-    max_new_tokens: o.MaxNewTokens = 128,
+    model: o.Model = DEFAULTS.model,
+    revision: o.Revision = DEFAULTS.revision,
+    dynamic: o.Dynamic = DEFAULTS.dynamic,
+    frames: o.Frames = DEFAULTS.frames,
+    fps: o.Fps = DEFAULTS.fps,
+    window: o.Window = DEFAULTS.window,
+    video_backend: o.VideoBackend = DEFAULTS.video_backend,
+    device: o.Device = DEFAULTS.device,
+    dtype: o.Dtype = DEFAULTS.dtype,
+    attention: o.Attention = DEFAULTS.attention,
+    batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
+    max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:
-    """Tell what a budget costs on your own questions: accuracy for each budget and method, beside the unpruned model.
+    """Measure on your own questions what a budget costs: accuracy by budget and method, beside the unpruned model.
 
-    Without answers to compare with, what counts is whether the answer is that of the unpruned model.
+    Records without an expected answer count as right if the answer is that of the unpruned model.
 
     Example: prunesid evaluate questions.jsonl --keep all,128,64,32 --method prunesid,random --plot plot.png
     """
-    printer.check()
+    printer.check_stdout()
     printer.resumable = out is not None
-    from prunesid_cli.evaluate.plot import check_plot, draw_plot
+    from prunesid_cli.evaluate.plot import check_matplotlib, draw_plot
     from prunesid_cli.evaluate.records import read_records
-    from prunesid_cli.evaluate.report import measure_of, rows_of
-    from prunesid_cli.evaluate.results import Results, Setting
+    from prunesid_cli.evaluate.report import measure_name, summarize
+    from prunesid_cli.evaluate.results import PruningSetting, Results
     from prunesid_cli.evaluate.runner import Runner
     from prunesid_cli.types import Generation
 
     if target and is_typed(context, "keep"):
-        raise UsageError("--target and --keep contradict each other", "--target looks for a budget: leave out one")
+        raise UsageError("--target and --keep contradict each other", "--target searches for a budget: leave out one")
     if plot:
-        check_plot()
-    wanted = _share(target)
+        check_matplotlib()
+    target_share = _parse_share(target)
     records = read_records(data, metric)
-    methods = listed(method, BUDGETS)
-    budgets = list(SEARCHED) if target else [one for one in listed(keep, BUDGETS) if one != "all"]
-    settings = [Setting("all", methods[0]), *(Setting(one, name) for name in methods for one in budgets)]
-    parsed = {one: read_budget(context, one.keep, dynamic, one.method) for one in settings}
-    sampling = read_sampling(context)
-    session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
-    made = [session.checkpoint.name, session.checkpoint.revision, session.dtype_name, str(sampling), max_new_tokens]
-    results = Results(out, json.dumps([*made, dynamic]))
-    if changed := results.leave_out(records):
-        printer.note(f"asked again, as their media have changed: {plural(changed, 'record')}")
-    first = session.pruner(parsed[settings[0]], methods[0], sampling=sampling)
-    pruners = {one: replace(first, budget=parsed[one], method=one.method) for one in settings}
-    language, generation = session.language(), Generation(max_new_tokens)
+    methods = split_list(method, EXAMPLE_METHODS)
+    budget_names = (
+        CANDIDATE_BUDGETS if target else [name for name in split_list(keep, DEFAULT_BUDGETS) if name != "all"]
+    )
+    settings = read_settings(context, keep="all", method=methods[0])
+    variants = [PruningSetting("all", methods[0])]
+    variants += [PruningSetting(name, method) for method in methods for name in budget_names]
+    budgets = {
+        variant: read_budget(context, replace(settings, keep=variant.keep, method=variant.method))
+        for variant in variants
+    }
+    session = Session.open(settings)
+    results = Results(out, _describe_context(session))
+    if num_changed := results.forget_changed(records):
+        printer.note(f"asked again, as their media have changed: {plural(num_changed, 'record')}")
+    first = session.pruner(budgets[variants[0]])
     with graceful_shutdown() as stop:
-        runner = Runner(pruners, language, generation, session.batch_size(batch_size), divergence, stop)
-        if wanted is None:
+        runner = Runner(
+            pruners={variant: replace(first, budget=budgets[variant], method=variant.method) for variant in variants},
+            language=session.load_language(),
+            generation=Generation(settings.max_new_tokens),
+            batch_size=session.answer_batch_size,
+            with_divergence=divergence,
+            stop=stop,
+        )
+        if target_share is None:
             _ask(runner, records, results)
         else:
-            tried = (one for name in methods for one in _search(runner, name, records, results, wanted))
-            settings = [settings[0], *tried]
+            variants = variants[:1]
+            for method in methods:
+                variants += _search(runner, method, records, results, target_share)
     stop.raise_if_requested()
-    rows = rows_of(settings, records, results, wanted)
-    _tell(rows, records, results, wanted, as_json)
-    if plot and rows:
-        draw_plot(rows, plot, measure_of(records))
+    summaries = summarize(variants, records, results, target_share)
+    _report(summaries, records, results, target_share, as_json)
+    if plot:
+        draw_plot(summaries, plot, measure_name(records))
         printer.note(f"plotted: {plot}")
     if results.failed:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _share(target: str | None) -> float | None:
+def _parse_share(target: str | None) -> float | None:
     if target is None:
         return None
     try:
-        value = float(target.removesuffix("%")) / (100 if target.endswith("%") else 1)
+        share = float(target.removesuffix("%")) / (100 if target.endswith("%") else 1)
     except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise UsageError(f"--target {target} is no share", hint="of the unpruned accuracy: 99%, or 0.99")
-    return value
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UsageError(f"--target {target} is not a share", "a share of the unpruned accuracy: 99%, or 0.99")
+    return share
+
+
+def _describe_context(session: Session) -> str:
+    """What answers depend on besides the record, the budget and the method."""
+    settings, checkpoint = session.settings, session.checkpoint
+    return json.dumps(
+        [
+            checkpoint.name,
+            checkpoint.revision,
+            session.dtype_name,
+            str(settings.sampling()),
+            settings.max_new_tokens,
+            settings.dynamic,
+        ]
+    )
 
 
 def _ask(runner: Runner, records: Sequence[Record], results: Results) -> None:
-    with printer.progress("asking", len(records), prints=False) as bar:
+    with printer.progress("asking", len(records), prints_results=False) as bar:
         for count in runner.run(records, results):
-            if bar is not None:
-                bar.advance(bar.task_ids[0], count)
+            bar.advance(count)
 
 
 def _search(
     runner: Runner, method: str, records: Sequence[Record], results: Results, target: float
-) -> Iterator[Setting]:
-    """Halve the range of budgets in which the smallest that reaches the target must be; yields what was tried."""
-    from prunesid_cli.evaluate.report import rows_of
+) -> list[PruningSetting]:
+    """Search for the smallest budget of a method that reaches the target; returns the settings that were tried."""
+    from prunesid_cli.evaluate.report import summarize
+    from prunesid_cli.evaluate.search import BudgetSearch
 
-    base = runner.base
-    candidates = [one for one in runner.pruners if one is not base and one.method == method]
-    low, high = 0, len(candidates)
-    tried: list[Setting] = []
-    while low < high:
-        middle = (low + high) // 2
-        setting = candidates[middle]
-        _ask(replace(runner, pruners={one: runner.pruners[one] for one in (base, setting)}), records, results)
+    unpruned = runner.unpruned
+    candidates = [variant for variant in runner.pruners if variant != unpruned and variant.method == method]
+    search = BudgetSearch(candidates, target)
+    while (candidate := search.next_candidate()) is not None:
+        _ask(runner.limited_to([unpruned, candidate]), records, results)
         runner.stop.raise_if_requested()
-        tried.append(setting)
-        rows = rows_of([base, setting], records, results, target)
-        if not rows:
+        summaries = summarize([unpruned, candidate], records, results, target)
+        if not summaries:
             break
-        if (share := rows[1].marks.share) is None:
-            raise PruneSIDError("the unpruned model answers no record rightly, so there is nothing to keep", NOTHING)
-        reaches = share >= target or rows[1].retention >= 1
-        low, high = (low, middle) if reaches else (middle + 1, high)
-    yield from sorted(tried, key=lambda one: int(one.keep))
+        search.update(summaries[1])
+    return search.tried
 
 
-def _tell(
-    rows: Sequence[Row], records: Sequence[Record], results: Results, target: float | None, as_json: bool
+def _report(
+    summaries: Sequence[SettingSummary],
+    records: Sequence[Record],
+    results: Results,
+    target: float | None,
+    as_json: bool,
 ) -> None:
-    from prunesid_cli.evaluate.report import as_record, measure_of, suffering, table
+    from prunesid_cli.evaluate.advice import advise_budgets, find_warnings
+    from prunesid_cli.evaluate.report import make_table, measure_name, to_record
 
-    numbers = {one.key: one.number for one in records}
+    line_numbers = {record.key: record.line_number for record in records}
     for key, error in results.failed.items():
-        printer.error(type(error)(f"line {numbers[key]}: {error.problem}", error.hint))
-    if not rows:
+        printer.error(type(error)(f"line {line_numbers[key]}: {error.problem}", error.hint))
+    if not summaries:
         raise MediaError("no record could be asked", "see the errors above")
+    measure = measure_name(records)
     if as_json:
-        for row in rows:
-            about = {"measure": measure_of(records), "records": len(records) - len(results.failed)}
-            printer.record(as_record(row) | about)
+        run_fields = {"measure": measure, "records": len(records) - len(results.failed)}
+        for summary in summaries:
+            printer.record(to_record(summary) | run_fields)
     else:
-        for line in align_columns(table(rows, measure_of(records))):
+        for line in align_columns(make_table(summaries, measure)):
             printer.result(line)
-    if 0 < (open_ones := sum(not one.answers for one in records)) < len(records):
-        what = f"{open_ones:,} of {plural(len(records), 'record')} expect no answer"
-        printer.warning(f"{what}: in the same accuracy they count by whether the answer is the unpruned model's")
-    if rows[0].marks.share is None:
-        printer.warning(f"the unpruned model answers no record rightly, so nothing can be said of pruning: {NOTHING}")
-    for row in rows[1:]:
-        lost = suffering(row, records, target or 0.95)
-        if lost:
-            printer.warning(f"{row.setting}: {', '.join(lost)} of the unpruned accuracy; {TEXT}")
+    for warning in find_warnings(summaries, records, target):
+        printer.warning(warning)
     if target is not None:
-        _advise(rows, records, target)
-
-
-def _advise(rows: Sequence[Row], records: Sequence[Record], target: float) -> None:
-    """The smallest budget of each method that keeps what was asked for, and how sure that is."""
-    from prunesid_cli.evaluate.report import measure_of
-
-    measure = measure_of(records)
-    for method in dict.fromkeys(row.setting.method for row in rows[1:]):
-        some = [row for row in rows[1:] if row.setting.method == method]
-        good = [row for row in some if (row.marks.share or 0) >= target]
-        if not good:
-            printer.note(f"{method}: no budget below {rows[0].kept:,.0f} tokens keeps {target:.0%}")
-            continue
-        best = min(good, key=lambda row: row.kept)
-        sure = best.marks.sure or 0.0
-        note = f"{method}: --keep {best.setting.keep} keeps {best.marks.share:.1%} of the unpruned {WHAT[measure]}"
-        printer.note(f"{note} ({sure:.0%} sure that it is {target:.0%} or more, by {plural(len(records), 'record')})")
-        if sure < SURE:
-            printer.note("more records would tell better; the next larger budget is safer")
+        for note in advise_budgets(summaries, records, target):
+            printer.note(note)

@@ -10,7 +10,7 @@ import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_settings
-from prunesid_cli.cli.compress_report import note_if_all
+from prunesid_cli.cli.compress_report import note_if_all_kept
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.inputs.file_type import HEADER_BYTES, detect_file_type
@@ -53,8 +53,8 @@ def show(
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
     device: o.Device = DEFAULTS.device,
-    dtype: o.DtypeOption = DEFAULTS.dtype,
-    attention: o.AttentionOption = DEFAULTS.attention,
+    dtype: o.Dtype = DEFAULTS.dtype,
+    attention: o.Attention = DEFAULTS.attention,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -84,7 +84,7 @@ def show(
     )
     explanation = explain(session.pruner(budget, sample), item)
     layout = explanation.tokens.layout
-    note_if_all(budget, layout.total)
+    note_if_all_kept(budget, layout.total)
     annotations = _choose_annotations(explanation, groups, links)
     panels = make_panels(item.frames, item.times, layout)
     if out:
