@@ -1,5 +1,4 @@
-"""Clips made by PyAV at test time. Every frame carries its number in blocks, so that a wrong frame is told from the
-right one."""
+"""Clips encoded by PyAV at test time. Each frame shows its number in blocks, so that tests can tell frames apart."""
 
 from __future__ import annotations
 
@@ -17,11 +16,11 @@ av = pytest.importorskip("av")
 BITS, BLOCK = 8, 16
 SIZE = (BITS * BLOCK + 32, 96)
 TURNS = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
-"""Of a display matrix: degrees clockwise that a player turns the stored picture."""
+"""Degrees clockwise by which a player rotates the stored picture -> entries a, b, c, d of the display matrix."""
 
 
 def numbered(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A grey picture whose upper edge is the number, lowest bit first; its corner on the lower right is red."""
+    """A grey frame whose upper edge shows the number, lowest bit first; its lower right corner is red."""
     pixels = np.full((size[1], size[0], 3), 90, np.uint8)
     for bit in range(BITS):
         pixels[:BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = 235 if number >> bit & 1 else 16
@@ -45,7 +44,7 @@ def film(
     muxer: dict[str, str] | None = None,
     **options: Any,
 ) -> Path:
-    """Frame i, with number i, at `times[i]` seconds; a number of frames: 25 a second."""
+    """Encode frame number i at `times[i]` seconds; if `times` is a number of frames, at 25 frames per second."""
     times = [i / 25 for i in range(times)] if isinstance(times, int) else times
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream: Any = container.add_stream(codec, rate=25)
@@ -62,18 +61,18 @@ def film(
 
 
 def turned(path: Path, degrees: int) -> Path:
-    """The same MP4 with a display matrix, as a phone writes it."""
+    """Add a display matrix to an MP4, as phones do."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version 0: 40 bytes before the matrix
-    a, b, c, d = (one << 16 for one in TURNS[degrees])
-    for place, value in zip((0, 4, 12, 16), (a, b, c, d), strict=True):
-        data[at + place : at + place + 4] = value.to_bytes(4, "big", signed=True)
+    a, b, c, d = (entry << 16 for entry in TURNS[degrees])
+    for offset, value in zip((0, 4, 12, 16), (a, b, c, d), strict=True):
+        data[at + offset : at + offset + 4] = value.to_bytes(4, "big", signed=True)
     path.write_bytes(data)
     return path
 
 
 def sound(path: Path) -> Path:
-    """A second of silence."""
+    """A file with one second of silence and no video."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("aac", rate=16000)
         for number in range(16):

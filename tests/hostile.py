@@ -1,6 +1,6 @@
-"""Pictures and trees that give image loaders trouble, made afresh. Each function gives bytes, or fills a folder.
+"""Images and folder trees that give image loaders trouble. Each function returns bytes, or fills a folder.
 
-`landmark` marks the corners by colour, so that a test can tell a turned or mirrored picture from an upright one.
+`landmark` marks the corners by colour, so that a test can tell a rotated or mirrored image from an upright one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 CORNERS = {"top left": RED, "top right": GREEN, "bottom left": BLUE, "bottom right": YELLOW}
 
-# How the upright landmark has to be stored for a viewer that obeys this orientation to show it upright.
+# How to transpose the upright landmark before it is stored with this orientation.
 STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,7 +38,7 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def landmark(width: int = 96, height: int = 64) -> Image.Image:
-    """A quarter of the picture for each corner's colour."""
+    """An image of four quarters, each in the colour of its corner."""
     pixels = np.empty((height, width, 3), np.uint8)
     top, left = height // 2, width // 2
     pixels[:top, :left], pixels[:top, left:] = RED, GREEN
@@ -51,17 +51,17 @@ def corners(image: Image.Image) -> dict[str, Any]:
     width, height = image.size
     x, y = width // 8, height // 8
     right, bottom = width - 1 - x, height - 1 - y
-    places = {
+    positions = {
         "top left": (x, y),
         "top right": (right, y),
         "bottom left": (x, bottom),
         "bottom right": (right, bottom),
     }
-    return {name: image.getpixel(place) for name, place in places.items()}
+    return {name: image.getpixel(position) for name, position in positions.items()}
 
 
 def turned(orientation: int, format: str) -> bytes:
-    """The landmark as a camera held in this orientation would store it."""
+    """The landmark, stored as by a camera held in this orientation."""
     turn = STORED[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -70,7 +70,7 @@ def turned(orientation: int, format: str) -> bytes:
 
 
 def noise(width: int = 128, height: int = 128) -> Image.Image:
-    """Hard to compress, so that a cut falls among the pixels."""
+    """Hard to compress, so that a truncation removes pixels."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -79,14 +79,14 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, packed: bytes, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand: any declared size, any packed pixels, any further chunks before them."""
+    """A PNG with any declared size, any compressed pixels, and any further chunks before them."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", packed), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, body) for kind, body in chunks)
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A whole and valid PNG of one bit a pixel: about a thousandth of what it decodes to."""
+    """A complete, valid PNG with one bit per pixel: about a thousandth of its decoded size."""
     packer = zlib.compressobj(9)
     row = bytes(1 + (width + 7) // 8)
     packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
@@ -94,12 +94,12 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def claim(width: int, height: int) -> bytes:
-    """A PNG that only claims its size: there are no pixels behind it."""
+    """A PNG that declares a size but holds no pixels."""
     return png(width, height, 1, 0, zlib.compress(b""))
 
 
 def text_bomb(size: int = 20_000_000) -> bytes:
-    """One pixel, and a comment that unpacks to `size` bytes."""
+    """One pixel, and a compressed comment of `size` bytes."""
     return png(1, 1, 8, 0, zlib.compress(b"\0\0"), (b"zTXt", b"k\0\0" + zlib.compress(bytes(size), 9)))
 
 
@@ -109,12 +109,12 @@ def grey16(values: list[int], *extra: tuple[bytes, bytes]) -> bytes:
 
 
 def rgb16(red: int, green: int, blue: int) -> bytes:
-    """One pixel of 16 bits a channel as PNG."""
+    """One pixel with 16 bits per channel as PNG."""
     return png(1, 1, 16, 2, zlib.compress(b"\0" + struct.pack(">3H", red, green, blue)))
 
 
 def row_tiff(values: list[Any], kind: Any, byte_order: str = "<") -> bytes:
-    """One row of grey as TIFF, by hand, in either byte order and any numeric type (uint16, int32, float32)."""
+    """One row of grey as TIFF, in either byte order and any numeric type (uint16, int32, float32)."""
     pixels = np.array(values, np.dtype(kind).newbyteorder(byte_order)).tobytes()
     bits = 8 * np.dtype(kind).itemsize
     sample_format = {"u": 1, "i": 2, "f": 3}[np.dtype(kind).kind]
@@ -129,18 +129,18 @@ def row_tiff(values: list[Any], kind: Any, byte_order: str = "<") -> bytes:
 
 
 def animated(format: str, frames: int = 3) -> bytes:
-    """The landmark, then pictures of other colours."""
+    """The landmark, then frames in other colours."""
     further = [Image.new("RGB", (96, 64), (0, 80 * count, 255)) for count in range(1, frames)]
     return encoded(landmark(), format, save_all=True, append_images=further)
 
 
 def ftyp(brand: bytes) -> bytes:
-    """The head of an MP4-like file and nothing behind it."""
+    """The header of an MP4-like file without contents."""
     return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(1000)
 
 
 def deep_tree(top: Path, name: str = "d" * 200, depth: int = 25) -> None:
-    """Folders in folders until the path is longer than the system takes: scanning the last ones fails for anyone."""
+    """Nested folders, until the path is longer than the system allows: listing the last ones fails even for root."""
     folder = os.open(top, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir(name, dir_fd=folder)

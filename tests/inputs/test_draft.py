@@ -1,4 +1,4 @@
-"""--draft: large JPEGs decoded smaller, where a model shrinks all pictures to one size; and it is said of each."""
+"""--draft: large JPEGs are decoded smaller if the model shrinks all images to one size; a note says so of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.models.tiny import TINY, write
 
 VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] if "-" in name else []) for name in TINY]
 DYNAMIC = ("idefics3", "internvl", "llava_next", "llava_onevision", "qwen", "smolvlm")
-"""Families that read more of a larger picture."""
+"""Families that read more tokens of a larger image."""
 
 
 def jpeg(size: tuple[int, int], **options: object) -> bytes:
@@ -27,11 +27,11 @@ def jpeg(size: tuple[int, int], **options: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("enough", "scale"), [(24, 8), (30, 8), (31, 4), (60, 4), (61, 2), (120, 2), (121, 1), (999, 1)]
+    ("min_decode_side", "scale"), [(24, 8), (30, 8), (31, 4), (60, 4), (61, 2), (120, 2), (121, 1), (999, 1)]
 )
-def test_a_jpeg_is_as_small_as_is_enough(enough: int, scale: int) -> None:
+def test_a_jpeg_is_decoded_as_small_as_allowed(min_decode_side: int, scale: int) -> None:
     data = jpeg((400, 240))
-    whole, small = load_image_bytes(data, "x"), load_image_bytes(data, "x", "", enough)
+    whole, small = load_image_bytes(data, "x"), load_image_bytes(data, "x", "", min_decode_side)
     assert (small.size, small.digest) == (whole.size, whole.digest) == ((400, 240), whole.digest)
     assert small.image.size == (400 // scale, 240 // scale)
     assert small.notes == ((f"decoded at 1/{scale} of its size",) if scale > 1 else ())
@@ -41,7 +41,7 @@ def test_a_jpeg_is_as_small_as_is_enough(enough: int, scale: int) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "MPO"])
 @pytest.mark.parametrize("orientation", hostile.STORED)
-def test_it_is_upright_and_its_size_that_of_the_file(format: str, orientation: int) -> None:
+def test_a_smaller_image_is_upright_and_has_the_size_of_the_file(format: str, orientation: int) -> None:
     data = hostile.turned(orientation, format)
     whole, small = load_image_bytes(data, "x"), load_image_bytes(data, "x", "", 16)
     assert small.size == whole.size == (96, 64)
@@ -51,12 +51,12 @@ def test_it_is_upright_and_its_size_that_of_the_file(format: str, orientation: i
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "BMP"])
-def test_other_formats_are_decoded_whole(format: str) -> None:
+def test_other_formats_are_decoded_at_full_size(format: str) -> None:
     data = hostile.encoded(painting(1, (400, 240)), format)
     assert load_image_bytes(data, "x", "", 24) == load_image_bytes(data, "x")
 
 
-def test_modes_and_damage_are_what_they_are_without() -> None:
+def test_colour_modes_and_damage_are_handled_as_at_full_size() -> None:
     grey = hostile.encoded(painting(1, (400, 240)).convert("L"), "JPEG")
     cmyk = hostile.encoded(painting(1, (400, 240)).convert("CMYK"), "JPEG")
     for data in (grey, cmyk):
@@ -69,16 +69,16 @@ def test_modes_and_damage_are_what_they_are_without() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_families_that_read_one_size_read_the_same_of_a_smaller_picture(variant: str, tmp_path: Path) -> None:
-    found = resolve(str(write(variant, tmp_path)))
-    vision = load_family(found.model_type).load_vision_half(found, CPU)
+def test_families_with_one_input_size_read_nearly_the_same_of_a_smaller_image(variant: str, tmp_path: Path) -> None:
+    checkpoint = resolve(str(write(variant, tmp_path)))
+    vision = load_family(checkpoint.model_type).load_vision_half(checkpoint, CPU)
     side = fixed_short_side(vision)
     if side is None:
         assert variant.startswith(DYNAMIC) or variant in ("llava-pixtral", "gemma3-crops")
         return
     assert not variant.startswith(DYNAMIC)
     large = painting(1, (8 * side, 6 * side))
-    whole, small = (vision.preprocess(media_from_image(one)) for one in (large, large.reduce(2)))
+    whole, small = (vision.preprocess(media_from_image(image)) for image in (large, large.reduce(2)))
     assert whole.layout == small.layout
     for name, pixels in whole.tensors.items():
         assert pixels.shape == small.tensors[name].shape
@@ -87,7 +87,7 @@ def test_families_that_read_one_size_read_the_same_of_a_smaller_picture(variant:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """One that is larger than twice what the tiny LLaVA reads, and one that is not."""
+    """One larger than twice the input size of the tiny LLaVA, and one smaller than that."""
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(jpeg((2800, 1500)))
@@ -95,7 +95,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_cache_says_of_each_picture_what_was_done(run: Run, llava: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_cache_keeps_a_note_for_each_image(run: Run, llava: Path, photos: Path, tmp_path: Path) -> None:
     for name, *options in (("plain",), ("draft", "--draft")):
         done = run("compress", photos, "-m", llava, "--out", tmp_path / name, *options)
         assert done.code == 0, done.err
@@ -108,7 +108,7 @@ def test_a_cache_says_of_each_picture_what_was_done(run: Run, llava: Path, photo
     assert draft[0].check != plain[0].check
 
 
-def test_a_model_that_reads_more_of_a_larger_picture_is_given_it(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_a_model_with_dynamic_resolution_gets_the_full_image(run: Run, photos: Path, tmp_path: Path) -> None:
     model = write("qwen2_vl", tmp_path / "m")
     done = run("compress", photos / "b.jpg", "-m", model, "--out", tmp_path / "c", "--draft")
     assert (done.code, "--draft changed nothing" in done.err) == (0, True)

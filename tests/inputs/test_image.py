@@ -1,4 +1,4 @@
-"""Pictures of every kind become the right pixels, and everything else a message that says what it is."""
+"""Images of every kind are decoded to the right pixels; all other files give an error that says what they are."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import pytest
 from PIL import Image, ImageFile
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs import image as media
+from prunesid_cli.inputs import image as image_module
 from prunesid_cli.inputs.file_type import FileType, detect_file_type
 from prunesid_cli.inputs.image import Media, load_image, load_image_bytes
 from tests import hostile
 
 WHITE = (255, 255, 255)
 
-# pytest puts its own filters in place of the loader's; `test_nothing_is_printed` looks from outside.
+# pytest replaces the loader's warning filter by its own; `test_nothing_is_printed` checks that in a process.
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
 
@@ -57,10 +57,10 @@ def assert_upright(image: Image.Image, tolerance: int = 40) -> None:
         assert np.abs(np.subtract(seen, hostile.CORNERS[name])).max() <= tolerance, name
 
 
-# What is read
+# Reading
 
 
-def test_media_says_what_it_came_from(tmp_path: Path) -> None:
+def test_media_names_its_file(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(hostile.encoded(hostile.landmark(), "PNG"))
     result = load_image(path)
@@ -94,7 +94,7 @@ def test_undecodable_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
 def test_formats(format: str) -> None:
-    if format == "AVIF" and "AVIF" not in media._supported_formats():
+    if format == "AVIF" and "AVIF" not in image_module._supported_formats():
         pytest.skip("this Pillow has no AVIF")
     result = loaded(hostile.encoded(hostile.landmark(), format))
     assert_upright(result.image)
@@ -113,23 +113,23 @@ def test_orientation(format: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_orientation_that_means_nothing_is_ignored(orientation: int) -> None:
+def test_an_undefined_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert_upright(loaded(hostile.encoded(hostile.landmark(), "PNG", exif=exif)).image)
 
 
-def test_unreadable_exif_does_not_cost_the_picture() -> None:
+def test_unreadable_exif_gives_a_note_and_the_image() -> None:
     result = loaded(hostile.encoded(hostile.landmark(), "PNG", exif=b"Exif\0\0XX*\0 not a TIFF header"))
     assert_upright(result.image)
     assert result.notes == ("unreadable EXIF: the picture may be turned",)
 
 
-# What becomes of the modes
+# Colour modes
 
 
 @pytest.mark.parametrize(("mode", "format"), [("RGBA", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG"), ("RGBA", "TIFF")])
-def test_transparency_is_laid_on_white(mode: str, format: str) -> None:
+def test_transparency_is_composited_on_white(mode: str, format: str) -> None:
     clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     clear.paste((0, 0, 0, 255), (0, 0, 8, 16))
     result = loaded(hostile.encoded(clear.convert(mode), format, **({"lossless": True} if format == "WEBP" else {})))
@@ -143,7 +143,7 @@ def test_half_transparency_is_half_white() -> None:
     assert result.image.getpixel((0, 0)) == (255, 127, 127)
 
 
-def test_opaque_alpha_is_no_news() -> None:
+def test_opaque_alpha_gives_no_note() -> None:
     result = loaded(hostile.encoded(hostile.landmark().convert("RGBA"), "PNG"))
     assert_upright(result.image)
     assert result.notes == ()
@@ -239,13 +239,13 @@ def test_pages_are_not_frames() -> None:
     assert result.notes == ("3 pages: the first is used",)
 
 
-def test_the_second_picture_of_a_phone_is_no_news() -> None:
+def test_the_second_picture_of_a_phone_gives_no_note() -> None:
     result = loaded(hostile.animated("MPO", 2))
     assert_upright(result.image)
     assert result.notes == ()
 
 
-# What is refused
+# Refused files
 
 NOT_IMAGES = [
     (b"", "empty file"),
@@ -266,13 +266,13 @@ NOT_IMAGES = [
 
 
 @pytest.mark.parametrize(("data", "expected"), NOT_IMAGES, ids=range(len(NOT_IMAGES)))
-def test_what_is_not_an_image_is_said_to_be_so(data: bytes, expected: str) -> None:
+def test_other_files_are_named_in_the_error(data: bytes, expected: str) -> None:
     assert expected in refusal(data).problem
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
 @pytest.mark.parametrize(
-    ("format", "kind"),
+    ("format", "file_type"),
     [
         ("JPEG", FileType.JPEG),
         ("PNG", FileType.PNG),
@@ -281,10 +281,10 @@ def test_what_is_not_an_image_is_said_to_be_so(data: bytes, expected: str) -> No
         ("GIF", FileType.GIF),
     ],
 )
-def test_truncated(format: str, kind: FileType, share: float) -> None:
+def test_truncated(format: str, file_type: FileType, share: float) -> None:
     data = hostile.encoded(hostile.noise(), format)
     error = refusal(data[: int(len(data) * share)])
-    assert f"damaged or cut short {kind.description} (" in error.problem
+    assert f"damaged or cut short {file_type.description} (" in error.problem
     assert error.__cause__ is not None
 
 
@@ -293,14 +293,16 @@ def test_progressive_jpeg_without_its_last_bytes() -> None:
     assert "cut short JPEG" in refusal(data[:-2]).problem
 
 
-def test_truncated_is_an_error_whatever_the_bit_that_is_flipped() -> None:
+def test_a_flipped_bit_is_an_error() -> None:
     data = bytearray(hostile.encoded(hostile.noise(), "PNG"))
     data[len(data) // 2] ^= 0x55
     assert "damaged or cut short PNG" in refusal(bytes(data)).problem
 
 
 @pytest.mark.parametrize("size", [(15_000, 10_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
-def test_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
     def load(_: ImageFile.ImageFile) -> None:
         raise AssertionError("the bomb was unpacked")
 
@@ -308,8 +310,8 @@ def test_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch, 
     assert re.search(r"\d+ pixels, more than the limit of 100 megapixels", refusal(hostile.claim(*size)).problem)
 
 
-def test_a_true_bomb_takes_no_memory() -> None:
-    """150 million pixels in some 20 kB, in a process that would die if it made room for them."""
+def test_a_decompression_bomb_takes_no_memory() -> None:
+    """150 million pixels in about 20 kB; the growth of a process shows whether they were unpacked."""
     pytest.importorskip("resource")
     script = (
         "import sys, resource\n"
@@ -336,7 +338,7 @@ def test_text_bomb_is_refused() -> None:
 
 
 def test_nothing_is_printed() -> None:
-    """Pillow warns of pictures over 89 megapixels, and of much else; the caller prints what is to be said."""
+    """Pillow warns about images over 89 megapixels, and much else; only the caller prints."""
     script = (
         "import sys\n"
         "from prunesid_cli.inputs.image import load_image_bytes\n"
@@ -356,7 +358,7 @@ def test_nothing_is_printed() -> None:
 
 
 def run_python(script: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
-    root = str(Path(media.__file__).parents[2])
+    root = str(Path(image_module.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])}
     command = [sys.executable, "-c", script]
     return subprocess.run(command, input=data, capture_output=True, env=environment, timeout=60, check=False)
@@ -396,20 +398,20 @@ def test_device_is_not_read() -> None:
 def test_huge_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with open(path, "wb") as file:
-        file.truncate(media.MAX_BYTES + 1)  # sparse: takes no room
+        file.truncate(image_module.MAX_BYTES + 1)  # sparse: takes no room
     with pytest.raises(MediaError, match="1 GiB"):
         load_image(path)
 
 
 @contextmanager
 def not_root() -> Iterator[None]:
-    """Root may read everything: be somebody else for a while."""
-    was = os.geteuid()
-    os.seteuid(was or 65534)
+    """Root may read everything, so become another user within the block."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
     try:
         yield
     finally:
-        os.seteuid(was)
+        os.seteuid(user)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no POSIX permissions here")
@@ -423,7 +425,7 @@ def test_no_permission(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1"])
 def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, brand: bytes) -> None:
-    monkeypatch.setattr(media, "_supported_formats", lambda: ("JPEG",))
+    monkeypatch.setattr(image_module, "_supported_formats", lambda: ("JPEG",))
     error = refusal(hostile.ftyp(brand))
     assert "HEIC" in error.problem
     assert error.hint == "pip install pillow-heif"
@@ -436,7 +438,7 @@ def test_heic_with_its_package() -> None:
     assert "damaged or cut short HEIC" in refusal(hostile.ftyp(b"heic")).problem
 
 
-def test_memory_that_runs_out_costs_one_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_fails_one_input(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: ImageFile.ImageFile) -> None:
         raise MemoryError
 
@@ -444,28 +446,28 @@ def test_memory_that_runs_out_costs_one_item(monkeypatch: pytest.MonkeyPatch) ->
     assert "not enough memory" in refusal(hostile.encoded(hostile.landmark(), "BMP")).problem
 
 
-# Laws
+# Side effects
 
 
-def test_settings_of_pillow_stay_as_they_are() -> None:
+def test_settings_of_pillow_do_not_change() -> None:
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     refusal(hostile.claim(20_000, 20_000))
     loaded(hostile.encoded(hostile.landmark(), "JPEG"))
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before == (before[0], False)
 
 
-def test_threads_give_what_one_gives() -> None:
-    pictures = [hostile.turned(orientation, "JPEG") for orientation in hostile.STORED] + [hostile.animated("GIF")]
+def test_threads_do_not_affect_each_other() -> None:
+    images = [hostile.turned(orientation, "JPEG") for orientation in hostile.STORED] + [hostile.animated("GIF")]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(loaded, pictures * 4))
-    assert together == [loaded(data) for data in pictures * 4]
+        results = list(pool.map(loaded, images * 4))
+    assert results == [loaded(data) for data in images * 4]
 
 
-@pytest.mark.parametrize("kind", FileType)
-def test_every_kind_says_what_to_do(kind: FileType) -> None:
-    assert kind.description and kind.hint
+@pytest.mark.parametrize("file_type", FileType)
+def test_every_file_type_has_a_hint(file_type: FileType) -> None:
+    assert file_type.description and file_type.hint
 
 
 @pytest.mark.parametrize("data", [b"", b"R", b"RIFF", b"\0\0\0\x18ftyp", b"\xff", zlib.compress(b"x")])
-def test_short_heads_have_a_kind(data: bytes) -> None:
+def test_short_headers_have_a_type(data: bytes) -> None:
     assert not detect_file_type(data).is_image

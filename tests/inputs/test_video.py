@@ -1,4 +1,4 @@
-"""Clips: the frames that were asked for, by the numbers on them, or an error that costs one item."""
+"""Clips: the sampled frames, recognised by the numbers drawn on them, or an error for this one input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.video import load
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES, FrameSampling
 from prunesid_cli.inputs.video.load import is_clip_file, load_clip, load_media
-from tests.caches import held
+from tests.caches import items_by_source
 from tests.conftest import Run
 from tests.films import SIZE, av, film, number_of, numbered, sound, turned
 from tests.models.tiny import write
@@ -62,7 +62,7 @@ def refusal(path: Path | str, sampling: FrameSampling | None = None) -> MediaErr
     return caught.value
 
 
-# Which frames
+# Sampling
 
 
 def test_frames_are_spread_over_time() -> None:
@@ -76,7 +76,7 @@ def test_frames_are_spread_over_time() -> None:
     assert FrameSampling(fps=1).select_frames([0.0]) == FrameSampling(3).select_frames([0.0]) == [0]
 
 
-def test_a_picture_that_stands_still_is_looked_at_once() -> None:
+def test_a_still_frame_is_taken_once() -> None:
     slides = [0.0, 0.1, 0.2, 0.3, 10.0, 20.0]
     assert FrameSampling(5).select_frames(slides) == [0, 3, 4, 5]
     assert FrameSampling(fps=0.1).select_frames(slides) == [0, 4, 5]
@@ -89,7 +89,7 @@ def test_more_frames_than_fit_are_refused() -> None:
     assert len(FrameSampling(MAX_FRAMES).select_frames(hours)) == MAX_FRAMES
 
 
-# Right frames
+# Decoding
 
 
 @pytest.mark.parametrize("name", FILMS)
@@ -118,7 +118,7 @@ def test_decord_gives_right_frames_or_refuses(name: str, tmp_path: Path) -> None
         assert (media.sampling, media.decoder[:7]) == ("6 frames by decord", "decord ")
 
 
-def test_decord_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_says_that_decord_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "find_spec", lambda name: None)
     path = str(film(tmp_path / "a.mp4", 3))
     with pytest.raises(MediaError, match="it is not installed"):
@@ -182,8 +182,8 @@ def test_tiny_and_thin_sizes(size: tuple[int, int], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("duration", [0, 1, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_a_duration_that_lies_changes_nothing(duration: int, tmp_path: Path) -> None:
-    """What a file says of its length is not asked: packets tell."""
+def test_a_wrong_duration_changes_nothing(duration: int, tmp_path: Path) -> None:
+    """The duration in the header is not used: the packets give the length."""
     path = film(tmp_path / "a.mp4", 40)
     data = bytearray(path.read_bytes())
     for box, offset in ((b"mvhd", 16), (b"mdhd", 16), (b"tkhd", 20)):  # version 0, from after the name
@@ -194,15 +194,13 @@ def test_a_duration_that_lies_changes_nothing(duration: int, tmp_path: Path) -> 
     assert (numbers(media), media.times[-1]) == ([0, 7, 15, 23, 31, 39], pytest.approx(39 / 25, abs=0.002))
 
 
-def test_a_clip_without_an_end_is_read_up_to_where_it_is(tmp_path: Path) -> None:
-    """As a recording in progress, which says neither its length nor its size."""
+def test_a_clip_without_a_declared_length_is_read_to_its_end(tmp_path: Path) -> None:
+    """Such as a recording in progress, which declares neither its length nor its size."""
     path = film(tmp_path / "a.mkv", 40, muxer={"live": "1"})
     assert numbers(load_clip(str(path), FrameSampling(6))) == [0, 7, 15, 23, 31, 39]
 
 
-def test_frames_that_nobody_needs_are_passed_over_and_no_pixel_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_skipping_unneeded_frames_changes_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "a.mp4", 60, bf=3, g=60, **{"x264-params": "b-pyramid=normal:b-adapt=0"})
     frames = [message for message in worker.decode_clip(str(path), FrameSampling(7)) if is_frame(message)]
     monkeypatch.setattr(pyav_decoder, "SKIP_FRAME_CODECS", ())
@@ -214,7 +212,7 @@ def is_frame(message: object) -> bool:
     return isinstance(message, Image.Image)
 
 
-def test_frames_that_would_fill_memory_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_too_large_for_memory_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "MAX_TOTAL_PIXELS", 5 * SIZE[0] * SIZE[1] // 4)
     *frames, info = worker.decode_clip(str(film(tmp_path / "a.mp4", 5)), FrameSampling())
     assert isinstance(info, worker.ClipInfo)
@@ -223,7 +221,7 @@ def test_frames_that_would_fill_memory_are_reduced(tmp_path: Path, monkeypatch: 
 
 
 def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No name is one of FFmpeg's protocols, or an option."""
+    """No name is taken for one of FFmpeg's protocols, or for an option."""
     monkeypatch.chdir(tmp_path)
     data = film(tmp_path / "a.mp4", 2).read_bytes()
     for name in ("concat:a.mp4|a.mp4", "http:x.mp4", "-i.mp4", "視頻 ä.mp4", os.fsdecode(b"\xff.mp4"), "a\nb.mp4"):
@@ -231,7 +229,7 @@ def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert numbers(load_media(name, FrameSampling())) == [0, 1], name
 
 
-def test_what_a_file_is_decides_not_its_name(tmp_path: Path) -> None:
+def test_the_contents_decide_not_the_name(tmp_path: Path) -> None:
     clip = film(tmp_path / "a.mp4", 2)
     assert is_clip_file(str(clip.rename(tmp_path / "a.jpg")))
     for name in ("a.ts", "a.mov", "a.mkv", "a.flv"):
@@ -242,7 +240,7 @@ def test_what_a_file_is_decides_not_its_name(tmp_path: Path) -> None:
     assert not load_media(tmp_path / "b.mp4", FrameSampling()).is_clip
 
 
-# What cannot be read
+# Refused files
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "vp9.webm", "mpeg4.avi", "fragments.mp4"])
@@ -254,7 +252,7 @@ def test_a_file_that_was_cut_short(name: str, share: float, tmp_path: Path) -> N
     assert "cut short" in refusal(path).problem
 
 
-def test_damage_is_not_painted_over(tmp_path: Path) -> None:
+def test_damage_is_not_concealed(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", 40, crf=10)
     data = bytearray(path.read_bytes())
     start = data.index(b"mdat")
@@ -264,7 +262,7 @@ def test_damage_is_not_painted_over(tmp_path: Path) -> None:
     assert "damaged" in refusal(path).problem
 
 
-def test_what_is_no_clip(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     cases = {
         b"": "empty file",
@@ -282,32 +280,32 @@ def test_what_is_no_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
-def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_fifo_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.mp4")
     assert "a pipe or device" in refusal(tmp_path / "a.mp4").problem
 
 
-def test_a_decoder_that_hangs_or_crashes_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_hangs_or_crashes_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "a.mp4", 2)
     monkeypatch.setattr(load, "BASE_TIMEOUT_SECONDS", 0.5)
-    began = time.monotonic()
+    start = time.monotonic()
     monkeypatch.setattr(load, "WORKER_CODE", "import time; time.sleep(60)")
     assert "not decoded within" in refusal(path).problem
     monkeypatch.setattr(load, "WORKER_CODE", "print('{\"frame\": [8, 8]}', flush=True); import time; time.sleep(60)")
     assert "not decoded within" in refusal(path).problem
     monkeypatch.setattr(load, "WORKER_CODE", "import os; os.abort()")
     assert "the video decoder crashed (" in refusal(path).problem
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
 
 
-def test_no_decoder_outlives_who_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = load.WORKER_CODE.replace("main; main()", "exit_with_stdin; exit_with_stdin()")
     monkeypatch.setattr(load, "WORKER_CODE", start)
-    left = load.start_worker(str(tmp_path), FrameSampling())
-    assert left.stdin and left.stdout
-    with left:
-        left.stdin.close()
-        assert left.wait(30) == 1
+    worker_process = load.start_worker(str(tmp_path), FrameSampling())
+    assert worker_process.stdin and worker_process.stdout
+    with worker_process:
+        worker_process.stdin.close()
+        assert worker_process.wait(30) == 1
 
 
 def test_no_decoder_is_loaded_before_a_clip_is_read() -> None:
@@ -327,7 +325,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def films(tmp_path: Path) -> Path:
-    """Two clips, of more and of fewer frames than are taken of each."""
+    """Two clips, one with more and one with fewer frames than the sampling takes."""
     folder = tmp_path / "films"
     folder.mkdir()
     film(folder / "a.mp4", 30)
@@ -344,15 +342,16 @@ def test_ask_is_compress_and_answer(run: Run, model: Path, films: Path, tmp_path
     for record, path in zip(answers.records, sorted(films.iterdir()), strict=True):
         asked = run("ask", path, ASK, *common, "--max-new-tokens", "8", "--json")
         assert asked.code == 0, asked.err
-        (said,) = asked.records
-        assert (record["answer"], record["kept"], record["tokens"]) == (said["answer"], said["kept"], said["tokens"])
-    items = list(held(tmp_path / "c").values())
+        (answer,) = asked.records
+        for name in ("answer", "kept", "tokens"):
+            assert record[name] == answer[name]
+    items = list(items_by_source(tmp_path / "c").values())
     assert [item.sampling for item in items] == ["4 frames"] * 2
     assert all(item.decoder.startswith("PyAV ") and item.size == SIZE for item in items)
     assert [region.time for region in items[0].layout.regions][0] == 0.0
 
 
-def test_frames_are_part_of_what_clips_have_in_common(
+def test_all_clips_of_a_cache_have_the_same_sampling(
     run: Run, films: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     model = write("llava_next_video", tmp_path / "m")
@@ -361,10 +360,12 @@ def test_frames_are_part_of_what_clips_have_in_common(
     again = run(*compress, "--fps", "2", "--json")
     assert (again.code, [record["held"] for record in again.records]) == (0, [True, True])
     other = run(*compress, "--frames", "4")
-    assert (other.code, "holds clips of which 2 fps were taken, not 4 frames" in other.err) == (1, True)
+    assert (other.code, "holds clips with 2 fps, not 4 frames" in other.err) == (1, True)
 
 
-def test_caches_of_images_do_not_depend_on_it(run: Run, pictures: list[Path], llava: Path, tmp_path: Path) -> None:
+def test_sampling_options_do_not_change_caches_of_images(
+    run: Run, pictures: list[Path], llava: Path, tmp_path: Path
+) -> None:
     for name, *options in (("a",), ("b", "--frames", "3"), ("c", "--fps", "1", "--video-backend", "pyav")):
         assert run("compress", pictures[0], "-m", llava, "--out", tmp_path / name, *options).code == 0
     shards = {(tmp_path / name / "prunesid-00000.safetensors").read_bytes() for name in "abc"}
@@ -373,7 +374,7 @@ def test_caches_of_images_do_not_depend_on_it(run: Run, pictures: list[Path], ll
     assert run("compress", pictures[1], "-m", llava, "--out", tmp_path / "a", "--frames", "5").code == 0
 
 
-def test_a_clip_for_a_model_that_reads_none(
+def test_a_model_that_reads_no_clips_refuses_them(
     run: Run, llava: Path, films: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     done = run("compress", pictures[0], films, "-m", llava, "--out", tmp_path / "c")
@@ -382,7 +383,7 @@ def test_a_clip_for_a_model_that_reads_none(
     assert (asked.code, "this model reads no clips" in asked.err) == (1, True)
 
 
-def test_a_bad_clip_costs_itself_alone(run: Run, films: Path, tmp_path: Path) -> None:
+def test_a_bad_clip_fails_alone(run: Run, films: Path, tmp_path: Path) -> None:
     model = write("llava_next_video", tmp_path / "m")
     (films / "c.mkv").write_bytes(b"\x1aE\xdf\xa3" + b"\0" * 500)
     done = run("compress", films, "-m", model, "--out", tmp_path / "c", "-k", "8", "--json")
@@ -390,11 +391,11 @@ def test_a_bad_clip_costs_itself_alone(run: Run, films: Path, tmp_path: Path) ->
     assert ["error" in record for record in done.records] == [False, False, True]
 
 
-def test_options_that_make_no_sense(run: Run, films: Path, llava: Path) -> None:
-    for options, said in (
+def test_contradicting_and_wrong_options_are_refused(run: Run, films: Path, llava: Path) -> None:
+    for options, expected in (
         (("--fps", "1", "--frames", "2"), "--frames and --fps contradict each other"),
         (("--fps", "0"), "--fps 0 is no rate"),
         (("--fps", "nan"), "--fps nan is no rate"),
     ):
         done = run("ask", films / "a.mp4", ASK, "-m", llava, *options)
-        assert (done.code, said in done.err) == (2, True), done.err
+        assert (done.code, expected in done.err) == (2, True), done.err

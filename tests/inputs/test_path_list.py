@@ -1,0 +1,57 @@
+"""Lists of paths on stdin: both separators, one path at a time."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pytest
+
+from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.path_list import read_list
+
+LISTS = [
+    (b"a.jpg\nb c.jpg\n", False, ["a.jpg", "b c.jpg"]),
+    (b"a.jpg\r\n\r\n\nlast", False, ["a.jpg", "last"]),
+    (b"a\nb.jpg\0\0c.jpg\0", True, ["a\nb.jpg", "c.jpg"]),
+    (b"c.jpg\0no end", True, ["c.jpg", "no end"]),
+    ("图.jpg\n".encode() + b"\xff.jpg", False, ["图.jpg", os.fsdecode(b"\xff.jpg")]),
+    (b"x" * 200_000 + b"\0y", True, ["x" * 200_000, "y"]),
+    (b"", False, []),
+    (b"", True, []),
+]
+
+
+@pytest.mark.parametrize(("data", "null_separated", "expected"), LISTS)
+def test_lists(data: bytes, null_separated: bool, expected: list[str]) -> None:
+    assert list(read_list(io.BytesIO(data), null_separated)) == expected
+
+
+@pytest.mark.parametrize("many", [2, 20_000])
+@pytest.mark.parametrize(("end", "null_separated", "hint"), [(b"\0", False, "add -0"), (b"\n", True, "leave out -0")])
+def test_lists_separated_the_other_way(end: bytes, null_separated: bool, hint: str, many: int) -> None:
+    stream = io.BytesIO(end.join([b"photos/a.jpg"] * many) + end)
+    with pytest.raises(UsageError) as caught:
+        list(read_list(stream, null_separated))
+    assert caught.value.hint == hint
+    assert stream.tell() <= 3 * 2**16
+
+
+def test_paths_may_hold_newlines(tmp_path: Path) -> None:
+    path = tmp_path / "two\nlines.png"
+    path.touch()
+    assert list(read_list(io.BytesIO(str(path).encode()), True)) == [str(path)]
+
+
+@pytest.mark.parametrize(("end", "null_separated"), [(b"\n", False), (b"\0", True)])
+def test_list_from_a_pipe_streams(end: bytes, null_separated: bool) -> None:
+    """A path is given while the pipe is still open."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as pipe:
+        pipe.write(b"a.jpg" + end)
+        paths = read_list(cast(BinaryIO, stream), null_separated)
+        assert next(paths) == "a.jpg"
+        pipe.write(b"b.jpg" + end)
+        assert next(paths) == "b.jpg"
