@@ -1,0 +1,1 @@
+"""Input files: listing, decoding of images and clips, and the partitions of `--shard`."""

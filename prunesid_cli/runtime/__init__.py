@@ -1,0 +1,1 @@
+"""How a run executes: prefetching, batch size, memory, devices, atomic files and shutdown. Knows nothing of models."""
