@@ -19,6 +19,7 @@ from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.pipeline.ask import preprocess_media
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information
+from prunesid_cli.runtime.isolate import run_without_bad_items
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
@@ -121,36 +122,27 @@ class Runner:
                 results.failed[item.record.key] = item.error
         loaded = [item for item in batch if isinstance(item, LoadedRecord)]
 
-        def on_too_large(item: LoadedRecord) -> list[ScoredAnswer]:
-            problem = f"line {item.record.line_number}: not enough memory for one record"
-            results.failed[item.record.key] = PruneSIDError(problem, "try --device cpu")
+        def ask(part: Sequence[LoadedRecord]) -> list[list[ScoredAnswer]]:
+            return run_without_bad_items(lambda good: self._ask(good, results), part, on_bad_item)
+
+        def on_bad_item(item: LoadedRecord) -> list[ScoredAnswer]:
+            error = NonFiniteError("the vision tower gives NaN or infinity", "try --dtype fp32")
+            results.failed[item.record.key] = error
             return []
 
-        answers = run_in_halves_on_oom(lambda part: self._ask_finite(part, results), loaded, on_too_large)
+        def on_too_large(item: LoadedRecord) -> list[ScoredAnswer]:
+            results.failed[item.record.key] = PruneSIDError("not enough memory for one record", "try --device cpu")
+            return []
+
+        answers = run_in_halves_on_oom(ask, loaded, on_too_large)
         for item, new_answers in zip(loaded, answers, strict=True):
             results.add(item.record, new_answers)
-
-    def _ask_finite(self, batch: Sequence[LoadedRecord], results: Results) -> list[list[ScoredAnswer]]:
-        """Ask a batch. Records for which the tower gives NaN or infinity fail, and the others are asked again."""
-        if not batch:
-            return []
-        owners = [row for row, item in enumerate(batch) for _ in item.pixels]
-        try:
-            return self._ask(batch, results)
-        except NonFiniteError as error:
-            bad_rows = {owners[row] for row in error.rows}
-        for row in bad_rows:
-            record = batch[row].record
-            problem = f"line {record.line_number}: the vision tower gives NaN or infinity"
-            results.failed[record.key] = NonFiniteError(problem, "try --dtype fp32")
-        good = iter(self._ask_finite([item for row, item in enumerate(batch) if row not in bad_rows], results))
-        return [[] if row in bad_rows else next(good) for row in range(len(batch))]
 
     def _ask(self, batch: Sequence[LoadedRecord], results: Results) -> list[list[ScoredAnswer]]:
         """Ask a batch under all settings for which an answer is missing.
 
         Raises:
-            NonFiniteError: With `rows`, the numbers of media of the batch.
+            NonFiniteError: With `rows`, the records whose media give NaN or infinity.
         """
         unpruned = self.pruners[self.unpruned]
         encoded = unpruned.encode([pixels for item in batch for pixels in item.pixels])
@@ -162,7 +154,13 @@ class Runner:
             if not needs_reference and all(self._has(results, item.record, setting) for item in batch):
                 continue
             counts = _token_counts(pruner, batch, encoded, information)
-            token_sets = _split_by_record(pruner.keep(encoded, counts, information), batch)
+            try:
+                kept = pruner.keep(encoded, counts, information)
+            except NonFiniteError as error:
+                owners = [row for row, item in enumerate(batch) for _ in item.pixels]
+                rows = sorted({owners[row] for row in error.rows})
+                raise NonFiniteError(error.problem, error.hint, rows) from error
+            token_sets = _split_by_record(kept, batch)
             prompts = [
                 self.language.embed(item.record.prompt, tokens) for item, tokens in zip(batch, token_sets, strict=True)
             ]

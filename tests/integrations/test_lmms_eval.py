@@ -1,4 +1,4 @@
-"""The plug-in for lmms-eval, by its own command line on tasks made here: it answers as `prunesid` does."""
+"""Tests of the lmms-eval plug-in, through the command line of lmms-eval: it gives the answers of `prunesid ask`."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ Document = dict[str, Any]
 def task(
     folder: Path, name: str, documents: list[Document], visuals: str = "pictures", output: str = "generate_until"
 ) -> None:
-    """A task of these documents, in a folder of tasks."""
+    """Write a task of these documents into a folder of tasks."""
     data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(one) + "\n" for one in documents))
+    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
     (folder / "visuals.py").write_text(VISUALS)
     metric, more = ("exact_match", "") if output == "generate_until" else ("acc", 'doc_to_choice: ["yes", "no"]\n')
     text = YAML.format(data=data, task=name, output=output, visuals=visuals, metric=metric)
@@ -66,7 +66,7 @@ def task(
 
 
 def evaluate(folder: Path, tasks: str, arguments: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """lmms-eval in a process of its own, which can reach nothing."""
+    """Run lmms-eval in a process without network access."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
     command = [sys.executable, "-m", "lmms_eval", "--model", "prunesid", "--model_args", arguments, "--tasks", tasks]
     command += ["--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples", *options]
@@ -74,19 +74,19 @@ def evaluate(folder: Path, tasks: str, arguments: str, *options: str) -> subproc
 
 
 def samples(folder: Path, name: str) -> list[Document]:
-    """What was logged of each document, in their order."""
+    """What was logged for each document, in order."""
     (path,) = (folder / "out").rglob(f"*_samples_{name}.jsonl")
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted(found, key=lambda one: one["doc_id"])
+    logged = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(logged, key=lambda sample: sample["doc_id"])
 
 
-def told(folder: Path, name: str) -> list[str]:
-    return [one["filtered_resps"] for one in samples(folder, name)]
+def answers(folder: Path, name: str) -> list[str]:
+    return [sample["filtered_resps"] for sample in samples(folder, name)]
 
 
 @pytest.fixture(scope="session")
 def questions(pictures: list[Path]) -> list[Document]:
-    """Three about each of five scenes, not one after the other."""
+    """Three about each of five scenes; questions about one scene are not consecutive."""
     from prunesid_cli.demo.questions import ask_all
     from prunesid_cli.demo.scenes import HELD_OUT, make_scene
 
@@ -99,18 +99,18 @@ def questions(pictures: list[Path]) -> list[Document]:
     ]
 
 
-def by_hand(run: Run, model: object, documents: list[Document], *options: str) -> list[str]:
+def ask(run: Run, model: object, documents: list[Document], *options: object) -> list[str]:
     """The answers of `prunesid ask`, question by question."""
-    some = ("-m", model, "--max-new-tokens", "12", *options)
-    return [run("ask", *one["media"], one["prompt"], *some).out.strip() for one in documents]
+    options = ("-m", model, "--max-new-tokens", "12", *options)
+    return [run("ask", *document["media"], document["prompt"], *options).out.strip() for document in documents]
 
 
 @pytest.mark.slow
 def test_the_embedded_model_answers_as_ask_does(run: Run, questions: list[Document], tmp_path: Path) -> None:
-    """In batches of which the last is smaller, with the scores that lmms-eval counts."""
+    """In batches, the last of which is smaller, with the scores that lmms-eval computes."""
     task(tmp_path, "scenes", questions)
     ran = evaluate(tmp_path, "scenes", "pretrained=demo,keep=64", "--batch_size", "4")
-    assert told(tmp_path, "scenes") == by_hand(run, "demo", questions, "-k", "64"), ran.stderr
+    assert answers(tmp_path, "scenes") == ask(run, "demo", questions, "-k", "64"), ran.stderr
     (path,) = (tmp_path / "out").rglob("*_results.json")
     assert json.loads(path.read_text())["results"]["scenes"]["exact_match,none"] > 0.8
 
@@ -133,41 +133,39 @@ def test_several_pictures_and_clips_of_another_family(run: Run, pictures: list[P
     arguments = f"pretrained={model},keep=20%,frames=4,method=random"
     ran = evaluate(tmp_path, "pairs,clips", arguments, "--batch_size", "2")
     options = ("-k", "20%", "--frames", "4", "--method", "random")
-    assert told(tmp_path, "pairs") == by_hand(run, model, pairs, *options), ran.stderr
-    assert told(tmp_path, "clips") == by_hand(run, model, clips, *options)
-    assert len(set(told(tmp_path, "pairs"))) == len(pairs)  # or nothing would have been told apart
+    assert answers(tmp_path, "pairs") == ask(run, model, pairs, *options), ran.stderr
+    assert answers(tmp_path, "clips") == ask(run, model, clips, *options)
+    assert len(set(answers(tmp_path, "pairs"))) == len(pairs)  # or a mix-up would not be noticed
 
 
 @pytest.mark.slow
-def test_dynamic_is_that_of_a_folder(run: Run, pictures: list[Path], tmp_path: Path) -> None:
-    """The average over the distinct pictures of a task is exact, whatever else is asked, and however often each is."""
-    some, prompt = pictures[:6], "what is shown?"
-    documents = [{"media": [str(one)], "prompt": prompt, "answer": "x"} for one in [*some, *some[:3]]]
+def test_dynamic_budgets_are_those_of_a_folder(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    """The average over the distinct pictures of a task is exact, whatever other tasks ask, and however often."""
+    six, prompt = pictures[:6], "what is shown?"
+    documents = [{"media": [str(path)], "prompt": prompt, "answer": "x"} for path in [*six, *six[:3]]]
     task(tmp_path, "six", documents)
     task(tmp_path, "two", documents[4:6])
     ran = evaluate(tmp_path, "two,six", "pretrained=demo,keep=40,dynamic=true", "--batch_size", "4")
-    run("compress", *some, "--out", tmp_path / "cache", "-m", "demo", "-k", "40", "--dynamic")
+    run("compress", *six, "--out", tmp_path / "cache", "-m", "demo", "-k", "40", "--dynamic")
     records = run("answer", tmp_path / "cache", prompt, "--max-new-tokens", "12", "--json").records
     expected = {record["source"]: record for record in records}
-    assert [one["filtered_resps"] for one in samples(tmp_path, "six")] == [
-        expected[one["media"][0]]["answer"] for one in documents
-    ], ran.stderr
-    read = [one["token_counts"][0]["input_tokens"] for one in samples(tmp_path, "six")]
-    kept = [expected[one["media"][0]]["kept"] for one in documents]
-    assert len({one - own for one, own in zip(read, kept, strict=True)}) == 1 < len(set(kept))
-    two = [one["token_counts"][0]["input_tokens"] for one in samples(tmp_path, "two")]
+    assert answers(tmp_path, "six") == [expected[document["media"][0]]["answer"] for document in documents], ran.stderr
+    read = [sample["token_counts"][0]["input_tokens"] for sample in samples(tmp_path, "six")]
+    kept = [expected[document["media"][0]]["kept"] for document in documents]
+    assert len({length - count for length, count in zip(read, kept, strict=True)}) == 1 < len(set(kept))
+    two = [sample["token_counts"][0]["input_tokens"] for sample in samples(tmp_path, "two")]
     assert sum(two) - 2 * (read[0] - kept[0]) == 2 * 40
 
 
 @pytest.mark.slow
-def test_what_is_not_done_is_refused_by_name(pictures: list[Path], tmp_path: Path) -> None:
+def test_unsupported_tasks_are_refused_by_name(pictures: list[Path], tmp_path: Path) -> None:
     document = {"media": [str(pictures[0])], "prompt": "is there a star?", "answer": "yes"}
     task(tmp_path, "choices", [document], output="multiple_choice")
     ran = evaluate(tmp_path, "choices", "pretrained=demo", "--batch_size", "1")
     assert "choices asks how likely given answers are, which --model prunesid does not answer; take a" in ran.stderr
 
 
-# In this process: what needs no command line.
+# The tests below run the model class in this process.
 
 
 def model_of(**arguments: Any) -> Any:
@@ -177,30 +175,31 @@ def model_of(**arguments: Any) -> Any:
 
 
 def generated(model: Any, documents: list[Document], settings: Document, times: int = 1) -> list[str]:
-    """What is said of some documents, each asked so many times, as lmms-eval does that."""
+    """Answers to documents, each asked `times` times, as lmms-eval does."""
     from lmms_eval.api.instance import Instance
 
     model.task_dict = {"made": {"test": documents}}
     requests = [
         Instance(
             "generate_until",
-            (one["prompt"], settings, lambda document: document["media"], number, "made", "test"),
+            (document["prompt"], settings, lambda document: document["media"], number, "made", "test"),
             0,
             {"task": "made", "doc_id": number, "repeats": times},
         )
-        for number, one in enumerate(documents)
+        for number, document in enumerate(documents)
     ]
-    return [one.text for one in model.generate_until([one for one in requests for _ in range(times)])]
+    repeated = [request for request in requests for _ in range(times)]
+    return [result.text for result in model.generate_until(repeated)]
 
 
-def test_a_picture_that_is_asked_often_is_encoded_once(questions: list[Document]) -> None:
-    """As long as there is room to remember it; without, nothing but time is lost."""
-    documents = [{**one, "media": [Image.open(one["media"][0])]} for one in questions]
+def test_a_picture_is_encoded_once(questions: list[Document]) -> None:
+    """As long as the cache has room for it; without room, only time is lost."""
+    documents = [{**question, "media": [Image.open(question["media"][0])]} for question in questions]
     model, forgetful = model_of(batch_size="4"), model_of(batch_size="4")
-    forgetful.eyes.remembered.room = 1
-    said = generated(model, documents, {"max_new_tokens": 8})
-    assert generated(forgetful, documents, {"max_new_tokens": 8}) == said
-    assert (model.eyes.encoded, forgetful.eyes.encoded) == (5, 15)
+    forgetful.vision_cache.token_sets.max_bytes = 1
+    texts = generated(model, documents, {"max_new_tokens": 8})
+    assert generated(forgetful, documents, {"max_new_tokens": 8}) == texts
+    assert (model.vision_cache.num_encoded, forgetful.vision_cache.num_encoded) == (5, 15)
 
 
 @pytest.mark.parametrize(
@@ -212,52 +211,52 @@ def test_a_picture_that_is_asked_often_is_encoded_once(questions: list[Document]
         ({"max_new_tokens": 20, "temperature": 9.0, "do_sample": False, "top_p": 0.5}, 1, None),
     ],
 )
-def test_how_a_task_wants_to_be_answered(
+def test_generation_settings_of_a_task(
     questions: list[Document], settings: Document, answers: int, words: int | None
 ) -> None:
-    """Of several answers that are sampled to one question, each is another; the settings are left as they were."""
+    """Several sampled answers to one question all differ; the settings are not changed."""
     before = dict(settings)
-    said = generated(model_of(), [{**questions[0], "prompt": "what is shown?"}], settings, times=3)
-    assert (len(said), len(set(said))) == (3, answers)
-    assert words is None or len(said[0].split()) == words
+    texts = generated(model_of(), [{**questions[0], "prompt": "what is shown?"}], settings, times=3)
+    assert (len(texts), len(set(texts))) == (3, answers)
+    assert words is None or len(texts[0].split()) == words
     assert settings == before
 
 
-def test_what_is_sampled_depends_on_no_other_question(questions: list[Document]) -> None:
-    settings, some = {"max_new_tokens": 8, "temperature": 9.0}, questions[:3]
-    alone = [generated(model_of(), [one], settings)[0] for one in some]
-    assert generated(model_of(batch_size="4"), some, settings) == alone
+def test_a_sampled_answer_does_not_depend_on_other_questions(questions: list[Document]) -> None:
+    settings, documents = {"max_new_tokens": 8, "temperature": 9.0}, questions[:3]
+    alone = [generated(model_of(), [document], settings)[0] for document in documents]
+    assert generated(model_of(batch_size="4"), documents, settings) == alone
 
 
-def test_a_picture_is_laid_on_white_and_a_place_too_many_is_no_error(
+def test_transparency_is_composited_and_a_surplus_mention_is_removed(
     run: Run, questions: list[Document], tmp_path: Path
 ) -> None:
-    seen = Image.open(questions[0]["media"][0]).convert("RGBA")
-    seen.putalpha(Image.linear_gradient("L").resize(seen.size))
-    seen.save(tmp_path / "a.png")
-    document = {"media": [[seen]], "prompt": "what <image> is <image> shown?"}
-    said = generated(model_of(), [document], {"max_new_tokens": 12})
-    assert said == by_hand(run, "demo", [{"media": [tmp_path / "a.png"], "prompt": "what  is  shown?"}], "-k", "64")
+    picture = Image.open(questions[0]["media"][0]).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    picture.save(tmp_path / "a.png")
+    document = {"media": [[picture]], "prompt": "what <image> is <image> shown?"}
+    texts = generated(model_of(), [document], {"max_new_tokens": 12})
+    assert texts == ask(run, "demo", [{"media": [tmp_path / "a.png"], "prompt": "what  is  shown?"}], "-k", "64")
 
 
 @pytest.mark.parametrize(
-    ("media", "settings", "words"),
+    ("media", "settings", "message"),
     [
         ([], {}, "made, document 0: a prompt without a picture; ask tasks"),
         ([{"array": []}], {}, "made, document 0: neither a picture nor a file: dict"),
         (["gone.png"], {}, "gone.png: no such file"),
-        (["gone.png"], {"num_beams": 5}, "made wants a beam search, which is not done here; --gen_kwargs num_beams=1"),
+        (["gone.png"], {"num_beams": 5}, "made wants a beam search, which is not supported; --gen_kwargs num_beams=1"),
         (["gone.png"], {"temperature": 1, "top_p": 0.9}, "made samples by top_p or top_k"),
     ],
 )
-def test_a_request_that_cannot_be_answered_ends_the_run(media: list[Any], settings: Document, words: str) -> None:
-    """A score over fewer documents would be no score."""
-    with pytest.raises(PruneSIDError, match=words):
+def test_a_request_that_cannot_be_answered_ends_the_run(media: list[Any], settings: Document, message: str) -> None:
+    """A score over the other documents would be misleading."""
+    with pytest.raises(PruneSIDError, match=message):
         generated(model_of(), [{"media": media, "prompt": "what is shown?"}], settings)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({"pretrained": None}, "no model is named; pretrained=llava-hf/llava-1.5-7b-hf"),
         ({"kep": 64}, "no model argument 'kep'; one of: pretrained, revision, keep"),
@@ -265,14 +264,14 @@ def test_a_request_that_cannot_be_answered_ends_the_run(media: list[Any], settin
         ({"dynamic": "maybe"}, "dynamic=maybe is neither true nor false"),
         ({"method": "best"}, "no selection method called 'best'"),
         ({"frames": 8, "fps": 1}, "frames and fps contradict each other"),
-        ({"frames": 0}, "frames=0 is no number of frames"),
-        ({"fps": "x"}, "fps=x is no rate"),
+        ({"frames": 0}, "frames=0 is not a number of frames"),
+        ({"fps": "x"}, "fps=x is not a rate"),
         ({"dtype": "fp8"}, "dtype=fp8 is unknown; one of: auto, bf16"),
         ({"attn": "paged"}, "attn=paged is unknown"),
-        ({"batch_size": "many"}, "--batch_size many is no number"),
+        ({"batch_size": "many"}, "--batch_size many is not a number"),
         ({"trust_remote_code": True}, "needs code of its own; leave out trust_remote_code"),
     ],
 )
-def test_arguments_are_checked_before_weights_are_read(arguments: Document, words: str) -> None:
-    with pytest.raises(PruneSIDError, match=words):
+def test_arguments_are_checked_before_weights_are_read(arguments: Document, message: str) -> None:
+    with pytest.raises(PruneSIDError, match=message):
         model_of(**{"pretrained": "nowhere/nothing", **arguments})

@@ -1,6 +1,6 @@
-"""The plug-in for lmms-eval: `--model prunesid`.
+"""Plug-in for lmms-eval: `--model prunesid`.
 
-lmms-eval finds it by the entry point of pyproject.toml. Nothing here is imported before it asks.
+lmms-eval finds it by the entry point in pyproject.toml. Nothing else is imported until lmms-eval asks for the manifest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval lists. The class takes its plain requests: a text, and pictures or clips."""
+    """Return the manifest of the model. Its class takes "simple" requests: a text with pictures or clips."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="prunesid", simple_class_path="prunesid_cli.integrations.lmms_eval.model.PruneSID")

@@ -1,49 +1,42 @@
-"""From `--model_args` to what is loaded: all that can be checked is checked before weights are read."""
+"""`--model_args` of lmms-eval -> settings, checked before weights are read.
+
+The arguments are the options of `prunesid ask`, with the defaults of `pipeline.settings`.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from prunesid_cli.cli.choices import Attention, Dtype
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES, MAX_FRAMES, FrameSampling
+from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.session import Hardware, Session
-from prunesid_cli.selection import METHODS
-from prunesid_cli.selection.budget import Budget, Spread
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.settings import Attention, Dtype, Settings
 
 Value = str | int | float | bool | None
-"""lmms-eval reads what looks like a number or a truth value as one."""
+"""lmms-eval turns what looks like a number or a truth value into one."""
+E = TypeVar("E", bound=Enum)
 AUTO = "auto"
-TORCH_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-DEFAULTS: Mapping[str, Value] = {
-    "pretrained": None,
-    "revision": None,
-    "keep": "11%",
-    "dynamic": None,
-    "method": "prunesid",
-    "frames": None,
-    "fps": None,
-    "window": 1,
-    "device": AUTO,
-    "dtype": AUTO,
-    "attn": AUTO,
-    "batch_size": 0,
-    "trust_remote_code": False,
-}
-"""Names and meanings are those of the options of `prunesid ask`; `pretrained` is its `--model`."""
-E1 = TypeVar("E1", bound=Enum)
+TORCH_DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Both halves of a model, how many prompts are answered at once, and the device of the language half."""
+class LoadedModel:
+    """Both halves of a model.
+
+    Attributes:
+        pruner: The vision half, with budget and method.
+        language: The language half.
+        batch_size: Prompts that are answered together.
+        device: Device of the language half.
+    """
 
     pruner: Pruner
     language: LanguageHalf
@@ -51,90 +44,122 @@ class Loaded:
     device: str
 
 
-def load(given: Mapping[str, Value]) -> Loaded:
-    """Open the checkpoint that the arguments name, and load both halves.
+def load(arguments: Mapping[str, Value]) -> LoadedModel:
+    """Load both halves of the model that the arguments name.
 
     Raises:
-        UsageError: an argument is unknown or makes no sense.
+        UsageError: An argument is unknown or makes no sense.
     """
-    unknown = sorted(set(given) - set(DEFAULTS))
+    settings = read_settings(arguments)
+    settings.check_method()
+    budget = settings.budget()
+    session = Session.open(settings)
+    return LoadedModel(
+        pruner=session.pruner(budget),
+        language=session.load_language(),
+        batch_size=session.answer_batch_size,
+        device=str(session.placement.device),
+    )
+
+
+def read_settings(arguments: Mapping[str, Value]) -> Settings:
+    """Read settings from arguments; those that are missing or None have their defaults.
+
+    Raises:
+        UsageError: An argument is unknown or makes no sense.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    known = (*ARGUMENTS, TRUST_REMOTE_CODE)
+    unknown = sorted(arguments.keys() - set(known))
     if unknown:
-        raise UsageError(f"no model argument {unknown[0]!r}", f"one of: {', '.join(DEFAULTS)}")
-    args = {**DEFAULTS, **given}
-    if args["pretrained"] is None:
+        raise UsageError(f"no model argument {unknown[0]!r}", f"one of: {', '.join(known)}")
+    if "pretrained" not in given:
         raise UsageError("no model is named", f"pretrained=llava-hf/llava-1.5-7b-hf; {DEMO} is the embedded one")
-    if args["trust_remote_code"]:
-        raise UsageError("no model that is supported here needs code of its own", "leave out trust_remote_code")
-    method, budget, sampling = _method(args), _budget(args), _sampling(args)
-    batch_size = _batch_size(args["batch_size"])
-    hardware = Hardware(_device(args), _dtype(args), _member(Attention, "attn", args["attn"]))
-    session = Session.open(_text(args["pretrained"]), _text(args["revision"]), hardware)
-    pruner = session.pruner(budget, method, sampling=sampling)
-    return Loaded(pruner, session.language(), session.batch_size(batch_size), str(session.placement.device))
-
-
-def _method(args: Mapping[str, Value]) -> str:
-    method = str(args["method"])
-    if method not in METHODS:
-        raise UsageError(f"no selection method called {method!r}", f"one of: {', '.join(METHODS)}")
-    return method
-
-
-def _budget(args: Mapping[str, Value]) -> Budget:
-    dynamic = args["dynamic"]
-    if not isinstance(dynamic, bool | None):
-        raise UsageError(f"dynamic={dynamic} is neither true nor false", "leave it out to spread over tiles and frames")
-    return Budget.parse(str(args["keep"]), Spread.from_option(dynamic))
-
-
-def _sampling(args: Mapping[str, Value]) -> FrameSampling:
-    frames, fps = args["frames"], args["fps"]
-    if frames is not None and fps is not None:
+    if given.pop(TRUST_REMOTE_CODE, False):
+        raise UsageError("no supported model needs code of its own", f"leave out {TRUST_REMOTE_CODE}")
+    if "frames" in given and "fps" in given:
         raise UsageError("frames and fps contradict each other", "leave out one")
-    frames = _count("frames", DEFAULT_FRAMES if frames is None else frames)
-    if fps is not None and (isinstance(fps, str) or not 0 < fps < float("inf")):
-        raise UsageError(f"fps={fps} is no rate", "frames a second: 1, or 0.5 for one in two seconds")
-    return FrameSampling(frames, fps, window=_count("window", args["window"]))
+    given.setdefault("device", AUTO)
+    values = {}
+    for name, value in given.items():
+        field, parse = ARGUMENTS[name]
+        values[field] = parse(name, value)
+    return Settings(**values)
 
 
-def _count(name: str, value: Value) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_FRAMES:
-        raise UsageError(f"{name}={value} is no number of frames", f"1 to {MAX_FRAMES}")
+def _text(name: str, value: Value) -> str:
+    return str(value)
+
+
+def _flag(name: str, value: Value) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}={value} is neither true nor false", "leave it out to spread over tiles and frames")
     return value
 
 
-def _batch_size(value: Value) -> int:
-    """lmms-eval hands over what --batch_size says, as text. 0: chosen by the device."""
+def _frame_count(name: str, value: Value) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_FRAMES:
+        raise UsageError(f"{name}={value} is not a number of frames", f"1 to {MAX_FRAMES}")
+    return value
+
+
+def _rate(name: str, value: Value) -> float:
+    if isinstance(value, str) or value is None or not 0 < value < math.inf:
+        raise UsageError(f"{name}={value} is not a rate", "frames a second: 1, or 0.5 for one in two seconds")
+    return value
+
+
+def _device(name: str, value: Value) -> str:
+    """Under several processes, each gets a GPU of its own, unless one is named by its number."""
+    device, rank = str(value), os.environ.get("LOCAL_RANK", "0")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in (AUTO, "cuda"):
+        import torch
+
+        return f"cuda:{rank}" if torch.cuda.is_available() else device
+    return device
+
+
+def _dtype(name: str, value: Value) -> Dtype:
+    text = str(value)
+    return _member(Dtype, name, TORCH_DTYPE_NAMES.get(text, text))
+
+
+def _attention(name: str, value: Value) -> Attention:
+    return _member(Attention, name, value)
+
+
+def _member(kind: type[E], name: str, value: Value) -> E:
+    try:
+        return kind(value)
+    except ValueError as error:
+        known = ", ".join(str(member.value) for member in kind)
+        raise UsageError(f"{name}={value} is unknown", f"one of: {known}") from error
+
+
+def _batch_size(name: str, value: Value) -> int:
+    """lmms-eval passes what --batch_size says, as text."""
     text = str(value)
     if text == AUTO:
         return 0
     if not text.isdecimal():
-        raise UsageError(f"--batch_size {text} is no number", "1, 8 or auto")
+        raise UsageError(f"--{name} {text} is not a number", "1, 8 or auto")
     return int(text)
 
 
-def _device(args: Mapping[str, Value]) -> str:
-    """Each of several processes has a GPU of its own, unless one was asked for by its number."""
-    asked, rank = str(args["device"]), os.environ.get("LOCAL_RANK", "0")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and asked in (AUTO, "cuda"):
-        import torch
-
-        return f"cuda:{rank}" if torch.cuda.is_available() else asked
-    return asked
-
-
-def _dtype(args: Mapping[str, Value]) -> Dtype:
-    name = str(args["dtype"])
-    return _member(Dtype, "dtype", TORCH_NAMES.get(name, name))
-
-
-def _member(kind: type[E1], name: str, value: Value) -> E1:
-    try:
-        return kind(value)
-    except ValueError as error:
-        known = ", ".join(str(one.value) for one in kind)
-        raise UsageError(f"{name}={value} is unknown", f"one of: {known}") from error
-
-
-def _text(value: Value) -> str | None:
-    return None if value is None else str(value)
+TRUST_REMOTE_CODE = "trust_remote_code"
+"""An argument that lmms-eval users often give; it may only be false."""
+ARGUMENTS: Mapping[str, tuple[str, Callable[[str, Value], Any]]] = {
+    "pretrained": ("model", _text),
+    "revision": ("revision", _text),
+    "keep": ("keep", _text),
+    "dynamic": ("dynamic", _flag),
+    "method": ("method", _text),
+    "frames": ("frames", _frame_count),
+    "fps": ("fps", _rate),
+    "window": ("window", _frame_count),
+    "device": ("device", _device),
+    "dtype": ("dtype", _dtype),
+    "attn": ("attention", _attention),
+    "batch_size": ("batch_size", _batch_size),
+}
+"""Argument -> field of `Settings`, and how its value is read. lmms-eval's tasks choose what is left out here."""

@@ -1,5 +1,4 @@
-"""What lmms-eval asks, in our words: a prompt, pictures and clips that are looked up when it is their turn, and how to
-answer."""
+"""Requests of lmms-eval: prompts with pictures and clips, which are loaded when they are needed."""
 
 from __future__ import annotations
 
@@ -23,130 +22,163 @@ from prunesid_cli.types import Generation
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
 
-LONGEST = 1024
-"""Tokens of an answer, where the task sets no limit."""
-HEEDED = {"until", "max_new_tokens", "temperature", "do_sample", "num_beams", "top_p", "top_k"}
+DEFAULT_MAX_NEW_TOKENS = 1024
+"""Tokens of an answer if the task sets no limit."""
+SUPPORTED_SETTINGS = {"until", "max_new_tokens", "temperature", "do_sample", "num_beams", "top_p", "top_k"}
 
 
 @dataclass(frozen=True)
-class How:
-    """How a task wants to be answered: an answer ends before the first of the texts `until`."""
+class TaskGeneration:
+    """How a task wants its answers to be generated.
+
+    Attributes:
+        generation: How to decode.
+        stop_texts: An answer ends before the first of them.
+    """
 
     generation: Generation
-    until: tuple[str, ...]
+    stop_texts: tuple[str, ...]
 
-    def cut(self, text: str) -> str:
-        ends = [at for stop in self.until if stop and (at := text.find(stop)) >= 0]
+    def truncate(self, text: str) -> str:
+        """Return the part of an answer before the first stop text."""
+        ends = [text.find(stop) for stop in self.stop_texts if stop and stop in text]
         return text[: min(ends, default=len(text))].strip()
 
 
 @dataclass(frozen=True)
 class MediaRequest:
-    """A picture or clip of a prompt. Two of the same `key` are the same to the vision tower."""
+    """A picture or clip of a prompt.
+
+    Attributes:
+        key: Digest, and the number of other media of the same kind in the prompt. Requests with equal keys are encoded
+            to the same tokens.
+        load: Loads it.
+    """
 
     key: tuple[str, int]
     load: Callable[[], Media]
 
     @property
     def num_other_images(self) -> int:
-        """How many more of its kind there are in the prompt."""
         return self.key[1]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request; `where` names it in messages."""
+class Request:
+    """One prompt.
+
+    Attributes:
+        task: Name of the task.
+        location: Task and document, for messages.
+        text: The prompt as the task gives it.
+        task_generation: How to generate the answer.
+        load_visuals: Loads what the task gives as pictures and clips.
+    """
 
     task: str
-    where: str
+    location: str
     text: str
-    generation: How
-    visuals: Callable[[], Sequence[Any]]
+    task_generation: TaskGeneration
+    load_visuals: Callable[[], Sequence[Any]]
 
-    def sights(self, sampling: FrameSampling) -> list[MediaRequest]:
-        """Its pictures and clips, in order.
+    def media_requests(self, sampling: FrameSampling) -> list[MediaRequest]:
+        """Return the pictures and clips, in order.
 
         Raises:
-            UsageError: it has none, or something that is neither.
+            UsageError: There are none, or one is of an unknown type.
         """
-        found = [one for one in _flat(self.visuals()) if one is not None]
-        if not found:
-            raise UsageError(f"{self.where}: a prompt without a picture", "ask tasks about pictures or clips alone")
-        keyed = [_keyed(one, self.where, sampling) for one in found]
-        kinds = Counter(clip for _, clip, _ in keyed)
-        return [MediaRequest((digest, kinds[clip] - 1), load) for digest, clip, load in keyed]
+        visuals = [visual for visual in _flatten(self.load_visuals()) if visual is not None]
+        if not visuals:
+            raise UsageError(f"{self.location}: a prompt without a picture", "choose only tasks with pictures or clips")
+        identified = [_identify(visual, self.location, sampling) for visual in visuals]
+        num_of_kind = Counter(is_clip for _, is_clip, _ in identified)
+        return [MediaRequest((digest, num_of_kind[is_clip] - 1), load) for digest, is_clip, load in identified]
 
-    def prompt(self, items: int) -> str:
-        """The text. Where it has other places for pictures than there are pictures, they come first instead, as tasks
-        may mention one twice."""
-        places = len(MEDIA_TAG.findall(self.text))
-        return self.text if places in (0, items) else MEDIA_TAG.sub("", self.text)
+    def prompt(self, num_media: int) -> str:
+        """Return the text. If it does not mention each medium once, the mentions are removed and media come first."""
+        num_mentions = len(MEDIA_TAG.findall(self.text))
+        return self.text if num_mentions in (0, num_media) else MEDIA_TAG.sub("", self.text)
 
 
-def asked_of(
-    requests: Iterable[Instance], task_dict: Mapping[str, Any], ignored: Callable[[str, str], object]
-) -> list[Asked]:
-    """Requests to generate, in their order; `ignored`: told of a task and a setting of it that means nothing here.
+def parse_requests(
+    instances: Iterable[Instance], documents: Mapping[str, Any], on_ignored_setting: Callable[[str, str], object]
+) -> list[Request]:
+    """Read requests to generate, in their order.
 
-    A request that comes again is one of several answers to be sampled: each has a seed of its own.
+    A request that is repeated asks for several samples; each repetition gets a seed of its own.
+
+    Args:
+        instances: Requests of lmms-eval.
+        documents: Task -> split -> documents.
+        on_ignored_setting: Called with a task and a setting of it that has no effect here.
+
+    Raises:
+        UsageError: A task wants a kind of search or sampling that is not supported.
     """
-    found, times = list[Asked](), Counter[int]()
-    for one in requests:
-        text, settings, doc_to_visual, number, task, split = one.args
-        for name in sorted(set(settings) - HEEDED):
-            ignored(task, name)
-        generation, where = how_of(settings, task, times[id(one)]), f"{task}, document {number}"
-        times[id(one)] += 1
-        visuals = partial(_visuals, doc_to_visual, task_dict[task][split], number)
-        found.append(Asked(task, where, text, generation, visuals))
-    return found
+    requests, repeats = list[Request](), Counter[int]()
+    for instance in instances:
+        text, settings, doc_to_visual, number, task, split = instance.args
+        for name in sorted(set(settings) - SUPPORTED_SETTINGS):
+            on_ignored_setting(task, name)
+        requests.append(
+            Request(
+                task=task,
+                location=f"{task}, document {number}",
+                text=text,
+                task_generation=_parse_generation(settings, task, seed=repeats[id(instance)]),
+                load_visuals=partial(_load_visuals, doc_to_visual, documents[task][split], number),
+            )
+        )
+        repeats[id(instance)] += 1
+    return requests
 
 
-def _visuals(doc_to_visual: Callable[[Any], Any], documents: Any, number: int) -> Any:
+def _load_visuals(doc_to_visual: Callable[[Any], Any], documents: Any, number: int) -> Any:
     return doc_to_visual(documents[number])
 
 
-def how_of(settings: Mapping[str, Any], task: str, seed: int = 0) -> How:
-    """A task's `generation_kwargs`.
-
-    Raises:
-        UsageError: it wants a kind of search or sampling that is not done here.
-    """
-    samples = settings.get("do_sample", True) and (settings.get("temperature") or 0) > 0
+def _parse_generation(settings: Mapping[str, Any], task: str, seed: int) -> TaskGeneration:
+    """Read a task's `generation_kwargs`."""
+    is_sampled = settings.get("do_sample", True) and (settings.get("temperature") or 0) > 0
     if (settings.get("num_beams") or 1) > 1:
-        raise UsageError(f"{task} wants a beam search, which is not done here", "--gen_kwargs num_beams=1")
-    if samples and ((settings.get("top_p") or 1) < 1 or settings.get("top_k")):
-        raise UsageError(f"{task} samples by top_p or top_k, which is not done here", "--gen_kwargs do_sample=false")
-    temperature = float(settings["temperature"]) if samples else 0.0
+        raise UsageError(f"{task} wants a beam search, which is not supported", "--gen_kwargs num_beams=1")
+    if is_sampled and ((settings.get("top_p") or 1) < 1 or settings.get("top_k")):
+        raise UsageError(f"{task} samples by top_p or top_k, which is not supported", "--gen_kwargs do_sample=false")
     until = settings.get("until") or ()
-    stops = (until,) if isinstance(until, str) else tuple(until)
-    return How(Generation(int(settings.get("max_new_tokens") or LONGEST), temperature, seed if samples else 0), stops)
+    return TaskGeneration(
+        generation=Generation(
+            max_new_tokens=int(settings.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS),
+            temperature=float(settings["temperature"]) if is_sampled else 0.0,
+            seed=seed if is_sampled else 0,
+        ),
+        stop_texts=(until,) if isinstance(until, str) else tuple(until),
+    )
 
 
-def _flat(visuals: Any) -> Iterator[Any]:
+def _flatten(visuals: Any) -> Iterator[Any]:
     if isinstance(visuals, list | tuple):
-        for one in visuals:
-            yield from _flat(one)
+        for visual in visuals:
+            yield from _flatten(visual)
     else:
         yield visuals
 
 
-def _keyed(visual: Any, where: str, sampling: FrameSampling) -> tuple[str, bool, Callable[[], Media]]:
-    """What tells it from others, whether it is a clip, and how to load it."""
+def _identify(visual: Any, location: str, sampling: FrameSampling) -> tuple[str, bool, Callable[[], Media]]:
+    """Digest of a visual, whether it is a clip, and how to load it."""
     if isinstance(visual, Image.Image):
-        picture = _Picture(visual, where)
-        return picture.digest, False, picture.media
+        picture = _DecodedPicture(visual, location)
+        return picture.digest, False, picture.to_media
     if isinstance(visual, str):
         return f"file {visual}", is_clip_file(visual), partial(load_media, visual, sampling)
-    raise UsageError(f"{where}: neither a picture nor a file: {type(visual).__name__}", "leave out this task")
+    raise UsageError(f"{location}: neither a picture nor a file: {type(visual).__name__}", "leave out this task")
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _DecodedPicture:
     """A picture that a dataset has decoded."""
 
     image: Image.Image
-    where: str
+    location: str
 
     @cached_property
     def rgb(self) -> Image.Image:
@@ -156,13 +188,12 @@ class _Picture:
             transpose, _ = read_orientation(self.image)
             return rgb if transpose is None else rgb.transpose(transpose)
         except Exception as error:  # Pillow raises nearly anything on damaged files
-            raise MediaError(
-                f"{self.where}: cannot decode its picture: {error}", "download the dataset again"
-            ) from error
+            problem = f"{self.location}: cannot decode its picture: {error}"
+            raise MediaError(problem, "download the dataset again") from error
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(repr(self.rgb.size).encode() + self.rgb.tobytes()).hexdigest()
 
-    def media(self) -> Media:
-        return Media(source=self.where, digest=self.digest, size=self.rgb.size, notes=(), frames=(self.rgb,))
+    def to_media(self) -> Media:
+        return Media(source=self.location, digest=self.digest, size=self.rgb.size, notes=(), frames=(self.rgb,))

@@ -1,4 +1,4 @@
-"""Pictures and clips -> what is kept of each: encoded once, for as long as there is room to remember it."""
+"""Vision cache: each picture and clip is encoded once, as long as its kept tokens fit into the cache's memory."""
 
 from __future__ import annotations
 
@@ -6,125 +6,157 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from prunesid_cli.errors import ModelError, NonFiniteError
-from prunesid_cli.integrations.lmms_eval.requests import Asked, MediaRequest
-from prunesid_cli.pipeline.compress import not_finite, on_host
+from prunesid_cli.integrations.lmms_eval.requests import MediaRequest, Request
+from prunesid_cli.pipeline.compress import non_finite_error
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.segments import of_item
+from prunesid_cli.pipeline.segments import item_information, to_host
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.types import Encoded, TokenSet
 
-ROOM = 1 << 30
-"""Bytes of kept tokens: 64 of LLaVA-1.5 in 16 bits are those of 8,192 pictures."""
+MAX_CACHE_BYTES = 1 << 30
+"""Bytes of kept tokens. With 64 tokens per picture, LLaVA-1.5 in 16 bits has room for 8,192 pictures."""
 
-Key = tuple[str, int]
-Counts = Mapping[tuple[str, Key], int]
-"""How many tokens a picture gets in a task; what is not in it, gets as many as all."""
+MediaKey = tuple[str, int]
+"""Key of a `MediaRequest`."""
+Counts = Mapping[tuple[str, MediaKey], int]
+"""(task, media) -> tokens to keep. Media that are missing get the budget itself."""
 
 
 @dataclass
-class ReplayableListing:
-    """Token sets; what was not asked for the longest goes first where they take more than `room` bytes."""
+class TokenSetCache:
+    """Token sets by media and number of tokens. The least recently used ones are dropped first.
 
-    room: int = ROOM
-    sets: OrderedDict[tuple[Key, int | None], TokenSet] = field(default_factory=OrderedDict)
-    size: int = 0
+    Attributes:
+        max_bytes: Limit of the tokens' size.
+        sets: The token sets, the least recently used first.
+        nbytes: Size of their tokens.
+    """
 
-    def get(self, key: tuple[Key, int | None]) -> TokenSet | None:
+    max_bytes: int = MAX_CACHE_BYTES
+    sets: OrderedDict[tuple[MediaKey, int | None], TokenSet] = field(default_factory=OrderedDict)
+    nbytes: int = 0
+
+    def get(self, key: tuple[MediaKey, int | None]) -> TokenSet | None:
+        """Return a token set; None if it is not in the cache."""
         if key in self.sets:
             self.sets.move_to_end(key)
         return self.sets.get(key)
 
-    def add(self, key: tuple[Key, int | None], tokens: TokenSet) -> None:
+    def add(self, key: tuple[MediaKey, int | None], tokens: TokenSet) -> None:
+        """Add a token set, and drop others if there is no room. The last one stays even if it is too large."""
         self.sets[key] = tokens
-        self.size += tokens.tokens.nbytes
-        while self.size > self.room and len(self.sets) > 1:
-            self.size -= self.sets.popitem(last=False)[1].tokens.nbytes
+        self.nbytes += tokens.tokens.nbytes
+        while self.nbytes > self.max_bytes and len(self.sets) > 1:
+            _, dropped = self.sets.popitem(last=False)
+            self.nbytes -= dropped.tokens.nbytes
 
 
 @dataclass
 class VisionCache:
-    """`encoded`: how many pictures and clips the tower has seen so far."""
+    """Encodes and prunes media, or takes their token sets from the cache.
+
+    Attributes:
+        pruner: The vision half, with budget and method.
+        batch_size: Media that are encoded together.
+        token_sets: The cache.
+        num_encoded: Number of pictures and clips that were encoded.
+    """
 
     pruner: Pruner
     batch_size: int
-    remembered: ReplayableListing = field(default_factory=ReplayableListing)
-    encoded: int = 0
+    token_sets: TokenSetCache = field(default_factory=TokenSetCache)
+    num_encoded: int = 0
 
-    def plan(self, asked: Iterable[Asked]) -> Counts:
-        """Eq. 7 over the distinct pictures of each task, all of which are encoded for that: on average as many tokens
-        as the budget says, whatever other tasks are asked."""
-        if not self.pruner.spreads:
+    def plan(self, requests: Iterable[Request]) -> Counts:
+        """Spread a dynamic budget (Eq. 7) over the distinct media of each task.
+
+        All of them are encoded for that. They keep as many tokens on average as the budget says, whatever other tasks
+        are asked. With another budget, nothing is planned.
+        """
+        if not self.pruner.spreads_across_items:
             return {}
-        measured = dict[str, dict[Key, tuple[float, int]]]()
+        information = dict[str, dict[MediaKey, tuple[float, int]]]()
         waiting = list[tuple[str, MediaRequest]]()
-        known = set[tuple[str, Key]]()
-        for one in asked:
-            for sight in one.sights(self.pruner.sampling):
-                if (one.task, sight.key) not in known:
-                    known.add((one.task, sight.key))
-                    waiting.append((one.task, sight))
+        seen = set[tuple[str, MediaKey]]()
+        for request in requests:
+            for media in request.media_requests(self.pruner.sampling):
+                if (request.task, media.key) not in seen:
+                    seen.add((request.task, media.key))
+                    waiting.append((request.task, media))
             if len(waiting) >= self.batch_size:
-                self._measure(waiting, measured)
+                self._measure(waiting, information)
                 waiting = []
-        self._measure(waiting, measured)
-        return {
-            (task, key): count
-            for task, own in measured.items()
-            for key, count in zip(own, self.pruner.counts(*map(list, zip(*own.values(), strict=True))), strict=True)
-        }
+        if waiting:
+            self._measure(waiting, information)
+        counts = dict[tuple[str, MediaKey], int]()
+        for task, measured in information.items():
+            phis, totals = zip(*measured.values(), strict=True)
+            for key, count in zip(measured, self.pruner.token_counts(phis, totals), strict=True):
+                counts[task, key] = count
+        return counts
+
+    def token_sets_of(self, requests: Sequence[Request], counts: Counts) -> list[list[TokenSet]]:
+        """Return the kept tokens of the media of each request, in order."""
+        by_key = dict[tuple[MediaKey, int | None], MediaRequest]()
+        keys_by_request = []
+        for request in requests:
+            keys = []
+            for media in request.media_requests(self.pruner.sampling):
+                key = media.key, counts.get((request.task, media.key))
+                by_key[key] = media
+                keys.append(key)
+            keys_by_request.append(keys)
+        # Token sets are held here as well: the cache may drop them before all are there.
+        token_sets = {key: cached for key in by_key if (cached := self.token_sets.get(key))}
+        missing = [key for key in by_key if key not in token_sets]
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
+            kept = self._prune([by_key[key] for key in batch], [count for _, count in batch])
+            for key, tokens in zip(batch, kept, strict=True):
+                token_sets[key] = tokens
+                self.token_sets.add(key, tokens)
+        return [[token_sets[key] for key in keys] for keys in keys_by_request]
 
     def _measure(
-        self, waiting: Sequence[tuple[str, MediaRequest]], measured: dict[str, dict[Key, tuple[float, int]]]
+        self,
+        waiting: Sequence[tuple[str, MediaRequest]],
+        information: dict[str, dict[MediaKey, tuple[float, int]]],
     ) -> None:
-        found = run_in_halves_on_oom(self._information, [sight for _, sight in waiting], _too_large) if waiting else []
-        for (task, sight), value in zip(waiting, found, strict=True):
-            measured.setdefault(task, {})[sight.key] = value
+        """Add the information and the number of tokens of media to those of their tasks."""
+        media = [item for _, item in waiting]
+        for (task, item), value in zip(
+            waiting, run_in_halves_on_oom(self._information, media, _raise_too_large), strict=True
+        ):
+            information.setdefault(task, {})[item.key] = value
 
-    def _information(self, sights: Sequence[MediaRequest]) -> list[tuple[float, int]]:
-        encoded = self._encode(sights)
-        phis = [of_item(*pair) for pair in zip(self.pruner.information(encoded), encoded, strict=True)]
-        for sight, phi in zip(sights, phis, strict=True):
+    def _information(self, media: Sequence[MediaRequest]) -> list[tuple[float, int]]:
+        encoded = self._encode(media)
+        results = []
+        for request, values, item in zip(media, self.pruner.information(encoded), encoded, strict=True):
+            phi = item_information(values, item)
             if not math.isfinite(phi):
-                raise not_finite(sight.load().source)
-        return [(phi, item.layout.total) for phi, item in zip(phis, encoded, strict=True)]
+                raise non_finite_error(request.load().source)
+            results.append((phi, item.layout.total))
+        return results
 
-    def see(self, asked: Sequence[Asked], counts: Counts) -> list[list[TokenSet]]:
-        """What is kept of the pictures and clips of each request."""
-        sights = [one.sights(self.pruner.sampling) for one in asked]
-        wanted = [
-            [(sight.key, counts.get((one.task, sight.key))) for sight in some]
-            for one, some in zip(asked, sights, strict=True)
-        ]
-        by_key = {
-            key: sight for keys, some in zip(wanted, sights, strict=True) for key, sight in zip(keys, some, strict=True)
-        }
-        found = {key: held for key in by_key if (held := self.remembered.get(key))}
-        missing = [key for key in by_key if key not in found]
-        for start in range(0, len(missing), self.batch_size):
-            some = missing[start : start + self.batch_size]
-            made = self._kept([by_key[key] for key in some], [count for _, count in some])
-            found |= dict(zip(some, made, strict=True))
-            for key in some:
-                self.remembered.add(key, found[key])
-        return [[found[key] for key in keys] for keys in wanted]
-
-    def _kept(self, sights: Sequence[MediaRequest], counts: Sequence[int | None]) -> Sequence[TokenSet]:
-        encoded = self._encode(sights)
-        given = [
-            self.pruner.mean(item.layout.total) if count is None else count
+    def _prune(self, media: Sequence[MediaRequest], counts: Sequence[int | None]) -> Sequence[TokenSet]:
+        encoded = self._encode(media)
+        budgets = [
+            self.pruner.mean_tokens(item.layout.total) if count is None else count
             for item, count in zip(encoded, counts, strict=True)
         ]
         try:
-            return on_host(self.pruner.keep(encoded, given))
+            return to_host(self.pruner.keep(encoded, budgets))
         except NonFiniteError as error:
-            raise not_finite(sights[error.rows[0]].load().source) from error
+            raise non_finite_error(media[error.rows[0]].load().source) from error
 
-    def _encode(self, sights: Sequence[MediaRequest]) -> list[Encoded]:
-        self.encoded += len(sights)
-        return self.pruner.encode([self.pruner.preprocess(one.load(), one.num_other_images) for one in sights])
+    def _encode(self, media: Sequence[MediaRequest]) -> list[Encoded]:
+        self.num_encoded += len(media)
+        return self.pruner.encode([self.pruner.preprocess(item.load(), item.num_other_images) for item in media])
 
 
-def _too_large(sight: MediaRequest) -> tuple[float, int]:
-    raise ModelError(f"{sight.load().source}: not enough memory for one picture", "device=cpu, or dtype=bf16")
+def _raise_too_large(media: MediaRequest) -> NoReturn:
+    raise ModelError(f"{media.load().source}: not enough memory for one picture", "device=cpu, or dtype=bf16")
