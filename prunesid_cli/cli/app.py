@@ -1,4 +1,4 @@
-"""The command line: what commands there are, and how every failure ends."""
+"""The command line: its commands, and how every failure ends."""
 
 from __future__ import annotations
 
@@ -17,75 +17,70 @@ from prunesid_cli.cli.commands.bench import bench
 from prunesid_cli.cli.commands.compress import compress
 from prunesid_cli.cli.commands.evaluate import evaluate
 from prunesid_cli.cli.commands.show import show
-from prunesid_cli.cli.config import DEFAULTS, default_map, unknown_keys
-from prunesid_cli.cli.terminal import OutputClosed, end_quietly, mend_streams, printer
-from prunesid_cli.cli.usage_errors import explained
+from prunesid_cli.cli.config import IGNORED_PARAMETERS, default_map, unknown_keys
+from prunesid_cli.cli.help import PlainCommand, PlainGroup
+from prunesid_cli.cli.terminal import OutputClosed, connect_logging, discard_stdout, printer, reopen_closed_streams
+from prunesid_cli.cli.usage_errors import format_parser_error
 from prunesid_cli.errors import ExitCode, PruneSIDError
 
 app = typer.Typer(
+    cls=PlainGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Answer questions about many images with a vision-language model, from the few visual tokens that matter.",
-    epilog="What is not typed is looked up in the environment (PRUNESID_MODEL, PRUNESID_KEEP, ...), then in "
-    '~/.config/prunesid/config.toml, or under $XDG_CONFIG_HOME (model = "llava-1.5-7b", keep = "64").',
+    epilog="Options can also be set in the environment (PRUNESID_MODEL, PRUNESID_KEEP, ...) and in "
+    '~/.config/prunesid/config.toml (model = "llava-1.5-7b", keep = "64"), or under $XDG_CONFIG_HOME.',
 )
-app.command()(ask)
-app.command()(compress)
-app.command()(answer)
-app.command()(evaluate)
-app.command()(show)
-app.command()(bench)
+for command in (ask, compress, answer, evaluate, show, bench):
+    app.command(cls=PlainCommand)(command)
 app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(value: bool) -> None:
+    if value:
         printer.result(f"prunesid {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def everywhere(
+def check_config(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Answer questions about many images with a vision-language model, from the few visual tokens that matter."""
-    if context.invoked_subcommand in DEFAULTS:
-        commands = [getattr(context.command, "commands")[name] for name in DEFAULTS]  # noqa: B009
-        options = {one.name for command in commands for one in command.params if one.param_type_name == "option"}
+    if context.invoked_subcommand in IGNORED_PARAMETERS:
+        commands = [getattr(context.command, "commands")[name] for name in IGNORED_PARAMETERS]  # noqa: B009
+        options = {param.name for one in commands for param in one.params if param.param_type_name == "option"}
         for problem in unknown_keys(options):
             printer.warning(problem)
 
 
-def _terminate(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
-    """Run the command line and leave with its exit code; no traceback without --debug."""
-    mend_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    """Runs the command line, and exits with its code."""
+    reopen_closed_streams()
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
-        code = _run()
-    except KeyboardInterrupt:  # once more, while the last lines were written
+        code = run()
+    except KeyboardInterrupt:  # a second one, while the last lines were printed
         code = ExitCode.INTERRUPTED
     sys.exit(code)
 
 
-def _run() -> int:
-    try:
-        return _command()
-    except SystemExit as ended:  # how rich and typer end where nobody reads the help any more
-        if not isinstance(ended.__context__, BrokenPipeError):
-            raise
-        end_quietly()
-        return ExitCode.OK
+def _raise_interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
-def _command() -> int:
-    printer.quiet, printer.verbose, printer.debug, printer.resumable = False, False, "--debug" in sys.argv, False
+def run() -> int:
+    """Runs the command in `sys.argv`. Prints errors; a traceback only with --debug.
+
+    Returns:
+        The exit code.
+    """
+    printer.reset(debug="--debug" in sys.argv)
+    connect_logging()
     try:
         result = app(standalone_mode=False, default_map=default_map())
         if result == ExitCode.INTERRUPTED:  # typer turns KeyboardInterrupt into this code
@@ -97,17 +92,22 @@ def _command() -> int:
     except (KeyboardInterrupt, typer.Abort):
         printer.warning("interrupted")
         if printer.resumable:
-            printer.usage(f"go on with: {shlex.join(['prunesid', *sys.argv[1:]])}")
+            printer.requested(f"continue with: {shlex.join(['prunesid', *sys.argv[1:]])}")
         return ExitCode.INTERRUPTED
     except OutputClosed:
-        end_quietly()
+        discard_stdout()
+        return ExitCode.OK
+    except SystemExit as error:  # how typer ends if the reader of the help is gone
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        discard_stdout()
         return ExitCode.OK
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "show"):
             error.show()
             return ExitCode.USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
-            printer.error(explained(error, _asked()))
+            printer.error(format_parser_error(error, _typed_command()))
             return ExitCode.USAGE
         bug = PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it")
         bug.__cause__ = error
@@ -115,8 +115,8 @@ def _command() -> int:
         return ExitCode.FAILURE
 
 
-def _asked() -> str:
-    """The command that was typed, as far as it is one."""
+def _typed_command() -> str:
+    """The command that was typed, as far as it exists."""
     words = ["prunesid"]
     command: Any = typer.main.get_command(app)
     for word in sys.argv[1:]:

@@ -1,124 +1,172 @@
-"""What a command was given: options, of which two that were typed may contradict each other and one that was not is
-named in errors; and stdin."""
+"""Reads what a command was given: settings, lists, prompts, media and stdin.
+
+Values come from four places (see `SOURCES_BY_RANK`). Of two options that contradict each other, the one from the higher
+place wins; two that were both typed are an error. Errors about a value that was not typed say where it came from.
+"""
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from prunesid_cli.cli.config import KEYS, config_path
-from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES, FrameSampling
+from prunesid_cli.cli.config import KEY_BY_PARAMETER, config_path, load_config
+from prunesid_cli.cli.terminal import printer
+from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.models.loading.checkpoint import DEMO, is_local
+from prunesid_cli.pipeline.settings import Settings
+from prunesid_cli.text import plural
 
-RISING = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
-"""Of two sources of values, the later one wins. The second is the configuration file."""
+if TYPE_CHECKING:
+    from prunesid_cli.inputs.image import Media
+    from prunesid_cli.inputs.video.frame_sampling import FrameSampling
+    from prunesid_cli.selection.budget import Budget
+
+SOURCES_BY_RANK = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+"""Where values come from, as click calls it, the weakest first. DEFAULT_MAP is the configuration file."""
 
 
-def weight(context: typer.Context, name: str) -> int:
+def source_rank(context: typer.Context, name: str) -> int:
+    """Rank of the place that the value of a parameter came from; see `SOURCES_BY_RANK`."""
     source = context.get_parameter_source(name)
-    return RISING.index(source.name) if source and source.name in RISING else 0
+    return SOURCES_BY_RANK.index(source.name) if source and source.name in SOURCES_BY_RANK else 0
 
 
 def is_typed(context: typer.Context, name: str) -> bool:
-    return RISING[weight(context, name)] == "COMMANDLINE"
+    return SOURCES_BY_RANK[source_rank(context, name)] == "COMMANDLINE"
 
 
-def outweighs_fixed(context: typer.Context, name: str, option: str) -> bool:
-    """Whether an option that implies --dynamic holds against --fixed, where that is set: as the one with more weight.
+def value_origin(context: typer.Context, name: str) -> str | None:
+    """Where a value came from: an environment variable or the configuration file; None if it was typed or built in."""
+    key = KEY_BY_PARAMETER.get(name, name)
+    origins = {"ENVIRONMENT": f"PRUNESID_{key.upper()}", "DEFAULT_MAP": f"{key} in {config_path()}"}
+    return origins.get(SOURCES_BY_RANK[source_rank(context, name)])
+
+
+@contextmanager
+def name_origin(context: typer.Context, name: str) -> Iterator[None]:
+    """Usage errors raised in this block say where the value of the parameter came from, unless it was typed."""
+    try:
+        yield
+    except UsageError as error:
+        origin = value_origin(context, name)
+        if origin is None:
+            raise
+        raise UsageError(f"{origin}: {error.problem}", error.hint) from error
+
+
+def overrides_fixed(context: typer.Context, name: str, option: str) -> bool:
+    """Whether an option that implies --dynamic holds. It does not if --fixed comes from a higher place.
 
     Raises:
-        UsageError: both were typed.
+        UsageError: Both were typed.
     """
     if context.params["dynamic"] is not False:
         return True
     if is_typed(context, name) and is_typed(context, "dynamic"):
         raise UsageError(f"--fixed and {option} contradict each other", f"{option} implies --dynamic: leave out one")
-    return weight(context, name) >= weight(context, "dynamic")
+    return source_rank(context, name) >= source_rank(context, "dynamic")
 
 
-def origin(context: typer.Context, name: str) -> str | None:
-    """Where the value of an option that was not typed came from; None: it was, or is the built-in one."""
-    key = KEYS.get(name, name)
-    places = {"ENVIRONMENT": f"PRUNESID_{key.upper()}", "DEFAULT_MAP": f"{key} in {config_path()}"}
-    return places.get(RISING[weight(context, name)])
+def read_settings(context: typer.Context, **overrides: Any) -> Settings:
+    """The settings among a command's parameters, checked as far as that needs no model.
 
-
-@contextmanager
-def naming(context: typer.Context, name: str) -> Iterator[None]:
-    """An error about an option that was not typed says where its value came from."""
-    try:
-        yield
-    except UsageError as error:
-        place = origin(context, name)
-        if place is None:
-            raise
-        raise UsageError(f"{place}: {error.problem}", error.hint) from error
-
-
-def read_sampling(context: typer.Context) -> FrameSampling:
-    """How to look at clips: by --frames or --fps, whichever has more weight, and in which windows.
+    Args:
+        context: The command's context.
+        **overrides: Settings that the command decides otherwise.
 
     Raises:
-        UsageError: both were typed, or the latter is no rate.
+        UsageError: The configuration file cannot be read, a value makes no sense, or --frames and --fps were both
+            typed.
     """
-    given = context.params
-    frames, fps, decoding = given["frames"], given["fps"], (given["video_backend"].value, given.get("window", 1))
-    if fps is None:
-        return FrameSampling(frames, None, *decoding)
-    with naming(context, "fps"):
-        if not 0 < fps < math.inf:
-            raise UsageError(f"--fps {fps:g} is no rate", "frames a second: 1, or 0.5 for one in two seconds")
-    if is_typed(context, "frames") and is_typed(context, "fps"):
-        raise UsageError("--frames and --fps contradict each other", "leave out one")
-    by_frames = weight(context, "frames") > weight(context, "fps")
-    return FrameSampling(frames, None, *decoding) if by_frames else FrameSampling(DEFAULT_FRAMES, fps, *decoding)
+    load_config()
+    given = {field.name: context.params[field.name] for field in fields(Settings) if field.name in context.params}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None} | overrides)
+    # A revision that was set together with another model does not belong to a folder that was named instead.
+    if source_rank(context, "revision") < source_rank(context, "model") and is_local(settings.model or DEMO):
+        settings = replace(settings, revision=None)
+    if settings.fps is not None:
+        with name_origin(context, "fps"):
+            settings.sampling()
+        if is_typed(context, "frames") and is_typed(context, "fps"):
+            raise UsageError("--frames and --fps contradict each other", "leave out one")
+        if source_rank(context, "frames") > source_rank(context, "fps"):
+            settings = replace(settings, fps=None)
+    return settings
 
 
-def revision_meant(context: typer.Context, model: str | None, revision: str | None) -> str | None:
-    """The revision, but for one that was set together with another model, in whose place a folder was named."""
-    was_before = weight(context, "revision") < weight(context, "model")
-    return None if was_before and is_local(model or DEMO) else revision
-
-
-def listed(text: str, example: str) -> list[str]:
-    """Values separated by commas, each once.
+def read_budget(context: typer.Context, settings: Settings) -> Budget:
+    """The budget of some settings; their method is checked, too.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is no such method, or the budget cannot be read.
     """
-    found = list(dict.fromkeys(one.strip() for one in text.split(",") if one.strip()))
-    if not found:
-        raise UsageError("an empty list", hint=f"separated by commas: {example}")
-    return found
+    with name_origin(context, "method"):
+        settings.check_method()
+    with name_origin(context, "keep"):
+        return settings.budget()
 
 
-def stdin() -> TextIO:
-    """What is piped into the command.
+def split_list(text: str, example: str) -> list[str]:
+    """Splits values at commas; repeated values are left out.
 
     Raises:
-        UsageError: there is no such stream.
+        UsageError: There is no value.
     """
+    values = list(dict.fromkeys(value.strip() for value in text.split(",") if value.strip()))
+    if not values:
+        raise UsageError("an empty list", hint=f"separate the values by commas: {example}")
+    return values
+
+
+def open_stdin() -> TextIO:
+    """Raises `UsageError` if stdin is closed."""
     if sys.stdin is None:
         raise UsageError("- reads stdin, which is closed", "leave out <&-, or name a file")
     return sys.stdin
 
 
-def prompt_of(text: str) -> str:
-    """A prompt as it was typed, or - for stdin.
+def read_prompt(text: str) -> str:
+    """A prompt as it was typed, or stdin for "-".
 
     Raises:
-        UsageError: it is empty.
+        UsageError: It is empty.
     """
     if text == "-":
-        text = stdin().read().strip()
+        text = open_stdin().read().strip()
         if not text:
-            raise UsageError("nothing came on stdin", 'pipe a prompt into it, or type one: "what is shown?"')
+            raise UsageError("stdin is empty", 'pipe a prompt into it, or type one: "what is shown?"')
     if not text.strip():
         raise UsageError("the prompt is empty", 'ask something: "what is shown?"')
     return text
+
+
+def read_media(sources: Sequence[str], sampling: FrameSampling) -> list[Media]:
+    """Loads images and clips by name; "-" is an image on stdin.
+
+    Raises:
+        MediaError: One cannot be read.
+    """
+    from prunesid_cli.inputs.image import load_image_bytes
+    from prunesid_cli.inputs.video.load import load_media
+
+    media = []
+    for source in sources:
+        if source == "-":
+            data = open_stdin().buffer.read()
+            if not data:
+                hint = 'pipe a picture into it: prunesid ask - "what is shown?" < picture.jpg'
+                raise MediaError("stdin is empty", hint)
+            media.append(load_image_bytes(data, source))
+        else:
+            media.append(load_media(source, sampling))
+    for item in media:
+        if item.is_clip:
+            printer.detail(f"{item.source}: {plural(len(item.frames), 'frame')} by {item.decoder}")
+        for note in item.notes:
+            printer.note(f"{item.source}: {note}")
+    return media

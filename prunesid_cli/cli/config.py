@@ -1,4 +1,4 @@
-"""The user's configuration file: defaults for options, below the environment and above the built-in ones."""
+"""The user's configuration file: defaults for options. The command line and the environment override it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PARAMETERS = {"attn": "attention", "json": "as_json"}
-"""Options whose parameter has another name."""
-KEYS = {parameter: key for key, parameter in PARAMETERS.items()}
-"""The other way round."""
-DEFAULTS: dict[str, tuple[str, ...]] = {
+PARAMETER_BY_KEY = {"attn": "attention", "json": "as_json"}
+"""Keys of the file whose command parameter has another name."""
+KEY_BY_PARAMETER = {parameter: key for key, parameter in PARAMETER_BY_KEY.items()}
+IGNORED_PARAMETERS: dict[str, tuple[str, ...]] = {
     "ask": (),
     "compress": (),
     "show": (),
@@ -31,19 +30,20 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "evaluate": ("keep", "method"),  # what is compared
     "bench": ("batch_size",),  # what is measured
 }
-"""Commands that take their defaults from the file, and which of them they do not."""
+"""The commands that read the file, and the parameters that they do not take from it."""
 
 
 def config_path() -> Path:
+    """`~/.config/prunesid/config.toml`, or under `$XDG_CONFIG_HOME`, on every system."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "prunesid" / "config.toml"
 
 
 def load_config() -> dict[str, Any]:
-    """The file's keys are long option names with underscores: `model`, `keep`, `max_new_tokens` ...
+    """The contents of the file. Keys are long option names with underscores: `model`, `keep`, `max_new_tokens`.
 
     Raises:
-        UsageError: the file is not TOML, or cannot be read.
+        UsageError: The file is not TOML, or cannot be read.
     """
     path = config_path()
     try:
@@ -55,54 +55,56 @@ def load_config() -> dict[str, Any]:
 
 
 def default_map() -> dict[str, Any]:
-    """The configuration as click reads it: the defaults of each command.
+    """The configuration as click reads it: defaults for each command.
 
-    A broken file gives none: it must not take the help, or the command that mends it, with it. What does need it calls
-    `load_config` and says so.
+    A file that cannot be read gives no defaults, so that the help still works, and the command that mends the file.
+    Commands that need the file call `load_config`, which raises the error.
     """
     try:
-        found = load_config()
+        config = load_config()
     except UsageError:
         return {}
-    config = {PARAMETERS.get(key, key): value for key, value in found.items()}
+    values = {PARAMETER_BY_KEY.get(key, key): value for key, value in config.items()}
     return {
-        command: {key: value for key, value in config.items() if key not in others}
-        for command, others in DEFAULTS.items()
+        command: {key: value for key, value in values.items() if key not in ignored}
+        for command, ignored in IGNORED_PARAMETERS.items()
     }
 
 
 def unknown_keys(parameters: Collection[str]) -> Iterator[str]:
-    """What is wrong with keys of the file that are none of the options of those parameters. A broken file: see
-    `default_map`."""
-    known = {KEYS.get(one, one) for one in parameters}
+    """Warnings about keys of the file that are not among the parameters of the commands."""
+    known = {KEY_BY_PARAMETER.get(parameter, parameter) for parameter in parameters}
     try:
-        found = load_config()
+        config = load_config()
     except UsageError:
         return
-    for key, value in found.items():
+    for key, value in config.items():
         if isinstance(value, dict):
             yield f"[{key}] in {config_path()} is not read: options stand above all tables"
         elif key not in known:
-            meant = nearest(key, known)
-            yield f"{key} in {config_path()} is no option" + (f": did you mean {meant}?" if meant else "")
+            match = nearest(key, known)
+            yield f"{key} in {config_path()} is not an option" + (f": did you mean {match}?" if match else "")
 
 
 def set_model(name: str) -> Path:
-    """Make `name` the default model, leaving the rest of the file as it is; a revision was the old model's.
+    """Makes `name` the default model. The rest of the file stays, except for a revision, which was the old model's.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        UsageError: the file cannot be read, written, or changed without breaking it.
+        UsageError: The file cannot be read, written, or changed without breaking it.
     """
     load_config()
     path = config_path()
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = old.splitlines()
-    tables = next((at for at, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
-    top = [line for line in lines[:tables] if not re.match(r"""\s*["']?(model|revision)["']?\s*=""", line)]
-    text = "\n".join([f"model = {json.dumps(name, ensure_ascii=False)}", *top, *lines[tables:]]) + "\n"
+    first_table = next((row for row, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
+    kept = [line for line in lines[:first_table] if not re.match(r"""\s*["']?(model|revision)["']?\s*=""", line)]
+    text = "\n".join([f"model = {json.dumps(name, ensure_ascii=False)}", *kept, *lines[first_table:]]) + "\n"
     try:
         if tomllib.loads(text)["model"] != name:
-            raise ValueError("the name does not survive")
+            raise ValueError("the name cannot be written as TOML")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Options that mean the same in every command."""
+"""Options that several commands have. Names and defaults of settings are those of `pipeline.settings.Settings`."""
 
 from __future__ import annotations
 
@@ -8,234 +8,268 @@ from typing import Annotated
 import typer
 
 from prunesid_cli.cli.arguments import is_typed
-from prunesid_cli.cli.choices import Attention, Backend, Dtype, Stored
-from prunesid_cli.cli.terminal import printer
+from prunesid_cli.cli.help import ADVANCED, ANSWERING, CLIPS, COMMON, MODEL, OUTPUT, PRUNING
+from prunesid_cli.cli.terminal import printer, update_log_level
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
+from prunesid_cli.pipeline import settings
 from prunesid_cli.selection import METHODS
-
-MODEL, PRUNING, CLIPS, RUNNING, ANSWERING, OUTPUT = "Model", "Pruning", "Clips", "Running", "Answering", "Output"
 
 Model = Annotated[
     str | None,
     typer.Option(
-        "-m", "--model", envvar="PRUNESID_MODEL", rich_help_panel=MODEL, show_default="the embedded model",
-        help="A Hugging Face repo id, a local folder, or an alias (see: prunesid models).",
-    ),
-]  # fmt: skip
-CacheModel = Annotated[
-    str | None,
-    typer.Option(
-        "-m", "--model", rich_help_panel=MODEL, show_default="the cache's own",
-        help="The cache's model under another name, say a folder that was moved.",
+        "-m", "--model", envvar="PRUNESID_MODEL", rich_help_panel=COMMON, show_default="the embedded model",
+        help="The model: a Hugging Face repo id, a folder, or an alias (see: prunesid models).",
     ),
 ]  # fmt: skip
 Revision = Annotated[
     str | None,
     typer.Option(
-        envvar="PRUNESID_REVISION", rich_help_panel=MODEL, show_default="main", help="Branch, tag or commit of a repo."
+        "--revision", envvar="PRUNESID_REVISION", rich_help_panel=MODEL, show_default="main",
+        help="Branch, tag or commit of the model's repo.",
     ),
-]
+]  # fmt: skip
+CacheModel = Annotated[
+    str | None,
+    typer.Option(
+        "-m", "--model", rich_help_panel=MODEL, show_default="the cache's model",
+        help="The cache's model under another name, for example a folder that was moved.",
+    ),
+]  # fmt: skip
 CacheRevision = Annotated[
     str | None,
-    typer.Option(rich_help_panel=MODEL, show_default="the cache's own", help="Branch, tag or commit, if it is that."),
-]
+    typer.Option(
+        "--revision", rich_help_panel=MODEL, show_default="the cache's revision",
+        help="Branch, tag or commit of the model's repo. It must be the revision that the cache was made with.",
+    ),
+]  # fmt: skip
 Keep = Annotated[
     str,
     typer.Option(
-        "-k", "--keep", envvar="PRUNESID_KEEP", rich_help_panel=PRUNING,
-        help="Visual tokens to keep of each image or clip: 64, 11% or all. CLS counts, where the tower has one.",
+        "-k", "--keep", metavar="BUDGET", envvar="PRUNESID_KEEP", rich_help_panel=COMMON,
+        help="How many visual tokens to keep of each image or clip: 64, 11% or all. A CLS token counts as one.",
+    ),
+]  # fmt: skip
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method", envvar="PRUNESID_METHOD", rich_help_panel=PRUNING,
+        help=f"How to select the tokens: {', '.join(METHODS)}.",
     ),
 ]  # fmt: skip
 Dynamic = Annotated[
     bool | None,
     typer.Option(
-        "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=PRUNING,
-        show_default="over tiles and frames of one image or clip",
-        help="Spread the average by how much is in them: over images, too (each is decoded twice), or not at all.",
+        "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=PRUNING, show_default="neither",
+        help="Spread the budget by information (Eq. 7 of the paper): --dynamic gives more tokens to images that hold "
+        "more, and the budget is an average over all images (each is decoded twice). Without it, the budget is spread "
+        "over the tiles and frames of one image or clip. --fixed spreads it over nothing.",
     ),
 ]  # fmt: skip
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        metavar="CACHE", rich_help_panel=PRUNING,
-        help="Implies --dynamic: an average image is one of this cache, by compress --calibrate or as it is.",
-    ),
-]  # fmt: skip
-Method = Annotated[
-    str, typer.Option(envvar="PRUNESID_METHOD", rich_help_panel=PRUNING, help=f"How to choose: {', '.join(METHODS)}.")
-]
-Draft = Annotated[
-    bool,
-    typer.Option(
-        "--draft", envvar="PRUNESID_DRAFT", rich_help_panel=RUNNING,
-        help="Decode large JPEGs at 1/2, 1/4 or 1/8, still twice what the model reads: 6 to 9 times faster, and "
-        "of what is kept a tenth is another. Noted of each image. For models that shrink all images to one size.",
+        "--calibration", metavar="CACHE", rich_help_panel=PRUNING,
+        help="Compare this image with the images of a cache, to give it its share of the budget. Implies --dynamic. "
+        "The cache may hold tokens, or be made by compress --calibrate.",
     ),
 ]  # fmt: skip
 Frames = Annotated[
     int,
     typer.Option(
         "--frames", min=1, max=MAX_FRAMES, envvar="PRUNESID_FRAMES", rich_help_panel=CLIPS,
-        help="Of each clip, spread evenly over its time; of a shorter one all.",
+        help="How many frames to read of each clip, spread evenly over its time. A shorter clip gives all its frames.",
     ),
 ]  # fmt: skip
 Fps = Annotated[
     float | None,
     typer.Option(
-        "--fps", envvar="PRUNESID_FPS", rich_help_panel=CLIPS, show_default="as --frames says",
-        help="Frames a second instead, however long the clip is: 1, 0.5.",
+        "--fps", envvar="PRUNESID_FPS", rich_help_panel=CLIPS,
+        help="Read this many frames per second instead, for example 1 or 0.5.",
     ),
 ]  # fmt: skip
 Window = Annotated[
     int,
     typer.Option(
         "--window", min=1, max=MAX_FRAMES, envvar="PRUNESID_WINDOW", rich_help_panel=CLIPS,
-        help="Successive frames (Qwen: pairs of them) that are selected from together, so that what stands still is "
-        "hardly kept twice; 1: each alone. Try 8.",
+        help="Prune this many successive frames together (pairs of frames, with Qwen models), so that what stands "
+        "still is kept once. Try 8. 1 prunes each frame alone.",
     ),
 ]  # fmt: skip
 VideoBackend = Annotated[
-    Backend,
+    settings.VideoBackend,
     typer.Option(
-        "--video-backend", envvar="PRUNESID_VIDEO_BACKEND", rich_help_panel=CLIPS,
-        help="What decodes clips; auto is pyav. decord refuses what it is known to get wrong.",
+        "--video-backend", metavar="auto|pyav|decord", envvar="PRUNESID_VIDEO_BACKEND", rich_help_panel=ADVANCED,
+        help="The clip decoder. auto is pyav. decord refuses files that it is known to decode wrongly.",
+    ),
+]  # fmt: skip
+Draft = Annotated[
+    bool,
+    typer.Option(
+        "--draft", envvar="PRUNESID_DRAFT", rich_help_panel=ADVANCED,
+        help="Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, but at no less than twice what the model reads. "
+        "Loading is 6 to 9 times faster, and about a tenth of the kept tokens differ. Only for models that resize all "
+        "images to one size.",
     ),
 ]  # fmt: skip
 Store = Annotated[
-    Stored,
+    settings.TokenStore,
     typer.Option(
-        "--store", envvar="PRUNESID_STORE", rich_help_panel=PRUNING,
-        help="Kept tokens in the model's dtype, or in about half of 16 bits: int8 is closer, fp8 a little smaller.",
+        "--store", metavar="model|int8|fp8", envvar="PRUNESID_STORE", rich_help_panel=ADVANCED,
+        help="How the cache stores tokens: in the model's precision, or in about half of 16 bits. int8 is more "
+        "accurate, fp8 a little smaller.",
     ),
 ]  # fmt: skip
 ShardItems = Annotated[
-    int, typer.Option(min=1, rich_help_panel=RUNNING, help="At most so many a file of the cache; 256 MiB are.")
-]
+    int,
+    typer.Option(
+        "--shard-items", metavar="N", min=1, rich_help_panel=ADVANCED,
+        help="Maximum number of items per shard file. Shards are also limited to 256 MiB.",
+    ),
+]  # fmt: skip
 Device = Annotated[
-    str, typer.Option(envvar="PRUNESID_DEVICE", rich_help_panel=RUNNING, help="auto, cpu, cuda:0 or mps.")
-]
-DtypeOption = Annotated[
-    Dtype,
+    str,
     typer.Option(
-        "--dtype",
-        envvar="PRUNESID_DTYPE",
-        rich_help_panel=RUNNING,
-        help="auto: fp32 on a CPU, the checkpoint's own elsewhere.",
+        "--device", envvar="PRUNESID_DEVICE", rich_help_panel=MODEL, help="Where to run: auto, cpu, cuda:0 or mps."
     ),
 ]
-AttentionOption = Annotated[
-    Attention, typer.Option("--attn", envvar="PRUNESID_ATTN", rich_help_panel=RUNNING, help="Attention kernels.")
-]
-BatchSize = Annotated[
-    int,
+Dtype = Annotated[
+    settings.Dtype,
     typer.Option(
-        min=0,
-        envvar="PRUNESID_BATCH_SIZE",
-        rich_help_panel=RUNNING,
-        help="Items a forward; 0: 8 on a CPU, 32 elsewhere.",
+        "--dtype", metavar="auto|bf16|fp16|fp32", envvar="PRUNESID_DTYPE", rich_help_panel=MODEL,
+        help="Precision. auto is fp32 on a CPU and the checkpoint's own precision elsewhere.",
     ),
-]
-TowerBatch = Annotated[
+]  # fmt: skip
+Attention = Annotated[
+    settings.Attention,
+    typer.Option(
+        "--attn", metavar="KERNELS", envvar="PRUNESID_ATTN", rich_help_panel=ADVANCED,
+        help="Attention kernels: auto, sdpa, flash_attention_2 or eager. auto is sdpa.",
+    ),
+]  # fmt: skip
+AnswerBatchSize = Annotated[
     int,
     typer.Option(
-        "--batch-size", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=RUNNING,
-        help="Pictures, tiles and frames that the tower sees at once, one image or clip at least; 0: 8 on a CPU, "
-        "elsewhere grown while it pays. Halved where memory ends.",
+        "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
+        show_default="8 on a CPU, 32 elsewhere", help="How many prompts to answer together.",
+    ),
+]  # fmt: skip
+TowerBatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
+        show_default="8 on a CPU, tuned elsewhere",
+        help="How many pictures, tiles and frames the vision tower encodes together. It is halved when memory is full.",
     ),
 ]  # fmt: skip
 Checksum = Annotated[
     bool,
     typer.Option(
-        "--checksum", rich_help_panel=RUNNING,
-        help="Tell what changed by the contents of files, and not by their size and time of change.",
+        "--checksum", rich_help_panel=ADVANCED,
+        help="Detect changed files by their contents instead of their size and modification time.",
     ),
 ]  # fmt: skip
 Partition = Annotated[
     str | None,
     typer.Option(
-        "--shard", metavar="I/N", rich_help_panel=RUNNING,
-        help="Only the inputs of one of N machines: 1/4 to 4/4, each with an --out of its own, the same whatever files "
-        "are added. auto: as a SLURM array or an indexed Kubernetes job says.",
+        "--shard", metavar="I/N", rich_help_panel=ADVANCED,
+        help="Process only the I-th of N partitions of the inputs, for N machines: 1/4 to 4/4, each with its own "
+        "--out. An input stays in its partition when others are added. auto reads a SLURM array or an indexed "
+        "Kubernetes job.",
     ),
 ]  # fmt: skip
 RetryFailed = Annotated[
     bool,
     typer.Option(
-        "--retry-failed", rich_help_panel=RUNNING,
-        help="Only what failed before, as the cache lists it; no PATH. The options are those of that run.",
+        "--retry-failed", rich_help_panel=ADVANCED,
+        help="Retry only the inputs that the cache lists as failed. Give no PATH, and the options of that run.",
     ),
 ]  # fmt: skip
 MaxNewTokens = Annotated[
     int,
-    typer.Option(min=1, envvar="PRUNESID_MAX_NEW_TOKENS", rich_help_panel=ANSWERING, help="Longest answer, in tokens."),
-]
+    typer.Option(
+        "--max-new-tokens", metavar="N", min=1, envvar="PRUNESID_MAX_NEW_TOKENS", rich_help_panel=ANSWERING,
+        help="Maximum length of an answer, in tokens.",
+    ),
+]  # fmt: skip
 Temperature = Annotated[
-    float, typer.Option(min=0.0, envvar="PRUNESID_TEMPERATURE", rich_help_panel=ANSWERING, help="0 decodes greedily.")
-]
+    float,
+    typer.Option(
+        "--temperature", min=0.0, envvar="PRUNESID_TEMPERATURE", rich_help_panel=ANSWERING,
+        help="Sampling temperature. 0 decodes greedily.",
+    ),
+]  # fmt: skip
 Seed = Annotated[
     int,
     typer.Option(
-        min=0, max=2**63 - 1, envvar="PRUNESID_SEED", rich_help_panel=ANSWERING, help="Of sampling, with a temperature."
+        "--seed", min=0, max=2**63 - 1, envvar="PRUNESID_SEED", rich_help_panel=ANSWERING,
+        help="Seed of sampling, if there is a temperature.",
     ),
-]
-Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="JSON on stdout.")]
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON on stdout.")]
 Usage = Annotated[
-    bool, typer.Option("-u", "--usage", rich_help_panel=OUTPUT, help="Tokens and time by stage, on stderr.")
+    bool, typer.Option("-u", "--usage", rich_help_panel=OUTPUT, help="Print tokens and time by stage on stderr.")
 ]
 Compare = Annotated[
     bool,
     typer.Option(
-        "--compare", rich_help_panel=OUTPUT, help="Answer with and without pruning, side by side, each with its time."
+        "--compare", rich_help_panel=OUTPUT,
+        help="Answer with and without pruning, and print both side by side with their times.",
     ),
-]
+]  # fmt: skip
 Picture = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="PICTURE", rich_help_panel=OUTPUT, show_default="the terminal",
-        help="A .png, .jpg or .webp file to draw it in. A picture that is there is replaced, any other file is not.",
+        "-o", "--out", metavar="PICTURE", rich_help_panel=COMMON, show_default="the terminal",
+        help="Draw into a .png, .jpg or .webp file. An existing picture is replaced, any other file is not.",
     ),
 ]  # fmt: skip
 Groups = Annotated[
-    bool, typer.Option("--groups", rich_help_panel=OUTPUT, help="Colour tokens by the group that they were put in.")
+    bool, typer.Option("--groups", rich_help_panel=COMMON, help="Color each token by its semantic group.")
 ]
 Links = Annotated[
     bool,
     typer.Option(
-        "--links", rich_help_panel=OUTPUT, help="Draw a line from each suppressed token to the one that suppressed it."
+        "--links", rich_help_panel=COMMON,
+        help="Draw a line from each suppressed token to the token that suppressed it.",
     ),
-]
+]  # fmt: skip
 
 
-def _quiet(context: typer.Context, wanted: bool) -> None:
-    printer.quiet = printer.quiet or wanted
-    _check_volume(context)
+def _set_quiet(context: typer.Context, value: bool) -> None:
+    printer.quiet = printer.quiet or value
+    _check_verbosity(context)
 
 
-def _verbose(context: typer.Context, wanted: bool) -> None:
-    printer.verbose = printer.verbose or wanted
-    _check_volume(context)
+def _set_verbose(context: typer.Context, value: bool) -> None:
+    printer.verbose = printer.verbose or value
+    _check_verbosity(context)
 
 
-def _check_volume(context: typer.Context) -> None:
+def _check_verbosity(context: typer.Context) -> None:
     if is_typed(context, "quiet") and is_typed(context, "verbose"):
         raise UsageError("--quiet and --verbose contradict each other", "leave out one")
+    update_log_level()
 
 
-def _debug(wanted: bool) -> None:
-    printer.debug = printer.debug or wanted
+def _set_debug(value: bool) -> None:
+    printer.debug = printer.debug or value
 
 
 Quiet = Annotated[
     bool,
-    typer.Option("-q", "--quiet", callback=_quiet, rich_help_panel=OUTPUT, help="Only warnings and errors on stderr."),
+    typer.Option(
+        "-q", "--quiet", callback=_set_quiet, rich_help_panel=OUTPUT, help="Print only warnings and errors on stderr."
+    ),
 ]
 Verbose = Annotated[
     bool,
     typer.Option(
-        "-v", "--verbose", callback=_verbose, rich_help_panel=OUTPUT, help="Also say what is used, and of each input."
+        "-v", "--verbose", callback=_set_verbose, rich_help_panel=OUTPUT,
+        help="Also print the model, the device, and a line for each input.",
     ),
-]
+]  # fmt: skip
 Debug = Annotated[
-    bool, typer.Option("--debug", callback=_debug, rich_help_panel=OUTPUT, help="Show the traceback of an error.")
+    bool,
+    typer.Option("--debug", callback=_set_debug, rich_help_panel=OUTPUT, help="Print the traceback of an error."),
 ]

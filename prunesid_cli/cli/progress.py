@@ -1,37 +1,63 @@
-"""What a bar on a terminal shows."""
+"""Progress bars on a terminal."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
-class Rate(ProgressColumn):
-    """Of the last half minute."""
+class ProgressBar:
+    """A bar with a single task; without a `rich` progress it draws nothing."""
 
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:,.1f}/s")
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    @property
+    def is_visible(self) -> bool:
+        return self._progress is not None
+
+    def advance(self, count: int = 1, has_failed: bool = False) -> None:
+        """Counts finished items, and whether the last one failed."""
+        if self._progress is not None:
+            task = self._progress.tasks[0]
+            self._progress.update(task.id, advance=count, failed=task.fields["failed"] + has_failed)
+
+    def set_total(self, total: int) -> None:
+        """Sets the number of items, once it is known."""
+        if self._progress is not None:
+            self._progress.update(self._progress.tasks[0].id, total=total)
 
 
-class Failures(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        failed = task.fields["failed"]
-        return Text(f"{failed:,} failed" if failed else "", style="red")
+def new_bar(description: str, total: int | None) -> Progress:
+    """A bar that shows how many items are done, the rate, the time left, and how many failed."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
+    class RateColumn(ProgressColumn):
+        """Items per second, over the last half minute."""
 
-def new_bar(what: str, total: int | None) -> Progress:
-    """How many of how many, how quickly, how much longer, and what failed so far."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    # rich would take stdout over, and print results on stderr.
-    bar = Progress(*columns, Failures(), console=Console(stderr=True), transient=True, redirect_stdout=False)
-    bar.add_task(what, total=total, failed=0)
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.1f}/s")
+
+    class FailureColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            failed = task.fields["failed"]
+            return Text(f"{failed:,} failed" if failed else "", style="red")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    # rich would redirect stdout, and print results on stderr.
+    console = Console(stderr=True)
+    bar = Progress(*columns, FailureColumn(), console=console, transient=True, redirect_stdout=False)
+    bar.add_task(description, total=total, failed=0)
     return bar

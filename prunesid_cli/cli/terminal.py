@@ -1,8 +1,12 @@
-"""The only printer: results to stdout, everything else to stderr."""
+"""The only module that writes to the terminal: results to stdout, everything else to stderr.
+
+Code below `cli/` does not import it. It logs through `logging`; `PrinterHandler` prints those records.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -15,101 +19,136 @@ from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.text import escape_control_characters
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from prunesid_cli.cli.progress import ProgressBar
 
-
-UNDECODED = re.compile(r"[\udc80-\udcff]")
-"""Bytes of file names that are no text, as Python has them."""
+UNDECODABLE_BYTES = re.compile(r"[\udc80-\udcff]")
+"""Bytes of file names that are not valid text, as Python represents them (surrogateescape)."""
+ROOT_LOGGER = logging.getLogger("prunesid_cli")
 
 
 class OutputClosed(Exception):
-    """Whoever read stdout has gone. No OSError, which typer would turn into a failure."""
+    """The reader of stdout has closed it. Not an OSError, which typer would turn into a failure."""
 
 
 class Printer:
-    """`quiet` leaves warnings and errors alone on stderr, `verbose` adds details, `debug` shows tracebacks.
+    """Prints results, notes, warnings and errors.
 
-    `resumable`: run again, the command goes on from where it was interrupted.
+    Attributes:
+        quiet: Print only warnings and errors on stderr.
+        verbose: Print details, too.
+        debug: Print the traceback of an error.
+        resumable: Whether the command, run again, continues after an interruption.
     """
 
     def __init__(self) -> None:
-        self.quiet = False
-        self.verbose = False
-        self.debug = False
-        self.resumable = False
+        self.reset()
+
+    def reset(self, debug: bool = False) -> None:
+        """Sets everything to its default, before a command line is parsed."""
+        self.quiet, self.verbose, self.debug, self.resumable = False, False, debug, False
 
     def result(self, text: str, end: str = "\n") -> None:
-        """One result, at once: what reads a pipe should not wait. It gets file names as the bytes that they are."""
-        self.check()
-        if UNDECODED.search(text) and not sys.stdout.isatty():
+        """Prints a result and flushes. Undecodable file names reach a pipe as the bytes that they are."""
+        self.check_stdout()
+        if UNDECODABLE_BYTES.search(text) and not sys.stdout.isatty():
             self.raw(os.fsencode(text + end))
             return
-        with _written():
+        with _stdout_errors():
             print(printable(text, sys.stdout), end=end, flush=True)
 
     def raw(self, data: bytes) -> None:
-        """A result that is no text."""
-        self.check()
-        with _written():
+        """Writes bytes to stdout."""
+        self.check_stdout()
+        with _stdout_errors():
             sys.stdout.flush()
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
 
-    def check(self) -> None:
-        """Whether there is a stdout at all, before work is done whose result would have nowhere to go.
-
-        Raises:
-            PruneSIDError: there is none.
-        """
+    def check_stdout(self) -> None:
+        """Raises `PruneSIDError` if stdout is closed. Called before work whose result could not be printed."""
         if sys.stdout is None:
             raise PruneSIDError("stdout is closed, there is nowhere to write a result", "leave out >&-")
 
     def record(self, value: dict[str, Any]) -> None:
-        """One JSON object a line."""
+        """Prints one JSON object in one line."""
         self.result(json.dumps(value))
 
     def note(self, text: str) -> None:
+        """Information, unless --quiet."""
         if not self.quiet:
-            self._say(text)
+            self._print_to_stderr(text)
 
-    def usage(self, text: str) -> None:
-        """What an option of its own asked for, `quiet` or not."""
-        self._say(text)
+    def requested(self, text: str) -> None:
+        """Information that an option asked for, even with --quiet."""
+        self._print_to_stderr(text)
 
     def detail(self, text: str) -> None:
+        """Information with --verbose only."""
         if self.verbose:
             self.note(text)
 
     def warning(self, text: str) -> None:
-        self._say(f"warning: {text}")
+        self._print_to_stderr(f"warning: {text}")
 
     def error(self, error: PruneSIDError) -> None:
+        """Prints what is wrong and what to do about it; with --debug, the traceback first."""
         if self.debug:
             traceback.print_exception(type(error), error, error.__traceback__)
-        self._say(f"error: {error.problem}")
+        self._print_to_stderr(f"error: {error.problem}")
         if error.hint:
-            self._say(f"hint: {error.hint}")
+            self._print_to_stderr(f"hint: {error.hint}")
 
-    def _say(self, text: str) -> None:
+    def _print_to_stderr(self, text: str) -> None:
         print(printable(escape_control_characters(text), sys.stderr), file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, what: str, total: int | None, prints: bool) -> Iterator[Progress | None]:
-        """A progress bar on a terminal, None elsewhere; `advance_one` moves it.
+    def progress(self, description: str, total: int | None, prints_results: bool) -> Iterator[ProgressBar]:
+        """A progress bar on stderr if that is a terminal; else one that draws nothing.
 
-        `prints`: results are printed meanwhile. On the terminal of the bar they are progress enough.
+        Args:
+            description: What is being done.
+            total: Number of steps, if it is known.
+            prints_results: Whether results are printed meanwhile. On a terminal they show the progress themselves.
         """
-        if self.quiet or not sys.stderr.isatty() or (prints and stdout_is_terminal()):
-            yield None
-            return
-        from prunesid_cli.cli.progress import new_bar
+        from prunesid_cli.cli.progress import ProgressBar, new_bar
 
-        with new_bar(what, total) as bar:
-            yield bar
+        if self.quiet or not sys.stderr.isatty() or (prints_results and stdout_is_terminal()):
+            yield ProgressBar(None)
+            return
+        with new_bar(description, total) as bar:
+            yield ProgressBar(bar)
+
+
+printer = Printer()
+
+
+class PrinterHandler(logging.Handler):
+    """Prints log records of the package: warnings, notes (INFO) and details (DEBUG)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            printer.warning(record.getMessage())
+        elif record.levelno >= logging.INFO:
+            printer.note(record.getMessage())
+        else:
+            printer.detail(record.getMessage())
+
+
+def connect_logging() -> None:
+    """Prints the package's log records, by the printer's verbosity."""
+    ROOT_LOGGER.propagate = False
+    ROOT_LOGGER.handlers = [PrinterHandler()]
+    update_log_level()
+
+
+def update_log_level() -> None:
+    """Sets the level of the package's logger by the printer's verbosity."""
+    level = logging.WARNING if printer.quiet else logging.DEBUG if printer.verbose else logging.INFO
+    ROOT_LOGGER.setLevel(level)
 
 
 @contextmanager
-def _written() -> Iterator[None]:
+def _stdout_errors() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError as error:
@@ -118,21 +157,10 @@ def _written() -> Iterator[None]:
         raise PruneSIDError(f"cannot write the result: {error.strerror}", "free some space") from error
 
 
-def advance_one(bar: Progress | None, has_failed: bool = False) -> None:
-    if bar is not None:
-        task = bar.tasks[0]
-        bar.update(task.id, advance=1, failed=task.fields["failed"] + has_failed)
-
-
-def expect(bar: Progress | None, total: int) -> None:
-    if bar is not None:
-        bar.update(bar.tasks[0].id, total=total)
-
-
 def printable(text: str, stream: Any) -> str:
-    """What the stream's encoding cannot show is escaped: file names may hold any byte."""
+    """Escapes what a stream's encoding cannot represent: file names may hold any byte."""
     encoding = stream.encoding or "utf-8"
-    text = UNDECODED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    text = UNDECODABLE_BYTES.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text)
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
@@ -140,21 +168,21 @@ def stdout_is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def mend_streams() -> None:
-    """Fill the places of standard streams that are closed, or files that are opened later get their numbers, and with
-    them what is meant for those. What is said to a closed stderr goes nowhere; stdout see `Printer.check`."""
+def reopen_closed_streams() -> None:
+    """Opens the null device for standard streams that are closed.
+
+    Otherwise a file opened later would get the number of such a stream, and what is written to that stream. Text for a
+    closed stderr is dropped; for stdout see `Printer.check_stdout`.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
-def end_quietly() -> None:
-    """The reader of stdout is gone: point it at nothing, so that the interpreter's own flush does not complain."""
+def discard_stdout() -> None:
+    """Points stdout at the null device once its reader is gone, so that the interpreter's last flush does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-printer = Printer()

@@ -1,5 +1,8 @@
-"""From a cache and prompts to answers: in batches of prompts of like length, what several of them begin with read once,
-in the order of the queries."""
+"""The main flow of `answer`: cached tokens and prompts -> answers.
+
+Prompts of similar length are answered together. What several prompts about an item begin with is read by the language
+model once. Answers come in the order of the queries.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,23 @@ from itertools import takewhile
 from prunesid_cli.errors import CacheError, PruneSIDError
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
-from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.batch_size import batched
+from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.tokencache import Item, Shard, read_tokens
 from prunesid_cli.types import Answer, Generation, Prompt, TokenSet
 
-WINDOW = 16
-"""Batches among which prompts are sorted."""
+SORTED_BATCHES = 16
+"""How many batches of prompts are sorted by length together."""
+MIN_SHARED_TOKENS = 0.25
+"""Share of a batch's tokens that must be saved for common beginnings to be read apart from the rest."""
 
-WORTH = 0.25
-"""The share of a batch's tokens that must be saved, or what prompts begin with is not read apart from the rest."""
-
-
-Begins = tuple[str, tuple[int, ...]]
+PrefixKey = tuple[str, tuple[int, ...]]
+"""Source of an item, and the ids of a prompt up to the end of the item."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One prompt about one cached item; `number` is its place in the output."""
+    """One prompt about one cached item. `number` is its position in the output."""
 
     number: int
     prompt: str
@@ -39,6 +41,8 @@ class Query:
 
 @dataclass(frozen=True)
 class Reply:
+    """The answer to a query, or why there is none; `ms`: its share of the time of its batch, in milliseconds."""
+
     query: Query
     answer: Answer | None
     ms: float
@@ -46,26 +50,31 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A query, and the ids of its whole prompt with one placeholder for each run of the item; `opening`: how many of
-    them there are up to the last of those."""
+class TokenizedQuery:
+    """A query and the ids of its whole prompt.
+
+    Attributes:
+        query: The query.
+        ids: Ids, with one placeholder for each run of the item's tokens.
+        prefix_length: Number of ids up to the last placeholder.
+    """
 
     query: Query
     ids: tuple[int, ...]
-    opening: int
+    prefix_length: int
 
     @property
     def source(self) -> str:
         return self.query.item.source
 
     @property
-    def begins(self) -> Begins:
-        """The same for prompts in which all up to the end of the item is."""
-        return self.source, self.ids[: self.opening]
+    def prefix_key(self) -> PrefixKey:
+        """Equal for prompts that are the same up to the end of the item."""
+        return self.source, self.ids[: self.prefix_length]
 
     @property
     def length(self) -> int:
-        """In tokens as the model reads them."""
+        """Length of the prompt in tokens, kept visual tokens included."""
         item = self.query.item
         return len(self.ids) - len(item.layout.runs) + item.kept
 
@@ -73,122 +82,160 @@ class Asked:
 def answer(
     language: LanguageHalf, queries: Iterable[Query], generation: Generation, batch_size: int
 ) -> Iterator[list[Reply]]:
-    """Answer prompts from cached tokens; queries about one item come one after the other.
+    """Answers prompts from cached tokens.
 
-    Yields after each batch what is next in the order of the queries. An item that cannot be answered costs itself
-    alone. Sampling asks one prompt at a time, and each as if it were the only one.
+    Args:
+        language: The language half of the model.
+        queries: Prompts about items. Queries about one item follow each other.
+        generation: How to decode. With a temperature, prompts are answered one by one, each as if it were the only one.
+        batch_size: How many prompts are answered together.
+
+    Yields:
+        After each batch, the replies that are next in the order of the queries. An item that cannot be read has an
+        error in its replies.
     """
-    work = BatchAnswerer(
-        language,
-        generation,
-        1 if generation.temperature > 0 else batch_size,
-        language.can_share_prefix and generation.temperature == 0,
+    samples = generation.temperature > 0
+    answerer = BatchAnswerer(
+        language=language,
+        generation=generation,
+        batch_size=1 if samples else batch_size,
+        shares_prefixes=language.can_share_prefix and not samples,
     )
-    for window in batched(queries, WINDOW * work.size):
-        made, numbers = dict[int, Reply](), [query.number for query in reversed(window)]
-        for group in together([work.tokenize(query) for query in window], work.size, work.segment_budgets):
-            made |= {reply.query.number: reply for reply in work.replies(group)}
+    for window in batched(queries, SORTED_BATCHES * answerer.batch_size):
+        finished, waiting = dict[int, Reply](), [query.number for query in reversed(window)]
+        tokenized = [answerer.tokenize(query) for query in window]
+        for group in group_by_length(tokenized, answerer.batch_size, answerer.shares_prefixes):
+            for reply in answerer.answer_group(group):
+                finished[reply.query.number] = reply
             ready = list[Reply]()
-            while numbers and numbers[-1] in made:
-                ready.append(made.pop(numbers.pop()))
+            while waiting and waiting[-1] in finished:
+                ready.append(finished.pop(waiting.pop()))
             yield ready
 
 
-def together(asked: Sequence[Asked], size: int, segment_budgets: bool) -> list[list[Asked]]:
-    """Queries that are worked on together: those of like length, in the order of the first of each group.
+def group_by_length(
+    queries: Sequence[TokenizedQuery], batch_size: int, keep_prefixes_together: bool
+) -> list[list[TokenizedQuery]]:
+    """Groups queries of similar length.
 
-    shares: those that begin alike stay together, and then may be more than `size`.
+    Args:
+        queries: The queries.
+        batch_size: Size of a group.
+        keep_prefixes_together: Whether queries with a common beginning stay together. Groups may then be larger.
+
+    Returns:
+        Groups, in the order of the first query of each.
     """
-    own = list(_by_beginning(asked).values()) if segment_budgets else [[one] for one in asked]
-    groups = list[list[Asked]]()
-    for some in sorted(own, key=lambda some: max(one.length for one in some)):
-        if not groups or len(groups[-1]) + len(some) > size:
+    units = list(group_by_prefix(queries).values()) if keep_prefixes_together else [[query] for query in queries]
+    groups = list[list[TokenizedQuery]]()
+    for unit in sorted(units, key=lambda unit: max(query.length for query in unit)):
+        if not groups or len(groups[-1]) + len(unit) > batch_size:
             groups.append([])
-        groups[-1] += sorted(some, key=lambda one: one.length)
-    return sorted(groups, key=lambda group: min(one.query.number for one in group))
+        groups[-1] += sorted(unit, key=lambda query: query.length)
+    return sorted(groups, key=lambda group: min(query.query.number for query in group))
 
 
-def _by_beginning(asked: Iterable[Asked]) -> dict[Begins, list[Asked]]:
-    found = defaultdict[Begins, list[Asked]](list)
-    for one in asked:
-        found[one.begins].append(one)
-    return found
+def group_by_prefix(queries: Iterable[TokenizedQuery]) -> dict[PrefixKey, list[TokenizedQuery]]:
+    """Queries that begin with the same ids up to the end of the same item."""
+    groups = defaultdict[PrefixKey, list[TokenizedQuery]](list)
+    for query in queries:
+        groups[query.prefix_key].append(query)
+    return groups
 
 
-def alike(asked: Sequence[Asked]) -> int:
-    """How many tokens prompts begin with alike: all up to the end of the item, and what else is the same. Fewer than
-    any of them has, as something must be left to read; 0, where nothing would be."""
-    item, opening = asked[0].query.item, asked[0].opening
-    shortest = min(len(one.ids) for one in asked)
-    columns = zip(*(one.ids[: shortest - 1] for one in asked), strict=True)
+def shared_prefix_length(queries: Sequence[TokenizedQuery]) -> int:
+    """How many tokens prompts about one item have in common at their beginning.
+
+    At least one token of each prompt is left to read.
+
+    Returns:
+        The number of tokens, visual ones included; 0 if the common part ends before the item does.
+    """
+    item, prefix_length = queries[0].query.item, queries[0].prefix_length
+    shortest = min(len(query.ids) for query in queries)
+    columns = zip(*(query.ids[: shortest - 1] for query in queries), strict=True)
     count = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    return count - len(item.layout.runs) + item.kept if count >= opening else 0
+    return count - len(item.layout.runs) + item.kept if count >= prefix_length else 0
 
 
 @dataclass(frozen=True)
 class BatchAnswerer:
+    """Answers groups of queries.
+
+    Attributes:
+        language: The language half of the model.
+        generation: How to decode.
+        batch_size: How many prompts are answered together.
+        shares_prefixes: Whether common beginnings of prompts are read once.
+    """
+
     language: LanguageHalf
     generation: Generation
-    size: int
-    segment_budgets: bool
+    batch_size: int
+    shares_prefixes: bool
 
-    def tokenize(self, query: Query) -> Asked:
+    def tokenize(self, query: Query) -> TokenizedQuery:
         ids = tuple(self.language.tokenize(query.prompt, [query.item.layout]).tolist())
-        known = self.language.placeholder_ids
-        return Asked(query, ids, max((at for at, one in enumerate(ids, 1) if one in known), default=0))
+        placeholders = self.language.placeholder_ids
+        prefix_length = max((end for end, token in enumerate(ids, 1) if token in placeholders), default=0)
+        return TokenizedQuery(query, ids, prefix_length)
 
-    def replies(self, group: Sequence[Asked]) -> list[Reply]:
-        began = time.perf_counter()
-        read = {one.source: _read(one.query) for one in {one.source: one for one in group}.values()}
-        tokens = {source: one for source, one in read.items() if isinstance(one, TokenSet)}
-        answers: dict[int, Answer | PruneSIDError] = {
-            one.query.number: error for one in group if isinstance(error := read[one.source], PruneSIDError)
-        }
-        readable = [one for one in group if one.source in tokens]
-        prefix_caches = self.prefix_caches(readable, tokens) if self.segment_budgets else {}
-        for batch in batched(readable, self.size):
-            said = run_in_halves_on_oom(lambda some: self.answers(some, tokens, prefix_caches), batch, _too_long)
-            answers |= {one.query.number: found for one, found in zip(batch, said, strict=True)}
-        ms = (time.perf_counter() - began) * 1000 / len(group)
-        return [_reply(one.query, answers[one.query.number], ms) for one in group]
+    def answer_group(self, group: Sequence[TokenizedQuery]) -> list[Reply]:
+        """Reads the items of a group from the cache, and answers its prompts."""
+        start = time.perf_counter()
+        tokens, errors = dict[str, TokenSet](), dict[str, PruneSIDError]()
+        for source, first in {query.source: query.query for query in group}.items():
+            try:
+                tokens[source] = next(read_tokens(first.shard, [first.item]))
+            except PruneSIDError as error:
+                errors[source] = error
+        readable = [query for query in group if query.source in tokens]
+        prefix_caches = self._read_prefixes(readable, tokens) if self.shares_prefixes else {}
+        results = dict[int, Answer | PruneSIDError]()
+        for batch in batched(readable, self.batch_size):
+            answers = run_in_halves_on_oom(
+                lambda part: self._generate(part, tokens, prefix_caches),
+                batch,
+                lambda query: CacheError(f"{query.source}: not enough memory to answer one prompt", "try --device cpu"),
+            )
+            results |= {query.query.number: result for query, result in zip(batch, answers, strict=True)}
+        ms = (time.perf_counter() - start) * 1000 / len(group)
+        replies = []
+        for query in group:
+            result = errors.get(query.source) or results[query.query.number]
+            if isinstance(result, PruneSIDError):
+                replies.append(Reply(query.query, answer=None, ms=ms, error=result))
+            else:
+                replies.append(Reply(query.query, result, ms))
+        return replies
 
-    def prefix_caches(self, group: Sequence[Asked], tokens: Mapping[str, TokenSet]) -> dict[Begins, PrefixCache]:
-        """What prompts begin with alike, read once; nothing, where that is not worth it."""
-        own = list(_by_beginning(group).values())
-        lengths = [alike(some) for some in own]
-        saved = sum(length * (len(some) - 1) for length, some in zip(lengths, own, strict=True))
-        if not all(lengths) or saved <= WORTH * sum(one.length for one in group):
+    def _read_prefixes(
+        self, group: Sequence[TokenizedQuery], tokens: Mapping[str, TokenSet]
+    ) -> dict[PrefixKey, PrefixCache]:
+        """Reads common beginnings once. Nothing, if that saves too little, or if the group has others."""
+        units = list(group_by_prefix(group).values())
+        lengths = [shared_prefix_length(unit) for unit in units]
+        saved = sum(length * (len(unit) - 1) for length, unit in zip(lengths, units, strict=True))
+        if not all(lengths) or saved <= MIN_SHARED_TOKENS * sum(query.length for query in group):
             return {}
 
-        def read(some: Sequence[tuple[Asked, int]]) -> list[PrefixCache | None]:
-            heads = [prompt_prefix(self.embedded(one, tokens), length) for one, length in some]
-            return list(self.language.read_prefixes(heads))
+        def read(part: Sequence[tuple[TokenizedQuery, int]]) -> list[PrefixCache | None]:
+            prefixes = [prompt_prefix(self._embed(query, tokens), length) for query, length in part]
+            return list(self.language.read_prefixes(prefixes))
 
-        firsts = [some[0] for some in own]
-        found = run_in_halves_on_oom(read, list(zip(firsts, lengths, strict=True)), lambda one: None)
-        return {first.begins: one for first, one in zip(firsts, found, strict=True) if one}
+        first_queries = [unit[0] for unit in units]
+        caches = run_in_halves_on_oom(read, list(zip(first_queries, lengths, strict=True)), lambda too_large: None)
+        return {query.prefix_key: cache for query, cache in zip(first_queries, caches, strict=True) if cache}
 
-    def embedded(self, asked: Asked, tokens: Mapping[str, TokenSet]) -> Prompt:
-        return self.language.embed(asked.query.prompt, [tokens[asked.source]])
-
-    def answers(
-        self, asked: Sequence[Asked], tokens: Mapping[str, TokenSet], prefix_caches: Mapping[Begins, PrefixCache]
+    def _generate(
+        self,
+        batch: Sequence[TokenizedQuery],
+        tokens: Mapping[str, TokenSet],
+        prefix_caches: Mapping[PrefixKey, PrefixCache],
     ) -> list[Answer | PruneSIDError]:
-        prompts = [self.embedded(one, tokens) for one in asked]
-        known = [prefix_caches[one.begins] for one in asked if one.begins in prefix_caches]
-        return list(self.language.generate(prompts, self.generation, known if len(known) == len(asked) else ()))
+        prompts = [self._embed(query, tokens) for query in batch]
+        caches = [prefix_caches[query.prefix_key] for query in batch if query.prefix_key in prefix_caches]
+        return list(self.language.generate(prompts, self.generation, caches if len(caches) == len(batch) else ()))
 
-
-def _reply(query: Query, found: Answer | PruneSIDError, ms: float) -> Reply:
-    return Reply(query, None, ms, found) if isinstance(found, PruneSIDError) else Reply(query, found, ms)
-
-
-def _too_long(asked: Asked) -> PruneSIDError:
-    return CacheError(f"{asked.source}: not enough memory to answer one prompt", "try --device cpu")
-
-
-def _read(query: Query) -> TokenSet | PruneSIDError:
-    try:
-        return next(read_tokens(query.shard, [query.item]))
-    except PruneSIDError as error:
-        return error
+    def _embed(self, query: TokenizedQuery, tokens: Mapping[str, TokenSet]) -> Prompt:
+        return self.language.embed(query.query.prompt, [tokens[query.source]])

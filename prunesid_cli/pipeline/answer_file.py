@@ -1,9 +1,9 @@
-"""Answers in a file, JSON a line, to which the same run goes on to add when it was interrupted.
+"""A file of answers, one JSON object a line, which an interrupted run continues.
 
-A record says what was asked (`source`, `digest` of the input, `sampling` of a clip, `prompt`) and `by` what it was
-answered. Records are appended as they come, and are on the disk before the next batch begins. The last one about a
-source and a prompt counts; an error, or an answer about an earlier version of the input, is asked again. A run that was
-finished leaves one record for each query, in the order of the queries.
+A record has the query (`source`, `digest` of the input, `sampling` of a clip, `prompt`) and `by`: the model and the
+settings that answered it. Records are appended in the order of arrival, and synced to the disk before the next batch
+begins. The last record about a source and a prompt counts. A query is asked again if its record is an error, or is
+about an earlier version of the input. A finished run leaves one record for each query, in the order of the queries.
 """
 
 from __future__ import annotations
@@ -17,130 +17,172 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prunesid_cli.errors import PruneSIDError, UsageError
+from prunesid_cli.errors import CacheError, PruneSIDError, UsageError
 from prunesid_cli.pipeline.answer_index import AnswerIndex, read_answer_index
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.text import plural
 
 if TYPE_CHECKING:
-    from prunesid_cli.pipeline.answer import Query
+    from prunesid_cli.pipeline.answer import Query, Reply
+    from prunesid_cli.tokencache import Run
+    from prunesid_cli.types import Generation
+
+
+def describe_answerer(run: Run, generation: Generation) -> str:
+    """All that an answer depends on beside the prompt and the input. Equal for two runs with the same answers."""
+    stored = f" stored as {run.store}" if run.store != "model" else ""
+    spread = ", dynamic" if run.dynamic else ", even" if run.even else ""
+    sampled = f"temperature {generation.temperature:g}, seed {generation.seed}"
+    decoding = sampled if generation.temperature > 0 else "greedy"
+    return (
+        f"{run.model} at {run.revision}, {run.method} {run.keep}{spread}, {run.dtype}{stored}; "
+        f"{generation.max_new_tokens} new tokens, {decoding}"
+    )
+
+
+def reply_record(reply: Reply) -> dict[str, Any]:
+    """A reply as `answer` prints it."""
+    query = reply.query
+    record: dict[str, Any] = {"id": query.number, "source": query.item.source, "prompt": query.prompt}
+    if reply.answer is None:
+        error = reply.error or CacheError("no answer")
+        return record | {"error": error.problem, "hint": error.hint}
+    counts = {"tokens": query.item.layout.total, "kept": query.item.kept}
+    return record | {"answer": reply.answer.text} | counts | {"ms": round(reply.ms, 1)}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How many queries there are, how many of them are answered, whether those are all that the file holds, and its
-    first lines, and how many of its records are about other queries."""
+    """How far a file of answers is.
 
-    total: int
-    answered: int
-    in_order: bool
-    others: int
+    Attributes:
+        num_queries: Queries of the run.
+        num_answered: Those that have an answer in the file.
+        is_sorted: Whether the file consists of these answers, in order.
+        num_others: Records about other queries.
+    """
+
+    num_queries: int
+    num_answered: int
+    is_sorted: bool
+    num_others: int
 
 
 class AnswerFile:
-    def __init__(self, path: Path, by: str) -> None:
-        self.path, self.by = path, by
-        self.held: AnswerIndex = read_answer_index(path, by)
-        self.end = self.held.end
+    """A file of answers that is locked for this run; see `open_answers`."""
+
+    def __init__(self, path: Path, answered_by: str) -> None:
+        self.path, self.answered_by = path, answered_by
+        self.index: AnswerIndex = read_answer_index(path, answered_by)
+        self.end = self.index.end
 
     def progress(self, queries: Iterable[Query], forget: bool = False) -> Progress:
-        """
+        """Compares the file with the queries of a run.
+
+        Args:
+            queries: All queries, in order.
+            forget: Whether records about other queries may be dropped.
+
         Raises:
-            UsageError: the file holds what is not asked, which is not to be forgotten.
+            UsageError: The file has records about other queries, and `forget` is not set.
         """
-        held, met = self.held, np.zeros(len(self.held.keys), bool)
-        total, answered, in_order = 0, 0, len(met) == held.lines
+        index, is_asked = self.index, np.zeros(len(self.index.keys), bool)
+        num_queries, num_answered, is_sorted = 0, 0, len(is_asked) == index.num_lines
         for query in queries:
-            row = held.find(query)
+            row = index.find(query)
             if row is not None:
-                met[row] = True
-            if held.is_answer(row, query):
-                in_order = in_order and int(held.numbers[row]) == query.number
-                answered += 1
-            total += 1
-        if not met.all() and not forget:
-            raise self._not_asked(~met)
-        return Progress(total, answered, in_order and answered == held.lines, int((~met).sum()))
+                is_asked[row] = True
+            if index.is_answer(row, query):
+                is_sorted = is_sorted and row is not None and int(index.numbers[row]) == query.number
+                num_answered += 1
+            num_queries += 1
+        num_others = int((~is_asked).sum())
+        if num_others and not forget:
+            with self.path.open("rb") as lines:
+                record = _read_record(lines, index.offsets[~is_asked][0])
+            example = f"{record['prompt']!r} about {record['source']}"
+            raise UsageError(
+                f"{self.path} holds {plural(num_others, 'answer')} to prompts that are not asked here, as {example}",
+                "--forget removes them; or name another --out",
+            )
+        return Progress(num_queries, num_answered, is_sorted and num_answered == index.num_lines, num_others)
 
-    def _not_asked(self, rows: NDArray[np.bool_]) -> UsageError:
-        with self.path.open("rb") as lines:
-            record = _record(lines, self.held.starts[rows][0])
-        about = f"to what is not asked here, as {record['prompt']!r} about {record['source']}"
-        hint = "--forget lets go of them; or name another --out"
-        return UsageError(f"{self.path} holds {plural(int(rows.sum()), 'answer')} {about}", hint)
+    def unanswered(self, queries: Iterable[Query]) -> Iterator[Query]:
+        """The queries that have no answer in the file."""
+        return (query for query in queries if not self.index.is_answer(self.index.find(query), query))
 
-    def missing(self, queries: Iterable[Query]) -> Iterator[Query]:
-        held = self.held
-        return (query for query in queries if not held.is_answer(held.find(query), query))
-
-    def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add records, none to see whether that is possible.
+    def append(self, replies: Sequence[Reply]) -> None:
+        """Adds records and syncs them to the disk. Without any, only checks that the file can be written.
 
         Raises:
-            PruneSIDError: they could not be written; none of them are in the file then.
+            PruneSIDError: They could not be written; the file has none of them.
         """
-        data = b"".join(json.dumps(record | {"by": self.by}).encode() + b"\n" for record in records)
+        lines = []
+        for reply in replies:
+            item = reply.query.item
+            # Tells the input, and the frames of a clip, from earlier ones of the same name.
+            version = {"digest": item.digest} | ({"sampling": item.sampling} if item.sampling else {})
+            lines.append(json.dumps(reply_record(reply) | version | {"by": self.answered_by}).encode() + b"\n")
+        data = b"".join(lines)
         try:
             with self.path.open("ab", buffering=0) as file:
-                file.truncate(self.end)  # what an earlier run could not write whole
+                file.truncate(self.end)  # removes an incomplete line of an earlier run
                 try:
-                    _write(file.fileno(), data)
+                    rest = memoryview(data)
+                    while rest:  # a disk that becomes full accepts a part before it reports an error
+                        rest = rest[os.write(file.fileno(), rest) :]
+                    os.fsync(file.fileno())
                 except OSError:
                     file.truncate(self.end)
                     raise
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._write_error(error) from error
         self.end += len(data)
 
-    def arrange(self, queries: Iterable[Query]) -> None:
-        """One record for each query, numbered, in order.
+    def sort(self, queries: Iterable[Query]) -> None:
+        """Rewrites the file: one record for each query, numbered, in order.
 
         Raises:
-            PruneSIDError: it could not be written; the file is as it was.
+            PruneSIDError: It could not be written; the file is unchanged.
         """
-        self.held = read_answer_index(self.path, self.by)
+        self.index = read_answer_index(self.path, self.answered_by)
 
         def write(beside: Path) -> None:
             with beside.open("w", encoding="utf-8") as file, self.path.open("rb") as lines:
                 for query in queries:
-                    row = self.held.find(query)
+                    row = self.index.find(query)
                     if row is not None:
-                        record = _record(lines, self.held.starts[row]) | {"id": query.number}
+                        record = _read_record(lines, self.index.offsets[row]) | {"id": query.number}
                         file.write(json.dumps(record) + "\n")
 
         try:
             write_atomically(self.path, write)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._write_error(error) from error
 
-    def _unwritable(self, error: OSError) -> PruneSIDError:
+    def _write_error(self, error: OSError) -> PruneSIDError:
         problem = f"cannot write to {self.path}: {error.strerror}"
-        return PruneSIDError(problem, "free some space: the same command goes on from here")
+        return PruneSIDError(problem, "free some space: the same command continues from here")
 
 
-def _record(lines: BinaryIO, start: np.uint64) -> dict[str, Any]:
-    lines.seek(int(start))
+def _read_record(lines: BinaryIO, offset: np.uint64) -> dict[str, Any]:
+    lines.seek(int(offset))
     record: dict[str, Any] = json.loads(lines.readline())
     return record
 
 
-def _write(handle: int, data: bytes) -> None:
-    """All of it, onto the disk. A disk that fills up takes a part before it complains."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
-    os.fsync(handle)
-
-
 @contextmanager
-def open_answers(path: Path, by: str) -> Iterator[AnswerFile]:
-    """A file of answers that nobody else writes to; it need not be there.
+def open_answers(path: Path, answered_by: str) -> Iterator[AnswerFile]:
+    """Opens a file of answers for writing, and locks it. It need not exist.
+
+    Args:
+        path: The file.
+        answered_by: What answers are made by; see `describe_answerer`.
 
     Raises:
-        UsageError: it holds other things, or is no file that could be written.
-        PruneSIDError: another run is writing to it.
+        UsageError: The file has other contents, or cannot be written.
+        PruneSIDError: Another run writes to it.
     """
     from filelock import FileLock, Timeout
 
@@ -148,7 +190,7 @@ def open_answers(path: Path, by: str) -> Iterator[AnswerFile]:
     if not path.parent.is_dir():
         raise UsageError(f"no such folder: {path.parent}", f"make it: mkdir -p {path.parent}")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-        raise UsageError(f"{path} is no file that can be written", "name another --out")
+        raise UsageError(f"{path} is not a file that can be written", "name another --out")
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -157,6 +199,6 @@ def open_answers(path: Path, by: str) -> Iterator[AnswerFile]:
     except OSError as error:
         raise UsageError(f"cannot write to {path.parent}: {error.strerror}", "name another --out") from error
     try:
-        yield AnswerFile(path, by)
+        yield AnswerFile(path, answered_by)
     finally:
         lock.release()

@@ -1,4 +1,4 @@
-"""What a file of answers holds: 32 bytes a record stay in memory, hashes and where its line is."""
+"""An index of a file of answers: hashes and line positions, 32 bytes per record, so that millions of answers fit."""
 
 from __future__ import annotations
 
@@ -18,72 +18,87 @@ from prunesid_cli.errors import UsageError
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.answer import Query
 
-START = b'{"id": '
-"""Of every line that is written here."""
-
-OTHER = "name another --out, or move the file away"
+LINE_START = b'{"id": '
+"""What every line of such a file begins with."""
+OTHER_FILE_HINT = "name another --out, or move the file away"
 
 
 @dataclass(frozen=True)
 class AnswerIndex:
-    """The last record about each source and prompt, in rising order of `keys`, their hashes.
+    """The last record about each source and prompt, sorted by `keys`.
 
-    digests  hashes of the inputs' digests, with how the frames of a clip were chosen; 0 for an error
-    starts   at which byte its line begins
-    numbers  which line that is, from 0
-    lines    of the file that are whole, and `end`, their bytes
+    Attributes:
+        keys: Hashes of source and prompt.
+        digests: Hashes of the input's digest and of how the frames of a clip were chosen; 0 for an error.
+        offsets: Byte at which the record's line begins.
+        numbers: Number of that line, from 0.
+        num_lines: Complete lines in the file.
+        end: Bytes of the complete lines.
     """
 
     keys: NDArray[np.uint64]
     digests: NDArray[np.uint64]
-    starts: NDArray[np.uint64]
+    offsets: NDArray[np.uint64]
     numbers: NDArray[np.intp]
-    lines: int
+    num_lines: int
     end: int
 
     def find(self, query: Query) -> int | None:
-        """The row of the record about a query, answered or not."""
+        """The row of the record about a query, whether it is an answer or an error."""
         key = _hash(query.item.source, query.prompt)
         row = int(np.searchsorted(self.keys, np.uint64(key)))
         return row if row < len(self.keys) and int(self.keys[row]) == key else None
 
     def is_answer(self, row: int | None, query: Query) -> bool:
-        """Whether that is no error, and about the input as it is in the cache."""
+        """Whether a record is an answer about the input as the cache has it now."""
         return row is not None and int(self.digests[row]) == _hash(query.item.digest, query.item.sampling)
 
 
-def read_answer_index(path: Path, by: str) -> AnswerIndex:
-    """What a file holds, nothing where there is none; of a line that was cut short, nothing.
+def read_answer_index(path: Path, answered_by: str) -> AnswerIndex:
+    """Indexes a file. An incomplete last line is ignored; a missing file is empty.
+
+    Args:
+        path: The file.
+        answered_by: What the answers must have been made by.
 
     Raises:
-        UsageError: a line is none of ours, or was not answered `by` the same.
+        UsageError: A line is not an answer of ours, or was made by something else.
     """
-    table, end = [array("Q"), array("Q"), array("Q")], 0
+    keys, digests, offsets, end = array("Q"), array("Q"), array("Q"), 0
     with path.open("rb") if path.exists() else nullcontext(()) as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n") and (line.startswith(START) or START.startswith(line)):
+            if not line.endswith(b"\n") and (line.startswith(LINE_START) or LINE_START.startswith(line)):
                 break
-            for column, value in zip(table, (*_read(line, f"{path}, line {number}", by), end), strict=True):
-                column.append(value)
+            key, digest = _hash_record(line, f"{path}, line {number}", answered_by)
+            keys.append(key)
+            digests.append(digest)
+            offsets.append(end)
             end += len(line)
-    keys, digests, starts = (np.frombuffer(column, np.uint64) for column in table)
-    order = np.argsort(keys, kind="stable")
-    is_last = np.append(np.diff(keys[order]) != 0, True)[: len(order)]
+    columns = [np.frombuffer(column, np.uint64) for column in (keys, digests, offsets)]
+    order = np.argsort(columns[0], kind="stable")
+    is_last = np.append(np.diff(columns[0][order]) != 0, True)[: len(order)]
     last = order[is_last]
-    return AnswerIndex(keys[last], digests[last], starts[last], last, len(order), end)
+    return AnswerIndex(
+        keys=columns[0][last],
+        digests=columns[1][last],
+        offsets=columns[2][last],
+        numbers=last,
+        num_lines=len(order),
+        end=end,
+    )
 
 
-def _read(line: bytes, where: str, by: str) -> tuple[int, int]:
-    """The hashes of a record."""
+def _hash_record(line: bytes, place: str, answered_by: str) -> tuple[int, int]:
+    """Key and digest of a record."""
     try:
         record = json.loads(line)
         key, digest = _hash(record["source"], record["prompt"]), _hash(record["digest"], record.get("sampling", ""))
-        theirs, failed = str(record["by"]), "answer" not in record
+        by, is_error = str(record["by"]), "answer" not in record
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{where} is no answer of ours", OTHER) from error
-    if theirs != by:
-        raise UsageError(f"{where} was answered by {theirs}, not by {by}", OTHER)
-    return key, 0 if failed else digest
+        raise UsageError(f"{place} is not an answer of ours", OTHER_FILE_HINT) from error
+    if by != answered_by:
+        raise UsageError(f"{place} was answered by {by}, not by {answered_by}", OTHER_FILE_HINT)
+    return key, 0 if is_error else digest
 
 
 def _hash(*parts: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
 
 from prunesid_cli.errors import MediaError, NonFiniteError
 from prunesid_cli.inputs.listing import ListedFile
@@ -10,9 +11,13 @@ from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.load import CachedInput, FailedInput, LoadedInput
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information, to_host
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.settings import TokenStore
 from prunesid_cli.pipeline.token_budgets import TokenAllocator
 from prunesid_cli.runtime.isolate import run_without_bad_items
-from prunesid_cli.tokencache import CacheWriter, Entry
+from prunesid_cli.selection.budget import Spread
+from prunesid_cli.tokencache import CacheWriter, Entry, Run, ShardLimits
+from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS
 
 Result = Entry | CachedInput | FailedInput
 """What became of an input: tokens for the cache, a hit in the cache, or an error."""
@@ -92,6 +97,37 @@ def write_results(writer: CacheWriter, results: Sequence[Result]) -> None:
             writer.clear_failure(result.source)
             if result.new_stamp:
                 writer.update_stamp(result.source, result.new_stamp)
+
+
+def open_writer(
+    session: Session, pruner: Pruner, folder: Path, store: TokenStore, tool: str, max_shard_items: int = MAX_SHARD_ITEMS
+) -> CacheWriter:
+    """Opens a cache for writing.
+
+    Args:
+        session: The model.
+        pruner: What the tokens are selected by.
+        folder: The cache's folder. It is created or continued.
+        store: How tokens are stored.
+        tool: Version of this program, which is recorded.
+        max_shard_items: Items of a shard file.
+
+    Raises:
+        CacheError: The folder cannot be written, or holds a cache that was made otherwise.
+    """
+    checkpoint, budget = session.checkpoint, pruner.budget
+    run = Run(
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        family=checkpoint.model_type,
+        method=str(pruner.method),
+        keep=str(budget),
+        dynamic=budget.spread is Spread.ACROSS_ITEMS,
+        even=budget.spread is Spread.NONE,
+        dtype=session.dtype_name,
+        store=store.value,
+    )
+    return CacheWriter(folder, run, tool, ShardLimits(max_shard_items), str(pruner.sampling))
 
 
 def non_finite_error(source: str) -> NonFiniteError:

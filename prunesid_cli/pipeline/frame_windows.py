@@ -1,9 +1,9 @@
-"""Frames of a clip that are selected from together, so that what stands still in them need be kept once only.
+"""Windows of frames: successive frames of a clip are pruned together, so that what stands still is kept once.
 
-A token's saliency is compared with those of other frames as it is. It says what share of a frame's attention the token
-gets: what a frame's tokens receive adds up to 1, and what CLS gives them to the number of heads, less what it gives
-itself. Scaled up to the same maximum, or turned into ranks, it would make as much of the noise in a blank frame as of
-the one thing that another frame shows. Where frames are the same, the first one's tokens come first.
+The saliencies of a window's frames are compared as they are. They say which share of a frame's attention a token gets:
+what the tokens of a frame receive adds up to 1, and what CLS gives them to the number of heads, less what it gives
+itself. Scaling each frame to the same maximum, or using ranks, would give the noise of a blank frame the same weight as
+the one object that another frame shows. Where frames are equal, the tokens of the first one come first.
 """
 
 from __future__ import annotations
@@ -19,75 +19,83 @@ from torch import Tensor
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.models.shared.token_grid import split_evenly
-from prunesid_cli.selection.linalg.batched import LARGEST
+from prunesid_cli.selection.linalg.batched import MAX_MATRIX_ENTRIES
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Segment
 
-MOST_TOKENS = isqrt(LARGEST)
-"""Of a window: of so many all similarities are there at once."""
+MAX_WINDOW_TOKENS = isqrt(MAX_MATRIX_ENTRIES)
+"""Tokens of a window: their similarities to each other are in memory at once."""
 
 
 def check_window(source: str, layout: Layout, frames: int) -> None:
-    """Refuse windows of so many frames of a clip, where they are too many tokens for one selection.
+    """Checks that windows of `frames` frames of a clip are not too large for one selection.
 
     Raises:
-        MediaError: they are.
+        MediaError: They have more than `MAX_WINDOW_TOKENS` tokens.
     """
     regions = layout.regions[:frames]
     tokens = sum(region.rows * region.columns for region in regions)
-    if layout.is_clip and len(regions) > 1 and tokens > MOST_TOKENS:
-        fitting = MOST_TOKENS * len(regions) // tokens
-        problem = f"{source}: a window of {len(regions)} frames has {tokens:,} tokens, more than the limit of"
+    if layout.is_clip and len(regions) > 1 and tokens > MAX_WINDOW_TOKENS:
+        fitting = MAX_WINDOW_TOKENS * len(regions) // tokens
         raise MediaError(
-            f"{problem} {MOST_TOKENS:,}", f"give --window {fitting}" if fitting > 1 else "leave out --window"
+            f"{source}: a window of {len(regions)} frames has {tokens:,} tokens, more than the limit of "
+            f"{MAX_WINDOW_TOKENS:,}",
+            f"give --window {fitting}" if fitting > 1 else "leave out --window",
         )
 
 
 def join_windows(encoded: Encoded, frames: int) -> Encoded:
-    """A clip with one segment for at most so many successive frames: as few as can be, of about one length. A picture
-    stays as it is. Of frames that are cut into several segments, each is joined with those of its own place."""
+    """Joins successive frames of a clip into segments of at most `frames` frames. Pictures are returned unchanged.
+
+    There are as few windows as possible, of about equal length. If frames have several segments each, those at the same
+    place in their frame are joined.
+    """
     if frames == 1 or not encoded.layout.is_clip:
         return encoded
-    firsts = [region.first for region in encoded.layout.regions]
-    window = [number for number, part in enumerate(split_evenly(len(firsts), frames)) for _ in firsts[part]]
+    first_slots = [region.first for region in encoded.layout.regions]
+    windows = split_evenly(len(first_slots), frames)
+    window_of_frame = [number for number, window in enumerate(windows) for _ in first_slots[window]]
     groups = defaultdict[object, list[Segment]](list)
     for segment in encoded.segments:
         slots = _slots(segment)
-        frame = bisect_right(firsts, slots[0]) - 1
-        groups[window[frame], tuple(slot - firsts[frame] for slot in slots)].append(segment)
-    return replace(encoded, segments=tuple(_one(group) for group in groups.values()))
+        frame = bisect_right(first_slots, slots[0]) - 1
+        place_in_frame = tuple(slot - first_slots[frame] for slot in slots)
+        groups[window_of_frame[frame], place_in_frame].append(segment)
+    return replace(encoded, segments=tuple(_join(group) for group in groups.values()))
 
 
-def _one(frames: Sequence[Segment]) -> Segment:
-    """Successive frames as one segment, whose CLS is that of the first."""
-    first, parts = frames[0], [frames[0], *(_with_cls(frame) for frame in frames[1:])]
+def _join(frames: Sequence[Segment]) -> Segment:
+    """Successive frames as one segment, with the CLS token of the first frame."""
+    first, parts = frames[0], [frames[0], *(_with_cls_as_token(frame) for frame in frames[1:])]
     return Segment(
-        torch.cat([part.features for part in parts]),
-        _cat([part.saliency for part in parts]),
-        first.cls,
-        _cat([part.extra for part in parts]),
-        tuple(slot for part in parts for slot in _slots(part)),
-        first.cls_slot,
-        len(frames),
+        features=torch.cat([part.features for part in parts]),
+        saliency=_cat([part.saliency for part in parts]),
+        cls=first.cls,
+        extra=_cat([part.extra for part in parts]),
+        slots=tuple(slot for part in parts for slot in _slots(part)),
+        cls_slot=first.cls_slot,
+        frames=len(frames),
     )
 
 
-def _with_cls(frame: Segment) -> Segment:
-    """The CLS of a later frame among its tokens, where the stock model reads it: as a candidate, as salient as the
-    most salient of them. One that the stock model does not read is left out."""
+def _with_cls_as_token(frame: Segment) -> Segment:
+    """A later frame with its CLS token among its tokens, as salient as the most salient of them.
+
+    A CLS token that the stock model does not read is left out.
+    """
     if frame.cls is None or frame.cls_slot == CLS_NOT_READ:
         return frame
     saliency = frame.saliency
     return Segment(
-        torch.cat([frame.cls[None], frame.features]),
-        None if saliency is None else torch.cat([saliency.max()[None], saliency]),
+        features=torch.cat([frame.cls[None], frame.features]),
+        saliency=None if saliency is None else torch.cat([saliency.max()[None], saliency]),
         extra=frame.extra,
         slots=(frame.cls_slot, *_slots(frame)),
     )
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def _slots(segment: Segment) -> Sequence[int]:

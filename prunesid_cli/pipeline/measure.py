@@ -1,67 +1,93 @@
-"""How much is in each image of a run that plans before it writes: pictures and clips -> information -> shares."""
+"""Measures the information (phi, Eq. 7) of inputs, for runs that plan before they write and for calibration."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
+from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.pipeline.compress import BatchRunner, encode_sized, non_finite_error
-from prunesid_cli.pipeline.load import CachedInput, Decoded, FailedInput, LoadedInput
-from prunesid_cli.pipeline.token_budgets import ItemInformation, Measurements, TokenAllocator, planned
-from prunesid_cli.tokencache import Measurement
+from prunesid_cli.pipeline.batches import BatchRunner
+from prunesid_cli.pipeline.compress import non_finite_error
+from prunesid_cli.pipeline.load import CachedInput, FailedInput, LoadedInput, read_stamp
+from prunesid_cli.pipeline.segments import item_information
+from prunesid_cli.tokencache import Measurement, MeasurementLog
 
 
-def plan(job: BatchRunner, found: Iterable[ListedFile], told: Callable[[ItemInformation], object]) -> TokenAllocator:
-    """How many tokens each image of a closed collection gets, every one of which is measured for that.
+@dataclass(frozen=True)
+class MeasuredInput:
+    """The information of one input.
 
-    Raises:
-        KeyboardInterrupt: the run was asked to stop meanwhile.
+    Attributes:
+        source: Its path.
+        phi: Its information, 1 - rho.
+        total: Its visual tokens.
+        kept: Tokens that the cache holds of it; None if it is not cached.
+        error: Why it could not be measured.
+        is_recalled: Whether an earlier run measured it, so that nothing was decoded.
     """
 
-    def measured() -> Iterator[ItemInformation]:
-        for one in measure(job, found):
-            told(one)
-            yield one
+    source: str
+    phi: float = 0.0
+    total: int = 0
+    kept: int | None = None
+    error: PruneSIDError | None = None
+    is_recalled: bool = False
+    num_images: ClassVar[int] = 0
+    nbytes: ClassVar[int] = 0
 
-    measurements = Measurements(measured())
-    job.stop.raise_if_requested()
-    return planned(job.pruner, measurements)
 
+def measure(
+    runner: BatchRunner, files: Iterable[ListedFile], log: MeasurementLog | None = None
+) -> Iterator[MeasuredInput]:
+    """Measures files, batch by batch.
 
-def measure(job: BatchRunner, found: Iterable[ListedFile]) -> Iterator[ItemInformation]:
-    """The information of each image, in the order of the listing. Of one that is held it was measured before."""
-    cached = job.decoder.cached
+    Args:
+        runner: Loads the files and sizes the batches.
+        files: What to measure, in order.
+        log: Measurements of an earlier run that was interrupted, to which new ones are added.
 
-    def decode(number: int, one: ListedFile) -> Decoded | ItemInformation:
-        known = None if one.error else cached.recall(one.source)
-        return ItemInformation(one.source, *known, is_recalled=True) if known else job.decoder(number, one)
+    Yields:
+        The information of each file, in the order of the listing. Cached inputs have the value that the cache holds.
+    """
+    loader = runner.loader
 
-    for batch in job.batches(found, decode):
-        ready = [one for one in batch if isinstance(one, LoadedInput)]
-        values = job.encode(lambda some: encode_sized(job.pruner, some)[2], ready, _unmeasured)
-        if cached.measured and ready:
-            cached.measured.add(_settled(ready, values))
-        measured = iter(values)
-        for one in batch:
-            if isinstance(one, ItemInformation):
-                yield one
-            elif isinstance(one, FailedInput):
-                yield ItemInformation(one.source, error=one.error)
-            elif isinstance(one, CachedInput):
-                yield ItemInformation(one.source, one.item.phi, one.item.total, one.item.kept)
+    def load(number: int, file: ListedFile) -> LoadedInput | CachedInput | FailedInput | MeasuredInput:
+        is_cached = loader.writer is not None and loader.writer.index.find(file.source) is not None
+        if log is not None and not (file.error or loader.by_content or is_cached):
+            stamp = read_stamp(file.source)
+            recalled = log.find(file.source, stamp) if stamp else None
+            if recalled:
+                phi, total = recalled
+                return MeasuredInput(file.source, phi, total, is_recalled=True)
+        return loader(number, file)
+
+    def measure_batch(batch: Sequence[LoadedInput]) -> list[float]:
+        encoded = loader.pruner.encode([item.pixels for item in batch])
+        information = loader.pruner.information(encoded)
+        return [item_information(values, item) for values, item in zip(information, encoded, strict=True)]
+
+    for batch in runner.load_batches(files, load):
+        loaded = [item for item in batch if isinstance(item, LoadedInput)]
+        # An item that does not fit into memory counts as empty: the error is reported when it is encoded.
+        phis = runner.run(measure_batch, loaded, lambda item: 0.0)
+        if log is not None and loaded:
+            log.add(
+                Measurement(item.source, item.stamp, phi, item.total)
+                for item, phi in zip(loaded, phis, strict=True)
+                if item.stamp and math.isfinite(phi)
+            )
+        measured = iter(phis)
+        for item in batch:
+            if isinstance(item, MeasuredInput):
+                yield item
+            elif isinstance(item, FailedInput):
+                yield MeasuredInput(item.source, error=item.error)
+            elif isinstance(item, CachedInput):
+                yield MeasuredInput(item.source, item.entry.phi, item.entry.total, item.entry.kept)
+            elif math.isfinite(phi := next(measured)):
+                yield MeasuredInput(item.source, phi, item.total)
             else:
-                value = next(measured)
-                yield value if math.isfinite(value.phi) else ItemInformation(one.source, error=non_finite_error(one.source))
-
-
-def _settled(ready: Sequence[LoadedInput], values: Sequence[ItemInformation]) -> Iterator[Measurement]:
-    """What can be believed as long as the file looks as it does."""
-    for one, value in zip(ready, values, strict=True):
-        if one.stamp and math.isfinite(value.phi):
-            yield Measurement(one.source, one.stamp, value.phi, value.total)
-
-
-def _unmeasured(one: LoadedInput) -> ItemInformation:
-    """Of what does not fit into memory; that it cannot be encoded is said when it is tried."""
-    return ItemInformation(one.source, 0.0, one.pixels.layout.total)
+                yield MeasuredInput(item.source, error=non_finite_error(item.source))

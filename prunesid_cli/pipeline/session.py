@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from prunesid_cli.errors import CacheError
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.pipeline.settings import Settings
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.runtime.batch_size import BatchSizeTuner
     from prunesid_cli.selection.budget import Budget
+    from prunesid_cli.tokencache import Run
     from prunesid_cli.types import Encoded, Pixels, Placement
 
 logger = logging.getLogger(__name__)
@@ -112,6 +114,14 @@ class Session:
         if self.settings.batch_size or self.placement.device.type == "cpu":
             return BatchSizeTuner.fixed(self.settings.batch_size or CPU_BATCH_SIZE)
         return BatchSizeTuner(FIRST_TOWER_BATCH, MAX_TOWER_BATCH)
+
+
+def check_cache_model(run: Run, checkpoint: Checkpoint) -> None:
+    """Raises `CacheError` if a cache was made with another model: its tokens would be read wrongly."""
+    if checkpoint.revision != run.revision or checkpoint.model_type != run.family:
+        made_with, given = f"{run.model} at {run.revision}", f"{checkpoint.name} at {checkpoint.revision}"
+        hint = "leave out --model and --revision, or compress again with this one"
+        raise CacheError(f"the cache holds tokens of {made_with}, not of {given}", hint)
 
 
 class LazyVision:

@@ -1,4 +1,4 @@
-"""How many tokens each image of a run gets: as many as all others, or its share of a planned or a running average."""
+"""Decides how many tokens each input of a run keeps: the budget, a planned share of it, or a running share."""
 
 from __future__ import annotations
 
@@ -6,146 +6,123 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.pipeline.pruner import FixedItem, Pruner
-from prunesid_cli.selection.budget import MEMORY, Stream
+from prunesid_cli.selection.budget import REFERENCE_WEIGHT, TokenStream
 from prunesid_cli.tokencache import IndexEntry
 
-
-class Sized(Protocol):
-    """An input of known size and information (phi); `number`: its place in the listing."""
-
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def phi(self) -> float: ...
-
-    @property
-    def total(self) -> int: ...
+if TYPE_CHECKING:
+    from prunesid_cli.pipeline.load import LoadedInput
+    from prunesid_cli.pipeline.measure import MeasuredInput
 
 
 class TokenAllocator(Protocol):
-    """`refused`: inputs that can get nothing, by number, and why."""
+    """Says how many tokens inputs keep. `refused`: inputs that cannot be encoded, by number, with the reason."""
 
     @property
     def refused(self) -> Mapping[int, PruneSIDError]: ...
 
-    def counts(self, images: Sequence[Sized]) -> list[int]:
-        """Tokens for the next images. May be asked again for fewer of them."""
+    def token_counts(self, inputs: Sequence[LoadedInput], phis: Sequence[float]) -> list[int]:
+        """How many tokens the next inputs keep, by their information. May be asked again with fewer of them."""
 
-    def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
-        """These were given; the next ones come."""
+    def record(self, inputs: Sequence[LoadedInput], phis: Sequence[float], counts: Sequence[int]) -> None:
+        """These inputs were pruned to these numbers of tokens."""
 
 
 @dataclass(frozen=True)
-class Even:
-    """The same for each, or the same share."""
+class UniformAllocator:
+    """Gives every input the budget: the same number of tokens, or the same share of its tokens."""
 
     pruner: Pruner
     refused: Mapping[int, PruneSIDError] = field(default_factory=dict)
 
-    def counts(self, images: Sequence[Sized]) -> list[int]:
-        return [self.pruner.mean_tokens(one.total) for one in images]
+    def token_counts(self, inputs: Sequence[LoadedInput], phis: Sequence[float]) -> list[int]:
+        return [self.pruner.mean_tokens(item.total) for item in inputs]
 
-    def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
-        """Nobody's share depends on another's."""
+    def record(self, inputs: Sequence[LoadedInput], phis: Sequence[float], counts: Sequence[int]) -> None:
+        """Nothing depends on earlier inputs."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """Eq. 7 over a closed collection, every image of which was measured before. `plan`: tokens by number."""
+class PlannedAllocator:
+    """Eq. 7 over a closed collection that was measured before. `plan` has the tokens of each input, by number."""
 
     plan: Sequence[int]
     refused: Mapping[int, PruneSIDError]
 
-    def counts(self, images: Sequence[Sized]) -> list[int]:
-        return [self.plan[one.number] for one in images]
+    def token_counts(self, inputs: Sequence[LoadedInput], phis: Sequence[float]) -> list[int]:
+        return [self.plan[item.number] for item in inputs]
 
-    def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
-        """All is decided beforehand."""
+    def record(self, inputs: Sequence[LoadedInput], phis: Sequence[float], counts: Sequence[int]) -> None:
+        """Nothing depends on earlier inputs."""
 
 
 @dataclass
-class Streaming:
-    """Eq. 7 over images that come one by one; the state moves on only with what was really kept."""
+class StreamingAllocator:
+    """Eq. 7 over inputs that arrive one by one. The running average counts only what was really kept."""
 
-    stream: Stream
+    stream: TokenStream
     refused: Mapping[int, PruneSIDError] = field(default_factory=dict)
 
-    def counts(self, images: Sequence[Sized]) -> list[int]:
-        return self.stream.spread([one.phi for one in images], [one.total for one in images])
+    def token_counts(self, inputs: Sequence[LoadedInput], phis: Sequence[float]) -> list[int]:
+        return self.stream.spread(phis, [item.total for item in inputs])
 
-    def settle(self, images: Sequence[Sized], counts: Sequence[int]) -> None:
-        for one, count in zip(images, counts, strict=True):
-            self.stream = self.stream.after(one.phi, one.total, count)
-
-
-@dataclass(frozen=True)
-class ItemInformation:
-    """The information of one input and how many tokens it has; `held`: what it was given before, and keeps; or why it
-    could not be measured; `is_recalled`: an earlier run measured it, and nothing is decoded."""
-
-    source: str
-    phi: float = 0.0
-    total: int = 0
-    held: int | None = None
-    error: PruneSIDError | None = None
-    number: int = 0
-    is_recalled: bool = False
-    regions: int = 0
-    bytes: int = 0
+    def record(self, inputs: Sequence[LoadedInput], phis: Sequence[float], counts: Sequence[int]) -> None:
+        for item, phi, count in zip(inputs, phis, counts, strict=True):
+            self.stream = self.stream.advance(phi, item.total, count)
 
 
-NOT_HELD = -1
+def allocate_on_arrival(pruner: Pruner, cached: Iterable[IndexEntry]) -> TokenAllocator:
+    """An allocator for inputs that are not measured beforehand.
 
-
-class Measurements:
-    """Numbers in arrays: there may be millions."""
-
-    def __init__(self, images: Iterable[ItemInformation]) -> None:
-        self.phi, self.total, self.held = array("d"), array("l"), array("l")
-        self.refused = dict[int, PruneSIDError]()
-        for number, one in enumerate(images):
-            self.phi.append(one.phi)
-            self.total.append(one.total)
-            self.held.append(NOT_HELD if one.held is None else one.held)
-            if one.error:
-                self.refused[number] = one.error
-
-    def plan(self, pruner: Pruner, numbers: Sequence[int], already: Sequence[FixedItem] = ()) -> array[int]:
-        """Tokens by number, for some of them."""
-        phi, total = [self.phi[n] for n in numbers], [self.total[n] for n in numbers]
-        plan = array("l", bytes(self.total.itemsize * len(self.total)))
-        for number, count in zip(numbers, pruner.token_counts(phi, total, already), strict=True):
-            plan[number] = count
-        return plan
-
-
-def planned(pruner: Pruner, found: Measurements) -> Planned:
-    """Images already in the cache take part with what they were given, so that an interrupted run goes on as planned,
-    and the average of a growing collection stays exact."""
-    known = [number for number in range(len(found.phi)) if number not in found.refused]
-    if not known:
-        return Planned((), found.refused)
-    plan = found.plan(pruner, known)
-    held = [number for number in known if found.held[number] != NOT_HELD]
-    if any(plan[number] != found.held[number] for number in held):  # images came or went: the new ones even it out
-        fresh = [number for number in known if found.held[number] == NOT_HELD]
-        plan = found.plan(pruner, fresh, [FixedItem(found.total[number], found.held[number]) for number in held])
-    return Planned(plan, found.refused)
-
-
-def streaming_allocator(pruner: Pruner, history: Iterable[IndexEntry]) -> TokenAllocator:
-    """What is decided of each image when it comes; of those that get different shares, after what a cache holds, in
-    the order in which it was written."""
+    Args:
+        pruner: With the budget.
+        cached: What the cache holds, in the order in which it was written. The running average continues from it.
+    """
     if not pruner.spreads_across_items:
-        return Even(pruner)
-    stream, sample = Stream(pruner.budget), pruner.sample
+        return UniformAllocator(pruner)
+    stream, sample = TokenStream(pruner.budget), pruner.sample
     if sample:
-        stream = Stream(pruner.budget, math.fsum(sample) / len(sample), round(1 / MEMORY))
-    for item in history:
-        stream = stream.after(item.phi, item.total, item.kept)
-    return Streaming(stream)
+        stream = TokenStream(pruner.budget, math.fsum(sample) / len(sample), round(1 / REFERENCE_WEIGHT))
+    for entry in cached:
+        stream = stream.advance(entry.phi, entry.total, entry.kept)
+    return StreamingAllocator(stream)
+
+
+NOT_CACHED = -1
+
+
+def plan_tokens(pruner: Pruner, measured: Iterable[MeasuredInput]) -> PlannedAllocator:
+    """An allocator for a closed collection (Eq. 7), from the information of each of its inputs.
+
+    Inputs that are cached keep their tokens and take part in the average: an interrupted run continues as planned, and
+    the average of a growing collection stays exact.
+    """
+    # Arrays of numbers: there may be millions of inputs.
+    phis, totals, cached = array("d"), array("l"), array("l")
+    refused = dict[int, PruneSIDError]()
+    for number, item in enumerate(measured):
+        phis.append(item.phi)
+        totals.append(item.total)
+        cached.append(NOT_CACHED if item.kept is None else item.kept)
+        if item.error:
+            refused[number] = item.error
+
+    def plan(numbers: Sequence[int], fixed_items: Sequence[FixedItem] = ()) -> array[int]:
+        counts = array("l", bytes(totals.itemsize * len(totals)))
+        phi_values, token_totals = [phis[number] for number in numbers], [totals[number] for number in numbers]
+        for number, count in zip(numbers, pruner.token_counts(phi_values, token_totals, fixed_items), strict=True):
+            counts[number] = count
+        return counts
+
+    usable = [number for number in range(len(phis)) if number not in refused]
+    if not usable:
+        return PlannedAllocator((), refused)
+    counts = plan(usable)
+    fixed = [number for number in usable if cached[number] != NOT_CACHED]
+    if any(counts[number] != cached[number] for number in fixed):  # the collection changed: new inputs even it out
+        new = [number for number in usable if cached[number] == NOT_CACHED]
+        counts = plan(new, [FixedItem(totals[number], cached[number]) for number in fixed])
+    return PlannedAllocator(counts, refused)

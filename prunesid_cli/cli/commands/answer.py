@@ -1,158 +1,274 @@
-"""prunesid answer: a cache and prompts in, answers out."""
+"""prunesid answer: answers prompts from a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.answer_run import Job, Report, made_by
-from prunesid_cli.cli.choices import Attention, Dtype
-from prunesid_cli.cli.compress_report import end_if_incomplete
-from prunesid_cli.cli.terminal import printer
+from prunesid_cli.cli.arguments import read_prompt, read_settings
+from prunesid_cli.cli.help import COMMON
+from prunesid_cli.cli.notices import exit_if_incomplete
+from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.models.loading.checkpoint import is_local
-from prunesid_cli.pipeline.prompt_file import Prompt, read_prompts
-from prunesid_cli.pipeline.session import Hardware, Session
-from prunesid_cli.text import plural
+from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, read_prompt_file
+from prunesid_cli.pipeline.session import Session, check_cache_model
+from prunesid_cli.pipeline.settings import DEFAULTS, Settings
+from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
+from prunesid_cli.text import format_duration, plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
-TOLD = 20
-"""Prompts about nothing that are told one by one."""
+if TYPE_CHECKING:
+    from prunesid_cli.pipeline.answer import Query, Reply
+    from prunesid_cli.pipeline.answer_file import AnswerFile
+    from prunesid_cli.types import Generation
+
+MAX_LISTED_PROMPTS = 20
+"""Prompts without items that are listed one by one."""
 
 
 def answer(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A folder that compress wrote.")],
+    context: typer.Context,
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A folder written by compress.")],
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="A prompt, asked of everything; - reads it from stdin.")
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="A prompt that is asked about every item. - reads it from stdin."),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.jsonl",
-            help='Lines {"prompt": ...}, with "source", "digest" (its first digits) or "where" (a glob) if not all '
-            "items are meant.",
+            "--prompts", metavar="FILE.jsonl",
+            help='A file with a line {"prompt": ...} for each prompt. "source", "digest" (its first digits) or "where" '
+            "(a glob) in a line selects items.",
         ),
     ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="Only items whose path matches, or without a slash in GLOB their name; repeatable."
+            "--where", metavar="GLOB",
+            help="Ask only about items whose path matches, or whose name does if GLOB has no slash. Repeatable.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", metavar="FILE.jsonl", rich_help_panel=o.OUTPUT,
-            help="Write answers there, and go on where the same command stopped. stdout is silent without --json.",
+            "-o", "--out", metavar="FILE.jsonl", rich_help_panel=COMMON,
+            help="Write the answers to a file. Run the same command again to continue. With --out, stdout has answers "
+            "only if there is --json.",
         ),
     ] = None,
     forget: Annotated[
         bool,
         typer.Option(
-            "--forget", rich_help_panel=o.OUTPUT,
-            help="Let go of answers in --out to what is not asked: other prompts, or inputs that gc let go of.",
+            "--forget", rich_help_panel=COMMON,
+            help="Remove answers from the file of --out whose prompts are not asked any more, or whose items are gone.",
         ),
     ] = False,
-    model: o.CacheModel = None,
-    revision: o.CacheRevision = None,
-    device: o.Device = "auto",
-    dtype: o.DtypeOption = Dtype.auto,
-    attention: o.AttentionOption = Attention.auto,
-    batch_size: o.BatchSize = 0,
-    max_new_tokens: o.MaxNewTokens = 128,
-    temperature: o.Temperature = 0.0,
-    seed: o.Seed = 0,
+    model: o.CacheModel = DEFAULTS.model,
+    revision: o.CacheRevision = DEFAULTS.revision,
+    device: o.Device = DEFAULTS.device,
+    dtype: o.Dtype = DEFAULTS.dtype,
+    attention: o.Attention = DEFAULTS.attention,
+    batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
+    max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
+    temperature: o.Temperature = DEFAULTS.temperature,
+    seed: o.Seed = DEFAULTS.seed,
     as_json: o.Json = False,
     usage: o.Usage = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:  # fmt: skip
-    """Answer one prompt, or many, over everything in a cache, with neither images nor vision tower.
+    """Answer one or many prompts from a cache, without the images and without the vision tower.
 
-    The model is the cache's own. Answers are JSON, a line each, unless a person is looking: item by item, the prompts
-    about it in their order, each once. With --out, what is answered is not asked again; what failed is. A prompt about
-    an item that is not in the cache costs itself alone.
+    The model is the one that made the cache. Answers are printed as JSON, one a line, or as text if stdout is a
+    terminal. With --out, prompts that have an answer in the file are not asked again. A prompt about an item that is
+    not in the cache is reported; all others are answered.
 
     Example: prunesid answer cache/ "is there a person?" | jq .
     """
     if out is None or as_json:
-        printer.check()
+        printer.check_stdout()
     printer.resumable = out is not None
     if forget and out is None:
-        raise UsageError("--forget is about answers in a file", "name it by --out")
-    asked = read_prompts(prompt, prompts)
-    opened, run = _opened(cache)
+        raise UsageError("--forget is about answers in a file", "name the file with --out")
+    asked = _read_prompts(prompt, prompts)
+    opened, run = _open_cache(cache)
     unmatched = asked.unmatched(opened)
     queries = partial(asked.queries, opened, where or ())
     if next(queries(), None) is None:
-        what = f"--where {' '.join(where)}" if where else f"{prompts}"
-        raise UsageError(f"{what}: no item of {cache}", f"prunesid cache ls {cache}")
-    _tell(unmatched, opened, prompts)
+        selection = f"--where {' '.join(where)}" if where else f"{prompts}"
+        raise UsageError(f"{selection}: no item of {cache}", f"prunesid cache ls {cache}")
+    _report_unmatched(unmatched, opened, prompts)
     if stale := opened.stale_sources():
-        what = f"{plural(len(stale), 'item')} of an earlier version, since what is there now could not be read"
-        printer.warning(f"{what}: prunesid cache ls {cache} --failed")
-    session = _session(run, model, revision, Hardware(device, dtype, attention))
+        items = plural(len(stale), "item")
+        printer.warning(f"{items} of an earlier version: the new one failed: prunesid cache ls {cache} --failed")
+    session = _open_session(run, read_settings(context))
+    from prunesid_cli.pipeline.answer_file import describe_answerer
     from prunesid_cli.types import Generation
 
     generation = Generation(max_new_tokens, temperature, seed)
-    job = Job(session, asked.texts, generation, session.batch_size(batch_size), Report(as_json, out is None))
+    report = AnswerReport(as_json, prints=out is None)
+    job = AnswerRun(session, asked.texts, generation, report)
     if out is None:
-        is_known = not where and not asked.are_named
-        job.answer(queries(), len(opened) * len(asked.texts) if is_known else None)
+        knows_total = not where and not asked.have_selectors
+        job.answer(queries(), len(opened) * len(asked.texts) if knows_total else None)
     else:
-        job.answer_into(out, made_by(run, generation), queries, forget)
-    if usage and job.report.answers:
-        printer.usage(job.report.speed())
-    end_if_incomplete(opened)
-    if job.report.failed or unmatched:
+        job.answer_into(out, describe_answerer(run, generation), queries, forget)
+    if usage and report.num_replies:
+        printer.requested(report.rate())
+    exit_if_incomplete(opened)
+    if report.num_failed or unmatched:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _tell(unmatched: Sequence[Prompt], cache: Cache, file: Path | None) -> None:
-    """Which prompts are about what the cache has not, and why it has not, the first of them one by one."""
-    reasons = {record["source"]: record["error"] for record in cache.failures()} if unmatched else {}
-    for prompt in unmatched[:TOLD]:
-        what = prompt.name if prompt.by == "source" else f"{prompt.by} {prompt.name}"
-        why = f", which failed: {reasons[what].removeprefix(f'{what}: ')}" if what in reasons else ""
-        printer.warning(f"{file}, line {prompt.line}: the cache has no item {what}{why}")
-    if len(unmatched) > TOLD:
-        printer.warning(f"and so for {plural(len(unmatched) - TOLD, 'more name')}")
+def _read_prompts(prompt: str | None, path: Path | None) -> Prompts:
+    """Raises `UsageError` unless there is either a prompt or a file."""
+    if prompt is not None and path is not None:
+        raise UsageError("answer takes a prompt or --prompts, not both", "leave out one of them")
+    if path is not None:
+        return read_prompt_file(path)
+    if prompt is None:
+        example = 'prunesid answer cache/ "what is shown?"'
+        raise UsageError("answer needs a prompt, or --prompts FILE.jsonl", hint=example)
+    return Prompts([Prompt(read_prompt(prompt))])
 
 
-def _opened(folder: Path) -> tuple[Cache, Run]:
-    """A cache, and what its items have in common.
-
-    Raises:
-        CacheError: it cannot be read, or there is nothing in it that could be answered.
-    """
+def _open_cache(folder: Path) -> tuple[Cache, Run]:
+    """Opens a cache that has items. Raises `CacheError` if there is none."""
     cache = open_cache(folder)
-    if cache.run is None and cache.missing.numbers:
+    if cache.run is not None:
+        return cache, cache.run
+    if cache.missing.numbers:
         raise cache.missing.error
-    if cache.run is None:
-        hint = f"ls {folder} --failed" if cache.failures() else f"info {folder}"
-        raise CacheError(f"{folder} holds no tokens", hint=f"prunesid cache {hint}")
-    return cache, cache.run
+    command = f"ls {folder} --failed" if cache.failures() else f"info {folder}"
+    raise CacheError(f"{folder} holds no tokens", hint=f"prunesid cache {command}")
 
 
-def _session(run: Run, model: str | None, revision: str | None, hardware: Hardware) -> Session:
-    """The cache's model, or the one named if it is the same.
+def _report_unmatched(prompts: Sequence[Prompt], cache: Cache, path: Path | None) -> None:
+    """Warns about prompts whose items are not in the cache, and says why if their inputs failed."""
+    errors = {record["source"]: record["error"] for record in cache.failures()} if prompts else {}
+    for prompt in prompts[:MAX_LISTED_PROMPTS]:
+        name = prompt.name if prompt.selector == "source" else f"{prompt.selector} {prompt.name}"
+        reason = f", which failed: {errors[name].removeprefix(f'{name}: ')}" if name in errors else ""
+        printer.warning(f"{path}, line {prompt.line}: the cache has no item {name}{reason}")
+    if len(prompts) > MAX_LISTED_PROMPTS:
+        printer.warning(f"the cache has no items for {plural(len(prompts) - MAX_LISTED_PROMPTS, 'more name')}")
+
+
+def _open_session(run: Run, settings: Settings) -> Session:
+    """The cache's model, or the one that was named if it is the same.
 
     Raises:
-        CacheError: the tokens are another model's, who would read them wrongly.
-        UsageError: a revision of a model that has none.
+        CacheError: The tokens are those of another model.
+        UsageError: A revision was named for a model that has none.
     """
-    own = run.revision if model is None and not is_local(run.model) else None
-    chosen = Session.open(model or run.model, revision or own, hardware)
-    found = chosen.checkpoint
-    if found.revision != run.revision or found.model_type != run.family:
-        raise CacheError(
-            f"the cache holds tokens of {run.model} at {run.revision}, not of {found.name} at {found.revision}",
-            hint="leave out --model and --revision, or compress again with this one",
-        )
-    return chosen
+    revision = settings.revision
+    if revision is None and settings.model is None and not is_local(run.model):
+        revision = run.revision
+    session = Session.open(replace(settings, model=settings.model or run.model, revision=revision))
+    check_cache_model(run, session.checkpoint)
+    return session
+
+
+@dataclass
+class AnswerReport:
+    """Prints and counts replies.
+
+    Attributes:
+        as_json: Print JSON even on a terminal, and beside a file.
+        prints: Whether answers are printed; else only a file gets them.
+    """
+
+    as_json: bool
+    prints: bool
+    num_replies: int = 0
+    num_failed: int = 0
+    start: float = field(default_factory=time.perf_counter)
+
+    def add(self, reply: Reply) -> None:
+        from prunesid_cli.pipeline.answer_file import reply_record
+
+        self.num_replies += 1
+        if reply.error:
+            self.num_failed += 1
+            printer.error(reply.error)
+        if self.as_json or (self.prints and not stdout_is_terminal()):
+            printer.record(reply_record(reply))
+        elif self.prints and reply.answer:
+            printer.result(f"{reply.query.item.source}: {reply.answer.text}")
+
+    def rate(self) -> str:
+        seconds = time.perf_counter() - self.start
+        answers = plural(self.num_replies, "answer")
+        return f"{answers} in {format_duration(seconds)} ({self.num_replies / seconds:.1f}/s)"
+
+
+@dataclass(frozen=True)
+class AnswerRun:
+    """Answers queries with the model of a session. `texts` are the different prompts."""
+
+    session: Session
+    texts: Sequence[str]
+    generation: Generation
+    report: AnswerReport
+
+    def answer(self, queries: Iterable[Query], total: int | None, file: AnswerFile | None = None) -> None:
+        """Loads the language half and answers queries. Prompts that it refuses are found before any is answered.
+
+        Args:
+            queries: The queries, item by item.
+            total: Their number, if it is known.
+            file: Where to append the answers.
+        """
+        from prunesid_cli.pipeline.answer import answer
+
+        language = self.session.load_language()
+        for text in self.texts:
+            language.check_prompt(text, 1)
+        self.report.start = time.perf_counter()
+        prints_results = self.report.prints or self.report.as_json
+        # Without a file, an interruption need not wait for the end of the batch.
+        interruptible = graceful_shutdown() if file else nullcontext(StopRequest())
+        with interruptible as stop, printer.progress("answering", total, prints_results) as bar:
+            for replies in answer(language, queries, self.generation, self.session.answer_batch_size):
+                if file:
+                    file.append(replies)
+                for reply in replies:
+                    self.report.add(reply)
+                    bar.advance()
+                stop.raise_if_requested()
+
+    def answer_into(self, path: Path, answered_by: str, queries: Callable[[], Iterator[Query]], forget: bool) -> None:
+        """Answers the queries that have no answer in a file yet, and prints a summary.
+
+        Args:
+            path: The file.
+            answered_by: What the answers are made by.
+            queries: Gives all queries anew at each call.
+            forget: Whether to remove answers to other queries.
+        """
+        from prunesid_cli.pipeline.answer_file import open_answers
+
+        with open_answers(path, answered_by) as file:
+            progress = file.progress(queries(), forget)
+            file.append([])
+            num_left = progress.num_queries - progress.num_answered
+            if num_left:
+                self.answer(file.unanswered(queries()), num_left, file)
+            if not progress.is_sorted:
+                file.sort(queries())
+        parts = [self.report.rate()] if num_left else [f"all of {plural(progress.num_queries, 'answer')} were there"]
+        parts += [f"{progress.num_answered:,} were there"] if num_left and progress.num_answered else []
+        parts += [f"removed {plural(progress.num_others, 'answer')} to other prompts"] if progress.num_others else []
+        if self.report.num_failed:
+            parts.append(f"{self.report.num_failed:,} failed: the same command asks them again")
+        printer.note("   ".join([*parts, str(path)]))

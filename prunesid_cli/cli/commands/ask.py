@@ -1,31 +1,30 @@
-"""prunesid ask: images or clips and a prompt in, an answer out."""
+"""prunesid ask: answers a prompt about images or clips."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunesid_cli.cli import compare as sides
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import outweighs_fixed, prompt_of, read_sampling, revision_meant
-from prunesid_cli.cli.choices import Attention, Backend, Dtype
-from prunesid_cli.cli.compress_report import note_if_all
-from prunesid_cli.cli.media_arguments import read_media
+from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_prompt, read_settings
+from prunesid_cli.cli.notices import note_if_all_kept
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
-from prunesid_cli.pipeline.session import Hardware, Session, read_budget
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.settings import DEFAULTS
 from prunesid_cli.text import format_stages
 from prunesid_cli.tokencache import information_sample
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prunesid_cli.inputs.image import Media
     from prunesid_cli.inputs.video.frame_sampling import FrameSampling
-    from prunesid_cli.runtime.stopwatch import Stopwatch
-    from prunesid_cli.types import Answer, TokenSet
+    from prunesid_cli.pipeline.compare import Outcome
 
 
 def ask(
@@ -33,25 +32,25 @@ def ask(
     media_and_prompt: Annotated[
         list[str],
         typer.Argument(
-            metavar="MEDIA... PROMPT", help="Image or video files, then the prompt. One may be - for stdin."
+            metavar="MEDIA... PROMPT", help="Image or video files, then the prompt. One of them may be - for stdin."
         ),
     ],
-    model: o.Model = None,
-    revision: o.Revision = None,
-    keep: o.Keep = "11%",
-    dynamic: o.Dynamic = None,
+    model: o.Model = DEFAULTS.model,
+    keep: o.Keep = DEFAULTS.keep,
+    method: o.Method = DEFAULTS.method,
+    dynamic: o.Dynamic = DEFAULTS.dynamic,
     calibration: o.Calibration = None,
-    method: o.Method = "prunesid",
-    frames: o.Frames = DEFAULT_FRAMES,
-    fps: o.Fps = None,
-    window: o.Window = 1,
-    video_backend: o.VideoBackend = Backend.auto,
-    device: o.Device = "auto",
-    dtype: o.DtypeOption = Dtype.auto,
-    attention: o.AttentionOption = Attention.auto,
-    max_new_tokens: o.MaxNewTokens = 128,
-    temperature: o.Temperature = 0.0,
-    seed: o.Seed = 0,
+    frames: o.Frames = DEFAULTS.frames,
+    fps: o.Fps = DEFAULTS.fps,
+    window: o.Window = DEFAULTS.window,
+    video_backend: o.VideoBackend = DEFAULTS.video_backend,
+    revision: o.Revision = DEFAULTS.revision,
+    device: o.Device = DEFAULTS.device,
+    dtype: o.Dtype = DEFAULTS.dtype,
+    attention: o.Attention = DEFAULTS.attention,
+    max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
+    temperature: o.Temperature = DEFAULTS.temperature,
+    seed: o.Seed = DEFAULTS.seed,
     as_json: o.Json = False,
     usage: o.Usage = False,
     compare: o.Compare = False,
@@ -63,72 +62,91 @@ def ask(
 
     Example: prunesid ask samples/scene5.png "what is shown?"
     """
-    printer.check()
+    printer.check_stdout()
     *sources, prompt = media_and_prompt
-    if calibration and not outweighs_fixed(context, "calibration", "--calibration"):
+    if calibration and not overrides_fixed(context, "calibration", "--calibration"):
         calibration = None
-    budget = read_budget(context, keep, True if calibration else dynamic, method)
+    settings = read_settings(context)
+    settings = replace(settings, dynamic=True) if calibration else settings
+    budget = read_budget(context, settings)
     if compare and str(budget) == "all":
-        raise UsageError("--compare --keep all compares a thing with itself", "keep less: --keep 11%")
-    sampling = read_sampling(context)
-    media, prompt = _read_inputs(sources, prompt, sampling)
-    session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
-    from prunesid_cli.pipeline import compress as pipeline
+        raise UsageError("--compare --keep all compares a model with itself", "keep less: --keep 11%")
+    media, prompt = _read_inputs(sources, prompt, settings.sampling())
+    session = Session.open(settings)
+    from prunesid_cli.pipeline import ask as ask_flow
+    from prunesid_cli.pipeline.compare import Outcome
+    from prunesid_cli.pipeline.compare import compare as compare_flow
     from prunesid_cli.types import Generation
 
-    sample = information_sample(calibration, session.checkpoint.name, session.checkpoint.revision) if calibration else ()
-    pruner = session.pruner(budget, method, sample, sampling)
+    checkpoint = session.checkpoint
+    sample = information_sample(calibration, checkpoint.name, checkpoint.revision) if calibration else ()
+    pruner, language = session.pruner(budget, sample), session.load_language()
     streams = not as_json and not compare and stdout_is_terminal()
-    stream = (lambda text: printer.result(text, end="")) if streams else None
-    asked = pruner, session.language(), media, prompt, Generation(max_new_tokens, temperature, seed, stream)
+    on_text = (lambda text: printer.result(text, end="")) if streams else None
+    generation = Generation(max_new_tokens, temperature, seed, on_text)
     if compare:
-        pruned, whole = sides.compare(*asked)
-        answer, items = pruned.answer, pruned.items
-        pruner.stopwatch.seconds |= pruned.seconds
-        record = {"tokens": pruned.total, "pruned": pruned.record, "all": whole.record}
-        text = sides.table(pruned, whole)
+        outcome, unpruned = compare_flow(pruner, language, media, prompt, generation)
+        record = {"tokens": outcome.total, "pruned": outcome.record, "all": unpruned.record}
+        text = _comparison_table(outcome, unpruned)
     else:
-        answer, items = pipeline.ask(*asked)
-        given = sides.Side(answer, items, pruner.stopwatch.seconds, max_new_tokens)
-        record, text = {"tokens": given.total} | given.record, "" if stream else answer.text
-    note_if_all(budget, max(item.layout.total for item in items))
+        answer, items = ask_flow.ask(pruner, language, media, prompt, generation)
+        outcome = Outcome(answer, items, pruner.stopwatch.seconds, max_new_tokens)
+        record, text = {"tokens": outcome.total} | outcome.record, "" if streams else answer.text
+    note_if_all_kept(budget, max(item.layout.total for item in outcome.items))
     if as_json:
-        printer.record(_about(session, media, prompt) | {"method": method, "keep": keep} | record)
+        asked = {"sources": [item.source for item in media], "prompt": prompt}
+        used = {"model": checkpoint.name, "revision": checkpoint.revision, "method": method, "keep": keep}
+        printer.record(asked | used | record)
     else:
         printer.result(text)
     if usage:
-        printer.usage(_usage(pruner.stopwatch, answer, items))
+        printer.requested(_usage_line(outcome))
 
 
 def _read_inputs(sources: list[str], prompt: str, sampling: FrameSampling) -> tuple[list[Media], str]:
-    """Load the images, the clips and the prompt, stdin once at most."""
+    """Loads the images and clips, and the prompt. Only one of them may be stdin."""
     if not sources:
         raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
     if [*sources, prompt].count("-") > 1:
-        raise UsageError("stdin can be read once", hint="give - for one of the arguments only")
+        raise UsageError("stdin can be read only once", hint="give - for one of the arguments only")
     first, *others = sources
     if os.path.isfile(prompt) and first != "-" and not os.path.exists(first):
-        typed = shlex.join(["prunesid", "ask", *others, prompt, first])
-        raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {typed}")
-    return read_media(sources, sampling), prompt_of(prompt)
+        corrected = shlex.join(["prunesid", "ask", *others, prompt, first])
+        raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {corrected}")
+    return read_media(sources, sampling), read_prompt(prompt)
 
 
-def _about(session: Session, media: list[Media], prompt: str) -> dict[str, Any]:
-    return {
-        "sources": [item.source for item in media],
-        "prompt": prompt,
-        "model": session.checkpoint.name,
-        "revision": session.checkpoint.revision,
-    }
-
-
-def _usage(stopwatch: Stopwatch, answer: Answer, items: list[TokenSet]) -> str:
-    """What was saved, and what the rest took, in one line."""
-    total, kept = sum(item.layout.total for item in items), sum(item.kept for item in items)
+def _usage_line(outcome: Outcome) -> str:
+    """The tokens that were saved, and the time of each stage."""
+    answer, num_pruned = outcome.answer, outcome.total - outcome.kept
     parts = [
-        f"visual tokens {total} -> {kept} ({kept / total:.1%})",
-        f"prompt {answer.prompt_tokens + total - kept} -> {answer.prompt_tokens} tokens",
+        f"visual tokens {outcome.total} -> {outcome.kept} ({outcome.kept / outcome.total:.1%})",
+        f"prompt {answer.prompt_tokens + num_pruned} -> {answer.prompt_tokens} tokens",
         f"answer {answer.new_tokens}",
-        format_stages(stopwatch.seconds),
+        format_stages(outcome.seconds),
     ]
     return "   ".join(parts)
+
+
+def _comparison_table(pruned: Outcome, unpruned: Outcome) -> str:
+    """Both outcomes side by side, as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", f"{pruned.kept / pruned.total:.1%} kept", "all", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    rows: dict[str, Callable[[Outcome], str]] = {
+        "answer": lambda outcome: outcome.answer.text,
+        "visual tokens": lambda outcome: f"{outcome.kept:,}",
+        "prompt tokens": lambda outcome: f"{outcome.answer.prompt_tokens:,}",
+        "answer tokens": lambda outcome: f"{outcome.answer.new_tokens:,}",
+    }
+    for name in pruned.seconds:
+        rows[f"{name}, ms"] = lambda outcome, name=name: f"{1000 * outcome.seconds[name]:,.0f}"  # type: ignore[misc]
+    rows["all of it, ms"] = lambda outcome: f"{1000 * sum(outcome.seconds.values()):,.0f}"
+    for name, value in rows.items():
+        table.add_row(name, Text(value(pruned)), Text(value(unpruned)))
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -15,7 +15,7 @@ import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, name_origin, read_budget, read_settings, split_list
-from prunesid_cli.cli.compress_report import note_if_all_kept
+from prunesid_cli.cli.notices import note_if_all_kept
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
 from prunesid_cli.pipeline.settings import DEFAULTS

@@ -1,9 +1,13 @@
-"""prunesid compress: images and clips in, a cache out."""
+"""prunesid compress: encodes and prunes images and clips into a cache."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,169 +15,262 @@ import typer
 
 from prunesid_cli import __version__
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import is_typed, outweighs_fixed, read_sampling, revision_meant
-from prunesid_cli.cli.choices import Attention, Backend, Dtype, Stored
-from prunesid_cli.cli.compress_report import Report
+from prunesid_cli.cli.arguments import is_typed, overrides_fixed, read_budget, read_settings
+from prunesid_cli.cli.help import COMMON, PRUNING
 from prunesid_cli.cli.terminal import printer
-from prunesid_cli.errors import ExitCode, UsageError
-from prunesid_cli.inputs.sharding import Partition, parse_partition
-from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES
-from prunesid_cli.pipeline.session import Hardware, LazyVision, Session, read_budget
+from prunesid_cli.errors import ExitCode, MediaError, UsageError
+from prunesid_cli.inputs.sharding import parse_partition
+from prunesid_cli.pipeline.session import LazyVision, Session
+from prunesid_cli.pipeline.settings import DEFAULTS, TokenStore
 from prunesid_cli.runtime.shutdown import graceful_shutdown
-from prunesid_cli.selection.budget import Spread
-from prunesid_cli.text import format_stages
-from prunesid_cli.tokencache import calibration_sample
+from prunesid_cli.text import format_stages, plural
+from prunesid_cli.tokencache import Calibration, calibration_sample, write_calibration
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, require_cache
-from prunesid_cli.tokencache.shard_marker import check_partition, record_partition
+from prunesid_cli.tokencache.partition_marker import check_partition, record_partition
 
 if TYPE_CHECKING:
-    from prunesid_cli.pipeline.pruner import Pruner
-    from prunesid_cli.tokencache import CacheWriter
+    from prunesid_cli.cli.compress_report import CompressReport
+    from prunesid_cli.cli.input_paths import InputPaths
+    from prunesid_cli.inputs.listing import ListedFile
+    from prunesid_cli.pipeline.batches import BatchRunner
+    from prunesid_cli.pipeline.compress import Result
+    from prunesid_cli.pipeline.token_budgets import TokenAllocator
+    from prunesid_cli.tokencache import CacheWriter, MeasurementLog
 
 
 def compress(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="CACHE", help="The cache's folder; made or continued.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="CACHE", help="The cache's folder. It is created or continued.")
+    ],
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH...", help="Files, folders, globs; - reads a list of them from stdin."),
+        typer.Argument(metavar="PATH...", help="Files, folders and globs. - reads a list of paths from stdin."),
     ] = None,
+    model: o.Model = DEFAULTS.model,
+    keep: o.Keep = DEFAULTS.keep,
     null: Annotated[
-        bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL, not by line.")
+        bool,
+        typer.Option("-0", "--null", rich_help_panel=COMMON, help="The list on stdin is separated by NUL."),
     ] = False,
-    model: o.Model = None,
-    revision: o.Revision = None,
-    keep: o.Keep = "11%",
-    dynamic: o.Dynamic = None,
+    method: o.Method = DEFAULTS.method,
+    dynamic: o.Dynamic = DEFAULTS.dynamic,
     stream: Annotated[
         bool,
         typer.Option(
-            "--stream",
-            rich_help_panel=o.PRUNING,
-            help="--dynamic in one pass, for images that keep coming: the average converges to what is asked.",
+            "--stream", rich_help_panel=PRUNING,
+            help="Like --dynamic, in one pass, for images that keep arriving. The average converges to the budget.",
         ),
     ] = False,
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate",
-            rich_help_panel=o.PRUNING,
-            help="Only measure an average image, for: ask --calibration CACHE. Some hundreds are plenty.",
+            "--calibrate", rich_help_panel=PRUNING,
+            help="Only measure the images, for: ask --calibration CACHE. A few hundred images are enough.",
         ),
     ] = False,
-    method: o.Method = "prunesid",
-    frames: o.Frames = DEFAULT_FRAMES,
-    fps: o.Fps = None,
-    window: o.Window = 1,
-    video_backend: o.VideoBackend = Backend.auto,
+    frames: o.Frames = DEFAULTS.frames,
+    fps: o.Fps = DEFAULTS.fps,
+    window: o.Window = DEFAULTS.window,
+    video_backend: o.VideoBackend = DEFAULTS.video_backend,
     draft: o.Draft = False,
-    device: o.Device = "auto",
-    dtype: o.DtypeOption = Dtype.auto,
-    attention: o.AttentionOption = Attention.auto,
-    batch_size: o.TowerBatch = 0,
+    revision: o.Revision = DEFAULTS.revision,
+    device: o.Device = DEFAULTS.device,
+    dtype: o.Dtype = DEFAULTS.dtype,
+    attention: o.Attention = DEFAULTS.attention,
+    batch_size: o.TowerBatchSize = DEFAULTS.batch_size,
     shard: o.Partition = None,
     retry_failed: o.RetryFailed = False,
     checksum: o.Checksum = False,
     shard_items: o.ShardItems = MAX_SHARD_ITEMS,
-    store: o.Store = Stored.model,
+    store: o.Store = TokenStore.model,
     as_json: o.Json = False,
     usage: o.Usage = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Encode and prune images and clips into a cache, from which prompts are answered later.
 
-    The same command goes on where an earlier one stopped: what is in the cache is passed over, what failed is retried.
-    With --json a line tells of each input when it goes to the disk; a second later it is safe there.
+    Run the same command again to continue an interrupted run: inputs in the cache are skipped, failed inputs are
+    retried. Within a second, what was encoded is safe on the disk.
 
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
     printer.resumable = not calibrate
     if as_json:
-        printer.check()
-    _check(context)
-    stream = stream and outweighs_fixed(context, "stream", "--stream")
-    budget = read_budget(context, keep, True if stream else dynamic, method)
-    sampling, portion = read_sampling(context), parse_partition(shard, os.environ)
-    if portion.origin:
-        printer.note(f"shard {portion}, by {portion.origin}")
+        printer.check_stdout()
+    _check_options(context)
+    settings = read_settings(context)
+    is_stream = stream and overrides_fixed(context, "stream", "--stream")
+    settings = replace(settings, dynamic=True) if is_stream else settings
+    budget = read_budget(context, settings)
+    partition = parse_partition(shard, os.environ)
+    if partition.origin:
+        printer.note(f"shard {partition}, by {partition.origin}")
     if retry_failed:
         require_cache(out)
     if not calibrate:
-        check_partition(out, portion)
-    session = Session.open(model, revision_meant(context, model, revision), Hardware(device, dtype, attention))
-    from prunesid_cli.cli.compress_run import Inputs, Work, measure_average
-    from prunesid_cli.pipeline.compress import BatchRunner
-    from prunesid_cli.pipeline.load import Cached, InputLoader
+        check_partition(out, partition)
+    session = Session.open(settings)
+    from prunesid_cli.cli.compress_report import CompressReport
+    from prunesid_cli.cli.input_paths import InputPaths
+    from prunesid_cli.pipeline.batches import BatchRunner
+    from prunesid_cli.pipeline.compress import open_writer
+    from prunesid_cli.pipeline.load import InputLoader
     from prunesid_cli.tokencache import MeasurementLog
 
-    checkpoint, vision, pace = session.checkpoint, LazyVision(session.vision), session.pace(batch_size)
-    inputs = Inputs(paths or [], null, portion)
+    checkpoint, vision = session.checkpoint, LazyVision(session.load_vision)
     sample = () if calibrate else calibration_sample(out, checkpoint.name, checkpoint.revision)
-    pruner = replace(session.pruner(budget, method, sample, sampling, vision), downscale=draft)
+    pruner = replace(session.pruner(budget, sample, vision), downscale=draft)
+    inputs, batch_sizes = InputPaths(paths or [], null, partition), session.tower_batch_size()
     if calibrate:
         with graceful_shutdown() as stop:
-            measure_average(BatchRunner(InputLoader(pruner), pace, stop), inputs, out, checkpoint, as_json)
+            _calibrate(BatchRunner(InputLoader(pruner), batch_sizes, stop), inputs, out, session, as_json)
         return
-    writer = _writer(session, pruner, store, out, shard_items)
-    plans = pruner.spreads_across_items and not (stream or retry_failed or writer.unwritable)
-    cached = Cached(writer, checksum, MeasurementLog(writer, draft) if plans else None)
-    inputs = Inputs(list(writer.failed), exact=True) if retry_failed else inputs
-    if not retry_failed:
-        _go_on(writer, portion)
-    report = Report(as_json, budget, portion, retry_failed, len(writer.index.table))
+    writer = open_writer(session, pruner, out, store, __version__, shard_items)
+    if retry_failed:
+        inputs = InputPaths(list(writer.failed), exact=True)
+    else:
+        if not writer.unwritable:
+            record_partition(out, partition, is_new=not writer.index.shards)
+        if writer.missing.numbers:
+            printer.warning(f"{writer.missing.error.problem}: they are encoded again if they are among these inputs")
+    plans_ahead = pruner.spreads_across_items and not (is_stream or retry_failed or writer.unwritable)
+    log = MeasurementLog(writer, draft) if plans_ahead else None
+    report = CompressReport(as_json, budget, partition, retry_failed, len(writer.index.table))
     with graceful_shutdown() as stop:
-        job = BatchRunner(InputLoader(pruner, cached, vision.load), pace, stop)
-        Work(job, inputs, writer, report, stream).run()
-        report.say(writer, not stop.requested)
+        runner = BatchRunner(InputLoader(pruner, writer, checksum, vision.load), batch_sizes, stop)
+        _compress(runner, inputs, writer, report, log, plans_ahead=pruner.spreads_across_items and not is_stream)
+        report.print_summary(writer, is_complete=not stop.requested)
     if draft and vision.is_loaded and pruner.min_decode_side is None:
-        printer.note("--draft changed nothing: of a larger image this model reads more")
+        printer.note("--draft changed nothing: this model reads more of a larger image")
     if usage:
-        printer.usage(f"batches of {pace.size}   {format_stages(pruner.stopwatch.seconds)}".rstrip())
+        printer.requested(f"batches of {batch_sizes.size}   {format_stages(pruner.stopwatch.seconds)}".rstrip())
     stop.raise_if_requested()
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _go_on(writer: CacheWriter, portion: Partition) -> None:
-    """What is said, and kept in mind, of a cache into which new inputs may come."""
-    if not writer.unwritable:
-        record_partition(writer.folder, portion, not writer.index.shards)
-    if writer.missing.numbers:
-        printer.warning(f"{writer.missing.error.problem}: done again, where they are among these images")
+def _check_options(context: typer.Context) -> None:
+    """Raises `UsageError` for options that contradict each other, and if there is nothing to do."""
+    params = context.params
+    paths = params["paths"] or []
+    if params["stream"] and params["calibrate"] and is_typed(context, "stream"):
+        raise UsageError("--stream and --calibrate contradict each other", "--calibrate only measures: leave out one")
+    if params["null"] and "-" not in paths:
+        raise UsageError("-0 is about a list on stdin, which is not read", "name - as the path, or leave out -0")
+    if not params["retry_failed"]:
+        if not paths:
+            hint = "name files, folders or globs; see: prunesid compress --help"
+            raise UsageError("compress needs images or clips", hint)
+        return
+    others = {"PATH": bool(paths), "--calibrate": params["calibrate"], "--shard": params["shard"] is not None}
+    for name, is_given in others.items():
+        if is_given:
+            problem = f"--retry-failed and {name} contradict each other"
+            raise UsageError(problem, "--retry-failed takes the inputs that the cache lists as failed")
 
 
-def _check(context: typer.Context) -> None:
-    """Refuse options that do nothing beside each other.
+def _compress(
+    runner: BatchRunner,
+    inputs: InputPaths,
+    writer: CacheWriter,
+    report: CompressReport,
+    log: MeasurementLog | None,
+    plans_ahead: bool,
+) -> None:
+    """Compresses all inputs into a cache, until they end or the user asks to stop.
 
     Raises:
-        UsageError: there are such, or nothing to do was named.
+        CacheError: The cache cannot be written.
+        KeyboardInterrupt: The user asked to stop while images were measured.
     """
-    given = context.params
-    paths = given["paths"] or []
-    if given["stream"] and given["calibrate"] and is_typed(context, "stream"):
-        raise UsageError("--stream and --calibrate contradict each other", "--calibrate only measures: leave out one")
-    if given["null"] and "-" not in paths:
-        raise UsageError("-0 is about a list on stdin, which is not read", "name - as the path, or leave out -0")
-    if not given["retry_failed"] and not paths:
-        raise UsageError(
-            "compress needs images or clips", "name files, folders or globs; see: prunesid compress --help"
-        )
-    if given["retry_failed"]:
-        others = {"PATH": bool(paths), "--calibrate": given["calibrate"], "--shard": given["shard"] is not None}
-        for name in (name for name, is_given in others.items() if is_given):
-            raise UsageError(
-                f"--retry-failed and {name} contradict each other", "it takes what the cache lists as failed"
-            )
+    from prunesid_cli.pipeline.compress import compress, write_results
+    from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
+    from prunesid_cli.runtime.background_writer import BackgroundWriter
+
+    with closing(writer), BackgroundWriter(writer.on_idle) as background:
+
+        def write(results: Sequence[Result]) -> None:
+            background.submit(partial(write_results, writer, results))
+
+        def clear_failure(path: str) -> None:  # of a folder, or a glob, that an earlier run could not list
+            if path in writer.failed:
+                background.submit(partial(writer.clear_failure, path))
+
+        listing = inputs.listing(clear_failure)
+        files, total = inputs.of_this_machine(listing), None
+        if plans_ahead:
+            allocator, files, total = _plan(runner, files, inputs, log)
+        else:
+            allocator = allocate_on_arrival(runner.loader.pruner, writer.index.entries())
+        with printer.progress("compressing", total, prints_results=report.as_json) as bar:
+            if total is None:
+                inputs.count_in_background(bar)
+            with closing(compress(runner, files, allocator, write)) as results:
+                for result in results:
+                    report.add(result)
+                    bar.advance(has_failed=hasattr(result, "error"))
+        report.num_skipped = listing.skipped
+        if not runner.stop.requested and not inputs.exact:
+            background.submit(writer.complete)
 
 
-def _writer(session: Session, pruner: Pruner, store: Stored, out: Path, shard_items: int) -> CacheWriter:
-    from prunesid_cli.tokencache import CacheWriter, ShardLimits, Run
+def _plan(
+    runner: BatchRunner, files: Iterator[ListedFile], inputs: InputPaths, log: MeasurementLog | None
+) -> tuple[TokenAllocator, Iterator[ListedFile], int]:
+    """Measures all inputs. Returns how many tokens each keeps, the inputs once more, and their number."""
+    from prunesid_cli.inputs.replay import ReplayableListing
+    from prunesid_cli.pipeline.measure import MeasuredInput, measure
+    from prunesid_cli.pipeline.token_budgets import plan_tokens
 
-    found, budget = session.checkpoint, pruner.budget
-    run = Run(
-        found.name, found.revision, found.model_type, str(pruner.method), str(budget), budget.spread is Spread.ACROSS_ITEMS, budget.spread is Spread.NONE,
-        session.dtype_name, store.value,
-    )  # fmt: skip
-    return CacheWriter(out, run, __version__, ShardLimits(shard_items), str(pruner.sampling))
+    replayable, counts = ReplayableListing(files), Counter[str]()
+    with printer.progress("measuring", None, prints_results=False) as bar:
+        inputs.count_in_background(bar)
+
+        def measured() -> Iterator[MeasuredInput]:
+            for item in measure(runner, replayable.first_pass(), log):
+                bar.advance(has_failed=item.error is not None)
+                counts["recalled"] += item.is_recalled
+                yield item
+            runner.stop.raise_if_requested()
+
+        allocator = plan_tokens(runner.loader.pruner, measured())
+    if counts["recalled"]:
+        printer.note(f"the information of {plural(counts['recalled'], 'image')} is known from an earlier run")
+    return allocator, replayable.replay(), replayable.count
+
+
+def _calibrate(runner: BatchRunner, inputs: InputPaths, out: Path, session: Session, as_json: bool) -> None:
+    """Measures all inputs, and writes a summary of their information into the cache.
+
+    Raises:
+        MediaError: No input can be read.
+        CacheError: The cache cannot be written.
+        KeyboardInterrupt: The user asked to stop; nothing is written.
+    """
+    from prunesid_cli.pipeline.measure import measure
+
+    values, num_failed = list[float](), 0
+    with printer.progress("measuring", None, prints_results=False) as bar:
+        inputs.count_in_background(bar)
+        for item in measure(runner, inputs.of_this_machine(inputs.listing())):
+            if item.error:
+                num_failed += 1
+                printer.error(item.error)
+            else:
+                values.append(item.phi)
+                printer.detail(f"{item.source}: information {item.phi:.4f}")
+            bar.advance(has_failed=item.error is not None)
+    runner.stop.raise_if_requested()
+    if not values:
+        raise MediaError("there is no image to measure", hint="name files, folders or globs of images")
+    calibration = Calibration.from_values(session.checkpoint.name, session.checkpoint.revision, values)
+    write_calibration(out, calibration)
+    if as_json:
+        printer.record({"images": len(values), "phi": calibration.phi, "failed": num_failed})
+    printer.note(f"information of {plural(len(values), 'image')}: {calibration.phi:.4f} on average (phi, 1 - rho)")
+    printer.note(f"compare single images with it: prunesid ask IMAGE PROMPT --calibration {out}")
+    if num_failed:
+        raise typer.Exit(ExitCode.PARTIAL)

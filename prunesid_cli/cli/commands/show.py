@@ -10,7 +10,7 @@ import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_settings
-from prunesid_cli.cli.compress_report import note_if_all_kept
+from prunesid_cli.cli.notices import note_if_all_kept
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.inputs.file_type import HEADER_BYTES, detect_file_type

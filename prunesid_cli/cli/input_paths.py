@@ -1,0 +1,62 @@
+"""The paths that a command was given: files, folders, globs, or a list of them on stdin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from threading import Thread
+
+from prunesid_cli.cli.arguments import open_stdin
+from prunesid_cli.cli.progress import ProgressBar
+from prunesid_cli.cli.terminal import printer
+from prunesid_cli.inputs.listing import ListedFile, Listing
+from prunesid_cli.inputs.path_list import read_list
+from prunesid_cli.inputs.sharding import Partition
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class InputPaths:
+    """Paths to list.
+
+    Attributes:
+        paths: As the user typed them. "-" stands for a list on stdin, unless they are `exact`.
+        null: Whether that list is separated by NUL.
+        partition: Which of the listed files are for this machine.
+        exact: Whether the paths are names of inputs, and nothing else.
+    """
+
+    paths: Sequence[str]
+    null: bool = False
+    partition: Partition = field(default_factory=Partition)
+    exact: bool = False
+
+    def listing(self, on_folder: Callable[[str], None] = lambda path: None) -> Listing:
+        """Lists the files, lazily. `on_folder` is called with folders that were read and globs that matched."""
+        return Listing(self._expand_stdin(), self._report_skip, on_folder)
+
+    def of_this_machine(self, files: Iterable[ListedFile]) -> Iterator[ListedFile]:
+        """The files of this machine's partition."""
+        return (file for file in files if self.partition.takes(file.source))
+
+    def count_in_background(self, bar: ProgressBar) -> None:
+        """Lists all files once more in a thread, so that the bar knows how many there are. Stdin cannot be counted."""
+        if not bar.is_visible or (STDIN in self.paths and not self.exact):
+            return
+
+        def count() -> None:
+            bar.set_total(sum(1 for _ in self.of_this_machine(Listing(self.paths))))
+
+        Thread(target=count, name="count", daemon=True).start()
+
+    def _expand_stdin(self) -> Iterator[str]:
+        for path in self.paths:
+            if path == STDIN and not self.exact:
+                yield from read_list(open_stdin().buffer, self.null)
+            else:
+                yield path
+
+    @staticmethod
+    def _report_skip(reason: str, path: str) -> None:
+        printer.detail(f"{path}: {reason}, skipped")

@@ -1,0 +1,90 @@
+"""Runs over many inputs: loads them ahead in order, and adapts the size of batches to speed and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from prunesid_cli.inputs.listing import ListedFile
+from prunesid_cli.pipeline.load import InputLoader, LoadedInput
+from prunesid_cli.runtime.batch_size import BatchSizeTuner
+from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
+from prunesid_cli.runtime.prefetch import Prefetcher
+from prunesid_cli.runtime.shutdown import StopRequest
+
+PREFETCHED_BATCHES, PREFETCHED_ITEMS = 2, 8
+"""How many batches are loaded ahead, and how many items more: some may be cached already, or damaged."""
+MAX_BATCH_ITEMS = 256
+"""Items of a batch, including those that are cached already or failed."""
+
+
+class Weighed(Protocol):
+    """A loaded item: how many images the vision tower encodes of it, and its bytes in memory."""
+
+    @property
+    def num_images(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+R = TypeVar("R")
+L = TypeVar("L", bound=Weighed)
+
+
+@dataclass(frozen=True)
+class BatchRunner:
+    """What a run over many inputs works with.
+
+    Attributes:
+        loader: Loads the inputs.
+        batch_size: Chooses how many images a batch has.
+        stop: Whether the user asked to stop.
+    """
+
+    loader: InputLoader
+    batch_size: BatchSizeTuner
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def load_batches(self, files: Iterable[ListedFile], load: Callable[[int, ListedFile], L]) -> Iterator[Sequence[L]]:
+        """Loads files ahead in threads. Yields batches in the order of the listing."""
+        prefetcher = Prefetcher(
+            enumerate(files),
+            lambda numbered: load(*numbered),
+            num_bytes=lambda item: item.nbytes,
+            max_ahead=lambda: PREFETCHED_BATCHES * self.batch_size.size + PREFETCHED_ITEMS,
+            stop=self.stop,
+        )
+        with prefetcher as loaded:
+            yield from loaded.batches(
+                size_of=lambda item: item.num_images,
+                max_size=lambda: self.batch_size.size,
+                max_items=MAX_BATCH_ITEMS,
+            )
+
+    def run(
+        self,
+        work: Callable[[Sequence[LoadedInput]], list[R]],
+        batch: Sequence[LoadedInput],
+        on_too_large: Callable[[LoadedInput], R],
+    ) -> list[R]:
+        """Runs `work` on a batch, in halves where it does not fit into memory; learns from time and memory.
+
+        Args:
+            work: Maps a batch to one result an item.
+            batch: The items.
+            on_too_large: Gives the result of an item that does not fit even alone.
+        """
+        if not batch:
+            return []
+
+        def timed_work(part: Sequence[LoadedInput]) -> list[R]:
+            start = time.perf_counter()
+            results = work(part)
+            self.batch_size.record(sum(item.num_images for item in part), time.perf_counter() - start)
+            return results
+
+        num_images = sum(item.num_images for item in batch)
+        return run_in_halves_on_oom(timed_work, batch, on_too_large, lambda: self.batch_size.shrink(num_images))

@@ -1,0 +1,113 @@
+"""What users can choose, with defaults: one table for the command line, the Python API and the lmms-eval plug-in.
+
+Needs no torch, so that a command line can be checked at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES, FrameSampling
+from prunesid_cli.selection import METHODS
+from prunesid_cli.selection.budget import Budget, Spread
+from prunesid_cli.text import did_you_mean
+
+
+class Dtype(str, Enum):
+    """Precision of a model; auto is fp32 on a CPU and the checkpoint's own elsewhere."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Attention(str, Enum):
+    """Attention kernels; auto is sdpa."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    flash = "flash_attention_2"
+    eager = "eager"
+
+
+class VideoBackend(str, Enum):
+    """Clip decoders; auto is pyav."""
+
+    auto = "auto"
+    decord = "decord"
+    pyav = "pyav"
+
+
+class TokenStore(str, Enum):
+    """How a cache stores tokens; model is the model's own precision."""
+
+    model = "model"
+    fp8 = "fp8"
+    int8 = "int8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which model runs where, which tokens it keeps, how clips are read, and how answers are generated.
+
+    Attributes:
+        model: A Hugging Face repo id, a folder or an alias; None: the embedded model.
+        revision: Branch, tag or commit of a repo.
+        keep: Visual tokens to keep of each item: a number ("64"), a share ("11%") or "all".
+        dynamic: Spread the budget by information over items (True), over the tiles and frames of an item (None), or
+            over nothing (False).
+        method: A name of `selection.METHODS`.
+        frames: Frames of each clip, spread evenly over its time.
+        fps: Frames per second of each clip, instead of `frames`.
+        window: Successive frames that are pruned together.
+        video_backend: Clip decoder.
+        device: "auto", "cpu", "cuda:0", "mps".
+        dtype: Precision.
+        attention: Attention kernels.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 decodes greedily.
+        seed: Seed of sampling, with a temperature.
+        batch_size: Items per batch; 0: chosen by the device.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    keep: str = "11%"
+    dynamic: bool | None = None
+    method: str = "prunesid"
+    frames: int = DEFAULT_FRAMES
+    fps: float | None = None
+    window: int = 1
+    video_backend: VideoBackend = VideoBackend.auto
+    device: str = "auto"
+    dtype: Dtype = Dtype.auto
+    attention: Attention = Attention.auto
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    batch_size: int = 0
+
+    def check_method(self) -> None:
+        """Raises `UsageError` if there is no such method."""
+        if self.method not in METHODS:
+            hint = did_you_mean(self.method, METHODS, f"one of: {', '.join(METHODS)}")
+            raise UsageError(f"no selection method called {self.method!r}", hint)
+
+    def budget(self) -> Budget:
+        """The budget that `keep` and `dynamic` mean. Raises `UsageError` if `keep` cannot be read."""
+        return Budget.parse(self.keep, Spread.from_option(self.dynamic))
+
+    def sampling(self) -> FrameSampling:
+        """How frames of clips are chosen. Raises `UsageError` if `fps` is not a rate."""
+        if self.fps is None:
+            return FrameSampling(self.frames, None, self.video_backend.value, self.window)
+        if not 0 < self.fps < math.inf:
+            raise UsageError(f"--fps {self.fps:g} is not a rate", "frames a second: 1, or 0.5 for one in two seconds")
+        return FrameSampling(DEFAULT_FRAMES, self.fps, self.video_backend.value, self.window)
+
+
+DEFAULTS = Settings()
