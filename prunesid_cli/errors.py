@@ -1,4 +1,4 @@
-"""What can go wrong, as a line that says it and a line that says what to type; and the exit codes."""
+"""Errors that users can read: one line that says what is wrong, one hint that says what to do; and the exit codes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
+    """Exit codes. PARTIAL: the command finished, but some inputs failed or some items are lost."""
+
     OK = 0
     FAILURE = 1
     USAGE = 2
@@ -15,7 +17,12 @@ class ExitCode(IntEnum):
 
 
 class PruneSIDError(Exception):
-    """A failure that the user can read: `problem` says what is wrong, `hint` what to do about it."""
+    """A failure that a user can understand.
+
+    Attributes:
+        problem: What is wrong.
+        hint: What to do about it; may be empty.
+    """
 
     exit_code = ExitCode.FAILURE
 
@@ -26,33 +33,33 @@ class PruneSIDError(Exception):
 
 
 class UsageError(PruneSIDError):
-    """An option or argument that makes no sense."""
+    """An option or argument makes no sense."""
 
     exit_code = ExitCode.USAGE
 
 
 class MediaError(PruneSIDError):
-    """An image or clip that cannot be read. Costs one item, never a run."""
+    """An image or clip cannot be read. A run continues with the others."""
 
 
 class CacheError(PruneSIDError):
-    """A cache that cannot be read, or does not fit the model."""
+    """A cache cannot be read or written, or belongs to another model."""
 
 
 class ModelError(PruneSIDError):
-    """A model that cannot be found or loaded."""
+    """A model cannot be found or loaded."""
 
 
 class UnsupportedModel(ModelError):
-    """A model of a kind that has no adapter."""
+    """No family in `models.FAMILIES` supports the model."""
 
 
 class OutOfMemory(PruneSIDError):
-    """Work that does not fit into a device's memory, where it cannot be cut smaller."""
+    """Work does not fit into a device's memory, and cannot be split further."""
 
 
 class NonFiniteError(PruneSIDError):
-    """NaN or inf in the features or the saliency of an item. `rows` are the batch rows it was found in."""
+    """Features or saliency have NaN or infinity. `rows` are the rows of the batch where they were found."""
 
     def __init__(self, problem: str, hint: str = "", rows: Sequence[int] = ()) -> None:
         super().__init__(problem, hint)

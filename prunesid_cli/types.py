@@ -1,9 +1,12 @@
-"""Frozen values that pass between the stages, and the shape letters used in every docstring.
+"""Frozen values that pass between the stages, and the letters that docstrings use for shapes.
 
 B  batch                       T  kept visual tokens
 S  segments of one item        G  groups
 N  visual tokens of a segment  L  prompt length
 C  width at the cut            D  width of the language model
+
+"The cut" is where a model's visual tokens pass from the vision half to the language half. An "item" is one image or
+clip. A "slot" is the position of a token in the sequence that the stock model reads for an item.
 """
 
 from __future__ import annotations
@@ -18,12 +21,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLS_NOT_READ = -1
-"""The slot of a CLS token that the stock model does not read."""
+"""Slot of a CLS token that the stock model does not read."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a half of a model runs; `everywhere`: a language model may be laid over all GPUs."""
+    """Where and how a half of a model runs.
+
+    Attributes:
+        device: The device; of a model on several GPUs, the first one.
+        dtype: The precision.
+        attention: The attention kernels, as transformers calls them.
+        multi_gpu: Whether a language model may be spread over all GPUs.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -33,14 +43,16 @@ class Placement:
 
 @dataclass(frozen=True)
 class Region:
-    """A raster of visual tokens among the slots of an item: a picture, a tile of one, or a frame of a clip.
+    """A grid of visual tokens among the slots of an item: a picture, a tile of it, or a frame of a clip.
 
-    first          slot of its first token
-    rows, columns  of the raster
-    stride         slots from one row to the next: more than `columns` where something else ends a row
-    box            the part of the picture that it shows: left, top, right, bottom, as shares of width and height
-    time           seconds from the start of a clip; None for a picture
-    tick           its place in time under M-RoPE, where 0 is the start of the item
+    Attributes:
+        first: Slot of its first token.
+        rows: Rows of the grid.
+        columns: Columns of the grid.
+        stride: Slots from one row to the next. It exceeds `columns` if other tokens, such as newlines, end a row.
+        box: The part of the picture that it shows: left, top, right, bottom, as shares of width and height.
+        time: Seconds from the start of a clip; None for a picture.
+        tick: Its position in time under M-RoPE; the start of the item is 0.
     """
 
     first: int
@@ -53,7 +65,7 @@ class Region:
 
     @property
     def slots(self) -> range | list[int]:
-        """In raster order."""
+        """Its slots, row by row."""
         if self.stride == self.columns:
             return range(self.first, self.first + self.rows * self.columns)
         starts = range(self.first, self.first + self.rows * self.stride, self.stride)
@@ -64,7 +76,8 @@ class Region:
 class Provenance:
     """The input that an item came from. A cache stores these fields with the item.
 
-    A new field needs a default: it is then stored only where it differs from that, and caches without it stay readable.
+    A new field needs a default. It is then stored only where it differs from the default, and caches that were made
+    without it stay readable.
 
     Attributes:
         source: Path as the user named it; "-" for stdin.
@@ -85,17 +98,18 @@ class Provenance:
     @property
     def provenance(self) -> Provenance:
         """These fields alone, of an object that has more."""
-        return Provenance(**{one.name: getattr(self, one.name) for one in fields(Provenance)})
+        return Provenance(**{field.name: getattr(self, field.name) for field in fields(Provenance)})
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the stock model reads an item: a sequence of `total` slots, numbered from 0, in runs with text between them.
+    """How the stock model reads an item: a sequence of `total` slots, in runs with text between them.
 
-    text      what stands for the item in the prompt, one placeholder for each run
-    runs      slots of each placeholder
-    regions   where the visual tokens are; slots of none of them are structural: newlines, a CLS that the model reads
-    advances  under M-RoPE, by how much each run moves the positions of what follows it; else empty
+    Attributes:
+        text: The text that stands for the item in the prompt, with one placeholder for each run.
+        runs: Number of slots of each placeholder.
+        regions: Where the visual tokens are. Slots outside of all regions are structural: newlines, or a CLS token.
+        mrope_deltas: Under M-RoPE, by how much each run shifts the positions of what follows it; else empty.
     """
 
     text: str
@@ -105,6 +119,7 @@ class Layout:
 
     @cached_property
     def total(self) -> int:
+        """Number of slots."""
         return sum(self.runs)
 
     @property
@@ -114,7 +129,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Pixels:
-    """One item as the vision tower takes it: tensors by the names of its arguments, rows of one item only."""
+    """One item as input of the vision tower.
+
+    Attributes:
+        tensors: Tensors by the names of the tower's arguments. They hold the rows of this item only.
+        layout: How the stock model reads the item.
+    """
 
     tensors: Mapping[str, Tensor]
     layout: Layout
@@ -122,15 +142,16 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Segment:
-    """What one selection runs over: a picture, a tile, a frame or a window of frames.
+    """What one selection works on: a picture, a tile, a frame, or a window of frames.
 
-    features [N, C]    visual tokens at the cut
-    saliency [N]       the model's own importance of a token; None where it offers none
-    summary  [C]       the CLS token at the cut; None where there is none
-    extra    [N, E]    what else a token carries, unseen by the selection, to stand after its features; None: nothing
-    slots    N         where the stock model reads each token; None: 0 to N - 1
-    summary_slot       where it reads the CLS token; SUMMARY: nowhere
-    frames             of how many its tokens are, one after the other
+    Attributes:
+        features: [N, C], visual tokens at the cut.
+        saliency: [N], how important the model itself finds each token; None if it says nothing about that.
+        cls: [C], the CLS token at the cut; None if there is none.
+        extra: [N, E], what else a token carries, stored after its features. The selection does not see it.
+        slots: N slots, one for each token; None: 0 to N - 1.
+        cls_slot: Slot of the CLS token; CLS_NOT_READ if the stock model does not read it.
+        frames: Number of frames that the tokens come from, frame after frame.
     """
 
     features: Tensor
@@ -149,7 +170,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the vision half makes of one item. No two segments share a slot."""
+    """One item as the vision half gives it. No two segments share a slot."""
 
     segments: tuple[Segment, ...]
     layout: Layout
@@ -157,13 +178,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TokenSet:
-    """The kept visual tokens of one item: what a cache stores, and all that the language half needs.
+    """The kept visual tokens of one item. A cache stores them, and the language half needs nothing else.
 
-    tokens  [T, C]  at the cut
-    slots   T       where the stock model reads each row; SUMMARY, and then first, for a CLS that it does not read
-    layout          of the whole item
-    whole           whether nothing was pruned. Only then structural tokens are read, too: without the rows that they
-                    end, newlines mean nothing.
+    Attributes:
+        tokens: [T, C], at the cut.
+        slots: T slots, one for each row. CLS_NOT_READ, always first, marks a CLS token that the stock model does not
+            read.
+        layout: How the stock model reads the whole item.
+        is_unpruned: Whether all tokens are kept. Only then are structural tokens read as well: without the rows that
+            they end, newlines mean nothing.
     """
 
     tokens: Tensor
@@ -173,18 +196,19 @@ class TokenSet:
 
     @property
     def kept(self) -> int:
-        """Tokens that the language model reads, structural ones included."""
+        """Number of tokens that the language model reads, structural ones included."""
         return self.layout.total if self.is_unpruned else len(self.slots)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A whole prompt as the language model reads it.
+    """A whole prompt as input of the language model.
 
-    embeds    [L, D]
-    visual    [L] bool     visual tokens, structural ones included
-    positions [3, L]       under M-RoPE: time, row, column; None where tokens are simply counted
-    deepstack [K, V, D]    what is added to the V visual tokens after each of the first K layers; None where nothing is
+    Attributes:
+        embeds: [L, D], embeddings.
+        visual: [L] bool, which are visual tokens, structural ones included.
+        positions: [3, L], time, row and column under M-RoPE; None if tokens are simply counted.
+        deepstack: [K, V, D], what is added to the V visual tokens after each of the first K layers; None if nothing is.
     """
 
     embeds: Tensor
@@ -195,9 +219,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generation:
-    """How to decode: greedy unless a temperature is given; `seed` is used by sampling alone; `stream` gets the text of
-    an answer that is generated alone, as it comes; `full`: whatever would end an answer, it gets all of its tokens;
-    `told` is called whenever the answers of a batch have got one more token."""
+    """How answers are generated.
+
+    Attributes:
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 decodes greedily.
+        seed: Seed of sampling, with a temperature.
+        on_text: Called with each piece of the text of an answer that is generated alone.
+        force_full_length: Whether every answer gets `max_new_tokens`, even after an end token. For benchmarks.
+        on_token: Called after each token of a batch.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -209,7 +240,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class Answer:
-    """text, without special tokens; how many tokens the prompt (visual ones included) and the answer had."""
+    """An answer.
+
+    Attributes:
+        text: Its text, without special tokens.
+        prompt_tokens: Length of the prompt, visual tokens included.
+        new_tokens: Length of the answer.
+    """
 
     text: str
     prompt_tokens: int
