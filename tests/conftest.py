@@ -1,4 +1,4 @@
-"""What all tests share: the command line run in this process, drawn scenes, and tiny checkpoints."""
+"""Fixtures of all tests: the command line in this process, drawn scenes, and a tiny LLaVA checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Processes that share the cores share them out, or each would wait for all others; before torch is imported.
+# Divide the cores among the workers of pytest-xdist, before torch is imported: threads in excess slow down all of them.
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
@@ -25,6 +25,8 @@ PROMPT = "what is shown?"
 
 @dataclass(frozen=True)
 class CommandResult:
+    """Exit code, stdout and stderr of a command."""
+
     code: int
     out: str
     err: str
@@ -39,17 +41,17 @@ Run = Callable[..., CommandResult]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """`run("ask", picture, "what is shown?", stdin=b"")` -> exit code, stdout, stderr."""
+    """Runs a command in this process: `run("ask", picture, "what is shown?", stdin=b"")`; `stdin=None` is a closed one."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PRUNESID_MODEL", raising=False)
 
-    def call(*args: object, stdin: bytes = b"") -> CommandResult:
+    def call(*args: object, stdin: bytes | None = b"") -> CommandResult:
         out, err = io.StringIO(), io.StringIO()
         monkeypatch.setattr("sys.argv", ["prunesid", *map(str, args)])
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr("sys.stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
         with redirect_stdout(out), redirect_stderr(err):
-            code = cli._run()
+            code = cli.run()
         return CommandResult(int(code), out.getvalue(), err.getvalue())
 
     return call
@@ -71,5 +73,5 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tiny LLaVA-1.5, for what does not depend on the family."""
+    """A tiny LLaVA-1.5, for tests that do not depend on the model family."""
     return write("llava", tmp_path_factory.mktemp("llava"))
