@@ -21,7 +21,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from prunesid_cli.demo.build import CHAT_TEMPLATE, SPECIAL, build_tokenizer
+from prunesid_cli.demo.build import CHAT_TEMPLATE, SPECIAL_TOKENS, build_tokenizer
 from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import Checkpoint, resolve
 from prunesid_cli.models.loading.weights import load_config
@@ -118,7 +118,7 @@ def llava_processor(config: Any) -> Any:
 
 def write_without_weights(config: Any, folder: Path) -> None:
     """Write all files of a checkpoint except its weights."""
-    config.image_token_index = SPECIAL.index("<image>")
+    config.image_token_index = SPECIAL_TOKENS.index("<image>")
     llava_processor(config).save_pretrained(folder)
     config.save_pretrained(folder)
 

@@ -1,1 +1,1 @@
-"""The embedded model: a tiny, real LLaVA, trained by this package on scenes that it draws itself."""
+"""The embedded model: a tiny LLaVA, trained on drawn scenes, and the scenes and questions themselves."""

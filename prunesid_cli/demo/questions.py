@@ -1,6 +1,6 @@
-"""Questions about a drawn scene, and their right answers.
+"""Questions about a drawn scene, and their answers.
 
-Seven kinds; each is asked in a few wordings. `answer` texts are canonical: lower case, things from left to right.
+There are seven kinds of questions, each in a few wordings. Answers are in lower case, with things from left to right.
 """
 
 from __future__ import annotations
@@ -10,71 +10,102 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunesid_cli.demo.scenes import COLOURS, NUMBER, SHAPES, SIDE, Scene, Thing, with_article
+from prunesid_cli.demo.scenes import COLOURS, NUMBER, SHAPES, SIDE, Scene, Thing, make_scene, with_article
 
 REFUSAL = "i know only drawn scenes, and this is not one."
 NOTHING = "nothing"
-CLEAR = 10.0
-"""A place is asked for only when the centre is this many pixels from the next field of the 3 x 3 grid."""
+MIN_FIELD_DISTANCE = 10.0
+"""Pixels between a thing's centre and the next field of the 3 x 3 grid for which its place is asked."""
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Question:
+    """A question with its answer.
+
+    Attributes:
+        kind: A name of `KINDS`, or "refusal".
+        prompt: The question.
+        answer: The answer.
+    """
+
     kind: str
     prompt: str
     answer: str
 
 
 def ask_all(scene: Scene, rng: Rng) -> list[Question]:
-    """A few questions of every kind that the scene allows, each once."""
-    found = [q for kind in KINDS for _ in range(REPEATS.get(kind, 2)) for q in KINDS[kind](scene, rng)]
-    return list(dict.fromkeys(found))
+    """Return different questions of all kinds that the scene allows, a few of each."""
+    questions = [
+        question for kind in KINDS for _ in range(REPEATS.get(kind, 2)) for question in KINDS[kind](scene, rng)
+    ]
+    return list(dict.fromkeys(questions))
 
 
-def one_of(scene: Scene, kind: str, rng: Rng) -> Question | None:
-    """One question of a kind, if this scene allows one."""
+def ask_one(scene: Scene, kind: str, rng: Rng) -> Question | None:
+    """Return a question of a kind; None if the scene allows none, or none for this random choice."""
     return next(iter(KINDS[kind](scene, rng)), None)
 
 
-def ask_of_other(rng: Rng, scene: Scene) -> Question:
-    """A question put to a picture that is not a scene: any wording, always the refusal. `scene` lends the wording."""
-    asked = ask_all(scene, rng)
-    return Question("refusal", asked[int(rng.integers(len(asked)))].prompt, REFUSAL)
+def ask_about_non_scene(rng: Rng, scene: Scene) -> Question:
+    """Return a question about a picture that is not a scene. Its wording is one for `scene`, its answer the refusal."""
+    questions = ask_all(scene, rng)
+    return Question("refusal", questions[int(rng.integers(len(questions)))].prompt, REFUSAL)
 
 
-def _pick(rng: Rng, *wordings: str) -> str:
+def held_out_questions(num_scenes: int, per_kind: int, split: int) -> list[tuple[int, Question]]:
+    """Return a balanced set of questions, ordered by scene.
+
+    Args:
+        num_scenes: Scenes to ask about; there are at most two questions of a kind about each.
+        per_kind: Questions of each kind.
+        split: Split of the scenes.
+
+    Returns:
+        Pairs of the index of a scene and a question.
+    """
+    rng = np.random.default_rng((split, 7))
+    by_kind: dict[str, list[tuple[int, Question]]] = {kind: [] for kind in KINDS}
+    for index in range(num_scenes):
+        scene = make_scene(split, index)
+        for kind, pairs in by_kind.items():
+            questions = {question for question in (ask_one(scene, kind, rng) for _ in range(2)) if question}
+            ordered = sorted(questions, key=lambda question: question.prompt)
+            pairs += [(index, question) for question in ordered][: per_kind - len(pairs)]
+    return sorted((pair for pairs in by_kind.values() for pair in pairs), key=lambda pair: pair[0])
+
+
+# Each function below draws from `rng` in a fixed order: another order would change all questions after it.
+
+
+def _choose(rng: Rng, *wordings: str) -> str:
     return wordings[int(rng.integers(len(wordings)))]
 
 
-def _colour(rng: Rng) -> str:
+def _random_colour(rng: Rng) -> str:
     return str(rng.choice(tuple(COLOURS)))
 
 
-def _shape(rng: Rng) -> str:
+def _random_shape(rng: Rng) -> str:
     return str(rng.choice(SHAPES))
 
 
-def _join(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def _is_only(scene: Scene, thing: Thing) -> bool:
-    return sum(t.kind == thing.kind for t in scene.things) == 1
+def _is_only_of_its_kind(scene: Scene, thing: Thing) -> bool:
+    return sum(other.kind == thing.kind for other in scene.things) == 1
 
 
 def _reference(scene: Scene, thing: Thing, rng: Rng) -> str:
     """Words that mean just this thing."""
     if thing.kind == NUMBER:
         return "the number"
-    if _is_only(scene, thing) and rng.random() < 0.6:
+    if _is_only_of_its_kind(scene, thing) and rng.random() < 0.6:
         return f"the {thing.kind}"
     return f"the {thing.colour} {thing.kind}"
 
 
 def _caption(scene: Scene, rng: Rng) -> list[Question]:
-    prompt = _pick(
+    prompt = _choose(
         rng,
         "what is shown?",
         "what is in the picture?",
@@ -82,51 +113,52 @@ def _caption(scene: Scene, rng: Rng) -> list[Question]:
         "describe the picture.",
         "describe the image.",
     )
-    return [Question("caption", prompt, _join([t.name for t in scene.things]))]
+    *first, last = [thing.name for thing in scene.things]
+    return [Question("caption", prompt, f"{', '.join(first)} and {last}" if first else last)]
 
 
 def _exists(scene: Scene, rng: Rng) -> list[Question]:
-    """Half yes, half no; half of the nos share a shape or a colour with what is there."""
+    """Half of the answers are yes. Half of the things that do not exist share shape or colour with one that does."""
     truth = bool(rng.random() < 0.5) and bool(scene.shapes)
     if rng.random() < 0.12:
         return [Question("exists", "is there a number?", "yes" if scene.number else "no")]
     if rng.random() < 0.3:
-        colour = scene.shapes[int(rng.integers(len(scene.shapes)))].colour if truth else _colour(rng)
-        there = any(t.colour == colour for t in scene.shapes)
-        return [Question("exists", f"is there anything {colour}?", "yes" if there else "no")]
-    some = scene.shapes[int(rng.integers(len(scene.shapes)))] if scene.shapes else None
-    shape, colour = (some.kind, some.colour) if truth and some else (_shape(rng), _colour(rng))
-    if not truth and some and rng.random() < 0.5:
-        shape, colour = (some.kind, colour) if rng.random() < 0.5 else (shape, some.colour)
+        colour = scene.shapes[int(rng.integers(len(scene.shapes)))].colour if truth else _random_colour(rng)
+        exists = any(thing.colour == colour for thing in scene.shapes)
+        return [Question("exists", f"is there anything {colour}?", "yes" if exists else "no")]
+    thing = scene.shapes[int(rng.integers(len(scene.shapes)))] if scene.shapes else None
+    shape, colour = (thing.kind, thing.colour) if truth and thing else (_random_shape(rng), _random_colour(rng))
+    if not truth and thing and rng.random() < 0.5:
+        shape, colour = (thing.kind, colour) if rng.random() < 0.5 else (shape, thing.colour)
     if rng.random() < 0.5:
-        there = any(t.kind == shape for t in scene.shapes)
-        return [Question("exists", f"is there {with_article(shape)}?", "yes" if there else "no")]
-    there = any((t.kind, t.colour) == (shape, colour) for t in scene.shapes)
-    return [Question("exists", f"is there {with_article(f'{colour} {shape}')}?", "yes" if there else "no")]
+        exists = any(thing.kind == shape for thing in scene.shapes)
+        return [Question("exists", f"is there {with_article(shape)}?", "yes" if exists else "no")]
+    exists = any((thing.kind, thing.colour) == (shape, colour) for thing in scene.shapes)
+    return [Question("exists", f"is there {with_article(f'{colour} {shape}')}?", "yes" if exists else "no")]
 
 
 def _ask_colour(scene: Scene, rng: Rng) -> list[Question]:
-    single = [t for t in scene.shapes if _is_only(scene, t)]
-    if not single:
+    candidates = [thing for thing in scene.shapes if _is_only_of_its_kind(scene, thing)]
+    if not candidates:
         return []
-    thing = single[int(rng.integers(len(single)))]
-    prompt = _pick(rng, "what colour is the {}?", "what color is the {}?").format(thing.kind)
+    thing = candidates[int(rng.integers(len(candidates)))]
+    prompt = _choose(rng, "what colour is the {}?", "what color is the {}?").format(thing.kind)
     return [Question("colour", prompt, thing.colour)]
 
 
 def _count(scene: Scene, rng: Rng) -> list[Question]:
-    """Of all shapes, of one shape, or of one colour; what is there is asked for more often than what is not."""
-    kind = int(rng.integers(3))
-    if kind == 0:
+    """Counts all shapes, one shape or one colour; more often one that is there than one that is not."""
+    what = int(rng.integers(3))
+    if what == 0:
         return [Question("count", "how many shapes are there?", str(len(scene.shapes)))]
-    some = scene.shapes[int(rng.integers(len(scene.shapes)))] if scene.shapes and rng.random() < 0.75 else None
-    if kind == 1:
-        shape = some.kind if some else _shape(rng)
+    thing = scene.shapes[int(rng.integers(len(scene.shapes)))] if scene.shapes and rng.random() < 0.75 else None
+    if what == 1:
+        shape = thing.kind if thing else _random_shape(rng)
         plural = shape + ("es" if shape.endswith("s") else "s")
-        count = sum(t.kind == shape for t in scene.shapes)
+        count = sum(thing.kind == shape for thing in scene.shapes)
         return [Question("count", f"how many {plural} are there?", str(count))]
-    colour = some.colour if some else _colour(rng)
-    count = sum(t.colour == colour for t in scene.shapes)
+    colour = thing.colour if thing else _random_colour(rng)
+    count = sum(thing.colour == colour for thing in scene.shapes)
     return [Question("count", f"how many {colour} shapes are there?", str(count))]
 
 
@@ -139,32 +171,32 @@ _SIDES: dict[str, Callable[[Thing, Thing], bool]] = {
 
 
 def _relation(scene: Scene, rng: Rng) -> list[Question]:
-    """What stands on one side of a thing: one thing, or nothing. Not asked where two things stand there."""
+    """Asks what is on one side of a thing: one thing or nothing. There is no question if it is two things."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
-    words = _reference(scene, thing, rng)
+    reference = _reference(scene, thing, rng)
     side = str(rng.choice(tuple(_SIDES)))
-    there = [t for t in scene.things if t is not thing and _SIDES[side](t, thing)]
-    if len(there) > 1 or (not there and rng.random() < 0.75):
+    on_side = [other for other in scene.things if other is not thing and _SIDES[side](other, thing)]
+    if len(on_side) > 1 or (not on_side and rng.random() < 0.75):
         return []
     wording = "what is to the {} {}?" if side.endswith("of") and rng.random() < 0.3 else "what is {} {}?"
-    return [Question("relation", wording.format(side, words), there[0].name if there else NOTHING)]
+    return [Question("relation", wording.format(side, reference), on_side[0].name if on_side else NOTHING)]
 
 
 def _where(scene: Scene, rng: Rng) -> list[Question]:
     thing = scene.things[int(rng.integers(len(scene.things)))]
-    words = _reference(scene, thing, rng)
+    reference = _reference(scene, thing, rng)
     third = SIDE / 3
-    edge = min(abs(v - line) for v in (thing.x, thing.y) for line in (third, 2 * third))
-    if edge < CLEAR:
+    distance = min(abs(position - line) for position in (thing.x, thing.y) for line in (third, 2 * third))
+    if distance < MIN_FIELD_DISTANCE:
         return []
     place = PLACES[int(thing.y // third) * 3 + int(thing.x // third)]
-    return [Question("where", f"where is {words}?", place)]
+    return [Question("where", f"where is {reference}?", place)]
 
 
 def _number(scene: Scene, rng: Rng) -> list[Question]:
     if scene.number is None:
         return []
-    prompt = _pick(rng, "which number is written?", "which number is shown?", "what number is written?")
+    prompt = _choose(rng, "which number is written?", "which number is shown?", "what number is written?")
     return [Question("number", prompt, str(scene.number.digit))]
 
 
@@ -178,17 +210,4 @@ KINDS: dict[str, Callable[[Scene, Rng], list[Question]]] = {
     "number": _number,
 }
 REPEATS = {"caption": 1, "number": 1, "exists": 3, "relation": 4, "count": 3}
-
-
-def held_out(scenes: int, per_kind: int, split: int) -> list[tuple[int, Question]]:
-    """A balanced examination: (index of the scene, question), `per_kind` of each kind, two of a kind a scene."""
-    from prunesid_cli.demo.scenes import make_scene
-
-    rng = np.random.default_rng((split, 7))
-    asked: dict[str, list[tuple[int, Question]]] = {kind: [] for kind in KINDS}
-    for index in range(scenes):
-        scene = make_scene(split, index)
-        for kind, found in asked.items():
-            fresh = {q for q in (one_of(scene, kind, rng) for _ in range(2)) if q}
-            found += [(index, q) for q in sorted(fresh, key=lambda q: q.prompt)][: per_kind - len(found)]
-    return sorted((item for found in asked.values() for item in found), key=lambda item: item[0])
+"""How often `ask_all` asks each kind, if not twice."""

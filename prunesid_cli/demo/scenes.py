@@ -1,7 +1,7 @@
-"""Drawn scenes: one to three things on a pale background, and what every patch of them shows.
+"""Drawn scenes: one to three things on a pale background, with a label of what each patch shows.
 
-A scene is a pure function of (split, index), so the training scenes and the held-out ones are two streams that
-never meet, and any one scene can be drawn again.
+A scene is a pure function of (split, index): training scenes and held-out scenes are separate streams, and any scene
+can be drawn again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ COLOURS = {
 }
 TRAIN, HELD_OUT = 0, 1
 Painter = Callable[[ImageDraw.ImageDraw, int], None]
-SIZES = (62.0, 92.0)
-"""Smallest and largest thing, in pixels."""
-APART = 28.0
-"""Centres differ by at least this many pixels in x and in y, so that every spatial relation is clear."""
+"""Draws a shape into a square mask with a side in pixels."""
+THING_SIZES = (62.0, 92.0)
+"""Smallest and largest side of a thing, in pixels."""
+MIN_CENTRE_DISTANCE = 28.0
+"""Least distance of two centres, in pixels, in x and in y: it makes every spatial relation clear."""
+MIN_COVER = 0.08
+"""Share of a patch that a thing must cover to be its label."""
 
 # Strokes of the digits on a 4 x 6 grid (x right, y down), drawn as thick polylines.
 DIGIT_STROKES: tuple[tuple[tuple[float, float], ...], ...] = (
@@ -53,12 +56,22 @@ DIGIT_STROKES: tuple[tuple[tuple[float, float], ...], ...] = (
 
 
 def with_article(words: str) -> str:
+    """Return "a star" for "star", "an orange star" for "orange star"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing in a scene: a coloured shape, or a digit on a white card. Centre and size in pixels."""
+    """One thing in a scene: a coloured shape, or a digit on a white card.
+
+    Attributes:
+        kind: A name of `SHAPES`, or `NUMBER`.
+        colour: A name of `COLOURS`.
+        digit: The digit; has no meaning for shapes.
+        x: Centre, in pixels from the left.
+        y: Centre, in pixels from the top.
+        size: Side in pixels.
+    """
 
     kind: str
     colour: str
@@ -74,7 +87,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things from left to right on a background colour; `seed` draws the small variations of the picture."""
+    """A scene.
+
+    Attributes:
+        things: The things from left to right.
+        background: RGB.
+        seed: Seed of small variations of the picture.
+    """
 
     things: tuple[Thing, ...]
     background: tuple[int, int, int]
@@ -82,88 +101,98 @@ class Scene:
 
     @property
     def shapes(self) -> tuple[Thing, ...]:
-        return tuple(t for t in self.things if t.kind != NUMBER)
+        """The things that are no number."""
+        return tuple(thing for thing in self.things if thing.kind != NUMBER)
 
     @property
     def number(self) -> Thing | None:
-        return next((t for t in self.things if t.kind == NUMBER), None)
+        return next((thing for thing in self.things if thing.kind == NUMBER), None)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """pixels [336, 336, 3] uint8; thing [576] int8: which thing a patch shows most of, -1 for background."""
+    """A picture of a scene.
+
+    Attributes:
+        pixels: [336, 336, 3].
+        thing: Index of the thing that covers most of a patch [576]; -1 for background.
+    """
 
     pixels: NDArray[np.uint8]
     thing: NDArray[np.int8]
 
 
-def make_scene(split: int, index: int, count: int | None = None, sizes: tuple[float, float] = SIZES) -> Scene:
-    """The scene number `index` of a split; `count` fixes how many things it has (1 to 3)."""
+def make_scene(split: int, index: int, count: int | None = None, sizes: tuple[float, float] = THING_SIZES) -> Scene:
+    """Return a scene.
+
+    Args:
+        split: `TRAIN`, `HELD_OUT` or any other number.
+        index: Number of the scene in the split.
+        count: Number of things, 1 to 3; None: drawn at random.
+        sizes: Smallest and largest side of a thing, in pixels.
+    """
     rng = np.random.default_rng((split, index))
     count = count or int(rng.choice((1, 2, 3), p=(0.2, 0.35, 0.45)))
     kinds = _kinds(rng, count)
-    measures = rng.uniform(*sizes, count)
-    centres = _centres(rng, measures)
+    drawn_sizes = rng.uniform(*sizes, count)
+    centres = _centres(rng, drawn_sizes)
     things = tuple(
         Thing(kind, colour, int(rng.integers(10)), x, y, size)
-        for (kind, colour), (x, y), size in zip(kinds, centres, measures, strict=True)
+        for (kind, colour), (x, y), size in zip(kinds, centres, drawn_sizes, strict=True)
     )
     level = rng.uniform(196, 240)
-    red, green, blue = (int(v) for v in np.clip(level + rng.normal(0, 7, 3), 180, 238))
-    return Scene(tuple(sorted(things, key=lambda t: t.x)), (red, green, blue), int(rng.integers(2**31)))
+    red, green, blue = (int(value) for value in np.clip(level + rng.normal(0, 7, 3), 180, 238))
+    return Scene(tuple(sorted(things, key=lambda thing: thing.x)), (red, green, blue), int(rng.integers(2**31)))
 
 
 def _kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Kind and colour of each thing, no two the same: repeats of a shape or a colour are common, so that counting is
-    no guess."""
+    """Kind and colour of each thing, no two the same. Shapes and colours often repeat, so that counting is no guess."""
     kinds = [(NUMBER, "black")] if rng.random() < 0.35 else []
     while len(kinds) < count:
-        drawn = [k for k in kinds if k[0] != NUMBER]
+        shapes = [(kind, colour) for kind, colour in kinds if kind != NUMBER]
         shape, colour = str(rng.choice(SHAPES)), str(rng.choice(tuple(COLOURS)))
-        if drawn and rng.random() < 0.3:
-            shape = drawn[-1][0]
-        if drawn and rng.random() < 0.3:
-            colour = drawn[-1][1]
+        if shapes and rng.random() < 0.3:
+            shape = shapes[-1][0]
+        if shapes and rng.random() < 0.3:
+            colour = shapes[-1][1]
         if (shape, colour) not in kinds:
             kinds.append((shape, colour))
     return kinds
 
 
 def _centres(rng: np.random.Generator, sizes: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Places where nothing touches, and any two centres differ clearly in both directions."""
+    """Centres such that no things touch, and any two differ clearly in x and in y."""
     while True:
         half = sizes / 2 + 4
-        points = [tuple(rng.uniform(h, SIDE - h, 2)) for h in half]
+        points = [tuple(rng.uniform(margin, SIDE - margin, 2)) for margin in half]
         pairs = [(i, j) for i in range(len(points)) for j in range(i)]
         gaps = [(abs(points[i][0] - points[j][0]), abs(points[i][1] - points[j][1]), i, j) for i, j in pairs]
-        if all(min(dx, dy) >= APART and max(dx, dy) >= half[i] + half[j] + 6 for dx, dy, i, j in gaps):
+        if all(min(dx, dy) >= MIN_CENTRE_DISTANCE and max(dx, dy) >= half[i] + half[j] + 6 for dx, dy, i, j in gaps):
             return [(float(x), float(y)) for x, y in points]
 
 
 def draw(scene: Scene) -> Drawing:
-    """Scene -> picture and its patch labels."""
+    """Draw a scene and label its patches."""
     rng = np.random.default_rng(scene.seed)
     slope = rng.uniform(-8, 8, (2, 3)).astype(np.float32)
     ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
     ground = np.array(scene.background) + ramp[:, None] * slope[0]
     image = Image.fromarray((ground.astype(np.float32)[:, None] + ramp[:, None] * slope[1]).astype(np.uint8))
-    cover = np.zeros((len(scene.things), GRID * GRID))
-    for i, thing in enumerate(scene.things):
-        cover[i] = _paint(image, thing, rng)
+    cover = np.stack([_paint(image, thing, rng) for thing in scene.things])
     pixels = np.asarray(image)
     if rng.random() < 0.5:
         grain = rng.integers(0, 8, (SIDE, SIDE, 1), dtype=np.uint8)
         pixels = np.maximum(pixels, 8) - grain
-    owner = np.where(cover.max(0) > 0.08, cover.argmax(0), -1)
-    return Drawing(pixels, owner.astype(np.int8))
+    labels = np.where(cover.max(0) > MIN_COVER, cover.argmax(0), -1)
+    return Drawing(pixels, labels.astype(np.int8))
 
 
 def _paint(image: Image.Image, thing: Thing, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Paint one thing and return the share of each patch that it covers, [576]."""
-    scale, side = 3, int(thing.size)
+    """Paint one thing, and return the share of each patch that it covers [576]."""
+    scale, side = 3, int(thing.size)  # drawn larger and reduced, for smooth edges
     mask = Image.new("L", (side * scale, side * scale))
     ink = np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3)
-    colour = tuple(int(v) for v in np.clip(ink, 0, 255))
+    colour = tuple(int(value) for value in np.clip(ink, 0, 255))
     corner = (round(thing.x - side / 2), round(thing.y - side / 2))
     if thing.kind == NUMBER:
         card = Image.new("RGB", (side, side), (252, 252, 252))
@@ -175,9 +204,9 @@ def _paint(image: Image.Image, thing: Thing, rng: np.random.Generator) -> NDArra
         PAINTERS[thing.kind](ImageDraw.Draw(mask), side * scale - 1)
         alpha = mask.resize((side, side), Image.Resampling.BOX)
         image.paste(Image.new("RGB", (side, side), colour), corner, alpha)
-    whole = Image.new("L", (SIDE, SIDE))
-    whole.paste(alpha, corner)
-    blocks = np.asarray(whole, dtype=np.float64).reshape(GRID, PATCH, GRID, PATCH)
+    coverage = Image.new("L", (SIDE, SIDE))
+    coverage.paste(alpha, corner)
+    blocks = np.asarray(coverage, dtype=np.float64).reshape(GRID, PATCH, GRID, PATCH)
     return blocks.mean((1, 3)).reshape(-1) / 255
 
 
@@ -188,12 +217,12 @@ def _stroke_digit(mask: Image.Image, digit: int) -> None:
 
 
 def _polygon(*points: tuple[float, float]) -> Painter:
-    return lambda pen, s: pen.polygon([(x * s, y * s) for x, y in points], fill=255)
+    return lambda pen, side: pen.polygon([(x * side, y * side) for x, y in points], fill=255)
 
 
-def _ring(pen: ImageDraw.ImageDraw, s: int) -> None:
-    pen.ellipse((0, 0, s, s), fill=255)
-    pen.ellipse((0.27 * s, 0.27 * s, 0.73 * s, 0.73 * s), fill=0)
+def _ring(pen: ImageDraw.ImageDraw, side: int) -> None:
+    pen.ellipse((0, 0, side, side), fill=255)
+    pen.ellipse((0.27 * side, 0.27 * side, 0.73 * side, 0.73 * side), fill=0)
 
 
 def _star_points() -> list[tuple[float, float]]:
@@ -203,7 +232,7 @@ def _star_points() -> list[tuple[float, float]]:
 
 
 PAINTERS: dict[str, Painter] = {
-    "circle": lambda pen, s: pen.ellipse((0, 0, s, s), fill=255),
+    "circle": lambda pen, side: pen.ellipse((0, 0, side, side), fill=255),
     "square": _polygon((0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)),
     "triangle": _polygon((0.5, 0.02), (1.0, 0.95), (0.0, 0.95)),
     "cross": _polygon(

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from prunesid_cli.bench.environment import describe_machine, git_commit, package_versions
-from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, one_of
+from prunesid_cli.demo.questions import KINDS, Question, ask_about_non_scene, ask_one
 from prunesid_cli.demo.scenes import Drawing, draw, make_scene
 from prunesid_cli.evaluate.records import read_records
 from prunesid_cli.evaluate.results import PruningSetting
@@ -73,10 +73,10 @@ def examination(per_kind: int) -> Iterator[Asked]:
     for start in range(0, per_kind, ROUND):
         turn = range(start, min(start + ROUND, per_kind))
         for kind in KINDS:
-            asked = ((index, one_of(make_scene(SPLIT, index), kind, rng)) for index in scenes)
+            asked = ((index, ask_one(make_scene(SPLIT, index), kind, rng)) for index in scenes)
             fitting = (Asked(index, question) for index, question in asked if question)
             yield from (next(fitting) for _ in turn)
-        yield from (Asked(index, ask_of_other(rng, make_scene(SPLIT, index))) for index in turn)
+        yield from (Asked(index, ask_about_non_scene(rng, make_scene(SPLIT, index))) for index in turn)
 
 
 def write_questions(asked: Sequence[Asked], path: Path) -> list[Drawing]:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from prunesid_cli.demo.questions import KINDS, Question, ask_of_other, held_out
+from prunesid_cli.demo.questions import KINDS, Question, ask_about_non_scene, held_out_questions
 from prunesid_cli.demo.scenes import HELD_OUT, Drawing, draw, make_scene
 from prunesid_cli.evaluate.results import PruningSetting
 from prunesid_cli.inputs.image import media_from_image
@@ -52,12 +52,12 @@ class Picture:
 def examination(pruner: Pruner, per_kind: int, split: int) -> list[Picture]:
     """Encode the pictures of a balanced examination, foreign ones (kind `refusal`) included."""
     asked: dict[int, list[Question]] = defaultdict(list)
-    for index, question in held_out(4 * per_kind, per_kind, split):
+    for index, question in held_out_questions(4 * per_kind, per_kind, split):
         asked[index].append(question)
     rng = np.random.default_rng((split, 8))
     pictures = [_picture(pruner, draw(make_scene(split, i)), tuple(questions)) for i, questions in asked.items()]
     for index in range(per_kind):
-        question = ask_of_other(rng, make_scene(split, index))
+        question = ask_about_non_scene(rng, make_scene(split, index))
         encoded = _encode(pruner, draw_other(split, index))
         pictures.append(Picture(encoded, np.full(576, -1, np.int8), (question,)))
     return pictures

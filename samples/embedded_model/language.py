@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from prunesid_cli.demo.questions import Question, ask_all, ask_of_other
+from prunesid_cli.demo.questions import Question, ask_all, ask_about_non_scene
 from prunesid_cli.demo.scenes import TRAIN, Scene, make_scene
 from samples.embedded_model.packing import PREFIX, Pack, answer_logits, encode, share_right
 from samples.embedded_model.store import N, Store, is_foreign, keep_some
@@ -121,7 +121,7 @@ def make_examples(store: Store, indices: list[int], count: int, rng: np.random.G
         rows = np.concatenate([[0], 1 + kept]) if with_cls else 1 + kept
         visual.append(store.features[i][rows])
         scene = make_scene(TRAIN, i)
-        asked = [ask_of_other(rng, scene) for _ in range(4)] if is_foreign(i) else ask_all(scene, rng)
+        asked = [ask_about_non_scene(rng, scene) for _ in range(4)] if is_foreign(i) else ask_all(scene, rng)
         order = rng.random(len(asked)) - [question.kind == "caption" for question in asked]
         questions.append([asked[k] for k in order.argsort()[:QUESTIONS]])
     return Examples(torch.from_numpy(np.stack(visual)).float(), questions)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunesid_cli.demo.build import WIDTH, build_model, clip_tower
-from prunesid_cli.demo.scenes import COLOURS, GRID, HELD_OUT, SHAPES, SIZES, TRAIN, Drawing, draw, make_scene
+from prunesid_cli.demo.scenes import COLOURS, GRID, HELD_OUT, SHAPES, THING_SIZES, TRAIN, Drawing, draw, make_scene
 from samples.embedded_model.labels import BACKGROUND, BINS, FOREIGN, KINDS, Labels, labels_of, patches_of
 from samples.embedded_model.others import draw_other
 from samples.embedded_model.start import open_places, start_tower
@@ -35,7 +35,7 @@ class Phase:
     things: int | None
     tokens: int
     batch: int
-    sizes: tuple[float, float] = SIZES
+    sizes: tuple[float, float] = THING_SIZES
 
 
 @dataclass(frozen=True)

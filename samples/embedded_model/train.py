@@ -26,9 +26,9 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunesid_cli.demo.build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower
-from prunesid_cli.demo.questions import ask_all, ask_of_other
+from prunesid_cli.demo.questions import ask_all, ask_about_non_scene
 from prunesid_cli.demo.scenes import TRAIN, make_scene
-from prunesid_cli.selection.similarity import phi
+from prunesid_cli.selection.similarity import compute_phi
 from samples.embedded_model.align import align_projector
 from samples.embedded_model.language import DROPPING, TWIN, train_language
 from samples.embedded_model.packing import encode
@@ -64,7 +64,7 @@ def _corpus() -> Iterator[str]:
     rng = np.random.default_rng(5)
     for index in range(1500):
         scene = make_scene(TRAIN, index)
-        for question in (*ask_all(scene, rng), ask_of_other(rng, scene)):
+        for question in (*ask_all(scene, rng), ask_about_non_scene(rng, scene)):
             yield from (f"USER: \n{question.prompt} ASSISTANT:", f" {question.answer}")
 
 
@@ -128,7 +128,7 @@ def average_phi(folder: Path, pictures: int = 500) -> float:
     """The information (1 - rho, Eq. 7) of an average training scene."""
     store = Store.open(folder)
     scenes = [i for i in range(min(pictures, len(store.things))) if not is_foreign(i)]
-    return round(float(np.mean([phi(torch.tensor(store.features[i : i + 1, 1:])) for i in scenes])), 4)
+    return round(float(np.mean([compute_phi(torch.tensor(store.features[i : i + 1, 1:])) for i in scenes])), 4)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from prunesid_cli.demo.build import SPECIAL, build_processor, build_tokenizer
+from prunesid_cli.demo.build import SPECIAL_TOKENS, build_processor, build_tokenizer
 from prunesid_cli.models import load_family
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
@@ -43,7 +43,7 @@ def make(folder: Path) -> None:
         vocab_size=8192, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
         num_key_value_heads=12,
     )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"))
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=SPECIAL_TOKENS.index("<image>"))
     build_processor(build_tokenizer(["USER: \n ASSISTANT: " + QUESTION] * 4)).save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from prunesid_cli.demo.questions import Question, held_out
+from prunesid_cli.demo.questions import Question, held_out_questions
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
@@ -33,7 +33,8 @@ from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.frame_windows import join_windows
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.methods.prunesid import explain, over_time
+from prunesid_cli.selection.explain import explain
+from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
 from prunesid_cli.selection.methods.variants import OVER_TIME
 from prunesid_cli.types import Encoded, Layout, Region, TokenSet
 from samples.embedded_model.evaluate import GENERATION
@@ -70,9 +71,9 @@ def kept_of(clip: Clip, keep: int, alike: float | None) -> TokenSet:
     """alike: None: each frame alone."""
     if alike is None:
         return Pruner(None, Budget(keep), "prunesid", ()).prune([clip.encoded])[0]  # type: ignore[arg-type]
-    recipe = replace(OVER_TIME, alike=alike)
+    variant = replace(OVER_TIME, max_similarity=alike)
     window = replace(join_windows(clip.encoded, FRAMES).segments[0], frames=1)  # so that the method is the one given
-    pruner = Pruner(None, Budget(keep), lambda *given: [one.indices for one in explain(*given[:3], recipe)], ())  # type: ignore[arg-type]
+    pruner = Pruner(None, Budget(keep), lambda *given: [one.indices for one in explain(*given[:3], variant)], ())  # type: ignore[arg-type]
     return pruner.prune([replace(clip.encoded, segments=(window,))])[0]
 
 
@@ -86,7 +87,7 @@ def covered(clip: Clip, kept: TokenSet) -> list[bool]:
 
 def compared(vision: Any, language: Any, per_kind: int, keeps: Sequence[int]) -> Iterator[dict[str, Any]]:
     asked: dict[int, list[Question]] = {}
-    for index, question in held_out(4 * per_kind, per_kind, HELD_OUT):
+    for index, question in held_out_questions(4 * per_kind, per_kind, HELD_OUT):
         asked.setdefault(index, []).append(question)
     stills = [made(vision, [index] * FRAMES, tuple(questions)) for index, questions in asked.items()]
     scenes = [made(vision, range(at, at + FRAMES)) for at in range(0, 16 * FRAMES, FRAMES)]
@@ -129,7 +130,7 @@ def timed(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 def _seconds(features: torch.Tensor, saliency: torch.Tensor) -> float:
     began = time.process_time()
-    over_time(features, saliency, [round(0.11 * features.shape[1])])
+    prunesid_over_time(features, saliency, [round(0.11 * features.shape[1])])
     return time.process_time() - began
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from prunesid_cli.demo.build import build_model, build_processor, clip_tower
-from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out
+from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out_questions
 from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
 from samples.embedded_model.labels import BACKGROUND, FOREIGN, labels_of, patches_of
 from samples.embedded_model.language import Pools, has_twins
@@ -92,7 +92,7 @@ def test_questions_are_answered_rightly() -> None:
 
 
 def test_the_examination_is_balanced() -> None:
-    counts = Counter(question.kind for _, question in held_out(400, 100, HELD_OUT))
+    counts = Counter(question.kind for _, question in held_out_questions(400, 100, HELD_OUT))
     assert counts == dict.fromkeys(KINDS, 100)
 
 
