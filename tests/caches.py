@@ -1,26 +1,65 @@
-"""Caches for tests: shards written one by one, and what a cache holds by its sources."""
+"""Helpers for tests of caches: small entries, caches and single shards, and what a cache holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from prunesid_cli.tokencache import Entry, Item, Run, open_cache
+import torch
+
+from prunesid_cli.tokencache import CacheWriter, Entry, Item, Run, ShardLimits, open_cache
 from prunesid_cli.tokencache.entry import pack_entry
 from prunesid_cli.tokencache.journal import ShardJournal
+from prunesid_cli.types import CLS_NOT_READ, Layout, Provenance, Region, TokenSet
+
+RUN = Run("demo", "r1", "llava", "prunesid", "11%", False, False, "float32")
+LAYOUT = Layout("<image>", (6,), (Region(0, 2, 3, 3),))
 
 
-def write_shard(path: Path, run: Run, tool: str, entries: Iterable[Entry]) -> None:
-    shard = ShardJournal(path, run, tool)
+def make_entry(number: int, count: int = 3, dtype: torch.dtype = torch.float32) -> Entry:
+    """Return the entry NUMBER.png with `count` tokens of four channels."""
+    tokens = torch.arange(count * 4, dtype=torch.float32).view(count, 4).add(number).to(dtype)
+    token_set = TokenSet(tokens, (CLS_NOT_READ, *range(count - 1)), LAYOUT, is_unpruned=False)
+    provenance = Provenance(source=f"{number}.png", digest=f"{number:064x}", size=(8, 9), notes=("a note",))
+    return Entry(provenance=provenance, tokens=token_set, phi=0.25 + number)
+
+
+def make_entries(count: int) -> list[Entry]:
+    return [make_entry(number) for number in range(count)]
+
+
+def with_digest(entry: Entry, digest: str) -> Entry:
+    return replace(entry, provenance=replace(entry.provenance, digest=digest))
+
+
+def write_shard(folder: Path, number: int, run: Run, tool: str, entries: Iterable[Entry]) -> Path:
+    """Write a shard without an index; returns its path."""
+    journal = ShardJournal(folder, number, run, tool)
     for entry in entries:
-        item, rows = pack_entry(entry, run)
-        shard.add(item, *rows)
-    shard.write()
-    shard.close()
+        journal.add(*pack_entry(entry, run))
+    journal.write()
+    journal.close(delete_files=True)
+    return journal.path
 
 
-def held(folder: Path) -> dict[str, Item]:
+def write_cache(folder: Path, entries: Iterable[Entry], run: Run = RUN, shard_items: int = 4096) -> Path:
+    """Add entries to a cache; returns its folder."""
+    writer = CacheWriter(folder, run, "0.0", ShardLimits(items=shard_items))
+    for entry in entries:
+        writer.add(entry)
+    writer.close()
+    return folder
+
+
+def items_by_source(folder: Path) -> dict[str, Item]:
+    """Read all items of a cache, none of which may be damaged."""
     cache = open_cache(folder)
-    found = {item.source: item for _, item in cache.items()}
+    items = {item.source: item for _, item in cache.items()}
     assert not cache.faults
-    return found
+    return items
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder, hidden ones included."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

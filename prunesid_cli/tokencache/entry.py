@@ -1,4 +1,4 @@
-"""A new item of a cache: what the pipeline hands over, and how a shard stores it."""
+"""A new item of a cache, and how it is packed for a shard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from prunesid_cli.tokencache.format import Item, Run, checksum
 from prunesid_cli.tokencache.index_table import Stamp
-from prunesid_cli.tokencache.quantization import STORES, bytes_of
+from prunesid_cli.tokencache.quantization import STORES
+from prunesid_cli.tokencache.shard import PackedRows
 from prunesid_cli.types import Provenance, TokenSet
 
 
@@ -18,7 +19,7 @@ class Entry:
         provenance: The input.
         tokens: Its kept tokens, on the CPU.
         phi: Its information, 1 - rho (Eq. 7).
-        stamp: Size and time of change of the input's file when it was read; None if they may not be relied on.
+        stamp: Size and time of change of the input's file when it was read; None if they are not reliable.
     """
 
     provenance: Provenance
@@ -31,17 +32,15 @@ class Entry:
         return self.provenance.source
 
 
-Rows = tuple[int, bytes, bytes]
-"""Channels of some rows, their bytes, and the bytes of their scales."""
-
-
-def pack_entry(entry: Entry, run: Run) -> tuple[Item, Rows]:
-    """An entry as a shard stores it. Its rows begin at 0 until the shard assigns them."""
+def pack_entry(entry: Entry, run: Run) -> tuple[Item, PackedRows]:
+    """Pack an entry as a shard stores it. Its rows begin at 0 until the shard assigns them."""
     import torch
 
     tokens = entry.tokens
     rows, scales = STORES[run.store].pack(tokens.tokens.to(getattr(torch, run.dtype)))
-    data, scale_data = bytes_of(rows), b"" if scales is None else bytes_of(scales)
+    data, scale_data = (
+        b"" if tensor is None else tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in (rows, scales)
+    )
     item = Item(
         **vars(entry.provenance),
         layout=tokens.layout,
@@ -51,4 +50,4 @@ def pack_entry(entry: Entry, run: Run) -> tuple[Item, Rows]:
         phi=entry.phi,
         check=checksum(data, scale_data),
     )
-    return item, (rows.shape[1], data, scale_data)
+    return item, PackedRows(rows.shape[1], data, scale_data)

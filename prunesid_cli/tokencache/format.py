@@ -1,47 +1,60 @@
-"""The cache: kept visual tokens on disk, from which prompts are answered with neither pixels nor vision tower.
+"""The format of a cache on disk: kept visual tokens, from which prompts are answered without pixels or a vision tower.
 
 Format 3
 --------
-1. A cache is a folder with files `prunesid-NNNNN.safetensors` (shards, NNNNN counting from 00000, of five digits or
-   more, no number given out twice) and `prunesid-index.safetensors`; where inputs failed, `failures.jsonl`; where
-   typical images were measured, `calibration.json`. Other files are not the cache's.
-2. A shard holds the tensor `tokens` [R, C]: the kept tokens of its items, one after the other. They are stored as the
-   run's `store` says: "model": in its dtype; "fp8": as e4m3, with `scales` [R, 1] (fp32), by which rows are multiplied;
-   "int8": as whole numbers, with `scales` [R, G] (fp32) for G groups of 128 channels. `scales` come first in the file.
-3. A shard's metadata has one key, `prunesid`: JSON with sorted keys. (Several metadata keys would be written in
-   random order; one makes equal caches equal in every byte.)
-4. `format`: 3. `number`: that of the file's name. A shard under another number is refused: it is a copy, or was
-   renamed, and their order matters. `tool`: version that wrote it. `run`: what one cache has in common: `model`,
-   `revision`, `family`, `method`, `keep`, `dynamic`, `even`, `dtype`, `store`. `items`: a list of items. `layouts`:
-   those of its items, each once. `tensors`: dtype and shape of each. `check`: blake2b-128, in hex, of the JSON without
-   it.
-5. An item has `source` (as it was named), `digest` (sha256 of the input's bytes), `size` [width, height], `layout` (the
-   number of its layout), `slots` (where the stock model reads each row, -1 for a CLS token that it does not read),
-   `whole` (whether nothing was pruned: only then structural slots, which have no rows, are read), `rows` [start, end)
-   in `tokens`, `phi` (information, 1 - rho), `notes`, and `check`: blake2b-128 of the bytes of its rows, tokens before
-   scales. One of a clip has two more: `sampling` (how its frames were chosen, as "8 frames", "1 fps", "8 frames by
-   pyav" or "8 frames in windows of 4"), which all clips of a cache have in common, and `decoder` (what gave them, as
-   "PyAV 18.1.0"). `size` is then that of a frame; their times are those of the layout's regions. What looks at no clip
-   is the same with or without these options. A layout has the fields of `types.Layout`: `text`, `runs`, `regions` (the
-   fields of `types.Region`), `advances`.
-6. Of several items with one source, the last of the last shard counts. An item that follows one of the same source and
-   the same digest is a fault: nothing is written twice (what changed and changed back is).
-7. A shard is written under another name in the same folder, synced, renamed, and the folder synced: it is there whole
-   or not at all. Items are only ever added behind those that it holds, and only to the last one, until it is full: so
-   an interrupted run that is resumed leaves the bytes of one that was not. Files whose names begin with a dot are those
-   of a run that writes, or that was killed: what they hold of items (growing.py) the next run takes up first, and what
-   they tell of images that are not written yet (measured.py) it need not measure again; or they spare work
-   (index_file.py) or help to merge (portions.py). Readers accept formats up to their own and refuse newer ones.
-8. `failures.jsonl`: one object a line with `source`, `error`, `hint`: inputs whose last try failed; what was kept of
-   an earlier version of one may still be in a shard. Replaced as a whole.
-9. Who writes holds a lock on `.prunesid.lock`. Readers need none.
-10. `prunesid-index.safetensors` (index_file.py): which shards there are, and where each source is. Headers tell the
-   truth; the index makes it quick to find, and tells of shards that were lost. It is replaced as a whole, believed only
-   where its own checksum fits, and made anew from the headers where it does not, or where shards and index disagree.
-11. `calibration.json`: an object with `model`, `revision`, `images` (how many), `phi` (their mean) and `values` (all of
-    them in rising order, or their quantiles). Replaced as a whole.
+1. Files. A cache is a folder with shards, `prunesid-NNNNN.safetensors`, and an index, `prunesid-index.safetensors`. It
+   may have `failures.jsonl` and `calibration.json`. NNNNN is the number of the shard: the first is 00000, smaller
+   numbers are padded to five digits, and no number is used twice. Files whose names begin with a dot are working files
+   (9). All other files are ignored.
+2. Tensors. A shard is a safetensors file with the tensor `tokens` [R, C]: the kept tokens of its items, one item after
+   the other. The field `store` of the run (5) says how they are stored. "model": in the dtype of the run. "fp8": as
+   F8_E4M3 with `scales` [R, 1] (F32); each row is multiplied by its scale. "int8": as I8 with `scales` [R, G] (F32),
+   one for each of G groups of 128 channels. `scales` precede `tokens` in the file. There are no gaps between tensors.
+3. Metadata. The metadata of a shard have one key, `prunesid`. Its value is JSON with sorted keys, without spaces, and
+   with escapes for what is not ASCII. (The safetensors library writes several metadata keys in random order. With one
+   key, equal caches are equal in every byte.) The safetensors header begins with the metadata, lists the tensors in the
+   order of the file, and is padded with spaces to a multiple of 8 bytes.
+4. Header. The JSON is an object with these keys. `format`: 3. `number`: the number in the file's name; a shard under
+   another number is refused, because it was copied or renamed, and the order of shards matters. `tool`: the version of
+   prunesid that wrote the shard. `run`: see 5. `items`: a list, see 6. `layouts`: the distinct layouts of the items, in
+   order of first use, see 7. `tensors`: `dtype` and `shape` of each tensor. `check`: the BLAKE2b-128, in hex, of the
+   same JSON without `check`.
+5. Run. What all items of a cache have in common: `model`, `revision`, `family`, `method`, `keep`, `dynamic` (the budget
+   is spread across items), `even` (it is not spread at all), `dtype`, `store`.
+6. Item. `source`: the path as the user named it. `digest`: SHA-256 of the input's bytes, in hex. `size`: [width,
+   height] in pixels, for a clip those of a frame. `notes`: a list of texts. `layout`: the number of its layout in
+   `layouts`. `slots`: where the stock model reads each row; -1 for a CLS token that it does not read. `whole`: whether
+   nothing was pruned; only then structural slots, which have no rows, are read too. `rows`: [start, end) in the
+   tensors. `phi`: the information, 1 - rho. `check`: the BLAKE2b-128, in hex, of the bytes of its rows in `tokens`,
+   then in `scales`. Two fields are left out where they are empty, as for images: `sampling`, how the frames of a clip
+   were chosen, for example "8 frames", "1 fps", "8 frames by pyav" or "8 frames in windows of 4" (all clips of a cache
+   have the same); and `decoder`, for example "PyAV 18.1.0". Options for clips do not change the items of images.
+7. Layout. The fields of `types.Layout`: `text`, `runs`, `regions` (objects with the fields of `types.Region`), and
+   `advances`. The times of a clip's frames are those of its regions.
+8. Order. If several items have one source, the last item of the last shard counts. An item that follows one with the
+   same source and the same digest is a fault: nothing is stored twice. (A file that changed and changed back is stored
+   again, and that is no fault.)
+9. Writing. A shard is written under another name in the same folder and synced. Then it is renamed, and the folder is
+   synced. Items are only appended, to the last shard alone, until it is full, and only by the version that wrote it. So
+   an interrupted run that is resumed gives the bytes of an uninterrupted one. `cache gc` replaces shards by ones with
+   fewer items. The working files of a writer begin with a dot. They hold items that are not in a shard yet
+   (journal.py), measurements of images (measurement_log.py), stamps of the inputs (index_file.py), or the partition of
+   the inputs (partition_marker.py). Deleting them costs work or warnings, but nothing that a shard holds.
+10. Lock. A writer holds a lock on `.prunesid.lock`. Readers need none.
+11. Versions. Readers refuse formats newer than their own. This code also refuses those older than 3.
+12. `failures.jsonl`: one JSON object a line with `source`, `error` and `hint`: an input whose last try failed. A shard
+    may still hold its earlier version. The file is replaced as a whole.
+13. `prunesid-index.safetensors`: which shards exist, and where each source is (index_file.py). The headers are
+    authoritative. The index makes lookups fast and shows which shards were lost. It is replaced as a whole. It is used
+    only if its checksum is right, and only for shards whose sizes it has. The headers of other shards are read.
+14. `calibration.json`: an object with `model`, `revision`, `images` (how many were measured), `phi` (their mean), and
+    `values` (all of them in rising order; of more than 100, 100 quantiles). The file is replaced as a whole.
 
-Headers are read without torch, so that listing a cache starts at once.
+Names that differ between the files and this code: `whole` is `is_unpruned` of an item; `advances` is `mrope_deltas` of
+a layout. In the index, `given` is `next_number`, `given_up` is `abandoned`, `dead` is `superseded`, and the tensor
+`places` is `positions`.
+
+Headers are read without torch, so that commands that list a cache start at once.
 """
 
 from __future__ import annotations
@@ -59,12 +72,12 @@ from prunesid_cli.errors import CacheError
 from prunesid_cli.types import Layout, Provenance, Region
 
 FORMAT = 3
-KEY = "prunesid"
-PATTERN = "prunesid-*.safetensors"
-NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
+METADATA_KEY = "prunesid"
+SHARD_GLOB = "prunesid-*.safetensors"
+SHARD_NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
 MAX_SHARD_BYTES = 256 << 20
 MAX_SHARD_ITEMS = 4096
-"""A shard is full when it has either."""
+"""A shard is full when it has reached one of the two limits."""
 FAILURES = "failures.jsonl"
 CALIBRATION = "calibration.json"
 INDEX = "prunesid-index.safetensors"
@@ -73,7 +86,7 @@ MEASUREMENT_LOG = ".prunesid.measured"
 
 @dataclass(frozen=True)
 class Run:
-    """What all items of a cache have in common. A cache is never continued with another."""
+    """The settings that all items of a cache have in common. A cache is never continued with other settings."""
 
     model: str
     revision: str
@@ -88,7 +101,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Item(Provenance):
-    """One cached input, as its shard's header describes it.
+    """One cached input, as the header of its shard describes it.
 
     Attributes:
         layout: Where the stock model reads its tokens.
@@ -108,85 +121,104 @@ class Item(Provenance):
 
     @classmethod
     def from_record(cls, record: dict[str, Any], layouts: Sequence[Layout]) -> Item:
-        values = _tuples(record | {"layout": layouts[record["layout"]]})
+        """Read the item from a header. `layouts`: those of its shard."""
+        values = _lists_to_tuples(record) | {"layout": layouts[record["layout"]]}
         return cls(is_unpruned=values.pop("whole"), **values)
 
     def to_record(self, layout: int | dict[str, Any]) -> dict[str, Any]:
-        """The item as a header stores it, with the number of its layout. Fields that have their default are left out."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
-        return values | {"layout": layout, "whole": values.pop("is_unpruned")}
+        """Return the item as a header stores it, with the number of its layout, without fields that are the default."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        record = {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+        return record | {"layout": layout, "whole": record.pop("is_unpruned")}
 
     @property
     def kept(self) -> int:
-        """Tokens that are read of it."""
+        """Number of tokens that the language model reads, structural ones included."""
         return self.layout.total if self.is_unpruned else len(self.slots)
 
 
 def layout_from_record(record: dict[str, Any]) -> Layout:
-    values = _tuples(record | {"regions": tuple(Region(**_tuples(region)) for region in record["regions"])})
+    """Read a layout from a header."""
+    regions = tuple(Region(**_lists_to_tuples(region)) for region in record["regions"])
+    values = _lists_to_tuples(record) | {"regions": regions}
     return Layout(mrope_deltas=values.pop("advances"), **values)
 
 
 def layout_to_record(layout: Layout) -> dict[str, Any]:
-    """The layout as a header stores it."""
+    """Return a layout as a header stores it."""
     record = asdict(layout)
     return record | {"advances": record.pop("mrope_deltas")}
 
 
-def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+def _lists_to_tuples(record: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: where its bytes begin, and how many a row has."""
+class TensorLocation:
+    """Where a tensor is in a file.
+
+    Attributes:
+        start: Offset of its first byte.
+        row_bytes: Size of a row.
+    """
 
     start: int
-    row: int
+    row_bytes: int
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's header."""
+    """The header of a shard.
+
+    Attributes:
+        path: The file.
+        number: The number in its name.
+        tool: Version of prunesid that wrote it.
+        run: Settings of the cache.
+        items: Its items, in order.
+        tokens: Location of the tokens.
+        scales: Location of their scales, if there are any.
+    """
 
     path: Path
     number: int
     tool: str
     run: Run
     items: tuple[Item, ...]
-    tokens: Stored
-    scales: Stored | None
+    tokens: TensorLocation
+    scales: TensorLocation | None
 
     @property
-    def parts(self) -> tuple[Stored, ...]:
-        """In the order in which an item's checksum reads them."""
-        return (self.tokens, self.scales) if self.scales else (self.tokens,)
+    def row_bytes(self) -> int:
+        """Bytes of a row of tokens with its scales."""
+        return self.tokens.row_bytes + (self.scales.row_bytes if self.scales else 0)
 
 
 def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
     return f"prunesid-{number:05d}.safetensors"
 
 
 def parse_shard_number(path: Path) -> int | None:
-    """The number of a shard, None where the name is none of a shard."""
-    match = NAME.fullmatch(path.name)
-    number = int(match[1]) if match else -1
-    return number if path.name == shard_name(number) else None
+    """Return the number of a shard, or None if the path is not named like one."""
+    match = SHARD_NAME.fullmatch(path.name)
+    return int(match[1]) if match and path.name == shard_name(int(match[1])) else None
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards in a folder, in order, unread."""
-    numbered = [(number, path) for path in folder.glob(PATTERN) if (number := parse_shard_number(path)) is not None]
+    """List the shards in a folder in the order of their numbers, without reading them."""
+    numbered = [(number, path) for path in folder.glob(SHARD_GLOB) if (number := parse_shard_number(path)) is not None]
     return [path for _, path in sorted(numbered)]
 
 
 def is_cache_folder(folder: Path) -> bool:
-    """Whether there is anything of a cache in a folder."""
+    """Whether a folder holds any file of a cache."""
     return bool(shard_paths(folder)) or any((folder / name).exists() for name in (INDEX, FAILURES, CALIBRATION))
 
 
 def require_cache(folder: Path) -> None:
-    """Raises CacheError: it is no cache."""
+    """Raise CacheError if a folder holds no cache."""
     hint = "make one with: prunesid compress IMAGES --out CACHE"
     if not folder.is_dir():
         raise CacheError(f"no such cache: {folder}", hint)
@@ -194,17 +226,19 @@ def require_cache(folder: Path) -> None:
         raise CacheError(f"not a prunesid cache: {folder}", hint)
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and without spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def checksum(*parts: bytes) -> str:
+def checksum(*chunks: bytes) -> str:
+    """Return the BLAKE2b-128 of the chunks one after the other, in hex."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
+    for chunk in chunks:
+        digest.update(chunk)
     return digest.hexdigest()
 
 
 def hash_source(source: str) -> bytes:
-    """16 bytes that stand for a source in the index, whatever bytes are in its name."""
+    """Return the 16 bytes that stand for a source in the index, whatever bytes its name has."""
     return hashlib.blake2b(os.fsencode(source), digest_size=16).digest()

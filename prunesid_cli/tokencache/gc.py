@@ -20,7 +20,8 @@ from prunesid_cli.tokencache.writer import CacheWriter
 NO_RUN = Run(model="", revision="", family="", method="", keep="", dynamic=False, even=False, dtype="")
 """Settings to open a cache without items with: none are added here."""
 MIN_SUSPICIOUS_INPUTS = 10
-"""If so many inputs of a folder are gone and none is left, a drive may be missing: they were hardly deleted one by one."""
+"""If this many inputs of a folder are gone and none is left, they were hardly deleted one by one: a drive may be
+missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

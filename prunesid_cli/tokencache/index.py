@@ -1,124 +1,137 @@
-"""What a cache holds, by name: which shards there are, and where each source is. Its file: index_file.py."""
+"""The index of a cache in memory: which shards it has, and where each source is. index_file.py stores it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.text import join_names, plural
-from prunesid_cli.tokencache.format import (
-    Run,
-    Shard,
-    hash_source,
-    shard_name,
-)
-from prunesid_cli.tokencache.index_table import (
-    EMPTY,
-    ShardPosition,
-    Stamp,
-    Table,
-    heads,
-    latest,
-    with_stamps,
-)
-from prunesid_cli.tokencache.shard import mixed
+from prunesid_cli.tokencache.cache_errors import mixed_runs
+from prunesid_cli.tokencache.format import Run, Shard, hash_source, shard_name
+from prunesid_cli.tokencache.index_table import ShardPosition, Stamp, Table, copy_stamps, drop_superseded
 
 
 class IndexEntry(NamedTuple):
-    """What the index knows of a source."""
+    """A row of the index.
 
-    place: ShardPosition
+    Attributes:
+        position: Where the item is.
+        digest: SHA-256 of the input's bytes, in hex.
+        stamp: Size and time of change of the input's file; -1 where unknown.
+        total: Tokens that the stock model reads.
+        kept: Tokens that are kept.
+        phi: Information, 1 - rho.
+    """
+
+    position: ShardPosition
     digest: str
-    stamp: tuple[int, int]
+    stamp: Stamp
     total: int
     kept: int
     phi: float
 
 
 class ShardInfo(NamedTuple):
-    """A shard that the index knows: bytes of its file, and items that it had then."""
+    """A shard in the index: size of its file, and number of its items."""
 
     bytes: int
     items: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Index:
-    """What a cache holds. `table`: items that count, in the order of their names; `dead`: places of those that do not;
-    `again`: places of items that the cache had before with the very same bytes, and of the latter. `sampling`: of its
-    clips."""
+    """What a cache holds.
+
+    Attributes:
+        run: Settings of the cache; None while it has no shards.
+        sampling: How the frames of its clips were chosen; empty while it has no clips.
+        shards: Its shards by number.
+        next_number: The number of the next new shard: numbers are not used twice.
+        abandoned: Numbers of lost shards that a later, complete run did without.
+        table: The items that count, in the order of their names.
+        superseded: Positions of the items that do not count, because a later one has the same source.
+        duplicates: Pairs of positions: an item, and the earlier one with the same source and digest.
+    """
 
     run: Run | None = None
     sampling: str = ""
     shards: Mapping[int, ShardInfo] = field(default_factory=dict)
-    given: int = 0
-    given_up: tuple[int, ...] = ()
-    table: Table = EMPTY
-    dead: frozenset[ShardPosition] = frozenset()
-    again: tuple[tuple[ShardPosition, ShardPosition], ...] = ()
+    next_number: int = 0
+    abandoned: tuple[int, ...] = ()
+    table: Table = field(default_factory=lambda: Table.blank(0))
+    superseded: frozenset[ShardPosition] = frozenset()
+    duplicates: tuple[tuple[ShardPosition, ShardPosition], ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of all shards."""
-        return sum(part.bytes for part in self.shards.values())
+        return sum(shard.bytes for shard in self.shards.values())
 
-    @cached_property
-    def heads(self) -> NDArray[np.uint64]:
-        return heads(self.table)
-
-    def row(self, source: str) -> int | None:
-        name = hash_source(source)
-        head = np.uint64(int.from_bytes(name[:8], "big"))
-        for row in range(int(np.searchsorted(self.heads, head)), len(self.table)):
+    def find_row(self, source: str) -> int | None:
+        """Return the row of a source in the table."""
+        name, prefixes = hash_source(source), self.table.name_prefixes
+        prefix = np.uint64(int.from_bytes(name[:8], "big"))
+        for row in range(int(np.searchsorted(prefixes, prefix)), len(self.table)):
             if self.table.names[row].tobytes() == name:
                 return row
-            if self.heads[row] != head:
+            if prefixes[row] != prefix:
                 break
         return None
 
     def find(self, source: str) -> IndexEntry | None:
-        row = self.row(source)
-        return None if row is None else self.known(row)
+        """Return the entry of a source."""
+        row = self.find_row(source)
+        return None if row is None else self.entry(row)
 
-    def known(self, row: int) -> IndexEntry:
+    def entry(self, row: int) -> IndexEntry:
+        """Return a row of the table."""
         table = self.table
-        shard, place = table.places[row].tolist()
         total, kept = table.counts[row].tolist()
-        stamp = tuple(table.stamps[row].tolist())
-        return IndexEntry((shard, place), table.digests[row].tobytes().hex(), stamp, total, kept, float(table.phi[row]))
+        return IndexEntry(
+            position=ShardPosition(*table.positions[row].tolist()),
+            digest=table.digests[row].tobytes().hex(),
+            stamp=Stamp(*table.stamps[row].tolist()),
+            total=total,
+            kept=kept,
+            phi=float(table.phi[row]),
+        )
+
+    def entries(self) -> Iterator[IndexEntry]:
+        """Return all entries in the order in which the items were written."""
+        positions = self.table.positions
+        return (self.entry(int(row)) for row in np.lexsort((positions[:, 1], positions[:, 0])))
 
     def find_by_digest_prefix(self, prefix: str) -> list[ShardPosition]:
-        """Where inputs are whose digest begins so."""
-        wanted = np.frombuffer(bytes.fromhex(prefix[: len(prefix) // 2 * 2]), np.uint8)
-        same = (self.table.digests[:, : len(wanted)] == wanted).all(1)
-        found = [self.known(int(row)) for row in np.flatnonzero(same)]
-        return sorted(one.place for one in found if one.digest.startswith(prefix.lower()))
+        """Return the positions of the items whose digest, in hex, begins with `prefix`."""
+        whole_bytes = np.frombuffer(bytes.fromhex(prefix[: len(prefix) // 2 * 2]), np.uint8)
+        is_match = (self.table.digests[:, : len(whole_bytes)] == whole_bytes).all(1)
+        entries = [self.entry(int(row)) for row in np.flatnonzero(is_match)]
+        return sorted(entry.position for entry in entries if entry.digest.startswith(prefix.lower()))
 
-    def stamped(self, stamps: Mapping[str, Stamp]) -> Index:
-        """With later stamps of some sources."""
-        rows = {row: stamp for source, stamp in stamps.items() if (row := self.row(source)) is not None}
+    def with_stamps(self, stamps: Mapping[str, Stamp]) -> Index:
+        """Return the index with new stamps of some sources that it holds."""
+        rows = {row: stamp for source, stamp in stamps.items() if (row := self.find_row(source)) is not None}
         if not rows:
             return self
         column = self.table.stamps.copy()
         column[list(rows)] = list(rows.values())
         return replace(self, table=replace(self.table, stamps=column))
 
-    def entries(self) -> Iterator[IndexEntry]:
-        """All that counts, in the order in which it was written."""
-        places = self.table.places
-        return (self.known(int(row)) for row in np.lexsort((places[:, 1], places[:, 0])))
-
 
 @dataclass(frozen=True)
 class MissingShards:
-    """Shards that a cache should have and does not; `items`: how many were in them, 0 where nothing tells."""
+    """Shards that a cache should have and does not.
+
+    Attributes:
+        folder: The cache.
+        numbers: Their numbers.
+        items: How many items they had; 0 if unknown.
+    """
 
     folder: Path
     numbers: tuple[int, ...] = ()
@@ -127,50 +140,61 @@ class MissingShards:
     @property
     def error(self) -> CacheError:
         names = [shard_name(number) for number in self.numbers]
-        are = "is" if len(names) == 1 else "are"
-        held = f", and with {'it' if len(names) == 1 else 'them'} {plural(self.items, 'item')}" if self.items else ""
-        return CacheError(
-            f"{self.folder}: {join_names(names)} {are} missing{held}", "run the same compress: it does them again"
-        )
+        verb, pronoun = ("is", "it") if len(names) == 1 else ("are", "them")
+        lost = f", and with {pronoun} {plural(self.items, 'item')}" if self.items else ""
+        problem = f"{self.folder}: {join_names(names)} {verb} missing{lost}"
+        return CacheError(problem, "run the same compress command: it restores the items")
 
 
 def index_with_shards(
     index: Index, shards: Iterable[Shard], stamps: Mapping[ShardPosition, Stamp] | None = None
 ) -> Index:
-    """An index with shards that it does not know yet, or that have grown; each is let go before the next one comes.
+    """Add shards to an index that are new or have changed.
 
-    stamps: of some items, by their places.
+    Args:
+        index: The index.
+        shards: Headers; only one is held in memory at a time.
+        stamps: Stamps of some of their items.
 
     Raises:
-        CacheError: one is of another run.
+        CacheError: A shard was made with other settings.
     """
-    tables, parts, run, sampling = list[Table](), dict(index.shards), index.run, index.sampling
-    given = set[int]()
+    tables, infos, run, sampling = list[Table](), dict(index.shards), index.run, index.sampling
+    numbers = set[int]()
     for shard in shards:
         if run is not None and shard.run != run:
-            raise mixed(shard.path, shard.path.with_name(shard_name(min(parts))))
+            raise mixed_runs(shard.path, shard.path.with_name(shard_name(min(infos))))
         run = shard.run
         sampling = sampling or next((item.sampling for item in shard.items if item.sampling), "")
-        parts[shard.number] = ShardInfo(shard.path.stat().st_size, len(shard.items))
-        given.add(shard.number)
-        tables.append(Table.of(shard, stamps or {}))
+        infos[shard.number] = ShardInfo(shard.path.stat().st_size, len(shard.items))
+        numbers.add(shard.number)
+        tables.append(Table.from_shard(shard, stamps or {}))
     if not tables:
         return index
-    others = index.table.take(~np.isin(index.table.places[:, 0], sorted(given)))
-    table, dead, again = latest(Table.joined([others, *tables]))
+    unchanged = index.table.take(~np.isin(index.table.positions[:, 0], sorted(numbers)))
+    table, superseded, duplicates = drop_superseded(Table.concatenate([unchanged, *tables]))
     return Index(
-        run,
-        sampling,
-        parts,
-        max(index.given, 1 + max(parts)),
-        index.given_up,
-        with_stamps(table, index.table),
-        frozenset(place for place in index.dead if place[0] not in given) | dead,
-        index.again + again,
+        run=run,
+        sampling=sampling,
+        shards=infos,
+        next_number=max(index.next_number, 1 + max(infos)),
+        abandoned=index.abandoned,
+        table=copy_stamps(table, index.table),
+        superseded=frozenset(position for position in index.superseded if position.shard not in numbers) | superseded,
+        duplicates=index.duplicates + duplicates,
     )
 
 
-def missing_of(folder: Path, saved: Index, present: Iterable[int]) -> MissingShards:
-    there = {*present, *saved.given_up}
-    numbers = tuple(n for n in range(max(saved.given, 1 + max(there, default=-1))) if n not in there)
-    return MissingShards(folder, numbers, sum(saved.shards[n].items for n in numbers if n in saved.shards))
+def find_missing_shards(folder: Path, saved: Index, present: Iterable[int]) -> MissingShards:
+    """Compare the shards in a folder with those of its saved index.
+
+    Args:
+        folder: The cache.
+        saved: The index as it was saved.
+        present: Numbers of the shards in the folder.
+    """
+    accounted = {*present, *saved.abandoned}
+    end = max(saved.next_number, 1 + max(accounted, default=-1))
+    numbers = tuple(number for number in range(end) if number not in accounted)
+    items = sum(saved.shards[number].items for number in numbers if number in saved.shards)
+    return MissingShards(folder, numbers, items)

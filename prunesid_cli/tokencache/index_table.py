@@ -1,105 +1,139 @@
-"""The columns of the index, a row for each item: see index_file.py, which says what is in them."""
+"""The columns of the index, with a row for each item. index_file.py says how they are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prunesid_cli.tokencache.format import Shard, hash_source
 
-UNKNOWN = (-1, -1)
-ShardPosition = tuple[int, int]
-"""Number of a shard, place in it."""
+
+class ShardPosition(NamedTuple):
+    """Where an item is: the number of its shard, and the item's number in it."""
+
+    shard: int
+    item: int
 
 
 class Stamp(NamedTuple):
-    """What a file's folder tells of it: bytes, and time of change in ns."""
+    """Size and time of change of a file, by which an unchanged input is recognised without reading it.
+
+    Attributes:
+        bytes: Size of the file.
+        mtime_ns: Time of its last change, in nanoseconds.
+    """
 
     bytes: int
-    changed: int
+    mtime_ns: int
+
+
+NO_STAMP = Stamp(-1, -1)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as the module's docstring has them."""
+    """Items in columns, M rows each.
+
+    Attributes:
+        names: [M, 16] uint8, BLAKE2b-128 of the source.
+        digests: [M, 32] uint8, SHA-256 of the input's bytes.
+        positions: [M, 2] int32, `ShardPosition`.
+        stamps: [M, 2] int64, `Stamp` of the input; -1 where unknown.
+        counts: [M, 2] int32, tokens of the item and kept tokens.
+        phi: [M] float64, information.
+    """
 
     names: NDArray[np.uint8]
     digests: NDArray[np.uint8]
-    places: NDArray[np.int32]
+    positions: NDArray[np.int32]
     stamps: NDArray[np.int64]
     counts: NDArray[np.int32]
     phi: NDArray[np.float64]
 
     @classmethod
-    def of(cls, shard: Shard, stamps: Mapping[ShardPosition, Stamp]) -> Table:
-        """All items of a shard; `stamps`: of some, by their places."""
-        items, places = shard.items, [(shard.number, place) for place in range(len(shard.items))]
+    def blank(cls, count: int) -> Table:
+        """Return `count` rows of zeros without stamps."""
         return cls(
-            np.frombuffer(b"".join(hash_source(item.source) for item in items), np.uint8).reshape(-1, 16),
-            np.frombuffer(b"".join(bytes.fromhex(item.digest) for item in items), np.uint8).reshape(-1, 32),
-            np.array(places, np.int32).reshape(-1, 2),
-            np.array([stamps.get(place, UNKNOWN) for place in places], np.int64).reshape(-1, 2),
-            np.array([(item.layout.total, item.kept) for item in items], np.int32).reshape(-1, 2),
-            np.array([item.phi for item in items], np.float64),
+            names=np.zeros((count, 16), np.uint8),
+            digests=np.zeros((count, 32), np.uint8),
+            positions=np.zeros((count, 2), np.int32),
+            stamps=np.full((count, 2), NO_STAMP, np.int64),
+            counts=np.zeros((count, 2), np.int32),
+            phi=np.zeros(count, np.float64),
         )
 
     @classmethod
-    def joined(cls, tables: Sequence[Table]) -> Table:
-        parts = tables or [EMPTY]
-        return cls(*(np.concatenate([getattr(one, name) for one in parts]) for name in COLUMNS))
+    def from_shard(cls, shard: Shard, stamps: Mapping[ShardPosition, Stamp]) -> Table:
+        """Return the items of a shard. `stamps`: those that are known."""
+        items, positions = shard.items, [ShardPosition(shard.number, item) for item in range(len(shard.items))]
+        return cls(
+            names=np.frombuffer(b"".join(hash_source(item.source) for item in items), np.uint8).reshape(-1, 16),
+            digests=np.frombuffer(b"".join(bytes.fromhex(item.digest) for item in items), np.uint8).reshape(-1, 32),
+            positions=np.array(positions, np.int32).reshape(-1, 2),
+            stamps=np.array([stamps.get(position, NO_STAMP) for position in positions], np.int64).reshape(-1, 2),
+            counts=np.array([(item.layout.total, item.kept) for item in items], np.int32).reshape(-1, 2),
+            phi=np.array([item.phi for item in items], np.float64),
+        )
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[Table]) -> Table:
+        """Join one or more tables."""
+        return cls(*(np.concatenate([getattr(table, name) for table in tables]) for name in COLUMNS))
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Table:
+        """Select rows by numbers or by a mask."""
         return Table(*(getattr(self, name)[rows] for name in COLUMNS))
+
+    @cached_property
+    def name_prefixes(self) -> NDArray[np.uint64]:
+        """The first eight bytes of each name, as big-endian numbers: they sort like the names."""
+        return np.ascontiguousarray(self.names[:, :8]).view(">u8")[:, 0].astype(np.uint64)
 
     def __len__(self) -> int:
         return len(self.phi)
 
 
-COLUMNS = tuple(one.name for one in fields(Table))
-KEPT = tuple(name for name in COLUMNS if name != "stamps")
-"""What the index's file has. Stamps are in a file of their own, so that equal caches have equal bytes."""
-STAMPED = ("names", "digests", "stamps")
-EMPTY = Table(
-    np.zeros((0, 16), np.uint8), np.zeros((0, 32), np.uint8), np.zeros((0, 2), np.int32),
-    np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int32), np.zeros(0, np.float64),
-)  # fmt: skip
+COLUMNS = tuple(column.name for column in fields(Table))
 
 
-def latest(table: Table) -> tuple[Table, frozenset[ShardPosition], tuple[tuple[ShardPosition, ShardPosition], ...]]:
-    """The last row of each name, in their order; places of the others; and of rows that follow one of the same digest,
-    with that one."""
+def drop_superseded(
+    table: Table,
+) -> tuple[Table, frozenset[ShardPosition], tuple[tuple[ShardPosition, ShardPosition], ...]]:
+    """Keep the last row of each name.
+
+    Returns:
+        The table, in the order of its names; the positions of the dropped rows; and, for each row that follows one with
+        the same name and the same digest, its position and the position of that one.
+    """
     if not len(table):
         return table, frozenset(), ()
-    heads = np.ascontiguousarray(table.names).view(">u8")
-    order = np.lexsort((table.places[:, 1], table.places[:, 0], heads[:, 1], heads[:, 0]))
-    table = table.take(order)
-    follows = (table.names[1:] == table.names[:-1]).all(1)
-    same = follows & (table.digests[1:] == table.digests[:-1]).all(1)
-    is_last = np.append(~follows, True)
-    places = [(int(shard), int(place)) for shard, place in table.places] if follows.any() else []
-    again = tuple((places[row + 1], places[row]) for row in np.flatnonzero(same))
-    dead = frozenset(places[row] for row in np.flatnonzero(~is_last))
-    return (table.take(is_last) if follows.any() else table), dead, again
+    halves = np.ascontiguousarray(table.names).view(">u8")
+    table = table.take(np.lexsort((table.positions[:, 1], table.positions[:, 0], halves[:, 1], halves[:, 0])))
+    is_newer = (table.names[1:] == table.names[:-1]).all(1)
+    if not is_newer.any():
+        return table, frozenset(), ()
+    is_duplicate = is_newer & (table.digests[1:] == table.digests[:-1]).all(1)
+    positions = [ShardPosition(*position) for position in table.positions.tolist()]
+    superseded = frozenset(positions[row] for row in np.flatnonzero(is_newer))
+    duplicates = tuple((positions[row + 1], positions[row]) for row in np.flatnonzero(is_duplicate))
+    return table.take(np.append(~is_newer, True)), superseded, duplicates
 
 
-def with_stamps(table: Table, known: Table) -> Table:
-    """With the stamps of the same inputs in another table, where they are not known here."""
-    if not len(known):
+def copy_stamps(table: Table, source: Table) -> Table:
+    """Fill in unknown stamps of `table` from the rows of `source` that have the same name and digest.
+
+    Args:
+        table: The table to fill in.
+        source: A table in the order of its names.
+    """
+    if not len(source):
         return table
-    rows = np.searchsorted(heads(known), heads(table)).clip(max=len(known) - 1)
-    same = (known.names[rows] == table.names).all(1) & (known.digests[rows] == table.digests).all(1)
-    wanted = same & (table.stamps[:, 0] < 0)
-    return replace(table, stamps=np.where(wanted[:, None], known.stamps[rows], table.stamps))
-
-
-def heads(table: Table) -> NDArray[np.uint64]:
-    """The first eight bytes of each name, as numbers, which have their order."""
-    return np.ascontiguousarray(table.names[:, :8]).view(">u8")[:, 0].astype(np.uint64)
-
-
-def raw(column: NDArray[Any]) -> Any:
-    return np.ascontiguousarray(column).view(np.uint8).data
+    rows = np.searchsorted(source.name_prefixes, table.name_prefixes).clip(max=len(source) - 1)
+    is_same = (source.names[rows] == table.names).all(1) & (source.digests[rows] == table.digests).all(1)
+    is_wanted = is_same & (table.stamps[:, 0] < 0)
+    return replace(table, stamps=np.where(is_wanted[:, None], source.stamps[rows], table.stamps))

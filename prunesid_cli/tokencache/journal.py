@@ -1,9 +1,11 @@
-"""The shard that is being filled: durable item by item, so that a crash costs next to nothing, and never in memory.
+"""The shard that is being filled. Its items are durable one by one, so that a crash costs next to nothing.
 
-Rows are appended to a file beside the shard, and what the header will tell of them to another, the log: a line for the
-shard, for each new layout and for each item, each with its checksum. Both are synced every now and then, which costs no
-more than what was added. From them the shard is written when it is full or the run ends; and if the run was killed, by
-the next one (`recover`), as where the disk had no room for both.
+Items are appended to two working files beside the shard; nothing is kept in memory but their records. The rows file,
+`.prunesid-NNNNN.rows`, has the bytes of their rows: for each item, its tokens and then its scales. The log,
+`.prunesid-NNNNN.log`, has a line for the shard, for each new layout and for each item. A line is the BLAKE2b-128 of its
+JSON in hex, a space, and the JSON: [kind, record]. Both files are synced from time to time, which costs no more than
+what was added. The shard is written from them when it is full or the run ends. If the run was killed, or the disk had
+no room for the shard beside them, the next run writes it (`recover`).
 """
 
 from __future__ import annotations
@@ -11,108 +13,120 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
+from prunesid_cli.tokencache.cache_errors import write_error
 from prunesid_cli.tokencache.format import (
     FORMAT,
     Item,
     Run,
-    canonical,
+    Shard,
+    canonical_json,
     checksum,
-    layout_to_record,
-    parse_shard_number,
     layout_from_record,
+    layout_to_record,
     shard_name,
 )
-from prunesid_cli.tokencache.quantization import BYTES, STORES, dtype_of
-from prunesid_cli.tokencache.shard import Tensors, channels, read_header, read_rows, write_file
+from prunesid_cli.tokencache.quantization import DTYPE_BYTES, STORES, stored_dtype
+from prunesid_cli.tokencache.shard import (
+    PackedRows,
+    TensorData,
+    read_header,
+    read_rows,
+    row_channels,
+    write_shard_file,
+)
 from prunesid_cli.types import Layout
 
-LOGS = ".prunesid-*.log"
+LOG_GLOB = ".prunesid-*.log"
+ROWS_GLOB = ".prunesid-*.rows"
 
 
-@dataclass
 class ShardJournal:
-    """Takes items and writes itself, as often as is wanted: each time with all that it was given so far.
+    """Appends items to a shard, and writes the shard as often as wanted, each time with all items so far.
 
-    width: channels of a row, known with the first item; size: bytes of all rows.
-
-    Raises:
-        CacheError: it cannot be written. What was there before stays.
+    Attributes:
+        path: The shard.
+        number: Its number.
+        run: Settings of the cache.
+        tool: Version of prunesid that writes the shard.
+        channels: Channels of a row; 0 until the first item is added.
+        records: The items as the header stores them.
+        layouts: Their layouts -> the numbers of these.
+        num_rows: Rows of all items.
+        num_bytes: Bytes of all rows, scales included.
     """
 
-    path: Path
-    run: Run
-    tool: str
-    width: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)
-    layouts: dict[Layout, int] = field(default_factory=dict)
-    rows: int = 0
-    size: int = 0
-    spool: BinaryIO | None = None
-    log: BinaryIO | None = None
+    def __init__(self, folder: Path, number: int, run: Run, tool: str, channels: int = 0) -> None:
+        self.path = folder / shard_name(number)
+        self.number, self.run, self.tool, self.channels = number, run, tool, channels
+        self.records, self.layouts = list[dict[str, Any]](), dict[Layout, int]()
+        self.num_rows = self.num_bytes = 0
+        self.rows_path = self.path.with_name(f".{self.path.stem}.rows")
+        self.log_path = self.path.with_name(f".{self.path.stem}.log")
+        self.rows_file: BinaryIO | None = None
+        self.log_file: BinaryIO | None = None
 
-    @classmethod
-    def go_on(cls, path: Path, run: Run, tool: str) -> ShardJournal:
-        """Behind what a file of that name holds already, every byte of which is checked."""
-        shard = read_header(path)
-        growing = cls(path, run, tool)
-        for item, (data, *scales) in read_rows(shard, shard.items):
-            growing.add(item, channels(shard), data, b"".join(scales))
-        return growing
+    def add(self, item: Item, rows: PackedRows) -> None:
+        """Append an item. Its rows follow those of the earlier items, whatever `item.rows` begins with.
 
-    @property
-    def number(self) -> int:
-        number = parse_shard_number(self.path)
-        assert number is not None
-        return number
-
-    def beside(self, what: str) -> Path:
-        return self.path.with_name(f".{self.path.stem}.{what}")
-
-    def add(self, item: Item, width: int, data: bytes, scales: bytes) -> None:
-        """`item` tells all but its rows, which follow those that are here."""
+        Raises:
+            CacheError: It cannot be written.
+        """
         count = item.rows[1] - item.rows[0]
-        self.width = self.width or width
-        is_new = item.layout not in self.layouts
+        self.channels = self.channels or rows.channels
+        is_new_layout = item.layout not in self.layouts
         record = item.to_record(self.layouts.setdefault(item.layout, len(self.layouts)))
-        record |= {"rows": (self.rows, self.rows + count)}
+        record["rows"] = (self.num_rows, self.num_rows + count)
         try:
-            spool, log = self._files()
-            spool.write(data + scales)
-            if is_new:
-                log.write(_line("layout", layout_to_record(item.layout)))
-            log.write(_line("item", record))
+            if self.rows_file is None or self.log_file is None:
+                self.rows_file, self.log_file = self.rows_path.open("w+b"), self.log_path.open("wb")
+                head = {"run": asdict(self.run), "tool": self.tool, "number": self.number, "width": self.channels}
+                self.log_file.write(_log_line("shard", head))
+            self.rows_file.write(rows.data + rows.scales)
+            if is_new_layout:
+                self.log_file.write(_log_line("layout", layout_to_record(item.layout)))
+            self.log_file.write(_log_line("item", record))
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise write_error(self.path, error) from error
         self.records.append(record)
-        self.rows += count
-        self.size += len(data) + len(scales)
+        self.num_rows += count
+        self.num_bytes += len(rows.data) + len(rows.scales)
 
-    def _files(self) -> tuple[BinaryIO, BinaryIO]:
-        if self.spool is None or self.log is None:
-            self.spool, self.log = self.beside("rows").open("w+b"), self.beside("log").open("wb")
-            told = {"run": asdict(self.run), "tool": self.tool, "number": self.number, "width": self.width}
-            self.log.write(_line("shard", told))
-        return self.spool, self.log
+    def copy(self, shard: Shard, items: Iterable[Item]) -> None:
+        """Append items of a shard, every byte of which is checked.
+
+        Raises:
+            CacheError: They are damaged, or cannot be written.
+        """
+        for item, rows in read_rows(shard, items):
+            self.add(item, rows)
 
     def sync(self) -> None:
-        """From here on a crash does not lose what was added."""
+        """Make the items so far durable.
+
+        Raises:
+            CacheError: They cannot be written.
+        """
         try:
-            for file in (self.spool, self.log):
+            for file in (self.rows_file, self.log_file):
                 if file is not None:
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise write_error(self.path, error) from error
 
     def write(self) -> None:
+        """Write the shard with all items so far. More can be added after it.
+
+        Raises:
+            CacheError: It cannot be written; an earlier version of the shard stays.
+        """
         body = {
             "format": FORMAT,
             "number": self.number,
@@ -121,120 +135,115 @@ class ShardJournal:
             "items": self.records,
             "layouts": [layout_to_record(layout) for layout in self.layouts],
         }
-        groups = STORES[self.run.store].scales(self.width)
-        row = self.width * BYTES[dtype_of(self.run.store, self.run.dtype)]
-        tensors: Tensors = {"scales": ("F32", [self.rows, groups], self._parts(row, 4 * groups))} if groups else {}
-        tensors["tokens"] = (dtype_of(self.run.store, self.run.dtype), [self.rows, self.width], self._parts(0, row))
-
-        def write(beside: Path) -> None:
-            with beside.open("wb") as file:
-                write_file(file, body, tensors)
-
+        dtype = stored_dtype(self.run.store, self.run.dtype)
+        groups = STORES[self.run.store].scales_per_row(self.channels)
+        token_bytes, scale_bytes = self.channels * DTYPE_BYTES[dtype], groups * DTYPE_BYTES["F32"]
+        tensors = dict[str, TensorData]()
+        if groups:
+            tensors["scales"] = TensorData("F32", [self.num_rows, groups], self._read_rows(token_bytes, scale_bytes))
+        tensors["tokens"] = TensorData(dtype, [self.num_rows, self.channels], self._read_rows(0, token_bytes))
         try:
-            write_atomically(self.path, write)
+            write_atomically(self.path, lambda temporary: write_shard_file(temporary, body, tensors))
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise write_error(self.path, error) from error
 
-    def _parts(self, skipped: int, row: int) -> Iterator[bytes]:
-        """Of each item, the bytes that follow `skipped` for each of its rows: `row` for each.
+    def _read_rows(self, skipped_bytes: int, row_bytes: int) -> Iterator[bytes]:
+        """Read back one tensor, item by item. In the rows file, `skipped_bytes` for each row of the item precede it.
 
         Raises:
-            OSError: they are not there, as on a full disk.
+            OSError: The bytes are not there, as on a full disk.
         """
-        at, stride = 0, self.size // max(self.rows, 1)
+        start, stride = 0, self.num_bytes // max(self.num_rows, 1)
         for record in self.records:
-            count = record["rows"][1] - record["rows"][0]
-            yield _read(self.spool, at + skipped * count, row * count)
-            at += stride * count
-        if self.spool is not None:
-            self.spool.seek(0, os.SEEK_END)
+            count, data = record["rows"][1] - record["rows"][0], b""
+            if self.rows_file is not None:
+                self.rows_file.seek(start + skipped_bytes * count)
+                data = self.rows_file.read(row_bytes * count)
+            if self.rows_file is None or len(data) < row_bytes * count:
+                raise OSError(errno.EIO, "the rows that were written cannot be read back")
+            yield data
+            start += stride * count
+        if self.rows_file is not None:
+            self.rows_file.seek(0, os.SEEK_END)
 
-    def leave(self) -> None:
-        """Let go of the files, from which `recover` writes the shard."""
-        for file in (self.spool, self.log):
+    def close(self, delete_files: bool) -> None:
+        """Close the working files. Unless they are deleted, `recover` writes the shard from them."""
+        for file in (self.rows_file, self.log_file):
             if file is not None:
-                with suppress(OSError):  # what is still buffered has no room on a full disk
+                with suppress(OSError):  # on a full disk there is no room for what is still buffered
                     file.close()
-        self.spool = self.log = None
-
-    def close(self) -> None:
-        """Forget what is not in the shard."""
-        self.leave()
-        for what in ("log", "rows"):
-            self.beside(what).unlink(missing_ok=True)
+        self.rows_file = self.log_file = None
+        if delete_files:
+            self.log_path.unlink(missing_ok=True)
+            self.rows_path.unlink(missing_ok=True)
 
 
-def _read(file: BinaryIO | None, at: int, count: int) -> bytes:
-    if file is None:
-        raise OSError(errno.EIO, "what was written is not there")
-    file.seek(at)
-    data = file.read(count)
-    if len(data) < count:
-        raise OSError(errno.EIO, "what was written is not there")
-    return data
+def resume_shard(shard: Shard) -> ShardJournal:
+    """Go on with a shard: a journal that holds its items.
+
+    Raises:
+        CacheError: The shard is damaged, or the items cannot be written.
+    """
+    journal = ShardJournal(shard.path.parent, shard.number, shard.run, shard.tool, row_channels(shard))
+    journal.copy(shard, shard.items)
+    return journal
 
 
 def recover(folder: Path) -> None:
-    """Write what a run that was killed had synced, and did not come to write.
+    """Write the shard of a run that was killed, from what it had synced.
 
     Raises:
-        CacheError: it cannot be written.
+        CacheError: It cannot be written.
     """
-    for log in folder.glob(LOGS):
-        growing = _read_log(folder, log)
-        if growing is not None:
-            held = len(read_header(growing.path).items) if growing.path.exists() else 0
-            if len(growing.records) > held:
-                growing.write()
-            growing.close()
-    for left in (*folder.glob(LOGS), *folder.glob(".prunesid-*.rows")):
-        left.unlink()
+    for log_path in folder.glob(LOG_GLOB):
+        journal = _read_log(folder, log_path)
+        if journal is not None:
+            num_written = len(read_header(journal.path).items) if journal.path.exists() else 0
+            if len(journal.records) > num_written:
+                journal.write()
+            journal.close(delete_files=True)
+    for path in (*folder.glob(LOG_GLOB), *folder.glob(ROWS_GLOB)):
+        path.unlink()
 
 
-def _read_log(folder: Path, log: Path) -> ShardJournal | None:
-    """The shard that a log tells of, up to where the log, or the rows that it tells of, are not whole."""
-    lines = _whole_lines(log)
+def _read_log(folder: Path, log_path: Path) -> ShardJournal | None:
+    """Read a journal up to the first damaged line, or the first item whose rows are incomplete."""
+    lines = _read_lines(log_path)
     kind, head = next(lines, ("", {}))
-    if kind != "shard" or log.name != f".{Path(shard_name(head['number'])).stem}.log":
+    if kind != "shard":
         return None
-    growing = ShardJournal(
-        folder / shard_name(head["number"]),
-        Run(**head["run"]),
-        head["tool"],
-        head["width"],
-    )
-    rows = growing.width * BYTES[dtype_of(growing.run.store, growing.run.dtype)]
-    scales = 4 * STORES[growing.run.store].scales(growing.width)
+    journal = ShardJournal(folder, head["number"], Run(**head["run"]), head["tool"], head["width"])
+    if journal.log_path.name != log_path.name:
+        return None
+    row_bytes = journal.channels * DTYPE_BYTES[stored_dtype(journal.run.store, journal.run.dtype)]
+    row_bytes += STORES[journal.run.store].scales_per_row(journal.channels) * DTYPE_BYTES["F32"]
     try:
-        growing.spool = growing.beside("rows").open("rb")
+        journal.rows_file = journal.rows_path.open("rb")
     except FileNotFoundError:
         return None
     for kind, record in lines:
         if kind == "layout":
-            growing.layouts[layout_from_record(record)] = len(growing.layouts)
+            journal.layouts[layout_from_record(record)] = len(journal.layouts)
             continue
         count = record["rows"][1] - record["rows"][0]
-        growing.spool.seek(growing.size)
-        if checksum(growing.spool.read((rows + scales) * count)) != record["check"]:
+        journal.rows_file.seek(journal.num_bytes)
+        if checksum(journal.rows_file.read(row_bytes * count)) != record["check"]:
             break
-        growing.records.append(record)
-        growing.rows, growing.size = growing.rows + count, growing.size + (rows + scales) * count
-    return growing
+        journal.records.append(record)
+        journal.num_rows += count
+        journal.num_bytes += row_bytes * count
+    return journal
 
 
-def _line(kind: str, record: dict[str, Any]) -> bytes:
-    text = canonical([kind, record]).encode()
+def _log_line(kind: str, record: dict[str, Any]) -> bytes:
+    text = canonical_json([kind, record]).encode()
     return checksum(text).encode() + b" " + text + b"\n"
 
 
-def _whole_lines(log: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line in log.read_bytes().split(b"\n"):
+def _read_lines(log_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line in log_path.read_bytes().split(b"\n"):
         check, _, text = line.partition(b" ")
         if check != checksum(text).encode():
             return
         kind, record = json.loads(text)
         yield kind, record
-
-
-def unwritable(path: Path, error: OSError) -> CacheError:
-    return CacheError(f"cannot write {path}: {error.strerror}", hint="free some space, then run the same command")

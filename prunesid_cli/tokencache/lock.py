@@ -1,4 +1,4 @@
-"""One writer at a time."""
+"""The lock that lets only one process write to a cache at a time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from prunesid_cli.tokencache.format import CALIBRATION, FAILURES, is_cache_folde
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-LEFT = (".prunesid-*.part", "..prunesid-*.part", f".{FAILURES}.*.part", f".{CALIBRATION}.*.part")
-"""Half-written files of ours."""
+PARTIAL_FILE_GLOBS = (".prunesid-*.part", "..prunesid-*.part", f".{FAILURES}.*.part", f".{CALIBRATION}.*.part")
+"""Files of a cache that were not written to their end."""
 
 
 def acquire_lock(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
-    """Make the folder, let nobody else write to it, and sweep what an interrupted run left half written. With why it
-    cannot be written, where it is a cache.
+    """Make the folder, lock it for writing, and delete the partial files of an interrupted run.
+
+    Call it before a model is loaded, so that an unwritable folder is found early.
+
+    Returns:
+        The lock, and the reason why the folder cannot be written if it holds a cache already.
 
     Raises:
-        CacheError: it cannot be written, or another run is writing to it. Found out before a model is loaded.
+        CacheError: The folder cannot be written and holds no cache, or another run is writing to it.
     """
     from filelock import FileLock, Timeout
 
@@ -29,15 +33,16 @@ def acquire_lock(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        for left in (one for pattern in LEFT for one in folder.glob(pattern)):
-            left.unlink()
+        for pattern in PARTIAL_FILE_GLOBS:
+            for path in folder.glob(pattern):
+                path.unlink()
         probe = folder / f".prunesid-probe.{os.getpid()}.part"
         probe.touch()
         probe.unlink()
     except Timeout as error:
         raise CacheError(f"another run is writing to {folder}", "wait for it, or name another --out") from error
     except OSError as error:
-        unwritable = CacheError(f"cannot write to {folder}: {error.strerror}", hint="name another --out")
+        unwritable = CacheError(f"cannot write to {folder}: {error.strerror}", "name another --out")
         if is_cache_folder(folder):
             return lock, unwritable
         raise unwritable from error

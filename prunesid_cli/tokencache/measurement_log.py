@@ -1,9 +1,10 @@
-"""What a run that plans before it writes has measured, so that one that was interrupted measures only the rest.
+"""The log of a run that measures all images before it writes: if it is interrupted, the next run measures the rest.
 
-`.prunesid.measured` in the cache's folder: 32 bytes that stand for all that the numbers depend on, then 32 for each
-input: blake2b-128 of its name and stamp, its information (phi, fp64), its tokens (u32), and CRC-32 of these 28; little
-endian. It is only appended to, and gone once a run came to the end of its inputs. Whatever of it is not whole, or is of
-another model, is measured again; so it need not be synced.
+`.prunesid.measured` in the folder of the cache is little endian. It begins with 32 bytes that stand for all settings
+that the measurements depend on. A record of 32 bytes for each input follows: BLAKE2b-128 of its source and stamp, its
+information (phi, float64), its tokens (uint32), and the CRC-32 of these 28 bytes. Records are only appended. The file
+is deleted when a run has come to the end of its inputs. It is not synced, because damaged records and those of other
+settings are measured again.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from prunesid_cli.tokencache.format import MEASUREMENT_LOG, canonical
+from prunesid_cli.tokencache.cache_errors import write_error
+from prunesid_cli.tokencache.format import MEASUREMENT_LOG, canonical_json
 from prunesid_cli.tokencache.index_table import Stamp
-from prunesid_cli.tokencache.journal import unwritable
 
 if TYPE_CHECKING:
     from prunesid_cli.tokencache.writer import CacheWriter
 
-RECORD, CHECK, SIZE = struct.Struct("<16sdI"), struct.Struct("<I"), 32
+RECORD, CRC, RECORD_BYTES = struct.Struct("<16sdI"), struct.Struct("<I"), 32
 
 
 class Measurement(NamedTuple):
+    """What was measured of an input: its information, 1 - rho, and its tokens."""
+
     source: str
     stamp: Stamp
     phi: float
@@ -35,59 +38,67 @@ class Measurement(NamedTuple):
 
 
 class MeasurementLog:
-    """What was measured before, 40 bytes an input, and a file to which more is added. `find` may be called by several
-    threads.
+    """The measurements of earlier runs, 40 bytes an input in memory, and the file to which new ones are appended.
 
-    Raises:
-        CacheError: it cannot be read, or not be written.
+    `find` may be called by several threads.
     """
 
-    def __init__(self, writer: CacheWriter, draft: bool) -> None:
-        run = writer.run
-        basis = canonical([run.model, run.revision, run.dtype, writer.sampling, draft, writer.tool])
-        self.path = writer.folder / MEASUREMENT_LOG
-        self._head = hashlib.blake2b(basis.encode(), digest_size=SIZE).digest()
-        rows = np.frombuffer(self._read(), np.uint8).reshape(-1, SIZE)
-        keys = np.ascontiguousarray(rows[:, :8]).view("<u8")[:, 0]
-        order = keys.argsort()
-        self._keys, self._rows = keys[order], rows[order]
+    def __init__(self, writer: CacheWriter, downscale: bool) -> None:
+        """Read the log of a cache.
 
-    def _read(self) -> bytes:
-        """The records that are whole, behind which more can be written."""
-        try:
-            data = self.path.read_bytes() if self.path.exists() else b""
-            self._is_begun = data[:SIZE] == self._head
-            whole = len(data) // SIZE * SIZE if self._is_begun else 0
-            if self._is_begun:
-                os.truncate(self.path, whole)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        return data[SIZE:whole]
-
-    def find(self, source: str, stamp: Stamp) -> tuple[float, int] | None:
-        """Information and tokens of an input that looks as it did when an earlier run measured it."""
-        key = _key(source, stamp)
-        row = int(np.searchsorted(self._keys, np.frombuffer(key[:8], "<u8")[0]))
-        record = self._rows[row].tobytes() if row < len(self._rows) else b""
-        found, phi, total = RECORD.unpack_from(record) if record else (b"", 0.0, 0)
-        return (phi, total) if found == key and CHECK.pack(zlib.crc32(record[:-4])) == record[-4:] else None
-
-    def add(self, measurements: Iterable[Measurement]) -> None:
-        """By one write, so that an end at any moment leaves whole batches.
+        Args:
+            writer: The writer of the cache.
+            downscale: Whether images are decoded at a reduced size, which changes their information a little.
 
         Raises:
-            CacheError: it cannot be written.
+            CacheError: The log cannot be read or written.
         """
-        records = [RECORD.pack(_key(one.source, one.stamp), one.phi, one.total) for one in measurements]
-        data = b"".join(record + CHECK.pack(zlib.crc32(record)) for record in records)
+        run = writer.run
+        settings = canonical_json([run.model, run.revision, run.dtype, writer.sampling, downscale, writer.tool])
+        self.path = writer.folder / MEASUREMENT_LOG
+        self._head = hashlib.blake2b(settings.encode(), digest_size=RECORD_BYTES).digest()
         try:
-            with self.path.open("ab" if self._is_begun else "wb", buffering=0) as file:
-                file.write(data if self._is_begun else self._head + data)
+            data = self.path.read_bytes() if self.path.exists() else b""
+            self._has_head = data[:RECORD_BYTES] == self._head
+            end = len(data) // RECORD_BYTES * RECORD_BYTES if self._has_head else 0
+            if self._has_head:
+                os.truncate(self.path, end)  # new records follow the last complete one
         except OSError as error:
-            raise unwritable(self.path, error) from error
-        self._is_begun = True
+            raise write_error(self.path, error) from error
+        records = np.frombuffer(data[RECORD_BYTES:end], np.uint8).reshape(-1, RECORD_BYTES)
+        keys = np.ascontiguousarray(records[:, :8]).view("<u8")[:, 0]
+        order = keys.argsort()
+        self._keys, self._records = keys[order], records[order]
+
+    def find(self, source: str, stamp: Stamp) -> tuple[float, int] | None:
+        """Return the information and the tokens of an input, if its file has the same stamp since it was measured."""
+        key = _record_key(source, stamp)
+        row = int(np.searchsorted(self._keys, np.frombuffer(key[:8], "<u8")[0]))
+        if row == len(self._records):
+            return None
+        record = self._records[row].tobytes()
+        found_key, phi, total = RECORD.unpack_from(record)
+        is_right = found_key == key and CRC.pack(zlib.crc32(record[:-4])) == record[-4:]
+        return (phi, total) if is_right else None
+
+    def add(self, measurements: Iterable[Measurement]) -> None:
+        """Append measurements with one write, so that an interruption leaves complete batches.
+
+        Raises:
+            CacheError: The log cannot be written.
+        """
+        records = [
+            RECORD.pack(_record_key(measurement.source, measurement.stamp), measurement.phi, measurement.total)
+            for measurement in measurements
+        ]
+        data = b"".join(record + CRC.pack(zlib.crc32(record)) for record in records)
+        try:
+            with self.path.open("ab" if self._has_head else "wb", buffering=0) as file:
+                file.write(data if self._has_head else self._head + data)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        self._has_head = True
 
 
-def _key(source: str, stamp: Stamp) -> bytes:
-    told = os.fsencode(source) + struct.pack("<qq", *stamp)
-    return hashlib.blake2b(told, digest_size=16).digest()
+def _record_key(source: str, stamp: Stamp) -> bytes:
+    return hashlib.blake2b(os.fsencode(source) + struct.pack("<qq", *stamp), digest_size=16).digest()

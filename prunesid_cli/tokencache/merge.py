@@ -1,89 +1,88 @@
-"""Several caches -> one, as several machines made them with --shard: rows are copied as they are stored."""
+"""Merging caches, as several machines made them with --shard, into one. Rows are copied as they are stored."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import Item, Shard, shard_name
-from prunesid_cli.tokencache.index_table import ShardPosition, Stamp
+from prunesid_cli.tokencache.index_table import ShardPosition
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.tokencache.run_mismatch import describe_mismatch
-from prunesid_cli.tokencache.shard import channels, read_header, read_rows
+from prunesid_cli.tokencache.shard import read_header, read_rows
 from prunesid_cli.tokencache.writer import CacheWriter, ShardLimits
-
-Where = tuple[int, ShardPosition]
-"""Number of a cache, place in it."""
 
 
 @dataclass
 class MergeResult:
-    """Items copied, and items that were there already."""
+    """How many items were copied, and how many were there already."""
 
     copied: int = 0
     held: int = 0
 
 
 @dataclass
-class _Part:
-    """A cache to read from, with the header that was read last: items come shard by shard."""
+class _ShardByShard:
+    """A cache whose items are read shard by shard: the last header stays in memory."""
 
     cache: Cache
     header: Shard | None = None
 
-    def item(self, place: ShardPosition) -> tuple[Shard, Item]:
-        if self.header is None or self.header.number != place[0]:
-            self.header = read_header(self.cache.folder / shard_name(place[0]))
-        return self.header, self.header.items[place[1]]
-
-    def stamp(self, source: str) -> Stamp | None:
-        known = self.cache.index.find(source)
-        return Stamp(*known.stamp) if known and known.stamp[0] >= 0 else None
+    def read_item(self, position: ShardPosition) -> tuple[Shard, Item]:
+        if self.header is None or self.header.number != position.shard:
+            self.header = read_header(self.cache.folder / shard_name(position.shard))
+        return self.header, self.header.items[position.item]
 
 
 def merge(folders: Sequence[Path], out: Path, tool: str, limits: ShardLimits) -> MergeResult:
-    """Copy all that counts in some caches to `out`, each source once: of the last cache that has it.
+    """Copy all items that count to another cache, each source once: from the last cache that has it.
 
-    Items are put in the order of their paths, which is that of a run over a folder; so what several machines made of
-    its parts gives the bytes of one run over all of it. Takes memory for the names of all items.
+    Items are copied in the order of their paths, which is the order of a run over a folder. So caches of parts of a
+    folder give the bytes of one run over all of it. The names of all items must fit into memory.
+
+    Args:
+        folders: The caches to read. They stay as they are.
+        out: The cache to write.
+        tool: Version of prunesid.
+        limits: When a shard is full.
 
     Raises:
-        CacheError: one is no cache, is damaged or incomplete, or of another run; or `out` cannot be written.
+        CacheError: A folder is no cache, is damaged or incomplete, or has other settings; or `out` cannot be written.
     """
-    caches = [_sound(folder, out) for folder in folders]
-    first = next((cache for cache in caches if cache.run), None)
-    if first is None or first.run is None:
+    caches = [_open_complete(folder, out) for folder in folders]
+    run = next((cache.run for cache in caches if cache.run), None)
+    if run is None:
         raise CacheError(f"{folders[0]} holds no tokens", f"prunesid cache info {folders[0]}")
     for cache in caches:
-        if cache.run and cache.run != first.run:
-            problem = f"{cache.folder} holds a cache {describe_mismatch(cache.run, first.run)}"
-            raise CacheError(problem, "merge what one and the same compress made")
+        if cache.run and cache.run != run:
+            problem = f"{cache.folder} holds a cache {describe_mismatch(cache.run, run)}"
+            raise CacheError(problem, "merge caches that were made with the same options")
     sampling = next((cache.index.sampling for cache in caches if cache.index.sampling), "")
-    writer, merged, parts = CacheWriter(out, first.run, tool, limits, sampling), MergeResult(), [*map(_Part, caches)]
+    readers, result = [_ShardByShard(cache) for cache in caches], MergeResult()
+    writer = CacheWriter(out, run, tool, limits, sampling)
     try:
-        where = _where(caches)
-        for source in sorted(where, key=_by_parts):
-            _copy(parts[where[source][0]], where[source][1], writer, merged)
+        locations = _locate_sources(caches)
+        for source in sorted(locations, key=lambda path: path.split(os.sep)):  # folder by folder, as they are walked
+            number, position = locations[source]
+            _copy_item(readers[number], position, writer, result)
         writer.save()
         for number, cache in enumerate(caches):
             for record in cache.failures():
-                if _counts(record["source"], number, where, writer):
-                    writer.failed.setdefault(record["source"], record)
+                source = record["source"]
+                # It counts unless another cache or `out` has the item. What its own cache has is an earlier version.
+                is_failed = locations[source][0] == number if source in locations else not writer.index.find(source)
+                if is_failed:
+                    writer.failed.setdefault(source, record)
     finally:
         writer.close()
-    return merged
+    return result
 
 
-def _counts(failed: str, number: int, where: Mapping[str, Where], writer: CacheWriter) -> bool:
-    """Whether no other cache than that where a source failed has it: its own has an earlier version."""
-    return where[failed][0] == number if failed in where else writer.index.find(failed) is None
-
-
-def _sound(folder: Path, out: Path) -> Cache:
-    cache = open_cache(folder, stamped=True)
+def _open_complete(folder: Path, out: Path) -> Cache:
+    cache = open_cache(folder, with_stamps=True)
     if cache.missing.numbers:
         raise cache.missing.error
     if out.exists() and os.path.samefile(folder, out):
@@ -91,29 +90,26 @@ def _sound(folder: Path, out: Path) -> Cache:
     return cache
 
 
-def _where(caches: Sequence[Cache]) -> dict[str, Where]:
-    where = dict[str, Where]()
+def _locate_sources(caches: Sequence[Cache]) -> dict[str, tuple[int, ShardPosition]]:
+    """Source -> number of the last cache that has it, and position there."""
+    locations = dict[str, tuple[int, ShardPosition]]()
     for number, cache in enumerate(caches):
-        for shard, place in cache.places():
-            where[shard.items[place].source] = number, (shard.number, place)
+        for shard, item_number in cache.positions():
+            locations[shard.items[item_number].source] = number, ShardPosition(shard.number, item_number)
         for error in cache.faults.values():
             raise error
-    return where
+    return locations
 
 
-def _by_parts(source: str) -> list[str]:
-    """Folder by folder, as they are walked."""
-    return source.split(os.sep)
-
-
-def _copy(part: _Part, place: ShardPosition, writer: CacheWriter, merged: MergeResult) -> None:
-    shard, item = part.item(place)
-    stamp = part.stamp(item.source)
+def _copy_item(reader: _ShardByShard, position: ShardPosition, writer: CacheWriter, result: MergeResult) -> None:
+    shard, item = reader.read_item(position)
+    entry = reader.cache.index.find(item.source)
+    stamp = entry.stamp if entry and entry.stamp.bytes >= 0 else None
     if writer.find_by_digest(item.source, item.digest):
         if stamp:
             writer.update_stamp(item.source, stamp)
-        merged.held += 1
+        result.held += 1
         return
-    ((_, (data, *scales)),) = read_rows(shard, [item])
-    writer.add_packed(item, (channels(shard), data, b"".join(scales)), stamp)
-    merged.copied += 1
+    ((_, rows),) = read_rows(shard, [item])
+    writer.add_packed(item, rows, stamp)
+    result.copied += 1

@@ -1,51 +1,50 @@
-"""How the run that made a cache differs from another, and what to type to go on as it was made."""
+"""How the settings of a cache differ from those of a run, and which options continue the cache."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
 
-from prunesid_cli.models.loading.checkpoint import is_local
 from prunesid_cli.tokencache.format import Run
 
-DTYPES = {"float32": "--dtype fp32", "bfloat16": "--dtype bf16", "float16": "--dtype fp16"}
-SPREADS = {(True, False): "--dynamic", (False, True): "--fixed"}
-"""By (dynamic, even)."""
-OF_A_MODEL = ("revision", "family", "dtype")
-"""What another model may have of its own accord."""
+DTYPE_OPTIONS = {"float32": "--dtype fp32", "bfloat16": "--dtype bf16", "float16": "--dtype fp16"}
+SPREAD_OPTIONS = {(True, False): "--dynamic", (False, True): "--fixed"}
+"""(dynamic, even) -> option."""
+MODEL_FIELDS = ("revision", "family", "dtype")
+"""Fields that may differ merely because the model does."""
+LOCAL_REVISION_PREFIX = "folder-"
+"""With what the revision of a local model begins. It is computed from the files, so no option gives it."""
 
 
 def describe_mismatch(old: Run, new: Run) -> str:
-    """The first field in which two runs differ, in words."""
-    field = _differing(old, new)[0]
+    """Name the first field in which two runs differ."""
+    field = _differing_fields(old, new)[0]
     return f"made with {field} {getattr(old, field)}, not {getattr(new, field)}"
 
 
 def mismatch_hint(old: Run, new: Run) -> str:
-    """A hint to one who ran `new` where `old` was run."""
-    differing, options = _differing(old, new), _options(old)
+    """Return a hint with the options that continue the cache of `old`, for a user who ran `new`."""
+    differing = _differing_fields(old, new)
     if "model" in differing:
-        differing = [field for field in differing if field not in OF_A_MODEL]
-    typed = dict.fromkeys(options.get(field) for field in differing)
-    said = " ".join(option for option in typed if option)
-    return "name another --out" if None in typed else f"go on with {said}, as it was made, or name another --out"
-
-
-def _differing(old: Run, new: Run) -> list[str]:
-    before, after = asdict(old), asdict(new)
-    return [field for field in before if before[field] != after[field]]
-
-
-def _options(run: Run) -> dict[str, str | None]:
-    """What says each field; None where nothing that is typed does: a folder's revision is what is in it."""
-    spread = SPREADS.get((run.dynamic, run.even))
-    return {
-        "model": f"--model {shlex.quote(run.model)}",
-        "revision": None if is_local(run.model) else f"--revision {shlex.quote(run.revision)}",
-        "method": f"--method {shlex.quote(run.method)}",
-        "keep": f"--keep {run.keep}",
+        differing = [field for field in differing if field not in MODEL_FIELDS]
+    is_local = old.revision.startswith(LOCAL_REVISION_PREFIX)
+    spread = SPREAD_OPTIONS.get((old.dynamic, old.even))
+    options = {
+        "model": f"--model {shlex.quote(old.model)}",
+        "revision": None if is_local else f"--revision {shlex.quote(old.revision)}",
+        "method": f"--method {shlex.quote(old.method)}",
+        "keep": f"--keep {old.keep}",
         "dynamic": spread,
         "even": spread,
-        "dtype": DTYPES.get(run.dtype),
-        "store": f"--store {run.store}",
+        "dtype": DTYPE_OPTIONS.get(old.dtype),
+        "store": f"--store {old.store}",
     }
+    wanted = dict.fromkeys(options.get(field) for field in differing)
+    if None in wanted:
+        return "name another --out"
+    typed = " ".join(option for option in wanted if option)
+    return f"continue it with {typed}, or name another --out"
+
+
+def _differing_fields(old: Run, new: Run) -> list[str]:
+    return [field for field, value in asdict(old).items() if value != getattr(new, field)]

@@ -1,4 +1,7 @@
-"""One shard: its header at once, its rows on demand, every byte checked. Its format is specified in format.py."""
+"""Reading and writing one shard file: its header at once, its rows on demand, each checked against its checksum.
+
+The format is specified in format.py.
+"""
 
 from __future__ import annotations
 
@@ -7,178 +10,205 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 from prunesid_cli.errors import CacheError
+from prunesid_cli.tokencache.cache_errors import damaged_item, misplaced_shard, read_error, repair_hint
 from prunesid_cli.tokencache.format import (
     FORMAT,
-    KEY,
+    METADATA_KEY,
     Item,
     Run,
     Shard,
-    Stored,
-    canonical,
+    TensorLocation,
+    canonical_json,
     checksum,
-    parse_shard_number,
     layout_from_record,
-    shard_name,
+    parse_shard_number,
 )
-from prunesid_cli.tokencache.quantization import BYTES, STORES, dtype_of
+from prunesid_cli.tokencache.quantization import DTYPE_BYTES, STORES, stored_dtype
 from prunesid_cli.types import TokenSet
 
-CHECK = '{"check":"'
-LARGEST_HEADER = 100_000_000
-"""safetensors' own limit, in bytes."""
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library."""
+CHECK_PREFIX = '{"check":"'
+CHECK_CHARACTERS = 32
+
+
+class PackedRows(NamedTuple):
+    """The rows of one item as bytes.
+
+    Attributes:
+        channels: Channels of a row.
+        data: The stored rows.
+        scales: Their scales; empty if the rows are stored in the dtype of the model.
+    """
+
+    channels: int
+    data: bytes
+    scales: bytes
+
+
+class TensorData(NamedTuple):
+    """A tensor to be written.
+
+    Attributes:
+        dtype: safetensors' name of its dtype.
+        shape: [rows, channels].
+        chunks: Its bytes, in pieces.
+    """
+
+    dtype: str
+    shape: list[int]
+    chunks: Iterable[bytes]
 
 
 def read_header(path: Path) -> Shard:
-    """Read and check one shard's header; not a byte of its tensors.
+    """Read and check the header of a shard, without its tensors.
 
     Raises:
-        CacheError: cut short, damaged, not a shard, or of a newer format.
+        CacheError: The file is cut short, damaged, misplaced, not a shard, or of a newer format.
     """
-    hint = again(path)
     try:
         with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            header = file.read(length) if 0 < length <= LARGEST_HEADER else b""
-            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            header = file.read(length) if 0 < length <= MAX_HEADER_BYTES else b""
+            file_bytes = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     try:
         tensors = json.loads(header)
-        text = tensors.pop("__metadata__")[KEY]
+        text = tensors.pop("__metadata__")[METADATA_KEY]
         body = json.loads(text)
-        said = {name: {part: one[part] for part in ("dtype", "shape")} for name, one in tensors.items()}
-        ends = sorted(tuple(one["data_offsets"]) for one in tensors.values())
+        spans = sorted(tuple(tensor["data_offsets"]) for tensor in tensors.values())
+        shapes = {name: {"dtype": tensor["dtype"], "shape": tensor["shape"]} for name, tensor in tensors.items()}
         version, number = body["format"], body["number"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CacheError(f"{path} is cut short or is no cache shard", hint) from error
-    _check_version(path, version)
-    is_sound = _has_check(text) and body["tensors"] == said
-    if not is_sound or not isinstance(number, int) or not _is_dense(ends):
-        raise CacheError(f"{path} has a damaged header", hint)
-    if size != 8 + length + ends[-1][1]:
-        raise CacheError(f"{path} is cut short", hint)
-    if number != parse_shard_number(path):
-        raise misplaced(path, number)
-    layouts = [layout_from_record(record) for record in body["layouts"]]
-    parts = {name: _stored(one, 8 + length) for name, one in tensors.items()}
-    items = tuple(Item.from_record(record, layouts) for record in body["items"])
-    return Shard(path, number, body["tool"], Run(**body["run"]), items, parts["tokens"], parts.get("scales"))
-
-
-def _has_check(text: str) -> bool:
-    """Whether a header's JSON has the checksum that it begins with, `check` being the first of its keys."""
-    begins, check, rest = text[: len(CHECK)], text[len(CHECK) : len(CHECK) + 32], text[len(CHECK) + 34 :]
-    return begins == CHECK and checksum(("{" + rest).encode()) == check
-
-
-def _check_version(path: Path, version: Any) -> None:
+        raise CacheError(f"{path} is cut short or is no cache shard", repair_hint(path)) from error
     if not isinstance(version, int) or version > FORMAT:
         raise CacheError(f"{path} has cache format {version}, newer than {FORMAT}", "upgrade prunesid")
     if version < FORMAT:
         problem = f"{path} has cache format {version}, which is no longer read"
         raise CacheError(problem, "compress again, to another --out")
+    has_no_gaps = bool(spans) and [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+    if not (_is_check_right(text) and body["tensors"] == shapes and isinstance(number, int) and has_no_gaps):
+        raise CacheError(f"{path} has a damaged header", repair_hint(path))
+    if file_bytes != 8 + length + spans[-1][1]:
+        raise CacheError(f"{path} is cut short", repair_hint(path))
+    if number != parse_shard_number(path):
+        raise misplaced_shard(path, number)
+    return _build_shard(path, body, tensors, data_start=8 + length)
 
 
-def _is_dense(ends: Sequence[tuple[int, int]]) -> bool:
-    """Whether tensors follow each other without a gap."""
-    return bool(ends) and [start for start, _ in ends] == [0, *(end for _, end in ends[:-1])]
+def _is_check_right(text: str) -> bool:
+    """Whether the JSON of a header matches its checksum. `check` is its first key, because keys are sorted."""
+    end = len(CHECK_PREFIX) + CHECK_CHARACTERS
+    body = "{" + text[end + len('",') :]
+    return text.startswith(CHECK_PREFIX) and text[len(CHECK_PREFIX) : end] == checksum(body.encode())
 
 
-def _stored(tensor: dict[str, Any], data: int) -> Stored:
-    return Stored(data + tensor["data_offsets"][0], BYTES[tensor["dtype"]] * tensor["shape"][1])
+def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data_start: int) -> Shard:
+    layouts = [layout_from_record(record) for record in body["layouts"]]
+    locations = {
+        name: TensorLocation(
+            start=data_start + tensor["data_offsets"][0],
+            row_bytes=DTYPE_BYTES[tensor["dtype"]] * tensor["shape"][1],
+        )
+        for name, tensor in tensors.items()
+    }
+    return Shard(
+        path=path,
+        number=body["number"],
+        tool=body["tool"],
+        run=Run(**body["run"]),
+        items=tuple(Item.from_record(record, layouts) for record in body["items"]),
+        tokens=locations["tokens"],
+        scales=locations.get("scales"),
+    )
 
 
-Tensors = dict[str, tuple[str, list[int], Iterable[bytes]]]
-"""Name -> dtype, shape [rows, channels], and bytes in pieces."""
+def write_shard_file(path: Path, body: dict[str, Any], tensors: dict[str, TensorData]) -> None:
+    """Write a safetensors file whose tensors need not fit into memory.
 
-
-def write_file(file: BinaryIO, body: dict[str, Any], tensors: Tensors) -> None:
-    """A safetensors file whose tensors need not be in memory."""
-    header, end = dict[str, Any](), 0
-    for name, (dtype, shape, _) in tensors.items():
-        start, end = end, end + BYTES[dtype] * shape[0] * shape[1]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    body = body | {"tensors": {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape, _) in tensors.items()}}
-    metadata = {KEY: canonical(body | {"check": checksum(canonical(body).encode())})}
-    text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for _, _, pieces in tensors.values():
-        for piece in pieces:
-            file.write(piece)
-
-
-def read_rows(shard: Shard, items: Iterable[Item]) -> Iterator[tuple[Item, list[bytes]]]:
-    """What is stored of some items, tokens before scales, each checked. Needs no torch.
+    Args:
+        path: The file.
+        body: The JSON of the header, without `tensors` and `check`.
+        tensors: The tensors by name, in the order of the file.
 
     Raises:
-        CacheError: the bytes are not those that were written.
+        OSError: It cannot be written.
     """
-    for item, parts in stored_rows(shard, items):
-        if checksum(*parts) != item.check:
-            raise damaged(item, shard)
-        yield item, parts
+    header, end = dict[str, Any](), 0
+    for name, tensor in tensors.items():
+        start, end = end, end + DTYPE_BYTES[tensor.dtype] * tensor.shape[0] * tensor.shape[1]
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+    shapes = {name: {"dtype": tensor.dtype, "shape": tensor.shape} for name, tensor in tensors.items()}
+    body = body | {"tensors": shapes}
+    metadata = {METADATA_KEY: canonical_json(body | {"check": checksum(canonical_json(body).encode())})}
+    text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            for chunk in tensor.chunks:
+                file.write(chunk)
 
 
-def stored_rows(shard: Shard, items: Iterable[Item]) -> Iterator[tuple[Item, list[bytes]]]:
-    """What is stored of some items, unchecked."""
+def read_rows(shard: Shard, items: Iterable[Item]) -> Iterator[tuple[Item, PackedRows]]:
+    """Read the stored rows of some items of a shard, each checked. Needs no torch.
+
+    Raises:
+        CacheError: The bytes do not match their checksum.
+    """
+    for item, rows in read_rows_unchecked(shard, items):
+        if checksum(rows.data, rows.scales) != item.check:
+            raise damaged_item(shard.path, item.source)
+        yield item, rows
+
+
+def read_rows_unchecked(shard: Shard, items: Iterable[Item]) -> Iterator[tuple[Item, PackedRows]]:
+    """Read the stored rows of some items of a shard, without a check."""
+    channels = row_channels(shard)
     try:
         with shard.path.open("rb") as file:
             for item in items:
-                yield item, [_rows(file, part, item.rows) for part in shard.parts]
+                chunks = []
+                for tensor in (shard.tokens, shard.scales):
+                    if tensor is None:
+                        chunks.append(b"")
+                        continue
+                    file.seek(tensor.start + item.rows[0] * tensor.row_bytes)
+                    chunks.append(file.read((item.rows[1] - item.rows[0]) * tensor.row_bytes))
+                yield item, PackedRows(channels, *chunks)
     except OSError as error:
-        raise unreadable(shard.path, error) from error
-
-
-def _rows(file: BinaryIO, part: Stored, rows: tuple[int, int]) -> bytes:
-    file.seek(part.start + rows[0] * part.row)
-    return file.read((rows[1] - rows[0]) * part.row)
+        raise read_error(shard.path, error) from error
 
 
 def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
-    """The token sets of some items of one shard, in the dtype of its run, each checked against its checksum.
+    """Read the token sets of some items of a shard, in the dtype of its run, each checked.
 
     Raises:
-        CacheError: the bytes are not those that were written.
+        CacheError: The bytes do not match their checksum.
     """
     import torch
 
-    store, own = STORES[shard.run.store], getattr(torch, shard.run.dtype)
-    dtypes = {None: own, "F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}
-    for item, (data, *more) in read_rows(shard, items):
+    store, model_dtype = STORES[shard.run.store], getattr(torch, shard.run.dtype)
+    dtype = {None: model_dtype, "F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}[store.dtype]
+    for item, rows in read_rows(shard, items):
         count = item.rows[1] - item.rows[0]
-        tokens = torch.frombuffer(bytearray(data), dtype=dtypes[store.dtype]).view(count, -1)
-        scales = torch.frombuffer(bytearray(more[0]), dtype=torch.float32).view(count, -1) if more else None
-        yield TokenSet(store.unpack(tokens, scales).to(own), item.slots, item.layout, item.is_unpruned)
+        tokens = torch.frombuffer(bytearray(rows.data), dtype=dtype).view(count, -1)
+        scales = None
+        if rows.scales:
+            scales = torch.frombuffer(bytearray(rows.scales), dtype=torch.float32).view(count, -1)
+        yield TokenSet(
+            tokens=store.unpack(tokens, scales).to(model_dtype),
+            slots=item.slots,
+            layout=item.layout,
+            is_unpruned=item.is_unpruned,
+        )
 
 
-def channels(shard: Shard) -> int:
-    """Of a row."""
-    return shard.tokens.row // BYTES[dtype_of(shard.run.store, shard.run.dtype)]
-
-
-def unreadable(path: Path, error: OSError) -> CacheError:
-    return CacheError(f"cannot read {path}: {error.strerror}", "check it with: ls -l")
-
-
-def damaged(item: Item, shard: Shard) -> CacheError:
-    return CacheError(f"the tokens of {item.source} in {shard.path} are damaged", again(shard.path))
-
-
-def mixed(path: Path, first: Path) -> CacheError:
-    return CacheError(f"{path} is of another run than {first.name}", hint="move it elsewhere")
-
-
-def misplaced(path: Path, number: int) -> CacheError:
-    original = path.with_name(shard_name(number))
-    if original.exists():
-        return CacheError(f"{path} is a copy of {original.name}", f"delete {path}")
-    return CacheError(f"{path} is {original.name} under another name", f"rename it to {original.name}")
-
-
-def again(path: Path) -> str:
-    return f"delete {path} and run the same compress again"
+def row_channels(shard: Shard) -> int:
+    """Return the number of channels of a row."""
+    return shard.tokens.row_bytes // DTYPE_BYTES[stored_dtype(shard.run.store, shard.run.dtype)]

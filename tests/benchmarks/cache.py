@@ -25,6 +25,7 @@ from typing import Any
 from prunesid_cli.tokencache import CacheWriter, Item, Run, Stamp, open_cache
 from prunesid_cli.tokencache.format import INDEX, checksum
 from prunesid_cli.tokencache.index_file import read_index
+from prunesid_cli.tokencache.shard import PackedRows
 from prunesid_cli.types import Layout, Region
 
 RUN = Run("demo", "r1", "llava", "prunesid", "11%", False, False, "float32")
@@ -47,7 +48,7 @@ def item(number: int) -> Item:
 def fill(folder: Path, items: int) -> None:
     writer = CacheWriter(folder, RUN, "0.0")
     for number in range(items):
-        writer.add_packed(item(number), (4, ROW, b""), Stamp(number, number))
+        writer.add_packed(item(number), PackedRows(4, ROW, b""), Stamp(number, number))
     writer.close()
 
 

@@ -1,4 +1,4 @@
-"""What a cache lives through, in small; in full: python -m tests.faults (see --help)."""
+"""What a cache survives, in small trials. `python -m tests.faults` runs larger ones."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-SMALL = [
+SMALL_TRIALS = [
     "kills --items 150 --kills 6",
     "mutations --items 20 --count 150",
     "disk --items 50 --count 2",
 ]
-LARGE = [
+LARGE_TRIALS = [
     "kills --items 1000 --kills 30 --seed 1",
     "points --items 70",
     "gc --items 300 --seed 1",
@@ -26,7 +26,9 @@ LARGE = [
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
-@pytest.mark.parametrize("trial", [*SMALL, *(pytest.param(one, marks=pytest.mark.slow) for one in LARGE)])
+@pytest.mark.parametrize(
+    "trial", [*SMALL_TRIALS, *(pytest.param(trial, marks=pytest.mark.slow) for trial in LARGE_TRIALS)]
+)
 def test_nothing_is_lost(trial: str) -> None:
     command = [sys.executable, "-m", "tests.faults", *trial.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -1,0 +1,41 @@
+"""The errors that several modules of the cache raise, each with a hint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prunesid_cli.errors import CacheError
+from prunesid_cli.tokencache.format import shard_name
+
+
+def read_error(path: Path, error: OSError) -> CacheError:
+    """The error for a file that the system cannot read."""
+    return CacheError(f"cannot read {path}: {error.strerror}", "check it with: ls -l")
+
+
+def write_error(path: Path, error: OSError) -> CacheError:
+    """The error for a file that the system cannot write."""
+    return CacheError(f"cannot write {path}: {error.strerror}", "free some space, then run the same command")
+
+
+def damaged_item(path: Path, source: str) -> CacheError:
+    """The error for an item of a shard whose rows do not match its checksum."""
+    return CacheError(f"the tokens of {source} in {path} are damaged", repair_hint(path))
+
+
+def mixed_runs(path: Path, first: Path) -> CacheError:
+    """The error for a shard that was made with other settings than the first shard."""
+    return CacheError(f"{path} is of another run than {first.name}", "move it elsewhere")
+
+
+def misplaced_shard(path: Path, number: int) -> CacheError:
+    """The error for a shard whose name does not have the number in its header."""
+    original = path.with_name(shard_name(number))
+    if original.exists():
+        return CacheError(f"{path} is a copy of {original.name}", f"delete {path}")
+    return CacheError(f"{path} is {original.name} under another name", f"rename it to {original.name}")
+
+
+def repair_hint(path: Path) -> str:
+    """What to type when a shard is damaged."""
+    return f"delete {path} and run the same compress again"
