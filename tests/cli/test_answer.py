@@ -13,7 +13,7 @@ from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.pipeline.answer import WINDOW, answer
+from prunesid_cli.pipeline.answer import SORTED_BATCHES, answer
 from prunesid_cli.pipeline.prompt_file import Prompt, Prompts
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import Generation
@@ -55,7 +55,7 @@ def _with_revision_of(scene_cache: Path, model: Path) -> Path:
     other = scene_cache.with_name("again")
     other.mkdir()
     run = replace(shard.run, revision=fingerprint(model))
-    write_shard(other / shard.path.name, run, shard.tool, entries)
+    write_shard(other, shard.number, run, shard.tool, entries)
     return other
 
 
@@ -86,7 +86,7 @@ def test_item_by_item_whatever_the_batch(run: Run, scene_cache: Path, scenes: li
     asked = [(r["id"], r["source"], r["prompt"]) for r in runs[0].records]
     pairs = [(str(path), one["prompt"]) for path in scenes for one in many]
     assert asked == [(number, *pair) for number, pair in enumerate(pairs)]
-    assert len(pairs) > WINDOW
+    assert len(pairs) > SORTED_BATCHES
     assert printed_answers(runs[0]) == printed_answers(runs[1]) == printed_answers(runs[2])
     for text in QUESTIONS[1:]:
         alone = {r["source"]: r["answer"] for r in run("answer", scene_cache, f"{text} 3", *SHORT).records}
@@ -218,4 +218,4 @@ def test_no_more_queries_are_drawn_than_are_worked_on(llava: Path, scene_cache: 
                 yield query
 
     replies = answer(language, endless(), Generation(max_new_tokens=1), 2)
-    assert sum(len(next(replies)) for _ in range(3)) <= drawn <= 2 * WINDOW
+    assert sum(len(next(replies)) for _ in range(3)) <= drawn <= 2 * SORTED_BATCHES

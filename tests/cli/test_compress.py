@@ -11,7 +11,7 @@ import pytest
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache import CacheWriter, open_cache
 from tests import hostile
-from tests.caches import held
+from tests.caches import items_by_source
 from tests.conftest import PROMPT, Run
 
 
@@ -19,7 +19,7 @@ from tests.conftest import PROMPT, Run
 def test_batch_size_changes_nothing(run: Run, llava: Path, pictures: list[Path], tmp_path: Path, size: int) -> None:
     for name, batch in (("one", 1), ("many", size)):
         assert run("compress", *pictures, "--out", tmp_path / name, "-m", llava, "--batch-size", batch).code == 0
-    kept = [[item.kept for item in held(tmp_path / name).values()] for name in ("one", "many")]
+    kept = [[item.kept for item in items_by_source(tmp_path / name).values()] for name in ("one", "many")]
     assert kept[0] == kept[1]
     one = run("answer", tmp_path / "one", PROMPT, "--batch-size", 1)
     many = run("answer", tmp_path / "many", PROMPT, "--batch-size", size)
@@ -95,9 +95,9 @@ def test_odd_pictures_are_read_and_said(run: Run, llava: Path, tmp_path: Path) -
     assert (result.code, "compressed 5 images" in result.err) == (3, True)
     for words in ("animated, 3 frames: the first is used", "16-bit grey", "CMYK", "limit of 100 megapixels"):
         assert words in result.err
-    (item,) = [item for source, item in held(tmp_path / "c").items() if source.endswith("rotated.jpg")]
+    (item,) = [item for source, item in items_by_source(tmp_path / "c").items() if source.endswith("rotated.jpg")]
     assert item.size == hostile.landmark().size
-    assert held(tmp_path / "c")[str(folder / "animated.gif")].notes != ()
+    assert items_by_source(tmp_path / "c")[str(folder / "animated.gif")].notes != ()
 
 
 def test_a_cache_of_another_model_or_run_is_refused(
@@ -138,10 +138,10 @@ def test_what_to_type_to_go_on_with_a_cache(run: Run, llava: Path, folder: Path,
     made = ("-m", llava, "-k", "12", "--method", "random", "--dynamic")
     assert run("compress", folder, "--out", out, *made).code == 3
     result = run("compress", "--retry-failed", "--out", out, "-k", "13", "--fixed")
-    hint = f"go on with --model {llava} --method random --keep 12 --dynamic, as it was made, or name another --out"
+    hint = f"continue it with --model {llava} --method random --keep 12 --dynamic, or name another --out"
     assert (result.code, hint in " ".join(result.err.split())) == (1, True), result.err
     typed = ("--model", llava, "--method", "random", "--keep", "12", "--dynamic")
     result = run("compress", "--retry-failed", "--out", out, *typed)
     assert (result.code, "bad.png" in result.err) == (3, True), result.err
     result = run("compress", "--retry-failed", "--out", out, *typed, "--store", "int8")
-    assert "hint: go on with --store model, as" in result.err, result.err
+    assert "hint: continue it with --store model, or" in result.err, result.err

@@ -8,7 +8,7 @@ import pytest
 
 from prunesid_cli.inputs.sharding import Partition, parse_partition
 from prunesid_cli.tokencache import open_cache
-from tests.caches import held
+from tests.caches import items_by_source
 from tests.cli.helpers import cache_files
 from tests.conftest import Run
 
@@ -22,7 +22,7 @@ def test_machines_share_a_folder(run: Run, llava: Path, folder: Path, tmp_path: 
         out = tmp_path / f"c{number}"
         result = run("compress", folder, "--out", out, "-m", llava, "--shard", f"{number}/3")
         assert f"shard {number}/3" in result.err
-        parts += held(out)
+        parts += items_by_source(out)
         failed += [record["source"] for record in open_cache(out).failures()]
     assert sorted(parts) == sorted(str(path) for path in folder.glob("scene*.png"))
     assert sorted(failed) == sorted(map(str, bad))
@@ -37,7 +37,7 @@ def test_a_portion_may_be_empty(run: Run, llava: Path, folder: Path, tmp_path: P
         result = run("compress", folder, "--out", out, "-m", llava, "--shard", f"{number}/8")
         assert (result.code, "warning" in result.err) == (0, False)
         assert run("cache", "ls", out).code == run("cache", "info", out).code == run("cache", "verify", out).code == 0
-    empty = [out for out in parts if not held(out)]
+    empty = [out for out in parts if not items_by_source(out)]
     assert len(empty) >= 6
     assert f"{empty[0]} is empty" in run("cache", "ls", empty[0]).err
     assert run("cache", "info", empty[0], "--json").records[0]["items"] == 0
@@ -67,7 +67,9 @@ def test_shards_that_lack_or_are_given_twice_are_told_of(run: Run, llava: Path, 
     assert "warning" not in run("cache", "merge", parts[0], "--out", tmp_path / "one").err
     run(*command, tmp_path / "whole")
     for name in ("some", "all", "one"):
-        assert (held(tmp_path / name).keys() == held(tmp_path / "whole").keys()) == (name != "some")
+        assert (items_by_source(tmp_path / name).keys() == items_by_source(tmp_path / "whole").keys()) == (
+            name != "some"
+        )
     assert cache_files(tmp_path / "all") == cache_files(tmp_path / "whole")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.tokencache.format import MEASUREMENT_LOG
-from tests.caches import held
+from tests.caches import items_by_source
 from tests.cli.conftest import LONG_AGO
 from tests.cli.helpers import cache_files
 from tests.cli.processes import heed_interrupts, read_sources, running
@@ -53,11 +53,11 @@ def test_what_looks_the_same_is_not_read_again(run: Run, llava: Path, two: tuple
     path, other = two
     command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
     run(*command)
-    before = held(tmp_path / "c")[str(path)].digest
+    before = items_by_source(tmp_path / "c")[str(path)].digest
     overwrite(path, other, LONG_AGO)
     assert "nothing to do: 1 already in the cache" in run(*command).err
     assert "compressed 1 image" in run(*command, "--checksum").err
-    assert held(tmp_path / "c")[str(path)].digest != before
+    assert items_by_source(tmp_path / "c")[str(path)].digest != before
 
 
 def test_what_was_changed_later_is_done_again(run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_retry_failed(run: Run, llava: Path, folder: Path, pictures: list[Path],
     shutil.copy(pictures[2], later)
     result = run(*retry)
     assert (result.code, "compressed 2 images" in result.err) == (3, True), result.err
-    assert str(folder / "new.png") not in held(out)
+    assert str(folder / "new.png") not in items_by_source(out)
     left = {record["source"]: record["error"] for record in open_cache(out).failures()}
     assert set(left) == {str(folder / "gone.png"), str(tmp_path / "*.tif")}
     assert "no such file" in left[str(folder / "gone.png")]
@@ -263,7 +263,7 @@ def test_a_list_that_pauses_keeps_nothing_waiting_and_can_be_stopped(llava: Path
         assert process.communicate(timeout=60)[1].count("interrupted") == 1
         assert process.returncode == 130
     os.close(writing)
-    assert sorted(held(tmp_path / "c")) == names
+    assert sorted(items_by_source(tmp_path / "c")) == names
 
 
 STUCK = """

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from prunesid_cli.visualization.contact_sheet import GAP_PIXELS, TITLE_PIXELS
-from tests.caches import held
+from tests.caches import items_by_source
 from tests.conftest import Run
 from tests.films import film
 from tests.models.tiny import write
@@ -74,7 +74,7 @@ def test_kept_patches_are_bright(run: Run, llava: Path, shapes: dict[str, Path],
     (record,) = ran.records
     assert (ran.code, record["picture"], record["kept"]) == (0, str(out), 63)
     run("compress", source, "-m", llava, "--out", tmp_path / "c")
-    (item,) = held(tmp_path / "c").values()
+    (item,) = items_by_source(tmp_path / "c").values()
     assert record["slots"] == list(item.slots)
     assert Image.open(out).size == Image.open(source).size
     check_brightness(out, source, record, {0: (0, 0, *Image.open(source).size)})
@@ -137,7 +137,7 @@ def test_frames_of_a_window_share_groups(run: Run, tiled: Path, shapes: dict[str
     assert [len(segment["groups"]) for segment in record["segments"]] == [2 * 36] * 2
     folder = shapes["clip"].parent / "windows"
     assert run("compress", shapes["clip"], *common, "--out", folder).code == 0
-    (item,) = held(folder).values()
+    (item,) = items_by_source(folder).values()
     assert record["slots"] == list(item.slots)
 
 

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from prunesid_cli.selection.budget import Budget, TokenStream, token_bounds
 from prunesid_cli.tokencache import Entry, open_cache, read_tokens
-from tests.caches import held, write_shard
+from tests.caches import items_by_source, write_shard
 from tests.conftest import Run
 
 ASK = "what is shown?"
 
 
 def kept(cache: Path) -> dict[str, tuple[int, ...]]:
-    return {source: item.slots for source, item in held(cache).items()}
+    return {source: item.slots for source, item in items_by_source(cache).items()}
 
 
 def test_dynamic_average_is_exact(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     assert run("compress", *pictures, "--out", tmp_path / "c", "-m", llava, "-k", "64", "--dynamic").code == 0
-    counts = [item.kept for item in held(tmp_path / "c").values()]
+    counts = [item.kept for item in items_by_source(tmp_path / "c").values()]
     assert sum(counts) == 64 * len(pictures)
     assert len(set(counts)) > 1
     one = run("ask", "-m", llava, pictures[0], ASK, "--dynamic")
@@ -37,7 +37,7 @@ def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path],
     """Images that an interrupted run had written keep their share, and the others get what they would have had."""
     options = ("-m", llava, "-k", "64", "--dynamic", "--batch-size", "1")
     run("compress", *pictures, "--out", tmp_path / "whole", *options)
-    whole = {s: item.slots for s, item in held(tmp_path / "whole").items()}
+    whole = {s: item.slots for s, item in items_by_source(tmp_path / "whole").items()}
     part = tmp_path / "part"
     part.mkdir()
     shard = next(open_cache(tmp_path / "whole").items())[0]
@@ -45,9 +45,9 @@ def test_dynamic_goes_on_as_planned(run: Run, llava: Path, pictures: list[Path],
     entries = [
         Entry(provenance=i.provenance, tokens=t, phi=i.phi) for i, t in zip(some, read_tokens(shard, some), strict=True)
     ]
-    write_shard(part / "prunesid-00000.safetensors", shard.run, shard.tool, entries)
+    write_shard(part, 0, shard.run, shard.tool, entries)
     assert "4 already" in run("compress", *pictures, "--out", part, *options).err
-    assert {s: item.slots for s, item in held(part).items()} == whole
+    assert {s: item.slots for s, item in items_by_source(part).items()} == whole
 
 
 def test_dynamic_with_nothing_usable(run: Run, llava: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_dynamic_average_over_a_growing_folder(run: Run, llava: Path, pictures: 
     options = ("-m", llava, "-k", "64", "--dynamic", "--out", tmp_path / "c")
     for end in (4, 7, 10):
         assert run("compress", *pictures[:end], *options).code == 0
-        counts = [item.kept for item in held(tmp_path / "c").values()]
+        counts = [item.kept for item in items_by_source(tmp_path / "c").values()]
         assert (len(counts), sum(counts)) == (end, 64 * end)
 
 

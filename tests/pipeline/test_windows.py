@@ -14,7 +14,7 @@ from PIL import Image
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.image import Media, media_from_frames
 from prunesid_cli.inputs.video.frame_sampling import FrameSampling
-from prunesid_cli.pipeline.frame_windows import MOST_TOKENS, check_window, join_windows
+from prunesid_cli.pipeline.frame_windows import MAX_WINDOW_TOKENS, check_window, join_windows
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget, Spread
@@ -99,13 +99,13 @@ def test_a_later_cls_is_a_candidate_where_it_is_read_and_left_out_where_not() ->
 
 
 def test_a_window_of_too_many_tokens_is_refused() -> None:
-    check_window("a.mp4", frames_of(MOST_TOKENS // SIDE**2), 1024)
-    check_window("a.mp4", frames_of(1024), MOST_TOKENS // SIDE**2)
+    check_window("a.mp4", frames_of(MAX_WINDOW_TOKENS // SIDE**2), 1024)
+    check_window("a.mp4", frames_of(1024), MAX_WINDOW_TOKENS // SIDE**2)
     with pytest.raises(
-        MediaError, match=f"a.mp4: a window of 500 frames has 18,000 tokens, .* {MOST_TOKENS:,}"
+        MediaError, match=f"a.mp4: a window of 500 frames has 18,000 tokens, .* {MAX_WINDOW_TOKENS:,}"
     ) as caught:
         check_window("a.mp4", frames_of(1024), 500)
-    assert caught.value.hint == f"give --window {MOST_TOKENS // SIDE**2}"
+    assert caught.value.hint == f"give --window {MAX_WINDOW_TOKENS // SIDE**2}"
 
 
 # Selecting

@@ -57,18 +57,18 @@ def bench(
     batch_size: Annotated[
         str,
         typer.Option(
-            rich_help_panel=o.RUNNING, help="Items per batch: one or several sizes, separated by commas: 1,8,32."
+            rich_help_panel=o.ADVANCED, help="Items per batch: one or several sizes, separated by commas: 1,8,32."
         ),
     ] = "1",
     rounds: Annotated[
         int,
-        typer.Option(min=1, rich_help_panel=o.RUNNING, help="Rounds to take the median of, after one warm-up round."),
+        typer.Option(min=1, rich_help_panel=o.ADVANCED, help="Rounds to take the median of, after one warm-up round."),
     ] = 5,
     size: Annotated[
         str | None,
         typer.Option(
             metavar="WxH",
-            rich_help_panel=o.RUNNING,
+            rich_help_panel=o.ADVANCED,
             show_default="as the model reads",
             help="Size of drawn scenes in pixels.",
         ),
