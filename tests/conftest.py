@@ -41,7 +41,7 @@ Run = Callable[..., CommandResult]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in this process: `run("ask", picture, "what is shown?", stdin=b"")`; `stdin=None` is a closed one."""
+    """Runs a command in this process: `run("ask", picture, "what is shown?", stdin=b"")`; None is a closed stdin."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PRUNESID_MODEL", raising=False)

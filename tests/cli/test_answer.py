@@ -24,7 +24,7 @@ from tests.conftest import PROMPT, Run
 
 
 def test_answer_reads_neither_pictures_nor_tower(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
-    """With the pictures gone and the tower's weights taken out of the checkpoint."""
+    """The pictures are deleted, and the tower's layers are removed from the checkpoint."""
     from safetensors.torch import load_file, save_file
 
     folder, model = tmp_path / "pictures", tmp_path / "model"
@@ -38,21 +38,21 @@ def test_answer_reads_neither_pictures_nor_tower(run: Run, llava: Path, pictures
     kept = {k: v for k, v in kept.items() if ".layers." not in k or "language_model" in k}
     assert len(kept) < len(weights)
     save_file(kept, model / "model.safetensors", {"format": "pt"})
-    scene_cache = _with_revision_of(tmp_path / "c", model)
-    assert [r["answer"] for r in run("answer", scene_cache, PROMPT).records] == [r["answer"] for r in expected.records]
+    cache = with_revision_of(tmp_path / "c", model)
+    assert [r["answer"] for r in run("answer", cache, PROMPT).records] == [r["answer"] for r in expected.records]
 
 
-def _with_revision_of(scene_cache: Path, model: Path) -> Path:
-    """The same cache, said to be of the checkpoint as it is now."""
+def with_revision_of(cache: Path, model: Path) -> Path:
+    """A copy of the cache that names the checkpoint's present revision."""
     from dataclasses import replace
 
     from prunesid_cli.models.loading.checkpoint import fingerprint
     from prunesid_cli.tokencache import Entry, read_tokens
 
-    shard = next(open_cache(scene_cache).items())[0]
+    shard = next(open_cache(cache).items())[0]
     sets = read_tokens(shard, shard.items)
     entries = [Entry(provenance=i.provenance, tokens=t, phi=i.phi) for i, t in zip(shard.items, sets, strict=True)]
-    other = scene_cache.with_name("again")
+    other = cache.with_name("again")
     other.mkdir()
     run = replace(shard.run, revision=fingerprint(model))
     write_shard(other, shard.number, run, shard.tool, entries)
@@ -62,8 +62,8 @@ def _with_revision_of(scene_cache: Path, model: Path) -> Path:
 def test_prompts_from_a_file(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     run("compress", *pictures[:3], "--out", tmp_path / "c", "-m", llava)
     prompts = tmp_path / "prompts.jsonl"
-    stored_answers = [{"prompt": PROMPT}, {"prompt": "is there a star?", "source": str(pictures[1])}]
-    prompts.write_text("\n".join(map(json.dumps, stored_answers)))
+    records = [{"prompt": PROMPT}, {"prompt": "is there a star?", "source": str(pictures[1])}]
+    prompts.write_text("\n".join(map(json.dumps, records)))
     result = run("answer", tmp_path / "c", "--prompts", prompts)
     assert [(r["id"], r["source"], r["prompt"]) for r in result.records] == [
         (0, str(pictures[0]), PROMPT),
@@ -78,13 +78,15 @@ def test_prompts_from_a_file(run: Run, llava: Path, pictures: list[Path], tmp_pa
     assert run("answer", tmp_path / "c", "--prompts", prompts).code == 2
 
 
-def test_item_by_item_whatever_the_batch(run: Run, scene_cache: Path, scenes: list[Path], prompts_file: Path) -> None:
-    """More prompts than a window of the smallest batch holds; the answers are those of each prompt alone."""
+def test_answers_come_item_by_item_for_any_batch_size(
+    run: Run, scene_cache: Path, scenes: list[Path], prompts_file: Path
+) -> None:
+    """There are more queries than the smallest batches sort at once. Each answer is that of its prompt alone."""
     many = [{"prompt": f"{text} {number}"} for number in range(5) for text in QUESTIONS]
     write_jsonl(prompts_file, *many)
     runs = [run("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--batch-size", size) for size in (1, 3, 8)]
     asked = [(r["id"], r["source"], r["prompt"]) for r in runs[0].records]
-    pairs = [(str(path), one["prompt"]) for path in scenes for one in many]
+    pairs = [(str(path), record["prompt"]) for path in scenes for record in many]
     assert asked == [(number, *pair) for number, pair in enumerate(pairs)]
     assert len(pairs) > SORTED_BATCHES
     assert printed_answers(runs[0]) == printed_answers(runs[1]) == printed_answers(runs[2])
@@ -93,7 +95,7 @@ def test_item_by_item_whatever_the_batch(run: Run, scene_cache: Path, scenes: li
         assert alone == {r["source"]: r["answer"] for r in runs[2].records if r["prompt"] == f"{text} 3"}
 
 
-def test_sampling_is_the_same_whatever_is_asked_beside_it(run: Run, scene_cache: Path, prompts_file: Path) -> None:
+def test_sampling_does_not_depend_on_other_prompts(run: Run, scene_cache: Path, prompts_file: Path) -> None:
     common = ("answer", scene_cache, *SHORT, "--temperature", "2")
     many = run(*common, "--prompts", prompts_file).records
     alone = run(*common, QUESTIONS[1]).records
@@ -106,7 +108,7 @@ def sources(run: Run, scene_cache: Path, *args: object) -> list[str]:
     return [Path(r["source"]).name for r in result.records]
 
 
-def test_where(run: Run, scene_cache: Path, scenes: list[Path]) -> None:
+def test_where_selects_items_by_pattern(run: Run, scene_cache: Path, scenes: list[Path]) -> None:
     assert sources(run, scene_cache, "--where", "scene[13].png") == ["scene1.png", "scene3.png"]
     assert sources(run, scene_cache, "--where", "*/b/*") == ["scene3.png", "scene4.png"]
     assert sources(run, scene_cache, "--where", "a/*", "--where", str(scenes[4])) == ["scene4.png"]
@@ -134,7 +136,7 @@ def test_prompts_name_their_items(run: Run, scene_cache: Path, scenes: list[Path
         ("scene1.png", "all"),
         ("scene2.png", "all"),
         ("scene2.png", "second"),
-        ("scene3.png", "first"),  # and though two lines mean it, once
+        ("scene3.png", "first"),  # once, although two lines select it
         ("scene3.png", "all"),
         ("scene3.png", "third"),
         ("scene4.png", "first"),
@@ -151,7 +153,7 @@ def test_prompts_name_their_items(run: Run, scene_cache: Path, scenes: list[Path
         ({"where": "*", "source": "scene1.png"}, "by source and by where"),
     ],
 )
-def test_mistakes_are_found_before_a_model_is_looked_for(
+def test_mistakes_in_a_prompt_file_are_found_before_a_model_is_loaded(
     run: Run, scene_cache: Path, prompts_file: Path, name: dict, words: str
 ) -> None:
     write_jsonl(prompts_file, {"prompt": "count"}, {"prompt": "count"} | name)
@@ -169,7 +171,7 @@ def test_mistakes_are_found_before_a_model_is_looked_for(
         '{"prompt": "<image>"}',
     ],
 )
-def test_one_bad_prompt_is_found_before_any_answer(run: Run, scene_cache: Path, tmp_path: Path, line: str) -> None:
+def test_a_bad_prompt_is_found_before_any_answer(run: Run, scene_cache: Path, tmp_path: Path, line: str) -> None:
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"prompt": "what is shown?"}\n' + line + "\n")
     result = run("answer", scene_cache, "--prompts", prompts)
@@ -178,12 +180,13 @@ def test_one_bad_prompt_is_found_before_any_answer(run: Run, scene_cache: Path, 
 
 def test_prompts_keep_their_characters(run: Run, scene_cache: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "p.jsonl"
-    odd = "what\u2028is \u0085shown?"
-    prompts.write_text("\ufeff" + json.dumps({"prompt": odd}, ensure_ascii=False), encoding="utf-8")
-    assert [record["prompt"] for record in run("answer", scene_cache, "--prompts", prompts).records] == [odd, odd]
+    prompt = "what\u2028is \u0085shown?"
+    prompts.write_text("\ufeff" + json.dumps({"prompt": prompt}, ensure_ascii=False), encoding="utf-8")
+    result = run("answer", scene_cache, "--prompts", prompts, *SHORT)
+    assert [record["prompt"] for record in result.records] == [prompt] * 5
 
 
-def test_a_prompt_about_nothing_costs_itself_alone(
+def test_a_prompt_without_an_item_is_reported_and_skipped(
     run: Run, llava: Path, scene_cache: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
     bad, own = tmp_path / "bad.png", tmp_path / "own"
@@ -203,19 +206,18 @@ def test_a_prompt_about_nothing_costs_itself_alone(
     assert (result.code, result.out, "no item of" in result.err) == (2, "", True), result.err
 
 
-def test_no_more_queries_are_drawn_than_are_worked_on(llava: Path, scene_cache: Path) -> None:
-    found = resolve(str(llava))
-    language = load_family("llava").load_language_half(
-        found, choose_placement("cpu", "auto", "auto", load_config(found))
-    )
-    drawn = 0
+def test_queries_are_read_only_as_they_are_needed(llava: Path, scene_cache: Path) -> None:
+    checkpoint = resolve(str(llava))
+    placement = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
+    language = load_family("llava").load_language_half(checkpoint, placement)
+    num_read = 0
 
     def endless() -> Iterator:
-        nonlocal drawn
+        nonlocal num_read
         while True:
             for query in Prompts([Prompt("count")]).queries(open_cache(scene_cache), ()):
-                drawn += 1
+                num_read += 1
                 yield query
 
     replies = answer(language, endless(), Generation(max_new_tokens=1), 2)
-    assert sum(len(next(replies)) for _ in range(3)) <= drawn <= 2 * SORTED_BATCHES
+    assert sum(len(next(replies)) for _ in range(3)) <= num_read <= 2 * SORTED_BATCHES

@@ -9,8 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,10 +18,11 @@ from filelock import FileLock
 from prunesid_cli.tokencache import open_cache
 from tests.cli.conftest import QUESTIONS, SHORT
 from tests.cli.helpers import printed_answers, stored_answers, write_jsonl
+from tests.cli.processes import prunesid, running
 from tests.conftest import Run
 
 
-def test_a_file_of_answers(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
+def test_answers_are_written_to_a_file(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
     out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
     expected = printed_answers(run(*command))
     result = run(*command, "--out", out)
@@ -40,7 +39,7 @@ def test_a_file_of_answers(run: Run, scene_cache: Path, prompts_file: Path, tmp_
 
 @pytest.mark.parametrize("left", [0, 1, 7, 18])
 @pytest.mark.parametrize("torn", [0, 1, 40, -1])
-def test_what_was_cut_short_goes_on(
+def test_a_truncated_file_is_completed(
     run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path, left: int, torn: int
 ) -> None:
     out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
@@ -53,7 +52,7 @@ def test_what_was_cut_short_goes_on(
     assert out.read_bytes().startswith(b"".join(records[:left]))
 
 
-def test_what_failed_is_asked_again(
+def test_failed_answers_are_retried(
     run: Run, scene_cache: Path, prompts_file: Path, scenes: list[Path], tmp_path: Path
 ) -> None:
     out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
@@ -77,10 +76,10 @@ def test_what_failed_is_asked_again(
     assert result.err.startswith("4 answers in")
 
 
-def test_more_prompts_and_more_items(
+def test_new_prompts_and_new_items_are_added_in_order(
     run: Run, llava: Path, scene_cache: Path, prompts_file: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
-    """New ones alone are asked, and in the end all are in order."""
+    """Only new queries are answered."""
     out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
     run(*command, "--out", out)
     run("compress", pictures[7], "-m", llava, "--out", scene_cache)
@@ -90,7 +89,7 @@ def test_more_prompts_and_more_items(
     assert stored_answers(out) == printed_answers(run(*command))
 
 
-def test_a_picture_that_changed_is_asked_about_again(
+def test_a_changed_picture_is_asked_about_again(
     run: Run, llava: Path, scene_cache: Path, scenes: list[Path], pictures: list[Path], tmp_path: Path
 ) -> None:
     out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "count", *SHORT)
@@ -107,7 +106,9 @@ def test_a_picture_that_changed_is_asked_about_again(
 
 
 @pytest.mark.parametrize("other", [{"digest": "0" * 64}, {"sampling": "8 frames"}])
-def test_an_answer_about_another_input_of_that_name(run: Run, scene_cache: Path, tmp_path: Path, other: dict) -> None:
+def test_an_answer_about_an_earlier_version_is_replaced(
+    run: Run, scene_cache: Path, tmp_path: Path, other: dict
+) -> None:
     out, command = (
         tmp_path / "answers.jsonl",
         ("answer", scene_cache, "count", *SHORT, "--out", tmp_path / "answers.jsonl"),
@@ -119,7 +120,7 @@ def test_an_answer_about_another_input_of_that_name(run: Run, scene_cache: Path,
     assert (result.err.startswith("1 answer in"), stored_answers(out)) == (True, whole)
 
 
-def test_another_file_is_left_alone(
+def test_a_file_of_another_run_is_left_unchanged(
     run: Run, llava: Path, scene_cache: Path, prompts_file: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     out, command = (
@@ -146,7 +147,7 @@ def test_another_file_is_left_alone(
         assert out.read_text() == text
 
 
-def test_answers_to_what_is_not_asked_are_forgotten_if_that_is_wished(
+def test_forget_removes_answers_that_are_no_longer_asked_for(
     run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "answers.jsonl"
@@ -160,7 +161,7 @@ def test_answers_to_what_is_not_asked_are_forgotten_if_that_is_wished(
     assert run(*command, "--forget").code == 2
 
 
-def test_places_that_cannot_be_written(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_are_refused(run: Run, scene_cache: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
         (tmp_path, "no file"),
@@ -171,7 +172,7 @@ def test_places_that_cannot_be_written(run: Run, scene_cache: Path, tmp_path: Pa
         assert (result.code != 0, words in result.err) == (True, True), result.err
 
 
-def test_one_run_at_a_time(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+def test_a_second_run_is_refused(run: Run, scene_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
     with FileLock(tmp_path / ".answers.jsonl.lock"):
         result = run("answer", scene_cache, "count", "--out", out)
@@ -179,28 +180,27 @@ def test_one_run_at_a_time(run: Run, scene_cache: Path, tmp_path: Path) -> None:
     assert run("answer", scene_cache, "count", *SHORT, "--out", out).code == 0
 
 
-def test_file_names_of_any_bytes(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
-    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.png"))
-    shutil.copy(pictures[0], odd)
-    run("compress", odd, "-m", llava, "--out", tmp_path / "c")
+def test_file_names_may_have_any_bytes(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.png"))
+    shutil.copy(pictures[0], path)
+    run("compress", path, "-m", llava, "--out", tmp_path / "c")
     for words in ("1 answer in", "all of 1 answer"):
         result = run("answer", tmp_path / "c", "count", *SHORT, "--out", tmp_path / "a")
         assert (result.code, result.err.startswith(words)) == (0, True), result.err
 
 
-def limited() -> None:
+def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
 
 @pytest.mark.slow
 def test_a_full_disk(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
-    """Stood in for by a limit on the size of files, which ends a write in the same way: a part of it, then an error."""
+    """A limit on the size of files ends a write as a full disk does: a part of it is written, then it fails."""
     out, command = (
         tmp_path / "answers.jsonl",
         ("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--batch-size", 1),
     )
-    args = [sys.executable, "-m", "prunesid_cli", *map(str, command), "--out", str(out)]
-    ended = subprocess.run(args, capture_output=True, text=True, timeout=120, preexec_fn=limited)
+    ended = prunesid(*command, "--out", out, preexec_fn=limit_file_size)
     assert (ended.returncode, "cannot write to" in ended.stderr, "goes on" in ended.stderr) == (1, True, True), (
         ended.stderr
     )
@@ -220,23 +220,20 @@ def test_interrupted_and_resumed(
         tmp_path / "answers.jsonl",
         ("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--batch-size", 2),
     )
-    args = [sys.executable, "-m", "prunesid_cli", *map(str, command), "--out", str(out), "--json"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's background job ignores it)
-    with subprocess.Popen(args, **pipes, text=True, preexec_fn=heed) as process:
+    with running(*command, "--out", out) as process:
         assert process.stdout
-        if hasattr(fcntl, "F_SETPIPE_SZ"):  # so that it cannot come to its end before somebody reads
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # a small pipe blocks the process before its end: nothing reads stdout
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
-        ends = time.monotonic() + 60
-        while time.monotonic() < ends and (not out.exists() or out.stat().st_size < 2000):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (not out.exists() or out.stat().st_size < 2000):
             time.sleep(0.02)
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)
     assert process.returncode == (-9 if sent == signal.SIGKILL else 130)
     assert sent == signal.SIGKILL or "go on with: prunesid answer " in err
-    safe = len(stored_answers(out))
-    assert 0 < safe < 240
+    stored = len(stored_answers(out))
+    assert 0 < stored < 240
     result = run(*command, "--out", out)
     counted = re.match(r"(\d+) answers in", result.err)
-    assert counted and int(counted[1]) == 240 - safe
+    assert counted and int(counted[1]) == 240 - stored
     assert stored_answers(out) == printed_answers(run(*command, "--batch-size", 8))

@@ -12,13 +12,13 @@ from tests.conftest import PROMPT, Run
 
 @pytest.mark.parametrize("keep", ["64", "11%", "all", "3"])
 def test_ask_is_compress_then_answer(run: Run, llava: Path, pictures: list[Path], tmp_path: Path, keep: str) -> None:
-    some = pictures[:4]
-    asked = [run("ask", "-m", llava, "-k", keep, path, PROMPT).out.strip() for path in some]
-    assert run("compress", *some, "--out", tmp_path / "c", "-m", llava, "-k", keep).code == 0
+    paths = pictures[:4]
+    asked = [run("ask", "-m", llava, "-k", keep, path, PROMPT).out.strip() for path in paths]
+    assert run("compress", *paths, "--out", tmp_path / "c", "-m", llava, "-k", keep).code == 0
     answered = run("answer", tmp_path / "c", PROMPT)
     assert answered.code == 0
     assert [record["answer"] for record in answered.records] == asked
-    assert len(set(asked)) > 1, "the tiny model says the same of everything: nothing was compared"
+    assert len(set(asked)) > 1, "the tiny model gives one answer for all images, so the comparison shows nothing"
 
 
 def test_several_pictures_in_one_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:
@@ -29,7 +29,7 @@ def test_several_pictures_in_one_prompt(run: Run, llava: Path, pictures: list[Pa
 
 
 def test_tags_place_images_in_a_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:
-    """<image>, once for each; for a model that puts images first anyway, as LLaVA-1.5 does, they change nothing."""
+    """An <image> tag stands for one image. LLaVA-1.5 puts images first anyway, so here the tags change nothing."""
     plain = run("ask", "-m", llava, *pictures[:2], "and what?", "--json").records[0]
     placed = run("ask", "-m", llava, *pictures[:2], "<image>and <image>what?", "--json").records[0]
     assert (placed["answer"], placed["prompt_tokens"]) == (plain["answer"], plain["prompt_tokens"])
@@ -39,8 +39,8 @@ def test_tags_place_images_in_a_prompt(run: Run, llava: Path, pictures: list[Pat
     assert (nothing.code, "asks nothing" in nothing.err) == (2, True)
 
 
-def test_a_record_says_how_it_came_about(run: Run, llava: Path, pictures: list[Path]) -> None:
-    """And whether its answer was cut."""
+def test_a_json_record_holds_settings_and_times(run: Run, llava: Path, pictures: list[Path]) -> None:
+    """It also says whether --max-new-tokens cut the answer."""
     ask = ("ask", "-m", llava, pictures[0], PROMPT, "--json", "--method", "grid", "-k", 40, "-u")
     result = run(*ask, "--max-new-tokens", 3)
     (record,) = result.records
@@ -50,29 +50,31 @@ def test_a_record_says_how_it_came_about(run: Run, llava: Path, pictures: list[P
     whole = run("ask", pictures[0], PROMPT, "--json").records[0]
     assert (whole["method"], whole["keep"], whole["cut"]) == ("prunesid", "11%", False)
     length = whole["new_tokens"]
-    for most in (length, length + 1):  # the end, too, is a token
-        same = run("ask", pictures[0], PROMPT, "--json", "--max-new-tokens", most).records[0]
-        assert (same["answer"], same["cut"]) == (whole["answer"], most == length)
+    for limit in (length, length + 1):  # the end token counts, too
+        same = run("ask", pictures[0], PROMPT, "--json", "--max-new-tokens", limit).records[0]
+        assert (same["answer"], same["cut"]) == (whole["answer"], limit == length)
 
 
-def test_sampling_is_repeatable_and_leaves_the_generator_alone(run: Run, llava: Path, pictures: list[Path]) -> None:
+def test_sampling_is_repeatable_and_leaves_the_global_generator_unchanged(
+    run: Run, llava: Path, pictures: list[Path]
+) -> None:
     import torch
 
     before = torch.random.get_rng_state()
     answers = {
-        run("ask", "-m", llava, pictures[0], PROMPT, "--temperature", "3", "--seed", s).out for s in (1, 1, 2, 3)
+        run("ask", "-m", llava, pictures[0], PROMPT, "--temperature", "3", "--seed", seed).out for seed in (1, 1, 2, 3)
     }
     assert 1 < len(answers) <= 3
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_more_than_all_keeps_all_and_says_so(run: Run, llava: Path, pictures: list[Path]) -> None:
+def test_a_budget_above_the_token_count_keeps_all_and_warns(run: Run, llava: Path, pictures: list[Path]) -> None:
     result = run("ask", "-m", llava, "-k", "900", pictures[0], PROMPT)
     assert "--keep 900 of 576 visual tokens: all are kept" in result.err
     assert result.out == run("ask", "-m", llava, "-k", "all", pictures[0], PROMPT).out
 
 
-def test_usage_goes_to_stderr(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_usage_is_printed_to_stderr(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     result = run("ask", "-m", llava, pictures[0], PROMPT, "--usage")
     assert "visual tokens 576 -> 63 (10.9%)" in result.err
     (line,) = [line for line in result.err.splitlines() if line.startswith("visual tokens")]

@@ -34,14 +34,16 @@ def test_same_command_same_bytes(run: Run, llava: Path, pictures: list[Path], tm
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
-def test_nothing_found(run: Run, llava: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_gives_a_warning(run: Run, llava: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     result = run("compress", tmp_path / "in", "--out", tmp_path / "c", "-m", llava)
     assert (result.code, result.err) == (0, "warning: nothing to do: no images or clips found\n")
     assert run("cache", "ls", tmp_path / "c").code == 0
 
 
-def test_faulty_pictures_cost_themselves_alone(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_unreadable_pictures_are_skipped_listed_and_retried(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     shutil.copy(pictures[0], folder / "good.png")
@@ -64,7 +66,7 @@ def test_faulty_pictures_cost_themselves_alone(run: Run, llava: Path, pictures: 
     shutil.copy(pictures[1], folder / "cut.jpg")
     again = run("compress", folder, "--out", tmp_path / "c", "-m", llava, "-v")
     assert (again.code, "1 already in the cache" in again.err) == (3, True)
-    told = [
+    verbose_lines = [
         f"llava model {llava}, revision ",
         "device cpu, dtype torch.float32, attention sdpa",
         f"{folder}/good.png: already in the cache",
@@ -72,13 +74,13 @@ def test_faulty_pictures_cost_themselves_alone(run: Run, llava: Path, pictures: 
         f"{folder}/readme.txt: other file, passed over",
         f"{folder}/.hidden.png: hidden file, passed over",
     ]
-    assert all(words in again.err and words not in result.err for words in told), again.err
+    assert all(words in again.err and words not in result.err for words in verbose_lines), again.err
     assert len(run("cache", "ls", tmp_path / "c").out.splitlines()) == 2
-    still = run("cache", "ls", tmp_path / "c", "--failed", "--json").records
-    assert {Path(record["source"]).name for record in still} == {"empty.jpg", "text.jpg", "missing.jpg"}
+    failed = run("cache", "ls", tmp_path / "c", "--failed", "--json").records
+    assert {Path(record["source"]).name for record in failed} == {"empty.jpg", "text.jpg", "missing.jpg"}
 
 
-def test_odd_pictures_are_read_and_said(run: Run, llava: Path, tmp_path: Path) -> None:
+def test_unusual_pictures_are_read_with_a_note(run: Run, llava: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     odd = {
@@ -119,24 +121,24 @@ def test_a_cache_of_another_model_or_run_is_refused(
     assert run("answer", tmp_path / "c", PROMPT, "-m", moved).code == 0
 
 
-def test_one_writer_at_a_time(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_second_writer_is_refused(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     assert run("compress", pictures[0], "-m", llava, "--out", tmp_path).code == 0
-    found = open_cache(tmp_path).run
-    assert found
-    first = CacheWriter(tmp_path, found, "0.0")
+    cache_run = open_cache(tmp_path).run
+    assert cache_run
+    first = CacheWriter(tmp_path, cache_run, "0.0")
     with pytest.raises(CacheError, match="another run is writing"):
-        CacheWriter(tmp_path, found, "0.0")
+        CacheWriter(tmp_path, cache_run, "0.0")
     refused = run("compress", pictures[1], "-m", llava, "--out", tmp_path)
     assert (refused.code, "another run is writing" in refused.err) == (1, True)
     first.close()
     assert run("compress", pictures[1], "-m", llava, "--out", tmp_path).code == 0
 
 
-def test_what_to_type_to_go_on_with_a_cache(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_refused_cache_hints_at_its_options(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "c"
     (folder / "bad.png").write_bytes(b"no picture")
-    made = ("-m", llava, "-k", "12", "--method", "random", "--dynamic")
-    assert run("compress", folder, "--out", out, *made).code == 3
+    options = ("-m", llava, "-k", "12", "--method", "random", "--dynamic")
+    assert run("compress", folder, "--out", out, *options).code == 3
     result = run("compress", "--retry-failed", "--out", out, "-k", "13", "--fixed")
     hint = f"continue it with --model {llava} --method random --keep 12 --dynamic, or name another --out"
     assert (result.code, hint in " ".join(result.err.split())) == (1, True), result.err

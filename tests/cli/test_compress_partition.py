@@ -14,7 +14,7 @@ from tests.conftest import Run
 
 
 def test_machines_share_a_folder(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
-    bad = [folder / f"bad{number}.png" for number in range(40)]  # so many that each machine has some
+    bad = [folder / f"bad{number}.png" for number in range(40)]  # enough that each machine gets some
     for path in bad:
         path.write_bytes(b"no picture")
     parts, failed = list[str](), list[str]()
@@ -28,8 +28,8 @@ def test_machines_share_a_folder(run: Run, llava: Path, folder: Path, tmp_path: 
     assert sorted(failed) == sorted(map(str, bad))
 
 
-def test_a_portion_may_be_empty(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
-    """All of them are merged into the bytes of one run."""
+def test_a_partition_may_be_empty(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    """Merged, the caches of all partitions have the bytes of one run."""
     for path in sorted(folder.iterdir())[2:]:
         path.unlink()
     parts = [tmp_path / f"{number}" for number in range(1, 9)]
@@ -48,7 +48,7 @@ def test_a_portion_may_be_empty(run: Run, llava: Path, folder: Path, tmp_path: P
         assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes()
 
 
-def test_shards_that_lack_or_are_given_twice_are_told_of(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+def test_merge_warns_of_missing_and_repeated_partitions(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
     parts = [tmp_path / f"{number}" for number in range(1, 4)]
     command = ("compress", folder, "-m", llava, "--out")
     for number, out in enumerate(parts, 1):
@@ -63,7 +63,7 @@ def test_shards_that_lack_or_are_given_twice_are_told_of(run: Run, llava: Path, 
         assert (result.code, f"{parts[0]} holds shard 1/3, not {other}" in result.err) == (2, True)
     assert cache_files(parts[0]) == before
     assert run(*command, parts[0], "--shard", "1/3").code == 0
-    assert run(*command, parts[0]).code == 0, "it has all now"
+    assert run(*command, parts[0]).code == 0, "the cache now holds all partitions"
     assert "warning" not in run("cache", "merge", parts[0], "--out", tmp_path / "one").err
     run(*command, tmp_path / "whole")
     for name in ("some", "all", "one"):
@@ -73,21 +73,22 @@ def test_shards_that_lack_or_are_given_twice_are_told_of(run: Run, llava: Path, 
     assert cache_files(tmp_path / "all") == cache_files(tmp_path / "whole")
 
 
-OURS = [3, 4, 7, 9]
+FIRST_OF_FOUR = [3, 4, 7, 9]
+"""Which of the first twelve names belong to partition 1/4, in all versions."""
 
 
-def test_a_portion_stays_when_files_are_added() -> None:
+def test_a_partition_depends_on_file_names_only() -> None:
     names = [f"photos/{i}.jpg" for i in range(1000)]
     for number in (1, 2, 3, 4):
         assert 200 < sum(Partition(number, 4).takes(name) for name in names) < 300
-    ours = [i for i, name in enumerate(names[:12]) if Partition(1, 4).takes(name)]
-    assert ours == OURS, "machines with different versions would share otherwise"
+    first = [i for i, name in enumerate(names[:12]) if Partition(1, 4).takes(name)]
+    assert first == FIRST_OF_FOUR, "machines with different versions would overlap"
 
 
 SLURM = {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_MAX": "8"}
 
 
-def test_a_portion_by_the_environment_is_asked_for(
+def test_shard_auto_reads_the_environment_of_an_array_job(
     run: Run, llava: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm = SLURM | {"SLURM_ARRAY_TASK_COUNT": "4"}

@@ -21,7 +21,7 @@ from tests.cli.processes import heed_interrupts, read_sources, running
 from tests.conftest import PROMPT, Run
 
 
-def test_a_changed_picture_is_done_again(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_changed_picture_replaces_its_item(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     shutil.copy(pictures[0], path)
     run("compress", path, "--out", tmp_path / "c", "-m", llava)
@@ -34,23 +34,25 @@ def test_a_changed_picture_is_done_again(run: Run, llava: Path, pictures: list[P
 
 
 def overwrite(path: Path, other: Path, changed: int) -> None:
-    """With another picture, in as many bytes; a PNG may be followed by anything."""
+    """Write another picture into `path` without a change of its size: bytes after the end of a PNG are ignored."""
     size = max(path.stat().st_size, other.stat().st_size)
-    assert path.stat().st_size == size, "nothing to compare: the first one must be the larger"
+    assert path.stat().st_size == size, "`path` must be the larger file"
     path.write_bytes(other.read_bytes().ljust(size, b"\0"))
     os.utime(path, (changed, changed))
 
 
 @pytest.fixture
-def two(folder: Path) -> tuple[Path, Path]:
-    """The largest picture, and another."""
+def two_files(folder: Path) -> tuple[Path, Path]:
+    """The largest picture, and the smallest."""
     ordered = sorted(folder.iterdir(), key=lambda path: path.stat().st_size)
     return ordered[-1], ordered[0]
 
 
-def test_what_looks_the_same_is_not_read_again(run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
-    """So a change that leaves size and time as they were is seen by --checksum alone."""
-    path, other = two
+def test_a_file_of_the_same_size_and_time_is_not_read_again(
+    run: Run, llava: Path, two_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A change that leaves both as they were is seen with --checksum only."""
+    path, other = two_files
     command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
     run(*command)
     before = items_by_source(tmp_path / "c")[str(path)].digest
@@ -60,20 +62,22 @@ def test_what_looks_the_same_is_not_read_again(run: Run, llava: Path, two: tuple
     assert items_by_source(tmp_path / "c")[str(path)].digest != before
 
 
-def test_what_was_changed_later_is_done_again(run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
-    path, other = two
+def test_a_file_with_a_later_time_is_compressed_again(
+    run: Run, llava: Path, two_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, other = two_files
     command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
     run(*command)
     overwrite(path, other, LONG_AGO + 1)
     assert "compressed 1 image, 1 of them changed since, in" in run(*command).err
 
 
-def test_folders_that_replace_each_other_are_told_of(
+def test_changed_files_are_counted_in_the_summary(
     run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder, some in (("a", pictures[:3]), ("b", pictures[3:7])):
+    for folder, paths in (("a", pictures[:3]), ("b", pictures[3:7])):
         (tmp_path / folder / "in").mkdir(parents=True)
-        for number, picture in enumerate(some):
+        for number, picture in enumerate(paths):
             shutil.copy(picture, tmp_path / folder / "in" / f"{number}.png")
     monkeypatch.chdir(tmp_path / "a")
     command = ("compress", "in", "--out", tmp_path / "c", "-m", llava, "--shard-items", "2")
@@ -83,11 +87,11 @@ def test_folders_that_replace_each_other_are_told_of(
     assert "nothing to do: 4 already in the cache" in run(*command).err
 
 
-def test_what_was_changed_a_moment_ago_is_read_again(
-    run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path
+def test_a_file_changed_a_moment_ago_is_read_again(
+    run: Run, llava: Path, two_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """It may have been changed twice within the grain of the clock."""
-    path, other = two
+    """It may have changed twice within the resolution of the file system's clock."""
+    path, other = two_files
     now = int(time.time()) + 1
     os.utime(path, (now, now))
     command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
@@ -96,14 +100,14 @@ def test_what_was_changed_a_moment_ago_is_read_again(
     assert "compressed 1 image" in run(*command).err
 
 
-def test_what_was_only_touched_is_read_once(run: Run, llava: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
-    path, other = two
+def test_a_touched_file_is_read_once(run: Run, llava: Path, two_files: tuple[Path, Path], tmp_path: Path) -> None:
+    path, other = two_files
     command = ("compress", path, "--out", tmp_path / "c", "-m", llava)
     run(*command)
     os.utime(path, (LONG_AGO + 9, LONG_AGO + 9))
     assert "nothing to do" in run(*command).err
     overwrite(path, other, LONG_AGO + 9)
-    assert "nothing to do" in run(*command).err, "its new time was not kept"
+    assert "nothing to do" in run(*command).err, "the new time was not stored"
 
 
 def test_with_nothing_to_do_no_weights_are_read(
@@ -121,11 +125,13 @@ def test_with_nothing_to_do_no_weights_are_read(
         assert (result.code, "nothing to do: 10 already in the cache" in result.err) == (0, True), result.err
     shutil.copy(folder / "scene0.png", folder / "new.png")
     result = run(*command)
-    assert (result.code, "ZeroDivisionError" in result.err) == (1, True), "what fails for all is no fault of one input"
+    assert (result.code, "ZeroDivisionError" in result.err) == (1, True), (
+        "a fault of the model is not a failure of one input"
+    )
     assert not open_cache(tmp_path / "c").failures()
 
 
-def test_a_lost_shard_is_said_by_all_and_mended_by_the_same_command(
+def test_a_lost_shard_is_reported_and_restored_by_the_same_command(
     run: Run, llava: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "c"
@@ -169,9 +175,9 @@ def test_retry_failed(run: Run, llava: Path, folder: Path, pictures: list[Path],
     result = run(*retry)
     assert (result.code, "compressed 2 images" in result.err) == (3, True), result.err
     assert str(folder / "new.png") not in items_by_source(out)
-    left = {record["source"]: record["error"] for record in open_cache(out).failures()}
-    assert set(left) == {str(folder / "gone.png"), str(tmp_path / "*.tif")}
-    assert "no such file" in left[str(folder / "gone.png")]
+    errors = {record["source"]: record["error"] for record in open_cache(out).failures()}
+    assert set(errors) == {str(folder / "gone.png"), str(tmp_path / "*.tif")}
+    assert "no such file" in errors[str(folder / "gone.png")]
     for name in ("gone.png", "x.tif"):
         shutil.copy(pictures[3], (folder if name == "gone.png" else tmp_path) / name)
     assert run(*retry).code == 0
@@ -223,7 +229,7 @@ def test_interrupted_then_resumed_is_one_run(
 def test_interrupted_while_measuring_then_resumed_is_one_run(
     run: Run, llava: Path, folder: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    """What was measured is not measured again, but for what was changed since, or is damaged."""
+    """Measurements are reused, except those of files that changed and those with a damaged record."""
     for path in sorted(folder.iterdir()):
         for number in range(3):
             shutil.copy2(path, folder / f"{path.stem}-{number}.png")
@@ -252,7 +258,7 @@ def test_interrupted_while_measuring_then_resumed_is_one_run(
 
 
 @pytest.mark.slow
-def test_a_list_that_pauses_keeps_nothing_waiting_and_can_be_stopped(llava: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_list_on_stdin_that_pauses_does_not_delay_items_or_a_stop(llava: Path, folder: Path, tmp_path: Path) -> None:
     names = sorted(map(str, folder.iterdir()))[:3]
     reading, writing = os.pipe()
     with running("compress", "-", "--out", tmp_path / "c", "-m", llava, stdin=reading) as process:
@@ -266,7 +272,7 @@ def test_a_list_that_pauses_keeps_nothing_waiting_and_can_be_stopped(llava: Path
     assert sorted(items_by_source(tmp_path / "c")) == names
 
 
-STUCK = """
+STUCK_PROGRAM = """
 import time
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 with graceful_shutdown() as stop:
@@ -279,9 +285,9 @@ with graceful_shutdown() as stop:
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    """Whatever the first one waits for."""
+    """Even if the program does not react to the first one."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", STUCK], **pipes, preexec_fn=heed_interrupts) as process:
+    with subprocess.Popen([sys.executable, "-c", STUCK_PROGRAM], **pipes, preexec_fn=heed_interrupts) as process:
         assert process.stdout
         for sent in (signal.SIGINT, signal.SIGTERM):
             process.stdout.readline()

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import (
-    prunesid,
-)
+from tests.cli.processes import prunesid
 from tests.conftest import PROMPT, Run
 
 
@@ -27,10 +25,10 @@ def test_models_use_sets_the_default(
     assert run("models", "use", "./nowhere").code == 1
 
 
-def test_a_model_that_was_chosen_is_not_remarked_on(
+def test_the_note_about_the_embedded_model_ends_when_one_is_chosen(
     run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The embedded one, too."""
+    """Also when the chosen model is the embedded one."""
     ask = ("ask", pictures[0], PROMPT)
     assert "using the embedded demo model" in run(*ask).err
     assert run(*ask, "-m", "demo").err == ""
@@ -61,7 +59,7 @@ def test_a_folder_has_no_revisions(
         result = run(*args)
         assert (result.code, result.out, f"error: {what} has no revisions" in result.err) == (2, "", True), result.err
         assert "hint: leave out --revision" in result.err
-    write_config('model = "nobody/nothing"\nrevision = "v1"')  # of that model
+    write_config('model = "nobody/nothing"\nrevision = "v1"')  # the revision of that model
     assert run("ask", "-m", llava, pictures[0], PROMPT).code == 0
     monkeypatch.setenv("PRUNESID_REVISION", "v1")
     assert run("ask", "-m", llava, pictures[0], PROMPT).code == 0
@@ -70,7 +68,7 @@ def test_a_folder_has_no_revisions(
     assert "has no revisions" in run("ask", pictures[0], PROMPT).err
 
 
-def test_other_kinds_of_models_are_refused(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_unsupported_models_are_refused(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     def variant(name: str, change: dict) -> Path:
         folder = tmp_path / name
         shutil.copytree(llava, folder)
@@ -88,7 +86,7 @@ def test_other_kinds_of_models_are_refused(run: Run, llava: Path, pictures: list
         assert (result.code, words in result.err, "hint: " in result.err) == (1, True, True), result.err
 
 
-def test_features_that_are_not_finite_name_the_picture(
+def test_features_that_are_not_finite_are_reported_with_the_image(
     run: Run, llava: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -105,17 +103,19 @@ def test_features_that_are_not_finite_name_the_picture(
     assert (result.code, result.err.count("the vision tower gives NaN")) == (3, 2)
 
 
-def test_the_hub_tells_nothing_of_its_retries(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+def test_the_hub_client_does_not_log_its_retries(run: Run, pictures: list[Path], tmp_path: Path) -> None:
     import logging
 
     run("ask", "-m", "nobody/nothing", pictures[0], PROMPT, "-q")
     assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
-def test_a_hub_that_is_not_reached_is_told_at_once(pictures: list[Path], tmp_path: Path) -> None:
-    """And before it is asked; no download is tried, whose retries take half a minute."""
-    others = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PRUNESID_MODEL")}
-    nowhere = others | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+def test_an_unreachable_hub_is_reported_at_once(pictures: list[Path], tmp_path: Path) -> None:
+    """A note precedes the request. No download is tried, because its retries would take half a minute."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PRUNESID_MODEL")
+    }
+    nowhere = environment | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     ask = ("ask", pictures[0], PROMPT, "-m", "nobody/nothing")
     result = prunesid(*ask, env=nowhere)
     note, error, hint = result.stderr.splitlines()

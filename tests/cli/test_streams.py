@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import hostile
-from tests.cli.processes import (
-    shell,
-)
+from tests.cli.processes import shell
 from tests.conftest import PROMPT, Run
 
 
@@ -24,21 +22,21 @@ def test_stdin_is_a_picture_a_prompt_or_a_list(run: Run, llava: Path, pictures: 
     assert "3 already in the cache" in again.err
 
 
-def test_a_prompt_from_stdin(run: Run, scene_cache: Path) -> None:
+def test_answer_reads_a_prompt_from_stdin(run: Run, scene_cache: Path) -> None:
     piped = run("answer", scene_cache, "-", stdin=b"what is shown?\n")
-    assert [r["prompt"] for r in piped.records] == [PROMPT, PROMPT]
+    assert [record["prompt"] for record in piped.records] == [PROMPT] * 5
     assert run("answer", scene_cache, "-", stdin=b" \n").code == 2
 
 
-def test_nothing_on_stdin(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_empty_and_closed_stdin_are_errors(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     for args, code in ((("-", PROMPT), 1), ((pictures[0], "-"), 2)):
         result = run("ask", "-m", llava, *args)
         assert (result.code, "error: nothing came on stdin\nhint: pipe a p" in result.err) == (code, True), result.err
-    done = shell(f"prunesid compress - --out {tmp_path}/c -m {llava} <&-")
-    assert (done.returncode, "- reads stdin, which is closed" in done.stderr) == (2, True)
+    closed = run("compress", "-", "--out", tmp_path / "c", "-m", llava, stdin=None)
+    assert (closed.code, "- reads stdin, which is closed" in closed.err) == (2, True), closed.err
 
 
-def test_a_video_on_stdin_is_told_what_can_be_done(run: Run, llava: Path) -> None:
+def test_a_video_on_stdin_is_refused_with_a_hint(run: Run, llava: Path) -> None:
     result = run("ask", "-m", llava, "-", PROMPT, stdin=hostile.ftyp(b"isom"))
     assert (result.code, "hint: name its file: clips are not read from stdin" in result.err) == (1, True)
 
@@ -54,12 +52,14 @@ def test_a_closed_pipe_ends_quietly(llava: Path, pictures: list[Path], tmp_path:
 def test_closed_streams(llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     ask = f"prunesid ask -m {llava} {pictures[0]} 'what is shown?'"
     compress = f"prunesid compress -m {llava} {pictures[0]} --out {tmp_path}/c"
-    told = "error: stdout is closed, there is nowhere to write a result\nhint: leave out >&-\n"
+    message = "error: stdout is closed, there is nowhere to write a result\nhint: leave out >&-\n"
     for command in (ask, f"{compress} --json", "prunesid models", "prunesid --version"):
         done = shell(f"{command} >&-")
-        assert (done.returncode, done.stderr) == (1, told), command
+        assert (done.returncode, done.stderr) == (1, message), command
     done = shell(f"{compress} -q >&-; prunesid cache verify {tmp_path}/c")
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 item good, 0 faults\n", "")
     done = shell(f"{ask} 2>&-")
     assert (done.returncode, done.stdout) == (0, shell(ask).stdout)
     assert shell(f"{ask} -k 0 2>&-").returncode == 2
+    done = shell(f"{compress.replace(str(pictures[0]), '-')} <&-")
+    assert (done.returncode, "- reads stdin, which is closed" in done.stderr) == (2, True)

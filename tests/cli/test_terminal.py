@@ -15,7 +15,7 @@ from tests.conftest import PROMPT, Run
 
 
 @pytest.mark.slow
-def test_results_stay_on_stdout_beside_a_bar(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_the_progress_bar_leaves_results_on_stdout(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     code, out, shown = stderr_on_terminal("compress", *pictures[:3], "-m", llava, "--out", tmp_path / "c", "--json")
     assert code == 0, shown
     assert [json.loads(line)["source"] for line in out.splitlines()] == [str(path) for path in pictures[:3]]
@@ -27,10 +27,10 @@ def test_results_stay_on_stdout_beside_a_bar(run: Run, llava: Path, pictures: li
 
 
 @pytest.mark.slow
-def test_a_terminal_gets_text_for_people(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_terminal_shows_text_instead_of_json(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     expected = run("ask", "-m", llava, pictures[0], PROMPT).out
     assert stdout_on_terminal("ask", "-m", llava, pictures[0], PROMPT) == expected
     run("compress", *pictures[:2], "--out", tmp_path / "c", "-m", llava)
     records = run("answer", tmp_path / "c", PROMPT).records
-    people = "".join(f"{record['source']}: {record['answer']}\n" for record in records)
-    assert stdout_on_terminal("answer", tmp_path / "c", PROMPT) == people
+    text = "".join(f"{record['source']}: {record['answer']}\n" for record in records)
+    assert stdout_on_terminal("answer", tmp_path / "c", PROMPT) == text

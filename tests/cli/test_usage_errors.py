@@ -11,8 +11,8 @@ import pytest
 from prunesid_cli.tokencache import open_cache
 from tests.conftest import PROMPT, Run
 
-RAW = ("Value error", "Input should", "env var", "PRUNESID_")
-"""What a parser says, and no user."""
+PARSER_WORDS = ("Value error", "Input should", "env var", "PRUNESID_")
+"""Words of the option parser that mean nothing to a user."""
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_bad_options(run: Run, llava: Path, pictures: list[Path], args: list[str
     assert "Traceback" not in result.err
 
 
-def test_contradictions_are_refused_where_both_were_typed(
+def test_options_that_contradict_are_refused_if_both_are_typed(
     run: Run,
     llava: Path,
     pictures: list[Path],
@@ -63,7 +63,7 @@ def test_contradictions_are_refused_where_both_were_typed(
         assert len(result.err.splitlines()) == 2
         assert "hint: " in result.err
     assert not (tmp_path / "c").exists()
-    monkeypatch.setenv("PRUNESID_DYNAMIC", "0")  # what is typed counts more
+    monkeypatch.setenv("PRUNESID_DYNAMIC", "0")  # options take precedence over the environment
     assert run("compress", pictures[0], *out, "--stream").code == 0
     assert open_cache(tmp_path / "c").run.dynamic
     monkeypatch.delenv("PRUNESID_DYNAMIC")
@@ -72,7 +72,7 @@ def test_contradictions_are_refused_where_both_were_typed(
     assert open_cache(tmp_path / "d").run.even
 
 
-def test_an_error_names_where_a_value_came_from(
+def test_an_error_names_the_source_of_a_value(
     run: Run,
     llava: Path,
     pictures: list[Path],
@@ -99,17 +99,17 @@ def test_an_error_names_where_a_value_came_from(
         (["-k"], "Option '-k' requires an argument."),
     ],
 )
-def test_what_the_parser_refuses_is_said_as_all_else(
+def test_parser_errors_look_like_all_other_errors(
     run: Run, pictures: list[Path], args: list[str], problem: str
 ) -> None:
     result = run("ask", pictures[0], PROMPT, *args)
-    said, hint = result.err.splitlines()
-    assert (result.code, result.out, said.startswith(f"error: {problem}")) == (2, "", True), result.err
-    assert not [raw for raw in RAW if raw in result.err]
+    error, hint = result.err.splitlines()
+    assert (result.code, result.out, error.startswith(f"error: {problem}")) == (2, "", True), result.err
+    assert not [word for word in PARSER_WORDS if word in result.err]
     assert hint == "hint: see: prunesid ask --help"
 
 
-def test_what_the_parser_refuses_is_named_where_it_stands(
+def test_parser_errors_name_the_source_of_a_value(
     run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_config: Callable[[str], Path]
 ) -> None:
     ask = ("ask", pictures[0], PROMPT)
@@ -120,7 +120,7 @@ def test_what_the_parser_refuses_is_named_where_it_stands(
     assert "error: --attn: 'x' is not one of" in run(*ask, "--attn", "x").err
 
 
-def test_what_was_meant_is_typed_out(
+def test_hints_show_what_to_type(
     run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -141,7 +141,7 @@ def test_what_was_meant_is_typed_out(
     assert "gone.png: no such file" in run("ask", "gone.png", PROMPT).err
 
 
-def test_wrong_usage_is_an_error_and_a_hint(run: Run) -> None:
+def test_wrong_usage_prints_an_error_and_a_hint(run: Run) -> None:
     for args in (("ask", "--nonsense"), ("compress", "x"), ("nonsense",), ("answer", "c", "p", "--seed", str(2**64))):
         result = run(*args)
         assert (result.code, result.out) == (2, ""), args
@@ -150,19 +150,19 @@ def test_wrong_usage_is_an_error_and_a_hint(run: Run) -> None:
     assert "Usage" in run().err + run().out
 
 
-def test_debug_works_everywhere(run: Run, tmp_path: Path) -> None:
+def test_all_commands_have_debug(run: Run, tmp_path: Path) -> None:
     for args in (("cache", "ls", tmp_path), ("cache", "info", tmp_path), ("cache", "verify", tmp_path)):
         assert "Traceback" in run(*args, "--debug").err
         assert "Traceback" not in run(*args).err
     assert run("models", "--debug").code == 0
 
 
-def test_debug_shows_the_traceback(run: Run, llava: Path) -> None:
+def test_debug_prints_the_traceback(run: Run, llava: Path) -> None:
     assert "Traceback" in run("ask", "-m", llava, "missing.jpg", PROMPT, "--debug").err
     assert "Traceback" not in run("ask", "-m", llava, "missing.jpg", PROMPT).err
 
 
-def test_a_fault_of_ours_shows_where_it_happened(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_exception_is_reported_as_a_bug(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> dict[str, str]:
         raise ZeroDivisionError("on purpose")
 
