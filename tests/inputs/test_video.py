@@ -394,8 +394,8 @@ def test_a_bad_clip_fails_alone(run: Run, films: Path, tmp_path: Path) -> None:
 def test_contradicting_and_wrong_options_are_refused(run: Run, films: Path, llava: Path) -> None:
     for options, expected in (
         (("--fps", "1", "--frames", "2"), "--frames and --fps contradict each other"),
-        (("--fps", "0"), "--fps 0 is no rate"),
-        (("--fps", "nan"), "--fps nan is no rate"),
+        (("--fps", "0"), "--fps 0 is not a rate"),
+        (("--fps", "nan"), "--fps nan is not a rate"),
     ):
         done = run("ask", films / "a.mp4", ASK, "-m", llava, *options)
         assert (done.code, expected in done.err) == (2, True), done.err
