@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[1] / "guides" / "benchmark-results.md"
 BEGIN, END = "<!-- made by python -m samples.benchmark.make -->", "<!-- until here -->"
 Told = dict[str, Any]
 
