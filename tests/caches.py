@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from prunesid_cli.tokencache import CacheWriter, Entry, Item, Run, ShardLimits, open_cache
+from prunesid_cli.tokencache import CacheWriter, Entry, Item, Run, ShardLimits, Stamp, open_cache
 from prunesid_cli.tokencache.entry import pack_entry
 from prunesid_cli.tokencache.journal import ShardJournal
 from prunesid_cli.types import CLS_NOT_READ, Layout, Provenance, Region, TokenSet
 
 RUN = Run("demo", "r1", "llava", "prunesid", "11%", False, False, "float32")
 LAYOUT = Layout("<image>", (6,), (Region(0, 2, 3, 3),))
+WIDE_LAYOUT = Layout("<image>", (300,), (Region(0, 15, 20, 20),))
 
 
 def make_entry(number: int, count: int = 3, dtype: torch.dtype = torch.float32) -> Entry:
@@ -27,6 +28,16 @@ def make_entry(number: int, count: int = 3, dtype: torch.dtype = torch.float32) 
 
 def make_entries(count: int) -> list[Entry]:
     return [make_entry(number) for number in range(count)]
+
+
+def make_wide_entry(source: str, version: int = 0, channels: int = 200) -> Entry:
+    """Return a version of an entry with seven random tokens, some channels of which are fifty times larger."""
+    generator = torch.Generator().manual_seed(hash((source, version)) % 2**31)
+    tokens = torch.randn(7, channels, generator=generator) * (1 + 50 * (torch.arange(channels) % 90 == 0))
+    token_set = TokenSet(tokens, tuple(range(7)), WIDE_LAYOUT, is_unpruned=False)
+    digest = f"{abs(hash((source, version))):064x}"
+    provenance = Provenance(source=source, digest=digest, size=(8, 9), notes=())
+    return Entry(provenance=provenance, tokens=token_set, phi=0.5, stamp=Stamp(len(source), version))
 
 
 def with_digest(entry: Entry, digest: str) -> Entry:

@@ -1,0 +1,132 @@
+"""`prunesid cache gc`: inputs that are gone and earlier versions are removed, unless too much is gone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunesid_cli.errors import CacheError
+from prunesid_cli.tokencache import CacheWriter, open_cache, read_tokens
+from tests.caches import RUN, items_by_source, make_wide_entry, read_files, write_cache
+from tests.conftest import Run
+
+NAMES = [f"{folder}/{number}.png" for folder in ("a", "a-b", "b") for number in range(5)]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where compress was called."""
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_gone_inputs_and_earlier_versions_are_removed(run: Run, inputs: Path) -> None:
+    changed = (NAMES[1], NAMES[14])
+    entries = [make_wide_entry(name) for name in NAMES] + [make_wide_entry(name, version=1) for name in changed]
+    cache = write_cache(inputs / "c", entries, shard_items=4)
+    writer = CacheWriter(cache, RUN, "0.0")
+    for name in ("gone.png", NAMES[2]):
+        writer.fail(name, CacheError(f"{name}: bad", "mend it"))
+    writer.close()
+    for name in (NAMES[0], *NAMES[4:8]):
+        (inputs / name).unlink()
+    before = read_files(cache)
+    dry_run = run("cache", "gc", cache, "--dry-run", "--json")
+    item_bytes = 7 * 200 * 4
+    assert dry_run.records == [{"gone": 5, "outdated": 2, "failures": 1, "bytes": 7 * item_bytes}]
+    assert read_files(cache) == before
+    result = run("cache", "gc", cache)
+    assert (result.code, "removed 5 missing inputs, 2 earlier versions" in result.err) == (0, True)
+    left = [name for number, name in enumerate(NAMES) if number not in (0, 4, 5, 6, 7)]
+    assert sorted(items_by_source(cache)) == sorted(left)
+    assert items_by_source(cache)[NAMES[1]].digest == make_wide_entry(NAMES[1], version=1).provenance.digest
+    for shard, item in open_cache(cache).items():
+        (tokens,) = read_tokens(shard, [item])
+        version = int(item.source in changed)
+        assert torch.equal(tokens.tokens, make_wide_entry(item.source, version).tokens.tokens)
+        entry = open_cache(cache, with_stamps=True).index.find(item.source)
+        assert entry and entry.stamp == (len(item.source), version)
+    assert run("cache", "verify", cache).out == "10 items good, 0 faults\n"
+    assert [record["source"] for record in open_cache(cache).failures()] == [NAMES[2]]
+    assert run("cache", "gc", cache, "--json").records == [{"gone": 0, "outdated": 0, "failures": 0, "bytes": 0}]
+    write_cache(cache, [make_wide_entry(NAMES[0])], shard_items=4)
+    assert run("cache", "verify", cache).out == "11 items good, 0 faults\n"
+
+
+def test_failures_of_gone_inputs_are_removed(run: Run, llava: Path, inputs: Path) -> None:
+    """Also from a cache that never held anything else. What is left is a cache still."""
+    assert run("compress", "imsg", "a/*.tif", "--out", "t", "-m", llava).code == 3
+    assert len(run("cache", "ls", "t", "--failed").out.splitlines()) == 2
+    assert run("cache", "gc", "t", "--dry-run", "--json").records[0]["failures"] == 2
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 2
+    Path("t/prunesid-index.safetensors").unlink()  # as after an interrupted run
+    result = run("cache", "gc", "t")
+    removed = "0 missing inputs, 0 earlier versions, 2 failures of missing inputs"
+    assert (result.code, removed in result.err) == (0, True)
+    assert run("cache", "gc", "t", "--json").records[0]["failures"] == 0
+    assert (run("cache", "ls", "t", "--failed").out, run("cache", "ls", "t").code) == ("", 0)
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 0
+    assert run("cache", "verify", "t").out == "0 items good, 0 faults\n"
+
+
+def test_failures_are_cleared_when_the_inputs_are_repaired(
+    run: Run, llava: Path, inputs: Path, pictures: list[Path]
+) -> None:
+    command = ("compress", "b", "later", "c/*.tif", "--out", "t", "-m", llava)
+    shutil.copy(pictures[0], "b/0.png")
+    Path("b/1.png").unlink()
+    Path("b/1.png").symlink_to("nowhere.png")
+    assert run(*command).code == 3
+    assert len(run("cache", "ls", "t", "--failed").out.splitlines()) == 6
+    Path("later").mkdir()
+    Path("c").mkdir()
+    shutil.copy(pictures[1], "c/1.tif")
+    for number, picture in enumerate(pictures[2:6], 1):
+        Path(f"b/{number}.png").unlink()
+        shutil.copy(picture, f"b/{number}.png")
+    result = run(*command)
+    assert (result.code, run("cache", "ls", "t", "--failed").out) == (0, ""), result.err
+    assert run("cache", "info", "t", "--json").records[0]["failed"] == 0
+
+
+def test_gc_refuses_if_most_inputs_are_gone(run: Run, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write_cache(inputs / "c", map(make_wide_entry, NAMES))
+    monkeypatch.chdir(inputs / "a")
+    result = run("cache", "gc", cache)
+    assert (result.code, "15 of the 15 inputs" in result.err, "--force" in result.err) == (2, True, True)
+    dry_run = run("cache", "gc", cache, "--dry-run", "--json")
+    assert (dry_run.code, dry_run.records[0]["gone"]) == (0, 15)
+    assert "warning: 15 of the 15 inputs" in dry_run.err
+    monkeypatch.chdir(inputs)
+    for name in NAMES[:7]:
+        (inputs / name).unlink()
+    assert run("cache", "gc", cache, "--dry-run").code == 0
+    (inputs / NAMES[8]).unlink()
+    assert run("cache", "gc", cache).code == 2
+    assert len(open_cache(cache)) == 15
+    assert run("cache", "gc", cache, "--force").code == 0
+    assert run("cache", "verify", cache).out == "7 items good, 0 faults\n"
+
+
+@pytest.mark.parametrize(("count", "code"), [(9, 0), (10, 2)])
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_gc_refuses_if_a_drive_may_be_missing(run: Run, inputs: Path, count: int, code: int, is_absolute: bool) -> None:
+    drives = [inputs / "mnt" / "1", inputs / "mnt" / "2"]
+    for drive, num_files in zip(drives, (15, count), strict=True):
+        drive.mkdir(parents=True)
+        for number in range(num_files):
+            (drive / f"{number}.png").touch()
+    paths = [path for drive in drives for path in drive.iterdir()]
+    names = [str(path if is_absolute else path.relative_to(inputs)) for path in paths]
+    cache = write_cache(inputs / "c", map(make_wide_entry, names))
+    shutil.rmtree(drives[1])
+    result = run("cache", "gc", cache)
+    is_refused = f"none of the 10 inputs of {cache} in {drives[1]} is where it was" in result.err
+    assert (result.code, is_refused) == (code, code == 2)
+    assert len(open_cache(cache)) == (25 if code else 15)
