@@ -16,6 +16,7 @@ from transformers import ProcessorMixin
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half
+from prunesid_cli.models.shared.generation import generate_options
 from prunesid_cli.types import Generation, Layout, Placement
 
 
@@ -48,7 +49,8 @@ class StockModel:
         # By either name under which models of transformers hold their language model.
         text_model = getattr(model.model, "language_model", None) or model.model.text_model
         handle = text_model.register_forward_pre_hook(hook)
-        model.generate(**device_inputs, pad_token_id=language.pad_token_id(), **language.decoding_options(generation))
+        options = generate_options(generation, language.tokenizer)
+        model.generate(**device_inputs, pad_token_id=language.pad_token_id(), **options)
 
 
 def stock_inputs(language: Any, media: Sequence[Media], prompts: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""The kinds of models that can be cut in two. A new one is a file and a row here."""
+"""The table of supported families of models. A new family is a new file and a row in `FAMILIES`."""
 
 from __future__ import annotations
 
@@ -31,15 +31,22 @@ FAMILIES = {
     "smolvlm": "idefics3:SmolVLM",
     "video_llava": "video_llava:VideoLlava",
 }
-"""model_type of config.json -> module:class."""
+"""`model_type` in config.json -> module and class of its adapter."""
 
 
 def load_family(model_type: str) -> Family:
-    """The adapter for a `model_type` of FAMILIES."""
+    """Import and create the adapter for a model type. Other families are not imported.
+
+    Args:
+        model_type: A key of `FAMILIES`.
+
+    Raises:
+        UnsupportedModel: There is no adapter for it.
+    """
     if model_type not in FAMILIES:
         raise UnsupportedModel(
             f"no adapter for models of type {model_type!r}", hint=f"supported types: {', '.join(sorted(FAMILIES))}"
         )
-    module, name = FAMILIES[model_type].split(":")
-    family: Family = getattr(import_module(f"{__name__}.{module}"), name)()
+    module, class_name = FAMILIES[model_type].split(":")
+    family: Family = getattr(import_module(f"{__name__}.{module}"), class_name)()
     return family

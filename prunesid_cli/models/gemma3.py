@@ -20,7 +20,7 @@ from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_received_attention
-from prunesid_cli.models.shared.language_half import left_pad
+from prunesid_cli.models.shared.generation import left_pad
 from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
 from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, process_image, resized_short_side
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment

@@ -46,11 +46,11 @@ def test_a_token_is_a_square_of_patches(model: Model) -> None:
         assert sorted(square) == [side * (scale * row + i) + scale * column + j for i in inside for j in inside]
 
 
-@pytest.mark.parametrize("room", [1, saliency.AT_ONCE])
+@pytest.mark.parametrize("room", [1, saliency.MAX_ATTENTION_WEIGHTS])
 def test_saliency_is_the_attention_that_the_patches_get(
     model: Model, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saliency, "AT_ONCE", room)
+    monkeypatch.setattr(saliency, "MAX_ATTENTION_WEIGHTS", room)
     pixels = model.vision.preprocess(media_from_image(painting(3, (500, 200))))
     (item,) = model.vision.encode([pixels])
     config, values = model.stock.config, pixels.tensors["pixel_values"]

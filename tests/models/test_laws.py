@@ -33,7 +33,7 @@ from prunesid_cli.pipeline import compress as pipeline
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget, Spread
-from prunesid_cli.selection.methods.visionzip import contextual
+from prunesid_cli.selection.methods.visionzip import contextual_count
 from prunesid_cli.types import CLS_NOT_READ, Generation, Placement, Prompt, TokenSet
 from tests.conftest import Run
 from tests.models.tiny import TINY, tiny, write
@@ -231,7 +231,7 @@ def test_merged_tokens_stand_where_the_first_of_them_stood(model: Model) -> None
         rows = [row for row, slot in enumerate(item.slots) if slot in whole.slots]
         own = whole.tokens[[whole.slots.index(item.slots[row]) for row in rows]]
         changed = int((item.tokens[rows] != own).any(-1).sum())
-        assert changed <= contextual(len(item.slots))
+        assert changed <= contextual_count(len(item.slots))
         merged += changed
         prompt = model.language.embed(PROMPT, [item])
         if prompt.positions is not None:
@@ -407,7 +407,7 @@ def test_missing_weights_are_refused_by_name(model: Model, tmp_path: Path) -> No
         save_file({k: v for k, v in weights.items() if k != name}, broken / "model.safetensors", {"format": "pt"})
         found = resolve(str(broken))
         with pytest.raises(ModelError, match="lacks 1 of the weights"):
-            getattr(load_family(found.model_type), half)(found, CPU)
+            getattr(load_family(found.model_type), f"load_{half}_half")(found, CPU)
 
 
 TOWER = r"(vision|visual|image_tower).*(layers?|blocks)\.0\..*(qkv|q_proj)\.weight"
@@ -424,7 +424,7 @@ def test_sharded_checkpoints_load(model: Model, tmp_path: Path) -> None:
     found = resolve(str(tmp_path / "sharded"))
     family = load_family(found.model_type)
     for half in ("vision", "language"):
-        mine, theirs = getattr(model, half).model, getattr(family, half)(found, CPU).model
+        mine, theirs = getattr(model, half).model, getattr(family, f"load_{half}_half")(found, CPU).model
         for (name, a), (_, b) in zip(mine.named_parameters(), theirs.named_parameters(), strict=True):
             assert a.shape == b.shape
             assert torch.equal(a, b) or "embed_tokens" in name or "lm_head" in name, name

@@ -51,7 +51,7 @@ def test_received_attention_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatc
     query, key = torch.randn(2, 2, 6, 50, 8).unbind()
     whole = (query * 0.3 @ key.mT).softmax(-1).mean((1, 2))
     for at_once in (10**9, 50 * 50 * 5, 50 * 7, 1):
-        monkeypatch.setattr("prunesid_cli.models.shared.attention_saliency.AT_ONCE", at_once)
+        monkeypatch.setattr("prunesid_cli.models.shared.attention_saliency.MAX_ATTENTION_WEIGHTS", at_once)
         torch.testing.assert_close(mean_received_attention(query, key, 0.3), whole)
 
 

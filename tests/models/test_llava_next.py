@@ -211,7 +211,7 @@ def test_names_of_older_checkpoints_load(models: dict[str, Model], era: str, var
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     found = resolve(str(folder))
     for half in ("vision", "language"):
-        mine = getattr(load_family(found.model_type), half)(found, CPU).model
+        mine = getattr(load_family(found.model_type), f"load_{half}_half")(found, CPU).model
         for (name, a), (_, b) in zip(
             mine.named_parameters(), getattr(models[variant], half).model.named_parameters(), strict=True
         ):

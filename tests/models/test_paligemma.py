@@ -86,7 +86,7 @@ def test_flash_attention_is_refused(model: Model) -> None:
     found, where = resolve(str(model.folder)), replace(CPU, attention="flash_attention_2")
     for half in ("vision", "language"):
         with pytest.raises(UsageError, match="both directions"):
-            getattr(load_family("paligemma"), half)(found, where)
+            getattr(load_family("paligemma"), f"load_{half}_half")(found, where)
 
 
 def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint, first_line
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.qwen_vl.processor import QwenPreprocessor
 from prunesid_cli.models.qwen_vl.saliency import append_saliency
-from prunesid_cli.models.shared.language_half import BaseLanguageHalf, left_pad
+from prunesid_cli.models.shared.generation import left_pad
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.processor import load_processor
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.window_segments import window_segments
-from prunesid_cli.selection.methods.prunesid import published_qwen
+from prunesid_cli.selection.methods.published import published_qwen
 from prunesid_cli.types import Encoded, Pixels, Placement, Prompt
 
 MODEL_CLASSES = {

@@ -1,23 +1,24 @@
-"""What every language half does alike: the prompt as if nothing had been pruned, without the slots that were; batches
-padded on the left; decoding.
+"""What all language halves share: building prompts, batching and decoding.
 
-Processor, chat template, special tokens and stop conditions are the checkpoint's own.
+A prompt is built as if no token had been pruned; then the pruned slots are left out, and the positions of the others
+are kept. Processor, chat template, special tokens and stop conditions are the checkpoint's own.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import DynamicCache
 
 from prunesid_cli.errors import ModelError, UsageError
+from prunesid_cli.models.shared.generation import generate_options, left_pad
 from prunesid_cli.models.shared.processor import placeholder_ids, placeholder_text
 from prunesid_cli.models.shared.prompt_pieces import (
     MEDIA_TAG,
@@ -31,7 +32,6 @@ from prunesid_cli.models.shared.shared_prefix import (
     PrefixCache,
     batch_prefix_caches,
     caches_every_token,
-    empty,
     split_prefix_caches,
 )
 from prunesid_cli.runtime.device import to_device
@@ -39,128 +39,116 @@ from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt,
 
 
 class BaseLanguageHalf(ABC):
-    """A language model with its projector.
+    """A language model with its projector; implements `LanguageHalf`.
 
-    A family says in `project` how kept tokens become embeddings, and in `model_inputs` and `generation_context` what its model is given
-    besides those.
+    A family implements `project`. It overrides `model_inputs` and `generation_context` if its model needs more than
+    embeddings, mask and positions, and `render_chat` and `tokenize_text` if it writes prompts in a way of its own.
+
+    Attributes:
+        model: The stock model, without its vision tower.
+        processor: The checkpoint's processor.
+        tokenizer: The processor's tokenizer.
+        placeholder_ids: See `LanguageHalf`.
+        placeholder_texts: The placeholder of an image (False) and of a clip (True) in a rendered prompt; None if none.
+        can_share_prefix: See `LanguageHalf`.
+        newline_embedding: The embedding of structural slots [D]; None if the family has none.
+        is_causal: Whether the start of a prompt is read in the same way whatever follows it.
     """
 
     newline_embedding: Tensor | None = None
-    """The embedding of structural slots [D], where a family has some."""
-
     is_causal = True
-    """Whether what a prompt begins with is read alike whatever follows."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder_ids = placeholder_ids(model.config)
-        self.placeholder_texts = {clip: placeholder_text(processor, clip) for clip in (False, True)}
+        self.placeholder_texts = {is_clip: placeholder_text(processor, is_clip) for is_clip in (False, True)}
         self.can_share_prefix = self.is_causal and caches_every_token(model.config)
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
-        """Kept tokens [T, C] -> embeddings [T, D]; [T, D * (1 + K)] where more is added after each of K layers."""
+        """Turn kept tokens into embeddings of the language model.
+
+        Args:
+            tokens: Kept tokens at the cut [T, C].
+
+        Returns:
+            Embeddings [T, D], or [T, D * (1 + K)] if something is added to them after each of the first K layers.
+        """
 
     def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """What `generate` is given for a left-padded batch."""
+        """The arguments of `generate` for a left-padded batch of prompts."""
         embeds, mask = left_pad([prompt.embeds for prompt in prompts])
-        given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask}
+        inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask}
         positions = [prompt.positions for prompt in prompts if prompt.positions is not None]
         if positions:
-            # transformers wants the plain positions, which tell where padding ends, before those of M-RoPE.
-            project_query_key = (mask.cumsum(-1) - 1).clamp(min=0)
-            padded = left_pad([one.mT for one in positions])[0].permute(2, 0, 1)
-            given["position_ids"] = torch.cat([project_query_key[None], padded])
-        return given
+            # transformers expects plain positions, which show where padding ends, before those of M-RoPE.
+            plain = (mask.cumsum(-1) - 1).clamp(min=0)
+            padded = left_pad([position.mT for position in positions])[0].permute(2, 0, 1)
+            inputs["position_ids"] = torch.cat([plain[None], padded])
+        return inputs
 
     def generation_context(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
-        """What holds while a batch is generated."""
+        """A context that is open while a batch of prompts is generated."""
         return nullcontext()
 
     def check_prompt(self, prompt: str, num_items: int) -> None:
-        """See `LanguageHalf`."""
+        """See `LanguageHalf.check_prompt`."""
         split_at_tags(prompt, num_items)
-        words = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
         text = MEDIA_TAG.sub("", prompt)
-        found = next((word for word in (*self.placeholder_texts.values(), *words) if word and word in text), None)
-        if found:
-            raise UsageError(f"the prompt contains {found}, which stands for an image", hint="leave it out")
+        placeholders = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
+        for placeholder in (*self.placeholder_texts.values(), *placeholders):
+            if placeholder and placeholder in text:
+                raise UsageError(f"the prompt contains {placeholder}, which stands for an image", hint="leave it out")
         if not text.strip():
             raise UsageError("the prompt asks nothing", hint='ask something: "what is shown?"')
 
     @torch.no_grad()
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
-        """See `LanguageHalf`."""
+        """See `LanguageHalf.embed`."""
         self.check_prompt(prompt, len(items))
-        pieces = list(self._pieces(prompt, items))
+        pieces = self._split_prompt(prompt, items)
         width = self.model.get_input_embeddings().embedding_dim
-        starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
-        visual = torch.cat([piece.embeds for piece in pieces if piece.visual])
-        added = visual[:, width:].unflatten(-1, (-1, width)).movedim(1, 0) if visual.shape[-1] > width else None
-        under_mrope = any(item.layout.mrope_deltas for item in items)
+        visual = torch.cat([piece.embeds for piece in pieces if piece.is_visual])
+        deepstack = None
+        if visual.shape[-1] > width:
+            deepstack = visual[:, width:].unflatten(-1, (-1, width)).movedim(1, 0)
+        positions = None
+        if any(item.layout.mrope_deltas for item in items):
+            starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
+            shifted = [start + piece.positions for start, piece in zip(starts, pieces, strict=True)]
+            positions = to_device(torch.cat(shifted, 1), visual.device)
         return Prompt(
             embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
-            visual=torch.cat([torch.full((len(piece.embeds),), piece.visual) for piece in pieces]),
-            positions=to_device(
-                torch.cat([s + piece.where for s, piece in zip(starts, pieces, strict=True)], 1), visual.device
-            )
-            if under_mrope
-            else None,
-            deepstack=added,
+            visual=torch.cat([torch.full((len(piece.embeds),), piece.is_visual) for piece in pieces]),
+            positions=positions,
+            deepstack=deepstack,
         )
 
-    def _pieces(self, prompt: str, items: Sequence[TokenSet]) -> Iterator[PromptPiece]:
-        ids = self.tokenize(prompt, [item.layout for item in items])
-        is_spot = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
-        spots = is_spot.nonzero().flatten().tolist()
-        runs = [piece for item in items for piece in self._runs(item)]
-        if len(spots) != len(runs):
-            raise ModelError("the chat template does not place every image", hint="give one image at a time")
-        # Placeholders are not read, and may be none of the vocabulary.
-        words = self.model.get_input_embeddings()(to_device(ids.masked_fill(is_spot, 0), self.model.device))
-        edges = zip([-1, *spots], [*spots, len(ids)], strict=True)
-        for (before, after), run in zip_longest(edges, runs):
-            some = words[before + 1 : after]
-            yield PromptPiece(some, False, torch.arange(len(some)).expand(3, -1), len(some))
-            if run:
-                yield run
-
-    def _runs(self, item: TokenSet) -> Iterator[PromptPiece]:
-        """The kept tokens of an item, run by run. Those that the stock model does not have come first of all."""
-        weights = self.model.get_input_embeddings().weight
-        embeds, slots = self.project(to_device(item.tokens, weights.device, weights.dtype)), torch.tensor(item.slots)
-        if item.is_unpruned and len(slots) < item.layout.total:
-            if self.newline_embedding is None:
-                raise ModelError("the item has structural tokens, which this model does not know", "compress it again")
-            known, embeds = embeds, self.newline_embedding.to(embeds).repeat(item.layout.total, 1)
-            embeds[slots], slots = known, torch.arange(item.layout.total)
-        where, start = mrope_coordinates(item.layout), 0
-        for number, length in enumerate(item.layout.runs):
-            inside = (slots >= start) & (slots < start + length)
-            inside |= (slots == CLS_NOT_READ) & (start == 0)
-            rows = inside.nonzero().flatten()
-            advance = item.layout.mrope_deltas[number] if item.layout.mrope_deltas else len(rows)
-            yield PromptPiece(embeds[to_device(rows, embeds.device)], True, where[:, slots[rows]], advance)
-            start += length
-
     def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
-        """A user's turn about some items -> ids [L], with one placeholder for each run of each item."""
-        said = user_content(prompt, [layout.is_clip for layout in layouts])
-        text = self.render_chat([{"role": "user", "content": said}])
-        texts = iter([layout.text for layout in layouts])
-        either = "|".join(re.escape(one) for one in dict.fromkeys(self.placeholder_texts.values()) if one)
-        return self.tokenize_text(re.sub(either, lambda found: next(texts, found[0]), text))
+        """See `LanguageHalf.tokenize`."""
+        content = user_content(prompt, [layout.is_clip for layout in layouts])
+        rendered = self.render_chat([{"role": "user", "content": content}])
+        item_texts = iter([layout.text for layout in layouts])
+        placeholders = "|".join(re.escape(text) for text in dict.fromkeys(self.placeholder_texts.values()) if text)
+        return self.tokenize_text(re.sub(placeholders, lambda match: next(item_texts, match[0]), rendered))
 
     def tokenize_text(self, text: str) -> Tensor:
-        """A rendered prompt -> ids [L]."""
-        begins = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
-        ids: Tensor = self.tokenizer(text, add_special_tokens=not begins, return_tensors="pt")["input_ids"][0]
+        """The token ids [L] of a rendered prompt. BOS is added unless the text starts with it."""
+        has_bos = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
+        ids: Tensor = self.tokenizer(text, add_special_tokens=not has_bos, return_tensors="pt")["input_ids"][0]
         return ids
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
-        """A conversation as the checkpoint's chat template writes it, up to where the model goes on."""
+        """Apply the checkpoint's chat template, up to the start of the model's turn.
+
+        Args:
+            conversation: Turns with "role" and "content", as chat templates take them.
+
+        Raises:
+            ModelError: There is no chat template.
+        """
         try:
             text: str = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
         except ValueError as error:
@@ -172,97 +160,89 @@ class BaseLanguageHalf(ABC):
     def generate(
         self, prompts: Sequence[Prompt], generation: Generation, prefix_caches: Sequence[PrefixCache] = ()
     ) -> list[Answer]:
-        """See `LanguageHalf`; sampling has a seed of its own."""
+        """See `LanguageHalf.generate`. Sampling does not change torch's global random state."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(generation.seed)
-            said = self._run(prompts, prefix_caches, **self.decoding_options(generation))
-        return [self._answer(prompt, ids) for prompt, ids in zip(prompts, said.tolist(), strict=True)]
-
-    def decoding_options(self, generation: Generation) -> dict[str, Any]:
-        """What the stock `generate` is told of how to decode."""
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        given: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens}
-        given |= {"do_sample": True, "temperature": generation.temperature} if generation.temperature > 0 else greedy
-        if generation.on_text:
-            given["streamer"] = _Stream(self.tokenizer, generation.on_text)
-        if generation.force_full_length:
-            given["min_new_tokens"] = generation.max_new_tokens
-        if generation.on_token:
-            given["stopping_criteria"] = StoppingCriteriaList([_Told(generation.on_token)])
-        return given
+            output = self._generate(prompts, prefix_caches, **generate_options(generation, self.tokenizer))
+        stop_ids = self.model.generation_config.eos_token_id
+        stop_ids = {stop_ids} if isinstance(stop_ids, int) else set(stop_ids or ())
+        answers = []
+        for prompt, ids in zip(prompts, output.tolist(), strict=True):
+            length = next((number for number, token in enumerate(ids) if token in stop_ids), len(ids))
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+            answers.append(Answer(text=text, prompt_tokens=len(prompt.embeds), new_tokens=length))
+        return answers
 
     @torch.no_grad()
     def read_prefixes(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
-        """See `LanguageHalf`."""
-        cache = empty()
-        self._run(prompts, (), max_new_tokens=1, do_sample=False, **{CACHE_ARGUMENT: cache})
+        """See `LanguageHalf.read_prefixes`."""
+        # Without a configuration, layers with a sliding window keep all tokens, which another row may need.
+        cache = DynamicCache()
+        self._generate(prompts, (), max_new_tokens=1, do_sample=False, **{CACHE_ARGUMENT: cache})
         return split_prefix_caches(cache, [len(prompt.embeds) for prompt in prompts])
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache] = ()) -> Tensor:
-        """Prompts -> scores of the first token of each answer [B, vocabulary], fp32."""
-        wanted = {"output_logits": True, "return_dict_in_generate": True}
-        first: Tensor = self._run(prompts, prefix_caches, max_new_tokens=1, do_sample=False, **wanted).logits[0].float()
+        """See `LanguageHalf.logits`."""
+        options = {"output_logits": True, "return_dict_in_generate": True}
+        output = self._generate(prompts, prefix_caches, max_new_tokens=1, do_sample=False, **options)
+        first: Tensor = output.logits[0].float()
         return first
 
-    def _run(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **generation: Any) -> Any:
-        """What the stock `generate` makes of prompts, left-padded to one batch, given what was read of them before."""
-        past = (
-            {CACHE_ARGUMENT: batch_prefix_caches(prefix_caches, [len(one.embeds) for one in prompts])}
-            if prefix_caches
-            else {}
-        )
-        with self.generation_context(prompts):
-            return self.model.generate(
-                **self.model_inputs(prompts), pad_token_id=self.pad_token_id(), **past, **generation
-            )
-
     def pad_token_id(self) -> int:
-        """The id that rows of a batch are filled up with."""
-        for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if value is not None:
-                return int(value)
+        """The id for positions of a batch that have no token."""
+        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token_id is not None:
+                return int(token_id)
         return 0
 
-    def _answer(self, prompt: Prompt, ids: list[int]) -> Answer:
-        stops = self.model.generation_config.eos_token_id
-        stops = {stops} if isinstance(stops, int) else set(stops or ())
-        length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-        return Answer(text, len(prompt.embeds), length)
+    def _generate(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **options: Any) -> Any:
+        """Run the stock `generate` on a left-padded batch of prompts, given the caches of their prefixes, if any."""
+        if prefix_caches:
+            options[CACHE_ARGUMENT] = batch_prefix_caches(prefix_caches, [len(prompt.embeds) for prompt in prompts])
+        with self.generation_context(prompts):
+            return self.model.generate(**self.model_inputs(prompts), pad_token_id=self.pad_token_id(), **options)
 
+    def _split_prompt(self, prompt: str, items: Sequence[TokenSet]) -> list[PromptPiece]:
+        """The pieces of a prompt in their order: text and runs of visual tokens in turn."""
+        ids = self.tokenize(prompt, [item.layout for item in items])
+        is_placeholder = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
+        places = is_placeholder.nonzero().flatten().tolist()
+        runs = [piece for item in items for piece in self._visual_pieces(item)]
+        if len(places) != len(runs):
+            raise ModelError("the chat template does not place every image", hint="give one image at a time")
+        # The embeddings of placeholders are not used, and their ids may lie outside of the vocabulary.
+        words = self.model.get_input_embeddings()(to_device(ids.masked_fill(is_placeholder, 0), self.model.device))
+        pieces = []
+        starts, ends = [0, *(place + 1 for place in places)], [*places, len(ids)]
+        for start, end, run in zip_longest(starts, ends, runs):
+            positions = torch.arange(end - start).expand(3, -1)
+            pieces.append(PromptPiece(words[start:end], is_visual=False, positions=positions, advance=end - start))
+            if run:
+                pieces.append(run)
+        return pieces
 
-def left_pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """B x [L, D] -> [B, max L, D], zeros first, and the mask [B, max L] of what is real."""
-    longest = max(len(row) for row in rows)
-    padded = [torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows]
-    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
-    for at, row in enumerate(rows):
-        mask[at, longest - len(row) :] = 1
-    return torch.stack(padded), mask
-
-
-class _Told(StoppingCriteria):
-    """Stops nothing, and tells that it was asked, as it is after each token."""
-
-    def __init__(self, tell: Callable[[], object]) -> None:
-        self.tell = tell
-
-    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
-        self.tell()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-class _Stream(TextStreamer):
-    """Hands each finished piece of text to a function."""
-
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.write = write
-        self.has_started = False
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        text = text if self.has_started else text.lstrip()
-        self.has_started = self.has_started or bool(text)
-        self.write(text)
+    def _visual_pieces(self, item: TokenSet) -> Iterator[PromptPiece]:
+        """The kept tokens of an item, run by run. The first run starts with the tokens at CLS_NOT_READ."""
+        weights = self.model.get_input_embeddings().weight
+        embeds = self.project(to_device(item.tokens, weights.device, weights.dtype))
+        slots = torch.tensor(item.slots)
+        if item.is_unpruned and len(slots) < item.layout.total:
+            if self.newline_embedding is None:
+                raise ModelError("the item has structural tokens, which this model does not know", "compress it again")
+            tokens, embeds = embeds, self.newline_embedding.to(embeds).repeat(item.layout.total, 1)
+            embeds[slots] = tokens
+            slots = torch.arange(item.layout.total)
+        coordinates, start = mrope_coordinates(item.layout), 0
+        for number, length in enumerate(item.layout.runs):
+            is_inside = (slots >= start) & (slots < start + length)
+            is_inside |= (slots == CLS_NOT_READ) & (start == 0)
+            rows = is_inside.nonzero().flatten()
+            yield PromptPiece(
+                embeds=embeds[to_device(rows, embeds.device)],
+                is_visual=True,
+                positions=coordinates[:, slots[rows]],
+                advance=item.layout.mrope_deltas[number] if item.layout.mrope_deltas else len(rows),
+            )
+            start += length

@@ -1,4 +1,4 @@
-"""Language models that read pictures, or whole prompts, in both directions: those of Gemma 3 and PaliGemma."""
+"""Language models that read images, or whole prompts, with bidirectional attention: Gemma 3 and PaliGemma."""
 
 from __future__ import annotations
 
@@ -13,29 +13,37 @@ from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.types import Placement, Prompt
 
 MODEL_TYPES_WITHOUT_FLASH = ("gemma3", "paligemma")
-"""Types of models that read so."""
 
 
-def refuse_flash_attention(placement: Placement, name: str) -> None:
+def refuse_flash_attention(placement: Placement, model_name: str) -> None:
+    """Raise a `UsageError` if the user asked for Flash Attention, which has no bidirectional masks."""
     if "flash" in placement.attention:
-        raise UsageError(f"{name} reads in both directions, which Flash Attention cannot", hint="try --attn sdpa")
+        raise UsageError(f"{model_name} reads in both directions, which Flash Attention cannot", hint="try --attn sdpa")
 
 
 class BidirectionalLanguageHalf(BaseLanguageHalf):
-    """A family says in `model_inputs` what sees what, by `token_type_ids`."""
+    """A language half that attends in both directions.
+
+    A family adds `token_type_ids` to `model_inputs`; they say which tokens attend to which.
+    """
 
     @contextmanager
     def generation_context(self, prompts: Sequence[Prompt]) -> Iterator[None]:
-        """`generate` asks this method whether a model can begin with embeddings; these can and do not say so."""
-        prepare = self.model.prepare_inputs_for_generation
+        """Replace the model's `prepare_inputs_for_generation` while a batch is generated.
 
-        def said(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
-            given: dict[str, Any] = prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
-            # The mask reads types by column, from the first; 5.17 hands on those of the columns that are new.
-            types = {"token_type_ids": kwargs["token_type_ids"]} if given.get("token_type_ids") is not None else {}
-            return given | types
+        `generate` inspects that method's arguments to see whether a model accepts embeddings. These models do, but the
+        argument is missing in their signatures.
+        """
+        stock_prepare = self.model.prepare_inputs_for_generation
 
-        self.model.prepare_inputs_for_generation = said
+        def prepare(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+            inputs: dict[str, Any] = stock_prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+            # The mask indexes the types by column, from the first; transformers 5.17 passes on those of new columns.
+            if inputs.get("token_type_ids") is not None:
+                inputs["token_type_ids"] = kwargs["token_type_ids"]
+            return inputs
+
+        self.model.prepare_inputs_for_generation = prepare
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The parts of a prompt: what a user says, where pictures and clips belong in it, and where each part stands."""
+"""The parts of a prompt: the user's text, the places of images and clips in it, and the positions of each part."""
 
 from __future__ import annotations
 
@@ -14,53 +14,73 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.types import Layout
 
 MEDIA_TAG = re.compile("<image>|<video>")
-"""Where in a prompt a picture or clip belongs; without any, all come first. The same for every family."""
+"""Marks the place of an image or clip in a user's prompt, for every family. Without tags, all items come first."""
 
 
 @dataclass(frozen=True)
 class PromptPiece:
-    """A part of a prompt: embeds [P, D], visual or not, and where it is [3, P] when the part begins at 0; `advance`:
-    where the next part begins then."""
+    """A part of a prompt: text, or one run of visual tokens.
+
+    Attributes:
+        embeds: Embeddings [P, D]; wider if more is added to visual tokens in later layers.
+        is_visual: Whether the tokens are visual ones.
+        positions: M-RoPE positions [3, P], counted from the start of the piece.
+        advance: Where the next piece starts, counted from the start of this one.
+    """
 
     embeds: Tensor
-    visual: bool
-    where: Tensor
+    is_visual: bool
+    positions: Tensor
     advance: int
 
 
 def mrope_coordinates(layout: Layout) -> Tensor:
-    """Time, row and column of each slot in its run, as M-RoPE counts them: [3, total]; 0 for structural slots."""
-    where = torch.zeros(3, layout.total, dtype=torch.long)
+    """Time, row and column of each slot in its run, as M-RoPE counts them [3, total]; 0 for structural slots."""
+    coordinates = torch.zeros(3, layout.total, dtype=torch.long)
     if layout.mrope_deltas:
         for region in layout.regions:
-            place = torch.arange(region.rows * region.columns)
-            row, column = place // region.columns, place % region.columns
-            where[:, region.first + row * region.stride + column] = torch.stack(
-                [torch.full_like(place, region.tick), row, column]
-            )
-    return where
+            index = torch.arange(region.rows * region.columns)
+            row, column = index // region.columns, index % region.columns
+            slots = region.first + row * region.stride + column
+            coordinates[:, slots] = torch.stack([torch.full_like(index, region.tick), row, column])
+    return coordinates
 
 
-def split_at_tags(prompt: str, items: int) -> list[str]:
-    """The texts before, between and after the items: as the tags say, or all after them.
+def split_at_tags(prompt: str, num_items: int) -> list[str]:
+    """Split a prompt into the texts before, between and after its items.
+
+    Args:
+        prompt: The user's prompt, with a tag for each item, or without tags.
+        num_items: Number of items.
+
+    Returns:
+        One text more than there are items. Without tags, all but the last are empty.
 
     Raises:
-        UsageError: there are tags, but not as many as items.
+        UsageError: There are tags, but not as many as items.
     """
     texts = MEDIA_TAG.split(prompt)
     if len(texts) == 1:
-        return [*[""] * items, prompt]
-    if len(texts) - 1 != items:
+        return [*[""] * num_items, prompt]
+    if len(texts) - 1 != num_items:
         raise UsageError(
-            f"the prompt has places for {len(texts) - 1} images, and there are {items}",
+            f"the prompt has places for {len(texts) - 1} images, and there are {num_items}",
             hint="write <image> once for each, or leave it out",
         )
     return texts
 
 
-def user_content(prompt: str, clips: Sequence[bool]) -> list[dict[str, str]]:
-    """The parts of a user's turn."""
-    media = [{"type": "video" if clip else "image"} for clip in clips]
-    texts = [{"type": "text", "text": text} for text in split_at_tags(prompt, len(clips))]
-    both = [part for pair in zip_longest(texts, media) for part in pair]
-    return [part for part in both if part and part.get("text") != ""]
+def user_content(prompt: str, are_clips: Sequence[bool]) -> list[dict[str, str]]:
+    """The content of a user's turn, as chat templates take it: texts, images and clips in their order.
+
+    Args:
+        prompt: The user's prompt.
+        are_clips: For each item, whether it is a clip.
+    """
+    content = []
+    for text, is_clip in zip_longest(split_at_tags(prompt, len(are_clips)), are_clips):
+        if text:
+            content.append({"type": "text", "text": text})
+        if is_clip is not None:
+            content.append({"type": "video" if is_clip else "image"})
+    return content

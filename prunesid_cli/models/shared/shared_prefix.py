@@ -1,8 +1,8 @@
-"""What prompts about one item begin with alike goes through the language model once (shared prefill).
+"""Shared prefill: the prefix that several prompts about one item have in common runs through the model once.
 
-Beside each other such prompts are the same left-padded batch as ever: only its first columns, as many as are known of
-every row, are laid out from what was computed before. So masks, positions and sliding windows are those of the batch
-without sharing, and a row that is shorter than others has the end of its beginning computed again, in its place.
+The prompts still form the same left-padded batch. Only its first columns, as many as are cached of every row, are
+filled from the cache. So masks, positions and sliding windows are those of the batch without sharing. In a row that is
+shorter than others, the end of the prefix is computed again.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from prunesid_cli.types import Prompt
 
-CACHE_ARGUMENT = (
-    "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
-)
-"""What transformers calls keys and values of tokens that were read before; the second up to some release after 5.17."""
+_ARGUMENTS = signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE_ARGUMENT = "cache" if "cache" in _ARGUMENTS else "past_key_values"
+"""The argument of `generate` for the keys and values of earlier tokens; the second name up to a release after 5.17."""
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """The first tokens of prompts as each layer knows them: keys and values [heads, length, width]."""
+    """Keys and values of the first tokens of a prompt.
+
+    Attributes:
+        layers: Keys and values [heads, length, width] of each layer.
+    """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     @property
     def length(self) -> int:
+        """Number of tokens."""
         return self.layers[0][0].shape[1]
 
 
 def caches_every_token(config: Any) -> bool:
-    """Whether every layer of a language model keeps keys and values of each token, and no state beside them."""
+    """Whether every layer of a language model caches keys and values of each token, and no other state."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
 
 
 def prompt_prefix(prompt: Prompt, length: int) -> Prompt:
-    """The first tokens of a prompt."""
+    """The first `length` tokens of a prompt."""
     visual = prompt.visual[:length]
     return replace(
         prompt,
@@ -54,33 +58,42 @@ def prompt_prefix(prompt: Prompt, length: int) -> Prompt:
     )
 
 
-def empty() -> DynamicCache:
-    """Of no configuration, so that layers of a sliding window keep what is before it, too: another row may need it."""
-    return DynamicCache()
-
-
 def split_prefix_caches(cache: DynamicCache, lengths: Sequence[int]) -> list[PrefixCache]:
-    """Of a left-padded batch that was read, row by row without its padding."""
-    both = [(layer.keys, layer.values) for layer in cache.layers]
+    """Split the cache of a left-padded batch into one cache for each row, without padding.
+
+    Args:
+        cache: Keys and values of the batch.
+        lengths: Number of tokens of each row.
+    """
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
     return [
-        PrefixCache(tuple((keys[row, :, -length:], values[row, :, -length:]) for keys, values in both))
+        PrefixCache(tuple((keys[row, :, -length:], values[row, :, -length:]) for keys, values in layers))
         for row, length in enumerate(lengths)
     ]
 
 
 def batch_prefix_caches(prefix_caches: Sequence[PrefixCache], lengths: Sequence[int]) -> DynamicCache:
-    """The first columns of a left-padded batch of prompts of these lengths, each of which is longer than what it begins
-    with: all columns but as many as the longest rest has."""
-    columns = max(lengths) - max(length - one.length for one, length in zip(prefix_caches, lengths, strict=True))
-    known = [max(columns - (max(lengths) - length), 0) for length in lengths]
-    cache = empty()
-    for number in range(len(prefix_caches[0].layers)):
-        rows = [one.layers[number] for one in prefix_caches]
-        keys, values = (
-            torch.stack(
-                [pad(row[:, :some], (0, 0, columns - some, 0)) for row, some in zip(tensors, known, strict=True)]
-            )
-            for tensors in zip(*rows, strict=True)
-        )
-        cache.update(keys, values, number)
-    return cache
+    """Build the cache of the first columns of a left-padded batch of prompts.
+
+    Args:
+        prefix_caches: The cached prefix of each prompt.
+        lengths: Number of tokens of each prompt, more than its prefix has.
+
+    Returns:
+        Keys and values of all columns but the last n, where n is the largest number of tokens that a prompt has after
+        its prefix.
+    """
+    remainders = [length - prefix.length for prefix, length in zip(prefix_caches, lengths, strict=True)]
+    num_columns = max(lengths) - max(remainders)
+    num_cached = [max(num_columns - (max(lengths) - length), 0) for length in lengths]
+    # Without a configuration, layers with a sliding window keep all tokens, which another row may need.
+    batch = DynamicCache()
+    for layer in range(len(prefix_caches[0].layers)):
+        keys, values = [], []
+        for prefix, count in zip(prefix_caches, num_cached, strict=True):
+            row_keys, row_values = prefix.layers[layer]
+            padding = (0, 0, num_columns - count, 0)
+            keys.append(pad(row_keys[:, :count], padding))
+            values.append(pad(row_values[:, :count], padding))
+        batch.update(torch.stack(keys), torch.stack(values), layer)
+    return batch

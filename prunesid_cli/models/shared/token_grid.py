@@ -1,4 +1,4 @@
-"""Tiles, frames and windows: how a picture or clip falls into rasters of tokens, and large rasters into segments."""
+"""The grids of visual tokens of an image or clip: tiles, frames and windows, and what each one shows of the image."""
 
 from __future__ import annotations
 
@@ -12,81 +12,139 @@ from transformers.image_processing_utils import select_best_resolution
 from prunesid_cli.types import Encoded, Pixels, Region, Segment
 
 Box = tuple[float, float, float, float]
-"""A part of a picture: left, top, right, bottom, as shares of its width and height."""
+"""A part of an image: left, top, right, bottom, as fractions of its width and height."""
 WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
-def centered_box(across: float, down: float) -> Box:
-    """So much of a picture's width and height about its middle; more than 1 where it is padded."""
-    return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
+def centered_box(width: float, height: float) -> Box:
+    """A box in the center of an image.
+
+    Args:
+        width: Fraction of the image's width; more than 1 if the image is padded.
+        height: Fraction of the image's height; more than 1 if the image is padded.
+    """
+    return ((1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2)
 
 
 def square_box(size: tuple[int, int], is_padded: bool) -> Box:
-    """What a square shows of a picture: more than it where it is padded, else its middle."""
+    """What a square shows of an image: the whole image and its padding, or else the central square of the image.
+
+    Args:
+        size: Width and height of the image in pixels.
+        is_padded: Whether the image was padded to a square.
+    """
     side = max(size) if is_padded else min(size)
     return centered_box(side / size[0], side / size[1])
 
 
 def unpadded_box(size: tuple[int, int], canvas: tuple[int, int], rows: int, columns: int) -> Box:
-    """What a raster shows of a picture that was fitted into a canvas; of what fills the rest, whole rows or columns
-    were cut off. Sizes are width and height."""
+    """What a token grid shows of an image that was fitted into a canvas, after the padding was cut off.
+
+    Padding is cut off in whole rows or columns of tokens, so the box may differ slightly from the image.
+
+    Args:
+        size: Width and height of the image in pixels.
+        canvas: Width and height of the canvas in pixels.
+        rows: Rows of tokens that are left.
+        columns: Columns of tokens that are left.
+    """
     aspect = columns * size[1] / (rows * size[0])
-    return centered_box(1, 1 / aspect) if size[0] * canvas[1] > size[1] * canvas[0] else centered_box(aspect, 1)
+    if size[0] * canvas[1] > size[1] * canvas[0]:
+        return centered_box(1, 1 / aspect)
+    return centered_box(aspect, 1)
 
 
 def with_grid_box(
     regions: Sequence[Region], size: tuple[int, int], canvases: Sequence[Sequence[int]]
 ) -> tuple[Region, ...]:
-    """A whole picture and, where there is one, the raster of its tiles, which learns what of the picture it shows.
+    """Set the box of the tile grid of an image.
 
-    canvases: heights and widths, of which the stock processor fits a picture into the best.
+    Args:
+        regions: The region of the whole image, then, unless nothing of it is left, the region of the tile grid.
+        size: Width and height of the image in pixels.
+        canvases: Heights and widths of canvases; the stock processor fits an image into the best of them.
     """
-    whole, *tiled = regions
+    base, *grids = regions
     height, width = select_best_resolution(size[::-1], canvases)
-    return (whole, *(replace(one, box=unpadded_box(size, (width, height), one.rows, one.columns)) for one in tiled))
+    boxed = [replace(grid, box=unpadded_box(size, (width, height), grid.rows, grid.columns)) for grid in grids]
+    return (base, *boxed)
 
 
-def tile_regions(size: int, rows: int, columns: int) -> tuple[Region, ...]:
-    """The tiles of a picture in raster order and, if there are several, the whole of it last; `size` tokens each."""
-    boxes = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r in range(rows) for c in range(columns)]
-    boxes += [WHOLE_IMAGE] if len(boxes) > 1 else []
-    side = isqrt(size)
-    return tuple(Region(number * size, side, side, side, box) for number, box in enumerate(boxes))
+def tile_regions(tokens: int, rows: int, columns: int) -> tuple[Region, ...]:
+    """The tiles of an image in raster order and, if there are several, the whole image as the last one.
+
+    Args:
+        tokens: Number of tokens of each tile, a square.
+        rows: Rows of tiles.
+        columns: Columns of tiles.
+    """
+    boxes = []
+    for row in range(rows):
+        for column in range(columns):
+            boxes.append((column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
+    if len(boxes) > 1:
+        boxes.append(WHOLE_IMAGE)
+    side = isqrt(tokens)
+    return tuple(Region(number * tokens, side, side, side, box) for number, box in enumerate(boxes))
 
 
-def frame_regions(size: int, times: Sequence[float], box: Box = WHOLE_IMAGE) -> tuple[Region, ...]:
-    """The frames of a clip, `size` tokens each, that show `box` of it."""
-    side = isqrt(size)
-    return tuple(Region(number * size, side, side, side, box, time) for number, time in enumerate(times))
+def frame_regions(tokens: int, times: Sequence[float], box: Box = WHOLE_IMAGE) -> tuple[Region, ...]:
+    """The frames of a clip.
+
+    Args:
+        tokens: Number of tokens of each frame, a square.
+        times: Time of each frame in seconds.
+        box: What the tokens show of each frame.
+    """
+    side = isqrt(tokens)
+    return tuple(Region(number * tokens, side, side, side, box, time) for number, time in enumerate(times))
 
 
 def split_by_item(features: Tensor, saliency: Tensor, items: Sequence[Pixels]) -> list[Encoded]:
-    """Tiles and frames of a batch of items, [S, N, C] and [S, N] -> the items, a segment for each region."""
+    """Split a batch of tiles and frames into the items that they belong to.
+
+    Args:
+        features: Tokens of the tiles and frames of all items [S, N, C].
+        saliency: Their saliency [S, N].
+        items: The items, whose layouts have S regions in all.
+
+    Returns:
+        The items, with one segment for each region.
+    """
     rows = iter(zip(features, saliency, strict=True))
-    return [
-        Encoded(
-            tuple(Segment(*next(rows), slots=tuple(region.slots)) for region in item.layout.regions),
-            item.layout,
-        )
-        for item in items
-    ]
+    encoded = []
+    for item in items:
+        segments = tuple(Segment(*next(rows), slots=tuple(region.slots)) for region in item.layout.regions)
+        encoded.append(Encoded(segments, item.layout))
+    return encoded
 
 
 def window_slices(rows: int, columns: int, side: int) -> list[tuple[slice, slice]]:
-    """Parts of about one size that a raster is cut into for selection, whose work grows with the square of its tokens:
-    of at most side x side tokens, longer where the raster is thin."""
+    """Cut a grid of tokens into windows of similar size.
+
+    The selection runs over each window, since its work grows with the square of the number of tokens.
+
+    Args:
+        rows: Rows of the grid.
+        columns: Columns of the grid.
+        side: A window has at most side x side tokens; in a thin grid it may be longer than `side`.
+
+    Returns:
+        The rows and columns of each window.
+    """
     if rows > columns:
-        return [(down, across) for across, down in window_slices(columns, rows, side)]
-    high = -(-rows // -(-rows // side))
+        return [(row_slice, column_slice) for column_slice, row_slice in window_slices(columns, rows, side)]
+    height = -(-rows // -(-rows // side))
+    max_width = max(side * side // height, side)
     return [
-        (down, across)
-        for down in split_evenly(rows, high)
-        for across in split_evenly(columns, max(side * side // high, side))
+        (row_slice, column_slice)
+        for row_slice in split_evenly(rows, height)
+        for column_slice in split_evenly(columns, max_width)
     ]
 
 
-def split_evenly(length: int, most: int) -> list[slice]:
-    """As few parts of a length as can be, none longer than `most`."""
-    count = -(-length // most)
+def split_evenly(length: int, max_length: int) -> list[slice]:
+    """Split a range into as few parts of similar length as possible, none longer than `max_length`."""
+    count = -(-length // max_length)
     edges = [length * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(start, end) for start, end in zip(edges, edges[1:], strict=False)]

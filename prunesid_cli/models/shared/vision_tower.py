@@ -1,13 +1,14 @@
-"""Vision towers that several families have: where their layers are, whether there is a CLS, what importance they offer.
+"""Vision towers that several families share: CLIP, SigLIP and Pixtral.
 
-Features are hidden states as the layers leave them, before any norm of the tower's own; those of several layers are
-joined, as LLaVA's projectors read them. Layers above the last of them are neither loaded nor run.
+Features are the hidden states after a layer, before any final norm of the tower. If a configuration names several
+layers, their features are concatenated, as LLaVA's projectors read them. Layers above the last of them are neither
+loaded nor run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -27,100 +28,131 @@ from prunesid_cli.models.shared.attention_saliency import (
 )
 
 
-def _rotated(module: Any, states: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
-    """`Projected` for Pixtral."""
+def _project_pixtral_query_key(module: Any, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
+    """`QueryKeyProjection` of Pixtral, which has rotary positions."""
     query, key = project_heads(module, "q", states), project_heads(module, "k", states)
-    return *apply_rotary_pos_emb(query, key, *given["position_embeddings"], unsqueeze_dim=0), module.scaling
+    return *apply_rotary_pos_emb(query, key, *kwargs["position_embeddings"], unsqueeze_dim=0), module.scaling
 
 
 @dataclass(frozen=True)
 class TowerType:
-    """layers, attention: where they are in the tower and in a layer; projected: for importance without a CLS."""
+    """Where a type of tower has its parts.
+
+    Attributes:
+        layers: Attribute path from the tower to the list of its layers.
+        attention: Attribute of a layer that is its attention module.
+        has_cls: Whether the first token is a CLS token.
+        project: Computes queries and keys; used for the saliency in a tower without CLS.
+    """
 
     layers: str
     attention: str
     has_cls: bool
-    projected: QueryKeyProjection = project_query_key
+    project: QueryKeyProjection = project_query_key
 
 
 TOWER_TYPES = {
     "clip_vision_model": TowerType("encoder.layers", "self_attn", has_cls=True),
     "siglip_vision_model": TowerType("encoder.layers", "self_attn", has_cls=False),
-    "pixtral": TowerType("transformer.layers", "attention", has_cls=False, projected=_rotated),
+    "pixtral": TowerType("transformer.layers", "attention", has_cls=False, project=_project_pixtral_query_key),
 }
-"""model_type of the vision config -> where things are."""
+"""model_type of the vision config -> its parts."""
 
 
 def tower_type(config: Any) -> str:
-    """The type of a model's tower."""
+    """The `model_type` of a model's vision config."""
     return str(getattr(config.vision_config, "model_type", "none"))
 
 
-def check_tower(checkpoint: Checkpoint, config: Any, known: Sequence[str]) -> None:
-    """Refuse a tower, and ways to read one, that are not known."""
-    kind, layers, depth = tower_type(config), _numbers(config), config.vision_config.num_hidden_layers
-    if kind not in known:
+def check_tower(checkpoint: Checkpoint, config: Any, supported: Sequence[str]) -> None:
+    """Check that a model's tower, and the way its features are read, are supported.
+
+    Args:
+        checkpoint: Named in the errors.
+        config: The model's configuration.
+        supported: Keys of `TOWER_TYPES` that the family supports.
+
+    Raises:
+        UnsupportedModel: They are not.
+    """
+    name, layers, depth = tower_type(config), _feature_layers(config), config.vision_config.num_hidden_layers
+    if name not in supported:
         raise UnsupportedModel(
-            f"{checkpoint.name} has a vision tower of type {kind!r}", hint=f"supported towers: {', '.join(known)}"
+            f"{checkpoint.name} has a vision tower of type {name!r}", hint=f"supported towers: {', '.join(supported)}"
         )
     if not layers or not all(0 < layer <= depth for layer in layers):
         raise UnsupportedModel(
             f"{checkpoint.name} reads features of layers {config.vision_feature_layer} of {depth}",
             hint="check vision_feature_layer in its config.json",
         )
-    if config.vision_feature_select_strategy == "default" and not TOWER_TYPES[kind].has_cls:
+    if config.vision_feature_select_strategy == "default" and not TOWER_TYPES[name].has_cls:
         raise UnsupportedModel(
-            f"{checkpoint.name} leaves out the first patch of each picture, for its tower {kind!r} has no CLS token",
+            f"{checkpoint.name} leaves out the first patch of each image, but its tower {name!r} has no CLS token",
             hint='set "vision_feature_select_strategy": "full" in its config.json and processor_config.json',
         )
 
 
-def _numbers(config: Any) -> list[int]:
-    """Of the layers whose outputs are read, counted from 1."""
-    named, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
-    return [layer if layer >= 0 else depth + 1 + layer for layer in ([named] if isinstance(named, int) else named)]
-
-
 def trim_tower(config: Any) -> tuple[int, ...]:
-    """Shorten a model's tower to the layers that are read; their numbers, counted from 1."""
-    layers = tuple(_numbers(config))
+    """Shorten the tower in a model's configuration to the layers whose features are read.
+
+    Args:
+        config: The model's configuration, which is changed.
+
+    Returns:
+        The numbers of the layers whose features are read, counted from 1.
+    """
+    layers = _feature_layers(config)
     config.vision_config.num_hidden_layers = max(layers)
-    config.vision_config.vision_use_head = False  # SigLIP's; in transformers 5.17 there is one where nothing is said
+    # SigLIP's pooling head is not read. transformers 5.17 makes one if the setting is missing.
+    config.vision_config.vision_use_head = False
     return layers
 
 
-class VisionTower:
-    """A trimmed tower with a reading of its features and of the importance of its patches."""
+def _feature_layers(config: Any) -> tuple[int, ...]:
+    """`vision_feature_layer` as numbers counted from 1; negative ones in the configuration count from the end."""
+    layers, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    layers = [layers] if isinstance(layers, int) else layers
+    return tuple(layer if layer >= 0 else depth + 1 + layer for layer in layers)
 
-    def __init__(self, kind: str, module: Any, layers: Sequence[int]) -> None:
-        self.type = TOWER_TYPES[kind]
+
+class VisionTower:
+    """A trimmed tower that returns features and the saliency of its patches.
+
+    Args:
+        type_name: A key of `TOWER_TYPES`.
+        module: The tower.
+        feature_layers: The layers whose features are read, counted from 1; the last layer of the tower is one of them.
+    """
+
+    def __init__(self, type_name: str, module: Any, feature_layers: Sequence[int]) -> None:
+        self.type = TOWER_TYPES[type_name]
         self.module = module
-        self.read = tuple(layers)
+        self.feature_layers = tuple(feature_layers)
         self.layers: nn.ModuleList = attrgetter(self.type.layers)(getattr(module, "vision_model", module))
 
-    def __call__(self, pixels: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
-        """Pixels [B, 3, H, W] -> features [B, N, C], CLS first where there is one, and saliency of the rest [B, N]."""
+    def __call__(self, pixels: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Run the tower.
+
+        Args:
+            pixels: Normalised images [B, 3, H, W].
+            kwargs: More arguments of the tower.
+
+        Returns:
+            Features [B, N, C], including CLS as the first token if there is one; saliency of the patches [B, N],
+            without CLS.
+        """
         attention = getattr(self.layers[-1], self.type.attention)
-        importance = (
-            record_cls_attention(attention)
-            if self.type.has_cls
-            else record_received_attention(attention, self.type.projected)
-        )
-        with self._outputs() as outputs, importance as rows:
-            self.module(pixels, **given)
-        return torch.cat([outputs[number] for number in self.read], -1), rows[0]
-
-    @contextmanager
-    def _outputs(self) -> Iterator[dict[int, Tensor]]:
-        """While open, what the layers that are read put out, by number."""
         outputs: dict[int, Tensor] = {}
+        with ExitStack() as hooks:
+            if self.type.has_cls:
+                saliency = hooks.enter_context(record_cls_attention(attention))
+            else:
+                saliency = hooks.enter_context(record_received_attention(attention, self.type.project))
+            for number in set(self.feature_layers):
 
-        def keep(number: int) -> Any:
-            return lambda module, args, output: outputs.update({number: output})
+                def keep(module: Any, args: Any, output: Tensor, number: int = number) -> None:
+                    outputs[number] = output
 
-        hooks = [self.layers[number - 1].register_forward_hook(keep(number)) for number in set(self.read)]
-        try:
-            yield outputs
-        finally:
-            for hook in hooks:
-                hook.remove()
+                hooks.enter_context(self.layers[number - 1].register_forward_hook(keep))
+            self.module(pixels, **kwargs)
+        return torch.cat([outputs[number] for number in self.feature_layers], -1), saliency[0]

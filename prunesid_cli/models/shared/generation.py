@@ -1,0 +1,70 @@
+"""How answers are decoded: left-padded batches, the arguments of `generate`, and callbacks while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from prunesid_cli.types import Generation
+
+
+def left_pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad rows on the left with zeros.
+
+    Args:
+        rows: B tensors [L, D], of different lengths L.
+
+    Returns:
+        The batch [B, max L, D], and its attention mask [B, max L]: 1 for tokens, 0 for padding.
+    """
+    longest = max(len(row) for row in rows)
+    padded = [torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows]
+    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
+    for number, row in enumerate(rows):
+        mask[number, longest - len(row) :] = 1
+    return torch.stack(padded), mask
+
+
+def generate_options(generation: Generation, tokenizer: Any) -> dict[str, Any]:
+    """The arguments of the stock `generate` for one way of decoding."""
+    options: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens}
+    if generation.temperature > 0:
+        options |= {"do_sample": True, "temperature": generation.temperature}
+    else:
+        options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if generation.on_text:
+        options["streamer"] = _TextCallback(tokenizer, generation.on_text)
+    if generation.force_full_length:
+        options["min_new_tokens"] = generation.max_new_tokens
+    if generation.on_token:
+        options["stopping_criteria"] = StoppingCriteriaList([_TokenCallback(generation.on_token)])
+    return options
+
+
+class _TokenCallback(StoppingCriteria):
+    """Calls a function after each token of a batch, and never stops the generation."""
+
+    def __init__(self, on_token: Callable[[], object]) -> None:
+        self.on_token = on_token
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.on_token()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _TextCallback(TextStreamer):
+    """Calls a function with each finished piece of an answer's text, without whitespace at its start."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text = on_text
+        self.has_started = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text if self.has_started else text.lstrip()
+        self.has_started = self.has_started or bool(text)
+        self.on_text(text)
