@@ -43,9 +43,16 @@ def read_pretrained(
         The model, and which weights were not read.
 
     Raises:
-        ModelError: The weights cannot be read, or do not fit into the device's memory.
+        ModelError: The weights cannot be read, do not fit into the device's memory, or need a package that is missing.
     """
-    device_map = _choose_device_map(config, placement)
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    if is_quantised and find_spec("accelerate") is None:
+        raise ModelError("quantised weights need the package accelerate, which is missing", "pip install accelerate")
+    device_map: str | dict[str, str] | None = None  # None needs no accelerate
+    if placement.multi_gpu:
+        device_map = "auto"
+    elif is_quantised:  # quantised weights cannot be moved once they are loaded
+        device_map = {"": str(placement.device)}
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     # The line above also silences downloads, which can take long.
@@ -67,7 +74,7 @@ def read_pretrained(
     except torch.OutOfMemoryError as error:
         raise memory_error(checkpoint, placement) from error
     except ImportError as error:
-        hint = "install what it names" if _is_quantised(config) else "try --attn sdpa"
+        hint = "install what it names" if is_quantised else "try --attn sdpa"
         raise ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", hint) from error
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
         unexplained = ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", REINSTALL_HINT)
@@ -84,20 +91,3 @@ def memory_error(checkpoint: Checkpoint, placement: Placement) -> ModelError:
         f"{checkpoint.name} does not fit into the memory of {placement.device}",
         "try --dtype bf16, or a smaller model" if is_cpu else "try --dtype bf16 or --device cpu",
     )
-
-
-def _choose_device_map(config: Any, placement: Placement) -> str | dict[str, str] | None:
-    """The `device_map` of `from_pretrained`, which needs accelerate; None: load, then move to one device.
-
-    Quantised weights cannot be moved once they are loaded. A model is spread over several GPUs only if the user named
-    no device.
-    """
-    if _is_quantised(config) and find_spec("accelerate") is None:
-        raise ModelError("quantised weights need the package accelerate, which is missing", "pip install accelerate")
-    if placement.multi_gpu:
-        return "auto"
-    return {"": str(placement.device)} if _is_quantised(config) else None
-
-
-def _is_quantised(config: Any) -> bool:
-    return getattr(config, "quantization_config", None) is not None
