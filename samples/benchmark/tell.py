@@ -1,4 +1,4 @@
-"""results.json in words: the whole of it for this folder, and what matters most for the README."""
+"""Write results.json as text: a README for this folder, and a section of the guide on benchmark results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Told = dict[str, Any]
 
 
 class Lead(NamedTuple):
-    """Points of 100 by which PruneSID is ahead of a rival at a budget, and the 95 % interval of that."""
+    """By how many percentage points PruneSID is ahead of a rival at a budget, with its 95 % interval."""
 
     keep: str
     rival: str
@@ -26,13 +26,13 @@ class Lead(NamedTuple):
 
 
 def leads(told: Told, kind: str = "") -> list[Lead]:
-    """Of every rival and budget, over the questions of a kind, or over all."""
+    """The lead over every rival at every budget, over the questions of one kind, or over all questions."""
     return [_lead(one, told["per_kind"], kind) for one in told["duels"]]
 
 
 def _lead(duel: dict[str, Any], per_kind: int, kind: str) -> Lead:
-    """A difference of two shares of the same questions: the adjusted Wald interval of Bonett and Price (2012), with a
-    question more won and a question more lost, which holds where few questions tell the two apart."""
+    """The lead as a difference of two shares of the same questions, with the adjusted Wald interval of Bonett and Price
+    (2012). It counts one more question won and one more lost, so that it holds if few questions differ."""
     pairs = [duel["kinds"][kind]] if kind else list(duel["kinds"].values())
     ours, theirs = (sum(side) for side in zip(*pairs, strict=True))
     asked = per_kind * len(pairs)
@@ -43,14 +43,14 @@ def _lead(duel: dict[str, Any], per_kind: int, kind: str) -> Lead:
 
 
 def put_into(path: Path, told: Told) -> None:
-    """Replace what stands between the two marks."""
+    """Replace the text between the two marks of a file."""
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     path.write_text(before + section(told) + rest.partition(END)[2], encoding="utf-8")
 
 
 def section(told: Told) -> str:
-    """What the README says, marks included."""
+    """The section of the guide, marks included."""
     return "\n".join([BEGIN, *_summary(told), "", *_verdict(told), END])
 
 
@@ -62,32 +62,32 @@ def in_words(told: Told) -> str:
     lines = [
         "# Every selector at the paper's budgets, on the embedded model",
         "",
-        f"All of this is made by `{told['command']}`: `questions.jsonl` ({told['per_kind']} questions of each of",
-        f"{len(kinds)} kinds, each about a picture of its own, from seeds that nothing was trained or tuned on),",
-        "`results.json`, `plot.png`, and this page, on",
+        f"`{told['command']}` writes all files of this folder: `questions.jsonl` ({told['per_kind']} questions of each",
+        f"of {len(kinds)} kinds, each about a picture of its own, from seeds on which nothing was trained or tuned),",
+        "`results.json`, `plot.png`, and this page. It ran on",
         f"{_where(told)}.",
         "",
         *_summary(told),
         "",
-        "![Accuracy against tokens kept, a line for each method](plot.png)",
+        "![Accuracy against tokens kept, one line per method](plot.png)",
         "",
         *_verdict(told),
         "",
-        f"By kind of question there are {len(found)} comparisons, of which {len(lost)} are surely lost, where",
-        f"{_by_chance(len(found))} would be by chance.",
+        f"By kind of question there are {len(found)} comparisons. PruneSID is significantly worse in {len(lost)} of",
+        f"them; {_by_chance(len(found))} would be so by chance.",
         *(["", *lost] if lost else []),
         "",
         "## PruneSID against each",
         "",
-        "Points of 100 by which PruneSID is ahead (behind, where negative) on the same questions, and the interval in",
-        "which that lies with 95 % (adjusted Wald for pairs, Bonett and Price 2012):",
+        "The lead of PruneSID on the same questions in percentage points (negative: it is behind), with its 95 %",
+        "interval (adjusted Wald for pairs, Bonett and Price 2012):",
         "",
         *_ahead(told),
         "",
         "## By kind of question",
         "",
-        "Share of right answers, and what that is of the unpruned; coverage: things with a kept patch. A patch that",
-        "`visionzip` merges into another does not count.",
+        "Share of right answers, absolute and relative to no pruning. Coverage is the share of things of which a patch",
+        "is kept; a patch that `visionzip` merges into another one does not count.",
         "",
         *_by_kind(told),
     ]
@@ -97,7 +97,9 @@ def in_words(told: Told) -> str:
 def _where(told: Told) -> str:
     has, made = told["machine"], told["versions"]
     machine = f"{has['cpu']}, {has['threads']} of {has['cores']} cores, torch {made['torch']}"
-    return machine + (f", in {told['processor_seconds'] / 60:.1f} minutes of its time" if told["in_one_go"] else "")
+    return machine + (
+        f", and took {told['processor_seconds'] / 60:.1f} minutes of CPU time" if told["in_one_go"] else ""
+    )
 
 
 def _grid(told: Told) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]]:
@@ -125,48 +127,50 @@ def _summary(told: Told) -> list[str]:
 
     lines = [["tokens kept", *budgets], *([name, *(cell(name, keep) for keep in budgets)] for name in methods)]
     return [
-        f"Right answers / things with a kept patch; of all 576 tokens {base:.1%} are answered rightly. Bold: the best.",
+        f"Share of right answers / share of things of which a patch is kept. With all 576 tokens, {base:.1%} of the",
+        "answers are right. The best value of each budget is bold.",
         "",
         *_table(lines),
     ]
 
 
 def _verdict(told: Told) -> list[str]:
-    """In plain words where PruneSID loses."""
+    """How many comparisons PruneSID wins and loses, and where it is behind."""
     found = leads(told)
     lost, won = [one for one in found if one.high < 0], [one for one in found if one.low > 0]
     lines = [
-        f"Of {len(found)} comparisons (a rival, a budget, the same questions) PruneSID surely wins {len(won)} and",
-        f"surely loses {len(lost)}; {len(found) - len(lost) - len(won)} are undecided. (Surely: the 95 % interval of",
-        f"the difference leaves out zero; by chance {_by_chance(len(found))} of so many come out so to either side.)",
+        f"There are {len(found)} comparisons (a rival at a budget, on the same questions). PruneSID is significantly",
+        f"better in {len(won)} and significantly worse in {len(lost)}; {len(found) - len(lost) - len(won)} are undecided.",
+        "A difference is significant if its 95 % interval excludes zero. Without any true difference,",
+        f"{_by_chance(len(found))} would be significant in each direction by chance.",
     ]
     behind = [one for one in found if one.points < 0]
-    named = "PruneSID is behind, in points of 100 with that interval (sure only where it leaves out zero):"
+    named = "PruneSID is behind these methods, in percentage points with 95 % intervals:"
     return [*lines, *(["", named, "", *_losses(behind)] if behind else []), *_uncovered(told)]
 
 
 def _uncovered(told: Told) -> Iterator[str]:
-    """Where others surely keep a patch of more things."""
+    """The budgets at which others cover significantly more things."""
     methods, budgets, rows = _grid(told)
     for keep in budgets:
         ours = rows["prunesid", keep]["coverage"]
         leads = {name: _difference(rows[name, keep]["coverage"], ours, told["things"]) for name in methods}
-        sure = [f"{name} of {rows[name, keep]['coverage']:.1%} ({low:+.1f} to {high:+.1f})"
+        sure = [f"{name} {rows[name, keep]['coverage']:.1%} ({low:+.1f} to {high:+.1f})"
                 for name, (low, high) in leads.items() if low > 0]  # fmt: skip
         if sure:
             yield ""
-            yield f"With {keep} tokens PruneSID keeps a patch of {ours:.1%} of {told['things']:,} things,"
-            yield f"{', '.join(sure)}."
+            yield f"With {keep} tokens PruneSID keeps a patch of {ours:.1%} of {told['things']:,} things. These keep one"
+            yield f"of significantly more (difference in percentage points): {', '.join(sure)}."
 
 
 def _difference(share: float, other: float, count: int) -> tuple[float, float]:
-    """The 95 % interval, in points of 100, as if the two were of different things, which is wider."""
+    """The 95 % interval in percentage points, computed as for different things, which makes it wider."""
     error = 1.96 * math.sqrt((share * (1 - share) + other * (1 - other)) / count)
     return 100 * (share - other - error), 100 * (share - other + error)
 
 
 def _by_chance(comparisons: int) -> str:
-    """Of so many without a difference, how many have an interval on one side of zero."""
+    """How many of these comparisons would be significant in one direction without any true difference."""
     return f"about {max(1, round(0.025 * comparisons))}"
 
 
@@ -177,7 +181,7 @@ def _losses(lost: Sequence[Lead]) -> Iterator[str]:
 
 
 def _loss(one: Lead) -> str:
-    return f"to {one.rival} by {-one.points:.1f} ({-one.high:.1f} to {-one.low:.1f})"
+    return f"{one.rival} by {-one.points:.1f} ({-one.high:.1f} to {-one.low:.1f})"
 
 
 def _ahead(told: Told) -> list[str]:
