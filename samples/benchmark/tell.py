@@ -140,8 +140,8 @@ def _verdict(told: Told) -> list[str]:
     lost, won = [one for one in found if one.high < 0], [one for one in found if one.low > 0]
     lines = [
         f"There are {len(found)} comparisons (a rival at a budget, on the same questions). PruneSID is significantly",
-        f"better in {len(won)} and significantly worse in {len(lost)}; {len(found) - len(lost) - len(won)} are undecided.",
-        "A difference is significant if its 95 % interval excludes zero. Without any true difference,",
+        f"better in {len(won)} and significantly worse in {len(lost)}.",
+        f"{len(found) - len(lost) - len(won)} are undecided. A difference is significant if its 95 % interval excludes zero. Without any true difference,",
         f"{_by_chance(len(found))} would be significant in each direction by chance.",
     ]
     behind = [one for one in found if one.points < 0]
@@ -159,8 +159,8 @@ def _uncovered(told: Told) -> Iterator[str]:
                 for name, (low, high) in leads.items() if low > 0]  # fmt: skip
         if sure:
             yield ""
-            yield f"With {keep} tokens PruneSID keeps a patch of {ours:.1%} of {told['things']:,} things. These keep one"
-            yield f"of significantly more (difference in percentage points): {', '.join(sure)}."
+            yield f"With {keep} tokens PruneSID keeps a patch of {ours:.1%} of {told['things']:,} things. These keep"
+            yield f"one of significantly more (difference in percentage points): {', '.join(sure)}."
 
 
 def _difference(share: float, other: float, count: int) -> tuple[float, float]:
