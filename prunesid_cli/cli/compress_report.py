@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
@@ -44,29 +44,27 @@ class CompressReport:
     start: float = field(default_factory=time.perf_counter)
 
     def add(self, result: Result) -> None:
-        """Prints one result."""
+        """Prints and counts one result."""
+        record: dict[str, object] = {"source": result.source}
         if isinstance(result, FailedInput):
             self.counts["failed"] += 1
             printer.error(result.error)
-            self._print_json(source=result.source, error=result.error.problem, hint=result.error.hint)
-            return
-        if isinstance(result, CachedInput):
+            record |= {"error": result.error.problem, "hint": result.error.hint}
+        elif isinstance(result, CachedInput):
             self.counts["cached"] += 1
             printer.detail(f"{result.source}: already in the cache")
-            self._print_json(source=result.source, held=True)
-            return
-        source, total, kept = result.provenance, result.tokens.layout.total, result.tokens.kept
-        self.counts.update(encoded=1, clips=int(bool(source.sampling)), tokens=total, tokens_kept=kept)
-        printer.detail(f"{source.source}: {kept} of {total} visual tokens")
-        if not self.counts["all_kept_notes"]:
-            self.counts["all_kept_notes"] += note_if_all_kept(self.budget, total)
-        for note in source.notes:
-            printer.note(f"{source.source}: {note}")
-        self._print_json(source=source.source, digest=source.digest, tokens=total, kept=kept)
-
-    def _print_json(self, **values: Any) -> None:
+            record |= {"held": True}
+        else:
+            provenance, total, kept = result.provenance, result.tokens.layout.total, result.tokens.kept
+            self.counts.update(encoded=1, clips=int(bool(provenance.sampling)), tokens=total, tokens_kept=kept)
+            printer.detail(f"{result.source}: {kept} of {total} visual tokens")
+            if not self.counts["all_kept_notes"]:
+                self.counts["all_kept_notes"] += note_if_all_kept(self.budget, total)
+            for note in provenance.notes:
+                printer.note(f"{result.source}: {note}")
+            record |= {"digest": provenance.digest, "tokens": total, "kept": kept}
         if self.as_json:
-            printer.record(values)
+            printer.record(record)
 
     def print_summary(self, writer: CacheWriter, is_complete: bool) -> None:
         """Prints what was done. `is_complete`: no one asked to stop before the inputs ended."""

@@ -32,7 +32,9 @@ class PlainGroup(TyperGroup):
 
 
 def _write_help(command: Any, context: Any, formatter: Any) -> None:
-    command.format_usage(context, formatter)
+    arguments = [_names(one) for one in command.params if one.param_type_name == "argument"]
+    words = ["[OPTIONS]", *arguments, *(["COMMAND"] if getattr(command, "commands", None) else [])]
+    formatter.write_usage(context.command_path, " ".join(words))
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         formatter.write_paragraph()
         with formatter.indentation():
@@ -56,9 +58,10 @@ def _write_help(command: Any, context: Any, formatter: Any) -> None:
 
 
 def _names(parameter: Any) -> str:
-    """`-k, --keep KEEP`, `--dynamic / --fixed`, `PATH...`."""
+    """`-k, --keep KEEP`, `--dynamic / --fixed`, `PATH...`, `[PROMPT]`."""
     if parameter.param_type_name == "argument":
-        return str(parameter.metavar or parameter.name.upper())
+        name = str(parameter.metavar or parameter.name.upper())
+        return name if parameter.required or name.startswith("[") else f"[{name}]"
     names = ", ".join(sorted(parameter.opts, key=len))
     if parameter.secondary_opts:
         return f"{names} / {', '.join(parameter.secondary_opts)}"

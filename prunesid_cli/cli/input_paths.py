@@ -42,7 +42,7 @@ class InputPaths:
 
     def count_in_background(self, bar: ProgressBar) -> None:
         """Lists all files once more in a thread, so that the bar knows how many there are. Stdin cannot be counted."""
-        if not bar.is_visible or (STDIN in self.paths and not self.exact):
+        if bar.progress is None or (STDIN in self.paths and not self.exact):
             return
 
         def count() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from prunesid_cli.cli.arguments import is_typed
 from prunesid_cli.cli.help import ADVANCED, ANSWERING, CLIPS, COMMON, MODEL, OUTPUT, PRUNING
-from prunesid_cli.cli.terminal import printer, update_log_level
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
 from prunesid_cli.pipeline import settings
@@ -236,40 +237,33 @@ Links = Annotated[
 ]  # fmt: skip
 
 
-def _set_quiet(context: typer.Context, value: bool) -> None:
-    printer.quiet = printer.quiet or value
-    _check_verbosity(context)
-
-
-def _set_verbose(context: typer.Context, value: bool) -> None:
-    printer.verbose = printer.verbose or value
-    _check_verbosity(context)
-
-
-def _check_verbosity(context: typer.Context) -> None:
+def _set_verbosity(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> None:
+    """Sets an attribute of the printer, and the level of the package's logger."""
+    setattr(printer, str(parameter.name), value or getattr(printer, str(parameter.name)))
     if is_typed(context, "quiet") and is_typed(context, "verbose"):
         raise UsageError("--quiet and --verbose contradict each other", "leave out one")
-    update_log_level()
-
-
-def _set_debug(value: bool) -> None:
-    printer.debug = printer.debug or value
+    level = logging.WARNING if printer.quiet else logging.DEBUG if printer.verbose else logging.INFO
+    logging.getLogger("prunesid_cli").setLevel(level)
 
 
 Quiet = Annotated[
     bool,
     typer.Option(
-        "-q", "--quiet", callback=_set_quiet, rich_help_panel=OUTPUT, help="Print only warnings and errors on stderr."
+        "-q",
+        "--quiet",
+        callback=_set_verbosity,
+        rich_help_panel=OUTPUT,
+        help="Print only warnings and errors on stderr.",
     ),
 ]
 Verbose = Annotated[
     bool,
     typer.Option(
-        "-v", "--verbose", callback=_set_verbose, rich_help_panel=OUTPUT,
+        "-v", "--verbose", callback=_set_verbosity, rich_help_panel=OUTPUT,
         help="Also print the model, the device, and a line for each input.",
     ),
 ]  # fmt: skip
 Debug = Annotated[
     bool,
-    typer.Option("--debug", callback=_set_debug, rich_help_panel=OUTPUT, help="Print the traceback of an error."),
+    typer.Option("--debug", callback=_set_verbosity, rich_help_panel=OUTPUT, help="Print the traceback of an error."),
 ]

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+@dataclass(frozen=True)
 class ProgressBar:
-    """A bar with a single task; without a `rich` progress it draws nothing."""
+    """A bar with a single task. Without a `rich` progress it draws nothing."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-
-    @property
-    def is_visible(self) -> bool:
-        return self._progress is not None
+    progress: Progress | None
 
     def advance(self, count: int = 1, has_failed: bool = False) -> None:
         """Counts finished items, and whether the last one failed."""
-        if self._progress is not None:
-            task = self._progress.tasks[0]
-            self._progress.update(task.id, advance=count, failed=task.fields["failed"] + has_failed)
+        if self.progress is not None:
+            task = self.progress.tasks[0]
+            self.progress.update(task.id, advance=count, failed=task.fields["failed"] + has_failed)
 
     def set_total(self, total: int) -> None:
         """Sets the number of items, once it is known."""
-        if self._progress is not None:
-            self._progress.update(self._progress.tasks[0].id, total=total)
+        if self.progress is not None:
+            self.progress.update(self.progress.tasks[0].id, total=total)
 
 
 def new_bar(description: str, total: int | None) -> Progress:

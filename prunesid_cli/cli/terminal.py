@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 UNDECODABLE_BYTES = re.compile(r"[\udc80-\udcff]")
 """Bytes of file names that are not valid text, as Python represents them (surrogateescape)."""
-ROOT_LOGGER = logging.getLogger("prunesid_cli")
 
 
 class OutputClosed(Exception):
@@ -135,16 +134,11 @@ class PrinterHandler(logging.Handler):
 
 
 def connect_logging() -> None:
-    """Prints the package's log records, by the printer's verbosity."""
-    ROOT_LOGGER.propagate = False
-    ROOT_LOGGER.handlers = [PrinterHandler()]
-    update_log_level()
-
-
-def update_log_level() -> None:
-    """Sets the level of the package's logger by the printer's verbosity."""
-    level = logging.WARNING if printer.quiet else logging.DEBUG if printer.verbose else logging.INFO
-    ROOT_LOGGER.setLevel(level)
+    """Prints the package's log records. --quiet and --verbose change the level."""
+    logger = logging.getLogger("prunesid_cli")
+    logger.propagate = False
+    logger.handlers = [PrinterHandler()]
+    logger.setLevel(logging.INFO)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from prunesid_cli.errors import MediaError, NonFiniteError
@@ -40,10 +41,7 @@ def compress(
     Yields:
         The result of each file, in the order of the listing.
     """
-    pruner = runner.loader.pruner
-
-    def prune(part: Sequence[LoadedInput]) -> list[Result]:
-        return run_without_bad_items(lambda good: prune_batch(pruner, good, allocator), part, on_bad_item)
+    prune = partial(prune_batch, runner.loader.pruner, allocator=allocator)
 
     def on_bad_item(item: LoadedInput) -> Result:
         return FailedInput(item.source, non_finite_error(item.source))
@@ -55,7 +53,7 @@ def compress(
     for batch in runner.load_batches(files, runner.loader):
         refused = allocator.refused
         accepted = [item for item in batch if isinstance(item, LoadedInput) and item.number not in refused]
-        pruned = iter(runner.run(prune, accepted, on_too_large))
+        pruned = iter(runner.run(lambda part: run_without_bad_items(prune, part, on_bad_item), accepted, on_too_large))
         results = list[Result]()
         for item in batch:
             if not isinstance(item, LoadedInput):

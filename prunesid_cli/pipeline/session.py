@@ -140,12 +140,12 @@ class LazyVision:
     def is_loaded(self) -> bool:
         return self._half is not None
 
-    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        return self.load().preprocess(media, num_other_images)
-
-    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
-        return self.load().encode(items)
-
     def __getattr__(self, name: str) -> Any:
-        """Attributes that some vision halves have beyond the protocol."""
+        """Methods and attributes of the vision half."""
         return getattr(self.load(), name)
+
+    if TYPE_CHECKING:
+
+        def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels: ...
+
+        def encode(self, items: Sequence[Pixels]) -> list[Encoded]: ...
