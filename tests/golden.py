@@ -18,10 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from prunesid_cli.selection import select
-from prunesid_cli.selection.methods.prunesid import Explanation, explain
+from prunesid_cli.selection.explain import Explanation, explain
 from prunesid_cli.selection.methods.variants import PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
 from prunesid_cli.selection.psca import exact_directions
-from prunesid_cli.selection.similarity import pair_mean, phi, unit_tokens
+from prunesid_cli.selection.similarity import compute_phi, cosine_similarity, pair_mean
 from tests.golden_exact import compare
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -33,7 +33,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 class Case:
     """Inputs in the precision of the run, all with a batch axis, and what the reference made of them."""
 
-    recipe: PruneSIDVariant
+    variant: PruneSIDVariant
     features: Tensor
     saliency: Tensor | None
     budget_with_cls: int
@@ -42,9 +42,9 @@ class Case:
     stored: dict[str, Tensor]
 
     def run(self, directions: Callable[[Tensor, Sequence[int], bool], Tensor]) -> list[Explanation]:
-        recipe = replace(self.recipe, directions=directions)
+        variant = replace(self.variant, directions=directions)
         budgets_with_cls = [self.budget_with_cls] * len(self.features)
-        return explain(self.features, self.saliency, budgets_with_cls, recipe, self.num_cls)
+        return explain(self.features, self.saliency, budgets_with_cls, variant, self.num_cls)
 
 
 def published_qwen_need(configured: int, n: int) -> int:
@@ -112,23 +112,18 @@ CLOSE: dict[str, Callable[[Case, Explanation], Tensor]] = {
 }
 
 
-def _cosines(tokens: Tensor) -> Tensor:
-    unit = unit_tokens(tokens, tokens.dtype)
-    return unit @ unit.T
-
-
 # Stored name -> ours, of the whole batch, from the tokens alone.
 FROM_TOKENS: dict[str, Callable[[Case], Tensor]] = {
-    "phi": lambda case: phi(case.features),
+    "phi": lambda case: compute_phi(case.features),
     "rho_eq4": lambda case: torch.stack([pair_mean(tokens) for tokens in case.features]),
-    "similarity": lambda case: torch.stack([_cosines(tokens) for tokens in case.features]),
+    "similarity": lambda case: torch.stack([cosine_similarity(tokens, tokens.dtype) for tokens in case.features]),
     "need_token_num": lambda case: torch.tensor([case.budget_with_cls]),
 }
 
 
 def check_stages(case: Case) -> list[str]:
     """Names of the intermediates that differ, with the stored directions."""
-    images = case.run(lambda features, ks, loadings: case.stored["V"].float())
+    images = case.run(lambda features, ks, need_values: case.stored["V"].float())
     stored = dict(case.stored)
     # The published code returned duplicates: the reference holds the answer without them.
     stored["indices"] = stored.get("indices_fixed", stored["indices"])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.methods.prunesid import Explanation
+from prunesid_cli.selection.explain import Explanation
 
 GRAM_ERROR = 1e-6
 
@@ -53,11 +53,11 @@ def compare(image: Explanation, result: Tensor, stored: dict[str, Tensor]) -> tu
     group, score = stored["group"].long(), stored["score"]
     differs = image.group != group
     off = error[group] + score * torch.finfo(torch.float32).eps
-    undecided = (score.unsqueeze(1) - score).abs() <= off.unsqueeze(1) + off
+    count_undecided = (score.unsqueeze(1) - score).abs() <= off.unsqueeze(1) + off
     swaps = flipped(image.saliency, score, group)
     findings = {
         "groups from tokens": differs & ~open_groups(stored["V"], error),
-        "order from tokens": swaps & ~undecided,
+        "order from tokens": swaps & ~count_undecided,
     }
     wrong = [name for name, mask in findings.items() if mask.any()]
     if differs.any() or swaps.any():

@@ -31,9 +31,9 @@ from prunesid_cli.selection.budget import (
     token_bounds,
     tokens_against_reference,
 )
-from prunesid_cli.selection.methods.prunesid import over_time
+from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
 from prunesid_cli.selection.result import Selection
-from prunesid_cli.selection.similarity import phi
+from prunesid_cli.selection.similarity import compute_phi
 from prunesid_cli.selection.validation import check_finite
 from prunesid_cli.types import Encoded, Pixels, Segment, TokenSet
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 DOWNSCALE_MARGIN = 2
 """With `downscale`, a JPEG keeps at least this multiple of the side that the model reads."""
-WINDOWED_METHODS: Mapping[object, Method] = {"prunesid": over_time}
+WINDOWED_METHODS: Mapping[object, Method] = {"prunesid": prunesid_over_time}
 """Methods that have a variant for windows of several frames."""
 
 
@@ -167,7 +167,7 @@ class Pruner:
         segments = [segment for item in items for segment in item.segments]
         groups = group_stackable(segments)
         stacked = [torch.stack([segments[position].features for position in group]) for group in groups]
-        values = torch.cat([phi(features) for features in stacked]).tolist()
+        values = torch.cat([compute_phi(features) for features in stacked]).tolist()
         by_position = dict(zip([position for group in groups for position in group], values, strict=True))
         ordered = iter([by_position[position] for position in range(len(segments))])
         return [tuple(next(ordered) for _ in item.segments) for item in items]

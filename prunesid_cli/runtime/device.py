@@ -25,3 +25,8 @@ def true_rows(mask: Tensor) -> list[int]:
         mask: [B], bool.
     """
     return [row for row, is_set in enumerate(mask.tolist()) if is_set]
+
+
+def to_fp64_device(tensor: Tensor) -> Tensor:
+    """Move a tensor to the CPU if its device has no fp64, as mps."""
+    return tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()

@@ -1,8 +1,13 @@
-"""Which visual tokens to keep, or merge: tensors in, indices out. Knows no model; imports torch only when called."""
+"""Select the visual tokens to keep or to merge: tensors in, indices out.
+
+Selection knows no model, and imports torch only when it is called. To add a method, write a function like those in
+`methods/`, add a row to METHODS and a row to the tests of the methods.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,29 +20,50 @@ if TYPE_CHECKING:
 
     Method = Callable[[Tensor, Tensor | None, Sequence[int], int], Sequence[Tensor | Selection]]
 
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A selection method.
+
+    Attributes:
+        path: "module:function" in `methods/`.
+        groups_tokens: Whether it puts tokens into groups, which can be shown.
+        suppresses_tokens: Whether it also suppresses tokens within groups, which `explain.explain_method` explains.
+    """
+
+    path: str
+    groups_tokens: bool = False
+    suppresses_tokens: bool = False
+
+
 METHODS = {
-    "prunesid": "prunesid:prunesid",
-    "prunesid-published": "prunesid:published",
-    "prunesid-plus": "plus:plus",
-    "random": "baselines:random",
-    "grid": "baselines:grid",
-    "saliency": "baselines:saliency",
-    "divprune": "divprune:divprune",
-    "visionzip": "visionzip:visionzip",
-    "vispruner": "vispruner:vispruner",
-    "scope": "scope:scope",
+    "prunesid": MethodInfo("prunesid:prunesid", groups_tokens=True, suppresses_tokens=True),
+    "prunesid-published": MethodInfo("published:published", groups_tokens=True, suppresses_tokens=True),
+    "prunesid-plus": MethodInfo("plus:plus", groups_tokens=True),
+    "random": MethodInfo("baselines:random"),
+    "grid": MethodInfo("baselines:grid"),
+    "saliency": MethodInfo("baselines:saliency"),
+    "divprune": MethodInfo("divprune:divprune"),
+    "visionzip": MethodInfo("visionzip:visionzip"),
+    "vispruner": MethodInfo("vispruner:vispruner"),
+    "scope": MethodInfo("scope:scope"),
 }
-SUPPRESSING = ("prunesid", "prunesid-published")
-"""Methods that put tokens into groups and suppress within them: `prunesid.reasons` says how."""
-GROUPED = (*SUPPRESSING, "prunesid-plus")
-"""Methods that put tokens into groups."""
+GROUPING_METHODS = tuple(name for name, info in METHODS.items() if info.groups_tokens)
+SUPPRESSING_METHODS = tuple(name for name, info in METHODS.items() if info.suppresses_tokens)
 
 
 def load_method(name: str) -> Method:
-    """The function behind a name of METHODS."""
+    """Import the function of a method.
+
+    Args:
+        name: A key of METHODS.
+
+    Raises:
+        UsageError: There is no method of this name.
+    """
     if name not in METHODS:
         raise UsageError(f"no selection method called {name!r}", hint=f"one of: {', '.join(METHODS)}")
-    module, function = METHODS[name].split(":")
+    module, function = METHODS[name].path.split(":")
     method: Method = getattr(import_module(f"{__name__}.methods.{module}"), function)
     return method
 
@@ -49,16 +75,22 @@ def select(
     method: str | Method = "prunesid",
     num_cls: int = 0,
 ) -> list[Tensor]:
-    """The indices of `choose` alone, B x [T] int64: what a method merges with others is among them once.
+    """Check the input and select the visual tokens to keep of each image of a batch.
+
+    The arguments are those of `select_batch`.
+
+    Returns:
+        Kept indices B x [T] int64. A token into which a method merges others is among them once.
 
     Raises:
-        NonFiniteError: with `rows`, the images of which something is not finite.
+        ValueError: The shapes do not fit together.
+        NonFiniteError: Some value is not finite; `rows` says in which images.
     """
     from prunesid_cli.selection.validation import check_finite, check_shapes
 
     check_shapes(features, saliency, budgets, num_cls)
     check_finite(features, saliency)
-    return [kept.indices for kept in select_batch(features, saliency, budgets, method, num_cls)]
+    return [selection.indices for selection in select_batch(features, saliency, budgets, method, num_cls)]
 
 
 def select_batch(
@@ -68,30 +100,37 @@ def select_batch(
     method: str | Method = "prunesid",
     num_cls: int = 0,
 ) -> list[Selection]:
-    """features [B, N, C], saliency [B, N] or None, a budget an image -> what is kept of each. All must be finite.
+    """Select the visual tokens to keep or to merge of each image of a batch.
 
-    `method` is a name of METHODS or a function like those behind the names, which gets budgets below N + reserved.
+    The result of an image does not depend on the other images of its batch.
 
-    `reserved` is the number of tokens (0, or 1 for CLS) that the caller keeps besides and that the budget
-    counts, so T = min(budget - reserved, N). An image's result does not depend on the others of its batch.
+    Args:
+        features: [B, N, C], finite.
+        saliency: [B, N], finite; None if the model offers none.
+        budgets: Tokens to keep of each image, CLS included.
+        method: A key of METHODS, or a function like theirs; it is called only for budgets below N + num_cls.
+        num_cls: Number of tokens (0, or 1 for CLS) that the caller keeps besides and that a budget counts.
+
+    Returns:
+        The selection of each image, of T = min(budget - num_cls, N) tokens.
     """
     import torch
 
-    from prunesid_cli.selection.psca import to_fp64_device
+    from prunesid_cli.runtime.device import to_fp64_device
     from prunesid_cli.selection.result import Selection
 
     prune = load_method(method) if isinstance(method, str) else method
-    n = features.shape[1]
-    kept = [Selection(torch.arange(n, device=features.device))] * len(budgets)
+    n, device = features.shape[1], features.device
+    selections = [Selection(torch.arange(n, device=device))] * len(budgets)
     rows = [row for row, budget in enumerate(budgets) if budget - num_cls < n]
     if rows:
-        some = slice(None) if len(rows) == len(budgets) else rows
+        subset = slice(None) if len(rows) == len(budgets) else rows  # a slice copies nothing
         pruned = prune(
-            to_fp64_device(features[some].detach()),
-            None if saliency is None else to_fp64_device(saliency[some].detach()),
+            to_fp64_device(features[subset].detach()),
+            None if saliency is None else to_fp64_device(saliency[subset].detach()),
             [budgets[row] for row in rows],
             num_cls,
         )
-        for row, one in zip(rows, pruned, strict=True):
-            kept[row] = one if isinstance(one, Selection) else Selection(one)
-    return [one.to(features.device) for one in kept]
+        for row, kept in zip(rows, pruned, strict=True):
+            selections[row] = kept if isinstance(kept, Selection) else Selection(kept)
+    return [selection.to(device) for selection in selections]

@@ -1,4 +1,4 @@
-"""How many tokens each group may keep, and which. The loops of the published code in closed form."""
+"""How many tokens each group keeps, and which: the loops of the published PruneSID code in closed form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Allocation:
-    """By group, all [B, G] int64: tokens, survivors of the NMS, bounds, and tokens to take."""
+    """Numbers of tokens by group, all [B, G] int64.
+
+    Attributes:
+        size: Tokens of the group.
+        survivors: Survivors of the suppression.
+        lower: Smallest number to keep.
+        upper: Largest number to keep.
+        taken: Number to keep.
+    """
 
     size: Tensor
     survivors: Tensor
@@ -19,73 +27,90 @@ class Allocation:
     taken: Tensor
 
 
-def count(group: Tensor, mask: Tensor, num_groups: int) -> Tensor:
-    """group [B, N], mask [B, N] -> how many tokens of the mask are in each group [B, G]."""
+def count_per_group(group: Tensor, mask: Tensor, num_groups: int) -> Tensor:
+    """Count the tokens of a mask [B, N] in each group -> [B, G] int64; group [B, N] gives the group of each token."""
     zeros = torch.zeros(group.shape[0], num_groups, dtype=torch.int64, device=group.device)
     return zeros.scatter_add(1, group, mask.long())
 
 
 def allocate(size: Tensor, survivors: Tensor, budget_with_cls: Tensor, num_cls: int) -> Allocation:
-    """size [B, G], survivors [B, G], need [B], which counts `reserved` -> sum(taken) = need - reserved.
+    """Share the budget of each image among its groups.
 
     Groups beyond an image's own (size 0) change nothing, so images of different budgets can share a batch.
+
+    Args:
+        size: [B, G] tokens of each group.
+        survivors: [B, G] survivors of each group.
+        budget_with_cls: [B] budgets, CLS included.
+        num_cls: Number of CLS tokens that a budget counts.
+
+    Returns:
+        The allocation; `taken` of an image adds up to budget_with_cls - num_cls.
     """
     lower = size.clamp(max=1)
-    upper = upper_bounds(size, survivors, budget_with_cls)
-    rest = (budget_with_cls - lower.sum(-1) - num_cls).clamp(min=0)
-    quota = torch.minimum(proportional(survivors, rest) + lower, upper)
-    taken = fill(quota, upper, survivors, rest + lower.sum(-1))
-    return Allocation(size, survivors, lower, upper, taken)
+    upper = torch.minimum(torch.minimum(size, survivors), 5 * torch.ceil(budget_with_cls / 64).long().unsqueeze(-1))
+    # All upper bounds rise by the same number until the budget fits.
+    rise = smallest_rise(size - upper, budget_with_cls - upper.sum(-1))
+    upper = torch.minimum(upper + rise.unsqueeze(-1), size)
+    beyond_lower = (budget_with_cls - lower.sum(-1) - num_cls).clamp(min=0)
+    taken = torch.minimum(_proportional_quota(survivors, beyond_lower) + lower, upper)
+    # Raise towards the upper bounds, most survivors first, until the sum is right.
+    order = survivors.argsort(dim=-1, descending=True, stable=True)
+    space = (upper - taken).gather(-1, order)
+    lack = (beyond_lower + lower.sum(-1) - taken.sum(-1)).unsqueeze(-1)
+    extra = torch.minimum((lack - (space.cumsum(-1) - space)).clamp(min=0), space)
+    taken = taken.scatter_add(-1, order, extra)
+    return Allocation(size=size, survivors=survivors, lower=lower, upper=upper, taken=taken)
 
 
-def upper_bounds(size: Tensor, survivors: Tensor, budget_with_cls: Tensor) -> Tensor:
-    """size [B, G], survivors [B, G], need [B] -> upper bounds [B, G], raised alike until `need` fits."""
-    cap = 5 * torch.ceil(budget_with_cls / 64).long()
-    bound = torch.minimum(torch.minimum(size, survivors), cap.unsqueeze(-1))
-    return torch.minimum(bound + growth(size - bound, budget_with_cls - bound.sum(-1)).unsqueeze(-1), size)
+def smallest_rise(space: Tensor, lack: Tensor) -> Tensor:
+    """Find the smallest t >= 0 with sum(min(t, space)) >= lack.
 
+    With the spaces in rising order the sum is the least of P_j + (G - j) t, where P_j is the sum of the j smallest; it
+    reaches `lack` when each of these does. A lack beyond sum(space) opens all of it.
 
-def growth(room: Tensor, lack: Tensor) -> Tensor:
-    """Smallest t >= 0 with sum(min(t, room)) >= lack: room [B, G], lack [B] -> t [B].
+    Args:
+        space: [B, G] by how much each group can rise.
+        lack: [B] by how much all groups must rise together.
 
-    Over the rooms in rising order the sum is the least of P_j + (G - j) t, P_j the sum of the j smallest;
-    it reaches `lack` when each of these does. A lack beyond sum(room) opens all of it.
+    Returns:
+        t [B] int64.
     """
-    rising = room.sort(dim=-1).values
+    rising = space.sort(dim=-1).values
     before = rising.cumsum(-1) - rising
-    sharers = torch.arange(room.shape[-1], 0, -1, device=room.device)
+    sharers = torch.arange(space.shape[-1], 0, -1, device=space.device)
     return (-((before - lack.unsqueeze(-1)) // sharers)).amax(-1).clamp(min=0)
 
 
-def proportional(survivors: Tensor, rest: Tensor) -> Tensor:
-    """survivors [B, G], rest [B] -> tokens beyond the lower bound [B, G], by share of the survivors.
+def _proportional_quota(survivors: Tensor, tokens: Tensor) -> Tensor:
+    """survivors [B, G], tokens [B] -> the tokens shared in proportion to the survivors [B, G].
 
-    The published code rounds the running share in fp32. The sum itself is taken in fp64, where it is exact
-    for shares of fewer than 2^29 tokens, and so the same on every device.
+    The published code rounds the running share in fp32. The sum itself is taken in fp64, where it is exact for shares
+    of fewer than 2^29 tokens, and so the same on every device.
     """
     share = survivors.float() / survivors.sum(-1, keepdim=True).clamp(min=1).float()
-    edges = (share.double().cumsum(-1).float() * rest.unsqueeze(-1).float()).round().long()
+    edges = (share.double().cumsum(-1).float() * tokens.unsqueeze(-1).float()).round().long()
     return edges.diff(dim=-1, prepend=torch.zeros_like(edges[:, :1]))
 
 
-def fill(taken: Tensor, upper: Tensor, survivors: Tensor, total: Tensor) -> Tensor:
-    """Raise taken [B, G] towards upper [B, G], most survivors first, until its sum is total [B]."""
-    order = survivors.argsort(dim=-1, descending=True, stable=True)
-    room = (upper - taken).gather(-1, order)
-    lack = (total - taken.sum(-1)).unsqueeze(-1)
-    extra = torch.minimum((lack - (room.cumsum(-1) - room)).clamp(min=0), room)
-    return taken.scatter_add(-1, order, extra)
+def order_by_allocation(group: Tensor, survivor: Tensor, rank: Tensor, allocation: Allocation) -> Tensor:
+    """Order all tokens so that those to keep come first, group by group.
 
+    Within a group survivors come first, then the suppressed tokens, each by rank.
 
-def grouped_choice(group: Tensor, survivor: Tensor, rank: Tensor, allocation: Allocation) -> Tensor:
-    """group, survivor, rank [B, N] -> all token indices [B, N], those to take first, group by group.
+    Args:
+        group: [B, N] the group of each token.
+        survivor: [B, N] mask.
+        rank: [B, N] place of each token by falling saliency.
+        allocation: Tokens to keep of each group.
 
-    Within a group survivors come first, then the suppressed, each by precedence.
+    Returns:
+        Token indices [B, N] int64.
     """
     n = group.shape[-1]
     order = ((2 * group + ~survivor) * n + rank).argsort(dim=-1)
     group = group.gather(-1, order)
     first = (allocation.size.cumsum(-1) - allocation.size).gather(-1, group)
     place = torch.arange(n, device=group.device) - first
-    left_out = place >= allocation.taken.gather(-1, group)
-    return order.gather(-1, left_out.to(torch.uint8).argsort(dim=-1, stable=True))
+    is_dropped = place >= allocation.taken.gather(-1, group)
+    return order.gather(-1, is_dropped.to(torch.uint8).argsort(dim=-1, stable=True))

@@ -1,7 +1,7 @@
-"""Intra-group non-maximum suppression (Sec. 3.3), of all groups at once.
+"""Non-maximum suppression within groups (Sec. 3.3 of arXiv 2603.09480), for all groups at once.
 
-The greedy loop over tokens by falling saliency and the fixed point computed here are the same set: whether
-a token survives depends only on tokens that precede it, so the fixed point is unique.
+The greedy loop over tokens by falling saliency and the fixed point computed here give the same set: whether a token
+survives depends only on tokens that precede it, so the fixed point is unique.
 """
 
 from __future__ import annotations
@@ -9,89 +9,118 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.linalg.batched import LARGEST
-from prunesid_cli.selection.linalg.per_image import room, scratch
-from prunesid_cli.selection.similarity import unit_tokens
+from prunesid_cli.selection.linalg.batched import MAX_MATRIX_ENTRIES
+from prunesid_cli.selection.linalg.per_image import scratch_scope, scratch_tensor
+from prunesid_cli.selection.similarity import normalize_tokens
 
-STEP = 16
-"""Groups whose sizes round up to the same multiple of it are settled together, padded to that."""
-ROUNDS = 6
-"""Rounds between two looks at whether a batch has settled, where a look holds the device up."""
-BEYOND = 1.02
-"""No cosine is greater, in half precision or not; a threshold above it suppresses nothing."""
+SIZE_STEP = 16
+"""Groups whose sizes round up to the same multiple of this are padded to it and computed together."""
+ROUNDS_PER_CHECK = 6
+"""Rounds between two checks for the fixed point of a batch, where a check makes the host wait for the device."""
+MAX_COSINE = 1.02
+"""No cosine is greater, not even in half precision; a threshold above it suppresses nothing."""
 
 
-def precedence(saliency: Tensor) -> Tensor:
-    """saliency [N] -> place of each by falling saliency [N] int64, the first on ties first."""
+def saliency_rank(saliency: Tensor) -> Tensor:
+    """Return the place of each token by falling saliency [..., N] int64, the first token first on ties."""
     return saliency.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
-def survivors(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
-    """Which candidates no survivor of their group, preceding them, is more similar to than tau.
+def find_survivors(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
+    """Find the candidates that no preceding survivor of their group resembles by more than tau.
 
-    Only similarities within groups are computed, never of all tokens with all.
+    Only similarities within groups are computed, never those of all tokens with all.
 
     Args:
-        tokens: [N, C], in the precision of which similarities are wanted.
-        tau: the threshold, strict; scalar.
-        group, rank, candidate: [N].
+        tokens: [N, C], in the precision in which similarities are wanted.
+        tau: Scalar, the threshold; a similarity equal to it does not suppress.
+        group: [N] int64, the group of each token.
+        rank: [N] int64, the place of each token; a lower one precedes.
+        candidate: [N] bool, the tokens that can survive.
 
     Returns:
-        mask [N].
+        Mask [N] of the survivors.
     """
-    if float(tau) > BEYOND:
+    if float(tau) > MAX_COSINE:
         return candidate
     order = (group * len(group) + rank).argsort()
     sizes = group.bincount()
     first = sizes.cumsum(0) - sizes
     alive = candidate.clone()
-    padded = (sizes + STEP - 1) // STEP * STEP
+    padded = (sizes + SIZE_STEP - 1) // SIZE_STEP * SIZE_STEP
     for width in padded[padded > 0].unique().tolist():
         rows = (padded == width).nonzero()
         place = torch.arange(width, device=tokens.device)
         filled = place < sizes[rows]
-        which = order[torch.where(filled, first[rows] + place, 0)]
-        with scratch():
-            near = room(tokens, which.numel(), tokens.shape[1])
-            torch.index_select(tokens, 0, which.flatten(), out=near)
-            near = unit_tokens(near, near.dtype).view(*which.shape, tokens.shape[1])
-            blocks = (near @ near.mT > tau).tril(-1)
-        alive[which[filled]] = fixed_point(blocks, candidate[which] & filled)[filled]
+        members = order[torch.where(filled, first[rows] + place, 0)]
+        with scratch_scope():
+            unit = scratch_tensor(tokens, members.numel(), tokens.shape[1])
+            torch.index_select(tokens, 0, members.flatten(), out=unit)
+            unit = normalize_tokens(unit, unit.dtype).view(*members.shape, tokens.shape[1])
+            blocks = (unit @ unit.mT > tau).tril(-1)
+        alive[members[filled]] = iterate_suppression(blocks, candidate[members] & filled)[filled]
     return alive
 
 
-def suppressors(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, survivor: Tensor) -> Tensor:
-    """Which survivor did away with each token: of those of its group that precede it and are too similar, the first.
+def find_survivors_batched(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
+    """Do `find_survivors` for a batch, in few launches and with few host syncs, from the similarities of all tokens.
 
-    Arguments as of `survivors`, and what that returns.
+    Args:
+        tokens: [B, N, C].
+        tau: [B].
+        group: [B, N].
+        rank: [B, N].
+        candidate: [B, N].
 
     Returns:
-        indices [N] int64; -1 for survivors, and for what was no candidate.
+        Mask [B, N] of the survivors.
     """
-    unit = unit_tokens(tokens, tokens.dtype)
-    near = (unit @ unit.mT > tau) & (group[:, None] == group) & (rank[:, None] > rank)
-    near &= survivor & ~survivor[:, None]
-    first = torch.where(near, rank, len(rank)).argmin(-1)
-    return torch.where(near.any(-1), first, -1)
+    survivors = []
+    batch_size = max(1, MAX_MATRIX_ENTRIES // tokens.shape[1] ** 2)
+    for start in range(0, len(tokens), batch_size):
+        batch = slice(start, start + batch_size)
+        unit = normalize_tokens(tokens[batch], tokens.dtype)
+        is_similar = unit @ unit.mT > tau[batch, None, None]
+        same_group = group[batch, :, None] == group[batch, None, :]
+        is_later = rank[batch, :, None] > rank[batch, None, :]
+        survivors.append(
+            iterate_suppression(is_similar & same_group & is_later, candidate[batch], rounds=ROUNDS_PER_CHECK)
+        )
+    return torch.cat(survivors)
 
 
-def survivors_together(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, candidate: Tensor) -> Tensor:
-    """The same of a batch, [B, N, C], [B], [B, N], with all similarities: few launches, and a look for many rounds."""
-    kept = []
-    for row in range(0, len(tokens), portion := max(1, LARGEST // tokens.shape[1] ** 2)):
-        some = slice(row, row + portion)
-        unit = unit_tokens(tokens[some], tokens.dtype)
-        near = unit @ unit.mT > tau[some, None, None]
-        own, place = group[some], rank[some]
-        blocks = near & (own[:, :, None] == own[:, None, :]) & (place[:, :, None] > place[:, None, :])
-        kept.append(fixed_point(blocks, candidate[some], ROUNDS))
-    return torch.cat(kept)
+def find_suppressors(tokens: Tensor, tau: Tensor, group: Tensor, rank: Tensor, survivor: Tensor) -> Tensor:
+    """Find the survivor that suppressed each token: the first of its group that precedes it and is too similar.
+
+    Args:
+        tokens: [N, C].
+        tau: Scalar, the threshold.
+        group: [N] int64, the group of each token.
+        rank: [N] int64, the place of each token.
+        survivor: [N] bool, the result of `find_survivors`.
+
+    Returns:
+        Token indices [N] int64; -1 for survivors and for tokens that were no candidates.
+    """
+    unit = normalize_tokens(tokens, tokens.dtype)
+    blocks = (unit @ unit.mT > tau) & (group[:, None] == group) & (rank[:, None] > rank)
+    blocks &= survivor & ~survivor[:, None]
+    first = torch.where(blocks, rank, len(rank)).argmin(-1)
+    return torch.where(blocks.any(-1), first, -1)
 
 
-def fixed_point(blocks: Tensor, candidate: Tensor, rounds: int = 1) -> Tensor:
-    """blocks [..., N, N]: [j, i] if i suppresses j, which it precedes; candidate [..., N] -> mask of the survivors.
+def iterate_suppression(blocks: Tensor, candidate: Tensor, rounds: int = 1) -> Tensor:
+    """Iterate suppression to its fixed point.
 
-    Takes as many rounds as the longest chain of suppression (3 or 4 on images), so ask, every so many, and never cap.
+    It takes as many rounds as the longest chain of suppression (3 or 4 on images), so there is no limit.
+
+    Args:
+        blocks: [..., N, N] bool: [j, i] if i precedes j and would suppress it.
+        candidate: [..., N] bool, the tokens that can survive.
+        rounds: Number of rounds between two checks for the fixed point.
+
+    Returns:
+        Mask [..., N] of the survivors.
     """
     keep, weights = candidate, blocks.float()  # a product is faster than `any`
     while True:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from prunesid_cli.errors import NonFiniteError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.shared.token_grid import Box
-from prunesid_cli.pipeline.compress import encode_media, non_finite_error
+from prunesid_cli.pipeline.ask import encode_media
+from prunesid_cli.pipeline.compress import non_finite_error
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information
-from prunesid_cli.selection import GROUPED, SUPPRESSING, load_method
-from prunesid_cli.selection.methods.plus import grouped
-from prunesid_cli.selection.methods.prunesid import Explanation, reasons
-from prunesid_cli.selection.psca import to_fp64_device
+from prunesid_cli.runtime.device import to_fp64_device
+from prunesid_cli.selection import GROUPING_METHODS, SUPPRESSING_METHODS, load_method
+from prunesid_cli.selection.explain import Explanation, explain_method
+from prunesid_cli.selection.methods.plus import group_tokens
 from prunesid_cli.types import Layout, Region, Segment, TokenSet
 from prunesid_cli.visualization.panels import Annotations
 
@@ -173,13 +174,13 @@ def _explain_selection(
     pruner: Pruner, segment: Segment, budget: int
 ) -> tuple[tuple[int, ...] | None, Explanation | None]:
     """The group of each token [N], and the stages of the selection, as far as the method has them."""
-    if pruner.method not in GROUPED or budget >= segment.capacity:
+    if pruner.method not in GROUPING_METHODS or budget >= segment.capacity:
         return None, None
     features = to_fp64_device(segment.features[None])
     saliency = None if segment.saliency is None else to_fp64_device(segment.saliency[None])
-    if pruner.method not in SUPPRESSING:
-        return tuple(grouped(features, saliency, [budget])[0][0].tolist()), None
+    if pruner.method not in SUPPRESSING_METHODS:
+        return tuple(group_tokens(features, saliency, [budget])[0][0].tolist()), None
     name = pruner.method_for(segment)
     method = load_method(name) if isinstance(name, str) else name
-    (selection,) = reasons(method, features, saliency, [budget], num_cls=int(segment.cls is not None))
+    (selection,) = explain_method(method, features, saliency, [budget], num_cls=int(segment.cls is not None))
     return tuple(selection.group.tolist()), selection

@@ -20,44 +20,44 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection import psca, select
-from prunesid_cli.selection.linalg import eigenvectors as eigen
-from prunesid_cli.selection.methods import prunesid
+from prunesid_cli.selection import group_selection, select
+from prunesid_cli.selection.linalg import gram, krylov
+from prunesid_cli.selection.nms import find_survivors_batched
 from tests.benchmarks.selection import KINDS, WIDTH
 from tests.selection.inputs import attention
 
 TOKENS = 576
 
 
-def whole_decomposition(matrices: Tensor, wanted: Tensor, doubt: object) -> Tensor:
+def whole_decomposition(matrices: Tensor, wanted: Tensor, criterion: object) -> Tensor:
     return torch.linalg.eigh(matrices).eigenvectors[..., -wanted.shape[-1] :].flip(-1).mT
 
 
-def to_the_last_digit(matrices: Tensor, wanted: Tensor, doubt: object) -> Tensor:
-    return eigen.leading(matrices, wanted)
+def to_the_last_digit(matrices: Tensor, wanted: Tensor, criterion: object) -> Tensor:
+    return krylov.leading_eigenvectors(matrices, wanted)
 
 
 def all_similarities(tokens: Tensor, tau: Tensor, *others: Tensor) -> Tensor:
     """group, rank, candidate."""
-    return prunesid.survivors_together(tokens[None], tau[None], *(other[None] for other in others))[0]
+    return find_survivors_batched(tokens[None], tau[None], *(other[None] for other in others))[0]
 
 
 def all_products(matrix: Tensor, out: Tensor) -> None:
     out.copy_(matrix @ matrix.mT)
 
 
-def in_double_precision(matrices: Tensor) -> psca.Gram:
+def in_double_precision(matrices: Tensor) -> gram.Gram:
     exact = matrices.double()
-    return psca.Gram(exact @ exact.mT, torch.zeros(len(matrices)))
+    return gram.Gram(exact @ exact.mT, torch.zeros(len(matrices)))
 
 
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "nothing left out": ExitStack,
-    "Krylov space": lambda: patch.object(psca, "leading", whole_decomposition),
-    "stop when no group can change": lambda: patch.object(psca, "leading", to_the_last_digit),
-    "Gram matrix in fp32": lambda: patch.object(psca, "gram", in_double_precision),
-    "Gram matrix by symmetric blocks": lambda: patch.object(psca, "_product", all_products),
-    "similarities within groups only": lambda: patch.object(prunesid, "survivors", all_similarities),
+    "Krylov space": lambda: patch.object(gram, "leading_eigenvectors", whole_decomposition),
+    "stop when no group can change": lambda: patch.object(gram, "leading_eigenvectors", to_the_last_digit),
+    "Gram matrix in fp32": lambda: patch.object(gram, "gram", in_double_precision),
+    "Gram matrix by symmetric blocks": lambda: patch.object(gram, "_square_in_fp32", all_products),
+    "similarities within groups only": lambda: patch.object(group_selection, "find_survivors", all_similarities),
 }
 
 

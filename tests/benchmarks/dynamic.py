@@ -25,7 +25,7 @@ from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget, token_bounds
-from prunesid_cli.selection.methods.prunesid import explain
+from prunesid_cli.selection.explain import explain
 from prunesid_cli.selection.methods.variants import PRUNESID
 from samples.embedded_model.evaluate import Marks, Picture, examination, examine
 from tests.selection.inputs import apportion
@@ -52,9 +52,9 @@ class Rule:
         return [count for group in groups for count in apportion(group, mean, *self.limits(mean, total))]
 
     def method(self, mean: int) -> Callable[[Tensor, Tensor | None, Sequence[int], int], list[Tensor]]:
-        recipe = PRUNESID if self.own else replace(PRUNESID, strength=lambda budget_with_cls, n: mean / 32)
+        variant = PRUNESID if self.own else replace(PRUNESID, strength=lambda budget_with_cls, n: mean / 32)
         return lambda features, saliency, budgets, num_cls: [
-            image.indices for image in explain(features, saliency, budgets, recipe, num_cls)
+            image.indices for image in explain(features, saliency, budgets, variant, num_cls)
         ]
 
 

@@ -52,11 +52,12 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.explain import explain
 from prunesid_cli.selection.linalg.batched import SPARE
-from prunesid_cli.selection.linalg.eigenvectors import small_eigh
-from prunesid_cli.selection.methods.prunesid import explain
+from prunesid_cli.selection.linalg.eigenvectors import batched_directions
+from prunesid_cli.selection.linalg.ritz import small_eigh
 from prunesid_cli.selection.methods.variants import PRUNESID
-from prunesid_cli.selection.psca import directions_together, exact_directions, quick_directions
+from prunesid_cli.selection.psca import centre_tokens, exact_directions
 from prunesid_cli.types import Pixels, Placement
 from tests.benchmarks.published import load_published
 from tests.selection.inputs import attention, scene_like
@@ -141,18 +142,18 @@ class Bench:
         return features.to(self.device), saliency.to(self.device)
 
 
-TOGETHER = replace(PRUNESID, directions=directions_together, together=True)
+BATCHED = replace(PRUNESID, directions=partial(exact_directions, batched=True), batched=True)
 
 
 def selection(bench: Bench) -> Iterator[Record]:
-    routes = {"together": TOGETHER, "one by one": replace(PRUNESID, directions=exact_directions, together=False)}
+    routes = {"together": BATCHED, "one by one": replace(PRUNESID, directions=exact_directions, batched=False)}
     for images in bench.sizes.batches:
         features, saliency = bench.tokens(images)
         for budget_with_cls in bench.sizes.budgets_with_cls:
             found: Record = {"images": images, "need": budget_with_cls}
-            for name, recipe in routes.items():
+            for name, variant in routes.items():
                 found[name] = bench.measured(
-                    partial(explain, features, saliency, [budget_with_cls] * images, recipe, 1)
+                    partial(explain, features, saliency, [budget_with_cls] * images, variant, 1)
                 )
             if bench.published:
                 rival = load_published(bench.published)
@@ -218,10 +219,9 @@ def agreement(bench: Bench) -> Iterator[Record]:
             features, saliency = tokens(min(8, bench.sizes.agreement - first), first)
             for budget_with_cls in bench.sizes.budgets_with_cls:
                 budgets_with_cls = [budget_with_cls] * len(features)
-                again[budget_with_cls] += len(
-                    quick_directions(features, [budget_with_cls // 4] * len(features), loadings=False)[1]
-                )
-                there = [image.indices for image in explain(features, saliency, budgets_with_cls, TOGETHER, 1)]
+                ks = [budget_with_cls // 4] * len(features)
+                again[budget_with_cls] += len(batched_directions(features, centre_tokens, ks, need_values=False)[1])
+                there = [image.indices for image in explain(features, saliency, budgets_with_cls, BATCHED, 1)]
                 here = select(features.cpu(), saliency.cpu(), budgets_with_cls, num_cls=1)
                 lost = [changed(a, b) for a, b in zip(there, here, strict=True)]
                 differ[budget_with_cls] += sum(count > 0 for count in lost)

@@ -26,11 +26,14 @@ from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import load_method
-from prunesid_cli.selection.batching import keep_counts
+from prunesid_cli.selection.batching import keep_counts, mask_to_indices
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.methods.plus import covering, leaders
-from prunesid_cli.selection.methods.prunesid import explain, over_time
+from prunesid_cli.selection.explain import explain
+from prunesid_cli.selection.methods.plus import find_leaders
+from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
+from prunesid_cli.selection.methods.scope import extend_by_coverage
 from prunesid_cli.selection.methods.variants import OVER_TIME
+from prunesid_cli.selection.similarity import cosine_similarity
 from samples.embedded_model.evaluate import Marks, examination, examine
 
 if TYPE_CHECKING:
@@ -61,12 +64,14 @@ def variant(lead: bool, worth: Score) -> Method:
     """Whether each group keeps its most salient token, and what decides beside coverage."""
 
     def chosen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
-        wanted = keep_counts(features, budgets, num_cls)
-        found = explain(features, saliency, budgets, OVER_TIME, num_cls)
+        counts = keep_counts(features, budgets, num_cls)
+        explanations = explain(features, saliency, budgets, OVER_TIME, num_cls)
         kept = list[Tensor]()
-        for tokens, one, target in zip(features, found, wanted, strict=True):
-            first = leaders(one.group[None], one.saliency[None], target * lead)
-            kept += covering(tokens[None], worth(one.saliency, one.survivor)[None], first, target)
+        for tokens, image, count in zip(features, explanations, counts, strict=True):
+            leaders = find_leaders(image.group[None], image.saliency[None], count * lead)
+            weight = worth(image.saliency, image.survivor)[None]
+            mask = extend_by_coverage(cosine_similarity(tokens[None]), weight, leaders, count)
+            kept += mask_to_indices(mask, count)
         return kept
 
     return chosen
@@ -75,7 +80,7 @@ def variant(lead: bool, worth: Score) -> Method:
 VARIANTS: dict[str, Method] = {
     "prunesid": load_method("prunesid"),
     "prunesid-plus": load_method("prunesid-plus"),
-    "prunesid, threshold capped": over_time,
+    "prunesid, threshold capped": prunesid_over_time,
     "plus without leaders": variant(False, salient),
     "plus, suppressed ones wait": variant(True, surviving),
     "plus, root of saliency": variant(True, root),
@@ -105,7 +110,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     checkpoint = resolve(DEMO)
-    family, placement = load_family(checkpoint.model_type), choose_placement("cpu", "auto", "auto", load_config(checkpoint))
+    family = load_family(checkpoint.model_type)
+    placement = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
     vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
     pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
     results: dict[str, dict[str, dict[str, float]]] = {}

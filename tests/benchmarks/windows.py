@@ -144,7 +144,8 @@ def main() -> None:
     results: dict[str, Any] = {"time": list(timed(options.frames))}
     if options.keeps:
         checkpoint = resolve(DEMO)
-        family, where = load_family(checkpoint.model_type), choose_placement("cpu", "auto", "auto", load_config(checkpoint))
+        family = load_family(checkpoint.model_type)
+        where = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
         halves = family.load_vision_half(checkpoint, where), family.load_language_half(checkpoint, where)
         results["kept"] = list(compared(*halves, options.per_kind, options.keeps))
     if options.out:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunesid_cli.selection import select
-from prunesid_cli.selection.psca import exact_directions, groups
+from prunesid_cli.selection.psca import assign_groups, exact_directions
 from tests.selection.inputs import attention, tokens
 
 
@@ -13,9 +13,9 @@ def test_every_group_keeps_its_most_salient_token() -> None:
     for seed in range(5):
         features, saliency = tokens(seed, 60, 90), attention(seed, 60)
         (kept,) = select(features, saliency, [24], "prunesid-plus")
-        group = groups(exact_directions(features, [24 // 4]))[0]
-        for own in group.unique():
-            members = (group == own).nonzero().flatten()
+        group = assign_groups(exact_directions(features, [24 // 4]))[0]
+        for number in group.unique():
+            members = (group == number).nonzero().flatten()
             assert members[saliency[0, members].argmax()] in kept
 
 

@@ -10,22 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunesid_cli.selection.methods.prunesid import explain
-from prunesid_cli.selection.psca import (
-    centred,
-    exact_directions,
-    gram,
-    groups,
-    low_rank_directions,
-)
-from prunesid_cli.selection.similarity import pair_mean, phi, rounded_pair_mean, triangle_mean, unit_tokens
+from prunesid_cli.selection.explain import explain
+from prunesid_cli.selection.linalg.gram import gram
+from prunesid_cli.selection.psca import assign_groups, centre_tokens, exact_directions, low_rank_directions
+from prunesid_cli.selection.similarity import compute_phi, normalize_tokens, pair_mean, rounded_pair_mean, triangle_mean
 from tests.selection.inputs import batch, repeated, scene_like, tokens
 
 Directions = Callable[[Tensor, Sequence[int]], Tensor]
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 
 
-def centred_exactly(features: Tensor) -> Tensor:
+def centre_exactly(features: Tensor) -> Tensor:
     activation = features.double().sigmoid()
     return activation - activation.mean(-1, keepdim=True)
 
@@ -33,15 +28,15 @@ def centred_exactly(features: Tensor) -> Tensor:
 @pytest.mark.parametrize("n", [48, 300])
 def test_gram_is_of_tokens_less_their_own_mean(n: int) -> None:
     (features,) = tokens(0, n)
-    exact = centred_exactly(features)
-    assert torch.allclose(gram(centred(features)[None]).matrix[0], exact @ exact.T, atol=1e-4)
+    exact = centre_exactly(features)
+    assert torch.allclose(gram(centre_tokens(features)[None]).matrix[0], exact @ exact.T, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [48, 300])
 def test_directions_are_the_leading_eigenvectors(n: int) -> None:
     """Of fewer tokens than channels (64), and of more."""
     (features,) = tokens(0, n)
-    exact = centred_exactly(features)
+    exact = centre_exactly(features)
     reference = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -5:].flip(-1)
     assert torch.allclose(exact_directions(features[None], [5])[0].abs(), reference.abs().float(), atol=1e-4)
 
@@ -61,22 +56,22 @@ def test_an_image_pads_nothing_into_another(directions: Directions) -> None:
         assert not together[row, :, k:].any()
 
 
-@pytest.mark.parametrize("loadings", [True, False])
-def test_images_that_share_operations_share_nothing_else(loadings: bool) -> None:
+@pytest.mark.parametrize("need_values", [True, False])
+def test_images_that_share_operations_share_nothing_else(need_values: bool) -> None:
     """Of some the first few steps are enough, others need more, or LAPACK; to the last bit as alone."""
     kinds = [tokens(0, 196, 300), scene_like(1, 196, 300), repeated(2, 196, 300), repeated(3, 196, 300, 1e-4)]
     features = torch.cat([*kinds, 0.05 * kinds[0], torch.zeros(1, 196, 300), 4 * kinds[1], kinds[1]])
-    together = exact_directions(features, [13] * 8, loadings)
+    together = exact_directions(features, [13] * 8, need_values)
     for row in range(8):
-        assert torch.equal(together[row], exact_directions(features[row : row + 1], [13], loadings)[0])
+        assert torch.equal(together[row], exact_directions(features[row : row + 1], [13], need_values)[0])
 
 
 def test_missing_directions_get_no_tokens() -> None:
     same = tokens(0, 1).expand(1, 20, -1)
     assert exact_directions(same, [4])[0, :, 1:].count_nonzero() == 0
-    assert groups(exact_directions(same, [4])).tolist() == [[0] * 20]
+    assert assign_groups(exact_directions(same, [4])).tolist() == [[0] * 20]
     constant = torch.ones(1, 20, 8)
-    assert groups(exact_directions(constant, [4])).tolist() == [[0] * 20]
+    assert assign_groups(exact_directions(constant, [4])).tolist() == [[0] * 20]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -97,14 +92,14 @@ def test_faint_directions_are_found(noise: float, k: int) -> None:
     """Below what a product in fp32 can show."""
     for seed in range(4):
         (features,) = repeated(seed, 300, 512, noise)
-        exact = centred(features).double()
+        exact = centre_tokens(features).double()
         reference = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -k:].flip(1)
         assert torch.equal(exact_directions(features[None], [k], False)[0].abs().argmax(1), reference.abs().argmax(1))
 
 
-def test_the_first_of_equal_loadings_wins() -> None:
+def test_the_first_of_equal_need_values_wins() -> None:
     v = torch.tensor([[[0.5, -0.5, 0.1], [0.1, -0.7, 0.7], [0.0, 0.0, 0.0]]])
-    assert groups(v).tolist() == [[0, 1, 0]]
+    assert assign_groups(v).tolist() == [[0, 1, 0]]
 
 
 @pytest.mark.parametrize("width", [24, 96])
@@ -116,43 +111,43 @@ def test_low_rank_is_torch_pca_lowrank(width: int) -> None:
         _, _, v = torch.pca_lowrank(matrix.sigmoid().T, q=8)
     ours = low_rank_directions(matrix.unsqueeze(0), [8])[0]
     assert torch.allclose(ours.abs(), v.abs(), atol=1e-4)
-    assert centred(matrix).mean(-1).abs().max() < 1e-6
+    assert centre_tokens(matrix).mean(-1).abs().max() < 1e-6
 
 
 def test_low_rank_groups_are_the_published_ones() -> None:
     """A reference case stores the random directions of the published implementation at seed 0."""
     case = load_file(GOLDEN / "llava_14_redundant_b48.safetensors")
     features = case["hidden_states"][:, 1:].float()
-    ours = groups(low_rank_directions(features, [case["V"].shape[-1]]))
+    ours = assign_groups(low_rank_directions(features, [case["V"].shape[-1]]))
     assert (ours == case["group"]).float().mean() > 0.99
 
 
 def test_rho_without_the_pairs_is_rho() -> None:
     for image in batch(4)[0]:
-        unit = unit_tokens(image)
+        unit = normalize_tokens(image)
         n, cosines = len(unit), unit.double() @ unit.double().T
         slow = (cosines.sum() - cosines.trace()) / (n * (n - 1))
         assert torch.allclose(pair_mean(unit).double(), slow, atol=1e-6)
         assert torch.allclose(rounded_pair_mean(unit).double(), slow, atol=1e-6)
-        assert torch.allclose(phi(image[None]).double(), 1 - slow, atol=1e-6)
+        assert torch.allclose(compute_phi(image[None]).double(), 1 - slow, atol=1e-6)
 
 
 def test_the_published_slip_is_about_half() -> None:
-    unit = unit_tokens(tokens(0)[0])
+    unit = normalize_tokens(tokens(0)[0])
     n = len(unit)
     expected = (pair_mean(unit) * n * (n - 1) / 2 + n) / n**2
     assert torch.allclose(triangle_mean(unit), expected, atol=1e-6)
 
 
 def test_phi_of_one_token_and_of_equal_ones() -> None:
-    assert phi(torch.ones(1, 1, 4)).tolist() == [1.0]
-    assert phi(torch.ones(1, 9, 4)).abs().item() < 1e-6
+    assert compute_phi(torch.ones(1, 1, 4)).tolist() == [1.0]
+    assert compute_phi(torch.ones(1, 9, 4)).abs().item() < 1e-6
 
 
 def test_a_zero_token_is_like_no_other() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         image = torch.cat([torch.zeros(1, 4), torch.ones(2, 4)])
-        assert unit_tokens(image, dtype)[0].tolist() == [0.0] * 4
+        assert normalize_tokens(image, dtype)[0].tolist() == [0.0] * 4
 
 
 def test_explanation_adds_up() -> None:

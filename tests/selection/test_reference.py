@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunesid_cli.selection.group_allocation import allocate, growth
-from prunesid_cli.selection.methods.prunesid import explain
+from prunesid_cli.selection.explain import explain
+from prunesid_cli.selection.group_allocation import allocate, smallest_rise
 from prunesid_cli.selection.methods.variants import PRUNESID
-from prunesid_cli.selection.nms import fixed_point, precedence, survivors
-from prunesid_cli.selection.similarity import unit_tokens
+from prunesid_cli.selection.nms import find_survivors, iterate_suppression, saliency_rank
+from prunesid_cli.selection.similarity import normalize_tokens
 from tests.selection import reference
 from tests.selection.inputs import generator, tokens
 
@@ -37,14 +38,16 @@ def test_selection_is_the_slow_one(first: int) -> None:
         directions = torch.randn(1, n, max(budget_with_cls // 4, 1), generator=generator(seed))
         saliency = saliencies(seed, n)
 
-        def given_directions(_: Tensor, ks: Sequence[int], loadings: bool, directions: Tensor = directions) -> Tensor:
+        def fixed_directions(
+            _: Tensor, ks: Sequence[int], need_values: bool, directions: Tensor = directions
+        ) -> Tensor:
             return directions
 
-        recipe = replace(PRUNESID, directions=given_directions, ascending=lambda budget_with_cls: False)
+        variant = replace(PRUNESID, directions=fixed_directions, min_raster_budget=math.inf)
         image = reference.Image(
             features[0].double().tolist(), saliency[0].tolist(), directions[0].tolist(), budget_with_cls, num_cls
         )
-        (ours,) = explain(features, saliency, [budget_with_cls], recipe, num_cls)
+        (ours,) = explain(features, saliency, [budget_with_cls], variant, num_cls)
         assert ours.indices.tolist() == reference.select(image), f"seed {seed}"
 
 
@@ -66,12 +69,12 @@ def test_allocation_is_the_slow_one(groups: list[tuple[int, int]], data: st.Data
 
 
 @settings(max_examples=200, deadline=None)
-@given(room=st.lists(st.integers(0, 50), min_size=1, max_size=20), data=st.data())
-def test_growth_is_the_smallest_that_suffices(room: list[int], data: st.DataObject) -> None:
-    lack = data.draw(st.integers(-5, sum(room)))
-    t = int(growth(torch.tensor([room]), torch.tensor([lack])))
-    assert sum(min(t, r) for r in room) >= lack
-    assert t == 0 or sum(min(t - 1, r) for r in room) < lack
+@given(space=st.lists(st.integers(0, 50), min_size=1, max_size=20), data=st.data())
+def test_the_rise_is_the_smallest_that_suffices(space: list[int], data: st.DataObject) -> None:
+    lack = data.draw(st.integers(-5, sum(space)))
+    t = int(smallest_rise(torch.tensor([space]), torch.tensor([lack])))
+    assert sum(min(t, r) for r in space) >= lack
+    assert t == 0 or sum(min(t - 1, r) for r in space) < lack
 
 
 def test_suppression_follows_a_long_chain() -> None:
@@ -81,7 +84,7 @@ def test_suppression_follows_a_long_chain() -> None:
     unit = torch.stack([turn.cos(), turn.sin()], 1)
     tau = torch.tensor(1.7 * 1.2 / n).cos()
     rank, group = torch.arange(n), torch.zeros(n, dtype=torch.int64)
-    kept = survivors(unit.double(), tau.double(), group, rank, torch.ones(n, dtype=torch.bool))
+    kept = find_survivors(unit.double(), tau.double(), group, rank, torch.ones(n, dtype=torch.bool))
     assert kept.tolist() == [i % 2 == 0 for i in range(n)]
 
 
@@ -89,7 +92,7 @@ def test_suppression_is_strict() -> None:
     unit = torch.tensor([[1.0, 0.0], [0.5, 3**0.5 / 2]])
     rank, group = torch.tensor([0, 1]), torch.zeros(2, dtype=torch.int64)
     for tau, kept in ((0.5, [True, True]), (0.49, [True, False])):
-        assert survivors(unit, torch.tensor(tau), group, rank, torch.ones(2, dtype=torch.bool)).tolist() == kept
+        assert find_survivors(unit, torch.tensor(tau), group, rank, torch.ones(2, dtype=torch.bool)).tolist() == kept
 
 
 @settings(max_examples=100, deadline=None)
@@ -97,10 +100,10 @@ def test_suppression_is_strict() -> None:
 def test_groups_large_and_small_are_suppressed_apart(seed: int, n: int, num_groups: int, tau: float) -> None:
     """Against one matrix of all tokens: large and small, and empty ones."""
     random = generator(seed)
-    unit = unit_tokens(torch.randn(n, 3, generator=random))
+    unit = normalize_tokens(torch.randn(n, 3, generator=random))
     group = (num_groups * torch.rand(n, generator=random) ** 3).long()
-    rank = precedence(torch.rand(n, generator=random))
+    rank = saliency_rank(torch.rand(n, generator=random))
     candidate = torch.rand(n, generator=random) > 0.1
     blocks = (unit @ unit.T > tau) & (group[:, None] == group) & (rank[:, None] > rank)
-    ours = survivors(unit, torch.tensor(tau), group, rank, candidate)
-    assert torch.equal(ours, fixed_point(blocks, candidate))
+    ours = find_survivors(unit, torch.tensor(tau), group, rank, candidate)
+    assert torch.equal(ours, iterate_suppression(blocks, candidate))

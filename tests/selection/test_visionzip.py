@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunesid_cli.pipeline.segments import assemble_token_set
 from prunesid_cli.selection import select_batch
-from prunesid_cli.selection.methods.visionzip import contextual
+from prunesid_cli.selection.methods.visionzip import contextual_count
 from prunesid_cli.selection.result import Selection
 from prunesid_cli.types import Encoded, Layout, Region, Segment
 from tests.selection.inputs import attention, batch, tokens
@@ -25,7 +25,7 @@ def into_of(one: Selection) -> Tensor:
 
 @pytest.mark.parametrize(("budget_with_cls", "expected"), [(64, 10), (128, 20), (192, 30), (7, 1), (6, 0)])
 def test_the_published_shares(budget_with_cls: int, expected: int) -> None:
-    assert contextual(budget_with_cls) == expected
+    assert contextual_count(budget_with_cls) == expected
 
 
 def test_what_is_left_becomes_one_token() -> None:
@@ -66,12 +66,12 @@ def test_each_token_is_part_of_one_row(seed: int, n: int, data: st.DataObject) -
     features = tokens(seed, n)
     (one,) = select_batch(features, attention(seed, n), [budget], "visionzip")
     if one.into is None:
-        assert contextual(budget) == 0
+        assert contextual_count(budget) == 0
         return
     assert one.into[one.indices].tolist() == list(range(budget))
     assert set(one.into.tolist()) == set(range(budget))
     sizes = one.into.bincount()
-    assert int((sizes > 1).sum()) <= contextual(budget)
+    assert int((sizes > 1).sum()) <= contextual_count(budget)
     weighed = (one.rows(features[0]) * sizes[:, None]).sum(0)
     torch.testing.assert_close(weighed, features[0].sum(0), atol=1e-4, rtol=1e-4)
 

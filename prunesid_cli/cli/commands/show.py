@@ -17,7 +17,7 @@ from prunesid_cli.inputs.file_type import HEADER_BYTES, detect_file_type
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS
 from prunesid_cli.runtime.atomic_write import write_atomically
-from prunesid_cli.selection import GROUPED, SUPPRESSING
+from prunesid_cli.selection import GROUPING_METHODS, SUPPRESSING_METHODS
 from prunesid_cli.text import plural
 from prunesid_cli.tokencache import information_sample
 
@@ -102,8 +102,8 @@ def show(
 
 def _check_drawing_options(method: str, groups: bool, links: bool, out: Path | None, as_json: bool) -> None:
     for is_set, option, methods, problem in (
-        (groups, "--groups", GROUPED, "does not group tokens"),
-        (links, "--links", SUPPRESSING, "suppresses no tokens"),
+        (groups, "--groups", GROUPING_METHODS, "does not group tokens"),
+        (links, "--links", SUPPRESSING_METHODS, "suppresses no tokens"),
     ):
         if is_set and method not in methods:
             raise UsageError(f"{option}: --method {method} {problem}", f"methods that do: {', '.join(methods)}")

@@ -1,210 +1,122 @@
-"""The leading eigenvectors of a symmetric matrix, as far as anybody can tell them apart.
+"""Leading directions of token matrices: the entry point of this package.
 
-Of an image's tokens only the first K of N directions are wanted, and of them only where each token loads most. A
-Krylov space of a third of N columns, in fp32, is within 1e-4 of them; a step of subspace iteration in fp64 is nearer,
-and its residual says how far each loading may still be off. Once that can change nothing, we are done: at a fifth of
-LAPACK's price. A space that is not enough grows; one that gets no nearer gives way to LAPACK.
+A CPU solves few images at a time, each thread on one core (`krylov`). Other devices solve the whole batch in every
+launch (`batched`). If there are more tokens than channels, the smaller channel matrix is factorised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from prunesid_cli.runtime.device import to_device, true_rows
-from prunesid_cli.selection.linalg.krylov import BLOCK, Krylov
-from prunesid_cli.selection.linalg.per_image import each_image, room
+from prunesid_cli.selection.linalg.batched import MAX_MATRIX_ENTRIES, batched_eigenvectors, group_by_width
+from prunesid_cli.selection.linalg.gram import gram, gram_eigenvectors, left_from_right
+from prunesid_cli.selection.linalg.per_image import map_images, scratch_tensor
+from prunesid_cli.selection.linalg.ritz import StoppingCriterion, angle_excess, count_undecided, count_undecided_through
 
-LOOK = 48
-"""Vectors between two looks at whether the space is enough."""
-NOISE = 1e-12
-"""Below this share of the largest eigenvalue a direction is rounding noise."""
-STEPS, FEW = 6, 4
-"""Most steps of subspace iteration, and doubt so small that it is worth them even where they make slow progress."""
-SAFETY = 3
-"""An entry is taken to be within so many times its estimated error."""
-CLOSE = 1e-6
-"""Greatest angle between a computed direction and the true one, in radians, where the numbers themselves matter."""
+CPU_MAX_ENTRIES = 4 * 576**2
+"""Largest number of entries of the Gram matrices that a core works on at once."""
+CPU_WIDTH_STEP = 8
+"""A CPU solves images together if their numbers of directions round up to the same multiple of this."""
+BATCHED_WIDTH_STEP = 16
+"""The same for other devices."""
+
+Transform = Callable[..., Tensor]
+"""Makes matrices X [..., N, C] fp32 from features [..., N, C], in the tensor of the keyword `out` if it is given."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """Approximate eigenvectors, best first: `values` [..., P], rows [..., M, N] of the first M <= P. Of K <= M some are
-    wanted.
+def leading_directions(
+    features: Tensor, transform: Transform, ks: Sequence[int], need_values: bool = True, batched: bool | None = None
+) -> Tensor:
+    """Compute the leading left singular vectors of X = transform(features) for each image.
 
-    images  vectors @ matrix: one step of subspace iteration further, but for their length
-    wanted  mask [..., K]; all others are taken to be zero
+    Directions that the input does not have (rank < k) are zero columns, so that no token can be assigned to a group of
+    rounding noise.
+
+    Args:
+        features: [B, N, C].
+        transform: Makes X [..., N, C] of the features of one image or several.
+        ks: Number of directions wanted of each image.
+        need_values: Whether the values of V matter, or only which |entry| of each row is the largest.
+        batched: Whether all images share every launch; None: on all devices but the CPU.
+
+    Returns:
+        V [B, N, max(ks)] fp32: the exact top-k eigenvectors of X X^T as columns, by descending eigenvalue; zero beyond
+        an image's k.
     """
-
-    values: Tensor
-    vectors: Tensor
-    images: Tensor
-    wanted: Tensor
-
-    def real(self) -> Tensor:
-        """Mask [..., P, 1]: not rounding noise."""
-        return (self.values > NOISE * self.values[..., :1].clamp(min=0)).unsqueeze(-1)
-
-    def improved(self) -> Tensor:
-        """The rows, all P of them, after one step: images of length one."""
-        return torch.where(self.real(), self.images / self.values.unsqueeze(-1), self.vectors)
-
-    def directions(self) -> Tensor:
-        """[..., K, N], rows of noise zero."""
-        return self._where_wanted(self.images / self._values)
-
-    def errors(self) -> Tensor:
-        """[..., K, N]: how far each direction may be off, to first order and noise aside.
-
-        The error is the residual, seen through the rest of the matrix: no longer than the residual by the distance to
-        the rest's greatest eigenvalue, for which the last spare one stands (Parlett, The Symmetric Eigenvalue Problem,
-        11.7), but shared among entries otherwise.
-        """
-        residual = torch.addcmul(self.images, self.vectors, self._values, value=-1)
-        return self._where_wanted(residual / (self._values - self.values[..., -1:].unsqueeze(-1)))
-
-    @property
-    def _values(self) -> Tensor:
-        """[..., M, 1]: those of the rows."""
-        return self.values[..., : self.vectors.shape[-2]].unsqueeze(-1)
-
-    def _where_wanted(self, rows: Tensor) -> Tensor:
-        """[..., P, N] -> [..., K, N]."""
-        k = self.wanted.shape[-1]
-        return torch.where(self.real()[..., :k, :] & self.wanted.unsqueeze(-1), rows[..., :k, :], 0)
-
-    def of(self, row: int) -> Found:
-        """That of one matrix."""
-        return Found(self.values[row], self.vectors[row], self.images[row], self.wanted[row])
-
-
-Doubt = Callable[[Found], Tensor]
-"""What remains to be done, of each matrix [...]: 0 if nothing, and less the nearer that is."""
-
-
-def angle(found: Found) -> Tensor:
-    """How many times CLOSE the worst direction may be off."""
-    worst = found.errors().norm(dim=-1).amax(-1) / CLOSE
-    return torch.where(worst > 1, worst, 0)
-
-
-def undecided(found: Found) -> Tensor:
-    """The number of entries of the space whose greatest loading may be that of another direction."""
-    return overtakable(found.directions().float(), found.errors().float())  # as groups are looked for, too
-
-
-def undecided_through(matrix: Tensor) -> Doubt:
-    """The same of the rows of `matrix` [..., N, C], where it is matrix.mT @ matrix that is factorised."""
-
-    def doubt(found: Found) -> Tensor:
-        through = matrix.double().mT
-        length = found.values[..., : found.wanted.shape[-1], None].clamp(min=0).sqrt()
-        loading, error = (rows @ through / length for rows in (found.directions(), found.errors()))
-        return overtakable(loading.nan_to_num(0), error.nan_to_num(0))
-
-    return doubt
-
-
-def overtakable(loading: Tensor, error: Tensor) -> Tensor:
-    """loading, error [..., K, N] -> of how many columns the greatest |entry| may be another, for all that we know."""
-    loading, error = loading.abs(), error.abs()
-    error = SAFETY * torch.maximum(error, error.square().mean(-1, keepdim=True).sqrt())
-    own = loading.argmax(-2, keepdim=True)
-    least = (loading - error).gather(-2, own).squeeze(-2)
-    most = (loading + error).scatter(-2, own, -1).amax(-2)
-    return (~(least >= most)).sum(-1)
-
-
-def leading(matrices: Tensor, wanted: Tensor, doubt: Doubt = angle) -> Tensor:
-    """matrices [B, N, N] fp64, symmetric, positive semi-definite -> first K eigenvectors as rows [B, K, N], descending.
-
-    Rows that are not wanted (mask [B, K]) and directions that a matrix does not have (rank < K) are zero. Most matrices
-    want the same few steps, which are taken together: threads wait for each other at every operation, and one on all of
-    them costs that once. What comes of a matrix does not depend on the others.
-    """
-    n, k = matrices.shape[-1], wanted.shape[-1]
-    if (width := _first_width(k)) > n // 2:
-        return torch.stack([_whole(matrix, own) for matrix, own in zip(matrices, wanted, strict=True)])
-    space = Krylov(room(matrices, *matrices.shape, dtype=torch.float32).copy_(matrices), n // 2)
-    space.grow(width)
-    rows, complete = space.leading(k)
-    found = rayleigh_ritz(matrices, rows, wanted)
-    decided = complete & (doubt(found) == 0)
-    directions = found.directions()
-    for row in true_rows(~decided):
-        more = _alone(matrices[row], space.of(row), found.of(row), doubt) if complete[row] else None
-        directions[row] = _whole(matrices[row], wanted[row]) if more is None else more
+    if batched is None:
+        batched = features.device.type != "cpu"
+    if batched:
+        directions, doubtful = batched_directions(features, transform, ks, need_values)
+        if doubtful:  # few, if any
+            few_ks = [ks[row] for row in doubtful]
+            exact = leading_directions(features[doubtful].cpu(), transform, few_ks, need_values, batched=False)
+            directions[doubtful] = pad(exact, (0, max(ks) - exact.shape[-1])).to(features.device)
+        return directions
+    num_images, n, channels = features.shape
+    if n > channels:
+        groups = [(min(k, channels), [row]) for row, k in enumerate(ks)]
+    else:
+        max_images = max(1, min(CPU_MAX_ENTRIES // n**2, -(-num_images // torch.get_num_threads())))
+        groups = list(group_by_width(ks, n, CPU_WIDTH_STEP, max_images))
+    solved = map_images(
+        lambda index: _cpu_directions(features, transform, ks, *groups[index], need_values),
+        len(groups),
+        features.device,
+    )
+    directions = torch.zeros(num_images, n, max(ks))
+    for (width, rows), vectors in zip(groups, solved, strict=True):
+        directions[rows, :, :width] = vectors[..., : max(ks)]
     return directions
 
 
-def _first_width(k: int) -> int:
-    """Enough for most images at the first look, whose price is that of half a step to the next."""
-    return BLOCK * -(-(7 * k // 4 + 104) // BLOCK)
+def _cpu_directions(
+    features: Tensor, transform: Transform, ks: Sequence[int], width: int, rows: list[int], need_values: bool
+) -> Tensor:
+    """V [b, N, width] of some rows of the batch. A single row may have more tokens than channels."""
+    n, channels = features.shape[1:]
+    matrices = scratch_tensor(features, len(rows), n, channels, dtype=torch.float32)
+    for row, out in zip(rows, matrices, strict=True):  # one by one, as in `gram`
+        transform(features[row], out=out)
+    wanted = torch.arange(width) < torch.tensor([ks[row] for row in rows])[:, None]
+    if n <= channels:
+        return gram_eigenvectors(matrices, wanted, angle_excess if need_values else count_undecided).float().mT
+    (matrix,) = matrices
+    criterion = angle_excess if need_values else partial(count_undecided_through, matrix)
+    (right,) = gram_eigenvectors(matrix.T[None], wanted, criterion).mT
+    return left_from_right(matrix, right)[None]
 
 
-def _alone(matrix: Tensor, space: Krylov, found: Found, doubt: Doubt) -> Tensor | None:
-    """One matrix [N, N] further, from what its space gave so far -> [K, N]; None where it gets no nearer."""
-    hope = float("inf")
-    while True:
-        first, last, found = polish(matrix, found, doubt)
-        if not last:
-            return found.directions()
-        if first > hope / 2 or space.width + LOOK > len(matrix) // 2:
-            return None
-        hope = first
-        space.grow(space.width + LOOK)
-        rows, complete = space.leading(found.wanted.shape[-1])
-        if not complete:
-            return None
-        found = rayleigh_ritz(matrix, rows, found.wanted)
+def batched_directions(
+    features: Tensor, transform: Transform, ks: Sequence[int], need_values: bool
+) -> tuple[Tensor, list[int]]:
+    """Compute `leading_directions` in as few launches as possible.
 
-
-def _whole(matrix: Tensor, wanted: Tensor) -> Tensor:
-    """LAPACK's, of one matrix [N, N], wanted [K] -> [K, N]."""
-    values, vectors = torch.linalg.eigh(matrix)
-    values, vectors = values.flip(0)[: len(wanted)], vectors.flip(1)[:, : len(wanted)]
-    return (vectors * (wanted & (values > NOISE * values[:1].clamp(min=0)))).T
-
-
-def polish(matrix: Tensor, found: Found, doubt: Doubt) -> tuple[float, float, Found]:
-    """Subspace iteration of one matrix while a step leaves a quarter, or few -> doubt at first and at last."""
-    first = last = float(doubt(found))
-    for _ in range(STEPS):
-        if not last:
-            break
-        better = rayleigh_ritz(matrix, found.improved(), found.wanted)
-        before, last, found = last, float(doubt(better)), better
-        if last > max(before / 4, FEW):
-            break
-    return first, last, found
-
-
-def rayleigh_ritz(matrix: Tensor, rows: Tensor, wanted: Tensor, most: int | None = None) -> Found:
-    """The best approximations in the span of rows [..., P, N], which need not be quite orthonormal, or the first `most`
-    of them; in fp64."""
-    rows = rows.double()
-    images = rows @ matrix
-    lower = torch.linalg.cholesky_ex(rows @ rows.mT).L
-    identity = torch.eye(rows.shape[-2], dtype=rows.dtype, device=rows.device)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    values, weights = small_eigh(inverse @ (rows @ images.mT) @ inverse.mT)
-    weights = weights.flip(-1)[..., :most].mT @ inverse
-    return Found(values.flip(-1), weights @ rows, weights @ images, wanted)
-
-
-def small_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of small symmetric matrices [..., P, P], ascending.
-
-    Those of a batch on a GPU are solved on the host, some by each core: torch asks cuSOLVER for those of more than 32
-    rows one by one, and it takes milliseconds for each (pytorch issue 174674, of 2026), LAPACK a fraction of one.
+    Returns:
+        V [B, N, max(ks)], and the rows of the images whose directions may be wrong.
     """
-    if matrices.device.type == "cpu":
-        values, vectors = torch.linalg.eigh(matrices)
-        return values, vectors
-    parts = matrices.cpu().chunk(torch.get_num_threads())
-    found = each_image(lambda part: torch.linalg.eigh(parts[part]), len(parts), parts[0].device)
-    values, vectors = (to_device(torch.cat(column), matrices.device) for column in zip(*found, strict=True))
-    return values, vectors
+    (n, channels), doubtful = features.shape[1:], list[int]()
+    side = min(n, channels)
+    directions = torch.zeros(len(ks), n, -(-max(ks) // BATCHED_WIDTH_STEP) * BATCHED_WIDTH_STEP, device=features.device)
+    max_images = max(1, MAX_MATRIX_ENTRIES // (n * side))
+    for width, rows in group_by_width(ks, side, BATCHED_WIDTH_STEP, max_images):
+        # A list as index would be sent to the device, and its images copied.
+        subset = slice(None) if len(rows) == len(ks) else rows
+        matrix = transform(features[subset])
+
+        def criterion_for(images: slice | Tensor, matrix: Tensor = matrix) -> StoppingCriterion:
+            if need_values:
+                return angle_excess
+            return count_undecided if n <= channels else partial(count_undecided_through, matrix[images])
+
+        quick = gram(matrix if n <= channels else matrix.mT)
+        vectors, unfinished = batched_eigenvectors(
+            quick.matrix, [ks[row] for row in rows], width, criterion_for, quick.min_reliable
+        )
+        directions[subset, :, :width] = vectors.mT.float() if n <= channels else left_from_right(matrix, vectors.mT)
+        doubtful += [rows[index] for index in unfinished]
+    return directions[..., : max(ks)], doubtful

@@ -1,4 +1,4 @@
-"""Selections to compare with: each ignores what PruneSID is about. Indices in raster order."""
+"""Simple selections to compare with, each without one of PruneSID's ideas: random, at equal steps, by saliency."""
 
 from __future__ import annotations
 
@@ -8,28 +8,41 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.runtime.device import to_device
-from prunesid_cli.selection.batching import by_saliency, keep_counts
+from prunesid_cli.selection.batching import keep_counts, order_by_saliency
 
 SEED = 0
 
 
 def random(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
-    """The first T of one seeded permutation: the same for every image, so a batch changes nothing."""
+    """Select the first T tokens of one seeded permutation, the same for every image.
+
+    Args:
+        features: [B, N, C], of which only the shape matters.
+        saliency: Ignored.
+        budgets: Tokens to keep of each image, CLS included.
+        num_cls: Number of CLS tokens that a budget counts.
+
+    Returns:
+        Kept indices B x [T], in raster order.
+    """
     shuffled = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(SEED))
-    kept = [shuffled[:target].sort().values for target in keep_counts(features, budgets, num_cls)]
+    kept = [shuffled[:count].sort().values for count in keep_counts(features, budgets, num_cls)]
     return [to_device(indices, features.device) for indices in kept]
 
 
 def grid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
-    """T tokens at equal steps of the raster, each in the middle of its step."""
+    """Select T tokens at equal steps of the raster, each in the middle of its step; arguments as of `random`."""
     n = features.shape[1]
     return [
-        (2 * torch.arange(target, device=features.device) + 1) * n // (2 * max(target, 1))
-        for target in keep_counts(features, budgets, num_cls)
+        (2 * torch.arange(count, device=features.device) + 1) * n // (2 * max(count, 1))
+        for count in keep_counts(features, budgets, num_cls)
     ]
 
 
 def saliency(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
-    """The T most salient tokens; by the norm of their features where the model offers no saliency."""
-    order, wanted = by_saliency(features, saliency), keep_counts(features, budgets, num_cls)
-    return [kept[:target].sort().values for kept, target in zip(order, wanted, strict=True)]
+    """Select the T most salient tokens; without saliency [B, N] those of the longest features [B, N, C].
+
+    The arguments are those of `random`.
+    """
+    order, counts = order_by_saliency(features, saliency), keep_counts(features, budgets, num_cls)
+    return [row[:count].sort().values for row, count in zip(order, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175): tokens of which no two are alike. Knows no saliency."""
+"""DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175): tokens that are as different from each other as possible."""
 
 from __future__ import annotations
 
@@ -8,28 +8,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.batching import cosines, keep_counts, row_of, run_per_budget
+from prunesid_cli.selection.batching import gather_row, keep_counts, run_per_budget
+from prunesid_cli.selection.similarity import cosine_similarity
 
 
 def divprune(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
-    """Max-min diversity, greedily, over cosine distances; in O(T N) once these are there.
+    """Select for max-min diversity, greedily, over cosine distances; in O(T N) once these are computed.
 
-    First the token furthest from its nearest, then again and again the one furthest from the nearest of those taken.
-    As published, but that a token is never taken twice, which the published code does where tokens repeat; and that
-    tokens are those at the cut, and not those that the projector makes of them.
+    The first token is the one furthest from its nearest neighbour. Each further token is the one furthest from the
+    nearest selected token. Differs from the published code in that
+
+    - a token is never selected twice, which the published code does where tokens repeat;
+    - tokens are those at the cut, and not those that the projector makes of them.
+
+    Args:
+        features: [B, N, C].
+        saliency: Ignored.
+        budgets: Tokens to keep of each image, CLS included.
+        num_cls: Number of CLS tokens that a budget counts.
+
+    Returns:
+        Kept indices B x [T], in raster order.
     """
-    return run_per_budget(_furthest, keep_counts(features, budgets, num_cls), features)
+    return run_per_budget(_select, keep_counts(features, budgets, num_cls), features)
 
 
-def _furthest(features: Tensor, target: int) -> Sequence[Tensor]:
-    near = cosines(features)
-    near.diagonal(dim1=-2, dim2=-1).fill_(-math.inf)
-    closest = near.amax(-1)
-    taken = torch.empty(len(features), target, dtype=torch.int64, device=features.device)
-    for step in range(target):
+def _select(features: Tensor, count: int) -> Sequence[Tensor]:
+    similarity = cosine_similarity(features)
+    similarity.diagonal(dim1=-2, dim2=-1).fill_(-math.inf)
+    closest = similarity.amax(-1)
+    selected = torch.empty(len(features), count, dtype=torch.int64, device=features.device)
+    for step in range(count):
         furthest = closest.argmin(-1, keepdim=True)
-        taken[:, step : step + 1] = furthest
-        row = row_of(near, furthest)
+        selected[:, step : step + 1] = furthest
+        row = gather_row(similarity, furthest)
         closest = torch.maximum(closest, row) if step else row
         closest.scatter_(1, furthest, math.inf)
-    return list(taken.sort(-1).values)
+    return list(selected.sort(-1).values)

@@ -1,4 +1,4 @@
-"""Leading eigenvectors from a Krylov space are those of LAPACK, on spectra kind and unkind."""
+"""Leading eigenvectors from a Krylov space are those of LAPACK, on easy and on hard spectra."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.linalg import eigenvectors as eigen
-from prunesid_cli.selection.linalg.eigenvectors import Doubt, angle, rayleigh_ritz, undecided
-from prunesid_cli.selection.linalg.krylov import BLOCK, Krylov
-from prunesid_cli.selection.psca import centred, exact_directions, gram
+from prunesid_cli.selection.linalg.gram import gram
+from prunesid_cli.selection.linalg.krylov import BLOCK, Krylov, leading_eigenvectors
+from prunesid_cli.selection.linalg.ritz import StoppingCriterion, angle_excess, count_undecided, rayleigh_ritz
+from prunesid_cli.selection.psca import centre_tokens, exact_directions
 from tests.selection.inputs import generator, scene_like, tokens
 
 N = 300
@@ -26,14 +26,14 @@ SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def leading(matrix: Tensor, k: int, doubt: Doubt = angle) -> Tensor:
-    """Of one matrix, all of which are wanted."""
-    (found,) = eigen.leading(matrix[None], torch.ones(1, k, dtype=torch.bool), doubt)
-    return found
+def leading(matrix: Tensor, k: int, criterion: StoppingCriterion = angle_excess) -> Tensor:
+    """The leading eigenvectors of one matrix, all of them wanted."""
+    (vectors,) = leading_eigenvectors(matrix[None], torch.ones(1, k, dtype=torch.bool), criterion)
+    return vectors
 
 
 def gram_of(tokens: Tensor) -> Tensor:
-    return gram(centred(tokens)[None]).matrix[0]
+    return gram(centre_tokens(tokens)[None]).matrix[0]
 
 
 def with_spectrum(values: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def test_the_basis_stays_orthonormal(spectrum: str) -> None:
     space.grow(12 * BLOCK)
     basis = space.basis[: space.width]
     assert torch.allclose(basis @ basis.T, torch.eye(space.width), atol=1e-4)
-    assert torch.allclose(space.image[: space.width], basis @ matrix.float(), rtol=1e-3, atol=1e-5)
+    assert torch.allclose(space.product[: space.width], basis @ matrix.float(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 40])
@@ -87,11 +87,11 @@ def test_small_matrices(n: int) -> None:
 @pytest.mark.parametrize("scale", [0.05, 1, 4])
 @pytest.mark.parametrize("kind", [tokens, scene_like])
 def test_each_token_loads_most_where_lapack_says(kind: Callable[[int, int, int], Tensor], scale: float, k: int) -> None:
-    """Stopping when no group can change any more changes no group."""
+    """Stopping once no group can change does not change a group."""
     for seed in range(3):
         matrix = gram_of(scale * kind(seed, 400, 512)[0])
         exact = torch.linalg.eigh(matrix).eigenvectors[:, -k:].flip(1)
-        assert torch.equal(leading(matrix, k, undecided).abs().argmax(0), exact.abs().argmax(1))
+        assert torch.equal(leading(matrix, k, count_undecided).abs().argmax(0), exact.abs().argmax(1))
 
 
 @pytest.mark.parametrize("k", [4, 16])
@@ -101,22 +101,22 @@ def test_more_tokens_than_channels(scale: float, k: int) -> None:
     for seed in range(3):
         (features,) = scale * scene_like(seed, 400, 250)
         exact = torch.linalg.eigh(gram_of(features)).eigenvectors[:, -k:].flip(1)
-        ours = exact_directions(features[None], [k], loadings=False)[0]
+        ours = exact_directions(features[None], [k], need_values=False)[0]
         assert torch.equal(ours.abs().argmax(1), exact.abs().argmax(1))
 
 
-def test_doubt_tells_of_every_token_that_is_wrong() -> None:
-    """Stopped early, the tokens in another group than they belong to are among those counted."""
+def test_every_wrong_token_is_counted_as_undecided() -> None:
+    """If the iteration stops early, the tokens in a wrong group are among those counted."""
     matrix = gram_of(scene_like(0, 400, 512)[0])
     exact = torch.linalg.eigh(matrix).eigenvectors[:, -16:].flip(1).abs().argmax(1)
     wrong = []
     for width in range(48, 133, 12):
         space = Krylov(matrix.float(), 200)
         space.grow(width)
-        rows, complete = space.leading(16)
+        rows, complete = space.ritz_vectors(16)
         assert complete
-        found = rayleigh_ritz(matrix, rows, torch.ones(16, dtype=torch.bool))
-        wrong.append(int((found.directions().abs().argmax(0) != exact).sum()))
-        assert undecided(found) >= wrong[-1]
+        ritz = rayleigh_ritz(matrix, rows, torch.ones(16, dtype=torch.bool))
+        wrong.append(int((ritz.directions().abs().argmax(0) != exact).sum()))
+        assert count_undecided(ritz) >= wrong[-1]
     assert wrong[0] > 20
     assert wrong[-1] == 0

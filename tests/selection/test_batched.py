@@ -1,25 +1,32 @@
-"""The route for accelerators, run on a CPU: all images in every launch, and the same tokens kept."""
+"""The route for accelerators, run on a CPU: all images in every launch keep the same tokens as each alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.linalg.batched import leading_together, portions
-from prunesid_cli.selection.linalg.eigenvectors import Found, undecided
-from prunesid_cli.selection.methods.prunesid import explain
+from prunesid_cli.selection.explain import explain
+from prunesid_cli.selection.linalg.batched import batched_eigenvectors, group_by_width
+from prunesid_cli.selection.linalg.gram import Gram, gram
+from prunesid_cli.selection.linalg.ritz import RitzVectors, count_undecided
 from prunesid_cli.selection.methods.variants import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
-from prunesid_cli.selection.nms import fixed_point, precedence, survivors, survivors_together
-from prunesid_cli.selection.psca import centred, directions_together, exact_directions, gram, groups
+from prunesid_cli.selection.nms import find_survivors, find_survivors_batched, iterate_suppression, saliency_rank
+from prunesid_cli.selection.psca import assign_groups, centre_tokens, exact_directions
 from tests.selection.inputs import attention, generator, repeated, scene_like, tokens
 
-TOGETHER = replace(PRUNESID, directions=directions_together, together=True)
+batched_directions = partial(exact_directions, batched=True)
+BATCHED = replace(PRUNESID, directions=batched_directions, batched=True)
 ALL = {"paper": PRUNESID, "llava": PUBLISHED_LLAVA, "qwen": PUBLISHED_QWEN}
+
+
+def eigenvectors(gram: Gram, ks: list[int], width: int) -> tuple[Tensor, list[int]]:
+    return batched_eigenvectors(gram.matrix, ks, width, lambda images: count_undecided, gram.min_reliable)
 
 
 def mixed(n: int, width: int = 512) -> Tensor:
@@ -33,22 +40,22 @@ def mixed(n: int, width: int = 512) -> Tensor:
 def test_the_same_groups(n: int, width: int) -> None:
     features = mixed(n, width)
     ks = [min(k, n) for k in (48, 16, 33, 5, 7, 12, 4)]
-    together = groups(directions_together(features, ks, loadings=False))
-    assert torch.equal(together, groups(exact_directions(features, ks, loadings=False)))
+    together = assign_groups(batched_directions(features, ks, need_values=False))
+    assert torch.equal(together, assign_groups(exact_directions(features, ks, need_values=False)))
 
 
 @pytest.mark.parametrize("noise", [0, 1e-4, 1e-2])
 def test_the_same_groups_where_tokens_repeat(noise: float) -> None:
     """The other directions drown in rounding, or are not there: what fp32 makes of them must not be believed."""
     features, ks = torch.cat([repeated(seed, 324, 512, noise) for seed in range(6, 12)]), [5, 16, 48] * 2
-    together = groups(directions_together(features, ks, loadings=False))
-    assert torch.equal(together, groups(exact_directions(features, ks, loadings=False)))
+    together = assign_groups(batched_directions(features, ks, need_values=False))
+    assert torch.equal(together, assign_groups(exact_directions(features, ks, need_values=False)))
 
 
 @pytest.mark.parametrize("width", [512, 64])
 def test_the_same_loadings(width: int) -> None:
     features, ks = mixed(144, width), [16, 16, 8, 24, 4, 4, 4]
-    together, alone = directions_together(features, ks).abs(), exact_directions(features, ks).abs()
+    together, alone = batched_directions(features, ks).abs(), exact_directions(features, ks).abs()
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -64,8 +71,8 @@ def falling(seed: int, n: int, width: int) -> Tensor:
 @pytest.mark.parametrize("kind", [tokens, scene_like, falling])
 def test_few_are_in_doubt_and_none_of_the_others_is_wrong(kind: Callable[[int, int, int], Tensor]) -> None:
     """Twelve steps are enough for nearly all images: what is done again would be slow."""
-    quick = gram(centred(torch.cat([kind(seed, 324, 512) for seed in range(6)])))
-    found, doubtful = leading_together(quick.matrix, [16, 32] * 3, 32, lambda some: undecided, quick.least)
+    quick = gram(centre_tokens(torch.cat([kind(seed, 324, 512) for seed in range(6)])))
+    found, doubtful = eigenvectors(quick, [16, 32] * 3, 32)
     assert len(doubtful) <= 1
     exact = torch.linalg.eigh(quick.matrix).eigenvectors.flip(-1).abs()
     for row in range(6):
@@ -104,25 +111,25 @@ def nearly_tied(matrix: Tensor, k: int, gap: float) -> Tensor:
 
 
 def test_what_fp32_leaves_open_is_settled_in_fp64_and_not_done_again() -> None:
-    matrices = gram(centred(torch.cat([scene_like(seed, 324, 512) for seed in range(4)]))).matrix.clone()
+    matrices = gram(centre_tokens(torch.cat([scene_like(seed, 324, 512) for seed in range(4)]))).matrix.clone()
     matrices[2] = nearly_tied(matrices[2], 16, 1e-7)
-    looks = list[int]()
+    checks = list[int]()
 
-    def doubt(found: Found) -> Tensor:
-        looks.append(len(found.values))
-        return undecided(found)
+    def criterion(ritz: RitzVectors) -> Tensor:
+        checks.append(len(ritz.values))
+        return count_undecided(ritz)
 
-    found, doubtful = leading_together(matrices, [16] * 4, 16, lambda some: doubt, torch.zeros(4))
-    assert (looks, doubtful) == ([4, 1], [])
+    found, doubtful = batched_eigenvectors(matrices, [16] * 4, 16, lambda images: criterion, torch.zeros(4))
+    assert (checks, doubtful) == ([4, 1], [])
     exact = torch.linalg.eigh(matrices).eigenvectors.flip(-1)[..., :16].abs()
     assert torch.equal(found.abs().argmax(1), exact.argmax(-1))
 
 
 def test_a_broken_matrix_breaks_no_other() -> None:
-    quick = gram(centred(scene_like(0, 144, 256).expand(3, -1, -1)))
-    whole, _ = leading_together(quick.matrix, [8, 8, 8], 16, lambda some: undecided, quick.least)
+    quick = gram(centre_tokens(scene_like(0, 144, 256).expand(3, -1, -1)))
+    whole, _ = eigenvectors(quick, [8, 8, 8], 16)
     quick.matrix[1] = float("nan")
-    found, doubtful = leading_together(quick.matrix, [8, 8, 8], 16, lambda some: undecided, quick.least)
+    found, doubtful = eigenvectors(quick, [8, 8, 8], 16)
     assert doubtful == [1]
     assert torch.equal(found[0], whole[0])
     assert torch.equal(found[2], whole[2])
@@ -134,18 +141,19 @@ def test_the_same_survivors(seed: int) -> None:
     images, n = 3, int(torch.randint(1, 60, (1,), generator=random))
     unit = torch.nn.functional.normalize(torch.randn(images, n, 3, generator=random), dim=-1)
     group = torch.randint(1 + n // 6, (images, n), generator=random)
-    rank = precedence(torch.rand(images, n, generator=random))
+    rank = saliency_rank(torch.rand(images, n, generator=random))
     candidate = torch.rand(images, n, generator=random) > 0.1
     tau = torch.rand(images, generator=random)
-    together = survivors_together(unit, tau, group, rank, candidate)
+    together = find_survivors_batched(unit, tau, group, rank, candidate)
     for row in range(images):
-        assert torch.equal(together[row], survivors(unit[row], tau[row], group[row], rank[row], candidate[row]))
+        assert torch.equal(together[row], find_survivors(unit[row], tau[row], group[row], rank[row], candidate[row]))
 
 
 def test_a_long_chain_settles() -> None:
-    """Each suppresses the next: rounds are counted between looks, not in all."""
+    """Each token suppresses the next one: rounds are counted between two checks, not in all."""
     blocks = torch.ones(1, 40, 40).tril(-1).triu(-1).bool()
-    assert fixed_point(blocks, torch.ones(1, 40, dtype=torch.bool), 6)[0].tolist() == [i % 2 == 0 for i in range(40)]
+    kept = iterate_suppression(blocks, torch.ones(1, 40, dtype=torch.bool), 6)
+    assert kept[0].tolist() == [i % 2 == 0 for i in range(40)]
 
 
 @pytest.mark.parametrize("with_saliency", [True, False])
@@ -153,28 +161,28 @@ def test_the_same_tokens(with_saliency: bool) -> None:
     features = mixed(144)
     saliency = torch.cat([attention(seed, 144) for seed in range(7)]) if with_saliency else None
     budgets = [64, 33, 1, 140, 20, 64, 7]
-    together = explain(features, saliency, budgets, TOGETHER, 1)
+    together = explain(features, saliency, budgets, BATCHED, 1)
     for ours, alone in zip(together, explain(features, saliency, budgets, PRUNESID, 1), strict=True):
         assert torch.equal(ours.indices, alone.indices)
         assert torch.equal(ours.survivor, alone.survivor)
 
 
-@pytest.mark.parametrize("recipe", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("variant", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_every_recipe_in_few_launches(recipe: PruneSIDVariant, dtype: torch.dtype) -> None:
+def test_every_variant_in_few_launches(variant: PruneSIDVariant, dtype: torch.dtype) -> None:
     """In half precision a batched product may round otherwise, so ask then for nearly the same."""
     features = torch.cat([tokens(seed, 100, 128) for seed in range(4)]).to(dtype)
     saliency = torch.cat([attention(seed, 100) for seed in range(4)])
-    together = explain(features, saliency, [32] * 4, replace(recipe, together=True), 1)
-    for ours, alone in zip(together, explain(features, saliency, [32] * 4, recipe, 1), strict=True):
+    together = explain(features, saliency, [32] * 4, replace(variant, batched=True), 1)
+    for ours, alone in zip(together, explain(features, saliency, [32] * 4, variant, 1), strict=True):
         shared = len(set(ours.indices.tolist()) & set(alone.indices.tolist()))
         assert shared == 31 if dtype == torch.float32 else shared >= 28
 
 
-def test_portions_hold_everything_once() -> None:
+def test_groups_of_a_width_hold_every_image_once() -> None:
     ks = [3, 40, 16, 17, 16, 1]
-    for n, most in ((16, 1), (16, 9), (576, 2), (10**5, 3)):
-        cut = list(portions(ks, n, 8, most))
-        assert sorted(row for _, rows in cut for row in rows) == list(range(len(ks)))
-        assert all(min(ks[row], n) <= width for width, rows in cut for row in rows)
-        assert all(len(rows) <= most for _, rows in cut)
+    for n, max_images in ((16, 1), (16, 9), (576, 2), (10**5, 3)):
+        groups = list(group_by_width(ks, n, 8, max_images))
+        assert sorted(row for _, rows in groups for row in rows) == list(range(len(ks)))
+        assert all(min(ks[row], n) <= width for width, rows in groups for row in rows)
+        assert all(len(rows) <= max_images for _, rows in groups)

@@ -1,4 +1,4 @@
-"""The methods that others published: cases small enough to do by hand, and the rules of each written out slowly."""
+"""The methods of other authors: cases small enough to do by hand, and the rules of each written as slow loops."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.selection import select
-from prunesid_cli.selection.batching import cosines, launches
-from prunesid_cli.selection.linalg.batched import LARGEST
-from prunesid_cli.selection.methods.divprune import _furthest
-from prunesid_cli.selection.methods.plus import _led
-from prunesid_cli.selection.methods.scope import _covering
-from prunesid_cli.selection.methods.vispruner import _distinct
+from prunesid_cli.selection.batching import group_by_count
+from prunesid_cli.selection.linalg.batched import MAX_MATRIX_ENTRIES
+from prunesid_cli.selection.methods import divprune, plus, scope, vispruner
+from prunesid_cli.selection.similarity import cosine_similarity
 from tests.selection.inputs import attention, scene_like, tokens
 
 Slowly = Callable[[list[list[float]], list[float], int], list[int]]
@@ -34,7 +32,7 @@ def kept(method: str, features: Tensor, saliency: Sequence[float] | None, budget
 
 
 @pytest.mark.parametrize(("budget", "expected"), [(1, [3]), (2, [1, 3]), (3, [1, 2, 3])])
-def test_divprune_begins_with_the_loneliest_and_keeps_away(budget: int, expected: list[int]) -> None:
+def test_divprune_begins_with_the_loneliest_token(budget: int, expected: list[int]) -> None:
     assert kept("divprune", at_angles(0, 10, 90, 200), [1.0, 0.0, 0.0, 0.0], budget) == expected
 
 
@@ -57,8 +55,8 @@ def test_scope_weighs_what_is_covered(saliency: list[float] | None, budget: int,
     assert kept("scope", at_angles(0, 0, 0, 90), saliency, budget) == expected
 
 
-def test_scope_holds_no_opposite_against_a_token() -> None:
-    """The first resembles three and is the opposite of two; the sixth resembles two, and has no opposite."""
+def test_scope_ignores_opposites() -> None:
+    """The first token resembles three and is the opposite of two; the sixth resembles two and has no opposite."""
     assert kept("scope", at_angles(0, 0, 0, 180, 180, 90, 90), None, 1) == [0]
 
 
@@ -67,11 +65,11 @@ def test_scope_holds_no_opposite_against_a_token() -> None:
     [((0, 0, 90, 180, 181), [0, 1, 2, 3]), ((0, 0, 181, 180, 90), [0, 1, 3, 4])],
 )
 def test_vispruner_drops_duplicates_of_what_is_not_salient(degrees: tuple[float, ...], expected: list[int]) -> None:
-    """The first two are kept, alike as they are; of the others the outer ones are compared with that in between."""
+    """The first two are kept although they are equal; the outer ones of the others are compared with the middle one."""
     assert kept("vispruner", at_angles(*degrees), [0.5, 0.4, 0.3, 0.2, 0.1], 4) == expected
 
 
-def test_vispruner_lays_tokens_out_by_saliency() -> None:
+def test_vispruner_orders_tokens_by_saliency() -> None:
     assert kept("vispruner", at_angles(180, 90, 0, 181, 0), [0.2, 0.3, 0.5, 0.1, 0.4], 4) == [0, 1, 2, 4]
     assert kept("vispruner", at_angles(90, 180, 0, 181, 0), [0.3, 0.1, 0.5, 0.2, 0.4], 4) == [0, 2, 3, 4]
 
@@ -111,10 +109,10 @@ SLOWLY: dict[str, Slowly] = {"divprune": divprune_slowly, "scope": scope_slowly,
 @pytest.mark.parametrize("method", SLOWLY)
 @pytest.mark.parametrize("seed", range(6))
 def test_the_rule_written_out(method: str, seed: int) -> None:
-    """Odd numbers, budgets from one to all but one; what makes the first few tokens differ makes all that follow."""
+    """Odd numbers, and budgets from one to all but one. A difference in the first tokens would change all others."""
     n = 37 + seed
     features, saliency = tokens(seed, n), attention(seed, n)
-    near = cosines(features)[0].tolist()
+    near = cosine_similarity(features)[0].tolist()
     for budget in (1, 2, 9, 20, n - 1):
         expected = SLOWLY[method](near, saliency[0].tolist(), budget)
         assert select(features, saliency, [budget], method)[0].tolist() == expected
@@ -127,9 +125,9 @@ def test_more_of_the_same(method: str) -> None:
     assert all(fewer < more for fewer, more in zip(sets, sets[1:], strict=False))
 
 
-@pytest.mark.parametrize("rule", [_furthest, _covering, _distinct, _led])
+@pytest.mark.parametrize("rule", [method._select for method in (divprune, scope, vispruner, plus)])
 def test_a_shared_launch_changes_nothing(rule: Callable[..., Sequence[Tensor]]) -> None:
-    """What accelerators run: a batch in every operation, whose images have more groups or fewer."""
+    """Accelerators run every operation on a batch, whose images have different numbers of groups."""
     features = torch.cat([tokens(seed, 50) for seed in range(4)])
     saliency = torch.cat([attention(seed, 50) for seed in range(4)])
     group = torch.stack([torch.arange(50) % groups for groups in (3, 9, 16, 30)])
@@ -139,10 +137,10 @@ def test_a_shared_launch_changes_nothing(rule: Callable[..., Sequence[Tensor]]) 
         assert len(together) == 17 and torch.equal(together, alone)
 
 
-def test_launches_hold_everything_once() -> None:
-    wanted = [5, 9, 5, 0, 9, 9, 5]
+def test_groups_of_a_count_hold_every_image_once() -> None:
+    counts = [5, 9, 5, 0, 9, 9, 5]
     for n in (16, 4096, 10**5):
-        cut = list(launches(wanted, n))
-        assert sorted(row for rows in cut for row in rows) == list(range(len(wanted)))
-        assert all(len({wanted[row] for row in rows}) == 1 for rows in cut)
-        assert all(len(rows) * n * n <= max(LARGEST, n * n) for rows in cut)
+        groups = list(group_by_count(counts, n))
+        assert sorted(row for rows in groups for row in rows) == list(range(len(counts)))
+        assert all(len({counts[row] for row in rows}) == 1 for rows in groups)
+        assert all(len(rows) * n * n <= max(MAX_MATRIX_ENTRIES, n * n) for rows in groups)
