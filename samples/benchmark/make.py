@@ -39,7 +39,7 @@ from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
 from samples.benchmark.tell import README, in_words, put_into
 from samples.embedded_model.evaluate import coverage
-from samples.embedded_model.others import draw_other
+from samples.embedded_model.non_scenes import draw_non_scene
 
 HERE = Path(__file__).parent
 SPLIT = 60
@@ -85,7 +85,7 @@ def write_questions(asked: Sequence[Asked], path: Path) -> list[Drawing]:
     folder.mkdir(exist_ok=True)
     for one in asked:
         if one.question.kind == "refusal":
-            pixels = draw_other(SPLIT, one.index)
+            pixels = draw_non_scene(SPLIT, one.index)
         else:
             drawn.append(draw(make_scene(SPLIT, one.index)))
             pixels = drawn[-1].pixels

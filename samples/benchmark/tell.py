@@ -138,10 +138,11 @@ def _verdict(told: Told) -> list[str]:
     """How many comparisons PruneSID wins and loses, and where it is behind."""
     found = leads(told)
     lost, won = [one for one in found if one.high < 0], [one for one in found if one.low > 0]
+    undecided = len(found) - len(lost) - len(won)
     lines = [
         f"There are {len(found)} comparisons (a rival at a budget, on the same questions). PruneSID is significantly",
-        f"better in {len(won)} and significantly worse in {len(lost)}.",
-        f"{len(found) - len(lost) - len(won)} are undecided. A difference is significant if its 95 % interval excludes zero. Without any true difference,",
+        f"better in {len(won)}, significantly worse in {len(lost)}, and {undecided} are undecided. A difference is",
+        "significant if its 95 % interval excludes zero. Without any true difference,",
         f"{_by_chance(len(found))} would be significant in each direction by chance.",
     ]
     behind = [one for one in found if one.points < 0]
