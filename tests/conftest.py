@@ -18,7 +18,7 @@ if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 from prunesid_cli.cli import app as cli  # noqa: E402
-from tests.models.tiny import write  # noqa: E402
+from tests.models.tiny import write_checkpoint  # noqa: E402
 
 PROMPT = "what is shown?"
 
@@ -39,22 +39,28 @@ class CommandResult:
 Run = Callable[..., CommandResult]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in this process: `run("ask", picture, "what is shown?", stdin=b"")`; None is a closed stdin."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+def isolate(monkeypatch: pytest.MonkeyPatch, config_home: Path) -> None:
+    """Hide the user's configuration and model from commands, and the network from the hub's client."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(config_home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PRUNESID_MODEL", raising=False)
 
-    def call(*args: object, stdin: bytes | None = b"") -> CommandResult:
-        out, err = io.StringIO(), io.StringIO()
-        monkeypatch.setattr("sys.argv", ["prunesid", *map(str, args)])
-        monkeypatch.setattr("sys.stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
-        with redirect_stdout(out), redirect_stderr(err):
-            code = cli.run()
-        return CommandResult(int(code), out.getvalue(), err.getvalue())
 
-    return call
+def run_command(*args: object, stdin: bytes | None = b"") -> CommandResult:
+    """Run a command in this process: `run_command("ask", picture, "what is shown?")`. None is a closed stdin."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr("sys.argv", ["prunesid", *map(str, args)])
+        patch.setattr("sys.stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
+        code = cli.run()
+    return CommandResult(int(code), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """`run_command` with an empty configuration."""
+    isolate(monkeypatch, tmp_path / "config")
+    return run_command
 
 
 @pytest.fixture(scope="session")
@@ -74,4 +80,4 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LLaVA-1.5, for tests that do not depend on the model family."""
-    return write("llava", tmp_path_factory.mktemp("llava"))
+    return write_checkpoint("llava", tmp_path_factory.mktemp("llava"))

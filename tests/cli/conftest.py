@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.helpers import write_jsonl
-from tests.conftest import Run
+from tests.conftest import isolate, run_command
 
 LONG_AGO = 1_600_000_000
 """A modification time, in seconds, far enough in the past that compress trusts it."""
@@ -54,11 +54,19 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> li
     return [Path(shutil.copy(path, folder / "ab"[i > 2])) for i, path in enumerate(pictures[:5])]
 
 
+@pytest.fixture(scope="module")
+def original_scene_cache(llava: Path, scenes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        isolate(monkeypatch, folder / "config")
+        assert run_command("compress", *scenes, "-m", llava, "--out", folder / "c").code == 0
+    return folder / "c"
+
+
 @pytest.fixture
-def scene_cache(run: Run, llava: Path, scenes: list[Path], tmp_path: Path) -> Path:
-    """A cache of the five scenes."""
-    assert run("compress", *scenes, "-m", llava, "--out", tmp_path / "c").code == 0
-    return tmp_path / "c"
+def scene_cache(original_scene_cache: Path, tmp_path: Path) -> Path:
+    """A cache of the five scenes, which the test may change."""
+    return shutil.copytree(original_scene_cache, tmp_path / "c")
 
 
 @pytest.fixture

@@ -37,19 +37,20 @@ def test_answers_are_written_to_a_file(run: Run, scene_cache: Path, prompts_file
     assert printed_answers(run(*command, "--out", out, "--json")) == expected == stored_answers(out)
 
 
-@pytest.mark.parametrize("left", [0, 1, 7, 18])
-@pytest.mark.parametrize("torn", [0, 1, 40, -1])
+@pytest.mark.parametrize("num_lines", [0, 1, 7, 18])
 def test_a_truncated_file_is_completed(
-    run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path, left: int, torn: int
+    run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path, num_lines: int
 ) -> None:
+    """It ends in some lines and a part of the next one: none of it, one byte, 40 bytes, or all but the line end."""
     out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
     run(*command, "--out", out)
-    whole, records = stored_answers(out), out.read_bytes().splitlines(keepends=True)
-    out.write_bytes(b"".join(records[:left]) + records[left][:torn])
-    result = run(*command, "--out", out)
-    assert (result.code, stored_answers(out)) == (0, whole)
-    assert result.err.startswith(f"{20 - left} answers in")
-    assert out.read_bytes().startswith(b"".join(records[:left]))
+    complete, lines = stored_answers(out), out.read_bytes().splitlines(keepends=True)
+    for num_bytes in (0, 1, 40, -1):
+        out.write_bytes(b"".join(lines[:num_lines]) + lines[num_lines][:num_bytes])
+        result = run(*command, "--out", out)
+        assert (result.code, stored_answers(out)) == (0, complete)
+        assert result.err.startswith(f"{20 - num_lines} answers in")
+        assert out.read_bytes().startswith(b"".join(lines[:num_lines]))
 
 
 def test_failed_answers_are_retried(

@@ -162,11 +162,14 @@ def test_debug_prints_the_traceback(run: Run, llava: Path) -> None:
     assert "Traceback" not in run("ask", "-m", llava, "missing.jpg", PROMPT).err
 
 
-def test_an_unexpected_exception_is_reported_as_a_bug(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> dict[str, str]:
+def test_an_unexpected_exception_is_reported_as_a_bug(
+    run: Run, monkeypatch: pytest.MonkeyPatch, write_config: Callable[[str], Path]
+) -> None:
+    def fail(text: str) -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr("prunesid_cli.cli.commands.models.load_config", fail)
+    write_config("")
+    monkeypatch.setattr("prunesid_cli.cli.config.tomllib.loads", fail)
     result = run("models")
     assert (result.code, "this is a bug" in result.err, "Traceback" in result.err) == (1, True, False)
     assert "on purpose" in run("models", "--debug").err
