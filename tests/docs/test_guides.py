@@ -16,13 +16,24 @@ from tests.conftest import Run
 from tests.docs.markdown import ROOT, Page, check_links, check_modules, check_options, run_console_blocks
 
 GUIDES = {path.stem: Page(path) for path in sorted((ROOT / "samples" / "guides").glob("*.md"))}
-OTHER_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "samples/benchmark/README.md", "samples/benchmark/lmms-eval.md",
-               "tests/benchmarks/README.md", "prunesid_cli/demo/model/README.md")  # fmt: skip
+OTHER_PAGES = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "prunesid_cli/demo/model/README.md",
+    "samples/benchmark/README.md",
+    "samples/benchmark/lmms-eval.md",
+    "tests/benchmarks/README.md",
+    "tests/data/golden/README.md",
+)
+SLOW_GUIDES = ("evaluation",)
+WITH_CONSOLE_BLOCKS = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW_GUIDES else ())
+    for name, page in GUIDES.items()
+    if page.blocks("console")
+]
 
-with_console_blocks = [name for name, page in GUIDES.items() if page.blocks("console")]
 
-
-@pytest.mark.parametrize("name", with_console_blocks)
+@pytest.mark.parametrize("name", WITH_CONSOLE_BLOCKS)
 def test_console_blocks(name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_console_blocks(GUIDES[name], run, tmp_path, monkeypatch)
 
