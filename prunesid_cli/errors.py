@@ -64,3 +64,8 @@ class NonFiniteError(PruneSIDError):
     def __init__(self, problem: str, hint: str = "", rows: Sequence[int] = ()) -> None:
         super().__init__(problem, hint)
         self.rows = list(rows)
+
+
+def non_finite_error(source: str) -> NonFiniteError:
+    """The error of an input whose visual tokens have NaN or infinity."""
+    return NonFiniteError(f"{source}: the vision tower gives NaN or infinity", hint="try --dtype fp32")

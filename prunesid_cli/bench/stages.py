@@ -17,12 +17,11 @@ from tempfile import TemporaryDirectory
 from prunesid_cli.bench.cache_io import read_cache, write_cache
 from prunesid_cli.bench.stock_model import StockModel, stock_inputs
 from prunesid_cli.bench.timing import Lap, LapTimer
-from prunesid_cli.errors import NonFiniteError, OutOfMemory
+from prunesid_cli.errors import NonFiniteError, OutOfMemory, non_finite_error
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.video.frame_sampling import DEFAULT_SAMPLING
 from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.pipeline.compress import non_finite_error
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.out_of_memory import is_out_of_memory
 from prunesid_cli.types import Encoded, Generation, Layout, Pixels, Prompt, TokenSet

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunesid_cli.errors import NonFiniteError
+from prunesid_cli.errors import NonFiniteError, non_finite_error
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.pipeline.compress import non_finite_error
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, TokenSet
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from prunesid_cli.errors import MediaError, NonFiniteError
+from prunesid_cli.errors import MediaError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.load import CachedInput, FailedInput, LoadedInput
@@ -126,7 +126,3 @@ def open_writer(
         store=store.value,
     )
     return CacheWriter(folder, run, tool, ShardLimits(max_shard_items), str(pruner.sampling))
-
-
-def non_finite_error(source: str) -> NonFiniteError:
-    return NonFiniteError(f"{source}: the vision tower gives NaN or infinity", hint="try --dtype fp32")

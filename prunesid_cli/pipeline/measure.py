@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prunesid_cli.errors import PruneSIDError
+from prunesid_cli.errors import PruneSIDError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
-from prunesid_cli.pipeline.compress import non_finite_error
 from prunesid_cli.pipeline.load import CachedInput, FailedInput, LoadedInput, read_stamp
 from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.tokencache import Measurement, MeasurementLog

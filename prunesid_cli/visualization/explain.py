@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunesid_cli.errors import NonFiniteError
+from prunesid_cli.errors import NonFiniteError, non_finite_error
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.shared.token_grid import Box
 from prunesid_cli.pipeline.ask import encode_media
-from prunesid_cli.pipeline.compress import non_finite_error
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.runtime.device import to_fp64_device

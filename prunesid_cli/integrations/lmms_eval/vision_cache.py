@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from prunesid_cli.errors import ModelError, NonFiniteError
+from prunesid_cli.errors import ModelError, NonFiniteError, non_finite_error
 from prunesid_cli.integrations.lmms_eval.requests import MediaRequest, Request
-from prunesid_cli.pipeline.compress import non_finite_error
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information, to_host
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
