@@ -24,12 +24,12 @@ from prunesid_cli.models.llava_onevision import (
     LlavaOnevisionVision,
 )
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.pipeline import compress as pipeline
+from prunesid_cli.pipeline.ask import ask
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation
-from tests.models.test_laws import CPU, clip, painting
-from tests.models.tiny import write
+from tests.models.harness import CPU, make_clip, make_image
+from tests.models.tiny import write_checkpoint
 from tests.models.tiny.llava_onevision import llava_onevision
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
@@ -58,7 +58,7 @@ class Model:
 
 @pytest.fixture(scope="module", params=["llava_onevision", "llava_onevision-earlier"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write(request.param, tmp_path_factory.mktemp(request.param)))
+    return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
 
 
 def merged(encoded: Any, part: str) -> Tensor:
@@ -72,7 +72,7 @@ def merged(encoded: Any, part: str) -> Tensor:
 
 def test_saliency_is_the_eager_attention_that_is_received(model: Model) -> None:
     """Of the whole picture as it is, of the raster of tiles packed as the tokens are."""
-    item = model.vision.preprocess(media_from_image(painting(1, SHRUNK)))
+    item = model.vision.preprocess(media_from_image(make_image(1, SHRUNK)))
     (encoded,) = model.vision.encode([item])
     expected = model.received(item.tensors["pixel_values"])
     packed, _ = model.stock.model.pack_image_features(
@@ -84,7 +84,7 @@ def test_saliency_is_the_eager_attention_that_is_received(model: Model) -> None:
 
 
 def test_saliency_of_a_clip_is_pooled_as_its_frames_are(model: Model) -> None:
-    item = model.vision.preprocess(clip(1, 3))
+    item = model.vision.preprocess(make_clip(1, 3))
     (encoded,) = model.vision.encode([item])
     pooled = model.stock.model.apply_pooling(model.received(item.tensors["pixel_values_videos"])[..., None])
     for segment, expected in zip(encoded.segments, pooled[..., 0], strict=True):
@@ -94,7 +94,7 @@ def test_saliency_of_a_clip_is_pooled_as_its_frames_are(model: Model) -> None:
 @pytest.mark.parametrize("size", [(384, 384), (500, 700), (1919, 401), (333, 1777), (2304, 2304), (3, 900)])
 def test_slots_are_those_of_the_stock_processor(model: Model, size: tuple[int, int]) -> None:
     """As many as in the prompt, with a newline at each end of a row and nowhere else."""
-    picture = painting(3, size)
+    picture = make_image(3, size)
     layout = model.vision.preprocess(media_from_image(picture)).layout
     written = model.vision.processor(text=["<image>"], images=[picture], return_tensors="pt")["input_ids"]
     assert layout.total == written.numel()
@@ -109,7 +109,7 @@ def test_slots_are_those_of_the_stock_processor(model: Model, size: tuple[int, i
 def test_of_a_very_narrow_picture_the_whole_is_left(tmp_path: Path, size: tuple[int, int]) -> None:
     """With an even number of patches a side, all columns or rows of the raster are padding."""
     llava_onevision(tmp_path, patch=48)
-    vision, media = LlavaOnevisionVision(resolve(str(tmp_path)), CPU), media_from_image(painting(1, size))
+    vision, media = LlavaOnevisionVision(resolve(str(tmp_path)), CPU), media_from_image(make_image(1, size))
     (encoded,) = vision.encode([vision.preprocess(media)])
     written = vision.processor(text=["<image>"], images=[media.image], return_tensors="pt")["input_ids"]
     assert (len(encoded.segments), encoded.layout.total) == (1, written.numel())
@@ -118,19 +118,19 @@ def test_of_a_very_narrow_picture_the_whole_is_left(tmp_path: Path, size: tuple[
 @pytest.mark.parametrize("size", [(300, 300), SHRUNK])
 def test_several_pictures_of_a_prompt_are_not_tiled(model: Model, size: tuple[int, int]) -> None:
     side = model.vision.side
-    item = model.vision.preprocess(media_from_image(painting(1, size)), num_other_images=1)
+    item = model.vision.preprocess(media_from_image(make_image(1, size)), num_other_images=1)
     assert (len(item.tensors["pixel_values"]), item.layout.total, len(item.layout.regions)) == (1, side**2 + 1, 1)
 
 
 def test_rasters_are_cut_into_windows_of_at_most_a_tile(model: Model) -> None:
-    (encoded,) = model.vision.encode([model.vision.preprocess(media_from_image(painting(1, SHRUNK)))])
+    (encoded,) = model.vision.encode([model.vision.preprocess(media_from_image(make_image(1, SHRUNK)))])
     sizes = [len(segment.features) for segment in encoded.segments]
     assert max(sizes) <= model.vision.side**2
     assert len(sizes) > 9
 
 
 def test_frames_are_squeezed_to_a_square_as_the_settings_for_clips_say(model: Model) -> None:
-    media = clip(1, 2, (640, 200))
+    media = make_clip(1, 2, (640, 200))
     pixels = model.vision.preprocess(media).tensors["pixel_values_videos"]
     frame = media.frames[1].resize((384, 384), Image.Resampling.BICUBIC)
     expected = torch.from_numpy(np.asarray(frame) / 127.5 - 1).permute(2, 0, 1).float()
@@ -139,7 +139,7 @@ def test_frames_are_squeezed_to_a_square_as_the_settings_for_clips_say(model: Mo
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="the stock processor of clips needs torchvision")
 def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
-    media = clip(1, 3, (640, 200))
+    media = make_clip(1, 3, (640, 200))
     stock = AutoVideoProcessor.from_pretrained(model.folder)
     frames = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in media.frames])
     expected = stock(videos=[frames], return_tensors="pt")["pixel_values_videos"][0]
@@ -150,12 +150,12 @@ def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
 def test_a_prompt_about_a_picture_and_a_clip_is_the_stock_model(model: Model) -> None:
     """The picture is the only one, so it is tiled."""
     media, prompt = (
-        [media_from_image(painting(1, (700, 200))), clip(1, 3)],
+        [media_from_image(make_image(1, (700, 200))), make_clip(1, 3)],
         "first <image> and then <video> what is shown?",
     )
     pruner = Pruner(model.vision, Budget.parse("all"), "prunesid", ())
     language = LlavaOnevisionLanguage(resolve(str(model.folder)), CPU)
-    _, items = pipeline.ask(pruner, language, media, prompt, Generation(max_new_tokens=2))
+    _, items = ask(pruner, language, media, prompt, Generation(max_new_tokens=2))
     picture, frames = (model.vision.preprocess(one).tensors for one in media)
     layouts = [item.layout for item in items]
     ids = language.tokenize(prompt, layouts).tolist()

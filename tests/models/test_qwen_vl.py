@@ -31,8 +31,18 @@ from prunesid_cli.models.shared.processor import placeholder_ids
 from prunesid_cli.selection import select
 from prunesid_cli.types import Encoded, Pixels, TokenSet
 from tests.conftest import Run
-from tests.models.test_laws import CLOSE, CPU, GENERATION, PROMPT, Model, clip, keep_all, painting, rows_kept
-from tests.models.tiny import TINY, tiny, write
+from tests.models.harness import (
+    CLOSE,
+    CPU,
+    GENERATION,
+    PROMPT,
+    Model,
+    check_keeping_all,
+    kept_rows,
+    make_clip,
+    make_image,
+)
+from tests.models.tiny import TINY, tiny_model, write_checkpoint
 
 VARIANTS = sorted(name for name in TINY if name.startswith("qwen"))
 EXACT = {"atol": 1e-5, "rtol": 0.0}
@@ -41,17 +51,17 @@ needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason=
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
+    return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)), tiny_model(request.param))
 
 
 @pytest.fixture(scope="module")
 def timed(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Whose positions in time depend on seconds."""
-    return Model(write("qwen2_5_vl", tmp_path_factory.mktemp("timed")), tiny("qwen2_5_vl"))
+    return Model(write_checkpoint("qwen2_5_vl", tmp_path_factory.mktemp("timed")), tiny_model("qwen2_5_vl"))
 
 
 def slow_clip(frames: int, seconds: float, size: tuple[int, int] = (84, 56)) -> Media:
-    pictures = tuple(painting(i, size) for i in range(frames))
+    pictures = tuple(make_image(i, size) for i in range(frames))
     return media_from_frames(pictures, tuple(i * seconds for i in range(frames)))
 
 
@@ -87,7 +97,7 @@ def test_saliency_is_the_attention_that_the_stock_tower_pays(
     model: Model, attention_weights: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qwen_saliency, "MAX_ATTENTION_WEIGHTS", 5000)  # several parts
-    pixels = [model.vision.preprocess(one) for one in (model.media()[1], model.media()[2], clip(3, 3))]
+    pixels = [model.vision.preprocess(one) for one in (model.media()[1], model.media()[2], make_clip(3, 3))]
     patches, grids = tower_inputs(pixels)
     tower = model.stock.model.visual
     last = max(getattr(tower, "fullatt_block_indexes", [len(tower.blocks) - 1]))
@@ -122,7 +132,7 @@ def test_importance_adds_to_one_in_each_picture(model: Model) -> None:
 
 
 def test_large_pictures_are_selected_from_by_windows(model: Model) -> None:
-    pixels = model.vision.preprocess(media_from_image(painting(5, (1250, 1100))))
+    pixels = model.vision.preprocess(media_from_image(make_image(5, (1250, 1100))))
     (item,) = model.vision.encode([pixels])
     assert item.layout.total > WINDOW_SIDE * WINDOW_SIDE and len(item.segments) == 2
     with torch.no_grad():
@@ -136,10 +146,10 @@ def test_large_pictures_are_selected_from_by_windows(model: Model) -> None:
 
 def mixed(model: Model, keep: str) -> tuple[list[Pixels], list[TokenSet]]:
     """A picture, a clip of an odd number of frames 0.7 s apart, and another picture."""
-    first, second = model.pictures()[1:3]
+    first, second = model.images()[1:3]
     pixels = [model.vision.preprocess(one) for one in (first, slow_clip(5, 0.7), second)]
     pruner = model.pruner(keep)
-    return pixels, pruner.keep(pruner.encode(pixels), [pruner.mean(one.layout.total) for one in pixels])
+    return pixels, pruner.keep(pruner.encode(pixels), [pruner.mean_tokens(one.layout.total) for one in pixels])
 
 
 def stock_positions(model: Model, prompt: str, pixels: list[Pixels]) -> tuple[Tensor, Tensor]:
@@ -162,7 +172,7 @@ def test_positions_of_pictures_and_clips_are_the_stock_models(model: Model, keep
     pixels, items = mixed(model, keep)
     ids, expected = stock_positions(model, prompt, pixels)
     asked = model.language.embed(prompt, items)
-    left = rows_kept(model, {"input_ids": ids[None]}, items)
+    left = kept_rows(model, {"input_ids": ids[None]}, items)
     assert len(left) < len(ids) or keep == "all"
     assert torch.equal(asked.positions, expected[:, left])
 
@@ -172,11 +182,11 @@ def test_time_may_run_ahead_of_the_words_that_follow(timed: Model) -> None:
     media = slow_clip(12, 20.0)
     regions = timed.vision.preprocess(media).layout.regions
     assert regions[-1].tick == 400
-    keep_all(timed, [media], PROMPT)
+    check_keeping_all(timed, [media], PROMPT)
 
 
 def test_published_selection_looks_at_no_saliency(model: Model) -> None:
-    (item,) = model.vision.encode([model.vision.preprocess(model.pictures()[0])])
+    (item,) = model.vision.encode([model.vision.preprocess(model.images()[0])])
     (segment,) = item.segments
     (kept,) = model.pruner("23", "prunesid-published").prune([item])
     (expected,) = select(segment.features[None], None, [23], "prunesid-published")
@@ -188,7 +198,7 @@ EXTREMES = ((1, 1), (3, 3), (27, 27), (1, 150), (3, 400), (400, 3), (1, 1), (30,
 
 @pytest.mark.parametrize("size", EXTREMES)
 def test_extreme_sizes_are_read_as_the_stock_processor_does(model: Model, size: tuple[int, int]) -> None:
-    media = media_from_image(painting(1, size))
+    media = media_from_image(make_image(1, size))
     pixels = model.vision.preprocess(media)
     inputs = model.stock_inputs([media], PROMPT)
     assert torch.equal(pixels.tensors["pixel_values"], inputs["pixel_values"])
@@ -200,7 +210,7 @@ def test_extreme_sizes_are_read_as_the_stock_processor_does(model: Model, size: 
 
 def test_too_long_a_picture_costs_itself_alone(model: Model, run: Run, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="2010 x 10 pixels"):
-        model.vision.preprocess(media_from_image(painting(1, (2010, 10))))
+        model.vision.preprocess(media_from_image(make_image(1, (2010, 10))))
     with pytest.raises(MediaError, match="2010 x 10 pixels"):
         model.vision.preprocess(slow_clip(2, 0.5, (2010, 10)))
     for name, size in (("good", (100, 80)), ("long", (2010, 10))):
@@ -220,7 +230,7 @@ def test_a_clip_of_one_frame_is_read_twice(model: Model) -> None:
 
 def test_frames_of_a_pair_share_a_patch(model: Model) -> None:
     """A still clip looks like its picture, at that size."""
-    still = painting(4, (320, 320))
+    still = make_image(4, (320, 320))
     media = media_from_frames((still,) * 4, (0.0, 0.5, 1.0, 1.5))
     pixels = model.vision.preprocess(media).tensors["pixel_values_videos"]
     picture = model.vision.preprocess(media_from_image(still)).tensors["pixel_values"]
