@@ -17,7 +17,7 @@ from PIL import Image
 
 from prunesid_cli.demo.questions import ask_all
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
-from samples.embedded_model.others import draw_other
+from samples.embedded_model.non_scenes import draw_non_scene
 
 HERE = Path(__file__).parent
 SCENES = range(9000, 9006)
@@ -33,7 +33,7 @@ def main() -> None:
         for question in ask_all(scene, rng):
             lines.append({"media": name} | asdict(question))
     (HERE / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    Image.fromarray(draw_other(HELD_OUT, 9011)).save(HERE / "not_a_scene.png", optimize=True)
+    Image.fromarray(draw_non_scene(HELD_OUT, 9011)).save(HERE / "not_a_scene.png", optimize=True)
     show = [sys.executable, "-m", "prunesid_cli", "show", "scene5.png", "-m", "demo", "--out", "kept.png"]
     subprocess.run(show, cwd=HERE, check=True)
 

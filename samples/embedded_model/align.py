@@ -1,7 +1,7 @@
-"""Before the language model learns, the projector alone learns to say in its words what each patch shows.
+"""Alignment of the projector with the language model's words, before the language model is trained.
 
-As in LLaVA's own first stage, but densely, since we know what every patch shows: a visual token begins as the sum of
-the words for the kind, the colour or the digit, and the place of its thing.
+This is LLaVA's first stage with dense labels, since it is known what each patch shows: a visual token starts as the sum
+of the embeddings of the words for the kind, the colour or digit, and the place of its thing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from prunesid_cli.demo.build import WIDTH
 from prunesid_cli.demo.scenes import NUMBER, SIDE, TRAIN, Thing, make_scene
-from samples.embedded_model.store import Store, is_foreign
+from samples.embedded_model.store import Store, is_non_scene
 
-ANCHORS = 8
-"""Columns, and rows, whose codes are mixed to tell a place."""
-BACKGROUNDS = 12
-"""Patches without a thing that are taken of each picture."""
+NUM_ANCHORS = 8
+"""Columns, and rows, with a code of their own; the code of a place is interpolated between them."""
+BACKGROUND_PATCHES = 12
+"""Patches without a thing that are used of each picture."""
+STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 2048, 4e-3
 
 
 def align_projector(
@@ -29,67 +30,85 @@ def align_projector(
     """Fit an untrained projector to the sums of words that describe patches.
 
     Args:
-        projector: `linear_1`, GELU, `linear_2`.
-        table: the language model's word embeddings [V, C]; what they all share is left out.
-        word: the row of a word in that table.
+        projector: The projector: `linear_1`, GELU, `linear_2`.
+        table: Word embeddings of the language model [V, C]. Their mean is subtracted.
+        word: Word -> its row in the table.
+        store: Features and labels of pictures.
+        seed: Seed.
+        pictures: Number of pictures to fit on.
     """
     generator = torch.Generator().manual_seed(seed)
-    seen, said = _described(store, Words(table.detach() - table.detach().mean(0), word, generator), pictures, seed)
-    mean, scale = seen.mean(0), seen.std(0)
+    targets = WordTargets(table.detach() - table.detach().mean(0), word, generator)
+    features, sums = _make_examples(store, targets, pictures, seed)
+    mean, scale = features.mean(0), features.std(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first, second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
     net = nn.Sequential(first, nn.GELU(), second)
-    steps = 1000
-    optimiser = torch.optim.AdamW(net.parameters(), 4e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    for _ in range(steps):
-        at = torch.randint(len(seen), (2048,), generator=generator)
-        loss = (net((seen[at] - mean) / scale) - said[at]).square().sum(-1).mean()
+    optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
+    for _ in range(STEPS):
+        rows = torch.randint(len(features), (BATCH_SIZE,), generator=generator)
+        loss = (net((features[rows] - mean) / scale) - sums[rows]).square().sum(-1).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-    with torch.no_grad():
+    with torch.no_grad():  # the normalisation becomes part of the first layer
         projector.linear_1.weight.copy_(first.weight / scale)
         projector.linear_1.bias.copy_(first.bias - projector.linear_1.weight @ mean)
         projector.linear_2.load_state_dict(second.state_dict())
 
 
-class Words:
-    """What is said of a patch, as vectors [C]."""
+class WordTargets:
+    """Target of each patch: the sum of the embeddings of the words that describe it [C].
+
+    Args:
+        table: Word embeddings [V, C] with mean 0.
+        word: Word -> its row in the table.
+        generator: Draws codes for places, background and pictures that are not scenes.
+    """
 
     def __init__(self, table: Tensor, word: Callable[[str], int], generator: torch.Generator) -> None:
         def code(*shape: int) -> Tensor:
             return torch.randn(*shape, WIDTH, generator=generator) * table.std()
 
-        self.of: Callable[[str], Tensor] = lambda name: table[word(name)]
-        self.columns, self.rows = code(ANCHORS), code(ANCHORS)
-        self.background, self.foreign = code(2)
+        self._table, self._word = table, word
+        self.columns, self.rows = code(NUM_ANCHORS), code(NUM_ANCHORS)
+        self.background, self.non_scene = code(2)
 
-    def thing(self, thing: Thing) -> Tensor:
+    def of_thing(self, thing: Thing) -> Tensor:
+        """Return the target of patches that show a thing."""
         second = str(thing.digit) if thing.kind == NUMBER else thing.colour
-        place = self._along(self.columns, thing.x, "left", "right") + self._along(self.rows, thing.y, "top", "bottom")
-        return self.of(thing.kind) + self.of(second) + place
+        column = self._place(self.columns, thing.x, "left", "right")
+        row = self._place(self.rows, thing.y, "top", "bottom")
+        return self._embedding(thing.kind) + self._embedding(second) + (column + row)
 
-    def _along(self, codes: Tensor, centre: float, first: str, last: str) -> Tensor:
-        """A code that changes smoothly with the place, and the word for the outer thirds."""
-        low, share = divmod(centre / SIDE * (ANCHORS - 1), 1)
+    def _embedding(self, word: str) -> Tensor:
+        return self._table[self._word(word)]
+
+    def _place(self, codes: Tensor, centre: float, first: str, last: str) -> Tensor:
+        """A code that changes smoothly with the place, plus the word for it in the outer thirds."""
+        low, share = divmod(centre / SIDE * (NUM_ANCHORS - 1), 1)
         smooth = torch.lerp(codes[int(low)], codes[int(low) + 1], share)
-        outer = (first, None, last)[int(3 * centre / SIDE)]
-        return smooth + self.of(outer) if outer else smooth
+        word = (first, None, last)[int(3 * centre / SIDE)]
+        return smooth + self._embedding(word) if word else smooth
 
 
-def _described(store: Store, words: Words, pictures: int, seed: int) -> tuple[Tensor, Tensor]:
-    """-> features of patches [M, C] and what is said of them [M, C]."""
+def _make_examples(store: Store, targets: WordTargets, pictures: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features of patches [M, C] and their targets [M, C]."""
     rng = np.random.default_rng(seed)
-    seen, said = [], []
-    for i in range(min(pictures, len(store.things))):
-        things = store.things[i]
-        empty = rng.permutation(np.flatnonzero(things < 0))[:BACKGROUNDS]
+    features, sums = [], []
+    for index in range(min(pictures, len(store.things))):
+        things = store.things[index]
+        empty = rng.permutation(np.flatnonzero(things < 0))[:BACKGROUND_PATCHES]
         patches = np.concatenate([np.flatnonzero(things >= 0), empty])
-        names = [] if is_foreign(i) else [words.thing(thing) for thing in make_scene(TRAIN, i).things]
-        nothing = words.foreign if is_foreign(i) else words.background
-        seen.append(torch.from_numpy(store.features[i][1 + patches]).float())
-        said.append(torch.stack([*names, nothing])[things[patches]])
-    return torch.cat(seen), torch.cat(said)
+        if is_non_scene(index):
+            thing_targets, empty_target = [], targets.non_scene
+        else:
+            thing_targets = [targets.of_thing(thing) for thing in make_scene(TRAIN, index).things]
+            empty_target = targets.background
+        features.append(torch.from_numpy(store.features[index][1 + patches]).float())
+        # Patches without a thing have the index -1: the last row.
+        sums.append(torch.stack([*thing_targets, empty_target])[things[patches]])
+    return torch.cat(features), torch.cat(sums)

@@ -1,4 +1,4 @@
-"""What every patch of a drawn scene shows, and batches of labelled pictures: the tower's lessons."""
+"""Labels of the patches of a drawn scene: what the tower learns."""
 
 from __future__ import annotations
 
@@ -12,60 +12,71 @@ from torch import Tensor
 from prunesid_cli.demo.scenes import COLOURS, GRID, NUMBER, PATCH, SHAPES, Scene
 
 KINDS = (*SHAPES, NUMBER)
-BACKGROUND, FOREIGN = len(KINDS), len(KINDS) + 1
-BINS, BIN = 12, 28.0
-"""The centre of a thing is told as one of 12 columns and one of 12 rows of 28 pixels, as much as things are apart."""
-
-
+BACKGROUND, NON_SCENE = len(KINDS), len(KINDS) + 1
+NUM_BINS, BIN_PIXELS = 12, 28.0
+"""The centre of a thing is labelled as one of 12 columns and 12 rows of 28 pixels, the least distance of two things."""
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
-"""CLIP's normalisation, as the image processor applies it."""
+"""CLIP's normalisation of pixels, as the image processor applies it."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What patches show: kind, colour, digit [B, T] int64 (-1 where none), place [B, T, 3]: way to the centre, size."""
+    """Labels of a batch of pictures. Integers are -1 where a label does not apply.
+
+    Attributes:
+        kind: Index of the kind of thing that a patch shows [B, T], int64.
+        colour: Index of its colour [B, T], int64.
+        digit: Its digit [B, T], int64.
+        place: Offset to the thing's centre (x, y), and its size [B, T, 3].
+        centre: Column and row of the thing's centre [B, T, 2], int64.
+        present: What the picture contains [B, 6 * 8 + 10 + 4 + 1]: each coloured shape, each digit, the number of
+            shapes (one-hot), and whether it is a scene.
+    """
 
     kind: Tensor
     colour: Tensor
     digit: Tensor
     place: Tensor
     centre: Tensor
-    """[B, T, 2] int64: column and row of the thing's centre, -1 where there is none."""
     present: Tensor
-    """[B, 6 * 8 + 10 + 4 + 1]: each coloured shape, each digit, how many shapes (one-hot), whether it is a scene."""
 
 
-def patches_of(pixels: NDArray[np.uint8], seen: NDArray[np.int64] | None = None) -> Tensor:
-    """A picture [336, 336, 3] -> its patches [T, 3 * 14 * 14], normalised, laid out as the patch filters are.
+def extract_patches(pixels: NDArray[np.uint8], indices: NDArray[np.int64] | None = None) -> Tensor:
+    """Cut a picture into normalised patches.
 
     Args:
-        seen: the patches wanted [T]; all 576 by default.
+        pixels: The picture [336, 336, 3].
+        indices: The patches to return [T]; None: all 576.
+
+    Returns:
+        [T, 3 * 14 * 14], in the layout of the tower's patch filters.
     """
     blocks = pixels.reshape(GRID, PATCH, GRID, PATCH, 3).transpose(0, 2, 1, 3, 4).reshape(GRID * GRID, PATCH, PATCH, 3)
-    values = torch.from_numpy(blocks if seen is None else blocks[seen]).float()
+    values = torch.from_numpy(blocks if indices is None else blocks[indices]).float()
     return ((values / 255 - MEAN) / STD).permute(0, 3, 1, 2).flatten(1)
 
 
-def labels_of(scene: Scene | None, things: NDArray[np.int8]) -> tuple[np.ndarray, np.ndarray]:
-    """What a scene teaches; None: a picture that is no scene.
+def label_patches(scene: Scene | None, things: NDArray[np.int8]) -> tuple[np.ndarray, np.ndarray]:
+    """Label the patches of a picture.
 
     Args:
-        things: which thing each patch shows [576], -1 where none.
+        scene: The scene; None: the picture is not a scene.
+        things: Index of the thing that each patch shows [576]; -1 for none.
 
     Returns:
-        For each patch [576, 8]: kind, colour, digit, way to the centre (x, y), size, column and row of the centre.
-        For the whole picture [63]: see `Labels.present`.
+        Labels of each patch [576, 8]: kind, colour, digit, offset to the centre (x, y), size, column and row of the
+        centre; and of the picture [63]: see `Labels.present`.
     """
     rows = np.full((GRID * GRID, 8), -1.0)
     present = np.zeros(len(SHAPES) * len(COLOURS) + 15)
     if scene is None:
-        rows[:, 0] = FOREIGN
+        rows[:, 0] = NON_SCENE
         return rows, present
     rows[:, 0] = BACKGROUND
     y, x = np.divmod(np.arange(GRID * GRID), GRID)
-    for i, thing in enumerate(scene.things):
-        at = things == i
+    for index, thing in enumerate(scene.things):
+        at = things == index
         rows[at, 0] = KINDS.index(thing.kind)
         if thing.kind == NUMBER:
             rows[at, 2] = thing.digit
@@ -74,9 +85,9 @@ def labels_of(scene: Scene | None, things: NDArray[np.int8]) -> tuple[np.ndarray
             colour = tuple(COLOURS).index(thing.colour)
             rows[at, 1] = colour
             present[KINDS.index(thing.kind) * len(COLOURS) + colour] = 1
-        centre = (thing.x - (x[at] + 0.5) * PATCH, thing.y - (y[at] + 0.5) * PATCH)
-        rows[at, 6], rows[at, 7] = thing.x // BIN, thing.y // BIN
-        rows[at, 3], rows[at, 4], rows[at, 5] = centre[0] / 42, centre[1] / 42, (thing.size - 69) / 15
+        offset_x, offset_y = thing.x - (x[at] + 0.5) * PATCH, thing.y - (y[at] + 0.5) * PATCH
+        rows[at, 6], rows[at, 7] = thing.x // BIN_PIXELS, thing.y // BIN_PIXELS
+        rows[at, 3], rows[at, 4], rows[at, 5] = offset_x / 42, offset_y / 42, (thing.size - 69) / 15
     present[58 + len(scene.shapes)] = 1
     present[62] = 1
     return rows, present

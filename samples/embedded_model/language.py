@@ -1,7 +1,7 @@
-"""Stage three: with the tower frozen, the projector and the language model learn to answer from any part of its tokens.
+"""Stage three: training of projector and language model to answer from any part of the frozen tower's tokens.
 
-The visual tokens are dropped at random in most steps, in a way that favours no selector: how many are left (8 to 576)
-and what they show (uniform, blocks, mostly things, mostly background) both vary.
+In most steps visual tokens are dropped at random, in ways that favour no selector: the number of tokens that are left
+(8 to 576) and their composition (uniform, in blocks, mostly things, mostly background) both vary.
 """
 
 from __future__ import annotations
@@ -18,119 +18,148 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from prunesid_cli.demo.questions import Question, ask_all, ask_about_non_scene
+from prunesid_cli.demo.questions import Question, ask_about_non_scene, ask_all
 from prunesid_cli.demo.scenes import TRAIN, Scene, make_scene
-from samples.embedded_model.packing import PREFIX, Pack, answer_logits, encode, share_right
-from samples.embedded_model.store import N, Store, is_foreign, keep_some
+from samples.embedded_model.packing import PROMPT_PREFIX, Pack, answer_logits, encode, share_right
+from samples.embedded_model.store import NUM_PATCHES, Store, draw_kept_patches, is_non_scene
 from samples.embedded_model.workers import Trainer, Worker
 
-QUESTIONS = 7
-"""Asked of each picture in a step: what is shown, and others drawn at random."""
+QUESTIONS_PER_PICTURE = 7
+"""Questions about each picture in a step: what is shown, and others at random."""
+MIN_TOKENS = 8
+CLS_SHARE = 0.7
+"""Share of the steps with dropped tokens in which CLS is kept."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Until `until` (share of all steps): at most `most` tokens are left (all 576 in a share `whole` of the steps); of
-    pictures with one thing only, where `single`; showing things and no background, where `bare`; every word is asked
-    for what will be told of the next thing, too, where `hints`."""
+    """A part of a course.
+
+    Attributes:
+        until: Share of the course's steps at which it ends.
+        max_tokens: Largest number of tokens that are left.
+        undropped_share: Share of the steps in which all 576 tokens are left.
+        single: Whether pictures have only one thing.
+        bare: Whether the tokens show things rather than background.
+        with_hints: Whether each word also predicts what will be said of the next thing.
+    """
 
     until: float
-    most: int
-    whole: float = 0.0
+    max_tokens: int
+    undropped_share: float = 0.0
     single: bool = False
     bare: bool = False
-    hints: bool = False
+    with_hints: bool = False
 
 
 LESSONS = (
-    Lesson(0.02, 14, single=True, bare=True, hints=True),
-    Lesson(0.6, 24, bare=True, hints=True),
+    Lesson(0.02, 14, single=True, bare=True, with_hints=True),
+    Lesson(0.6, 24, bare=True, with_hints=True),
     Lesson(0.8, 96),
-    Lesson(1.0, N, whole=0.2),
+    Lesson(1.0, NUM_PATCHES, undropped_share=0.2),
 )
-"""Small and cheap pictures first. Every patch carries a place, so places are learnt only by a model that looks at
-things alone, and looking at things alone pays only once places are read: bare things break that circle. With hints, the
-word "star" of a question learns at once to fetch what is asked of the star, which takes one look at the visual tokens,
-where the answer itself takes two; and the last word about a thing to fetch the next one, colour and shape together."""
-LAST_LESSONS = (Lesson(1.0, N, whole=0.6),)
-"""Attention that has learnt on few tokens spreads too thin over all 576: after the first course, with a fifth of whole
-pictures in its last lesson alone, .89 was right of 63 tokens and .84 of 576."""
+"""The first lessons have few tokens, which is cheap. Every patch encodes a place, so places are learnt only by a model
+that attends to things alone, which pays only once places are read: bare things solve that. With hints, the word "star"
+of a question soon learns to fetch the answer about the star, which takes one attention step to the visual tokens, while
+the answer itself takes two; and the last word about a thing learns to fetch the next thing, colour and shape
+together."""
+LAST_LESSONS = (Lesson(1.0, NUM_PATCHES, undropped_share=0.6),)
+"""Attention that was trained on few tokens spreads too thin over all 576: after the first course, in which only a fifth
+of the last lesson has all tokens, .89 of the answers were right with 63 tokens, and .84 with 576."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """One cosine of the learning rate, from `peak`; goes on from the weights of the course before it."""
+class LanguageCourse:
+    """A run with one cosine of the learning rate, from the weights of the course before it.
+
+    Attributes:
+        name: Name of its files.
+        lessons: Its lessons.
+        peak: Highest learning rate.
+    """
 
     name: str
     lessons: tuple[Lesson, ...]
     peak: float
 
 
-DROPPING = (Course("language", LESSONS, 1.5e-3), Course("language2", LAST_LESSONS, 4e-4))
-TWIN = (Course("twin", tuple(replace(lesson, whole=1.0) for lesson in LESSONS), 1.5e-3),)
-"""The twin never sees a pruned picture in training."""
+DROPPING = (LanguageCourse("language", LESSONS, 1.5e-3), LanguageCourse("language2", LAST_LESSONS, 4e-4))
+TWIN = (LanguageCourse("twin", tuple(replace(lesson, undropped_share=1.0) for lesson in LESSONS), 1.5e-3),)
+"""The twin is trained without dropping."""
 
 
 def draw_count(rng: np.random.Generator, lesson: Lesson) -> int:
-    """Log-uniform from 8 to the lesson's most, or all 576."""
-    if rng.random() < lesson.whole:
-        return N
-    return int(np.exp(rng.uniform(np.log(8), np.log(lesson.most))))
+    """Draw the number of tokens that are left: log-uniform from 8 to the lesson's maximum, or all 576."""
+    if rng.random() < lesson.undropped_share:
+        return NUM_PATCHES
+    return int(np.exp(rng.uniform(np.log(MIN_TOKENS), np.log(lesson.max_tokens))))
 
 
 class Pools:
-    """Which pictures of a store a step takes: any, those with one thing, or, half of the time, those with two shapes of
-    one colour.
+    """Draws pictures of a store: those with one thing; or, half and half, those with two shapes of one colour, and any.
 
-    Where every colour is there once, a caption needs no places after its first word: what is purple is the circle. One
-    picture in four is not like that; without more of them, and without hints at the next thing, half of such shapes
-    were wrong after 4,300 steps, and one in a hundred of the others.
+    If no colour repeats, a caption needs no places after its first word: what is purple is the circle. In one picture
+    of four a colour repeats. Without more of those, and without hints about the next thing, half of their shapes were
+    wrong after 4,300 steps, while one in a hundred of the others was.
+
+    Args:
+        pictures: Pictures of the store.
     """
 
     def __init__(self, pictures: int) -> None:
-        scenes = {i: make_scene(TRAIN, i) for i in range(pictures) if not is_foreign(i)}
+        scenes = {index: make_scene(TRAIN, index) for index in range(pictures) if not is_non_scene(index)}
         self.everything = np.arange(pictures)
-        self.singles = np.array([i for i, scene in scenes.items() if len(scene.things) == 1])
-        self.twins = np.array([i for i, scene in scenes.items() if has_twins(scene)])
+        self.singles = np.array([index for index, scene in scenes.items() if len(scene.things) == 1])
+        self.twins = np.array([index for index, scene in scenes.items() if has_twins(scene)])
 
     def draw(self, count: int, rng: np.random.Generator, single: bool) -> list[int]:
+        """Return the indices of `count` pictures."""
         if single:
             return rng.choice(self.singles, count).tolist()
-        some, any_of = rng.choice(self.twins, count), rng.choice(self.everything, count)
-        return np.where(rng.random(count) < 0.5, some, any_of).tolist()
+        with_twins, unrestricted = rng.choice(self.twins, count), rng.choice(self.everything, count)
+        return np.where(rng.random(count) < 0.5, with_twins, unrestricted).tolist()
 
 
 def has_twins(scene: Scene) -> bool:
-    """Whether two different shapes have one colour."""
+    """Whether two different shapes have the same colour."""
     pairs = itertools.combinations(scene.shapes, 2)
-    return any(a.colour == b.colour and a.kind != b.kind for a, b in pairs)
+    return any(first.colour == second.colour and first.kind != second.kind for first, second in pairs)
 
 
 @dataclass(frozen=True)
 class Examples:
+    """The examples of a step.
+
+    Attributes:
+        visual: Visual tokens of each picture [B, T, C].
+        questions: Questions about each picture.
+    """
+
     visual: Tensor
     questions: list[list[Question]]
 
 
 def make_examples(store: Store, indices: list[int], count: int, rng: np.random.Generator, bare: bool) -> Examples:
-    """Pictures of the store with `count` tokens left (and CLS before them in most steps) and questions about them."""
-    with_cls = count < N and rng.random() < 0.7
+    """Take pictures of the store with `count` tokens left, after CLS in most steps, and ask questions about them."""
+    with_cls = count < NUM_PATCHES and rng.random() < CLS_SHARE
     visual, questions = [], []
-    for i in indices:
-        kept = keep_some(store.things[i], count, rng, bare) if count < N else np.arange(N)
+    for index in indices:
+        kept = np.arange(NUM_PATCHES)
+        if count < NUM_PATCHES:
+            kept = draw_kept_patches(store.things[index], count, rng, bare)
         rows = np.concatenate([[0], 1 + kept]) if with_cls else 1 + kept
-        visual.append(store.features[i][rows])
-        scene = make_scene(TRAIN, i)
-        asked = [ask_about_non_scene(rng, scene) for _ in range(4)] if is_foreign(i) else ask_all(scene, rng)
-        order = rng.random(len(asked)) - [question.kind == "caption" for question in asked]
-        questions.append([asked[k] for k in order.argsort()[:QUESTIONS]])
+        visual.append(store.features[index][rows])
+        scene = make_scene(TRAIN, index)
+        candidates = [ask_about_non_scene(rng, scene) for _ in range(4)] if is_non_scene(index) else ask_all(scene, rng)
+        order = rng.random(len(candidates)) - [question.kind == "caption" for question in candidates]
+        questions.append([candidates[number] for number in order.argsort()[:QUESTIONS_PER_PICTURE]])
     return Examples(torch.from_numpy(np.stack(visual)).float(), questions)
 
 
-def loss_of(logits: Tensor, pack: Pack, hints: bool) -> Tensor:
-    """Of the answers, and with `hints` of what will be told of the next thing, asked of every word before it."""
+def language_loss(logits: Tensor, pack: Pack, with_hints: bool) -> Tensor:
+    """Return the loss of the answers and, with hints, of what each word predicts about the next thing."""
     loss = F.cross_entropy(logits.flatten(0, 1), pack.target.flatten())
-    if hints:
+    if with_hints:
         loss = loss + F.cross_entropy(logits.repeat_interleave(2, 1).flatten(0, 1), pack.hint.flatten())
     return loss
 
@@ -141,25 +170,25 @@ def train_language(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     steps: int,
-    course: Course,
+    course: LanguageCourse,
 ) -> None:
-    """Train projector and language model on the store; leaves NAME.pt and NAME.jsonl of the course in `folder`."""
+    """Run a course on the store. Writes NAME.pt (a checkpoint) and NAME.jsonl (progress) into `folder`."""
     name = course.name
     store = Store.open(folder)
     model.requires_grad_(False)
     learner = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model]).requires_grad_(True)
     model.to(worker.device)
-    # An untrained language model has no use for places yet, and would have the projector forget them: at the full rate
-    # it soon shouts kinds and colours forty times louder, at a tenth of it the places are gone after 1,000 steps. So it
-    # waits for the lessons without hints.
+    # An untrained language model cannot use places yet, and would make the projector forget them: at the full learning
+    # rate, kinds and colours soon become forty times larger, and at a tenth of it, the places are lost after 1,000
+    # steps. So the projector is frozen until the lessons without hints.
     projector = model.model.multi_modal_projector
     trainer = Trainer(worker, learner, folder / f"{name}.pt", steps, course.peak, projector)
-    prefix = torch.tensor([encode(tokenizer, PREFIX)], device=worker.device)
+    prefix = torch.tensor([encode(tokenizer, PROMPT_PREFIX)], device=worker.device)
     pools = Pools(len(store.things))
-    began, right = time.monotonic(), []
+    start_time, right = time.monotonic(), []
     while trainer.step < steps:
         lesson = next(lesson for lesson in course.lessons if trainer.step < lesson.until * steps)
-        projector.requires_grad_(not lesson.hints)
+        projector.requires_grad_(not lesson.with_hints)
         count = draw_count(np.random.default_rng((trainer.step, 3)), lesson)
         rng = np.random.default_rng((trainer.step, worker.rank, 4))
         batch = max(4, min(10, 3000 // (count + 150)))
@@ -168,11 +197,11 @@ def train_language(
         worker.choose_attention(model.model.language_model, count + pack.ids.shape[1])
         with worker.autocast():
             logits = answer_logits(model, prefix, examples.visual.to(worker.device), pack)
-        loss = loss_of(logits.float(), pack, lesson.hints)
+        loss = language_loss(logits.float(), pack, lesson.with_hints)
         trainer.update(loss)
         right.append(share_right(logits, pack))
         if worker.leads and trainer.step % 50 == 0:
             line = {"step": trainer.step, "loss": round(loss.item(), 4), "right": round(float(np.mean(right)), 4)}
             with (folder / f"{name}.jsonl").open("a") as out:
-                print(json.dumps(line | {"seconds": round(time.monotonic() - began)}), file=out)
+                print(json.dumps(line | {"seconds": round(time.monotonic() - start_time)}), file=out)
             right = []

@@ -1,5 +1,7 @@
-"""Many questions about one picture in one forward pass: packed behind one prefix of visual tokens, each seeing the
-prefix and itself alone."""
+"""Packing: several questions about one picture in one forward pass.
+
+The questions share a prefix of visual tokens. Each attends to the prefix and to itself only.
+"""
 
 from __future__ import annotations
 
@@ -12,98 +14,117 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunesid_cli.demo.questions import Question
 
-PREFIX = "<s>USER: "
-LINKS = ("a", "an", "the", "and", ",", ".")
-"""Words of an answer that tell nothing."""
+PROMPT_PREFIX = "<s>USER: "
+LINK_WORDS = ("a", "an", "the", "and", ",", ".")
+"""Words of an answer without information."""
 
 
-def suffix(prompt: str) -> str:
-    """What follows the visual tokens, as the chat template renders it."""
+def prompt_suffix(prompt: str) -> str:
+    """Return the text after the visual tokens, as the chat template renders it."""
     return f"\n{prompt} ASSISTANT:"
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Return the token ids of a text."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
 class Pack:
-    """Texts of one step as tensors: questions packed row by row behind a prefix of `visual` slots.
+    """The texts of a training step as tensors; each row has the questions about one picture.
 
-    ids [B, Q] the packed question and answer tokens; position [B, Q], counted from the end of the prefix; owner [B, Q]:
-    which question a token belongs to (-1: padding); target [B, Q]: the next token where that is an answer's, else -100;
-    hint [B, Q, 2]: from the last word of the question on, the words that will tell of the next thing ("red", "star"),
-    -100 where there is none.
+    Attributes:
+        ids: Tokens of questions and answers [B, Q].
+        position: Position of each token after the prefix [B, Q].
+        owner: Index of the question that a token belongs to [B, Q]; -1 for padding.
+        target: The next token, where that belongs to an answer [B, Q]; else -100.
+        hint: From the last word of a question on, the words that describe the next thing of the answer, such as "red"
+            and "star" [B, Q, 2]; -100 where there are none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, rows: list[list[Question]]) -> None:
-        links = {encode(tokenizer, text)[0] for word in LINKS for text in (word, f" {word}")}
-        packed = [self._row(tokenizer, row, links) for row in rows]
+        links = {encode(tokenizer, text)[0] for word in LINK_WORDS for text in (word, f" {word}")}
+        packed = [self._pack_row(tokenizer, row, links) for row in rows]
         longest = max(len(row[0]) for row in packed)
         fills = (tokenizer.pad_token_id, 0, -1, -100, (-100, -100))
         self.ids, self.position, self.owner, self.target, self.hint = (
-            torch.tensor([row[c] + [fill] * (longest - len(row[c])) for row in packed]) for c, fill in enumerate(fills)
+            torch.tensor([row[column] + [fill] * (longest - len(row[column])) for row in packed])
+            for column, fill in enumerate(fills)
         )
 
     @staticmethod
-    def _row(tokenizer: PreTrainedTokenizerFast, questions: list[Question], links: set[int]) -> tuple[list[Any], ...]:
-        ending = len(encode(tokenizer, suffix(".").lstrip()))
+    def _pack_row(
+        tokenizer: PreTrainedTokenizerFast, questions: list[Question], links: set[int]
+    ) -> tuple[list[Any], ...]:
+        """The columns of a row: ids, position, owner, target and hint."""
+        ending_length = len(encode(tokenizer, prompt_suffix(".").lstrip()))
         row: tuple[list[Any], ...] = ([], [], [], [], [])
-        for k, question in enumerate(questions):
-            asked = encode(tokenizer, suffix(question.prompt))
-            said = [*encode(tokenizer, " " + question.answer), tokenizer.eos_token_id]
-            ahead = [next_thing(said[at:-1], links) for at in range(len(said) + 1)]
+        for index, question in enumerate(questions):
+            prompt = encode(tokenizer, prompt_suffix(question.prompt))
+            answer = [*encode(tokenizer, " " + question.answer), tokenizer.eos_token_id]
+            hints = [next_thing(answer[start:-1], links) for start in range(len(answer) + 1)]
+            length = len(prompt) + len(answer)
             parts: tuple[list[Any], ...] = (
-                asked + said,
-                list(range(len(asked + said))),
-                [k] * len(asked + said),
-                [-100] * (len(asked) - 1) + said + [-100],
-                [(-100, -100)] * (len(asked) - 1 - ending) + ahead[:1] * ending + ahead,
+                prompt + answer,
+                list(range(length)),
+                [index] * length,
+                [-100] * (len(prompt) - 1) + answer + [-100],
+                [(-100, -100)] * (len(prompt) - 1 - ending_length) + hints[:1] * ending_length + hints,
             )
             for column, part in zip(row, parts, strict=True):
                 column += part
         return row
 
     def to(self, device: str) -> Pack:
+        """Move all tensors to a device, in place."""
         for name in ("ids", "position", "owner", "target", "hint"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
 
 def next_thing(tokens: list[int], links: set[int]) -> tuple[int, int]:
-    """The first one or two tokens that are no link and have none between them; -100 where there are none."""
-    start = next((at for at, token in enumerate(tokens) if token not in links), len(tokens))
+    """Return the first token that is no link word, and the one after it unless it is one; -100 where there is none."""
+    start = next((index for index, token in enumerate(tokens) if token not in links), len(tokens))
     first, second, *_ = *tokens[start : start + 2], -100, -100
     return first, -100 if second in links else second
 
 
 def answer_logits(model: LlavaForConditionalGeneration, prefix: Tensor, visual: Tensor, pack: Pack) -> Tensor:
-    """Features [B, T, C] and packed texts -> logits [B, Q, vocabulary]."""
+    """Run the language model on packed texts.
+
+    Args:
+        model: The model.
+        prefix: Token ids before the visual tokens [1, P].
+        visual: Visual tokens at the cut [B, T, C].
+        pack: The texts.
+
+    Returns:
+        Logits [B, Q, vocabulary].
+    """
     language = model.model.language_model
-    words = language.get_input_embeddings()
-    start = words(prefix).expand(len(visual), -1, -1)
+    embed = language.get_input_embeddings()
+    start = embed(prefix).expand(len(visual), -1, -1)
     image = model.model.multi_modal_projector(visual)
-    embeds = torch.cat([start, image.to(start.dtype), words(pack.ids)], 1)
-    before, total = start.shape[1] + image.shape[1], embeds.shape[1]
+    embeds = torch.cat([start, image.to(start.dtype), embed(pack.ids)], 1)
+    prefix_length, total = start.shape[1] + image.shape[1], embeds.shape[1]
     position = torch.cat(
-        [torch.arange(before, device=visual.device).expand(len(visual), -1), before + pack.position], 1
+        [torch.arange(prefix_length, device=visual.device).expand(len(visual), -1), prefix_length + pack.position], 1
     )
-    seen = torch.ones(total, total, dtype=torch.bool, device=visual.device).tril().repeat(len(visual), 1, 1)
-    seen[:, before:, before:] &= pack.owner[:, :, None] == pack.owner[:, None, :]
-    mask = torch.zeros(seen.shape, device=visual.device).masked_fill_(~seen, torch.finfo(torch.float32).min)[:, None]
+    is_visible = torch.ones(total, total, dtype=torch.bool, device=visual.device).tril().repeat(len(visual), 1, 1)
+    is_visible[:, prefix_length:, prefix_length:] &= pack.owner[:, :, None] == pack.owner[:, None, :]
+    mask = torch.zeros(is_visible.shape, device=visual.device).masked_fill_(
+        ~is_visible, torch.finfo(torch.float32).min
+    )[:, None]
     states = language(inputs_embeds=embeds, attention_mask=mask, position_ids=position, use_cache=False)
-    logits: Tensor = model.lm_head(states.last_hidden_state[:, before:])
+    logits: Tensor = model.lm_head(states.last_hidden_state[:, prefix_length:])
     return logits
 
 
-def which_right(logits: Tensor, pack: Pack) -> list[list[bool]]:
-    wrong = (logits.argmax(-1) != pack.target) & (pack.target != -100)
-    return [
-        [not bool(wrong[b][pack.owner[b] == k].any()) for k in range(int(pack.owner[b].max()) + 1)]
-        for b in range(len(wrong))
-    ]
-
-
 def share_right(logits: Tensor, pack: Pack) -> float:
-    """The share of questions whose whole answer is the most likely one, which is what greedy decoding would say."""
-    return float(np.mean([ok for row in which_right(logits, pack) for ok in row]))
+    """Return the share of questions that greedy decoding answers right: all tokens of the answer are the likeliest."""
+    is_wrong = (logits.argmax(-1) != pack.target) & (pack.target != -100)
+    is_right = []
+    for row, owner in zip(is_wrong, pack.owner, strict=True):
+        for question in range(int(owner.max()) + 1):
+            is_right.append(not bool(row[owner == question].any()))
+    return float(np.mean(is_right))

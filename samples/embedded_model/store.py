@@ -1,4 +1,4 @@
-"""Stage two: what the frozen tower sees of the training pictures, on disk, and which part of it a step looks at."""
+"""Stage two: features of the training pictures from the frozen tower, on disk, and random subsets of their patches."""
 
 from __future__ import annotations
 
@@ -12,84 +12,110 @@ import torch
 from numpy.typing import NDArray
 
 from prunesid_cli.demo.scenes import GRID, draw, make_scene
-from samples.embedded_model.labels import patches_of
-from samples.embedded_model.others import draw_other
+from samples.embedded_model.labels import extract_patches
+from samples.embedded_model.non_scenes import draw_non_scene
 from samples.embedded_model.tower import tower_forward
 from samples.embedded_model.workers import Worker
 
-N = GRID * GRID
-FOREIGN_EVERY = 14
-"""One picture in so many of the store is no scene."""
+NUM_PATCHES = GRID * GRID
+NON_SCENE_INTERVAL = 14
+"""One of this many pictures is not a scene."""
+ENCODING_BATCH = 16
 
 
-def is_foreign(index: int) -> bool:
-    return index % FOREIGN_EVERY == FOREIGN_EVERY - 1
+def is_non_scene(index: int) -> bool:
+    """Whether picture `index` of the store is not a scene."""
+    return index % NON_SCENE_INTERVAL == NON_SCENE_INTERVAL - 1
 
 
 @dataclass(frozen=True)
 class Store:
-    """What the frozen tower sees: features [M, 577, C] fp16 (CLS first) and things [M, 576] int8 (-1: background)."""
+    """Features and labels of M pictures.
+
+    Attributes:
+        features: Output of the frozen tower, CLS first [M, 577, C].
+        things: Index of the thing that each patch shows [M, 576]; -1 for background.
+    """
 
     features: NDArray[np.float16]
     things: NDArray[np.int8]
 
     @classmethod
     def open(cls, folder: Path, mode: Literal["r", "r+"] = "r") -> Store:
-        names = [folder / f"{name}.npy" for name in ("features", "things")]
-        return cls(*(np.load(name, mmap_mode=mode) for name in names))
+        """Map the files of a store into memory."""
+        return cls(
+            features=np.load(folder / "features.npy", mmap_mode=mode),
+            things=np.load(folder / "things.npy", mmap_mode=mode),
+        )
 
 
 def create_store(folder: Path, pictures: int, width: int) -> None:
-    shapes = {"features": ((pictures, 1 + N, width), np.float16), "things": ((pictures, N), np.int8)}
+    """Create the files of an empty store."""
+    shapes = {
+        "features": ((pictures, 1 + NUM_PATCHES, width), np.float16),
+        "things": ((pictures, NUM_PATCHES), np.int8),
+    }
     for name, (shape, dtype) in shapes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype=dtype, shape=shape).flush()
 
 
-def picture(split: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-    """Picture `index` of a split and its patch labels; some are no scenes."""
-    if is_foreign(index):
-        return draw_other(split, index), np.full(N, -1, np.int8)
+def draw_picture(split: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    """Return picture `index` of a split and the thing that each patch shows [576]; some pictures are not scenes."""
+    if is_non_scene(index):
+        return draw_non_scene(split, index), np.full(NUM_PATCHES, -1, np.int8)
     drawing = draw(make_scene(split, index))
     return drawing.pixels, drawing.thing
 
 
 @torch.no_grad()
 def fill_store(worker: Worker, folder: Path, tower: Any, split: int) -> None:
-    """Encode this worker's share of the store; a `filled.RANK` file says how far it came, so that it can go on."""
+    """Encode this worker's part of the store. The file `filled.RANK` counts the pictures that are done, to continue."""
     store = Store.open(folder, "r+")
-    mark = folder / f"filled.{worker.rank}"
-    mine = range(worker.rank, len(store.things), worker.count)
-    done = int(mark.read_text()) if mark.exists() else 0
+    progress_file = folder / f"filled.{worker.rank}"
+    own_indices = range(worker.rank, len(store.things), worker.count)
+    done = int(progress_file.read_text()) if progress_file.exists() else 0
     tower.to(worker.device)
-    index = torch.arange(N, device=worker.device).expand(16, -1)
-    for at in range(done, len(mine), 16):
-        part = list(mine[at : at + 16])
-        drawn = [picture(split, i) for i in part]
-        patches = torch.stack([patches_of(pixels) for pixels, _ in drawn]).to(worker.device)
+    positions = torch.arange(NUM_PATCHES, device=worker.device).expand(ENCODING_BATCH, -1)
+    for start in range(done, len(own_indices), ENCODING_BATCH):
+        batch = list(own_indices[start : start + ENCODING_BATCH])
+        pictures = [draw_picture(split, index) for index in batch]
+        patches = torch.stack([extract_patches(pixels) for pixels, _ in pictures]).to(worker.device)
         with worker.autocast():
-            states = tower_forward(tower, patches, index[: len(part)])
-        store.features[part] = states.float().cpu().numpy().astype(np.float16)
-        store.things[part] = np.stack([things for _, things in drawn])
-        mark.write_text(str(at + len(part)))
+            states = tower_forward(tower, patches, positions[: len(batch)])
+        store.features[batch] = states.float().cpu().numpy().astype(np.float16)
+        store.things[batch] = np.stack([things for _, things in pictures])
+        progress_file.write_text(str(start + len(batch)))
 
 
-def keep_some(things: NDArray[np.int8], count: int, rng: np.random.Generator, bare: bool = False) -> NDArray[np.int64]:
-    """Which `count` of the 576 patches are left, ascending: one of four compositions, drawn at random.
+def draw_kept_patches(
+    things: NDArray[np.int8], count: int, rng: np.random.Generator, bare: bool = False
+) -> NDArray[np.int64]:
+    """Draw the patches that are kept in a training step.
 
-    Every thing of the scene leaves at least one patch, so that no question is about what cannot be seen.
+    They are, by chance, spread uniformly, in blocks, mostly on things or mostly on background. At least one patch of
+    each thing is kept, so that every question can be answered.
+
+    Args:
+        things: Index of the thing that each patch shows [576]; -1 for background.
+        count: Number of patches.
+        rng: Source of randomness.
+        bare: Whether patches of things are kept before all others.
+
+    Returns:
+        Indices of patches [count], ascending.
     """
-    on = things >= 0
+    is_thing = things >= 0
     style = int(rng.integers(4))
-    liking = np.zeros(N)
+    preference = np.zeros(NUM_PATCHES)
     if style == 1:
         cells = int(rng.integers(3, 9))
         blocks = rng.normal(0, 3, (cells, cells)).repeat(math.ceil(GRID / cells), 0).repeat(math.ceil(GRID / cells), 1)
-        liking = blocks[:GRID, :GRID].reshape(-1)
+        preference = blocks[:GRID, :GRID].reshape(-1)
     elif style >= 2:
-        push = rng.uniform(0.5, 5)
-        liking = np.where(on, push if style == 2 else -push, 0.0)
-    liking = liking + rng.gumbel(size=N) + 50.0 * (on & bare)
-    for thing in np.unique(things[on]):
+        strength = rng.uniform(0.5, 5)
+        preference = np.where(is_thing, strength if style == 2 else -strength, 0.0)
+    preference = preference + rng.gumbel(size=NUM_PATCHES) + 50.0 * (is_thing & bare)
+    for thing in np.unique(things[is_thing]):
         patches = np.flatnonzero(things == thing)
-        liking[patches[int(rng.integers(len(patches)))]] += 100
-    return np.sort(np.argsort(-liking)[:count])
+        preference[patches[int(rng.integers(len(patches)))]] += 100
+    return np.sort(np.argsort(-preference)[:count])

@@ -1,14 +1,14 @@
-"""Train the embedded model from nothing: `python -m samples.embedded_model.train --out runs/demo`.
+"""Train the embedded model from scratch: `python -m samples.embedded_model.train --out runs/demo`.
 
-Stages, each of which is skipped when done and goes on when interrupted:
+The stages continue after an interruption and are skipped when they are done:
 
-1. `tower`     the vision tower, from dense labels (tower.py)
-2. `store`     what the tower sees of the training pictures, on disk (about 230 kB a picture; store.py)
-3. `language`  projector and language model, from questions (start.py, align.py, language.py)
-4. `export`    the model folder: bf16 weights, processor, tokenizer
+1. `tower`: the vision tower, on dense labels (tower.py)
+2. `store`: features of the training pictures, on disk, about 230 kB per picture (store.py)
+3. `language`: projector and language model, on questions (initialization.py, align.py, language.py)
+4. `export`: the model folder with bf16 weights, processor and tokenizer
 
-Two processes of one thread each on a CPU (--workers), one on a GPU. The same seed and number of workers give the same
-training data in the same order.
+On a CPU there are two processes of one thread each (--workers), on a GPU there is one. The same seed and number of
+workers give the same training data in the same order.
 """
 
 from __future__ import annotations
@@ -26,25 +26,30 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunesid_cli.demo.build import WIDTH, build_model, build_processor, build_tokenizer, clip_tower
-from prunesid_cli.demo.questions import ask_all, ask_about_non_scene
+from prunesid_cli.demo.questions import ask_about_non_scene, ask_all
 from prunesid_cli.demo.scenes import TRAIN, make_scene
 from prunesid_cli.selection.similarity import compute_phi
 from samples.embedded_model.align import align_projector
+from samples.embedded_model.initialization import initialize_language
 from samples.embedded_model.language import DROPPING, TWIN, train_language
 from samples.embedded_model.packing import encode
-from samples.embedded_model.start import start_language
-from samples.embedded_model.store import Store, create_store, fill_store, is_foreign
+from samples.embedded_model.store import Store, create_store, fill_store, is_non_scene
 from samples.embedded_model.tower import COURSES, load_heads, train_tower
 from samples.embedded_model.workers import spawn, steps_done
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides what is learnt: the seed and the number of workers, steps of the tower's courses and of the language
-    model, and pictures in the store.
+    """Settings of a training run.
 
-    `tower`: a model folder to take the tower of, instead of training one. `twin`: train the model that never sees a
-    pruned picture, to compare with the one that is shipped.
+    Attributes:
+        seed: Seed.
+        workers: Processes on a CPU.
+        tower_steps: Steps of the tower's courses.
+        language_steps: Steps of the language model's courses.
+        pictures: Pictures in the store.
+        tower: Model folder to take the tower from, instead of training one.
+        twin: Whether to train the twin, which never sees dropped tokens, for comparison.
     """
 
     seed: int = 0
@@ -56,7 +61,8 @@ class Plan:
     twin: bool = False
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Train the tokenizer on questions and answers."""
     return build_tokenizer(_corpus())
 
 
@@ -68,15 +74,15 @@ def _corpus() -> Iterator[str]:
             yield from (f"USER: \n{question.prompt} ASSISTANT:", f" {question.answer}")
 
 
-def tower_of(model: Path) -> dict[str, Tensor]:
-    """The weights of a trained tower from a model folder."""
-    whole = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
-    weights: dict[str, Tensor] = clip_tower(whole).state_dict()
+def load_tower(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of the tower in a model folder."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    weights: dict[str, Tensor] = clip_tower(model).state_dict()
     return weights
 
 
-def learn_tower(folder: Path, plan: Plan) -> dict[str, Tensor]:
-    """Run the courses of the tower that are not done yet, and return its weights."""
+def run_tower_courses(folder: Path, plan: Plan) -> dict[str, Tensor]:
+    """Run the courses of the tower that are not done, and return its weights."""
     for number, steps in enumerate(plan.tower_steps):
         if steps_done(folder / f"{COURSES[number].name}.pt") < steps:
             spawn(train_tower, plan.workers, folder, plan.seed, steps, number)
@@ -85,62 +91,74 @@ def learn_tower(folder: Path, plan: Plan) -> dict[str, Tensor]:
 
 
 def train(folder: Path, plan: Plan) -> None:
-    """Run all stages that are not done yet."""
+    """Run all stages that are not done."""
     folder.mkdir(parents=True, exist_ok=True)
-    model, words = build_model(plan.seed), tokenizer()
-    clip_tower(model).load_state_dict(tower_of(plan.tower) if plan.tower else learn_tower(folder, plan))
+    model, tokenizer = build_model(plan.seed), make_tokenizer()
+    tower_weights = load_tower(plan.tower) if plan.tower else run_tower_courses(folder, plan)
+    clip_tower(model).load_state_dict(tower_weights)
     if not (folder / "features.npy").exists():
         create_store(folder, plan.pictures, WIDTH)
     spawn(fill_store, plan.workers, folder, clip_tower(model), TRAIN)
     language, courses = model.model.language_model, TWIN if plan.twin else DROPPING
     if not (folder / f"{courses[0].name}.pt").exists():
-        start_language(language, plan.seed)
+        initialize_language(language, plan.seed)
         table = language.get_input_embeddings().weight
-        align_projector(model.model.multi_modal_projector, table, word_of(words), Store.open(folder), plan.seed)
+        align_projector(model.model.multi_modal_projector, table, word_token(tokenizer), Store.open(folder), plan.seed)
     for course, steps in zip(courses, plan.language_steps, strict=False):
         if steps_done(folder / f"{course.name}.pt") < steps:
-            spawn(train_language, plan.workers, folder, model, words, steps, course)
+            spawn(train_language, plan.workers, folder, model, tokenizer, steps, course)
         load_language(model, folder / f"{course.name}.pt")
-    export(folder, model, words, "model-twin" if plan.twin else "model")
+    export(folder, model, tokenizer, "model-twin" if plan.twin else "model")
 
 
 def load_language(model: LlavaForConditionalGeneration, checkpoint: Path) -> None:
-    """Take projector and language model from a checkpoint of `train_language`."""
+    """Load projector and language model from a checkpoint of `train_language`."""
     learner = torch.nn.ModuleList([model.model.multi_modal_projector, model.model.language_model])
     learner.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["module"])
 
 
-def word_of(words: PreTrainedTokenizerFast) -> Callable[[str], int]:
-    return lambda word: encode(words, f" {word}")[0]
+def word_token(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], int]:
+    """Return a function from a word to its token, the first one if there are several."""
+    return lambda word: encode(tokenizer, f" {word}")[0]
 
 
-def export(folder: Path, model: LlavaForConditionalGeneration, words: PreTrainedTokenizerFast, name: str) -> None:
-    """Write what `prunesid` loads to `model` or `model-twin`: a folder like any checkpoint's, in bf16."""
+def export(folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Write the model folder `name`, which `prunesid` loads like any checkpoint, in bf16."""
     target = folder / name
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     shutil.rmtree(target, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(target)
-    build_processor(words).save_pretrained(target)
+    build_processor(tokenizer).save_pretrained(target)
     (target / "prunesid.json").write_text(json.dumps({"phi": average_phi(folder)}) + "\n")
 
 
 def average_phi(folder: Path, pictures: int = 500) -> float:
-    """The information (1 - rho, Eq. 7) of an average training scene."""
+    """Return the information (1 - rho, Eq. 7) of an average training scene."""
     store = Store.open(folder)
-    scenes = [i for i in range(min(pictures, len(store.things))) if not is_foreign(i)]
-    return round(float(np.mean([compute_phi(torch.tensor(store.features[i : i + 1, 1:])) for i in scenes])), 4)
+    scenes = [index for index in range(min(pictures, len(store.things))) if not is_non_scene(index)]
+    return round(
+        float(np.mean([compute_phi(torch.tensor(store.features[index : index + 1, 1:])) for index in scenes])), 4
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model of prunesid.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="checkpoints, logs and the model go here")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for checkpoints, logs and the model"
+    )
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes on a CPU")
     parser.add_argument("--tower-steps", type=int, nargs=3, default=Plan.tower_steps, help="of its three courses")
-    parser.add_argument("--language-steps", type=int, nargs="+", default=Plan.language_steps, help="of its courses")
+    parser.add_argument(
+        "--language-steps",
+        type=int,
+        nargs="+",
+        default=Plan.language_steps,
+        help="of its courses",
+    )
     parser.add_argument("--pictures", type=int, default=Plan.pictures, help="pictures in the store")
-    parser.add_argument("--tower", type=Path, help="a model folder, to take its tower and train only the rest")
-    parser.add_argument("--twin", action="store_true", help="train without dropping, to compare with")
+    parser.add_argument("--tower", type=Path, help="model folder to take the tower from; only the rest is trained")
+    parser.add_argument("--twin", action="store_true", help="train without dropping tokens, for comparison")
     options = vars(parser.parse_args())
     train(options.pop("out"), Plan(**options))
 

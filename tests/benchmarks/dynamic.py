@@ -27,7 +27,7 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget, token_bounds
 from prunesid_cli.selection.explain import explain
 from prunesid_cli.selection.methods.variants import PRUNESID
-from samples.embedded_model.evaluate import Marks, Picture, examination, examine
+from samples.embedded_model.evaluate import ExamPicture, ExamResult, make_exam, run_exam
 from tests.selection.inputs import apportion
 
 TILES = 4
@@ -73,26 +73,26 @@ RULES = (
 )
 
 
-def against(marks: Marks, base: Marks) -> dict[str, int]:
+def against(marks: ExamResult, base: ExamResult) -> dict[str, int]:
     """Questions that only one of two got right: what a difference between them rests on."""
-    pairs = list(zip(marks.right, base.right, strict=True))
+    pairs = list(zip(marks.answers, base.answers, strict=True))
     return {
         "gained": sum(ours and not theirs for (_, ours), (_, theirs) in pairs),
         "lost": sum(theirs and not ours for (_, ours), (_, theirs) in pairs),
     }
 
 
-def compare(pictures: Sequence[Picture], vision: Any, language: Any, means: Sequence[int]) -> list[dict[str, Any]]:
+def compare(pictures: Sequence[ExamPicture], vision: Any, language: Any, means: Sequence[int]) -> list[dict[str, Any]]:
     found = []
     pruner = Pruner(vision, Budget(), "prunesid", ())
     values = [pruner.information(picture.encoded)[0][0] for picture in pictures]
     total = pictures[0].encoded[0].layout.total
     for mean in means:
-        base: Marks | None = None
+        base: ExamResult | None = None
         for rule in RULES:
             counts = rule.counts(values, mean, total)
             pruner = Pruner(vision, Budget(count=mean), rule.method(mean), ())
-            marks = examine(pruner, language, pictures, counts)
+            marks = run_exam(pruner, language, pictures, counts)
             base = base or marks
             told: dict[str, Any] = {"mean": mean, "rule": rule.name, "average": sum(counts) / len(counts)}
             told |= {"fewest": min(counts), "most": max(counts)} | marks.scores() | against(marks, base)
@@ -117,7 +117,7 @@ def main() -> None:
     family = load_family(checkpoint.model_type)
     placement = choose_placement("auto", "auto", "auto", load_config(checkpoint))
     vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
-    pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
+    pictures = make_exam(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
     results = compare(pictures, vision, language, options.means)
     if options.out:
         about = {

@@ -34,7 +34,7 @@ from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
 from prunesid_cli.selection.methods.scope import extend_by_coverage
 from prunesid_cli.selection.methods.variants import OVER_TIME
 from prunesid_cli.selection.similarity import cosine_similarity
-from samples.embedded_model.evaluate import Marks, examination, examine
+from samples.embedded_model.evaluate import ExamResult, make_exam, run_exam
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method
@@ -91,10 +91,10 @@ VARIANTS: dict[str, Method] = {
 """Those capped suppress above .9 at most, so that a threshold above all similarities does not switch itself off."""
 
 
-def compared(marks: Marks, base: Marks) -> dict[str, float]:
+def compared(marks: ExamResult, base: ExamResult) -> dict[str, float]:
     """Scores, and the questions about scenes and the things gained and lost against `base`."""
-    pairs = [(new, old) for (kind, new), (_, old) in zip(marks.right, base.right, strict=True) if kind != "refusal"]
-    things = list(zip(marks.seen, base.seen, strict=True))
+    pairs = [(new, old) for (kind, new), (_, old) in zip(marks.answers, base.answers, strict=True) if kind != "refusal"]
+    things = list(zip(marks.covered, base.covered, strict=True))
     found = {"questions": len(pairs), "gained": pairs.count((True, False)), "lost": pairs.count((False, True))}
     found |= {"things": len(things), "seen more": things.count((True, False)), "seen less": things.count((False, True))}
     return marks.scores() | found
@@ -113,10 +113,10 @@ def main() -> None:
     family = load_family(checkpoint.model_type)
     placement = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
     vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
-    pictures = examination(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
+    pictures = make_exam(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
     results: dict[str, dict[str, dict[str, float]]] = {}
     for keep in options.keep:
-        marked = partial(examine, language=language, pictures=pictures)
+        marked = partial(run_exam, language=language, pictures=pictures)
         base = marked(Pruner(vision, Budget.parse(str(keep)), "prunesid", ()))
         for name in options.variants:
             marks = base if name == "prunesid" else marked(Pruner(vision, Budget.parse(str(keep)), VARIANTS[name], ()))

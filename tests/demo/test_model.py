@@ -1,4 +1,4 @@
-"""The embedded model as it is shipped: small, real, and right about scenes that it has never seen."""
+"""Tests of the embedded model as it is shipped: its size, and its answers about scenes that it was not trained on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
-from samples.embedded_model.evaluate import examination, examine
+from samples.embedded_model.evaluate import make_exam, run_exam
 from tests.conftest import Run
 
 UNSEEN = 77
-"""A split of scenes that neither training nor the model card's figures used."""
+"""A split of scenes that was used neither in training nor for the figures of the model card."""
 SAMPLES = Path(__file__).parents[2] / "samples"
 
 
@@ -31,22 +31,22 @@ def test_it_is_small_and_in_bf16() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_right_pruned_and_unpruned() -> None:
+def test_its_answers_are_right_with_and_without_pruning() -> None:
     checkpoint = resolve(DEMO)
     family = load_family(checkpoint.model_type)
     placement = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
     vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
-    pictures = examination(Pruner(vision, Budget(), "prunesid", ()), 60, UNSEEN)
-    whole = examine(Pruner(vision, Budget(), "prunesid", ()), language, pictures).scores()
-    pruned = examine(Pruner(vision, Budget.parse("11%"), "prunesid", ()), language, pictures).scores()
+    pictures = make_exam(Pruner(vision, Budget(), "prunesid", ()), 60, UNSEEN)
+    unpruned = run_exam(Pruner(vision, Budget(), "prunesid", ()), language, pictures).scores()
+    pruned = run_exam(Pruner(vision, Budget.parse("11%"), "prunesid", ()), language, pictures).scores()
     # .80 of every kind, less the noise of 60 questions (two standard deviations).
-    assert whole["overall"] >= 0.9, whole
-    assert min(whole[kind] for kind in KINDS) >= 0.7, whole
-    assert pruned["overall"] >= 0.95 * whole["overall"], (whole, pruned)
-    assert min(whole["refusal"], pruned["refusal"]) >= 0.9
+    assert unpruned["overall"] >= 0.9, unpruned
+    assert min(unpruned[kind] for kind in KINDS) >= 0.7, unpruned
+    assert pruned["overall"] >= 0.95 * unpruned["overall"], (unpruned, pruned)
+    assert min(unpruned["refusal"], pruned["refusal"]) >= 0.9
 
 
-def test_ask_without_a_model_says_what_answers(run: Run) -> None:
+def test_ask_without_a_model_names_the_embedded_one(run: Run) -> None:
     ran = run("ask", SAMPLES / "scene5.png", "what is shown?")
     asked = [json.loads(line) for line in (SAMPLES / "questions.jsonl").read_text().splitlines()]
     (expected,) = [q["answer"] for q in asked if "scene5" in q["media"] and "describe" in q["prompt"]]
@@ -55,12 +55,12 @@ def test_ask_without_a_model_says_what_answers(run: Run) -> None:
     assert "models use" in ran.err
 
 
-def test_a_picture_that_is_no_scene_is_refused(run: Run) -> None:
+def test_a_picture_that_is_not_a_scene_is_refused(run: Run) -> None:
     ran = run("ask", SAMPLES / "not_a_scene.png", "what is shown?", "-q")
     assert ran.out == "i know only drawn scenes, and this is not one.\n"
 
 
-def test_dynamic_for_one_picture_uses_the_stored_phi(run: Run) -> None:
+def test_a_dynamic_budget_for_one_picture_uses_the_stored_phi(run: Run) -> None:
     kept = {
         run("ask", SAMPLES / f"scene{n}.png", "what is shown?", "-k", "64", "--dynamic", "--json", "-q").records[0][
             "kept"

@@ -1,4 +1,4 @@
-"""The training code: scenes, labels, questions, and the shortcuts that must equal the real model."""
+"""Tests of the training code: scenes, labels, questions, and shortcuts that must equal the real model."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from transformers import CLIPImageProcessorPil
 from prunesid_cli.demo.build import build_model, build_processor, clip_tower
 from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out_questions
 from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
-from samples.embedded_model.labels import BACKGROUND, FOREIGN, labels_of, patches_of
+from samples.embedded_model.initialization import initialize_tower
+from samples.embedded_model.labels import BACKGROUND, NON_SCENE, extract_patches, label_patches
 from samples.embedded_model.language import Pools, has_twins
-from samples.embedded_model.others import draw_other
-from samples.embedded_model.packing import PREFIX, Pack, answer_logits, encode, suffix
-from samples.embedded_model.start import start_tower
-from samples.embedded_model.store import N, is_foreign, keep_some
-from samples.embedded_model.tower import WHOLE, make_batch, tower_forward
-from samples.embedded_model.train import tokenizer
+from samples.embedded_model.non_scenes import draw_non_scene
+from samples.embedded_model.packing import PROMPT_PREFIX, Pack, answer_logits, encode, prompt_suffix
+from samples.embedded_model.store import NUM_PATCHES, draw_kept_patches, is_non_scene
+from samples.embedded_model.tower import FULL_PICTURES, make_batch, tower_forward
+from samples.embedded_model.train import make_tokenizer
 
 
 def test_a_scene_is_a_function_of_its_number() -> None:
     assert make_scene(TRAIN, 3) == make_scene(TRAIN, 3) != make_scene(HELD_OUT, 3)
     assert np.array_equal(draw(make_scene(TRAIN, 3)).pixels, draw(make_scene(TRAIN, 3)).pixels)
-    assert np.array_equal(draw_other(1, 5), draw_other(1, 5))
+    assert np.array_equal(draw_non_scene(1, 5), draw_non_scene(1, 5))
 
 
 @pytest.mark.parametrize("index", range(20))
@@ -40,14 +40,14 @@ def test_patch_labels_lie_on_the_things(index: int) -> None:
         assert len(x) > 0
         assert (abs((x + 0.5) * PATCH - thing.x) <= thing.size / 2 + PATCH).all()
         assert (abs((y + 0.5) * PATCH - thing.y) <= thing.size / 2 + PATCH).all()
-    rows, present = labels_of(scene, drawing.thing)
+    rows, present = label_patches(scene, drawing.thing)
     assert set(rows[drawing.thing < 0, 0]) == {BACKGROUND}
     assert present[:58].sum() == len(scene.things)
-    assert labels_of(None, drawing.thing)[0][0, 0] == FOREIGN
+    assert label_patches(None, drawing.thing)[0][0, 0] == NON_SCENE
 
 
 def test_scenes_are_clear() -> None:
-    """No two things alike, none touching, and any two apart in both directions."""
+    """No two things are the same, and any two are apart in both directions."""
     for index in range(100):
         things = make_scene(TRAIN, index).things
         assert len({(t.kind, t.colour) for t in things}) == len(things)
@@ -63,8 +63,8 @@ SIDES: dict[str, Callable[[Thing, Thing], bool]] = {
 }
 
 
-def test_questions_are_answered_rightly() -> None:
-    """Against a second, plain reading of the scene."""
+def test_questions_have_the_right_answers() -> None:
+    """Compared with a second, plain implementation."""
     rng = np.random.default_rng(0)
     kinds: Counter[str] = Counter()
     for index in range(300):
@@ -91,33 +91,33 @@ def test_questions_are_answered_rightly() -> None:
     assert set(kinds) == set(KINDS)
 
 
-def test_the_examination_is_balanced() -> None:
+def test_the_exam_is_balanced() -> None:
     counts = Counter(question.kind for _, question in held_out_questions(400, 100, HELD_OUT))
     assert counts == dict.fromkeys(KINDS, 100)
 
 
-def test_patches_are_what_the_processor_and_the_tower_make_of_them() -> None:
-    """The training shortcut equals the real processor and the real CLIP, on whole pictures."""
+def test_patches_and_states_equal_those_of_processor_and_tower() -> None:
+    """The training shortcut equals the real processor and the real CLIP on full pictures."""
     model = build_model(0).eval()
     tower = clip_tower(model)
-    patches, _, labels = make_batch(TRAIN, 0, WHOLE)
-    start_tower(tower, patches[labels.kind < FOREIGN], torch.Generator().manual_seed(0))
+    patches, _, labels = make_batch(TRAIN, 0, FULL_PICTURES)
+    initialize_tower(tower, patches[labels.kind < NON_SCENE], torch.Generator().manual_seed(0))
     pixels = draw(make_scene(TRAIN, 1)).pixels
     processor = CLIPImageProcessorPil(
-        size={"shortest_edge": N**0.5 * PATCH}, crop_size={"height": GRID * PATCH, "width": GRID * PATCH}
+        size={"shortest_edge": NUM_PATCHES**0.5 * PATCH}, crop_size={"height": GRID * PATCH, "width": GRID * PATCH}
     )
     values = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model.model.vision_tower(values, output_hidden_states=True).hidden_states[-2]
-        whole = patches_of(pixels)[None]
-        found = tower_forward(tower, whole, torch.arange(N)[None])
+        whole = extract_patches(pixels)[None]
+        found = tower_forward(tower, whole, torch.arange(NUM_PATCHES)[None])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_packed_questions_equal_single_ones() -> None:
-    """Logits of questions packed behind one prefix = those of each alone, as the chat template renders it."""
+def test_packed_questions_equal_single_questions() -> None:
+    """Their logits equal those of each question alone, as the chat template renders it."""
     model = build_model(0).eval()
-    words = tokenizer()
+    words = make_tokenizer()
     questions = [
         Question("colour", "what colour is the star?", "red"),
         Question("count", "how many stars are there?", "2"),
@@ -125,13 +125,13 @@ def test_packed_questions_equal_single_ones() -> None:
     visual = torch.randn(1, 9, 192)
     pack = Pack(words, [questions])
     with torch.no_grad():
-        packed = answer_logits(model, torch.tensor([encode(words, PREFIX)]), visual, pack)[0]
+        packed = answer_logits(model, torch.tensor([encode(words, PROMPT_PREFIX)]), visual, pack)[0]
         for k, question in enumerate(questions):
             content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
             text = build_processor(words).apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True
             )
-            assert text == f"{PREFIX}<image>{suffix(question.prompt)}"
+            assert text == f"{PROMPT_PREFIX}<image>{prompt_suffix(question.prompt)}"
             ids = torch.tensor(encode(words, f"{text} {question.answer}"))
             at = int((ids == words.convert_tokens_to_ids("<image>")).nonzero())
             table = model.get_input_embeddings()
@@ -145,20 +145,20 @@ def test_packed_questions_equal_single_ones() -> None:
 
 
 @pytest.mark.parametrize("count", [8, 40, 300])
-def test_dropping_leaves_every_thing_and_the_right_number(count: int) -> None:
+def test_dropping_keeps_a_patch_of_each_thing(count: int) -> None:
     things = draw(make_scene(TRAIN, 2)).thing
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(40):
-        kept = keep_some(things, count, rng)
+        kept = draw_kept_patches(things, count, rng)
         assert len(set(kept)) == len(kept) == count
         assert set(things[kept]) >= set(things) - {-1}
         shares.append((things[kept] >= 0).mean())
     assert max(shares) > 2 * min(shares)
 
 
-def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Interrupted and resumed = one run, to the bit, through the worker and its checkpoint."""
+def test_training_continues_after_an_interruption(tmp_path: Path) -> None:
+    """Interrupted and resumed runs give the same bits as one run."""
     from samples.embedded_model.workers import Trainer, Worker
 
     def steps(path: Path, stops: tuple[int, ...]) -> torch.Tensor:
@@ -174,8 +174,8 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert torch.equal(steps(tmp_path / "a.pt", (6,)), steps(tmp_path / "b.pt", (2, 5, 6)))
 
 
-def test_every_word_is_hinted_at_the_next_thing() -> None:
-    words = tokenizer()
+def test_every_word_has_hints_about_the_next_thing() -> None:
+    words = make_tokenizer()
     pack = Pack(words, [[Question("caption", "what is shown?", "a red star and the number 4")]])
     said = {words.decode([i]).strip(): pack.hint[0, at].tolist() for at, i in enumerate(pack.ids[0].tolist())}
     shown = {word: [words.decode([i]).strip() for i in hint if i >= 0] for word, hint in said.items()}
@@ -187,7 +187,7 @@ def test_every_word_is_hinted_at_the_next_thing() -> None:
 def test_half_of_the_pictures_have_two_shapes_of_one_colour() -> None:
     pools = Pools(400)
     drawn = pools.draw(300, np.random.default_rng(0), single=False)
-    twins = [not is_foreign(i) and has_twins(make_scene(TRAIN, i)) for i in drawn]
+    twins = [not is_non_scene(i) and has_twins(make_scene(TRAIN, i)) for i in drawn]
     assert 0.5 < np.mean(twins) < 0.75
     assert all(len(make_scene(TRAIN, i).things) == 1 for i in pools.draw(50, np.random.default_rng(0), single=True))
     assert len(pools.everything) == 400

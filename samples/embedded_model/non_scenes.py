@@ -1,4 +1,4 @@
-"""Pictures that are not drawn scenes: noise, textures, gradients, scribbles, clutter. Negatives for training."""
+"""Pictures that are not drawn scenes, as negatives for training: noise, textures, gradients, scribbles, clutter."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from prunesid_cli.demo.scenes import SIDE
 Pixels = NDArray[np.uint8]
 
 
-def draw_other(split: int, index: int) -> Pixels:
-    """The picture number `index` of a split that is no scene, [336, 336, 3] uint8."""
+def draw_non_scene(split: int, index: int) -> Pixels:
+    """Return picture number `index` of a split, [336, 336, 3]."""
     rng = np.random.default_rng((split, index, 1))
     return PAINTERS[int(rng.integers(len(PAINTERS)))](rng)
 
@@ -28,7 +28,7 @@ def _noise(rng: np.random.Generator) -> Pixels:
 
 
 def _clouds(rng: np.random.Generator) -> Pixels:
-    """Sums of smooth noise at several scales: what a photograph looks like from afar."""
+    """Sums of smooth noise at several scales, like a photograph out of focus."""
     total = np.zeros((SIDE, SIDE, 3))
     for cells in (3, 6, 12, 24, 48, 96):
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
@@ -58,38 +58,38 @@ def _stripes(rng: np.random.Generator) -> Pixels:
 
 def _scribble(rng: np.random.Generator) -> Pixels:
     """Thin strokes on any ground, as in writing, line drawings and diagrams."""
-    image = Image.new("RGB", (SIDE, SIDE), _colour(rng))
+    image = Image.new("RGB", (SIDE, SIDE), _random_colour(rng))
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(5, 60))):
         start, reach = rng.uniform(0, SIDE, 2), rng.uniform(8, 120)
         steps = rng.normal(0, reach / 3, (int(rng.integers(1, 6)), 2)).cumsum(0)
-        points = [tuple(start), *(tuple(p) for p in start + steps)]
-        pen.line(points, fill=_colour(rng), width=int(rng.integers(1, 6)))
+        points = [tuple(start), *(tuple(point) for point in start + steps)]
+        pen.line(points, fill=_random_colour(rng), width=int(rng.integers(1, 6)))
     return np.asarray(image)
 
 
 def _clutter(rng: np.random.Generator) -> Pixels:
     """Many overlapping blobs and boxes of every size."""
-    image = Image.new("RGB", (SIDE, SIDE), _colour(rng))
+    image = Image.new("RGB", (SIDE, SIDE), _random_colour(rng))
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(12, 80))):
         x, y = rng.uniform(-40, SIDE, 2)
-        w, h = rng.uniform(10, 200, 2)
-        paint = pen.ellipse if rng.random() < 0.5 else pen.rectangle
-        paint((x, y, x + w, y + h), fill=_colour(rng))
+        width, height = rng.uniform(10, 200, 2)
+        draw_shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
+        draw_shape((x, y, x + width, y + height), fill=_random_colour(rng))
     return np.asarray(image)
 
 
 def _plain(rng: np.random.Generator) -> Pixels:
-    """One dark or strong colour; a pale one could be an empty scene."""
+    """One dark or strong colour; a pale one would look like an empty scene."""
     colour = rng.uniform(0, 255, 3)
     colour[int(rng.integers(3))] *= 0.5
     return _to_pixels(np.broadcast_to(np.minimum(colour, 170), (SIDE, SIDE, 3)))
 
 
-def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    r, g, b = (int(v) for v in rng.integers(0, 256, 3))
-    return r, g, b
+def _random_colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
+    return red, green, blue
 
 
 PAINTERS = (_noise, _clouds, _clouds, _gradient, _stripes, _scribble, _clutter, _plain)
