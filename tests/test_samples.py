@@ -1,4 +1,4 @@
-"""The benchmark among the samples: one command makes it, and what the README says of it is what was measured."""
+"""The benchmark among the samples: one command makes it, and the guide shows what was measured."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_lead_is_sure_only_where_enough_questions_tell() -> None:
 
 def test_what_is_written_is_what_was_measured() -> None:
     told = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    assert tell.section(told) in tell.README.read_text(encoding="utf-8")
+    assert tell.section(told) in tell.GUIDE.read_text(encoding="utf-8")
     assert tell.in_words(told) == (FOLDER / "README.md").read_text(encoding="utf-8")
     questions = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert set(Counter(one["kind"] for one in questions).values()) == {told["per_kind"]}

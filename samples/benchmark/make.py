@@ -1,4 +1,4 @@
-"""Make everything in this folder, and the README's section about it: `python -m samples.benchmark.make`.
+"""Make this folder, and its section in the guide on benchmark results: `python -m samples.benchmark.make`.
 
 Questions of every kind about scenes that the embedded model has never seen, each about a picture of its own; answered
 by `prunesid evaluate` for every method and the paper's budgets; and which things of the scenes have a kept patch. The
@@ -37,7 +37,7 @@ from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
-from samples.benchmark.tell import README, in_words, put_into
+from samples.benchmark.tell import GUIDE, in_words, put_into
 from samples.embedded_model.evaluate import coverage
 from samples.embedded_model.non_scenes import draw_non_scene
 
@@ -45,7 +45,10 @@ HERE = Path(__file__).parent
 SPLIT = 60
 """Of scenes: 0 was trained on, 1 is what the model was examined on; nothing was tuned on this one."""
 BUDGETS = ("192", "128", "64", "32", "16")
-SETTINGS = (PruningSetting("all", "prunesid"), *(PruningSetting(keep, method) for method in METHODS for keep in BUDGETS))
+SETTINGS = (
+    PruningSetting("all", "prunesid"),
+    *(PruningSetting(keep, method) for method in METHODS for keep in BUDGETS),
+)
 PER_KIND, ROUND = 80, 10
 """Questions of each kind, and of each before the next kind comes: a run that was stopped can be told of in part."""
 BATCH = 2 * ROUND
@@ -67,7 +70,7 @@ class Asked:
         return json.dumps({"media": f"{folder}/{self.name}"} | said | {"kind": self.question.kind}) + "\n"
 
 
-def examination(per_kind: int) -> Iterator[Asked]:
+def make_questions(per_kind: int) -> Iterator[Asked]:
     """`per_kind` questions of each kind, no two about one picture; they begin with those of a smaller one."""
     rng, scenes = np.random.default_rng((SPLIT, 7)), count()
     for start in range(0, per_kind, ROUND):
@@ -161,13 +164,13 @@ def facts(per_kind: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Every method at the paper's budgets, on scenes never seen.")
     parser.add_argument("--per-kind", type=int, default=PER_KIND, help="questions of each of the eight kinds")
-    parser.add_argument("--out", type=Path, help="write into another folder, and leave the README alone")
+    parser.add_argument("--out", type=Path, help="write into another folder, and leave the guide unchanged")
     options = parser.parse_args()
     out = options.out or HERE
     out.mkdir(parents=True, exist_ok=True)
     questions, answers = out / "questions.jsonl", out / "answers.jsonl"
     told = facts(options.per_kind) | {"in_one_go": not answers.exists()}
-    drawn = write_questions(list(examination(options.per_kind)), questions)
+    drawn = write_questions(list(make_questions(options.per_kind)), questions)
     rows = evaluated(questions, answers, out / "plot.png")
     things = covered(drawn)
     told |= {"things": sum(len(np.unique(one.thing[one.thing >= 0])) for one in drawn)}
@@ -176,7 +179,7 @@ def main() -> None:
     told |= {"duels": duels(questions, answers)}
     write(told, out)
     if options.out is None:
-        put_into(README, told)
+        put_into(GUIDE, told)
     answers.unlink()
 
 

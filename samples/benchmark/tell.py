@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-README = Path(__file__).parents[1] / "guides" / "benchmark-results.md"
+GUIDE = Path(__file__).parents[1] / "guides" / "benchmark-results.md"
 BEGIN, END = "<!-- made by python -m samples.benchmark.make -->", "<!-- until here -->"
 Told = dict[str, Any]
 
@@ -86,8 +86,8 @@ def in_words(told: Told) -> str:
         "",
         "## By kind of question",
         "",
-        "Share of right answers, absolute and relative to no pruning. Coverage is the share of things of which a patch",
-        "is kept; a patch that `visionzip` merges into another one does not count.",
+        "Share of right answers, absolute and relative to no pruning. Coverage is the share of things with a kept",
+        "patch; a patch that `visionzip` merges into another one does not count.",
         "",
         *_by_kind(told),
     ]
@@ -127,7 +127,7 @@ def _summary(told: Told) -> list[str]:
 
     lines = [["tokens kept", *budgets], *([name, *(cell(name, keep) for keep in budgets)] for name in methods)]
     return [
-        f"Share of right answers / share of things of which a patch is kept. With all 576 tokens, {base:.1%} of the",
+        f"Share of right answers / share of things with a kept patch. With all 576 tokens, {base:.1%} of the",
         "answers are right. The best value of each budget is bold.",
         "",
         *_table(lines),
