@@ -17,8 +17,8 @@ from prunesid_cli.tokencache import open_cache, read_tokens
 from prunesid_cli.types import TokenSet
 from tests.accelerator import GPU, MPS, accelerator
 from tests.conftest import Run
-from tests.models.test_laws import CPU, GENERATION, PROMPT, VARIANTS, Model, clip
-from tests.models.tiny import tiny, write
+from tests.models.harness import CPU, GENERATION, PROMPT, VARIANTS, Model, make_clip
+from tests.models.tiny import tiny_model, write_checkpoint
 from tests.selection.inputs import attention, scene_like
 
 ROUNDING = {"atol": 1e-5, "rtol": 1e-5}
@@ -120,8 +120,8 @@ def test_every_family_keeps_and_says_the_same(
     variant: str, device: torch.device, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     """Pictures, and a clip where the family has any: encoded, pruned, and answered from what was kept."""
-    here = Model(write(variant, tmp_path / variant), tiny(variant), replace(CPU, dtype=dtype))
-    media = here.pictures() + ([clip(1)] if here.tiny.clip else [])
+    here = Model(write_checkpoint(variant, tmp_path / variant), tiny_model(variant), replace(CPU, dtype=dtype))
+    media = here.images() + ([make_clip(1)] if here.tiny.clip_inputs else [])
     with accelerator(device):
         there = replace(here, placement=replace(here.placement, device=device))
         kept, said = pruned_and_answered(there, media)

@@ -26,7 +26,7 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation, Placement
 from tests.conftest import Run
-from tests.models.tiny import write
+from tests.models.tiny import write_checkpoint
 
 CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
 SHORT = ("--rounds", "1", "--new-tokens", "3", "--prompt-tokens", "40")
@@ -41,7 +41,7 @@ def measure(run: Run, *args: object) -> dict[str, Any]:
 
 
 def without_weights(variant: str, folder: Path) -> Path:
-    write(variant, folder)
+    write_checkpoint(variant, folder)
     for path in folder.glob("*.safetensors"):
         path.unlink()
     return folder
@@ -127,7 +127,7 @@ def test_a_configuration_without_tokenizer_is_enough_for_llava(run: Run, llava: 
     record = measure(run, "--random-weights", tmp_path / "m", "--keep", "50")
     assert [result["kept"] for result in record["settings"]] == [576, 50]
     assert (record["model"]["name"], record["model"]["weights"]) == (str(tmp_path / "m"), RANDOM)
-    other = write("qwen2_vl", tmp_path / "q")
+    other = write_checkpoint("qwen2_vl", tmp_path / "q")
     for path in other.iterdir():
         if path.name != "config.json":
             path.unlink()
@@ -159,7 +159,7 @@ def write_square(path: Path, side: int) -> Path:
 def test_all_tokens_are_kept_where_the_stock_model_cannot_be_asked(run: Run, tmp_path: Path) -> None:
     from tests.films import film  # skips what needs PyAV where it is not installed
 
-    model, clip = write("llava_next_video", tmp_path / "m"), film(tmp_path / "a.mp4", 8)
+    model, clip = write_checkpoint("llava_next_video", tmp_path / "m"), film(tmp_path / "a.mp4", 8)
     record = measure(run, clip, "-m", model, "--keep", "all,10%", "--frames", "4")
     check_settings(record["settings"])
     assert [result["setting"] for result in record["settings"]] == ["stock", "10%"]
@@ -272,7 +272,7 @@ def test_wrong_options_are_refused(args: list[str], code: int, message: str, run
 
 
 def test_mini_gemini_has_no_random_weights(run: Run, tmp_path: Path) -> None:
-    ran = run("bench", "--random-weights", write("mgm", tmp_path))
+    ran = run("bench", "--random-weights", write_checkpoint("mgm", tmp_path))
     assert (ran.code, "cannot be made with random weights" in ran.err) == (1, True)
 
 

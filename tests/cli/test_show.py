@@ -15,7 +15,7 @@ from prunesid_cli.visualization.contact_sheet import GAP_PIXELS, TITLE_PIXELS
 from tests.caches import items_by_source
 from tests.conftest import Run
 from tests.films import film
-from tests.models.tiny import write
+from tests.models.tiny import write_checkpoint
 
 Pixels = np.ndarray[Any, np.dtype[np.int64]]
 ASK = "what is shown?"
@@ -25,7 +25,7 @@ WITHIN = 3
 
 @pytest.fixture(scope="session")
 def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write("llava_next_video", tmp_path_factory.mktemp("tiled"))
+    return write_checkpoint("llava_next_video", tmp_path_factory.mktemp("tiled"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from PIL import Image
 from prunesid_cli.errors import ExitCode
 from prunesid_cli.tokencache import Item, Shard, read_tokens, verify_cache
 from prunesid_cli.tokencache.format import is_cache_folder
-from tests.models.tiny import write
+from tests.models.tiny import write_checkpoint
 
 SHARD_ITEMS = 64
 LASTING_FILES = (".prunesid.lock", ".prunesid-stamps")
@@ -47,7 +47,7 @@ class Workbench:
     """
 
     def __init__(self, folder: Path, items: int) -> None:
-        self.folder, self.model = folder, write("llava", folder / "model")
+        self.folder, self.model = folder, write_checkpoint("llava", folder / "model")
         self.pictures = draw_pictures(folder / "pictures", items)
         self.inputs = [self.pictures]
 

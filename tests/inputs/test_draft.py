@@ -14,8 +14,8 @@ from prunesid_cli.models.shared.processor import fixed_short_side
 from prunesid_cli.tokencache import open_cache
 from tests import hostile
 from tests.conftest import Run
-from tests.models.test_laws import CPU, painting
-from tests.models.tiny import TINY, write
+from tests.models.harness import CPU, make_image
+from tests.models.tiny import TINY, write_checkpoint
 
 VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] if "-" in name else []) for name in TINY]
 DYNAMIC = ("idefics3", "internvl", "llava_next", "llava_onevision", "qwen", "smolvlm")
@@ -23,7 +23,7 @@ DYNAMIC = ("idefics3", "internvl", "llava_next", "llava_onevision", "qwen", "smo
 
 
 def jpeg(size: tuple[int, int], **options: object) -> bytes:
-    return hostile.encoded(painting(1, size), "JPEG", quality=95, **options)
+    return hostile.encoded(make_image(1, size), "JPEG", quality=95, **options)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_a_smaller_image_is_upright_and_has_the_size_of_the_file(format: str, or
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "BMP"])
 def test_other_formats_are_decoded_at_full_size(format: str) -> None:
-    data = hostile.encoded(painting(1, (400, 240)), format)
+    data = hostile.encoded(make_image(1, (400, 240)), format)
     assert load_image_bytes(data, "x", "", 24) == load_image_bytes(data, "x")
 
 
 def test_colour_modes_and_damage_are_handled_as_at_full_size() -> None:
-    grey = hostile.encoded(painting(1, (400, 240)).convert("L"), "JPEG")
-    cmyk = hostile.encoded(painting(1, (400, 240)).convert("CMYK"), "JPEG")
+    grey = hostile.encoded(make_image(1, (400, 240)).convert("L"), "JPEG")
+    cmyk = hostile.encoded(make_image(1, (400, 240)).convert("CMYK"), "JPEG")
     for data in (grey, cmyk):
         whole, small = load_image_bytes(data, "x"), load_image_bytes(data, "x", "", 24)
         assert small.notes == ("decoded at 1/8 of its size", *whole.notes)
@@ -70,14 +70,14 @@ def test_colour_modes_and_damage_are_handled_as_at_full_size() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_families_with_one_input_size_read_nearly_the_same_of_a_smaller_image(variant: str, tmp_path: Path) -> None:
-    checkpoint = resolve(str(write(variant, tmp_path)))
+    checkpoint = resolve(str(write_checkpoint(variant, tmp_path)))
     vision = load_family(checkpoint.model_type).load_vision_half(checkpoint, CPU)
     side = fixed_short_side(vision)
     if side is None:
         assert variant.startswith(DYNAMIC) or variant in ("llava-pixtral", "gemma3-crops")
         return
     assert not variant.startswith(DYNAMIC)
-    large = painting(1, (8 * side, 6 * side))
+    large = make_image(1, (8 * side, 6 * side))
     whole, small = (vision.preprocess(media_from_image(image)) for image in (large, large.reduce(2)))
     assert whole.layout == small.layout
     for name, pixels in whole.tensors.items():
@@ -109,7 +109,7 @@ def test_the_cache_keeps_a_note_for_each_image(run: Run, llava: Path, photos: Pa
 
 
 def test_a_model_with_dynamic_resolution_gets_the_full_image(run: Run, photos: Path, tmp_path: Path) -> None:
-    model = write("qwen2_vl", tmp_path / "m")
+    model = write_checkpoint("qwen2_vl", tmp_path / "m")
     done = run("compress", photos / "b.jpg", "-m", model, "--out", tmp_path / "c", "--draft")
     assert (done.code, "--draft changed nothing" in done.err) == (0, True)
     assert [item.notes for _, item in open_cache(tmp_path / "c").items()] == [()]

@@ -21,7 +21,7 @@ from prunesid_cli.inputs.video.load import is_clip_file, load_clip, load_media
 from tests.caches import items_by_source
 from tests.conftest import Run
 from tests.films import SIZE, av, film, number_of, numbered, sound, turned
-from tests.models.tiny import write
+from tests.models.tiny import write_checkpoint
 
 pyav_decoder, worker = (pytest.importorskip(f"prunesid_cli.inputs.video.{name}") for name in ("pyav_decoder", "worker"))
 ASK = "what happens?"
@@ -320,7 +320,7 @@ def test_no_decoder_is_loaded_before_a_clip_is_read() -> None:
 
 @pytest.fixture(scope="module", params=["llava_next_video", "qwen2_vl", "video_llava"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(request.param, tmp_path_factory.mktemp(request.param))
+    return write_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ def test_ask_is_compress_and_answer(run: Run, model: Path, films: Path, tmp_path
 def test_all_clips_of_a_cache_have_the_same_sampling(
     run: Run, films: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
-    model = write("llava_next_video", tmp_path / "m")
+    model = write_checkpoint("llava_next_video", tmp_path / "m")
     compress = ("compress", "-m", model, "--out", tmp_path / "c", "-k", "8", films)
     assert run(*compress, "--fps", "2").code == 0
     again = run(*compress, "--fps", "2", "--json")
@@ -384,7 +384,7 @@ def test_a_model_that_reads_no_clips_refuses_them(
 
 
 def test_a_bad_clip_fails_alone(run: Run, films: Path, tmp_path: Path) -> None:
-    model = write("llava_next_video", tmp_path / "m")
+    model = write_checkpoint("llava_next_video", tmp_path / "m")
     (films / "c.mkv").write_bytes(b"\x1aE\xdf\xa3" + b"\0" * 500)
     done = run("compress", films, "-m", model, "--out", tmp_path / "c", "-k", "8", "--json")
     assert done.code == 3

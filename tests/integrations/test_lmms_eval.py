@@ -16,7 +16,7 @@ from PIL import Image
 
 from prunesid_cli.errors import PruneSIDError
 from tests.conftest import Run
-from tests.models.tiny import write
+from tests.models.tiny import write_checkpoint
 
 if find_spec("lmms_eval") is None:
     pytest.skip("lmms-eval is not installed: pip install '.[lmms]'", allow_module_level=True)
@@ -119,7 +119,7 @@ def test_the_embedded_model_answers_as_ask_does(run: Run, questions: list[Docume
 def test_several_pictures_and_clips_of_another_family(run: Run, pictures: list[Path], tmp_path: Path) -> None:
     from tests.films import film
 
-    model = write("qwen2_5_vl", tmp_path / "model")
+    model = write_checkpoint("qwen2_5_vl", tmp_path / "model")
     texts = ["what changed?", "first <image>, then <image>: what changed?", "is <image> the same as this: <image>"]
     pairs = [
         {"media": [str(pictures[at]), str(pictures[at + 1])], "prompt": text, "answer": "x"}

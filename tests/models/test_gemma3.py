@@ -12,21 +12,21 @@ import torch
 from prunesid_cli.errors import UnsupportedModel, UsageError
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
-from prunesid_cli.models.gemma3 import boxes
+from prunesid_cli.models.gemma3 import crop_boxes
 from prunesid_cli.models.loading.checkpoint import resolve
-from tests.models.test_laws import CLOSE, CPU, GENERATION, PROMPT, Model, keep_all, painting
-from tests.models.tiny import tiny, write
-from tests.models.tiny.base import Tiny
+from tests.models.harness import CLOSE, CPU, GENERATION, PROMPT, Model, check_keeping_all, make_image
+from tests.models.tiny import tiny_model, write_checkpoint
+from tests.models.tiny.base import TinyModel
 from tests.models.tiny.gemma3 import gemma3
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write("gemma3", tmp_path_factory.mktemp("gemma3")), tiny("gemma3"))
+    return Model(write_checkpoint("gemma3", tmp_path_factory.mktemp("gemma3")), tiny_model("gemma3"))
 
 
 def test_saliency_is_the_eager_attention_that_a_block_receives(model: Model) -> None:
-    pixels = [model.vision.preprocess(one) for one in model.pictures()]
+    pixels = [model.vision.preprocess(one) for one in model.images()]
     batch = torch.cat([one.tensors["pixel_values"] for one in pixels])
     with torch.no_grad():
         tower = model.stock.model.vision_tower
@@ -38,17 +38,17 @@ def test_saliency_is_the_eager_attention_that_a_block_receives(model: Model) -> 
 
 def test_newlines_before_a_picture_are_one_token(model: Model) -> None:
     """The turn begins with `user\\n` and the picture with two more."""
-    (item,) = model.pruner("7").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
+    (item,) = model.pruner("7").prune(model.pruner().encode([model.vision.preprocess(model.images()[0])]))
     ids = model.language.tokenize(PROMPT, [item.layout])
     words = model.processor.tokenizer.convert_ids_to_tokens(ids.tolist())
     assert words[words.index("<start_of_image>") - 1] == "\n\n\n"
-    stock = model.stock_inputs(model.pictures()[:1], PROMPT)["input_ids"][0].unique_consecutive()
+    stock = model.stock_inputs(model.images()[:1], PROMPT)["input_ids"][0].unique_consecutive()
     assert stock.tolist() == ids.unique_consecutive().tolist()
 
 
 def test_kept_tokens_of_a_picture_see_each_other(model: Model) -> None:
     """The answer is another when they do not; the model is left as it was."""
-    (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
+    (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.images()[0])]))
     asked = model.language.embed(PROMPT, [item])
     prefix_lm = model.language.logits([asked])
     one_way = model.language.logits([replace(asked, visual=torch.zeros_like(asked.visual))])
@@ -61,14 +61,14 @@ def test_kept_tokens_of_a_picture_see_each_other(model: Model) -> None:
     [((1100, 300), 4, (0.0, 0.0, 0.25, 1.0)), ((300, 800), 3, (0.0, 0.0, 1.0, 267 / 800)), ((9, 9), 0, None)],
 )
 def test_where_crops_are(size: tuple[int, int], crops: int, second: tuple[float, ...] | None) -> None:
-    first, *others = boxes(size, crops)
+    first, *others = crop_boxes(size, crops)
     assert (first, len(others)) == ((0.0, 0.0, 1.0, 1.0), crops)
     assert not others or (others[0], others[-1][2:]) == (second, (1.0, 1.0))
 
 
 def test_crops_are_segments_with_text_between(tmp_path: Path) -> None:
-    model = Model(write("gemma3-crops", tmp_path), tiny("gemma3-crops"))
-    (item,) = model.vision.encode([model.vision.preprocess(model.pictures()[0])])
+    model = Model(write_checkpoint("gemma3-crops", tmp_path), tiny_model("gemma3-crops"))
+    (item,) = model.vision.encode([model.vision.preprocess(model.images()[0])])
     assert (len(item.segments), item.layout.runs) == (5, (64,) * 5)
     assert "here are some crops" in item.layout.text
 
@@ -92,9 +92,9 @@ def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
 def test_the_real_size_is_the_stock_model(tmp_path: Path) -> None:
     """896 pixels, 4,096 patches, 256 tokens; the attention weights of a layer take several chunks."""
     gemma3(tmp_path, side=896)
-    model = Model(tmp_path, Tiny(partial(gemma3, side=896)))
-    picture = media_from_image(painting(0, (700, 500)))
-    keep_all(model, [picture], PROMPT)
+    model = Model(tmp_path, TinyModel(partial(gemma3, side=896)))
+    picture = media_from_image(make_image(0, (700, 500)))
+    check_keeping_all(model, [picture], PROMPT)
     pixels = model.vision.preprocess(picture)
     (item,) = model.vision.encode([pixels])
     with torch.no_grad():

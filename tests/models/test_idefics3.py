@@ -12,12 +12,12 @@ from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import idefics3
 from prunesid_cli.models.shared import attention_saliency as saliency
 from prunesid_cli.types import Layout, Region
-from tests.models.test_laws import PROMPT, Model, clip, painting
-from tests.models.tiny import tiny, write
+from tests.models.harness import PROMPT, Model, make_clip, make_image
+from tests.models.tiny import tiny_model, write_checkpoint
 
 
 def _model(variant: str, factory: pytest.TempPathFactory) -> Model:
-    return Model(write(variant, factory.mktemp(variant)), tiny(variant))
+    return Model(write_checkpoint(variant, factory.mktemp(variant)), tiny_model(variant))
 
 
 @pytest.fixture(scope="module", params=["idefics3", "idefics3-long", "idefics3-smolvlm", "smolvlm"])
@@ -51,7 +51,7 @@ def test_saliency_is_the_attention_that_the_patches_get(
     model: Model, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saliency, "MAX_ATTENTION_WEIGHTS", room)
-    pixels = model.vision.preprocess(media_from_image(painting(3, (500, 200))))
+    pixels = model.vision.preprocess(media_from_image(make_image(3, (500, 200))))
     (item,) = model.vision.encode([pixels])
     config, values = model.stock.config, pixels.tensors["pixel_values"]
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_saliency_is_the_attention_that_the_patches_get(
 def test_tiles_are_where_the_processor_cut(
     variant: str, size: tuple[int, int], grid: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    layout = _model(variant, tmp_path_factory).vision.preprocess(media_from_image(painting(0, size))).layout
+    layout = _model(variant, tmp_path_factory).vision.preprocess(media_from_image(make_image(0, size))).layout
     rows, columns = grid
     places = [(row, column) for row in range(rows) for column in range(columns)]
     boxes = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r, c in places]
@@ -95,7 +95,7 @@ def test_tiles_are_where_the_processor_cut(
 
 def test_a_tile_shows_its_box(plain: Model) -> None:
     """A picture that is dark but for one tile is bright in that tile and nowhere else, the small whole aside."""
-    image = media_from_image(painting(0, (728, 728))).image.point(lambda value: 0)
+    image = media_from_image(make_image(0, (728, 728))).image.point(lambda value: 0)
     image.paste((255, 255, 255), (0, 364, 364, 728))
     pixels = plain.vision.preprocess(media_from_image(image))
     bright = [i for i, one in enumerate(pixels.tensors["pixel_values"]) if one.mean() > 0.9]
@@ -104,12 +104,12 @@ def test_a_tile_shows_its_box(plain: Model) -> None:
 
 def test_clips_are_for_smolvlm(plain: Model) -> None:
     with pytest.raises(ModelError, match="Idefics3 takes pictures and no clips"):
-        plain.vision.preprocess(clip(1, 3))
+        plain.vision.preprocess(make_clip(1, 3))
 
 
 @pytest.mark.skipif(not is_num2words_available(), reason="SmolVLM writes about clips with num2words")
 def test_a_clip_is_written_frame_by_frame(smolvlm: Model) -> None:
-    pixels = smolvlm.vision.preprocess(clip(1, 3))
+    pixels = smolvlm.vision.preprocess(make_clip(1, 3))
     picture = "<fake_token_around_image><global-img><image><fake_token_around_image>"
     frames = "".join(f"\nFrame from 00:0{second}:{picture}" for second in (0, 0, 1))
     intro = "You are provided the following series of three frames from a 0:00:01 [H:MM:SS] video.\n"
@@ -125,7 +125,7 @@ def test_a_clip_is_seen_as_the_video_processor_sees_it(smolvlm: Model) -> None:
     from transformers import AutoProcessor
     from transformers.video_utils import VideoMetadata
 
-    media = clip(1, 3)
+    media = make_clip(1, 3)
     stock = AutoProcessor.from_pretrained(smolvlm.folder)
     about = VideoMetadata(total_num_frames=3, fps=2.0, duration=1.0, frames_indices=[0, 1, 2])
     made = stock(
@@ -143,7 +143,7 @@ def test_a_clip_is_seen_as_the_video_processor_sees_it(smolvlm: Model) -> None:
 
 def test_pictures_need_no_number_words(smolvlm: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read, and put into a prompt, in the same way; clips are refused with what to install."""
-    media = media_from_image(painting(0, (500, 200)))
+    media = media_from_image(make_image(0, (500, 200)))
     (item,) = smolvlm.pruner("23").prune(smolvlm.vision.encode([smolvlm.vision.preprocess(media)]))
     asked = smolvlm.language.tokenize(PROMPT, [item.layout])
     monkeypatch.setattr(idefics3, "is_num2words_available", lambda: False)
@@ -152,7 +152,7 @@ def test_pictures_need_no_number_words(smolvlm: Model, monkeypatch: pytest.Monke
     assert pixels.layout == item.layout
     assert torch.equal(without.language.tokenize(PROMPT, [item.layout]), asked)
     with pytest.raises(ModelError, match="package that is missing") as refused:
-        without.vision.preprocess(clip(1, 3))
+        without.vision.preprocess(make_clip(1, 3))
     assert refused.value.hint == "pip install num2words"
     frame = Layout("<image>", (64,), (Region(0, 8, 8, 8, time=0.0),))
     with pytest.raises(ModelError, match="package that is missing"):

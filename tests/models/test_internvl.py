@@ -14,31 +14,31 @@ from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from tests.models.test_laws import CPU, Model, clip, painting
-from tests.models.tiny import tiny, write
+from tests.models.harness import CPU, Model, make_clip, make_image
+from tests.models.tiny import tiny_model, write_checkpoint
 
 
 @pytest.fixture(scope="module", params=["internvl", "internvl-large", "internvl-inner"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
+    return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)), tiny_model(request.param))
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write("internvl", tmp_path_factory.mktemp("plain")), tiny("internvl"))
+    return Model(write_checkpoint("internvl", tmp_path_factory.mktemp("plain")), tiny_model("internvl"))
 
 
 def test_a_token_is_a_square_of_patches(plain: Model) -> None:
     """The numbers of the patches, through the stock model's own shuffle."""
     numbers = torch.arange(32 * 32).view(1, 32 * 32, 1)
-    squares = plain.vision._shuffled(numbers)[0]
+    squares = plain.vision.shuffle(numbers)[0]
     for token, square in enumerate(squares.tolist()):
         row, column = divmod(token, 16)
         assert sorted(square) == [32 * (2 * row + i) + 2 * column + j for i in (0, 1) for j in (0, 1)]
 
 
 def test_saliency_is_the_attention_of_cls_in_the_layer_that_is_read(model: Model) -> None:
-    pixels = model.vision.preprocess(media_from_image(painting(3, (900, 880))))
+    pixels = model.vision.preprocess(media_from_image(make_image(3, (900, 880))))
     (item,) = model.vision.encode([pixels])
     config = model.stock.config
     layer = config.vision_feature_layer
@@ -56,7 +56,7 @@ def test_saliency_is_the_attention_of_cls_in_the_layer_that_is_read(model: Model
     ("size", "grid"), [((448, 448), (1, 1)), ((1200, 900), (3, 4)), ((200, 1200), (6, 1)), ((1600, 100), (1, 12))]
 )
 def test_tiles_are_where_the_processor_cut(plain: Model, size: tuple[int, int], grid: tuple[int, int]) -> None:
-    layout = plain.vision.preprocess(media_from_image(painting(0, size))).layout
+    layout = plain.vision.preprocess(media_from_image(make_image(0, size))).layout
     rows, columns = grid
     boxes = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r in range(rows) for c in range(columns)]
     boxes += [(0, 0, 1, 1)] if len(boxes) > 1 else []
@@ -68,7 +68,7 @@ def test_tiles_are_where_the_processor_cut(plain: Model, size: tuple[int, int], 
 
 def test_a_tile_shows_its_box(plain: Model) -> None:
     """A picture that is dark but for one tile is bright in that tile and nowhere else, the small whole aside."""
-    picture = media_from_image(painting(0, (1792, 448)))
+    picture = media_from_image(make_image(0, (1792, 448)))
     image = picture.image.point(lambda value: 0)
     image.paste((255, 255, 255), (896, 0, 1344, 448))
     pixels = plain.vision.preprocess(media_from_image(image))
@@ -77,7 +77,7 @@ def test_a_tile_shows_its_box(plain: Model) -> None:
 
 
 def test_a_clip_is_written_frame_by_frame(plain: Model) -> None:
-    pixels = plain.vision.preprocess(clip(1, 3))
+    pixels = plain.vision.preprocess(make_clip(1, 3))
     assert pixels.layout.text == "\n".join(f"Frame{i}: <img><IMG_CONTEXT></img>" for i in (1, 2, 3))
     assert pixels.layout.runs == (256,) * 3
     assert [region.time for region in pixels.layout.regions] == [0.0, 0.5, 1.0]
@@ -87,7 +87,7 @@ def test_a_clip_is_seen_as_the_video_processor_sees_it(plain: Model) -> None:
     pytest.importorskip("torchvision")
     from transformers import AutoProcessor
 
-    media = clip(1, 3)
+    media = make_clip(1, 3)
     stock = AutoProcessor.from_pretrained(plain.folder)
     made = stock(text=["<video>"], videos=[list(media.frames)], return_tensors="pt", do_sample_frames=False)
     pixels = plain.vision.preprocess(media)

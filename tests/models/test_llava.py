@@ -13,8 +13,8 @@ from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.shared.attention_saliency import mean_received_attention
-from tests.models.test_laws import Model
-from tests.models.tiny import tiny, write
+from tests.models.harness import Model
+from tests.models.tiny import tiny_model, write_checkpoint
 
 DEEPEST = {"llava": -2, "llava-layers": -1, "llava-pixtral": -1, "llava-siglip": -2, "llava-siglip-last": -1}
 """The layer in whose attention importance is read."""
@@ -22,13 +22,13 @@ DEEPEST = {"llava": -2, "llava-layers": -1, "llava-pixtral": -1, "llava-siglip":
 
 @pytest.fixture(scope="module", params=sorted(DEEPEST))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
+    return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)), tiny_model(request.param))
 
 
 def test_saliency_is_the_eager_attention(model: Model, request: pytest.FixtureRequest) -> None:
     """Of CLS, where there is one, summed over heads; else what a patch receives, on average."""
     tower, layer = model.stock.model.vision_tower, DEEPEST[request.node.callspec.params["model"]]
-    pixels = model.vision.preprocess(model.pictures()[1])
+    pixels = model.vision.preprocess(model.images()[1])
     with torch.no_grad():
         weights = tower(pixel_values=pixels.tensors["pixel_values"], output_attentions=True).attentions[layer]
     expected = weights.mean((1, 2))[0]
@@ -75,7 +75,7 @@ def test_a_strategy_that_drops_a_patch_is_refused(tmp_path: Path) -> None:
 
 
 def refused(variant: str, settings: dict[str, Any], said: str, folder: Path) -> None:
-    write(variant, folder)
+    write_checkpoint(variant, folder)
     (folder / "model.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | settings))

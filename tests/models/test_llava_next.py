@@ -22,8 +22,8 @@ from prunesid_cli.models.llava_next import NEWLINE, rasters, windows
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.shared.processor import load_frame_processor, load_video_settings
 from prunesid_cli.types import CLS_NOT_READ, Segment
-from tests.models.test_laws import CPU, Model, clip, painting
-from tests.models.tiny import tiny, write
+from tests.models.harness import CPU, Model, make_clip, make_image
+from tests.models.tiny import tiny_model, write_checkpoint
 from tests.models.tiny.llava_next import GRID_336, GRID_384, NARROW
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -44,7 +44,7 @@ VARIANTS = ("llava_next", "llava_next-yi-layers", "llava_next-granite", "llava_n
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    return {name: Model(write(name, tmp_path_factory.mktemp(name)), tiny(name)) for name in VARIANTS}
+    return {name: Model(write_checkpoint(name, tmp_path_factory.mktemp(name)), tiny_model(name)) for name in VARIANTS}
 
 
 def of_tower(model: Model, squares: Tensor) -> tuple[Tensor, Tensor, Any]:
@@ -74,7 +74,7 @@ def same(segment: Segment, features: Tensor, saliency: Tensor) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tiles_are_as_the_eager_tower_sees_them(models: dict[str, Model], variant: str) -> None:
     model = models[variant]
-    pixels = model.vision.preprocess(media_from_image(painting(3, (900, 500))))
+    pixels = model.vision.preprocess(media_from_image(make_image(3, (900, 500))))
     (item,) = model.vision.encode([pixels])
     features, attention, config = of_tower(model, pixels.tensors["pixel_values"])
     has_cls = config.vision_feature_select_strategy == "default"
@@ -93,7 +93,7 @@ def test_tiles_are_as_the_eager_tower_sees_them(models: dict[str, Model], varian
 
 def test_frames_are_pooled_as_the_stock_model_does(models: dict[str, Model]) -> None:
     model = models["llava_next_video"]
-    pixels = model.vision.preprocess(clip(5, 3))
+    pixels = model.vision.preprocess(make_clip(5, 3))
     (item,) = model.vision.encode([pixels])
     features, attention, _ = of_tower(model, pixels.tensors["pixel_values_videos"])
     pooled = model.stock.model.vision_resampler(features[:, 1:])
@@ -131,7 +131,7 @@ def test_every_slot_is_one_patch_of_one_tile(
     images = type(processor.image_processor)(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_grid_pinpoints=pinpoints
     )
-    made = images(images=[painting(0, size)], return_tensors="pt")
+    made = images(images=[make_image(0, size)], return_tensors="pt")
     tiles = len(made["pixel_values"][0])
     numbers = torch.arange(tiles * rows**2).view(tiles, -1, 1)
     packed = model.model.pack_image_features(
@@ -176,7 +176,7 @@ def test_a_single_tile_has_one_newline(models: dict[str, Model]) -> None:
 
 def test_of_a_very_narrow_picture_the_base_tile_is_read_alone(models: dict[str, Model]) -> None:
     vision = models["llava_next"].vision
-    (item,) = vision.encode([vision.preprocess(media_from_image(painting(1, NARROW)))])
+    (item,) = vision.encode([vision.preprocess(media_from_image(make_image(1, NARROW)))])
     assert (len(item.segments), len(item.layout.regions)) == (1, 1)
     assert item.layout.total > len(item.segments[0].features)
 
@@ -241,7 +241,7 @@ def test_variants_that_cannot_be_cut_are_refused_by_name(
 
 def test_the_stock_model_cannot_read_what_is_refused(models: dict[str, Model]) -> None:
     model = models["llava_next"]
-    inputs = model.stock_inputs(model.pictures()[:1], "what is shown?")
+    inputs = model.stock_inputs(model.images()[:1], "what is shown?")
     with pytest.raises(RuntimeError, match="invalid for input of size"):
         model.stock(**inputs, vision_feature_select_strategy="full")
 
@@ -259,14 +259,14 @@ def test_settings_of_clips_come_from_the_checkpoint(models: dict[str, Model], na
     found = load_video_settings(resolve(str(folder)))
     assert {key: found[key] for key in given} == given
     frames = load_frame_processor(resolve(str(folder)), models["llava_next_video"].processor.image_processor)
-    assert frames(images=[painting(0, (90, 60))], return_tensors="pt")["pixel_values"].shape == (1, 3, 28, 28)
+    assert frames(images=[make_image(0, (90, 60))], return_tensors="pt")["pixel_values"].shape == (1, 3, 28, 28)
 
 
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="the stock video processor needs torchvision")
 def test_frames_are_as_the_stock_video_processor_makes_them(models: dict[str, Model]) -> None:
     from transformers import AutoVideoProcessor
 
-    model, media = models["llava_next_video"], clip(4, 3, (500, 410))
+    model, media = models["llava_next_video"], make_clip(4, 3, (500, 410))
     made = AutoVideoProcessor.from_pretrained(model.folder)(videos=[list(media.frames)], return_tensors="pt")
     mine = model.vision.preprocess(media).tensors["pixel_values_videos"]
     assert (made["pixel_values_videos"][0] - mine).abs().max() < 0.05

@@ -1,4 +1,4 @@
-"""Files of weights that are not whole are named, with what to do; never a fault of ours."""
+"""A damaged file of weights gives an error that names it and says what to do."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import Run
 
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
-CUT, AGAIN = "is cut short, to {} bytes", "download the model again"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+CUT_SHORT, REINSTALL = "is cut short, to {} bytes", "download the model again"
 
 
 @pytest.mark.parametrize(
-    ("data", "problem", "hint"),
+    ("damage", "problem", "hint"),
     [
-        (lambda whole: whole[: len(whole) // 2], "is cut short, to {} of ", AGAIN),
-        (lambda whole: whole[:-1], "is cut short, to {} of ", AGAIN),
-        (lambda whole: whole[:100], CUT, AGAIN),
-        (lambda whole: b"\0", CUT, AGAIN),
-        (lambda whole: b"", CUT, AGAIN),
-        (lambda whole: LFS, "is a Git LFS pointer, not the weights", "git lfs pull"),
-        (lambda whole: b"<!doctype html>" * 9, "is no safetensors file", AGAIN),
+        (lambda data: data[: len(data) // 2], "is cut short, to {} of ", REINSTALL),
+        (lambda data: data[:-1], "is cut short, to {} of ", REINSTALL),
+        (lambda data: data[:100], CUT_SHORT, REINSTALL),
+        (lambda data: b"\0", CUT_SHORT, REINSTALL),
+        (lambda data: b"", CUT_SHORT, REINSTALL),
+        (lambda data: LFS_POINTER, "is a Git LFS pointer, not the weights", "git lfs pull"),
+        (lambda data: b"<!doctype html>" * 9, "is no safetensors file", REINSTALL),
     ],
 )
 @pytest.mark.parametrize("shards", [1, 3])
-def test_weights_that_are_not_whole(
-    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, data, problem: str, hint: str, shards: int
+def test_damaged_weights(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, damage, problem: str, hint: str, shards: int
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(llava, folder)
@@ -38,9 +38,9 @@ def test_weights_that_are_not_whole(
         model.save_pretrained(folder, max_shard_size=(llava / "model.safetensors").stat().st_size // 2)
     path = sorted(folder.glob("*.safetensors"))[-1]
     assert path.name.startswith("model-0000") == (shards > 1)
-    bad = data(path.read_bytes())
-    path.write_bytes(bad)
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
     ran = run("ask", "-m", folder, pictures[0], "what is shown?")
     assert (ran.code, ran.out) == (1, "")
-    assert f"error: {folder}: {path.name} {problem.format(f'{len(bad):,}')}" in ran.err, ran.err
+    assert f"error: {folder}: {path.name} {problem.format(f'{len(damaged):,}')}" in ran.err, ran.err
     assert hint in ran.err.splitlines()[-1]

@@ -15,8 +15,8 @@ from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.mini_gemini.model import HighResolutionTower, build_projector
-from tests.models.test_laws import CPU, painting
-from tests.models.tiny import write
+from tests.models.harness import CPU, make_image
+from tests.models.tiny import write_checkpoint
 from tests.models.tiny.mgm import CONVNEXT
 from tests.models.tiny.mgm_whole import load_whole
 
@@ -31,14 +31,14 @@ def vision(folder: Path) -> Any:
 
 def tokens(folder: Path) -> torch.Tensor:
     half = vision(folder)
-    (encoded,) = half.encode([half.preprocess(media_from_image(painting(3, (300, 200))))])
+    (encoded,) = half.encode([half.preprocess(media_from_image(make_image(3, (300, 200))))])
     return torch.cat([segment.features for segment in encoded.segments])
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
-    return write("mini_gemini", tmp_path / "model")
+    return write_checkpoint("mini_gemini", tmp_path / "model")
 
 
 def change(folder: Path, **settings: Any) -> None:
@@ -65,8 +65,8 @@ def apart(folder: Path, suffix: str = "safetensors") -> Path:
 
 @pytest.mark.parametrize("name", ["mgm", "mgm-hd"])
 def test_saliency_is_the_eager_attention_of_cls(name: str, tmp_path: Path) -> None:
-    whole, half = load_whole(write(name, tmp_path)), vision(tmp_path)
-    pixels = half.preprocess(media_from_image(painting(1, (400, 300))))
+    whole, half = load_whole(write_checkpoint(name, tmp_path)), vision(tmp_path)
+    pixels = half.preprocess(media_from_image(make_image(1, (400, 300))))
     seen: list[torch.Tensor] = []
     hook = half.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     (encoded,) = half.encode([pixels])
@@ -152,8 +152,8 @@ def test_the_template_of_the_checkpoint_comes_first(checkpoint: Path) -> None:
 
 
 def test_tiles_of_a_padded_picture_know_what_they_show(tmp_path: Path) -> None:
-    half = vision(write("mgm-hd", tmp_path))
-    layout = half.preprocess(media_from_image(painting(1, (400, 200)))).layout
+    half = vision(write_checkpoint("mgm-hd", tmp_path))
+    layout = half.preprocess(media_from_image(make_image(1, (400, 200)))).layout
     assert layout.total == 5 * 64
     assert [region.box for region in layout.regions] == [
         (0.0, -0.5, 1.0, 1.5),

@@ -11,17 +11,17 @@ import torch
 from prunesid_cli.errors import UnsupportedModel, UsageError
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from tests.models.test_laws import CPU, PROMPT, Model
-from tests.models.tiny import tiny, write
+from tests.models.harness import CPU, PROMPT, Model
+from tests.models.tiny import tiny_model, write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write("paligemma", tmp_path_factory.mktemp("paligemma")), tiny("paligemma"))
+    return Model(write_checkpoint("paligemma", tmp_path_factory.mktemp("paligemma")), tiny_model("paligemma"))
 
 
 def test_saliency_is_the_eager_attention_that_a_patch_receives(model: Model) -> None:
-    pixels = [model.vision.preprocess(one) for one in model.pictures()]
+    pixels = [model.vision.preprocess(one) for one in model.images()]
     batch = torch.cat([one.tensors["pixel_values"] for one in pixels])
     with torch.no_grad():
         attention = model.stock.model.vision_tower(pixel_values=batch, output_attentions=True).attentions[-1]
@@ -39,7 +39,7 @@ def test_saliency_is_the_eager_attention_that_a_patch_receives(model: Model) -> 
     ],
 )
 def test_a_prompt_is_as_the_stock_processor_writes_it(model: Model, prompt: str, pictures: int, written: str) -> None:
-    media = model.pictures()[:pictures]
+    media = model.images()[:pictures]
     ids = model.language.tokenize(prompt, [model.vision.layout] * pictures)
     assert model.processor.tokenizer.decode(ids) == written
     stock = model.stock_inputs(media, prompt)["input_ids"][0].tolist()
@@ -49,7 +49,7 @@ def test_a_prompt_is_as_the_stock_processor_writes_it(model: Model, prompt: str,
 
 def test_a_prompt_sees_itself_in_both_directions(model: Model) -> None:
     """The answer is another when it does not; the model is left as it was."""
-    (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.pictures()[0])]))
+    (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.images()[0])]))
     asked = model.language.embed(PROMPT, [item])
     given = model.language.model_inputs([asked])
     with model.language.generation_context([asked]), torch.no_grad():
@@ -63,10 +63,10 @@ def test_a_prompt_sees_itself_in_both_directions(model: Model) -> None:
 
 
 def test_scores_of_gemma_2_are_capped_whatever_kernel_is_asked_for(tmp_path: Path) -> None:
-    two = Model(write("paligemma-two", tmp_path), tiny("paligemma-two"))
+    two = Model(write_checkpoint("paligemma-two", tmp_path), tiny_model("paligemma-two"))
     assert two.language.model.model.language_model.config._attn_implementation == "eager"
     assert two.vision.tower.config._attn_implementation == "sdpa"
-    (item,) = two.pruner("23").prune(two.pruner().encode([two.vision.preprocess(two.pictures()[0])]))
+    (item,) = two.pruner("23").prune(two.pruner().encode([two.vision.preprocess(two.images()[0])]))
     asked = [two.language.embed(PROMPT, [item])]
     capped = two.language.logits(asked)
     for layer in two.language.model.model.language_model.layers:
@@ -76,8 +76,8 @@ def test_scores_of_gemma_2_are_capped_whatever_kernel_is_asked_for(tmp_path: Pat
 
 @pytest.mark.slow
 def test_large_rasters_are_selected_from_in_windows(tmp_path: Path) -> None:
-    model = Model(write("paligemma-large", tmp_path), tiny("paligemma-large"))
-    (item,) = model.vision.encode([model.vision.preprocess(model.pictures()[0])])
+    model = Model(write_checkpoint("paligemma-large", tmp_path), tiny_model("paligemma-large"))
+    (item,) = model.vision.encode([model.vision.preprocess(model.images()[0])])
     assert [len(one.features) for one in item.segments] == [800] * 2
     assert sorted(slot for one in item.segments for slot in one.slots or ()) == list(range(1600))
 

@@ -20,8 +20,8 @@ from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.video_llava import CLIP, PICTURE, VideoLlava, VideoLlavaVision
 from prunesid_cli.types import CLS_NOT_READ
-from tests.models.test_laws import CPU, clip, painting
-from tests.models.tiny import write
+from tests.models.harness import CPU, make_clip, make_image
+from tests.models.tiny import write_checkpoint
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
 FRAME = 1 + 16 * 16
@@ -42,12 +42,12 @@ class Model:
 
 @pytest.fixture(scope="module", params=["video_llava", "video_llava-full"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write(request.param, tmp_path_factory.mktemp(request.param)))
+    return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
 
 
 @pytest.mark.parametrize("kind", [PICTURE, CLIP])
 def test_features_and_saliency_are_those_of_the_kinds_own_tower(model: Model, kind: str) -> None:
-    item = model.vision.preprocess(clip(1, 3) if kind == CLIP else media_from_image(painting(1, (300, 200))))
+    item = model.vision.preprocess(make_clip(1, 3) if kind == CLIP else media_from_image(make_image(1, (300, 200))))
     tower = model.stock.model.video_tower if kind == CLIP else model.stock.model.image_tower
     with torch.no_grad():
         seen = tower(item.tensors[kind], output_attentions=True, output_hidden_states=True)
@@ -62,7 +62,7 @@ def test_features_and_saliency_are_those_of_the_kinds_own_tower(model: Model, ki
 
 def test_of_a_clip_cls_is_read_of_a_picture_by_the_strategy(model: Model) -> None:
     picture, frames = model.vision.encode(
-        [model.vision.preprocess(one) for one in (media_from_image(painting(1, (300, 200))), clip(1, 8))]
+        [model.vision.preprocess(one) for one in (media_from_image(make_image(1, (300, 200))), make_clip(1, 8))]
     )
     is_full = model.stock.config.vision_feature_select_strategy == "full"
     assert picture.segments[0].cls_slot == (0 if is_full else CLS_NOT_READ)
@@ -73,10 +73,10 @@ def test_of_a_clip_cls_is_read_of_a_picture_by_the_strategy(model: Model) -> Non
 
 def test_kinds_in_any_order_are_encoded_as_alone(model: Model) -> None:
     media = (
-        clip(1, 2),
-        media_from_image(painting(1, (300, 200))),
-        clip(2, 3),
-        media_from_image(painting(2, (90, 300))),
+        make_clip(1, 2),
+        media_from_image(make_image(1, (300, 200))),
+        make_clip(2, 3),
+        media_from_image(make_image(2, (90, 300))),
     )
     pixels = [model.vision.preprocess(one) for one in media]
     for together, item in zip(model.vision.encode(pixels), pixels, strict=True):
@@ -90,7 +90,7 @@ def test_frames_follow_the_settings_for_clips(model: Model, tmp_path: Path) -> N
     folder = shutil.copytree(model.folder, tmp_path / "other")
     mean, std, path = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], folder / "video_preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": mean, "image_std": std}))
-    media = clip(1, 2, (224, 224))
+    media = make_clip(1, 2, (224, 224))
     found = VideoLlavaVision(resolve(str(folder)), CPU).preprocess(media).tensors[CLIP]
     expected = (np.asarray(media.frames[1]) / 255 - mean) / std
     torch.testing.assert_close(found[1], torch.from_numpy(expected).permute(2, 0, 1).float(), **EXACT)
@@ -98,7 +98,7 @@ def test_frames_follow_the_settings_for_clips(model: Model, tmp_path: Path) -> N
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="the stock processor of clips needs torchvision")
 def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
-    media = clip(1, 3, (640, 300))
+    media = make_clip(1, 3, (640, 300))
     stock = AutoVideoProcessor.from_pretrained(model.folder)
     frames = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in media.frames])
     expected = stock(videos=[frames], return_tensors="pt")["pixel_values_videos"][0]

@@ -21,8 +21,8 @@ from prunesid_cli.selection.budget import Budget, Spread
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Region, Segment, TokenSet
 from tests.conftest import Run
-from tests.models.test_laws import CLOSE, PROMPT, Model, clip, cls_tokens, painting, rows_kept
-from tests.models.tiny import TINY, tiny, write
+from tests.models.harness import CLOSE, PROMPT, Model, make_clip, unread_cls_rows, make_image, kept_rows
+from tests.models.tiny import TINY, tiny_model, write_checkpoint
 
 SIDE, WIDTH = 6, 16
 
@@ -170,12 +170,12 @@ def test_windows_and_pictures_of_one_shape_are_selected_from_apart() -> None:
 
 # The families
 
-CLIPS = [name for name in sorted(TINY) if tiny(name).clip and "-" not in name]
+CLIPS = [name for name in sorted(TINY) if tiny_model(name).clip and "-" not in name]
 
 
 @pytest.fixture(scope="module", params=CLIPS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(write(request.param, tmp_path_factory.mktemp(request.param)), tiny(request.param))
+    return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)), tiny_model(request.param))
 
 
 def windowed(model: Model, keep: str, window: int) -> Pruner:
@@ -187,7 +187,7 @@ def pruned(pruner: Pruner, media: Media) -> TokenSet:
 
 
 def test_keeping_all_in_windows_is_the_stock_model(model: Model) -> None:
-    media = clip(1)
+    media = make_clip(1)
     item = pruned(windowed(model, "all", 4), media)
     asked, inputs = model.language.embed(PROMPT, [item]), model.stock_inputs([media], PROMPT)
     with torch.no_grad():
@@ -196,20 +196,20 @@ def test_keeping_all_in_windows_is_the_stock_model(model: Model) -> None:
 
 
 def test_what_is_kept_of_windows_stands_where_the_stock_model_has_it(model: Model) -> None:
-    media = clip(1)
+    media = make_clip(1)
     item = pruned(windowed(model, "31", 4), media)
     assert item.kept == 31
     inputs = model.stock_inputs([media], PROMPT)
-    seen, left = model.reads(inputs), rows_kept(model, inputs, [item])
+    seen, left = model.stock_language_inputs(inputs), kept_rows(model, inputs, [item])
     asked = model.language.embed(PROMPT, [item])
-    own = ~cls_tokens(model, [item], asked.embeds)
+    own = ~unread_cls_rows(model, [item], asked.embeds)
     torch.testing.assert_close(asked.embeds[own], seen["inputs_embeds"][0, left], **CLOSE)
     if asked.positions is not None:
         assert torch.equal(asked.positions, seen["position_ids"][-3:, 0, left])
 
 
 def test_a_still_clip_keeps_other_patches_in_a_window(model: Model) -> None:
-    picture = painting(5, (320, 240))
+    picture = make_image(5, (320, 240))
     media = media_from_frames((picture,) * 8, tuple(i / 2 for i in range(8)))
     found = []
     for window in (1, 8):
@@ -242,7 +242,7 @@ def test_ask_is_compress_and_answer_in_windows(run: Run, model: Model, tmp_path:
 def test_a_window_too_large_costs_its_clip(run: Run, tmp_path: Path) -> None:
     from tests.films import film
 
-    folder = write("video_llava", tmp_path / "m")
+    folder = write_checkpoint("video_llava", tmp_path / "m")
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "b.png")
     film(tmp_path / "a.mp4", 40)
     common = ("-m", folder, "--frames", "40", "--window", "40")

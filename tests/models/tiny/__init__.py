@@ -1,6 +1,6 @@
-"""Tiny checkpoints of the real classes: the layout of the real ones, only narrower and shallower.
+"""Tiny checkpoints of the real classes: files and structure of real ones, but narrower and shallower.
 
-A family that is not here fails `test_every_family_has_a_tiny_model`.
+`test_every_family_has_a_tiny_model` fails for a family that is missing here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from tests.models.tiny.base import Tiny
+from tests.models.tiny.base import TinyModel
 
 TINY = {
     "gemma3": "gemma3:PLAIN",
@@ -58,16 +58,17 @@ TINY = {
     "video_llava": "video_llava:PLAIN",
     "video_llava-full": "video_llava:FULL",
 }
-"""Variant -> module:Tiny; the part before the first hyphen is the model_type."""
+"""Variant -> module and name of its `TinyModel`; the part of the variant before the first hyphen is the model_type."""
 
 
-def tiny(variant: str) -> Tiny:
+def tiny_model(variant: str) -> TinyModel:
+    """The tiny model of a variant."""
     module, name = TINY[variant].split(":")
-    found: Tiny = getattr(import_module(f"{__name__}.{module}"), name)
-    return found
+    model: TinyModel = getattr(import_module(f"{__name__}.{module}"), name)
+    return model
 
 
-def write(variant: str, folder: Path) -> Path:
-    """Make the checkpoint."""
-    tiny(variant).write(folder)
+def write_checkpoint(variant: str, folder: Path) -> Path:
+    """Write the checkpoint of a variant into a folder, and return the folder."""
+    tiny_model(variant).write(folder)
     return folder

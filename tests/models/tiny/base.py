@@ -1,4 +1,4 @@
-"""What a tiny checkpoint says of itself to the laws, and how its weights are drawn."""
+"""What a tiny checkpoint provides for the tests of all families, and how its weights are made."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ Sizes = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Tiny:
-    """write     makes the checkpoint in a folder
-    sizes        width and height of the pictures that the laws are tried on: every grid of tiles, tall, wide and tiny
-    clip         for families that take clips: our pixels of one -> what the stock model's forward takes besides ids
-    without      of captured inputs of the stock language model, those that drop with the tokens, where it is not
-                 `inputs_embeds`, `position_ids` and deep-stacked features alone
-    stock        the whole model of a folder, with its `processor`, where transformers has no class for it
-    options      what the stock processor must be told in each call, where it forgets a setting of the checkpoint
+class TinyModel:
+    """A tiny checkpoint of the real classes.
+
+    Attributes:
+        write: Writes the checkpoint into a folder.
+        sizes: Widths and heights of the images that the laws are tested with: every tile grid, tall, wide and tiny.
+        clip_inputs: For families that take clips: preprocessed pixels of a clip -> the arguments of the stock model
+            besides ids.
+        prune_inputs: Recorded inputs of the stock language model, and kept rows -> the inputs without pruned rows. Only
+            for models with inputs besides `inputs_embeds`, `position_ids` and deepstack features.
+        load_stock: Loads the stock model of a folder, with its `processor`, if transformers has no class for it.
+        processor_options: Arguments of the stock processor, for settings of the checkpoint that it does not use itself.
     """
 
     write: Callable[[Path], None]
     sizes: Sizes = ((336, 336), (500, 200), (90, 400))
-    clip: Callable[[Pixels], Mapping[str, Tensor]] | None = None
-    without: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None
-    stock: Callable[[Path], Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    clip_inputs: Callable[[Pixels], Mapping[str, Tensor]] | None = None
+    prune_inputs: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None
+    load_stock: Callable[[Path], Any] | None = None
+    processor_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save(kind: Any, config: object, folder: Path, seed: int = 0) -> None:
-    """Random weights, wide enough that attention and answers depend on the picture."""
+def save(model_class: Any, config: object, folder: Path, seed: int = 0) -> None:
+    """Save a model with random weights, large enough that attention and answers depend on the image."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = kind(config)
+        model = model_class(config)
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "embed" not in name:
                 torch.nn.init.normal_(parameter, std=0.15)

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from tests.models.tiny.base import Tiny, save
+from tests.models.tiny.base import TinyModel, save
 
 SIDE, PATCH, POOL, WINDOW = 448, 14, 4, 40
 NAMES = ("<pad>", "<bos>", "<eos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
@@ -113,10 +113,10 @@ def without(seen: dict[str, Any], left: Tensor) -> dict[str, Any]:
 
 
 SIZES = ((448, 448), (500, 200), (90, 400), (20, 20))
-PLAIN = Tiny(gemma3, SIZES, without=without)
-CROPS = Tiny(
+PLAIN = TinyModel(gemma3, SIZES, prune_inputs=without)
+CROPS = TinyModel(
     partial(gemma3, pan_and_scan=True),
     ((1100, 300), (400, 400), (300, 800), (20, 20)),  # 4, 0, 3 and 0 crops
-    without=without,
-    options={"do_pan_and_scan": True},
+    prune_inputs=without,
+    processor_options={"do_pan_and_scan": True},
 )

@@ -23,8 +23,8 @@ from transformers import (
 from transformers.utils import is_num2words_available
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import Tiny, save
-from tests.models.tiny.tokenizers import byte_level
+from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.tokenizers import build_byte_level_tokenizer
 
 TILES = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 COMMON = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *TILES)
@@ -60,9 +60,9 @@ def _files(folder: Path, name: str, side: int, tokens: int, longest: int, splits
         "end_of_utterance_token": "<end_of_utterance>",
         "global_image_token": "<global-img>",
     }
-    tokenizer = byte_level(
+    tokenizer = build_byte_level_tokenizer(
         special,
-        starts=special[1] if llama else None,
+        prefix=special[1] if llama else None,
         bos_token=special[1],
         eos_token="<end_of_utterance>",
         pad_token=special[0],
@@ -136,8 +136,8 @@ def _clip(pixels: Pixels) -> Mapping[str, Tensor]:
 
 
 SIZES = ((364, 364), (500, 200), (90, 400), (8, 8))
-PLAIN = Tiny(idefics3(), SIZES)
-LONG = Tiny(idefics3(4 * 364), ((1000, 250), (100, 400), (300, 70)))
-WHOLE = Tiny(idefics3(splits=False), SIZES[:3])
-SMOLVLM1 = Tiny(smol("Idefics3"), SIZES[:3])
-SMOLVLM2 = Tiny(smol("SmolVLM"), SIZES[:3], _clip if is_num2words_available() else None)
+PLAIN = TinyModel(idefics3(), SIZES)
+LONG = TinyModel(idefics3(4 * 364), ((1000, 250), (100, 400), (300, 70)))
+WHOLE = TinyModel(idefics3(splits=False), SIZES[:3])
+SMOLVLM1 = TinyModel(smol("Idefics3"), SIZES[:3])
+SMOLVLM2 = TinyModel(smol("SmolVLM"), SIZES[:3], _clip if is_num2words_available() else None)

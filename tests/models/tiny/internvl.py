@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import Tiny, save
-from tests.models.tiny.tokenizers import byte_level
+from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.tokenizers import build_byte_level_tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<unk>")
 TEMPLATE = (
@@ -67,7 +67,7 @@ VISION = {
 def _files(folder: Path) -> int:
     """The processor's files, as checkpoints from before transformers 5 have them; returns the vocabulary's size."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = byte_level(
+    tokenizer = build_byte_level_tokenizer(
         SPECIAL,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -123,4 +123,8 @@ def _clip(pixels: Pixels) -> Mapping[str, Tensor]:
 
 
 SIZES = ((448, 448), (900, 880), (1200, 300), (60, 240), (8, 8))
-PLAIN, LARGE, INNER = Tiny(internvl, SIZES, _clip), Tiny(internvl_large, SIZES[:3]), Tiny(internvl_inner, SIZES[1:3])
+PLAIN, LARGE, INNER = (
+    TinyModel(internvl, SIZES, _clip),
+    TinyModel(internvl_large, SIZES[:3]),
+    TinyModel(internvl_inner, SIZES[1:3]),
+)

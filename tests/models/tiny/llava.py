@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from prunesid_cli.demo.build import CHAT_TEMPLATE, build_processor, build_tokenizer
-from tests.models.tiny.base import Tiny, save
+from tests.models.tiny.base import TinyModel, save
 
 SIDE, PATCH = 336, 14
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
@@ -136,11 +136,11 @@ def llava_pixtral(folder: Path) -> None:
     (folder / "processor_config.json").write_text(json.dumps(settings))
 
 
-PLAIN = Tiny(llava)
-FULL = Tiny(partial(llava, strategy="full"))  # the stock model reads CLS, too
-LAST = Tiny(partial(llava, layer=-1))
-LAYERS = Tiny(partial(llava, layer=[-3, -1]))
-MISTRAL, QWEN2 = Tiny(partial(llava, text=MistralConfig)), Tiny(partial(llava, text=Qwen2Config))
-SIGLIP = Tiny(llava_siglip, ((384, 384), (500, 200), (90, 400)))
-SIGLIP_LAST = Tiny(partial(llava_siglip, layer=-1, head=False), ((384, 384), (90, 400)))
-PIXTRAL = Tiny(llava_pixtral, ((256, 256), (600, 90), (90, 640), (40, 24), (700, 560)), stock=pixtral_whole)
+PLAIN = TinyModel(llava)
+FULL = TinyModel(partial(llava, strategy="full"))  # the stock model reads CLS, too
+LAST = TinyModel(partial(llava, layer=-1))
+LAYERS = TinyModel(partial(llava, layer=[-3, -1]))
+MISTRAL, QWEN2 = TinyModel(partial(llava, text=MistralConfig)), TinyModel(partial(llava, text=Qwen2Config))
+SIGLIP = TinyModel(llava_siglip, ((384, 384), (500, 200), (90, 400)))
+SIGLIP_LAST = TinyModel(partial(llava_siglip, layer=-1, head=False), ((384, 384), (90, 400)))
+PIXTRAL = TinyModel(llava_pixtral, ((256, 256), (600, 90), (90, 640), (40, 24), (700, 560)), load_stock=pixtral_whole)

@@ -28,7 +28,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tests.models.tiny.base import Sizes, Tiny, save
+from tests.models.tiny.base import Sizes, TinyModel, save
 
 GRID_336 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 GRID_384 = [[384 * rows, 384 * columns] for rows in range(1, 11) for columns in range(1, 11) if rows * columns <= 10]
@@ -209,11 +209,11 @@ def _frames(pixels: Any) -> dict[str, Any]:
     return {"pixel_values_videos": pixels.tensors["pixel_values_videos"][None]}
 
 
-MISTRAL = Tiny(partial(pictures, eye=_clip(), words=MISTRAL_WORDS, text=MistralConfig), GRIDS)
-VICUNA = Tiny(partial(pictures, eye=_clip(), words=VICUNA_WORDS, text=LlamaConfig), FEW)
-YI_LAYERS = Tiny(partial(pictures, eye=_clip([-3, 3]), words=YI_WORDS, text=LlamaConfig), FEW)
-QWEN = Tiny(partial(pictures, eye=_clip(), words=QWEN_WORDS, text=Qwen2Config), FEW)
-GRANITE = Tiny(
+MISTRAL = TinyModel(partial(pictures, eye=_clip(), words=MISTRAL_WORDS, text=MistralConfig), GRIDS)
+VICUNA = TinyModel(partial(pictures, eye=_clip(), words=VICUNA_WORDS, text=LlamaConfig), FEW)
+YI_LAYERS = TinyModel(partial(pictures, eye=_clip([-3, 3]), words=YI_WORDS, text=LlamaConfig), FEW)
+QWEN = TinyModel(partial(pictures, eye=_clip(), words=QWEN_WORDS, text=Qwen2Config), FEW)
+GRANITE = TinyModel(
     partial(
         pictures,
         eye=_siglip([-4, -3, -2, -1]),
@@ -228,7 +228,7 @@ GRANITE = Tiny(
     ),
     ((700, 500), (3000, 200), (300, 2600), (800, 900), (40, 30), (6, 2000)),
 )
-VIDEO = Tiny(partial(clips, eye=_clip(), words=VICUNA_WORDS, text=LlamaConfig), FEW, clip=_frames)
-VIDEO_SIGLIP = Tiny(
-    partial(clips, eye=_siglip([-2, -1]), words=MISTRAL_WORDS, text=MistralConfig, pool="max"), FEW, clip=_frames
+VIDEO = TinyModel(partial(clips, eye=_clip(), words=VICUNA_WORDS, text=LlamaConfig), FEW, clip_inputs=_frames)
+VIDEO_SIGLIP = TinyModel(
+    partial(clips, eye=_siglip([-2, -1]), words=MISTRAL_WORDS, text=MistralConfig, pool="max"), FEW, clip_inputs=_frames
 )

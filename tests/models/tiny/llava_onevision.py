@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import Tiny, save
-from tests.models.tiny.words import tokenizer
+from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.tokenizers import build_uppercase_tokenizer
 
 SIDE, STANDARD = 384, [0.5, 0.5, 0.5]
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
@@ -47,7 +47,7 @@ FRAMES = {
 
 def processor_files(folder: Path, tokens: int) -> int:
     """The files of a processor, the settings for clips in one of their own; returns the size of its vocabulary."""
-    words = tokenizer(SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    words = build_uppercase_tokenizer(SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     words.chat_template = CHAT_TEMPLATE
     words.save_pretrained(folder)
     LlavaOnevisionImageProcessorPil(
@@ -104,6 +104,6 @@ def _clip(pixels: Pixels) -> dict[str, object]:
 
 GRIDS = ((384, 384), (700, 500), (1500, 200), (150, 1300), (1100, 1900), (20, 30))
 """1 x 1, 2 x 2, 1 x 4, 4 x 1 and 5 x 3 tiles, the last shrunk, and one for very little."""
-PLAIN = Tiny(llava_onevision, GRIDS, _clip)
-REAL = Tiny(partial(llava_onevision, patch=14), ((300, 300), (350, 200)), _clip)
-EARLIER = Tiny(partial(llava_onevision, layer=-2), GRIDS[:2], _clip)
+PLAIN = TinyModel(llava_onevision, GRIDS, _clip)
+REAL = TinyModel(partial(llava_onevision, patch=14), ((300, 300), (350, 200)), _clip)
+EARLIER = TinyModel(partial(llava_onevision, layer=-2), GRIDS[:2], _clip)

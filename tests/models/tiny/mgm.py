@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from prunesid_cli.models.mini_gemini.model import LANGUAGE_MODELS
-from tests.models.tiny.base import Tiny, save
+from tests.models.tiny.base import TinyModel, save
 from tests.models.tiny.mgm_whole import load_whole
 
 CLIP_WIDTH, WIDTH, PATCH, LAYERS = 32, 48, 14, 4
@@ -173,8 +173,8 @@ def write_mgm(folder: Path, model_type: str, side: int = 336, large: int = 768, 
     (folder / "config.json").write_text(json.dumps(whole))
 
 
-def _tiny(model_type: str, **generation: Any) -> Tiny:
-    return Tiny(partial(write_mgm, model_type=model_type, **generation), stock=load_whole)
+def _tiny(model_type: str, **generation: Any) -> TinyModel:
+    return TinyModel(partial(write_mgm, model_type=model_type, **generation), load_stock=load_whole)
 
 
 SMALL: dict[str, Any] = {"side": 112, "large": 256}

@@ -1,5 +1,8 @@
-"""LLaVA-1.5 and 1.6 as their authors published them: other names of weights and settings, a tower of its own repo, a
-tokenizer without `<image>`, whose id is beyond the vocabulary of the model."""
+"""LLaVA-1.5 and 1.6 in the format of their authors.
+
+Weights and settings have other names than in transformers, the tower has a repo of its own, and the tokenizer has no
+`<image>`, so its id lies beyond the model's vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,15 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from prunesid_cli.models.loading.original_processor import VICUNA
-from tests.models.tiny.base import Tiny, save
+from tests.models.tiny.base import TinyModel, save
 
 SIDE, PATCH = 336, 14
 SPECIAL = ("<unk>", "<s>", "</s>")
 SQUARE = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-"""Width and height. Turned, they are in an order in which another of two that are as good comes first."""
-TURNED = [[height, width] for width, height in GRIDS]
-THEIRS = {
+"""Width and height. With height first, their order makes the processor choose another of two equally good grids."""
+TRANSPOSED_GRIDS = [[height, width] for width, height in GRIDS]
+ORIGINAL_NAMES = {
     r"^model\.vision_tower\.": "model.vision_tower.vision_tower.vision_model.",
     r"^model\.multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
     r"^model\.multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
@@ -57,15 +60,15 @@ TEXT = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-ONE = {"image_aspect_ratio": "pad", "mm_projector_type": "mlp2x_gelu", "model_type": "llava"}
-TILES = ONE | {
+SETTINGS = {"image_aspect_ratio": "pad", "mm_projector_type": "mlp2x_gelu", "model_type": "llava"}
+TILE_SETTINGS = SETTINGS | {
     "image_aspect_ratio": "anyres",
     "image_grid_pinpoints": GRIDS,
     "mm_patch_merge_type": "spatial_unpad",
 }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -80,14 +83,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<unk>", **names)
 
 
-def beside(folder: Path, what: str) -> Path:
-    return folder.with_name(f"{folder.name}-{what}")
+def sibling(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}-{suffix}")
 
 
-def original(folder: Path, seed: int = 0, tower_inside: bool = True, said: dict[str, Any] = ONE) -> None:
-    """The checkpoint; beside it its tower, and the same weights as transformers has them."""
-    words = tokenizer()
-    words.save_pretrained(folder)
+def write_original(folder: Path, seed: int = 0, has_tower: bool = True, settings: dict[str, Any] = SETTINGS) -> None:
+    """Write the checkpoint; next to it the repo of its tower, and the same model in the format of transformers."""
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folder)
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -97,28 +100,28 @@ def original(folder: Path, seed: int = 0, tower_inside: bool = True, said: dict[
         patch_size=PATCH,
         projection_dim=32,
     )
-    kind, config = (
-        (LlavaNextForConditionalGeneration, partial(LlavaNextConfig, image_grid_pinpoints=TURNED))
-        if "image_grid_pinpoints" in said
+    model_class, config_class = (
+        (LlavaNextForConditionalGeneration, partial(LlavaNextConfig, image_grid_pinpoints=TRANSPOSED_GRIDS))
+        if "image_grid_pinpoints" in settings
         else (LlavaForConditionalGeneration, LlavaConfig)
     )
-    text = LlamaConfig(vocab_size=len(words) + 1, **TEXT)
+    text = LlamaConfig(vocab_size=len(tokenizer) + 1, **TEXT)
     save(
-        kind,
-        config(vision_config=vision, text_config=text, image_token_index=len(words)),
-        beside(folder, "whole"),
+        model_class,
+        config_class(vision_config=vision, text_config=text, image_token_index=len(tokenizer)),
+        sibling(folder, "stock"),
         seed,
     )
-    weights = theirs(kind.from_pretrained(beside(folder, "whole")), len(words))
+    weights = to_original_names(model_class.from_pretrained(sibling(folder, "stock")), len(tokenizer))
     tower = {name: tensor for name, tensor in weights.items() if "vision_tower" in name}
-    if not tower_inside:
+    if not has_tower:
         weights = {name: tensor for name, tensor in weights.items() if name not in tower}
     save_torch_state_dict(weights, folder)
-    settings = {
+    config_file = {
         **TEXT,
-        **said,
-        "vocab_size": len(words),
-        "mm_vision_tower": str(beside(folder, "tower")),
+        **settings,
+        "vocab_size": len(tokenizer),
+        "mm_vision_tower": str(sibling(folder, "tower")),
         "mm_vision_select_layer": -2,
         "mm_vision_select_feature": "patch",
         "mm_hidden_size": 32,
@@ -127,12 +130,12 @@ def original(folder: Path, seed: int = 0, tower_inside: bool = True, said: dict[
         "rope_scaling": None,
         "torch_dtype": "float16",
     }
-    (folder / "config.json").write_text(json.dumps(settings))
-    write_tower(beside(folder, "tower"), vision, tower)
+    (folder / "config.json").write_text(json.dumps(config_file))
+    write_tower(sibling(folder, "tower"), vision, tower)
 
 
 def write_tower(folder: Path, vision: CLIPVisionConfig, tower: dict[str, Tensor]) -> None:
-    """A whole CLIP, as the repo of a tower has it."""
+    """Write the repo of a tower, which holds all of CLIP."""
     clip = CLIPModel(CLIPConfig(vision_config=vision.to_dict(), text_config={"num_hidden_layers": 1}))
     state = {name.removeprefix("model.vision_tower.vision_tower."): tensor for name, tensor in tower.items()}
     assert not clip.load_state_dict(state, strict=False).unexpected_keys
@@ -140,49 +143,52 @@ def write_tower(folder: Path, vision: CLIPVisionConfig, tower: dict[str, Tensor]
     CLIPImageProcessorPil(**SQUARE).save_pretrained(folder)
 
 
-def theirs(model: Any, vocabulary: int) -> dict[str, Tensor]:
-    """Weights of transformers by their original names, without the row of `<image>`."""
+def to_original_names(model: Any, vocab_size: int) -> dict[str, Tensor]:
+    """The weights of a model of transformers under their original names, without the row of `<image>`."""
     state = {}
     for name, tensor in model.state_dict().items():
         if "embed_tokens" in name or "lm_head" in name:
-            tensor = tensor[:vocabulary].clone()
-        for mine, its in THEIRS.items():
-            name = re.sub(mine, its, name)
+            tensor = tensor[:vocab_size].clone()
+        for pattern, original in ORIGINAL_NAMES.items():
+            name = re.sub(pattern, original, name)
         state[name] = tensor
     return state
 
 
-def whole(folder: Path) -> Any:
-    """The same as transformers has it, which needs a row of `<image>` to read, and none to say."""
-    said = json.loads((folder / "config.json").read_text())
-    tiles = "image_grid_pinpoints" in said
-    kind = LlavaNextForConditionalGeneration if tiles else LlavaForConditionalGeneration
-    model = kind.from_pretrained(beside(folder, "whole"), attn_implementation="eager").eval()
-    words = tokenizer()
-    words.add_tokens(["<image>"], special_tokens=True)
-    count = len(words) - 1
+def load_stock(folder: Path) -> Any:
+    """Load the same model in the format of transformers, with an input row for `<image>` and no output row."""
+    has_tiles = "image_grid_pinpoints" in json.loads((folder / "config.json").read_text())
+    model_class = LlavaNextForConditionalGeneration if has_tiles else LlavaForConditionalGeneration
+    model = model_class.from_pretrained(sibling(folder, "stock"), attn_implementation="eager").eval()
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    count = len(tokenizer) - 1
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight[:count].detach())
     images = (
-        LlavaNextImageProcessorPil(**SQUARE, image_grid_pinpoints=TURNED)
-        if tiles
-        else (LlavaImageProcessorPil(**SQUARE, do_pad=True))
+        LlavaNextImageProcessorPil(**SQUARE, image_grid_pinpoints=TRANSPOSED_GRIDS)
+        if has_tiles
+        else LlavaImageProcessorPil(**SQUARE, do_pad=True)
     )
-    model.processor = (LlavaNextProcessor if tiles else LlavaProcessor)(
+    model.processor = (LlavaNextProcessor if has_tiles else LlavaProcessor)(
         images,
-        words,
+        tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=VICUNA,
     )
 
-    def save_as_theirs(where: Path, max_shard_size: str) -> None:
-        where.mkdir()
-        save_torch_state_dict(theirs(model, count), where, max_shard_size=max_shard_size)
+    def save_original(target: Path, max_shard_size: str) -> None:
+        target.mkdir()
+        save_torch_state_dict(to_original_names(model, count), target, max_shard_size=max_shard_size)
 
-    model.save_pretrained = save_as_theirs
+    model.save_pretrained = save_original
     return model
 
 
-PLAIN = Tiny(original, stock=whole)
-ANYRES = Tiny(partial(original, said=TILES), ((336, 336), (500, 200), (90, 400), (1200, 300), (20, 20)), stock=whole)
+PLAIN = TinyModel(write_original, load_stock=load_stock)
+ANYRES = TinyModel(
+    partial(write_original, settings=TILE_SETTINGS),
+    ((336, 336), (500, 200), (90, 400), (1200, 300), (20, 20)),
+    load_stock=load_stock,
+)

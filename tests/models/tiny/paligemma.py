@@ -21,7 +21,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tests.models.tiny.base import Tiny, save
+from tests.models.tiny.base import TinyModel, save
 
 NAMES = ("<pad>", "<bos>", "<eos>", "<unk>", "<mask>")
 TEXT = {
@@ -94,6 +94,6 @@ def without(seen: dict[str, Any], left: Tensor) -> dict[str, Any]:
     return {"inputs_embeds": seen["inputs_embeds"][:, left], "attention_mask": kept, "use_cache": False}
 
 
-PLAIN = Tiny(partial(paligemma, num_key_value_heads=1), without=without)
-TWO = Tiny(partial(paligemma, text=Gemma2Config, **TWO_TEXT), without=without)
-LARGE = Tiny(partial(paligemma, side=560, num_key_value_heads=1), ((560, 560), (90, 400)), without=without)
+PLAIN = TinyModel(partial(paligemma, num_key_value_heads=1), prune_inputs=without)
+TWO = TinyModel(partial(paligemma, text=Gemma2Config, **TWO_TEXT), prune_inputs=without)
+LARGE = TinyModel(partial(paligemma, side=560, num_key_value_heads=1), ((560, 560), (90, 400)), prune_inputs=without)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import Tiny, save
+from tests.models.tiny.base import TinyModel, save
 
 SPECIAL = (
     "<|endoftext|>",
@@ -160,4 +160,4 @@ def as_clip(pixels: Pixels) -> Mapping[str, Tensor]:
     return pixels.tensors
 
 
-TWO, TWO_AND_A_HALF, THREE = (Tiny(one, SIZES, as_clip) for one in (qwen2_vl, qwen2_5_vl, qwen3_vl))
+TWO, TWO_AND_A_HALF, THREE = (TinyModel(one, SIZES, as_clip) for one in (qwen2_vl, qwen2_5_vl, qwen3_vl))

@@ -10,8 +10,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoL
 from transformers.models.video_llava.image_processing_video_llava import VideoLlavaImageProcessor
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import Tiny, save
-from tests.models.tiny.words import tokenizer
+from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.tokenizers import build_uppercase_tokenizer
 
 SIDE, PATCH = 224, 14
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>")
@@ -38,7 +38,7 @@ FRAMES = {
 
 def processor_files(folder: Path, strategy: str) -> int:
     """The files of a processor; returns the size of its vocabulary."""
-    words = tokenizer(SPECIAL, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    words = build_uppercase_tokenizer(SPECIAL, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
     words.chat_template = CHAT_TEMPLATE
     words.save_pretrained(folder)
     VideoLlavaImageProcessor().save_pretrained(folder)
@@ -93,5 +93,5 @@ def _clip(pixels: Pixels) -> dict[str, object]:
 
 
 SIZES = ((224, 224), (400, 130), (90, 300), (5, 7))
-PLAIN = Tiny(video_llava, SIZES, _clip)
-FULL = Tiny(partial(video_llava, strategy="full"), SIZES, _clip)
+PLAIN = TinyModel(video_llava, SIZES, _clip)
+FULL = TinyModel(partial(video_llava, strategy="full"), SIZES, _clip)

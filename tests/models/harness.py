@@ -1,0 +1,186 @@
+"""What the tests of all families use: a tiny checkpoint as its two halves and as the stock model, and comparisons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from prunesid_cli.inputs.image import Media, media_from_frames, media_from_image
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import resolve
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.processor import placeholder_ids
+from prunesid_cli.pipeline.ask import ask
+from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.selection.budget import Budget
+from prunesid_cli.types import CLS_NOT_READ, Generation, Layout, Placement, TokenSet
+from tests.models.tiny import TINY
+from tests.models.tiny.base import TinyModel
+
+PROMPT = "what is shown?"
+GENERATION = Generation(max_new_tokens=8)
+CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
+CLOSE = {"atol": 1e-4, "rtol": 0.0}
+VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] if "-" in name else []) for name in sorted(TINY)]
+"""One variant of each family always runs; the others run with the slow tests."""
+
+
+def make_image(seed: int, size: tuple[int, int]) -> Image.Image:
+    """An image with smooth random colours everywhere, different for each seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def make_clip(seed: int, frames: int = 6, size: tuple[int, int] = (320, 240)) -> Media:
+    """A clip of random frames, half a second apart."""
+    images = tuple(make_image(100 * seed + number, size) for number in range(frames))
+    return media_from_frames(images, tuple(number / 2 for number in range(frames)))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A tiny checkpoint: its halves as this package loads them, and the stock model with eager attention."""
+
+    folder: Path
+    tiny: TinyModel
+    placement: Placement = CPU
+
+    @cached_property
+    def vision(self) -> Any:
+        checkpoint = resolve(str(self.folder))
+        return load_family(checkpoint.model_type).load_vision_half(checkpoint, self.placement)
+
+    @cached_property
+    def language(self) -> BaseLanguageHalf:
+        checkpoint = resolve(str(self.folder))
+        half = load_family(checkpoint.model_type).load_language_half(checkpoint, self.placement)
+        assert isinstance(half, BaseLanguageHalf)
+        return half
+
+    @cached_property
+    def stock(self) -> Any:
+        if self.tiny.load_stock:
+            return self.tiny.load_stock(self.folder)
+        return AutoModelForImageTextToText.from_pretrained(self.folder, attn_implementation="eager").eval()
+
+    @property
+    def stock_language_model(self) -> Any:
+        """The stock model's language model, under either of its names."""
+        return getattr(self.stock.model, "language_model", None) or self.stock.model.text_model
+
+    @property
+    def processor(self) -> Any:
+        return self.stock.processor if self.tiny.load_stock else self.language.processor
+
+    def pruner(self, keep: str = "all", method: str = "prunesid", **options: bool) -> Pruner:
+        return Pruner(self.vision, Budget.parse(keep, **options), method, ())
+
+    def images(self) -> list[Media]:
+        return [media_from_image(make_image(number, size)) for number, size in enumerate(self.tiny.sizes)]
+
+    def media(self) -> list[Media]:
+        """Images, and clips if the family takes them."""
+        return self.images() + ([make_clip(1), make_clip(2, 3)] if self.tiny.clip_inputs else [])
+
+    def stock_inputs(self, media: Sequence[Media], prompt: str) -> dict[str, Any]:
+        """The stock model's inputs for a prompt about images, from its own processor, or about one clip.
+
+        The stock processor needs torchvision for clips, so their pixels and text come from this package.
+        """
+        if media[0].is_clip:
+            assert self.tiny.clip_inputs
+            (pixels,) = [self.vision.preprocess(item) for item in media]
+            ids = expand_placeholders(self.language, prompt, pixels.layout)[None]
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            if "mm_token_type_ids" in signature(self.stock.forward).parameters:
+                inputs["mm_token_type_ids"] = torch.tensor(self.processor.create_mm_token_type_ids(ids.tolist()))
+            return {**inputs, **self.tiny.clip_inputs(pixels)}
+        texts = re.split("<image>", prompt) if "<image>" in prompt else ["", *[""] * (len(media) - 1), prompt]
+        content: list[dict[str, str]] = []
+        for text, has_image in zip(texts, [*[True] * len(media), False], strict=True):
+            content += [{"type": "text", "text": text}] if text else []
+            content += [{"type": "image"}] if has_image else []
+        text = self.language.render_chat([{"role": "user", "content": content}])
+        bos_token = self.processor.tokenizer.bos_token
+        has_bos = bos_token and text.startswith(bos_token)
+        images = [[item.image for item in media]]  # nested as in the processor's own chat template
+        options = {"return_tensors": "pt", "add_special_tokens": not has_bos, **self.tiny.processor_options}
+        return dict(self.processor(images=images, text=[text], **options))
+
+    def generate_stock_answer(self, inputs: dict[str, Any]) -> str:
+        output = self.stock.generate(**inputs, max_new_tokens=GENERATION.max_new_tokens, do_sample=False)
+        new_ids = output[0, inputs["input_ids"].shape[1] :]
+        return str(self.processor.tokenizer.decode(new_ids, skip_special_tokens=True)).strip()
+
+    def stock_language_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that the stock model passes to its language model."""
+        arguments: dict[str, Any] = {}
+        hook = self.stock_language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: arguments.update(kwargs), with_kwargs=True
+        )
+        with torch.no_grad():
+            self.stock(**inputs)
+        hook.remove()
+        return arguments
+
+
+def expand_placeholders(language: BaseLanguageHalf, prompt: str, layout: Layout) -> Tensor:
+    """The ids of a prompt about one item, with a placeholder for each of the item's slots."""
+    ids, runs = language.tokenize(prompt, [layout]).tolist(), iter(layout.runs)
+    expanded: list[int] = []
+    for token in ids:
+        expanded += [token] * (next(runs) if token in language.placeholder_ids else 1)
+    return torch.tensor(expanded)
+
+
+def check_keeping_all(model: Model, media: list[Media], prompt: str) -> None:
+    """Check that prompt length, logits and answer are those of the stock model if no token is pruned."""
+    answer, items = ask(model.pruner(), model.language, media, prompt, GENERATION)
+    inputs = model.stock_inputs(media, prompt)
+    assert all(item.is_unpruned and item.layout.regions for item in items)
+    embedded = model.language.embed(prompt, items)
+    assert len(embedded.embeds) == inputs["input_ids"].shape[1] == answer.prompt_tokens
+    with torch.no_grad():
+        expected = model.stock(**inputs).logits[0, -1]
+    torch.testing.assert_close(model.language.logits([embedded])[0], expected, **CLOSE)
+    assert answer.text == model.generate_stock_answer(inputs) != ""
+
+
+def kept_rows(model: Model, inputs: dict[str, Any], items: Sequence[TokenSet]) -> Tensor:
+    """The rows of the stock prompt that are not pruned, in the order of the items' tokens."""
+    is_slot = torch.isin(inputs["input_ids"][0], torch.tensor(sorted(placeholder_ids(model.stock.config)))).tolist()
+    slot_rows = iter([row for row, is_visual in enumerate(is_slot) if is_visual])
+    kept_by_run = {}
+    for item in items:
+        start = 0
+        for count in item.layout.runs:
+            rows = [next(slot_rows) for _ in range(count)]
+            kept_by_run[rows[0]] = [rows[slot - start] for slot in item.slots if start <= slot < start + count]
+            start += count
+    kept: list[int] = []
+    for row, is_visual in enumerate(is_slot):
+        kept += kept_by_run.get(row, []) if is_visual else [row]
+    return torch.tensor(kept)
+
+
+def unread_cls_rows(model: Model, items: Sequence[TokenSet], embeds: Tensor) -> Tensor:
+    """Which rows of a prompt are CLS tokens that the stock model does not read: the first rows of their item."""
+    is_cls = torch.zeros(len(embeds), dtype=torch.bool)
+    visual = model.language.embed(PROMPT, items).visual.nonzero().flatten()
+    start = 0
+    for item in items:
+        is_cls[visual[start : start + sum(slot == CLS_NOT_READ for slot in item.slots)]] = True
+        start += item.kept
+    return is_cls
