@@ -132,7 +132,9 @@ def check_modules(page: Page) -> None:
 
 
 def check_links(page: Page) -> None:
-    """Links within the repository name files and headings that exist."""
+    """Links within the repository, and paths in inline code, name files and headings that exist."""
+    for path in re.findall(r"`((?:tests|samples|prunesid_cli)/[\w./*-]+)`", page.text):
+        assert "KIND" in path or "NAME" in path or any(ROOT.glob(path)), path
     for link in page.links():
         target, _, heading = link.partition("#")
         raw = target.replace(
