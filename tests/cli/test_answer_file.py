@@ -61,7 +61,7 @@ def test_failed_answers_are_retried(
     (shard,) = scene_cache.glob("prunesid-0*.safetensors")
     sound = shard.read_bytes()
     at = next(
-        read.tokens.start + item.rows[0] * read.tokens.row
+        read.tokens.start + item.rows[0] * read.tokens.row_bytes
         for read, item in open_cache(scene_cache).items()
         if "scene2" in item.source
     )
@@ -134,7 +134,7 @@ def test_a_file_of_another_run_is_left_unchanged(
     others = {
         "4 new tokens": ("answer", scene_cache, "--prompts", prompts_file, "--max-new-tokens", 5, "--out", out),
         "temperature 1": (*command, "--temperature", "1"),
-        "what is not asked here": ("answer", scene_cache, "count", *SHORT, "--out", out),
+        "prompts that are not asked here": ("answer", scene_cache, "count", *SHORT, "--out", out),
         "20 answers to": ("answer", tmp_path / "other", "--prompts", prompts_file, *SHORT, "--out", out),
     }
     for words, args in others.items():
@@ -144,7 +144,7 @@ def test_a_file_of_another_run_is_left_unchanged(
     for text in ("notes", "notes\n", '{"id": 1}\n', "\n"):
         out.write_text(text)
         result = run(*command)
-        assert (result.code, "line 1 is no answer" in result.err) == (2, True), result.err
+        assert (result.code, "line 1 is not an answer" in result.err) == (2, True), result.err
         assert out.read_text() == text
 
 
@@ -156,17 +156,17 @@ def test_forget_removes_answers_that_are_no_longer_asked_for(
     command = ("answer", scene_cache, "count", *SHORT)
     assert "--forget" in run(*command, "--out", out).err
     result = run(*command, "--out", out, "--forget")
-    assert (result.code, "let go of " in result.err) == (0, True), result.err
+    assert (result.code, "removed " in result.err) == (0, True), result.err
     assert stored_answers(out) == printed_answers(run(*command))
-    assert "let go" not in run(*command, "--out", out, "--forget").err
+    assert "removed" not in run(*command, "--out", out, "--forget").err
     assert run(*command, "--forget").code == 2
 
 
 def test_paths_that_cannot_be_written_are_refused(run: Run, scene_cache: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
-        (tmp_path, "no file"),
-        (tmp_path / "pipe", "no file"),
+        (tmp_path, "is not a file"),
+        (tmp_path / "pipe", "is not a file"),
         (tmp_path / "no" / "a", "no such folder"),
     ):
         result = run("answer", scene_cache, "count", "--out", path)
@@ -202,7 +202,7 @@ def test_a_full_disk(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: 
         ("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--batch-size", 1),
     )
     ended = prunesid(*command, "--out", out, preexec_fn=limit_file_size)
-    assert (ended.returncode, "cannot write to" in ended.stderr, "goes on" in ended.stderr) == (1, True, True), (
+    assert (ended.returncode, "cannot write to" in ended.stderr, "continues" in ended.stderr) == (1, True, True), (
         ended.stderr
     )
     assert 0 < len(stored_answers(out)) < 20
@@ -231,7 +231,7 @@ def test_interrupted_and_resumed(
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)
     assert process.returncode == (-9 if sent == signal.SIGKILL else 130)
-    assert sent == signal.SIGKILL or "go on with: prunesid answer " in err
+    assert sent == signal.SIGKILL or "continue with: prunesid answer " in err
     stored = len(stored_answers(out))
     assert 0 < stored < 240
     result = run(*command, "--out", out)

@@ -143,14 +143,12 @@ def test_a_lost_shard_is_reported_and_restored_by_the_same_command(
     assert (result.code, len(result.records)) == (3, 2)
     assert "prunesid-00001.safetensors is missing, and with it 2 items\nhint: run the same compress" in result.err
     other = run("compress", pictures[5], "--out", out, "-m", llava)
-    assert "goes on without 1 of the 2 items that it lacked: they were not among these images" in other.err
+    assert "is missing 1 of the 2 items of its lost shards: they are not among these inputs" in other.err
     (out / "prunesid-00002.safetensors").unlink()
     again = run(*command)
-    assert (again.code, "prunesid-00002.safetensors is missing, and with it 1 item: done again" in again.err) == (
-        0,
-        True,
-    )
-    assert "goes on without" not in again.err
+    assert again.code == 0
+    assert "prunesid-00002.safetensors is missing, and with it 1 item: they are encoded again" in again.err
+    assert "of its lost shards" not in again.err
     answered = run("answer", out, PROMPT)
     assert answered.code == 0
     assert [r["answer"] for r in answered.records] == [r["answer"] for r in whole.records]
@@ -182,7 +180,7 @@ def test_retry_failed(run: Run, llava: Path, folder: Path, pictures: list[Path],
         shutil.copy(pictures[3], (folder if name == "gone.png" else tmp_path) / name)
     assert run(*retry).code == 0
     result = run(*retry)
-    assert (result.code, "nothing to do: nothing failed before" in result.err) == (0, True)
+    assert (result.code, "nothing to do: no failed inputs are listed" in result.err) == (0, True)
 
 
 def test_retry_failed_takes_no_paths(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
@@ -215,7 +213,7 @@ def test_interrupted_then_resumed_is_one_run(
     if sent == signal.SIGKILL:
         assert process.returncode == -9
     else:
-        assert (process.returncode, f"go on with: prunesid compress {folder} " in err) == (130, True), err
+        assert (process.returncode, f"continue with: prunesid compress {folder} " in err) == (130, True), err
     safe = len(open_cache(out))
     assert 4 <= safe < 70
     resumed = run(*args, out)

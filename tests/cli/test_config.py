@@ -98,9 +98,9 @@ def test_a_key_that_is_no_option_is_named(run: Run, config: Path, llava: Path, p
     ran = run("ask", "-m", llava, pictures[0], "what?", "--json", "-q")
     assert (ran.code, ran.records[0]["kept"]) == (0, 8)
     assert ran.err.splitlines() == [
-        f"warning: kep in {config} is no option: did you mean keep?",
-        f"warning: max-new-tokens in {config} is no option: did you mean max_new_tokens?",
-        f"warning: qwertz in {config} is no option",
+        f"warning: kep in {config} is not an option: did you mean keep?",
+        f"warning: max-new-tokens in {config} is not an option: did you mean max_new_tokens?",
+        f"warning: qwertz in {config} is not an option",
         f"warning: [Keep] in {config} is not read: options stand above all tables",
     ]
     config.write_text("json = true\nstream = true\n")  # of one command each

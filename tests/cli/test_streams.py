@@ -31,7 +31,7 @@ def test_answer_reads_a_prompt_from_stdin(run: Run, scene_cache: Path) -> None:
 def test_empty_and_closed_stdin_are_errors(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     for args, code in ((("-", PROMPT), 1), ((pictures[0], "-"), 2)):
         result = run("ask", "-m", llava, *args)
-        assert (result.code, "error: nothing came on stdin\nhint: pipe a p" in result.err) == (code, True), result.err
+        assert (result.code, "error: stdin is empty\nhint: pipe a p" in result.err) == (code, True), result.err
     closed = run("compress", "-", "--out", tmp_path / "c", "-m", llava, stdin=None)
     assert (closed.code, "- reads stdin, which is closed" in closed.err) == (2, True), closed.err
 
