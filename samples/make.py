@@ -1,7 +1,7 @@
 """Make everything in this folder: `python -m samples.make`, with the package installed.
 
-Six held-out scenes, questions about them with their answers, a picture that is no scene, and `kept.png`: one scene
-with the patches dimmed that are not kept.
+Six held-out scenes, questions about them with their answers, a picture that is not a scene, and `kept.png`: one scene
+with its dropped patches dimmed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from samples.embedded_model.non_scenes import draw_non_scene
 
 HERE = Path(__file__).parent
-SCENES = range(9000, 9006)
+SCENE_INDICES = range(9000, 9006)
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
     lines = []
-    for number, index in enumerate(SCENES, 1):
+    for number, index in enumerate(SCENE_INDICES, 1):
         scene = make_scene(HELD_OUT, index, count=2 + number % 2)
         name = f"scene{number}.png"
         Image.fromarray(draw(scene).pixels).save(HERE / name, optimize=True)

@@ -1,9 +1,9 @@
 """Make this folder, and its section in the guide on benchmark results: `python -m samples.benchmark.make`.
 
-Questions of every kind about scenes that the embedded model has never seen, each about a picture of its own; answered
-by `prunesid evaluate` for every method and the paper's budgets; and which things of the scenes have a kept patch. The
-pictures are drawn anew from their seeds. A run that was stopped goes on from answers.jsonl, which is deleted at the
-end, so that no answer outlives the selector that it came of. Needs `pip install 'prunesid[plot]'`.
+Questions of each kind, each about another scene that the embedded model was not trained on, are answered by `prunesid
+evaluate` for every method and the paper's budgets. The coverage of things is measured as well. Pictures are drawn from
+their seeds. An interrupted run continues from answers.jsonl, which is deleted at the end, since answers become invalid
+when a selector changes. Needs `pip install 'prunesid[plot]'`.
 """
 
 from __future__ import annotations
@@ -35,121 +35,138 @@ from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget
-from samples.benchmark.tell import GUIDE, in_words, put_into
+from samples.benchmark.tell import GUIDE, make_readme, replace_section
 from samples.embedded_model.evaluate import coverage
 from samples.embedded_model.non_scenes import draw_non_scene
 
 HERE = Path(__file__).parent
 SPLIT = 60
-"""Of scenes: 0 was trained on, 1 is what the model was examined on; nothing was tuned on this one."""
+"""Split of scenes. 0 is for training and 1 for evaluation of the model; nothing was tuned on this one."""
 BUDGETS = ("192", "128", "64", "32", "16")
 SETTINGS = (
     PruningSetting("all", "prunesid"),
     *(PruningSetting(keep, method) for method in METHODS for keep in BUDGETS),
 )
-PER_KIND, ROUND = 80, 10
-"""Questions of each kind, and of each before the next kind comes: a run that was stopped can be told of in part."""
-BATCH = 2 * ROUND
+PER_KIND, ROUND_SIZE = 80, 10
+"""Questions of each kind in all and per round of kinds. Rounds make an interrupted run balanced, too."""
+BATCH_SIZE = 2 * ROUND_SIZE
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question and the number of its scene, or of its foreign picture (kind `refusal`), in the split."""
+class PictureQuestion:
+    """A question about a picture.
+
+    Attributes:
+        index: Number of the scene in the split; of the picture that is not a scene, if the kind is "refusal".
+        question: The question.
+    """
 
     index: int
     question: Question
 
     @property
-    def name(self) -> str:
+    def file_name(self) -> str:
+        """Name of the picture's file."""
         return f"{'other' if self.question.kind == 'refusal' else 'scene'}{self.index}.png"
 
-    def line(self, folder: str) -> str:
-        said = {name: text for name, text in asdict(self.question).items() if name != "kind"}
-        return json.dumps({"media": f"{folder}/{self.name}"} | said | {"kind": self.question.kind}) + "\n"
+    def to_line(self, folder: str) -> str:
+        """Return the line of the file of questions."""
+        question = self.question
+        fields = {"prompt": question.prompt, "answer": question.answer, "kind": question.kind}
+        return json.dumps({"media": f"{folder}/{self.file_name}"} | fields) + "\n"
 
 
-def make_questions(per_kind: int) -> Iterator[Asked]:
-    """`per_kind` questions of each kind, no two about one picture; they begin with those of a smaller one."""
+def make_questions(per_kind: int) -> Iterator[PictureQuestion]:
+    """Yield questions of each kind, no two about the same picture. A larger `per_kind` only adds questions."""
     rng, scenes = np.random.default_rng((SPLIT, 7)), count()
-    for start in range(0, per_kind, ROUND):
-        turn = range(start, min(start + ROUND, per_kind))
+    for start in range(0, per_kind, ROUND_SIZE):
+        round_numbers = range(start, min(start + ROUND_SIZE, per_kind))
         for kind in KINDS:
-            asked = ((index, ask_one(make_scene(SPLIT, index), kind, rng)) for index in scenes)
-            fitting = (Asked(index, question) for index, question in asked if question)
-            yield from (next(fitting) for _ in turn)
-        yield from (Asked(index, ask_about_non_scene(rng, make_scene(SPLIT, index))) for index in turn)
+            for _ in round_numbers:
+                question = None
+                while question is None:
+                    index = next(scenes)
+                    question = ask_one(make_scene(SPLIT, index), kind, rng)
+                yield PictureQuestion(index, question)
+        for index in round_numbers:
+            yield PictureQuestion(index, ask_about_non_scene(rng, make_scene(SPLIT, index)))
 
 
-def write_questions(asked: Sequence[Asked], path: Path) -> list[Drawing]:
-    """The file of questions and, beside it, their pictures -> the drawings of those that are scenes."""
-    folder, drawn = path.parent / "pictures", []
+def write_questions(questions: Sequence[PictureQuestion], path: Path) -> list[Drawing]:
+    """Write a file of questions and, next to it, their pictures. Returns the drawings of the scenes."""
+    folder, drawings = path.parent / "pictures", []
     folder.mkdir(exist_ok=True)
-    for one in asked:
-        if one.question.kind == "refusal":
-            pixels = draw_non_scene(SPLIT, one.index)
+    for item in questions:
+        if item.question.kind == "refusal":
+            pixels = draw_non_scene(SPLIT, item.index)
         else:
-            drawn.append(draw(make_scene(SPLIT, one.index)))
-            pixels = drawn[-1].pixels
-        Image.fromarray(pixels).save(folder / one.name)
-    path.write_text("".join(one.line(folder.name) for one in asked), encoding="utf-8")
-    return drawn
+            drawings.append(draw(make_scene(SPLIT, item.index)))
+            pixels = drawings[-1].pixels
+        Image.fromarray(pixels).save(folder / item.file_name)
+    path.write_text("".join(item.to_line(folder.name) for item in questions), encoding="utf-8")
+    return drawings
 
 
-def evaluated(questions: Path, answers: Path, plot: Path) -> list[dict[str, Any]]:
-    """What `prunesid evaluate --json` says of each setting."""
+def evaluate(questions: Path, answers: Path, plot: Path) -> list[dict[str, Any]]:
+    """Run `prunesid evaluate` and return its JSON record of each setting."""
     options = {
         "--keep": ",".join(("all", *BUDGETS)),
         "--method": ",".join(METHODS),
         "--model": DEMO,
-        "--batch-size": str(BATCH),
+        "--batch-size": str(BATCH_SIZE),
         "--out": str(answers),
         "--plot": str(plot),
     }
     program = [sys.executable, "-m", "prunesid_cli", "evaluate", str(questions), "--json"]
     command = [*program, *(word for pair in options.items() for word in pair)]
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return [json.loads(line) for line in ran.stdout.splitlines()]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def duels(questions: Path, answers: Path) -> list[dict[str, Any]]:
-    """Of each rival and budget, by kind: how many questions PruneSID alone has right, and how many the rival alone."""
+def compare_methods(questions: Path, answers: Path) -> list[dict[str, Any]]:
+    """Count the questions that only PruneSID or only a rival answers right, by rival, budget and kind."""
     records = read_records(questions)
-    said = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
-    scores = {(one["setting"], one["key"]): one["score"] for one in said}
+    lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    scores = {(line["setting"], line["key"]): line["score"] for line in lines}
 
-    def only(winner: str, loser: str, kind: str) -> int:
-        return sum(scores[winner, one.key] > scores[loser, one.key] for one in records if one.kind == kind)
+    def count_wins(winner: str, loser: str, kind: str) -> int:
+        return sum(scores[winner, record.key] > scores[loser, record.key] for record in records if record.kind == kind)
 
-    def duel(rival: PruningSetting) -> dict[str, Any]:
+    comparisons = []
+    for rival in SETTINGS[1:]:
+        if rival.method == "prunesid":
+            continue
         ours, theirs = str(PruningSetting(rival.keep, "prunesid")), str(rival)
-        kinds = dict.fromkeys(one.kind for one in records)
-        return asdict(rival) | {"kinds": {kind: [only(ours, theirs, kind), only(theirs, ours, kind)] for kind in kinds}}
+        wins = {
+            kind: [count_wins(ours, theirs, kind), count_wins(theirs, ours, kind)]
+            for kind in dict.fromkeys(record.kind for record in records)
+        }
+        comparisons.append(asdict(rival) | {"kinds": wins})
+    return comparisons
 
-    return [duel(one) for one in SETTINGS[1:] if one.method != "prunesid"]
 
-
-def covered(drawn: Sequence[Drawing]) -> dict[str, float]:
-    """Of each setting, the share of things with a kept patch."""
+def measure_coverage(drawings: Sequence[Drawing]) -> dict[str, float]:
+    """Return the share of things with a kept patch, by setting."""
     checkpoint = resolve(DEMO)
     vision = load_family(checkpoint.model_type).load_vision_half(
         checkpoint, choose_placement("auto", "auto", "auto", load_config(checkpoint))
     )
-    pruners = {str(one): Pruner(vision, Budget.parse(one.keep), one.method, ()) for one in SETTINGS}
-    seen: dict[str, list[bool]] = defaultdict(list)
-    for at in range(0, len(drawn), BATCH):
-        some = drawn[at : at + BATCH]
-        media = [media_from_image(Image.fromarray(one.pixels)) for one in some]
-        encoded = pruners["all"].encode([pruners["all"].preprocess(one) for one in media])
+    pruners = {str(s): Pruner(vision, Budget.parse(s.keep), s.method, ()) for s in SETTINGS}
+    covered: dict[str, list[bool]] = defaultdict(list)
+    for batch in batched(drawings, BATCH_SIZE):
+        media = [media_from_image(Image.fromarray(drawing.pixels)) for drawing in batch]
+        encoded = pruners["all"].encode([pruners["all"].preprocess(item) for item in media])
         for name, pruner in pruners.items():
-            for kept, one in zip(pruner.prune(encoded), some, strict=True):
-                seen[name] += coverage(kept, one.thing)
-    return {name: float(np.mean(some)) for name, some in seen.items()}
+            for tokens, drawing in zip(pruner.prune(encoded), batch, strict=True):
+                covered[name] += coverage(tokens, drawing.thing)
+    return {name: float(np.mean(is_covered)) for name, is_covered in covered.items()}
 
 
-def facts(per_kind: int) -> dict[str, Any]:
-    """What the figures depend on."""
+def describe_run(per_kind: int) -> dict[str, Any]:
+    """Return what the figures depend on."""
     return {
         "command": "python -m samples.benchmark.make" + ("" if per_kind == PER_KIND else f" --per-kind {per_kind}"),
         "split": SPLIT,
@@ -162,42 +179,43 @@ def facts(per_kind: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Every method at the paper's budgets, on scenes never seen.")
+    parser = argparse.ArgumentParser(description="Compare all methods at the paper's budgets, on unseen scenes.")
     parser.add_argument("--per-kind", type=int, default=PER_KIND, help="questions of each of the eight kinds")
     parser.add_argument("--out", type=Path, help="write into another folder, and leave the guide unchanged")
     options = parser.parse_args()
     out = options.out or HERE
     out.mkdir(parents=True, exist_ok=True)
     questions, answers = out / "questions.jsonl", out / "answers.jsonl"
-    told = facts(options.per_kind) | {"in_one_go": not answers.exists()}
-    drawn = write_questions(list(make_questions(options.per_kind)), questions)
-    rows = evaluated(questions, answers, out / "plot.png")
-    things = covered(drawn)
-    told |= {"things": sum(len(np.unique(one.thing[one.thing >= 0])) for one in drawn)}
-    told |= {"processor_seconds": round(processor_seconds())}
-    told |= {"rows": [row | {"coverage": things[row["setting"]]} for row in rows]}
-    told |= {"duels": duels(questions, answers)}
-    write(told, out)
+    report = describe_run(options.per_kind) | {"in_one_go": not answers.exists()}
+    drawings = write_questions(list(make_questions(options.per_kind)), questions)
+    rows = evaluate(questions, answers, out / "plot.png")
+    coverages = measure_coverage(drawings)
+    report["things"] = sum(len(np.unique(drawing.thing[drawing.thing >= 0])) for drawing in drawings)
+    report["processor_seconds"] = round(processor_seconds())
+    report["rows"] = [row | {"coverage": coverages[row["setting"]]} for row in rows]
+    report["duels"] = compare_methods(questions, answers)
+    write_report(report, out)
     if options.out is None:
-        put_into(GUIDE, told)
+        replace_section(GUIDE, report)
     answers.unlink()
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it waited for; other work on the machine does not lengthen it."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+    """Return the CPU time of this process and its children, which other work on the machine does not lengthen."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
-def write(told: dict[str, Any], out: Path) -> None:
-    """results.json, an entry a line where there are many; and the same in words."""
+def write_report(report: dict[str, Any], out: Path) -> None:
+    """Write results.json, with one line per entry of a list, and README.md."""
     lines = []
-    for name, value in told.items():
-        many = isinstance(value, list)
-        text = "[\n" + ",\n".join("  " + json.dumps(one) for one in value) + "\n ]" if many else json.dumps(value)
+    for name, value in report.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join("  " + json.dumps(entry) for entry in value) + "\n ]"
         lines.append(f" {json.dumps(name)}: {text}")
     (out / "results.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    (out / "README.md").write_text(in_words(told), encoding="utf-8")
+    (out / "README.md").write_text(make_readme(report), encoding="utf-8")
 
 
 if __name__ == "__main__":
