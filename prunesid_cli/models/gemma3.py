@@ -1,8 +1,11 @@
-"""Gemma 3: SigLIP 896/14, 4,096 patches pooled to 256 tokens by the projector. Cut after it.
+"""Gemma 3.
 
-Saliency is the attention that patches receive in the tower's last layer, added up over the block that makes a token.
-The language model lets the tokens of one picture see each other both ways. Pan-and-scan, where a checkpoint asks for
-it, makes more pictures of one: each crop is a run of its own, with text between.
+Checkpoints: google/gemma-3-4b-it, -12b-it, -27b-it; those with a vision tower.
+Vision tower: SigLIP 896/14, 4,096 patches, which the projector averages to 256 tokens.
+Cut: after the projector, where a token is as wide as the language model.
+Layout: 256 tokens in raster order. With pan-and-scan, where a checkpoint asks for it, the whole image is followed by
+    crops of it; each is a run of its own, with text between. The tokens of one run attend to each other both ways.
+Saliency: attention that patches receive in the tower's last layer, summed over the block that makes a token.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration
 
-from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
@@ -23,26 +25,28 @@ from prunesid_cli.models.shared.attention_saliency import record_received_attent
 from prunesid_cli.models.shared.generation import left_pad
 from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
 from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, process_image, resized_short_side
-from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
+from prunesid_cli.models.shared.requirements import check_requirements
+from prunesid_cli.models.shared.token_grid import WHOLE_IMAGE, Box, split_by_item
+from prunesid_cli.models.shared.vision_tower import tower_type
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region
 
-CROPPING = (
+PAN_AND_SCAN_SETTINGS = (
     "do_pan_and_scan",
     "pan_and_scan_min_crop_size",
     "pan_and_scan_max_num_crops",
     "pan_and_scan_min_ratio_to_activate",
 )
-"""Settings of the image processor that the processor around it overrides, unless it is told them in each call."""
+"""Settings of the image processor that the stock processor overrides, unless each call passes them."""
 
 
 class Gemma3:
-    """model_type `gemma3`: those with a vision tower."""
+    """Family of model_type `gemma3`."""
 
     def check_supported(self, checkpoint: Checkpoint) -> None:
-        tower = getattr(load_config(checkpoint).vision_config, "model_type", "none")
-        if tower != "siglip_vision_model":
-            raise UnsupportedModel(
-                f"{checkpoint.name} has a vision tower of type {tower!r}", hint="Gemma 3 is supported with SigLIP"
-            )
+        """Refuse towers other than SigLIP."""
+        tower = tower_type(load_config(checkpoint))
+        problem = f"has a vision tower of type {tower!r}"
+        check_requirements(checkpoint, "Gemma 3", ((tower == "siglip_vision_model", problem, "SigLIP"),))
 
     def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> Gemma3Vision:
         return Gemma3Vision(checkpoint, placement)
@@ -52,6 +56,8 @@ class Gemma3:
 
 
 class Gemma3Vision:
+    """Vision half: an image and its crops -> projected tokens, D wide."""
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         refuse_flash_attention(placement, "Gemma 3")
         config = load_config(checkpoint)
@@ -61,67 +67,74 @@ class Gemma3Vision:
         self.tower = self.model.model.vision_tower
         self.projector = self.model.model.multi_modal_projector
         self.processor = load_processor(checkpoint)
-        own = {name: getattr(self.processor.image_processor, name, None) for name in CROPPING}
-        self.cropping = {name: value for name, value in own.items() if value is not None}
-        if not self.cropping.get("do_pan_and_scan"):
+        self.pan_and_scan = {
+            name: value
+            for name in PAN_AND_SCAN_SETTINGS
+            if (value := getattr(self.processor.image_processor, name, None)) is not None
+        }
+        if not self.pan_and_scan.get("do_pan_and_scan"):
             self.fixed_short_side = resized_short_side(self.processor.image_processor)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        read = process_image(self.processor, self.placeholder_ids, media.image, **self.cropping)
+        """Image -> the whole image and its crops [S, 3, H, W]."""
+        processed = process_image(self.processor, self.placeholder_ids, media.image, **self.pan_and_scan)
         side = self.projector.tokens_per_side
-        regions = [
+        regions = tuple(
             Region(number * side**2, side, side, side, box)
-            for number, box in enumerate(boxes(media.size, len(read.runs) - 1))
-        ]
-        return Pixels({"pixel_values": read.tensors["pixel_values"]}, Layout(read.text, read.runs, tuple(regions)))
+            for number, box in enumerate(crop_boxes(media.size, len(processed.runs) - 1))
+        )
+        layout = Layout(processed.text, processed.runs, regions)
+        return Pixels({"pixel_values": processed.tensors["pixel_values"]}, layout)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        """Images -> a segment for the whole image and for each crop."""
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
-        batch = batch.to(self.placement.device, self.placement.dtype)
         encoder = getattr(self.tower, "vision_model", self.tower).encoder
-        with record_received_attention(encoder.layers[-1].self_attn) as rows:
-            states = self.tower(pixel_values=batch).last_hidden_state
-        features, (saliency,) = self.projector(states), rows
-        made = zip(features, self.pooled(saliency), strict=True)
-        return [
-            Encoded(
-                tuple(Segment(*next(made), slots=tuple(region.slots)) for region in item.layout.regions), item.layout
-            )
-            for item in items
-        ]
-
-    def pooled(self, saliency: Tensor) -> Tensor:
-        """Of patches [B, N] -> of the tokens that they are pooled to, the sum over each block [B, T]."""
+        with record_received_attention(encoder.layers[-1].self_attn) as attention:
+            states = self.tower(pixel_values=batch.to(self.placement.device, self.placement.dtype)).last_hidden_state
+        # Average pooling, as of the states, then times the size of a block: the sum of its patches.
         side = self.projector.patches_per_image
-        blocks = self.projector.avg_pool(saliency.view(-1, 1, side, side)) * self.projector.kernel_size**2
-        return blocks.flatten(1)
+        blocks = self.projector.avg_pool(attention[0].view(-1, 1, side, side)) * self.projector.kernel_size**2
+        return split_by_item(self.projector(states), blocks.flatten(1), items)
 
 
-def boxes(size: tuple[int, int], crops: int) -> list[tuple[float, float, float, float]]:
-    """What of a picture is shown: all of it, then `crops` crops, side by side along its longer side."""
+def crop_boxes(size: tuple[int, int], num_crops: int) -> list[Box]:
+    """Find the parts of an image that pan-and-scan shows.
+
+    Args:
+        size: Width and height of the image in pixels.
+        num_crops: Number of crops.
+
+    Returns:
+        The whole image, then the crops, side by side along its longer side.
+    """
     width, height = size
     longer = max(size)
-    step = math.ceil(longer / max(crops, 1))
-    edges = [(step * i / longer, min(step * (i + 1), longer) / longer) for i in range(crops)]
-    wide = width >= height
-    return [(0.0, 0.0, 1.0, 1.0), *((a, 0.0, b, 1.0) if wide else (0.0, a, 1.0, b) for a, b in edges)]
+    step = math.ceil(longer / max(num_crops, 1))
+    boxes = [WHOLE_IMAGE]
+    for number in range(num_crops):
+        start, end = step * number / longer, min(step * (number + 1), longer) / longer
+        boxes.append((start, 0.0, end, 1.0) if width >= height else (0.0, start, 1.0, end))
+    return boxes
 
 
 class Gemma3Language(BidirectionalLanguageHalf):
+    """Language half: Gemma 3, with bidirectional attention among the tokens of an image."""
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         refuse_flash_attention(placement, "Gemma 3")
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        super().__init__(
-            load_model_half(Gemma3ForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
-        )
+        model = load_model_half(Gemma3ForConditionalGeneration, checkpoint, config, placement)
+        super().__init__(model, load_processor(checkpoint))
 
     def project(self, tokens: Tensor) -> Tensor:
+        """[T, D] -> the same: tokens were projected before the cut."""
         return tokens
 
     def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """With the types of the tokens: those of a picture that are still there see each other."""
-        given = super().model_inputs(prompts)
+        """Add the types of the tokens: 1 for visual tokens, so that those of an image attend to each other."""
+        inputs = super().model_inputs(prompts)
         types = left_pad([prompt.visual[:, None] for prompt in prompts])[0].squeeze(-1)
-        return given | {"token_type_ids": types.to(given["attention_mask"])}
+        return inputs | {"token_type_ids": types.to(inputs["attention_mask"])}

@@ -1,11 +1,14 @@
-"""Idefics3 and SmolVLM: SigLIP tower, connector (pixel shuffle and one linear layer), Llama. Cut after the connector.
+"""Idefics3 and SmolVLM.
 
-Between the two parts of the connector a token is scale_factor squared times as wide as the tower, 4608 to 12288
-numbers, and after it as wide as the language model, 576 to 4096. There is no CLS: saliency is the attention that a
-patch gets in the last layer, summed over the patches that the shuffle makes one token of.
-
-The stock model leaves out tiles that only fill up a batch. Here each picture comes alone, so there are none; and its
-tiles are all of one size, so that nothing within them is padding either.
+Checkpoints: HuggingFaceM4/Idefics3-8B-Llama3, HuggingFaceTB/SmolVLM-* and SmolVLM2-*; clips with SmolVLM2 alone.
+Vision tower: SigLIP; a connector of a pixel shuffle and one linear layer.
+Cut: after the connector, where a token is as wide as the language model, 576 to 4096. Between its two parts a token is
+    scale_factor squared times as wide as the tower, 4608 to 12288 numbers.
+Layout: tiles in raster order, then the whole image; each is a run of its own, with text before it. The stock model
+    leaves out tiles that only fill up a batch. Here each image is processed alone, so there are none; and the tiles of
+    an image have one size, so there is no padding within them either.
+Saliency: there is no CLS; it is the attention that a patch receives in the last layer, summed over the patches that the
+    shuffle makes one token of.
 """
 
 from __future__ import annotations
@@ -40,105 +43,115 @@ from prunesid_cli.models.shared.processor import (
 from prunesid_cli.models.shared.token_grid import frame_regions, split_by_item, tile_regions
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement
 
-TAG = re.compile(r"<row_(\d+)_col_(\d+)>")
-"""What the processors write before a tile; nothing of the kind before the whole picture."""
+TILE_TEXT = re.compile(r"<row_(\d+)_col_(\d+)>")
+"""Text that the processors write before a tile, counted from 1. They write another text before the whole image."""
 
 
 class Idefics3:
-    """model_type `idefics3`: Idefics3 and the first SmolVLM, pictures only."""
+    """Family of model_type `idefics3`: Idefics3 and the first SmolVLM, images only."""
 
-    stock: Any = Idefics3ForConditionalGeneration
+    model_class: Any = Idefics3ForConditionalGeneration
 
     def check_supported(self, checkpoint: Checkpoint) -> None:
-        """There are no variants."""
+        """There are no variants to refuse."""
 
     def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> Idefics3Vision:
-        return Idefics3Vision(self.stock, checkpoint, placement)
+        return Idefics3Vision(self.model_class, checkpoint, placement)
 
     def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> Idefics3Language:
-        return Idefics3Language(self.stock, checkpoint, placement)
+        return Idefics3Language(self.model_class, checkpoint, placement)
 
 
 class SmolVLM(Idefics3):
-    """model_type `smolvlm`: SmolVLM2, clips, too."""
+    """Family of model_type `smolvlm`: SmolVLM2, images and clips."""
 
-    stock = SmolVLMForConditionalGeneration
+    model_class = SmolVLMForConditionalGeneration
 
 
-def _processor(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's processor.
+def load_smolvlm_processor(checkpoint: Checkpoint) -> Any:
+    """Load the checkpoint's processor.
 
-    SmolVLM's cannot be made without a package that writes numbers in words, which it does for clips alone; of a picture
-    Idefics3's makes the same. So do their image processors, which transformers 5.17 does not find without torchvision.
+    SmolVLM's cannot be built without num2words, which it needs for clips alone; for images Idefics3's does the same. So
+    do their image processors; transformers 5.17 does not find SmolVLM's without torchvision.
     """
-    clips = checkpoint.model_type == "smolvlm" and is_num2words_available()
-    processor = load_processor(checkpoint, None if clips else Idefics3Processor, Idefics3ImageProcessorPil)
-    if not clips:
-        return processor
-    processor.video_processor = SimpleNamespace(num_frames=None, fps=None)  # which its chat template is offered
+    if checkpoint.model_type != "smolvlm" or not is_num2words_available():
+        return load_processor(checkpoint, Idefics3Processor, Idefics3ImageProcessorPil)
+    processor = load_processor(checkpoint, None, Idefics3ImageProcessorPil)
+    processor.video_processor = SimpleNamespace(num_frames=None, fps=None)  # its chat template takes these
     return processor
 
 
-def _check_clips(processor: Any, config: Any) -> None:
-    """Refuse a clip where it cannot be written into a prompt."""
+def check_clips_supported(processor: Any, config: Any) -> None:
+    """Refuse a clip if the processor cannot write it into a prompt.
+
+    Raises:
+        ModelError: The model reads images only, or num2words is missing.
+    """
     if isinstance(processor, Idefics3Processor):
         if config.model_type == "smolvlm":
             raise ModelError("SmolVLM writes about a clip with a package that is missing", "pip install num2words")
         raise ModelError("Idefics3 takes pictures and no clips", hint="give single frames, or use SmolVLM2")
 
 
-def _frame_options(checkpoint: Checkpoint, pictures: Any) -> dict[str, Any]:
-    """`read_frame_options`; the size can stand under `video_sampling`, too, and only counts where there is no other."""
-    sampling = load_video_settings(checkpoint).get("video_sampling") or {}
-    return ({"size": sampling["video_size"]} if "video_size" in sampling else {}) | read_frame_options(checkpoint, pictures)
-
-
 class Idefics3Vision:
-    def __init__(self, stock: Any, checkpoint: Checkpoint, placement: Placement) -> None:
+    """Vision half: tiles or frames -> tokens of the connector, D wide."""
+
+    def __init__(self, model_class: Any, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         self.placeholder_ids = placeholder_ids(config)
         self.placement = placement
-        self.model = load_vision_model(stock, checkpoint, config, placement)
-        self.processor = _processor(checkpoint)
-        self.frame_options = _frame_options(checkpoint, self.processor.image_processor)
+        self.model = load_vision_model(model_class, checkpoint, config, placement)
+        self.processor = load_smolvlm_processor(checkpoint)
+        self.frame_options = read_frame_options(checkpoint, self.processor.image_processor)
+        # The frame size can also be in `video_sampling`, where it only counts if there is no other.
+        sampling = load_video_settings(checkpoint).get("video_sampling") or {}
+        if "video_size" in sampling:
+            self.frame_options = {"size": sampling["video_size"]} | self.frame_options
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
+        """Image -> tiles and the whole image, clip -> frames: [S, 3, H, W]."""
         if media.is_clip:
-            return self._clip(media)
-        read = process_image(self.processor, self.placeholder_ids, media.image)
-        places = [(int(row), int(column)) for row, column in TAG.findall(read.text)]
-        layout = Layout(read.text, read.runs, tile_regions(read.runs[0], *max(places, default=(1, 1))))
-        return Pixels({"pixel_values": read.tensors["pixel_values"][0]}, layout)
+            return self._preprocess_clip(media)
+        processed = process_image(self.processor, self.placeholder_ids, media.image)
+        tiles = [(int(row), int(column)) for row, column in TILE_TEXT.findall(processed.text)]
+        rows, columns = max(tiles, default=(1, 1))
+        layout = Layout(processed.text, processed.runs, tile_regions(processed.runs[0], rows, columns))
+        return Pixels({"pixel_values": processed.tensors["pixel_values"][0]}, layout)
 
-    def _clip(self, media: Media) -> Pixels:
-        _check_clips(self.processor, self.model.config)
+    def _preprocess_clip(self, media: Media) -> Pixels:
+        check_clips_supported(self.processor, self.model.config)
         pixels = preprocess_frames(self.processor, media.frames, do_image_splitting=False, **self.frame_options)
-        about = SimpleNamespace(fps=1.0, timestamps=media.times, duration=None)
-        written = self.processor.replace_video_token({"pixel_values": pixels, "video_metadata": [about]}, 0)
+        metadata = SimpleNamespace(fps=1.0, timestamps=media.times, duration=None)
+        written = self.processor.replace_video_token({"pixel_values": pixels, "video_metadata": [metadata]}, 0)
         text, runs = collapse_text(self.processor, self.placeholder_ids, written)
         return Pixels({"pixel_values": pixels[0]}, Layout(text, runs, frame_regions(runs[0], media.times)))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        """Images and clips -> a segment for each tile, whole image and frame."""
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
-        batch = batch.to(self.placement.device, self.placement.dtype)
         tower, connector = self.model.model.vision_model, self.model.model.connector
-        with record_received_attention(tower.encoder.layers[-1].self_attn) as found:
-            states = tower(batch).last_hidden_state
-        saliency = connector.pixel_shuffle(found[0][..., None], connector.scale_factor).sum(-1)
+        with record_received_attention(tower.encoder.layers[-1].self_attn) as attention:
+            states = tower(batch.to(self.placement.device, self.placement.dtype)).last_hidden_state
+        saliency = connector.pixel_shuffle(attention[0][..., None], connector.scale_factor).sum(-1)
         return split_by_item(connector(states), saliency, items)
 
 
 class Idefics3Language(BaseLanguageHalf):
-    def __init__(self, stock: Any, checkpoint: Checkpoint, placement: Placement) -> None:
+    """Language half: Llama."""
+
+    def __init__(self, model_class: Any, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        super().__init__(load_model_half(stock, checkpoint, config, placement), _processor(checkpoint))
+        model = load_model_half(model_class, checkpoint, config, placement)
+        super().__init__(model, load_smolvlm_processor(checkpoint))
 
     def project(self, tokens: Tensor) -> Tensor:
+        """[T, D] -> the same: tokens were projected before the cut."""
         return tokens
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
+        """Refuse clips that the processor cannot write, as `preprocess` does: tokens may come from a cache."""
         if any(part["type"] == "video" for turn in conversation for part in turn["content"]):
-            _check_clips(self.processor, self.model.config)
+            check_clips_supported(self.processor, self.model.config)
         return super().render_chat(conversation)
