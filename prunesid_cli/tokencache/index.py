@@ -13,7 +13,7 @@ from prunesid_cli.errors import CacheError
 from prunesid_cli.text import join_names, plural
 from prunesid_cli.tokencache.cache_errors import mixed_runs
 from prunesid_cli.tokencache.format import Run, Shard, hash_source, shard_name
-from prunesid_cli.tokencache.index_table import ShardPosition, Stamp, Table, copy_stamps, drop_superseded
+from prunesid_cli.tokencache.index_table import COLUMNS, ShardPosition, Stamp, Table, copy_stamps, drop_superseded
 
 
 class IndexEntry(NamedTuple):
@@ -171,8 +171,9 @@ def index_with_shards(
         tables.append(Table.from_shard(shard, stamps or {}))
     if not tables:
         return index
-    unchanged = index.table.take(~np.isin(index.table.positions[:, 0], sorted(numbers)))
-    table, superseded, duplicates = drop_superseded(Table.concatenate([unchanged, *tables]))
+    tables.insert(0, index.table.take(~np.isin(index.table.positions[:, 0], sorted(numbers))))  # unchanged items
+    all_items = Table(*(np.concatenate([getattr(table, name) for table in tables]) for name in COLUMNS))
+    table, superseded, duplicates = drop_superseded(all_items)
     return Index(
         run=run,
         sampling=sampling,

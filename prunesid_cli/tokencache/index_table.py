@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -79,11 +79,6 @@ class Table:
             counts=np.array([(item.layout.total, item.kept) for item in items], np.int32).reshape(-1, 2),
             phi=np.array([item.phi for item in items], np.float64),
         )
-
-    @classmethod
-    def concatenate(cls, tables: Sequence[Table]) -> Table:
-        """Join one or more tables."""
-        return cls(*(np.concatenate([getattr(table, name) for table in tables]) for name in COLUMNS))
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Table:
         """Select rows by numbers or by a mask."""

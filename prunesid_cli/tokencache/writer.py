@@ -29,10 +29,8 @@ from prunesid_cli.tokencache.shard import PackedRows, read_header
 
 SYNC_SECONDS = 1.0
 """Work that a crash can cost at most, besides what is in flight."""
-FLUSH_SECONDS = 300.0
-"""While items come, time after which readers see what was added to the last shard."""
-IDLE_SAVE_SECONDS = 30.0
-"""While no items come, time after which readers see what was added to the last shard."""
+FLUSH_SECONDS, IDLE_SAVE_SECONDS = 300.0, 30.0
+"""Time after which readers see what was added to the last shard: while items come, and while none come."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class CacheWriter:
             self.stamps[ShardPosition(self.journal.number, len(self.journal.records))] = stamp
         self.journal.add(item, rows)
         self.is_written = self.is_synced = False
-        self.clear_failure(item.source)
+        self.failed.pop(item.source, None)
         if self.limits.are_reached(len(self.journal.records), self.journal.num_bytes):
             self.save()
             self.journal.close(delete_files=True)
