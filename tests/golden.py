@@ -1,9 +1,9 @@
 """Compare selection with reference cases of the published implementation: python -m tests.golden DIR
 
-A case is a .safetensors file of inputs, intermediates and result (see tests/data/golden/README.md). Every
-stage is compared with the stored directions V injected. Where V is the exact decomposition, ours is also
-computed from the tokens and compared as far as tests/golden_exact.py finds it determined; what had to be
-left out is printed. The last line is the number of cases passed and failed.
+A case is a .safetensors file of inputs, intermediate results and the result (see tests/data/golden/README.md). Every
+stage is computed from the stored directions V and compared. If V is the exact decomposition, it is also computed from
+the tokens and compared as far as tests/golden_exact.py finds it determined; comparisons that had to be left out are
+printed. The last line is the number of cases passed and failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs in the precision of the run, all with a batch axis, and what the reference made of them."""
+    """Inputs in the precision of the run and the results of the reference, all with a batch axis."""
 
     variant: PruneSIDVariant
     features: Tensor
@@ -47,8 +47,8 @@ class Case:
         return explain(self.features, self.saliency, budgets_with_cls, variant, self.num_cls)
 
 
-def published_qwen_need(configured: int, n: int) -> int:
-    """The published Qwen2-VL code's budget of an image of n tokens, `configured` being meant for 576."""
+def published_qwen_budget(configured: int, n: int) -> int:
+    """The published Qwen2-VL code's budget of an image of n tokens; `configured` is that of 576 tokens."""
     return max(round(n * configured / 576), 16)
 
 
@@ -70,7 +70,7 @@ def _llava(meta: dict[str, str], stored: dict[str, Tensor]) -> Case:
 def _qwen(meta: dict[str, str], stored: dict[str, Tensor]) -> Case:
     per_image = {name: tensor.unsqueeze(0) for name, tensor in stored.items()}
     features = per_image["tokens"].to(DTYPES[meta["run_dtype"]])
-    budget_with_cls = published_qwen_need(int(meta["need_cfg"]), features.shape[1])
+    budget_with_cls = published_qwen_budget(int(meta["need_cfg"]), features.shape[1])
     return Case(PUBLISHED_QWEN, features, None, budget_with_cls, 0, meta["run_dtype"], per_image)
 
 
@@ -85,7 +85,7 @@ def _result(case: Case, explanation: Explanation) -> Tensor:
 
 
 def _nms_round(case: Case, image: Explanation) -> Tensor:
-    """In which round of its group's greedy loop a token was kept; 0 if it was not."""
+    """The round of its group's greedy loop in which a token was kept; 0 if it was not."""
     order = image.saliency.argsort(descending=True, stable=True)
     kept = torch.nn.functional.one_hot(image.group, len(image.groups.size)) * image.survivor[:, None].long()
     rounds = torch.empty_like(kept).index_copy(0, order, kept[order].cumsum(0))
@@ -148,7 +148,7 @@ def _close(ours: Tensor, stored: Tensor, tolerance: float) -> bool:
 
 
 def check_exact(case: Case) -> tuple[list[str], str]:
-    """What differs with directions of our own, and what could not be told."""
+    """What differs with directions computed from the tokens, and what could not be compared."""
     wrong: list[str] = []
     left_out: list[str] = []
     for row, image in enumerate(case.run(exact_directions)):
@@ -174,7 +174,7 @@ def check(path: Path) -> tuple[list[str], str]:
 
 
 def run(directory: Path) -> tuple[int, int]:
-    """Print a line a case; return how many passed and failed. What cannot be read has failed."""
+    """Print a line for each case; return how many passed and failed. An unreadable case has failed."""
     failed = 0
     paths = sorted(directory.glob("*.safetensors"))
     for path in paths:

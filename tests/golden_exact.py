@@ -7,8 +7,8 @@ V may be off, besides its own rounding where it is stored in half precision. So
 - a token's group is determined if its two largest |V| differ by more than their errors;
 - the order of two tokens of a group is determined if their saliencies, where these come from V, do.
 
-All that is determined must be as stored. If all groups and orders are as stored, the result must be, too;
-if an undetermined one differs, the result may, and is left out.
+All that is determined must be as stored. If all groups and orders are as stored, the result must be, too. If an
+undetermined one differs, the result may differ, and is left out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def flipped(ours: Tensor, stored: Tensor, group: Tensor) -> Tensor:
 
 
 def compare(image: Explanation, result: Tensor, stored: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Ours from the tokens, and the reference of one image -> what is wrong, what was left out and why."""
+    """Our result from the tokens and the reference of one image -> what is wrong, and what was left out and why."""
     error = entry_error(stored["eigenvalues"])
     group, score = stored["group"].long(), stored["score"]
     differs = image.group != group

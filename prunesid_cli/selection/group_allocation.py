@@ -52,8 +52,14 @@ def allocate(size: Tensor, survivors: Tensor, budget_with_cls: Tensor, num_cls: 
     # All upper bounds rise by the same number until the budget fits.
     rise = smallest_rise(size - upper, budget_with_cls - upper.sum(-1))
     upper = torch.minimum(upper + rise.unsqueeze(-1), size)
+    # Tokens beyond the lower bounds are shared in proportion to the survivors. The published code rounds the running
+    # share in fp32. The sum itself is taken in fp64, where it is exact for shares of fewer than 2^29 tokens, and so the
+    # same on every device.
     beyond_lower = (budget_with_cls - lower.sum(-1) - num_cls).clamp(min=0)
-    taken = torch.minimum(_proportional_quota(survivors, beyond_lower) + lower, upper)
+    share = survivors.float() / survivors.sum(-1, keepdim=True).clamp(min=1).float()
+    edges = (share.double().cumsum(-1).float() * beyond_lower.unsqueeze(-1).float()).round().long()
+    quota = edges.diff(dim=-1, prepend=torch.zeros_like(edges[:, :1]))
+    taken = torch.minimum(quota + lower, upper)
     # Raise towards the upper bounds, most survivors first, until the sum is right.
     order = survivors.argsort(dim=-1, descending=True, stable=True)
     space = (upper - taken).gather(-1, order)
@@ -80,17 +86,6 @@ def smallest_rise(space: Tensor, lack: Tensor) -> Tensor:
     before = rising.cumsum(-1) - rising
     sharers = torch.arange(space.shape[-1], 0, -1, device=space.device)
     return (-((before - lack.unsqueeze(-1)) // sharers)).amax(-1).clamp(min=0)
-
-
-def _proportional_quota(survivors: Tensor, tokens: Tensor) -> Tensor:
-    """survivors [B, G], tokens [B] -> the tokens shared in proportion to the survivors [B, G].
-
-    The published code rounds the running share in fp32. The sum itself is taken in fp64, where it is exact for shares
-    of fewer than 2^29 tokens, and so the same on every device.
-    """
-    share = survivors.float() / survivors.sum(-1, keepdim=True).clamp(min=1).float()
-    edges = (share.double().cumsum(-1).float() * tokens.unsqueeze(-1).float()).round().long()
-    return edges.diff(dim=-1, prepend=torch.zeros_like(edges[:, :1]))
 
 
 def order_by_allocation(group: Tensor, survivor: Tensor, rank: Tensor, allocation: Allocation) -> Tensor:

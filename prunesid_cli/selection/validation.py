@@ -46,7 +46,15 @@ def check_finite(features: Tensor, *others: Tensor | None) -> None:
     """
     tensors = [features, *(tensor for tensor in others if tensor is not None)]
     # A sum costs a tenth of a look at each number. It may overflow although all numbers are finite, so look then.
-    sums = torch.stack([_sum_rows(tensor) for tensor in tensors]).sum(0)
+    if features.device.type == "cpu" and len(features):
+        # Image by image, as all that follows: threads that torch starts for one operation spin for a while after it,
+        # and slow the core that works.
+        def sum_image(row: int) -> Tensor:
+            return torch.stack([tensor[row].sum(dtype=torch.float32) for tensor in tensors]).sum()
+
+        sums = torch.stack(map_images(sum_image, len(features), features.device))
+    else:
+        sums = torch.stack([tensor.flatten(1).sum(1, dtype=torch.float32) for tensor in tensors]).sum(0)
     suspects = [row for row, total in enumerate(sums.tolist()) if not math.isfinite(total)]
     rows = [row for row in suspects if not all(bool(tensor[row].isfinite().all()) for tensor in tensors)]
     if rows:
@@ -55,11 +63,3 @@ def check_finite(features: Tensor, *others: Tensor | None) -> None:
             hint="half precision may have overflowed in the vision tower; try --dtype fp32",
             rows=rows,
         )
-
-
-def _sum_rows(tensor: Tensor) -> Tensor:
-    """[B, ...] -> [B] fp32. On a CPU image by image, as all that follows: threads that torch starts for one operation
-    spin for a while after it, and slow the core that works."""
-    if tensor.device.type != "cpu" or not len(tensor):
-        return tensor.flatten(1).sum(1, dtype=torch.float32)
-    return torch.stack(map_images(lambda row: tensor[row].sum(dtype=torch.float32), len(tensor), tensor.device))

@@ -1,4 +1,4 @@
-"""Seeded synthetic inputs: images made of a few things, more or less alike."""
+"""Seeded synthetic inputs: images made of a few things, more or less similar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tokens(seed: int, n: int = 48, width: int = 64, noise: float = 0.5) -> Tenso
 
 
 def scene_like(seed: int, n: int = 576, width: int = 1024) -> Tensor:
-    """features [1, N, C]: a square of tokens that share a mean and resemble their neighbours, near and less near.
+    """features [1, N, C]: a square of tokens that share a mean and resemble their neighbours at several distances.
 
     The spectrum falls like that of a photograph: a dominant direction, then a power law.
     """
@@ -37,7 +37,7 @@ def scene_like(seed: int, n: int = 576, width: int = 1024) -> Tensor:
 
 
 def repeated(seed: int, n: int = 48, width: int = 64, noise: float = 0.0) -> Tensor:
-    """features [1, N, C]: three tokens over and over, all but the same."""
+    """features [1, N, C]: three tokens, repeated with little noise."""
     return tokens(seed, 3, width)[:, torch.arange(n) % 3] + noise * torch.randn(n, width, generator=generator(seed))
 
 

@@ -1,4 +1,4 @@
-"""PruneSID as its definition reads, in plain loops over numbers: slow, obvious, and only for tests."""
+"""PruneSID as its definition reads, in plain loops over numbers: slow, simple, and only for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Image:
-    """tokens and V as nested lists [N][C], [N][G]; saliency [N]; need counts `reserved`."""
+    """tokens and V as nested lists [N][C], [N][G]; saliency [N]; `budget_with_cls` counts `num_cls`."""
 
     tokens: list[list[float]]
     saliency: list[float]
@@ -40,7 +40,7 @@ def rho(similarity: list[list[float]]) -> float:
 
 
 def greedy_nms(members: list[int], image: Image, similarity: list[list[float]], tau: float) -> list[int]:
-    """Take the most salient, drop what is too similar to it, and again; what has no saliency never."""
+    """Keep the most salient token, drop those too similar to it, and repeat. Tokens without saliency are never kept."""
     left = [i for i in members if image.saliency[i] > 0]
     kept = []
     while left:
@@ -61,10 +61,10 @@ def upper_bounds(sizes: list[int], counts: list[int], budget_with_cls: int) -> l
 
 def quotas(counts: list[int], rest: int) -> list[int]:
     """The running share is rounded to fp32 at every step, as the definition asks."""
-    whole = np.float32(max(sum(counts), 1))
+    total = np.float32(max(sum(counts), 1))
     running, edges = 0.0, [0]
     for count in counts:
-        running += float(np.float32(count) / whole)
+        running += float(np.float32(count) / total)
         edges.append(round(float(np.float32(running) * np.float32(rest))))
     return [b - a for a, b in pairwise(edges)]
 

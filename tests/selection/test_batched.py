@@ -30,7 +30,7 @@ def eigenvectors(gram: Gram, ks: list[int], width: int) -> tuple[Tensor, list[in
 
 
 def mixed(n: int, width: int = 512) -> Tensor:
-    """features [7, N, C]: lively ones, dull ones, and ones with hardly any direction at all."""
+    """features [7, N, C]: varied images, dull ones, and images with hardly any direction at all."""
     same = tokens(5, 1, width)[0].expand(n, -1)
     kinds = [tokens(0, n, width), 4 * tokens(1, n, width), scene_like(2, n, width), 0.05 * scene_like(3, n, width)]
     return torch.cat([*kinds, same[None], repeated(6, n, width), torch.zeros(1, n, width)])
@@ -40,27 +40,27 @@ def mixed(n: int, width: int = 512) -> Tensor:
 def test_the_same_groups(n: int, width: int) -> None:
     features = mixed(n, width)
     ks = [min(k, n) for k in (48, 16, 33, 5, 7, 12, 4)]
-    together = assign_groups(batched_directions(features, ks, need_values=False))
-    assert torch.equal(together, assign_groups(exact_directions(features, ks, need_values=False)))
+    in_batch = assign_groups(batched_directions(features, ks, need_values=False))
+    assert torch.equal(in_batch, assign_groups(exact_directions(features, ks, need_values=False)))
 
 
 @pytest.mark.parametrize("noise", [0, 1e-4, 1e-2])
 def test_the_same_groups_where_tokens_repeat(noise: float) -> None:
-    """The other directions drown in rounding, or are not there: what fp32 makes of them must not be believed."""
+    """The other directions drown in rounding, or do not exist: their values in fp32 must not be used."""
     features, ks = torch.cat([repeated(seed, 324, 512, noise) for seed in range(6, 12)]), [5, 16, 48] * 2
-    together = assign_groups(batched_directions(features, ks, need_values=False))
-    assert torch.equal(together, assign_groups(exact_directions(features, ks, need_values=False)))
+    in_batch = assign_groups(batched_directions(features, ks, need_values=False))
+    assert torch.equal(in_batch, assign_groups(exact_directions(features, ks, need_values=False)))
 
 
 @pytest.mark.parametrize("width", [512, 64])
 def test_the_same_loadings(width: int) -> None:
     features, ks = mixed(144, width), [16, 16, 8, 24, 4, 4, 4]
-    together, alone = batched_directions(features, ks).abs(), exact_directions(features, ks).abs()
-    assert torch.allclose(together, alone, atol=1e-5)
+    in_batch, single = batched_directions(features, ks).abs(), exact_directions(features, ks).abs()
+    assert torch.allclose(in_batch, single, atol=1e-5)
 
 
 def falling(seed: int, n: int, width: int) -> Tensor:
-    """features [1, N, C] of a dull image: one direction stands out, others fall to a millionth of its weight."""
+    """features [1, N, C] of a dull image: one direction stands out, the others fall to a millionth of its weight."""
     random = generator(seed)
     left, right = (torch.linalg.qr(torch.randn(side, n, generator=random)).Q for side in (n, width))
     lengths = 10 ** -torch.linspace(1.2, 3, 64)
@@ -69,22 +69,22 @@ def falling(seed: int, n: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", [tokens, scene_like, falling])
-def test_few_are_in_doubt_and_none_of_the_others_is_wrong(kind: Callable[[int, int, int], Tensor]) -> None:
-    """Twelve steps are enough for nearly all images: what is done again would be slow."""
+def test_few_images_are_doubtful_and_no_other_is_wrong(kind: Callable[[int, int, int], Tensor]) -> None:
+    """The first steps are enough for nearly all images; to compute an image again would be slow."""
     quick = gram(centre_tokens(torch.cat([kind(seed, 324, 512) for seed in range(6)])))
-    found, doubtful = eigenvectors(quick, [16, 32] * 3, 32)
+    vectors, doubtful = eigenvectors(quick, [16, 32] * 3, 32)
     assert len(doubtful) <= 1
     exact = torch.linalg.eigh(quick.matrix).eigenvectors.flip(-1).abs()
     for row in range(6):
         k = (16, 32)[row % 2]
         if row not in doubtful:
-            assert torch.equal(found[row].abs().argmax(0), exact[row, :, :k].argmax(-1))
+            assert torch.equal(vectors[row].abs().argmax(0), exact[row, :, :k].argmax(-1))
 
 
 def nearly_tied(matrix: Tensor, k: int, gap: float) -> Tensor:
-    """matrix [N, N] fp64 -> one of the same eigenvalues, of which a token's greatest loadings are as close as that.
+    """matrix [N, N] fp64 -> one with the same eigenvalues, where a token's two greatest loadings differ by `gap`.
 
-    Two tokens are turned into each other, until one of them loads on two directions alike.
+    Two tokens are rotated into each other until one of them loads equally on two directions.
     """
     loads = torch.linalg.eigh(matrix).eigenvectors.flip(-1)[:, :k]
 
@@ -92,8 +92,8 @@ def nearly_tied(matrix: Tensor, k: int, gap: float) -> Tensor:
         return (math.cos(angle) * loads[token] + math.sin(angle) * loads[token + 1]).abs()
 
     def leads(token: int, pair: list[int], angle: float) -> bool:
-        one, other = turned(token, angle)[pair].tolist()
-        return bool(one > (1 + gap) * other)
+        first, second = turned(token, angle)[pair].tolist()
+        return bool(first > (1 + gap) * second)
 
     for token in range(len(matrix) - 1):
         pair, low, high = turned(token, 0).topk(2).indices.tolist(), 0.0, 0.5
@@ -110,7 +110,7 @@ def nearly_tied(matrix: Tensor, k: int, gap: float) -> Tensor:
     raise AssertionError("no token to turn")
 
 
-def test_what_fp32_leaves_open_is_settled_in_fp64_and_not_done_again() -> None:
+def test_near_ties_are_decided_in_fp64_on_the_device() -> None:
     matrices = gram(centre_tokens(torch.cat([scene_like(seed, 324, 512) for seed in range(4)]))).matrix.clone()
     matrices[2] = nearly_tied(matrices[2], 16, 1e-7)
     checks = list[int]()
@@ -119,20 +119,20 @@ def test_what_fp32_leaves_open_is_settled_in_fp64_and_not_done_again() -> None:
         checks.append(len(ritz.values))
         return count_undecided(ritz)
 
-    found, doubtful = batched_eigenvectors(matrices, [16] * 4, 16, lambda images: criterion, torch.zeros(4))
+    vectors, doubtful = batched_eigenvectors(matrices, [16] * 4, 16, lambda images: criterion, torch.zeros(4))
     assert (checks, doubtful) == ([4, 1], [])
     exact = torch.linalg.eigh(matrices).eigenvectors.flip(-1)[..., :16].abs()
-    assert torch.equal(found.abs().argmax(1), exact.argmax(-1))
+    assert torch.equal(vectors.abs().argmax(1), exact.argmax(-1))
 
 
 def test_a_broken_matrix_breaks_no_other() -> None:
     quick = gram(centre_tokens(scene_like(0, 144, 256).expand(3, -1, -1)))
-    whole, _ = eigenvectors(quick, [8, 8, 8], 16)
+    intact, _ = eigenvectors(quick, [8, 8, 8], 16)
     quick.matrix[1] = float("nan")
-    found, doubtful = eigenvectors(quick, [8, 8, 8], 16)
+    vectors, doubtful = eigenvectors(quick, [8, 8, 8], 16)
     assert doubtful == [1]
-    assert torch.equal(found[0], whole[0])
-    assert torch.equal(found[2], whole[2])
+    assert torch.equal(vectors[0], intact[0])
+    assert torch.equal(vectors[2], intact[2])
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -144,9 +144,9 @@ def test_the_same_survivors(seed: int) -> None:
     rank = saliency_rank(torch.rand(images, n, generator=random))
     candidate = torch.rand(images, n, generator=random) > 0.1
     tau = torch.rand(images, generator=random)
-    together = find_survivors_batched(unit, tau, group, rank, candidate)
+    in_batch = find_survivors_batched(unit, tau, group, rank, candidate)
     for row in range(images):
-        assert torch.equal(together[row], find_survivors(unit[row], tau[row], group[row], rank[row], candidate[row]))
+        assert torch.equal(in_batch[row], find_survivors(unit[row], tau[row], group[row], rank[row], candidate[row]))
 
 
 def test_a_long_chain_settles() -> None:
@@ -161,21 +161,21 @@ def test_the_same_tokens(with_saliency: bool) -> None:
     features = mixed(144)
     saliency = torch.cat([attention(seed, 144) for seed in range(7)]) if with_saliency else None
     budgets = [64, 33, 1, 140, 20, 64, 7]
-    together = explain(features, saliency, budgets, BATCHED, 1)
-    for ours, alone in zip(together, explain(features, saliency, budgets, PRUNESID, 1), strict=True):
-        assert torch.equal(ours.indices, alone.indices)
-        assert torch.equal(ours.survivor, alone.survivor)
+    in_batch = explain(features, saliency, budgets, BATCHED, 1)
+    for ours, single in zip(in_batch, explain(features, saliency, budgets, PRUNESID, 1), strict=True):
+        assert torch.equal(ours.indices, single.indices)
+        assert torch.equal(ours.survivor, single.survivor)
 
 
 @pytest.mark.parametrize("variant", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_variant_in_few_launches(variant: PruneSIDVariant, dtype: torch.dtype) -> None:
-    """In half precision a batched product may round otherwise, so ask then for nearly the same."""
+    """In half precision a batched product may round differently, so nearly equal results are enough."""
     features = torch.cat([tokens(seed, 100, 128) for seed in range(4)]).to(dtype)
     saliency = torch.cat([attention(seed, 100) for seed in range(4)])
-    together = explain(features, saliency, [32] * 4, replace(variant, batched=True), 1)
-    for ours, alone in zip(together, explain(features, saliency, [32] * 4, variant, 1), strict=True):
-        shared = len(set(ours.indices.tolist()) & set(alone.indices.tolist()))
+    in_batch = explain(features, saliency, [32] * 4, replace(variant, batched=True), 1)
+    for ours, single in zip(in_batch, explain(features, saliency, [32] * 4, variant, 1), strict=True):
+        shared = len(set(ours.indices.tolist()) & set(single.indices.tolist()))
         assert shared == 31 if dtype == torch.float32 else shared >= 28
 
 

@@ -1,4 +1,4 @@
-"""Budgets are read strictly, and an average spread by information stays that average."""
+"""Budgets are parsed strictly, and an average that is spread by information stays exact."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.selection.inputs import apportion
         ("ALL", 576, "all"),
     ],
 )
-def test_reads(text: str, tokens: int, canonical: str) -> None:
+def test_parse(text: str, tokens: int, canonical: str) -> None:
     budget = Budget.parse(text)
     assert (budget.tokens(576), str(budget)) == (tokens, canonical)
     assert Budget.parse(canonical) == budget
@@ -39,7 +39,7 @@ def test_reads(text: str, tokens: int, canonical: str) -> None:
     "text",
     ["0", "-3", "0%", "-1%", "101%", "0.11", "1.5", "64 tokens", "", "%", "nan", "1e3", "\u0663", "--"],
 )
-def test_refuses_with_a_hint(text: str) -> None:
+def test_an_invalid_budget_gives_a_hint(text: str) -> None:
     with pytest.raises(UsageError) as error:
         Budget.parse(text)
     assert "11%" in error.value.hint
@@ -50,7 +50,7 @@ def test_share_rounds_half_up() -> None:
     assert Budget(share=Fraction(1, 3)).tokens(576) == 192
 
 
-def test_dynamic_is_kept() -> None:
+def test_the_spread_is_part_of_the_budget() -> None:
     assert Budget.parse("64", Spread.ACROSS_ITEMS) == Budget(count=64, spread=Spread.ACROSS_ITEMS)
 
 
@@ -58,12 +58,12 @@ PHI = st.lists(st.floats(0, 1.5), min_size=1, max_size=40)
 
 
 @given(phi=PHI, mean=st.floats(1, 600), n=st.integers(1, 576))
-def test_average_is_exact_within_the_limits(phi: list[float], mean: float, n: int) -> None:
+def test_the_average_is_exact_within_the_bounds(phi: list[float], mean: float, n: int) -> None:
     floor, ceiling = token_bounds(mean, n)
     tokens = apportion(phi, mean, floor, ceiling)
     assert all(floor <= t <= ceiling for t in tokens)
-    wanted = int(mean * len(phi) + 0.5)
-    assert sum(tokens) == min(max(wanted, floor * len(phi)), ceiling * len(phi))
+    expected = int(mean * len(phi) + 0.5)
+    assert sum(tokens) == min(max(expected, floor * len(phi)), ceiling * len(phi))
 
 
 @given(phi=PHI, mean=st.integers(32, 100))
@@ -83,7 +83,7 @@ def test_ties_go_to_the_first() -> None:
     assert apportion([0.5, 0.5, 0.5], 64 + 1 / 3, 16, 128) == [65, 64, 64]
 
 
-def test_no_information_is_shared_alike() -> None:
+def test_images_without_information_get_equal_shares() -> None:
     assert apportion([0.0, -1e-8, 0.0], 64, 16, 128) == [64, 64, 64]
     assert apportion([], 64, 16, 128) == []
 

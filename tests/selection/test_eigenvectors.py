@@ -45,29 +45,29 @@ def with_spectrum(values: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("k", [1, 16, 48, 120])
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_leading_vectors_are_the_true_ones(spectrum: str, k: int) -> None:
+def test_leading_oursare_the_true_ones(spectrum: str, k: int) -> None:
     values = SPECTRA[spectrum](torch.arange(N, dtype=torch.float64))
     matrix, vectors = with_spectrum(values, k)
-    found = leading(matrix, k).T
-    there, gone = values[:k] > 1e-11 * values[0], values[:k] <= 1e-13 * values[0]
-    cosine = (found * vectors[:, :k]).sum(0).abs()
-    assert found.shape == (N, k)
-    assert torch.allclose(cosine[there], torch.ones(1, dtype=torch.float64), atol=1e-10)
-    assert not found[:, gone].any()
+    ours = leading(matrix, k).T
+    present, absent = values[:k] > 1e-11 * values[0], values[:k] <= 1e-13 * values[0]
+    cosine = (ours * vectors[:, :k]).sum(0).abs()
+    assert ours.shape == (N, k)
+    assert torch.allclose(cosine[present], torch.ones(1, dtype=torch.float64), atol=1e-10)
+    assert not ours[:, absent].any()
 
 
 def test_equal_eigenvalues_span_their_space() -> None:
-    """No vector of it is better than another; more equal ones than a block has columns are found, too."""
+    """No vector of the space is better than another; there are more equal eigenvalues than a block has columns."""
     values = torch.cat([torch.full((2 * BLOCK,), 3.0), torch.linspace(1, 0, N - 2 * BLOCK)]).double()
     matrix, vectors = with_spectrum(values, 0)
-    found = leading(matrix, 2 * BLOCK).T
-    assert torch.allclose(found.T @ found, torch.eye(2 * BLOCK, dtype=torch.float64), atol=1e-9)
-    assert torch.allclose((vectors[:, : 2 * BLOCK].T @ found).square().sum(0), torch.ones(1).double(), atol=1e-9)
+    ours = leading(matrix, 2 * BLOCK).T
+    assert torch.allclose(ours.T @ ours, torch.eye(2 * BLOCK, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose((vectors[:, : 2 * BLOCK].T @ ours).square().sum(0), torch.ones(1).double(), atol=1e-9)
 
 
 @pytest.mark.parametrize("spectrum", [name for name in SPECTRA if name != "nothing"])
 def test_the_basis_stays_orthonormal(spectrum: str) -> None:
-    """Where a space has nothing new to offer, too: else there would be copies of what it has."""
+    """Also where the matrix has no new direction: otherwise the basis would hold copies of what it has."""
     matrix, _ = with_spectrum(SPECTRA[spectrum](torch.arange(N, dtype=torch.float64)), 1)
     space = Krylov(matrix.float(), N // 2)
     space.grow(12 * BLOCK)
@@ -97,7 +97,7 @@ def test_each_token_loads_most_where_lapack_says(kind: Callable[[int, int, int],
 @pytest.mark.parametrize("k", [4, 16])
 @pytest.mark.parametrize("scale", [0.05, 1, 4])
 def test_more_tokens_than_channels(scale: float, k: int) -> None:
-    """Then it is the channels' matrix that is factorised."""
+    """Then the matrix of the channels is factorised."""
     for seed in range(3):
         (features,) = scale * scene_like(seed, 400, 250)
         exact = torch.linalg.eigh(gram_of(features)).eigenvectors[:, -k:].flip(1)

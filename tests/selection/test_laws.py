@@ -1,4 +1,4 @@
-"""What holds of every method, and of PruneSID, whatever the input."""
+"""Laws that every method obeys for any input, and those of PruneSID."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ every_method = pytest.mark.parametrize("method", METHODS)
 prunes_by_group = pytest.mark.parametrize("method", ["prunesid", "prunesid-published"])
 
 
-def check_kept(kept: Tensor, n: int, target: int) -> None:
+def check_kept(kept: Tensor, n: int, count: int) -> None:
     assert kept.dtype == torch.int64
-    assert kept.shape == (target,)
-    assert len(set(kept.tolist())) == target
+    assert kept.shape == (count,)
+    assert len(set(kept.tolist())) == count
     assert all(0 <= i < n for i in kept.tolist())
 
 
@@ -34,8 +34,8 @@ def test_keeps_exactly_the_budget(method: str, data: st.DataObject) -> None:
     numbers = data.draw(st.lists(few_values, min_size=n * width, max_size=n * width))
     features = torch.tensor(numbers).view(1, n, width)
     values = st.lists(st.sampled_from([0.0, 1e-42, 0.1, 0.1, 0.7]), min_size=n, max_size=n)
-    given_saliency = data.draw(st.none() | values, label="saliency")
-    saliency = None if given_saliency is None else torch.tensor([given_saliency])
+    drawn_saliency = data.draw(st.none() | values, label="saliency")
+    saliency = None if drawn_saliency is None else torch.tensor([drawn_saliency])
     budget, num_cls = data.draw(st.integers(0, n + 5)), data.draw(st.integers(0, 1))
     (kept,) = select(features, saliency, [budget], method, num_cls)
     check_kept(kept, n, max(min(budget - num_cls, n), 0))
@@ -47,15 +47,15 @@ def test_mixed_batch_equals_singles(method: str, with_saliency: bool) -> None:
     features, attended = batch(6, n=50)
     saliency = attended if with_saliency else None
     budgets = [16, 40, 3, 60, 25, 49]
-    together = select(features, saliency, budgets, method, num_cls=1)
+    in_batch = select(features, saliency, budgets, method, num_cls=1)
     for row, budget in enumerate(budgets):
-        one = None if saliency is None else saliency[row : row + 1]
-        (alone,) = select(features[row : row + 1], one, [budget], method, num_cls=1)
-        assert torch.equal(together[row], alone)
+        row_saliency = None if saliency is None else saliency[row : row + 1]
+        (single,) = select(features[row : row + 1], row_saliency, [budget], method, num_cls=1)
+        assert torch.equal(in_batch[row], single)
 
 
 @every_method
-def test_the_place_in_a_batch_does_not_matter(method: str) -> None:
+def test_the_row_in_a_batch_does_not_matter(method: str) -> None:
     """Odd sizes leave the rows of a batch unaligned in memory."""
     features = torch.cat([tokens(seed, 31, 37) for seed in range(5)])
     saliency = torch.cat([attention(seed, 31) for seed in range(5)])
@@ -75,13 +75,13 @@ def test_repeatable_over_runs_and_threads(method: str) -> None:
             results.append(select(features, saliency, [33, 64], method))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    assert all(torch.equal(a, b) for later in results[1:] for a, b in zip(results[0], later, strict=True))
 
 
 @prunes_by_group
 @pytest.mark.parametrize("with_saliency", [True, False])
-def test_a_whole_image_stands_alone(method: str, with_saliency: bool) -> None:
-    """Of so many tokens only the leading directions are computed; few of them, and many."""
+def test_a_large_image_does_not_depend_on_its_batch(method: str, with_saliency: bool) -> None:
+    """For this many tokens only the leading directions are computed: few of them, and many."""
     features = torch.cat([scene_like(seed, 576, 640) for seed in range(3)])
     saliency = torch.cat([attention(seed, 576) for seed in range(3)]) if with_saliency else None
     before, budgets, results = torch.get_num_threads(), [192, 64, 130], []
@@ -94,12 +94,12 @@ def test_a_whole_image_stands_alone(method: str, with_saliency: bool) -> None:
             results.append([select(*row, [budget], method, 1)[0] for row, budget in pairs])
     finally:
         torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    for later in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], later, strict=True))
 
 
 @every_method
-def test_global_random_state_is_neither_used_nor_moved(method: str) -> None:
+def test_global_random_state_is_neither_used_nor_changed(method: str) -> None:
     features, saliency = batch(1)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -138,7 +138,7 @@ def test_raster_order(method: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), budget_with_cls=st.integers(2, 47), num_cls=st.integers(0, 1))
 def test_every_group_keeps_one(seed: int, budget_with_cls: int, num_cls: int) -> None:
-    """While the budget lasts, and as far as any token of the group has a saliency."""
+    """The budgets are large enough, and each group has tokens with a saliency."""
     (image,) = explain(tokens(seed, noise=0.1 + seed % 4), attention(seed), [budget_with_cls], num_cls=num_cls)
     kept = set(image.group[image.indices].tolist())
     assert kept == set(image.group.tolist())
@@ -164,13 +164,13 @@ def test_the_suppressor_is_the_first_survivor_too_similar(seed: int, budget_with
 
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1.0])
 def test_equal_saliency_prefers_the_first(value: float) -> None:
-    """No token left out comes before a kept one of its group that fared alike in the suppression."""
+    """No dropped token precedes a kept one of its group with the same result of the suppression."""
     (image,) = explain(tokens(5), torch.full((1, 48), value), [20])
     kept = set(image.indices.tolist())
     check_kept(image.indices, 48, 20)
     for i in set(range(48)) - kept:
-        alike = (image.group == image.group[i]) & (image.survivor == image.survivor[i])
-        assert all(j < i for j in alike.nonzero().flatten().tolist() if j in kept)
+        peers = (image.group == image.group[i]) & (image.survivor == image.survivor[i])
+        assert all(j < i for j in peers.nonzero().flatten().tolist() if j in kept)
 
 
 @every_method
@@ -201,16 +201,16 @@ def test_tiny_budgets() -> None:
             check_kept(kept, 48, max(budget - num_cls, 0))
 
 
-def test_nothing_to_choose_from() -> None:
+def test_no_images_and_no_tokens() -> None:
     assert select(torch.zeros(0, 5, 4), None, [], "prunesid") == []
     assert select(torch.zeros(1, 0, 4), None, [4], "prunesid")[0].tolist() == []
 
 
-def test_baselines_ignore_what_they_should() -> None:
+def test_baselines() -> None:
     features, saliency = batch(2)
     for method in ("random", "grid"):
-        one, two = select(features, saliency, [12, 12], method)
-        assert torch.equal(one, two)
+        first, second = select(features, saliency, [12, 12], method)
+        assert torch.equal(first, second)
     assert select(features, None, [4, 4], "grid")[0].tolist() == [6, 18, 30, 42]
     top = select(features, saliency, [5, 5], "saliency")[0]
     assert set(top.tolist()) == set(saliency[0].topk(5).indices.tolist())
@@ -224,7 +224,7 @@ def test_unknown_methods_are_refused_with_the_list() -> None:
     assert all(name in error.value.hint for name in METHODS)
 
 
-def test_wrong_calls() -> None:
+def test_wrong_calls_raise() -> None:
     features, saliency = batch(2)
     for tokens_, saliency_, budgets in [
         (features[0], None, [4]),

@@ -27,8 +27,8 @@ def at_angles(*degrees: float) -> Tensor:
 
 
 def kept(method: str, features: Tensor, saliency: Sequence[float] | None, budget: int) -> list[int]:
-    given = None if saliency is None else torch.tensor([saliency])
-    return select(features, given, [budget], method)[0].tolist()
+    row = None if saliency is None else torch.tensor([saliency])
+    return select(features, row, [budget], method)[0].tolist()
 
 
 @pytest.mark.parametrize(("budget", "expected"), [(1, [3]), (2, [1, 3]), (3, [1, 2, 3])])
@@ -74,31 +74,31 @@ def test_vispruner_orders_tokens_by_saliency() -> None:
     assert kept("vispruner", at_angles(90, 180, 0, 181, 0), [0.3, 0.1, 0.5, 0.2, 0.4], 4) == [0, 2, 3, 4]
 
 
-def divprune_slowly(near: list[list[float]], saliency: list[float], target: int) -> list[int]:
-    everything = range(len(near))
-    taken: list[int] = []
-    while len(taken) < target:
-        left = [i for i in everything if i not in taken]
-        taken.append(min(left, key=lambda i: max(near[i][j] for j in (taken or everything) if j != i)))
-    return sorted(taken)
+def divprune_slowly(similarity: list[list[float]], saliency: list[float], count: int) -> list[int]:
+    everything = range(len(similarity))
+    selected: list[int] = []
+    while len(selected) < count:
+        left = [i for i in everything if i not in selected]
+        selected.append(min(left, key=lambda i: max(similarity[i][j] for j in (selected or everything) if j != i)))
+    return sorted(selected)
 
 
-def scope_slowly(near: list[list[float]], saliency: list[float], target: int) -> list[int]:
-    everything = range(len(near))
-    taken: list[int] = []
-    while len(taken) < target:
-        covered = [max([0.0, *(near[i][j] for j in taken)]) for i in everything]
-        gain = [saliency[j] * sum(max(near[i][j] - covered[i], 0) for i in everything) for j in everything]
-        taken.append(max([j for j in everything if j not in taken], key=gain.__getitem__))
-    return sorted(taken)
+def scope_slowly(similarity: list[list[float]], saliency: list[float], count: int) -> list[int]:
+    everything = range(len(similarity))
+    selected: list[int] = []
+    while len(selected) < count:
+        covered = [max([0.0, *(similarity[i][j] for j in selected)]) for i in everything]
+        gain = [saliency[j] * sum(max(similarity[i][j] - covered[i], 0) for i in everything) for j in everything]
+        selected.append(max([j for j in everything if j not in selected], key=gain.__getitem__))
+    return sorted(selected)
 
 
-def vispruner_slowly(near: list[list[float]], saliency: list[float], target: int) -> list[int]:
-    order = sorted(range(len(near)), key=lambda i: -saliency[i])
-    salient, others = order[: target // 2], order[target // 2 :]
-    while (over := len(others) - (target - len(salient))) > 0:
+def vispruner_slowly(similarity: list[list[float]], saliency: list[float], count: int) -> list[int]:
+    order = sorted(range(len(similarity)), key=lambda i: -saliency[i])
+    salient, others = order[: count // 2], order[count // 2 :]
+    while (over := len(others) - (count - len(salient))) > 0:
         even, odd = others[::2], others[1::2]
-        ranked = sorted(even, key=lambda i: -max(near[i][j] for j in odd))
+        ranked = sorted(even, key=lambda i: -max(similarity[i][j] for j in odd))
         others = ranked[min(8, over) :] + odd
     return sorted(salient + others)
 
@@ -112,9 +112,9 @@ def test_the_rule_written_out(method: str, seed: int) -> None:
     """Odd numbers, and budgets from one to all but one. A difference in the first tokens would change all others."""
     n = 37 + seed
     features, saliency = tokens(seed, n), attention(seed, n)
-    near = cosine_similarity(features)[0].tolist()
+    similarity = cosine_similarity(features)[0].tolist()
     for budget in (1, 2, 9, 20, n - 1):
-        expected = SLOWLY[method](near, saliency[0].tolist(), budget)
+        expected = SLOWLY[method](similarity, saliency[0].tolist(), budget)
         assert select(features, saliency, [budget], method)[0].tolist() == expected
 
 
@@ -131,10 +131,10 @@ def test_a_shared_launch_changes_nothing(rule: Callable[..., Sequence[Tensor]]) 
     features = torch.cat([tokens(seed, 50) for seed in range(4)])
     saliency = torch.cat([attention(seed, 50) for seed in range(4)])
     group = torch.stack([torch.arange(50) % groups for groups in (3, 9, 16, 30)])
-    given = (features, saliency, group)[: len(signature(rule).parameters) - 1]
-    for row, together in enumerate(rule(*given, 17)):
-        (alone,) = rule(*(tensor[row : row + 1] for tensor in given), 17)
-        assert len(together) == 17 and torch.equal(together, alone)
+    tensors = (features, saliency, group)[: len(signature(rule).parameters) - 1]
+    for row, in_batch in enumerate(rule(*tensors, 17)):
+        (single,) = rule(*(tensor[row : row + 1] for tensor in tensors), 17)
+        assert len(in_batch) == 17 and torch.equal(in_batch, single)
 
 
 def test_groups_of_a_count_hold_every_image_once() -> None:

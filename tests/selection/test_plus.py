@@ -1,4 +1,4 @@
-"""prunesid-plus: what its groups keep at least, and where the rest of the budget goes."""
+"""prunesid-plus: each group keeps a token, and the rest of the budget covers the image."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_every_group_keeps_its_most_salient_token() -> None:
             assert members[saliency[0, members].argmax()] in kept
 
 
-def test_a_salient_thing_does_not_take_what_a_faint_one_needs() -> None:
-    """All is alike enough to be suppressed at a small budget, and PruneSID fills up by saliency, with a copy."""
+def test_a_faint_thing_is_kept_beside_a_salient_one() -> None:
+    """At a small budget all tokens are similar enough to be suppressed, and PruneSID then keeps a copy."""
     big, small = torch.eye(12)[0], torch.eye(12)[0] + torch.eye(12)[1]
     features = torch.stack([big] * 8 + [small] * 4)[None]
     saliency = torch.tensor([[0.9 - 0.01 * i for i in range(8)] + [0.1] * 4])

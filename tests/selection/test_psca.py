@@ -1,4 +1,4 @@
-"""Directions and groups: exact, repeatable, and the published random ones from a seed."""
+"""Directions and groups: the exact ones, and the published random ones from a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def centre_exactly(features: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("n", [48, 300])
-def test_gram_is_of_tokens_less_their_own_mean(n: int) -> None:
+def test_gram_is_of_centred_tokens(n: int) -> None:
     (features,) = tokens(0, n)
     exact = centre_exactly(features)
     assert torch.allclose(gram(centre_tokens(features)[None]).matrix[0], exact @ exact.T, atol=1e-4)
@@ -34,7 +34,7 @@ def test_gram_is_of_tokens_less_their_own_mean(n: int) -> None:
 
 @pytest.mark.parametrize("n", [48, 300])
 def test_directions_are_the_leading_eigenvectors(n: int) -> None:
-    """Of fewer tokens than channels (64), and of more."""
+    """For fewer tokens than channels (64), and for more."""
     (features,) = tokens(0, n)
     exact = centre_exactly(features)
     reference = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -5:].flip(-1)
@@ -48,22 +48,22 @@ def test_columns_are_nested() -> None:
 
 
 @pytest.mark.parametrize("directions", [exact_directions, low_rank_directions])
-def test_an_image_pads_nothing_into_another(directions: Directions) -> None:
+def test_images_of_different_k_do_not_mix(directions: Directions) -> None:
     features, _ = batch(3)
-    together = directions(features, [2, 7, 4])
+    in_batch = directions(features, [2, 7, 4])
     for row, k in enumerate([2, 7, 4]):
-        assert torch.equal(together[row, :, :k], directions(features[row : row + 1], [k])[0])
-        assert not together[row, :, k:].any()
+        assert torch.equal(in_batch[row, :, :k], directions(features[row : row + 1], [k])[0])
+        assert not in_batch[row, :, k:].any()
 
 
 @pytest.mark.parametrize("need_values", [True, False])
-def test_images_that_share_operations_share_nothing_else(need_values: bool) -> None:
-    """Of some the first few steps are enough, others need more, or LAPACK; to the last bit as alone."""
+def test_a_shared_operation_changes_no_image(need_values: bool) -> None:
+    """Some need only the first steps, others more, or LAPACK; all are equal to the last bit to those computed alone."""
     kinds = [tokens(0, 196, 300), scene_like(1, 196, 300), repeated(2, 196, 300), repeated(3, 196, 300, 1e-4)]
     features = torch.cat([*kinds, 0.05 * kinds[0], torch.zeros(1, 196, 300), 4 * kinds[1], kinds[1]])
-    together = exact_directions(features, [13] * 8, need_values)
+    in_batch = exact_directions(features, [13] * 8, need_values)
     for row in range(8):
-        assert torch.equal(together[row], exact_directions(features[row : row + 1], [13], need_values)[0])
+        assert torch.equal(in_batch[row], exact_directions(features[row : row + 1], [13], need_values)[0])
 
 
 def test_missing_directions_get_no_tokens() -> None:
@@ -76,7 +76,7 @@ def test_missing_directions_get_no_tokens() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_repeated_tokens_have_as_many_directions_as_they_are(threads: int) -> None:
-    """Equal rows of a product in fp32 need not be rounded alike, which would look like a direction."""
+    """Equal rows of a product in fp32 may be rounded differently, which would look like a direction."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -89,7 +89,7 @@ def test_repeated_tokens_have_as_many_directions_as_they_are(threads: int) -> No
 
 @pytest.mark.parametrize(("noise", "k"), [(1e-4, 5), (1e-4, 40), (3e-3, 16)])
 def test_faint_directions_are_found(noise: float, k: int) -> None:
-    """Below what a product in fp32 can show."""
+    """They are too faint for products in fp32."""
     for seed in range(4):
         (features,) = repeated(seed, 300, 512, noise)
         exact = centre_tokens(features).double()
@@ -97,14 +97,14 @@ def test_faint_directions_are_found(noise: float, k: int) -> None:
         assert torch.equal(exact_directions(features[None], [k], False)[0].abs().argmax(1), reference.abs().argmax(1))
 
 
-def test_the_first_of_equal_need_values_wins() -> None:
+def test_the_first_of_equal_loadings_wins() -> None:
     v = torch.tensor([[[0.5, -0.5, 0.1], [0.1, -0.7, 0.7], [0.0, 0.0, 0.0]]])
     assert assign_groups(v).tolist() == [[0, 1, 0]]
 
 
 @pytest.mark.parametrize("width", [24, 96])
 def test_low_rank_is_torch_pca_lowrank(width: int) -> None:
-    """The same draws give the same directions; ours come from a generator of its own."""
+    """The same draws give the same directions; the draws here come from a separate generator."""
     (matrix,) = tokens(3, 48, width)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_phi_of_one_token_and_of_equal_ones() -> None:
     assert compute_phi(torch.ones(1, 9, 4)).abs().item() < 1e-6
 
 
-def test_a_zero_token_is_like_no_other() -> None:
+def test_a_zero_token_resembles_no_other() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         image = torch.cat([torch.zeros(1, 4), torch.ones(2, 4)])
         assert normalize_tokens(image, dtype)[0].tolist() == [0.0] * 4

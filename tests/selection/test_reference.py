@@ -1,4 +1,4 @@
-"""The closed forms and the fixed point do what the definition's loops do."""
+"""The closed forms and the fixed point give the results of the definition's loops."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def saliencies(seed: int, n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("first", range(0, 300, 50))
-def test_selection_is_the_slow_one(first: int) -> None:
+def test_selection_equals_the_reference(first: int) -> None:
     for seed in range(first, first + 50):
         n, num_cls = 8 + seed % 17, seed % 2
         budget_with_cls = 2 + seed * 7 % (n - 1)
@@ -56,7 +56,7 @@ COUNTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1,
 
 @settings(max_examples=300, deadline=None)
 @given(groups=COUNTS, data=st.data())
-def test_allocation_is_the_slow_one(groups: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_allocation_equals_the_reference(groups: list[tuple[int, int]], data: st.DataObject) -> None:
     sizes = [size for size, _ in groups]
     counts = [min(size, count) for size, count in groups]
     budget_with_cls = data.draw(st.integers(1, sum(sizes) + 1))
@@ -78,7 +78,7 @@ def test_the_rise_is_the_smallest_that_suffices(space: list[int], data: st.DataO
 
 
 def test_suppression_follows_a_long_chain() -> None:
-    """Each token suppresses the next one only: every second survives, after as many rounds as tokens."""
+    """Each token suppresses only the next one: every second survives, after as many rounds as tokens."""
     n = 200
     turn = 1.2 * torch.arange(n) / n  # cosines of neighbours are the greatest
     unit = torch.stack([turn.cos(), turn.sin()], 1)
@@ -97,8 +97,8 @@ def test_suppression_is_strict() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 400), num_groups=st.integers(1, 40), tau=st.floats(-1, 1.1))
-def test_groups_large_and_small_are_suppressed_apart(seed: int, n: int, num_groups: int, tau: float) -> None:
-    """Against one matrix of all tokens: large and small, and empty ones."""
+def test_groups_of_all_sizes_are_suppressed_separately(seed: int, n: int, num_groups: int, tau: float) -> None:
+    """Large, small and empty groups, compared with one matrix of all tokens."""
     random = generator(seed)
     unit = normalize_tokens(torch.randn(n, 3, generator=random))
     group = (num_groups * torch.rand(n, generator=random) ** 3).long()
