@@ -115,7 +115,11 @@ class Prefetcher(Generic[T, R]):
         while True:
             with self._items_lock:  # the thread that holds it waits for room and for the next item, the others for it
                 with self._changed:
-                    self._changed.wait_for(lambda: self._has_room or self._is_closed)
+                    while not self._is_closed and (
+                        self._num_started - self._num_taken >= self._max_ahead()
+                        or self._waiting_bytes >= MAX_WAITING_BYTES
+                    ):
+                        self._changed.wait()
                     if self._is_closed or self._is_exhausted:
                         return
                 try:
@@ -142,10 +146,6 @@ class Prefetcher(Generic[T, R]):
                 self._results[number] = result
                 self._waiting_bytes += 0 if isinstance(result, Failure) else self._num_bytes(result)
                 self._changed.notify_all()
-
-    @property
-    def _has_room(self) -> bool:
-        return self._num_started - self._num_taken < self._max_ahead() and self._waiting_bytes < MAX_WAITING_BYTES
 
     def __enter__(self) -> Prefetcher[T, R]:
         for _ in range(THREADS):
