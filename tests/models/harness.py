@@ -25,7 +25,7 @@ from prunesid_cli.models.shared.processor import placeholder_ids
 from prunesid_cli.pipeline.ask import ask
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.types import CLS_NOT_READ, Generation, Layout, Placement, TokenSet
+from prunesid_cli.types import CLS_NOT_READ, Encoded, Generation, Layout, Placement, TokenSet
 from tests.models.tiny import TINY
 from tests.models.tiny.base import TinyModel
 
@@ -47,6 +47,21 @@ def make_clip(seed: int, frames: int = 6, size: tuple[int, int] = (320, 240)) ->
     """A clip of random frames, half a second apart."""
     images = tuple(make_image(100 * seed + number, size) for number in range(frames))
     return media_from_frames(images, tuple(number / 2 for number in range(frames)))
+
+
+@dataclass(frozen=True)
+class StockPrompt:
+    """What the stock model reads for a prompt, and the items of that prompt as this package encodes them.
+
+    Attributes:
+        encoded: The items, with nothing pruned.
+        inputs: The inputs of the stock model.
+        language_inputs: The arguments that it passes to its language model.
+    """
+
+    encoded: list[Encoded]
+    inputs: dict[str, Any]
+    language_inputs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,26 @@ class Model:
     def media(self) -> list[Media]:
         """Images, and clips if the family takes them."""
         return self.images() + ([make_clip(1), make_clip(2, 3)] if self.tiny.clip_inputs else [])
+
+    @cached_property
+    def encoded(self) -> list[Encoded]:
+        """Each of `media`, encoded alone; once for the tests of all methods, because it takes most of their time."""
+        return [self.pruner().encode([self.vision.preprocess(media)])[0] for media in self.media()]
+
+    @cached_property
+    def encoded_batch(self) -> list[Encoded]:
+        """All `media`, encoded in one batch."""
+        return self.pruner().encode([self.vision.preprocess(media) for media in self.media()])
+
+    @cached_property
+    def stock_prompts(self) -> list[StockPrompt]:
+        """A prompt about the last of `media`, and one about two images."""
+        prompts = []
+        for media in ([self.media()[-1]], self.images()[:2]):
+            encoded = self.pruner().encode([self.vision.preprocess(item, len(media) - 1) for item in media])
+            inputs = self.stock_inputs(media, PROMPT)
+            prompts.append(StockPrompt(encoded, inputs, self.stock_language_inputs(inputs)))
+        return prompts
 
     def stock_inputs(self, media: Sequence[Media], prompt: str) -> dict[str, Any]:
         """The stock model's inputs for a prompt about images, from its own processor, or about one clip.

@@ -58,12 +58,10 @@ def test_keeping_all_of_two_images_is_the_stock_model(model: Model, prompt: str)
 @pytest.mark.parametrize("method", sorted(set(METHODS) - MERGING_METHODS))
 def test_a_pruned_prompt_is_the_stock_prompt_without_the_pruned_rows(model: Model, method: str) -> None:
     """The other rows are equal, and so are their positions."""
-    for media in ([model.media()[-1]], model.images()[:2]):
-        pruner = model.pruner("23", method)
-        items = pruner.prune(pruner.encode([model.vision.preprocess(item, len(media) - 1) for item in media]))
+    for stock_prompt in model.stock_prompts:
+        items = model.pruner("23", method).prune(stock_prompt.encoded)
         prompt = model.language.embed(PROMPT, items)
-        inputs = model.stock_inputs(media, PROMPT)
-        stock, kept = model.stock_language_inputs(inputs), kept_rows(model, inputs, items)
+        stock, kept = stock_prompt.language_inputs, kept_rows(model, stock_prompt.inputs, items)
         is_stock_row = ~unread_cls_rows(model, items, prompt.embeds)
         torch.testing.assert_close(prompt.embeds[is_stock_row], stock["inputs_embeds"][0, kept], **CLOSE)
         assert prompt.visual.sum() == sum(item.kept for item in items)
@@ -123,8 +121,7 @@ def test_merged_tokens_take_the_slots_of_kept_tokens(model: Model) -> None:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_method_keeps_as_many_tokens_as_asked_each_once(model: Model, method: str) -> None:
-    encoded = model.pruner().encode([model.vision.preprocess(media) for media in model.media()])
-    for item in encoded:
+    for item in model.encoded_batch:
         total = item.layout.total
         known_slots = {slot for region in item.layout.regions for slot in region.slots}
         known_slots |= {segment.cls_slot for segment in item.segments}
@@ -143,11 +140,10 @@ def test_a_method_keeps_as_many_tokens_as_asked_each_once(model: Model, method: 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_batch_gives_the_results_of_single_items(model: Model, method: str) -> None:
     """Items of all sizes in one batch; prompts about one, two and three of them in one batch."""
-    pruner, media = model.pruner("29", method), model.media()
-    pixels = [model.vision.preprocess(item) for item in media]
-    counts = [29 + 5 * number for number in range(len(media))]
-    batch = pruner.keep(pruner.encode(pixels), counts)
-    single = [pruner.keep(pruner.encode([item]), [count])[0] for item, count in zip(pixels, counts, strict=True)]
+    pruner = model.pruner("29", method)
+    counts = [29 + 5 * number for number in range(len(model.encoded))]
+    batch = pruner.keep(model.encoded_batch, counts)
+    single = [pruner.keep([item], [count])[0] for item, count in zip(model.encoded, counts, strict=True)]
     for a, b in zip(batch, single, strict=True):
         assert (a.slots, a.layout, a.is_unpruned) == (b.slots, b.layout, b.is_unpruned)
         torch.testing.assert_close(a.tokens, b.tokens, **CLOSE)
