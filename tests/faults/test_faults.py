@@ -9,9 +9,9 @@ import sys
 import pytest
 
 SMALL_TRIALS = [
-    "kills --items 150 --kills 6",
+    "kills --items 80 --kills 4",
     "mutations --items 20 --count 150",
-    "disk --items 50 --count 2",
+    "disk --items 30 --count 2",
 ]
 LARGE_TRIALS = [
     "kills --items 1000 --kills 30 --seed 1",
