@@ -1,9 +1,9 @@
-"""An accelerator that is not there: its tensors live on the CPU, but mix with the CPU's as little as those of a GPU.
+"""A stand-in for a GPU: its tensors live on the CPU, but do not mix with the CPU's tensors.
 
-Within `accelerator()` a device, `cuda:0` or `mps:0`, can be named anywhere, in any thread. What it refuses is refused:
-an operation on tensors of both sides, numbers taken to numpy, fp64 where there is none. What makes the host wait for it
-is counted: each copy that is not sent on its way, and each look at a number. So all that runs on a GPU can be tested
-without one, but for its own kernels, its rounding, its speed, and waits inside of an operation.
+Inside `accelerator()`, any code in any thread can name the device `cuda:0` or `mps:0`. What a device refuses fails: an
+operation on tensors of both devices, a conversion to numpy, fp64 on MPS. What makes the host wait is counted: each
+blocking copy, and each read of a value. Not simulated: a device's own kernels, rounding and speed, and waits inside an
+operation.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 GPU, MPS = torch.device("cuda:0"), torch.device("mps:0")
-LOOKS = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten._unique2.default)
-"""Operations of which the host needs the outcome."""
+READS = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten._unique2.default)
+"""Operations whose result the host needs."""
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
-"""Indices may come from the CPU: they are sent over."""
+"""Operations whose indices may come from the CPU: they are copied to the device."""
 
 
-class There(Tensor):
-    """A tensor of the accelerator; `here` is the CPU's that it stands on, and shares its memory with."""
+class DeviceTensor(Tensor):
+    """A tensor of the accelerator. `host` is the CPU tensor whose memory it shares."""
 
-    here: Tensor
+    host: Tensor
 
-    def __new__(cls, here: Tensor) -> There:
-        made = Tensor._make_subclass(cls, here, False)
-        made.here = here
-        return made
+    def __new__(cls, host: Tensor) -> DeviceTensor:
+        tensor = Tensor._make_subclass(cls, host, False)
+        tensor.host = host
+        return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _dispatch(func, args, kwargs or {})
 
-    device = property(lambda self: _now[-1])
-    is_cuda = property(lambda self: _now[-1].type == "cuda")
-    is_mps = property(lambda self: _now[-1].type == "mps")
+    device = property(lambda self: _devices[-1])
+    is_cuda = property(lambda self: _devices[-1].type == "cuda")
+    is_mps = property(lambda self: _devices[-1].type == "mps")
     is_cpu = property(lambda self: False)
 
     def cpu(self, *_: object) -> Tensor:
@@ -61,8 +61,8 @@ class There(Tensor):
         kwargs.pop("copy", None)
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type == "cpu":
-            WAITS["copy from there"] += 1
-            return self.here.to(dtype or self.dtype)
+            WAITS["copy from device"] += 1
+            return self.host.to(dtype or self.dtype)
         return self if dtype in (None, self.dtype) else super().to(dtype)
 
     def tolist(self) -> Any:
@@ -72,28 +72,28 @@ class There(Tensor):
         raise TypeError(f"can't convert {self.device} device type tensor to numpy")
 
     def __repr__(self) -> str:
-        return f"There({self.here})"
+        return f"DeviceTensor({self.host})"
 
 
-_now = [GPU]
-"""The device that is there now."""
-_most = [2**60]
-"""Bytes of the largest tensor for which it has memory."""
+_devices = [GPU]
+"""The simulated device is the last one."""
+_max_tensor_bytes = [2**60]
+"""The last one: size of the largest tensor that fits into the device's memory."""
 WAITS: Counter[str] = Counter()
-"""How often the host waited, and for what."""
+"""How often the host waited, by reason."""
 
 
 class _Mode(TorchDispatchMode):
-    """Sends operations that make a tensor there, or move one there; of this kind torch does not look for a GPU."""
+    """Handles operations that create a tensor on the device or move one there. For fake modes torch needs no GPU."""
 
     _mode_key = torch._C._TorchDispatchModeKey.FAKE
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _dispatch(func, args, kwargs or {})
 
     def __enter__(self) -> Any:
         self.before = torch._C._only_lift_cpu_tensors()
-        torch._C._set_only_lift_cpu_tensors(True)  # or torch.tensor(..., device=GPU) would go past this
+        torch._C._set_only_lift_cpu_tensors(True)  # otherwise torch.tensor(..., device=GPU) bypasses the mode
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -101,61 +101,65 @@ class _Mode(TorchDispatchMode):
         super().__exit__(*error)
 
 
-def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-    there = [one for one in given if isinstance(one, There)]
-    named = kwargs.get("device")
-    if func is aten._to_copy.default and there and named and named.type == "cpu":
-        named = None  # torch itself, to another dtype: it knows the memory that this stands on
-    kwargs = kwargs | ({} if named is None else {"device": "meta" if named.type == "meta" else "cpu"})
-    _count(func, args, given, named, kwargs.get("non_blocking", False))
-    if there:
-        _check(func, args, given)
-        if torch.Tag.inplace_view in func.tags:  # changes what the tensor says of itself, as well
-            func(args[0].here, *args[1:], **kwargs)
+def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an operation on host tensors. Its results are on the device if an argument is, or if it names the device."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    device_tensors = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
+    target = kwargs.get("device")
+    if func is aten._to_copy.default and device_tensors and target and target.type == "cpu":
+        target = None  # a change of dtype: torch names the device of the memory, which is the CPU
+    kwargs = kwargs | ({} if target is None else {"device": "meta" if target.type == "meta" else "cpu"})
+    _count_wait(func, tensors, target, kwargs.get("non_blocking", False))
+    if device_tensors:
+        _check_devices(func, args, tensors)
+        if torch.Tag.inplace_view in func.tags:  # it changes the shape of the device tensor, too
+            func(args[0].host, *args[1:], **kwargs)
             with torch._C._DisableTorchDispatch():
                 func(*args, **kwargs)
             return args[0]
-    to_float = there and func is aten.histc.default and not args[0].is_floating_point()  # a CPU has it of floats
-    args, kwargs = tree_map(_here, args), tree_map(_here, kwargs)
-    out = func(args[0].float(), *args[1:]).to(args[0].dtype) if to_float else func(*args, **kwargs)
-    if named is not None and named.type != _now[-1].type or named is None and not there:
+    # The CPU's histc takes floats only.
+    is_integer_histc = device_tensors and func is aten.histc.default and not args[0].is_floating_point()
+    args, kwargs = tree_map(_to_host, args), tree_map(_to_host, kwargs)
+    out = func(args[0].float(), *args[1:]).to(args[0].dtype) if is_integer_histc else func(*args, **kwargs)
+    if target is not None and target.type != _devices[-1].type or target is None and not device_tensors:
         return out
-    if any(one.nbytes > _most[-1] for one in tree_leaves(out) if isinstance(one, Tensor)):
-        raise torch.OutOfMemoryError(f"{_now[-1].type} out of memory")
-    if _now[-1] == MPS and any(one.dtype == torch.float64 for one in tree_leaves(out) if isinstance(one, Tensor)):
+    results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    if any(result.nbytes > _max_tensor_bytes[-1] for result in results):
+        raise torch.OutOfMemoryError(f"{_devices[-1].type} out of memory")
+    if _devices[-1] == MPS and any(result.dtype == torch.float64 for result in results):
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
-    known = {id(one.here): one for one in there}  # what was written to stays what it is
-    return tree_map(lambda one: known.get(id(one), There(one)) if isinstance(one, Tensor) else one, out)
+    known = {id(tensor.host): tensor for tensor in device_tensors}  # an operation in place returns its own argument
+    return tree_map(lambda leaf: known.get(id(leaf), DeviceTensor(leaf)) if isinstance(leaf, Tensor) else leaf, out)
 
 
-def _count(func: Any, args: Any, given: list[Tensor], named: torch.device | None, non_blocking: bool) -> None:
-    there = [isinstance(one, There) for one in given]
-    if func in LOOKS and any(there):
-        WAITS[f"look: {func}"] += 1
-    elif func is aten._to_copy.default and named == _now[-1] and not there[0] and not non_blocking:
-        WAITS["copy to there"] += 1
-    elif func is aten.copy_.default and there[0] != there[1] and given[1].ndim:
-        WAITS["copy to there" if there[0] else "copy from there"] += 1
-    elif func in INDEXING and any(there) and not all(there):
-        WAITS["indices to there"] += 1
+def _count_wait(func: Any, tensors: list[Tensor], target: torch.device | None, non_blocking: bool) -> None:
+    on_device = [isinstance(tensor, DeviceTensor) for tensor in tensors]
+    if func in READS and any(on_device):
+        WAITS[f"read: {func}"] += 1
+    elif func is aten._to_copy.default and target == _devices[-1] and not on_device[0] and not non_blocking:
+        WAITS["copy to device"] += 1
+    elif func is aten.copy_.default and on_device[0] != on_device[1] and tensors[1].ndim:
+        WAITS["copy to device" if on_device[0] else "copy from device"] += 1
+    elif func in INDEXING and any(on_device) and not all(on_device):
+        WAITS["indices to device"] += 1
 
 
-def _here(value: Any) -> Any:
-    return value.here if isinstance(value, There) else value
+def _to_host(value: Any) -> Any:
+    return value.host if isinstance(value, DeviceTensor) else value
 
 
-def _check(func: Any, args: Any, given: list[Tensor]) -> None:
-    """As CUDA's kernels: both sides only in copies, numbers, and indices from the CPU."""
+def _check_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
+    """Refuse CPU tensors as CUDA's kernels do: only copies, scalars, and indices may be on the CPU."""
     if func in (aten._to_copy.default, aten.copy_.default):
         return
-    strangers = [one for one in given if not isinstance(one, There) and one.ndim]
-    if strangers and not (func in INDEXING and isinstance(args[0], There)):
-        raise RuntimeError(f"Expected all tensors to be on the same device: {func}, {[one.device for one in given]}")
+    cpu_tensors = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor) and tensor.ndim]
+    if cpu_tensors and not (func in INDEXING and isinstance(args[0], DeviceTensor)):
+        devices = [tensor.device for tensor in tensors]
+        raise RuntimeError(f"Expected all tensors to be on the same device: {func}, {devices}")
 
 
 class _Event:
-    """What has been asked of the device up to here is done: it is the CPU that does it."""
+    """An event that is always complete, because the CPU does the work at once."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -169,18 +173,23 @@ class _Event:
 
 
 @contextmanager
-def accelerator(device: torch.device = GPU, most: int = _most[0]) -> Iterator[Counter[str]]:
-    """A device, GPU or MPS, which has no fp64, within -> how often the host waited for it since.
+def accelerator(device: torch.device = GPU, max_tensor_bytes: int = _max_tensor_bytes[0]) -> Iterator[Counter[str]]:
+    """Simulate a device inside the block.
 
-    most: bytes of the largest tensor for which it has memory.
+    Args:
+        device: `GPU`, or `MPS`, which has no fp64.
+        max_tensor_bytes: Size of the largest tensor that fits into its memory.
+
+    Yields:
+        How often the host waited for the device since the block began, by reason.
     """
     run = threading.Thread.run
 
-    def run_there(self: threading.Thread) -> None:
+    def run_in_mode(self: threading.Thread) -> None:
         with _Mode():
             run(self)
 
-    stand_ins: dict[str, Any] = {  # of torch.cuda
+    cuda_functions: dict[str, Any] = {
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
         "synchronize": lambda device=None: WAITS.update(["synchronize"]),
@@ -190,22 +199,22 @@ def accelerator(device: torch.device = GPU, most: int = _most[0]) -> Iterator[Co
         "get_device_name": lambda device=None: "stand-in",
         "get_device_capability": lambda device=None: (7, 0),
     }
-    with ExitStack() as until:
-        until.callback(
+    with ExitStack() as stack:
+        stack.callback(
             torch.__future__.set_overwrite_module_params_on_conversion,
             torch.__future__.get_overwrite_module_params_on_conversion(),
         )
-        torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter moves by becoming another
-        # A pool of threads for loading weights would begin outside of this.
-        until.enter_context(patch.dict("os.environ", HF_DEACTIVATE_ASYNC_LOAD="1"))
-        until.enter_context(patch.object(threading.Thread, "run", run_there))
-        for name, stand_in in stand_ins.items():
-            until.enter_context(patch.object(torch.cuda, name, stand_in))
-        for holder, value in ((_now, device), (_most, most)):
-            holder.append(value)
-            until.callback(holder.pop)
-        until.enter_context(patch.object(torch, "Event", _Event))
-        until.enter_context(patch.object(torch.mps, "synchronize", lambda: WAITS.update(["synchronize"])))
-        until.enter_context(_Mode())
+        torch.__future__.set_overwrite_module_params_on_conversion(True)  # parameters move to the device by replacement
+        # The threads that load weights would be started outside of this block.
+        stack.enter_context(patch.dict("os.environ", HF_DEACTIVATE_ASYNC_LOAD="1"))
+        stack.enter_context(patch.object(threading.Thread, "run", run_in_mode))
+        for name, function in cuda_functions.items():
+            stack.enter_context(patch.object(torch.cuda, name, function))
+        for values, value in ((_devices, device), (_max_tensor_bytes, max_tensor_bytes)):
+            values.append(value)
+            stack.callback(values.pop)
+        stack.enter_context(patch.object(torch, "Event", _Event))
+        stack.enter_context(patch.object(torch.mps, "synchronize", lambda: WAITS.update(["synchronize"])))
+        stack.enter_context(_Mode())
         WAITS.clear()
         yield WAITS

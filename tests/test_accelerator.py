@@ -1,9 +1,9 @@
-"""All that runs on a GPU, on a stand-in for one: on the right device everywhere, and seldom waited for."""
+"""The code for GPUs on a stand-in for one: all tensors are on the right device, and the host seldom waits for it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunesid_cli.inputs.image import Media
 from prunesid_cli.runtime.device import to_device
 from prunesid_cli.selection import METHODS, select
 from prunesid_cli.tokencache import open_cache, read_tokens
@@ -31,80 +32,83 @@ def waits() -> Iterator[Counter[str]]:
 
 
 def test_the_stand_in_refuses_what_a_gpu_refuses(waits: Counter[str]) -> None:
-    here, there = torch.ones(3), torch.ones(3, device=GPU)
-    assert (there + 1).device == there[None].T.device == torch.zeros_like(there).device == GPU
-    for mixed in (lambda: here + there, lambda: torch.cat([there, here]), lambda: here[there.long()]):
+    on_cpu, on_gpu = torch.ones(3), torch.ones(3, device=GPU)
+    assert (on_gpu + 1).device == on_gpu[None].T.device == torch.zeros_like(on_gpu).device == GPU
+    for mix in (lambda: on_cpu + on_gpu, lambda: torch.cat([on_gpu, on_cpu]), lambda: on_cpu[on_gpu.long()]):
         with pytest.raises(RuntimeError, match="same device"):
-            mixed()
+            mix()
     with pytest.raises(TypeError, match="numpy"):
-        there.numpy()
+        on_gpu.numpy()
     layer = torch.nn.Linear(3, 3).to(GPU)
-    assert layer(there).device == GPU
+    assert layer(on_gpu).device == GPU
     with pytest.raises(RuntimeError, match="same device"):
-        layer(here)
+        layer(on_cpu)
 
 
 def test_mps_has_no_fp64() -> None:
     with accelerator(MPS):
-        there = torch.ones(3, device=MPS)
-        assert (there.half() + 1).device == MPS
-        for make in (lambda: there.double(), lambda: torch.zeros(2, dtype=torch.float64, device=MPS)):
+        on_mps = torch.ones(3, device=MPS)
+        assert (on_mps.half() + 1).device == MPS
+        for make in (lambda: on_mps.double(), lambda: torch.zeros(2, dtype=torch.float64, device=MPS)):
             with pytest.raises(TypeError, match="float64"):
                 make()
 
 
-def test_the_stand_in_counts_what_a_host_waits_for(waits: Counter[str]) -> None:
-    there = torch.ones(3, device=GPU)
+def test_the_stand_in_counts_the_waits_of_the_host(waits: Counter[str]) -> None:
+    on_gpu = torch.ones(3, device=GPU)
     assert not waits
-    for look in (
-        lambda: there.tolist(),
-        lambda: there.cpu(),
-        lambda: float(there[0]),
-        lambda: there.nonzero(),
-        lambda: bool((there > 0).all()),
+    for wait in (
+        lambda: on_gpu.tolist(),
+        lambda: on_gpu.cpu(),
+        lambda: float(on_gpu[0]),
+        lambda: on_gpu.nonzero(),
+        lambda: bool((on_gpu > 0).all()),
         lambda: torch.tensor([1, 2], device=GPU),
         lambda: torch.ones(3).to(GPU),
-        lambda: there[[0, 1]],
+        lambda: on_gpu[[0, 1]],
     ):
         before = waits.total()
-        look()
+        wait()
         assert waits.total() == before + 1
     before = waits.total()
-    assert to_device([1, 2], GPU).device == (there * 2).device == GPU
+    assert to_device([1, 2], GPU).device == (on_gpu * 2).device == GPU
     assert waits.total() == before
 
 
-def inputs(images: int, width: int) -> tuple[Tensor, Tensor]:
-    """features [B, 64, C], saliency [B, 64]."""
-    features = torch.cat([scene_like(seed, 64, width) for seed in range(images)])
-    return features, torch.cat([attention(seed, 64) for seed in range(images)])
+def make_inputs(num_images: int, width: int) -> tuple[Tensor, Tensor]:
+    """Features [B, 64, C] and saliency [B, 64] of some images."""
+    features = torch.cat([scene_like(seed, 64, width) for seed in range(num_images)])
+    return features, torch.cat([attention(seed, 64) for seed in range(num_images)])
 
 
 @pytest.mark.parametrize("width", [96, 32])
 @pytest.mark.parametrize("method", METHODS)
-def test_selection_is_the_cpus_and_waits_as_often_for_many_images_as_for_one(
+def test_selection_equals_the_cpu_and_waits_as_often_for_many_images_as_for_one(
     method: str, width: int, waits: Counter[str]
 ) -> None:
     counts = []
-    for images in (1, 4, 9):
-        features, saliency = inputs(images, width)
-        given = features.to(GPU), saliency.to(GPU)
-        select(*given, [16] * images, method, 1)  # what comes once is not the method's
+    for num_images in (1, 4, 9):
+        features, saliency = make_inputs(num_images, width)
+        on_gpu = features.to(GPU), saliency.to(GPU)
+        select(*on_gpu, [16] * num_images, method, 1)  # what a process does once is not counted
         waits.clear()
-        kept = select(*given, [16] * images, method, 1)
+        kept = select(*on_gpu, [16] * num_images, method, 1)
         counts.append(waits.total())
-        expected = select(features, saliency, [16] * images, method, 1)
-        assert all(one.device == GPU for one in kept)
-        assert all(torch.equal(one.cpu(), own) for one, own in zip(kept, expected, strict=True))
+        check_indices(kept, select(features, saliency, [16] * num_images, method, 1))
     assert counts[0] == counts[1] == counts[2] <= 4
 
 
-def test_images_of_different_budgets_share_the_launches(waits: Counter[str]) -> None:
-    features, saliency = inputs(4, 96)
+def test_images_of_different_budgets_are_selected_from_as_on_the_cpu(waits: Counter[str]) -> None:
+    features, saliency = make_inputs(4, 96)
     budgets = [16, 9, 70, 16]
     kept = select(features.to(GPU), saliency.to(GPU), budgets, "prunesid", 1)
-    expected = select(features, saliency, budgets, "prunesid", 1)
-    assert all(torch.equal(one.cpu(), own) for one, own in zip(kept, expected, strict=True))
+    check_indices(kept, select(features, saliency, budgets, "prunesid", 1))
+
+
+def check_indices(kept: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for indices, cpu_indices in zip(kept, expected, strict=True):
+        assert indices.device == GPU
+        assert torch.equal(indices.cpu(), cpu_indices)
 
 
 @pytest.mark.parametrize(
@@ -116,29 +120,29 @@ def test_images_of_different_budgets_share_the_launches(waits: Counter[str]) -> 
     ],
 )
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_family_keeps_and_says_the_same(
+def test_every_family_keeps_the_same_tokens_and_gives_the_same_answers(
     variant: str, device: torch.device, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Pictures, and a clip where the family has any: encoded, pruned, and answered from what was kept."""
-    here = Model(write_checkpoint(variant, tmp_path / variant), tiny_model(variant), replace(CPU, dtype=dtype))
-    media = here.images() + ([make_clip(1)] if here.tiny.clip_inputs else [])
+    """Images, and a clip if the family reads clips."""
+    on_cpu = Model(write_checkpoint(variant, tmp_path / variant), tiny_model(variant), replace(CPU, dtype=dtype))
+    media = on_cpu.images() + ([make_clip(1)] if on_cpu.tiny.clip_inputs else [])
     with accelerator(device):
-        there = replace(here, placement=replace(here.placement, device=device))
-        kept, said = pruned_and_answered(there, media)
-        assert all(one.tokens.device == device for one in kept)
-        rows = [one.tokens.cpu() for one in kept]
-    expected, answers = pruned_and_answered(here, media)
-    assert [one.slots for one in kept] == [one.slots for one in expected]
-    for row, own in zip(rows, expected, strict=True):
-        torch.testing.assert_close(row, own.tokens, **ROUNDING)
-    assert said == answers
+        on_device = replace(on_cpu, placement=replace(on_cpu.placement, device=device))
+        items, answers = prune_and_answer(on_device, media)
+        assert all(item.tokens.device == device for item in items)
+        tokens = [item.tokens.cpu() for item in items]
+    expected_items, expected_answers = prune_and_answer(on_cpu, media)
+    assert [item.slots for item in items] == [item.slots for item in expected_items]
+    for item_tokens, expected_item in zip(tokens, expected_items, strict=True):
+        torch.testing.assert_close(item_tokens, expected_item.tokens, **ROUNDING)
+    assert answers == expected_answers
 
 
-def pruned_and_answered(model: Model, media: list) -> tuple[list[TokenSet], list[str]]:
+def prune_and_answer(model: Model, media: Sequence[Media]) -> tuple[list[TokenSet], list[str]]:
     pruner, language = model.pruner("24"), model.language
-    kept = pruner.prune(pruner.encode([pruner.preprocess(one) for one in media]))
-    prompts = [language.embed(PROMPT, [one]) for one in kept]
-    return kept, [answer.text for answer in language.generate(prompts, GENERATION)]
+    items = pruner.prune(pruner.encode([pruner.preprocess(item) for item in media]))
+    prompts = [language.embed(PROMPT, [item]) for item in items]
+    return items, [answer.text for answer in language.generate(prompts, GENERATION)]
 
 
 @pytest.mark.parametrize(
@@ -149,13 +153,15 @@ def pruned_and_answered(model: Model, media: list) -> tuple[list[TokenSet], list
         ("ask", "scene0.png", "scene1.png", "what differs?", "--method", "prunesid-plus"),
     ],
 )
-def test_commands(command: tuple[str, ...], run: Run, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_print_the_same(
+    command: tuple[str, ...], run: Run, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(pictures[0].parent)
-    given = (*command, "-m", "demo", "--dtype", "fp32")
-    here = run(*given, "--device", "cpu")
+    command = (*command, "-m", "demo", "--dtype", "fp32")
+    expected = run(*command, "--device", "cpu")
     with accelerator():
-        there = run(*given, "--device", "cuda:0")
-    assert (there.code, there.out) == (0, here.out), there.err
+        result = run(*command, "--device", "cuda:0")
+    assert (result.code, result.out) == (0, expected.out), result.err
 
 
 def test_a_folder_of_pictures(run: Run, pictures: list[Path], tmp_path: Path) -> None:
@@ -173,7 +179,7 @@ def test_a_folder_of_pictures(run: Run, pictures: list[Path], tmp_path: Path) ->
         with accelerator() as waits:
             compressed = run(*compress, on_gpu, "--device", "cuda:0")
             waits_by_batch_size[batch_size] = sum(
-                count for wait, count in waits.items() if wait.startswith(("look", "copy from"))
+                count for wait, count in waits.items() if wait.startswith(("read", "copy from"))
             )
             answered = run("answer", on_gpu, PROMPT, *options, "--device", "cuda:0")
         assert (compressed.code, answered.code) == (0, 0), compressed.err + answered.err
@@ -192,21 +198,22 @@ def cached_tokens(folder: Path) -> list[TokenSet]:
     return [tokens for shard, item in open_cache(folder).items() for tokens in read_tokens(shard, [item])]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
+def test_a_batch_that_does_not_fit_is_halved_and_no_item_is_lost(
     run: Run, pictures: list[Path], tmp_path: Path
 ) -> None:
-    """Batches begin with eight pictures; here is memory for five."""
-    generation = ("--keep", 24, "--dtype", "fp32", "-m", "demo")
-    of_one = 577 * 768 * 4  # what the tower makes of a picture within its layers
-    with accelerator(most=5 * of_one):
-        made = run(
-            "compress", pictures[0].parent, "--out", tmp_path / "there", *generation, "--device", "cuda:0", "--usage"
+    """Batches begin with eight pictures; the memory holds five."""
+    options = ("--keep", 24, "--dtype", "fp32", "-m", "demo")
+    layer_bytes = 577 * 768 * 4  # the largest tensor of a picture in the layers of the tower
+    with accelerator(max_tensor_bytes=5 * layer_bytes):
+        on_gpu = run(
+            "compress", pictures[0].parent, "--out", tmp_path / "gpu", *options, "--device", "cuda:0", "--usage"
         )
-    assert "batches of 4" in made.err
-    here = run("compress", pictures[0].parent, "--out", tmp_path / "here", *generation, "--device", "cpu")
-    assert made.code == here.code == 0, made.err
-    listed = [run("cache", "ls", tmp_path / name, "--json").records for name in ("there", "here")]
-    assert [one["kept"] for one in listed[0]] == [one["kept"] for one in listed[1]] == [24] * len(pictures)
-    with accelerator(most=of_one // 2):
-        none = run("compress", pictures[0].parent, "--out", tmp_path / "none", *generation, "--device", "cuda:0")
+    assert "batches of 4" in on_gpu.err
+    on_cpu = run("compress", pictures[0].parent, "--out", tmp_path / "cpu", *options, "--device", "cpu")
+    assert on_gpu.code == on_cpu.code == 0, on_gpu.err
+    listed = [run("cache", "ls", tmp_path / name, "--json").records for name in ("gpu", "cpu")]
+    kept = [[record["kept"] for record in records] for records in listed]
+    assert kept == [[24] * len(pictures)] * 2
+    with accelerator(max_tensor_bytes=layer_bytes // 2):
+        none = run("compress", pictures[0].parent, "--out", tmp_path / "none", *options, "--device", "cuda:0")
     assert (none.code, "not enough memory for one image" in none.err) == (3, True)
