@@ -242,7 +242,7 @@ def test_transparency_is_composited_and_a_surplus_mention_is_removed(
 @pytest.mark.parametrize(
     ("media", "settings", "message"),
     [
-        ([], {}, "made, document 0: a prompt without a picture; ask tasks"),
+        ([], {}, "made, document 0: a prompt without a picture; choose only tasks"),
         ([{"array": []}], {}, "made, document 0: neither a picture nor a file: dict"),
         (["gone.png"], {}, "gone.png: no such file"),
         (["gone.png"], {"num_beams": 5}, "made wants a beam search, which is not supported; --gen_kwargs num_beams=1"),
