@@ -83,9 +83,7 @@ class Prefetcher(Generic[T, R]):
             raise result.error
         return result
 
-    def batches(
-        self, *, size_of: Callable[[R], int], max_size: Callable[[], int], max_items: int
-    ) -> Iterator[list[R]]:
+    def batches(self, *, size_of: Callable[[R], int], max_size: Callable[[], int], max_items: int) -> Iterator[list[R]]:
         """Group the results into batches, in order. Nothing is given once a stop was requested.
 
         A batch is given early if no item is being worked on: results do not wait for items that may never come.
