@@ -1,15 +1,17 @@
-"""LLaVA-1.5: a CLIP, SigLIP or Pixtral tower, two-layer projector, any causal language model. Cut before the projector.
+"""LLaVA-1.5 and others of its type.
 
-Visual tokens are the hidden states of the tower that the projector reads (layer -2), 576 for CLIP-L/336; saliency is
-the attention of CLS in that same layer, or where there is no CLS the attention received. Layers of the tower above it
-are neither loaded nor run.
+Checkpoints: llava-hf/llava-1.5-7b-hf, -13b-hf and others of model_type `llava`; any causal language model.
+Vision tower: CLIP, SigLIP or Pixtral; the features of vision_feature_layer. Layers above it are neither loaded nor run.
+Cut: before the two-layer projector, where a token is as wide as the tower (times the number of feature layers).
+Layout: CLIP and SigLIP: one raster, 576 tokens for CLIP-L/336 (layer -2); with the strategy 'full', CLIP's CLS before
+    it. Pixtral: a run for each row of patches, with text between.
+Saliency: attention of CLS in the last layer that is read; without CLS, the attention that a patch receives there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from PIL import Image
@@ -30,120 +32,124 @@ from prunesid_cli.models.shared.processor import (
     resized_short_side,
     visible_box,
 )
-from prunesid_cli.models.shared.token_grid import window_slices
 from prunesid_cli.models.shared.vision_tower import VisionTower, check_tower, tower_type, trim_tower
+from prunesid_cli.models.shared.window_segments import window_segments
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Pixels, Placement, Region, Segment
 
-WINDOW = 32
-"""Pixtral's rasters, of up to 64 x 64 tokens, are cut into segments of at most this many rows and columns."""
-
-BREAKS = {"break": "[IMG_BREAK]", "end": "[IMG_END]"}
-"""What Pixtral's processor writes between rows of patches and after the last, unless its settings say otherwise."""
+TOWERS = ("clip_vision_model", "siglip_vision_model", "pixtral")
+WINDOW_SIDE = 32
+"""A segment of Pixtral's rasters, which have up to 64 x 64 tokens, has at most this many tokens squared."""
 
 
 class Llava:
-    """model_type `llava`."""
+    """Family of model_type `llava`."""
 
     def check_supported(self, checkpoint: Checkpoint) -> None:
-        check_tower(checkpoint, load_config(checkpoint), tuple(VISION))
+        """Refuse other towers, and features that they do not have."""
+        check_tower(checkpoint, load_config(checkpoint), TOWERS)
 
-    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaVision:
-        config = load_config(checkpoint)
-        return VISION[tower_type(config)](checkpoint, config, placement)
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaVision | PixtralVision:
+        if tower_type(load_config(checkpoint)) == "pixtral":
+            return PixtralVision(checkpoint, placement)
+        return LlavaVision(checkpoint, placement)
 
     def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> LlavaLanguage:
         return LlavaLanguage(checkpoint, placement)
 
 
 class LlavaVision:
-    """Pictures of one size."""
+    """Vision half with CLIP or SigLIP: an image, resized to one size -> features of the tower, C wide."""
 
-    def __init__(self, checkpoint: Checkpoint, config: Any, placement: Placement) -> None:
-        self.config, self.placement = config, placement
-        kind, layers = tower_type(config), trim_tower(config)
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = load_config(checkpoint)
+        feature_layers = trim_tower(config)
+        self.placement = placement
         self.model = load_vision_model(LlavaForConditionalGeneration, checkpoint, config, placement)
-        self.tower = VisionTower(kind, self.model.model.vision_tower, layers)
+        self.tower = VisionTower(tower_type(config), self.model.model.vision_tower, feature_layers)
         self.processor = load_processor(checkpoint)
-        self.prepare(checkpoint)
-
-    def prepare(self, checkpoint: Checkpoint) -> None:
-        """The layout is the same for every picture, but for what of it is shown."""
-        reads_cls = self.tower.type.has_cls and self.config.vision_feature_select_strategy == "full"
-        self.cls_slot = 0 if reads_cls else CLS_NOT_READ
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
-        vision = self.config.vision_config
-        side = vision.image_size // vision.patch_size
-        read = process_image(self.processor, placeholder_ids(self.config), Image.new("RGB", (side, side)))
-        self.layout = Layout(read.text, read.runs, (Region(self.cls_slot + 1, side, side, side),))
+        reads_cls = self.tower.type.has_cls and config.vision_feature_select_strategy == "full"
+        self.cls_slot = 0 if reads_cls else CLS_NOT_READ
+        # The layout is the same for all images, but for the part of the image that it shows.
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        processed = process_image(self.processor, placeholder_ids(config), Image.new("RGB", (side, side)))
+        self.layout = Layout(processed.text, processed.runs, (Region(self.cls_slot + 1, side, side, side),))
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
+        """Image -> pixels [1, 3, H, W]."""
         region = replace(self.layout.regions[0], box=visible_box(self.processor.image_processor, media.size))
-        layout = replace(self.layout, regions=(region,))
-        return Pixels({"pixel_values": preprocess_frames(self.processor, media.frames)}, layout)
+        pixels = preprocess_frames(self.processor, media.frames)
+        return Pixels({"pixel_values": pixels}, replace(self.layout, regions=(region,)))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        """Images -> one segment each."""
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
-        states, saliency = self.tower(batch.to(self.placement.device, self.placement.dtype))
-        made = zip(states, saliency, items, strict=True)
-        return [Encoded((self.segment(one, importance),), item.layout) for one, importance, item in made]
+        features, saliency = self.tower(batch.to(self.placement.device, self.placement.dtype))
+        encoded = []
+        for number, item in enumerate(items):
+            if self.tower.type.has_cls:
+                segment = Segment(
+                    features=features[number, 1:],
+                    saliency=saliency[number],
+                    cls=features[number, 0],
+                    slots=None if self.cls_slot == CLS_NOT_READ else tuple(item.layout.regions[0].slots),
+                    cls_slot=self.cls_slot,
+                )
+            else:
+                segment = Segment(features[number], saliency[number])
+            encoded.append(Encoded((segment,), item.layout))
+        return encoded
 
-    def segment(self, states: Tensor, saliency: Tensor) -> Segment:
-        if not self.tower.type.has_cls:
-            return Segment(states, saliency)
-        slots = tuple(self.layout.regions[0].slots) if self.cls_slot != CLS_NOT_READ else None
-        return Segment(states[1:], saliency, states[0], slots=slots, cls_slot=self.cls_slot)
 
+class PixtralVision:
+    """Vision half with Pixtral: an image of any size, in whole patches -> features of the tower, C wide."""
 
-class PixtralVision(LlavaVision):
-    """Pictures of every size, in whole patches: a run for each row of them, with text between.
-
-    That text is written here, because transformers' processor for Pixtral needs torchvision.
-    """
-
-    def prepare(self, checkpoint: Checkpoint) -> None:
-        said = load_processor_settings(checkpoint)
-        self.break_text, self.end_text = (said.get(f"image_{name}_token", word) for name, word in BREAKS.items())
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = load_config(checkpoint)
+        feature_layers = trim_tower(config)
+        self.placement = placement
+        self.patch_size: int = config.vision_config.patch_size
+        self.model = load_vision_model(LlavaForConditionalGeneration, checkpoint, config, placement)
+        self.tower = VisionTower("pixtral", self.model.model.vision_tower, feature_layers)
+        self.processor = load_processor(checkpoint)
+        settings = load_processor_settings(checkpoint)
+        self.break_text = settings.get("image_break_token", "[IMG_BREAK]")
+        self.end_text = settings.get("image_end_token", "[IMG_END]")
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        pixels = preprocess_frames(self.processor, media.frames, patch_size=self.config.vision_config.patch_size)
-        rows, columns = (length // self.config.vision_config.patch_size for length in pixels.shape[-2:])
-        word = str(placeholder_text(self.processor, False))
-        text = self.break_text.join([word] * rows) + self.end_text
+        """Image -> pixels [1, 3, H, W]. The text is written here, as transformers' processor needs torchvision."""
+        pixels = preprocess_frames(self.processor, media.frames, patch_size=self.patch_size)
+        rows, columns = (length // self.patch_size for length in pixels.shape[-2:])
+        text = self.break_text.join([str(placeholder_text(self.processor, False))] * rows) + self.end_text
         return Pixels({"pixel_values": pixels}, Layout(text, (columns,) * rows, (Region(0, rows, columns, columns),)))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
-        """One by one: the tower would lay a batch end to end and attend over all of it."""
-        return [self.encoded(item) for item in items]
+        """Images -> a segment for each window of the raster.
 
-    def encoded(self, item: Pixels) -> Encoded:
-        pixels = item.tensors["pixel_values"].to(self.placement.device, self.placement.dtype)
-        (states,), (saliency,) = self.tower(pixels)
-        (region,) = item.layout.regions
-        raster = torch.arange(region.rows * region.columns).view(region.rows, region.columns)
-        parts = [raster[window].flatten() for window in window_slices(region.rows, region.columns, WINDOW)]
-        return Encoded(
-            tuple(Segment(states[part], saliency[part], slots=tuple(part.tolist())) for part in parts), item.layout
-        )
-
-
-VISION: dict[str, type[LlavaVision]] = {
-    "clip_vision_model": LlavaVision,
-    "siglip_vision_model": LlavaVision,
-    "pixtral": PixtralVision,
-}
-"""By the type of the tower."""
+        Images go through the tower one by one: it would lay a batch end to end and attend over all of it.
+        """
+        encoded = []
+        for item in items:
+            pixels = item.tensors["pixel_values"].to(self.placement.device, self.placement.dtype)
+            features, saliency = self.tower(pixels)
+            (region,) = item.layout.regions
+            segments = window_segments(region, WINDOW_SIDE, features[0], saliency[0])
+            encoded.append(Encoded(tuple(segments), item.layout))
+        return encoded
 
 
 class LlavaLanguage(BaseLanguageHalf):
+    """Language half: projector and language model."""
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        super().__init__(
-            load_model_half(LlavaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
-        )
+        model = load_model_half(LlavaForConditionalGeneration, checkpoint, config, placement)
+        super().__init__(model, load_processor(checkpoint))
 
     def project(self, tokens: Tensor) -> Tensor:
+        """[T, C] -> [T, D]."""
         embeds: Tensor = self.model.model.multi_modal_projector(tokens)
         return embeds

@@ -1,9 +1,11 @@
-"""PaliGemma and PaliGemma 2: SigLIP at 224, 448 or 896 pixels (256, 1,024 or 4,096 tokens), a linear projector, Gemma
-(1 or 2). Cut before the projector.
+"""PaliGemma and PaliGemma 2.
 
-Visual tokens are what the whole tower puts out, its last norm included; saliency is the attention that patches receive
-in its last layer. There is no chat template: the prompt is `<image><bos>question\\n`, and all of it sees itself in both
-directions. Most were taught one picture a prompt; several stand where the stock processor puts them.
+Checkpoints: google/paligemma-3b-*, google/paligemma2-*. Most were trained on one image in a prompt; several stand where
+    the stock processor puts them. There is no chat template: a prompt is `<image><bos>question\\n`.
+Vision tower: SigLIP at 224, 448 or 896 pixels, including its last norm; Gemma or Gemma 2.
+Cut: before the linear projector, where a token is as wide as the tower.
+Layout: one raster of 256, 1,024 or 4,096 tokens. The whole prompt attends to itself in both directions.
+Saliency: attention that a patch receives in the tower's last layer.
 """
 
 from __future__ import annotations
@@ -16,30 +18,34 @@ import torch
 from torch import Tensor
 from transformers import PaliGemmaForConditionalGeneration
 
-from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_received_attention
 from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
-from prunesid_cli.models.shared.processor import load_processor, placeholder_text, preprocess_frames, resized_short_side
-from prunesid_cli.models.shared.token_grid import window_slices
+from prunesid_cli.models.shared.processor import (
+    load_processor,
+    placeholder_text,
+    preprocess_frames,
+    resized_short_side,
+)
+from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.vision_tower import tower_type
-from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region, Segment
+from prunesid_cli.models.shared.window_segments import window_segments
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region
 
-WINDOW = 32
-"""Rasters, of up to 64 x 64 tokens, are cut into segments of at most this many rows and columns."""
+WINDOW_SIDE = 32
+"""A segment of a raster, which has up to 64 x 64 tokens, has at most this many tokens squared."""
 
 
 class PaliGemma:
-    """model_type `paligemma`."""
+    """Family of model_type `paligemma`."""
 
     def check_supported(self, checkpoint: Checkpoint) -> None:
-        kind = tower_type(load_config(checkpoint))
-        if kind != "siglip_vision_model":
-            raise UnsupportedModel(
-                f"{checkpoint.name} has a vision tower of type {kind!r}", hint="PaliGemma is supported with SigLIP"
-            )
+        """Refuse towers other than SigLIP."""
+        tower = tower_type(load_config(checkpoint))
+        problem = f"has a vision tower of type {tower!r}"
+        check_requirements(checkpoint, "PaliGemma", ((tower == "siglip_vision_model", problem, "SigLIP"),))
 
     def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> PaliGemmaVision:
         return PaliGemmaVision(checkpoint, placement)
@@ -48,75 +54,75 @@ class PaliGemma:
         return PaliGemmaLanguage(checkpoint, placement)
 
 
-def _capping(config: Any, placement: Placement) -> Placement:
-    """Gemma 2 caps attention scores, which SDPA leaves out in transformers 5.17 and refuses to do in later ones."""
+def use_eager_for_gemma2(config: Any, placement: Placement) -> Placement:
+    """Gemma 2 caps attention scores. SDPA leaves that out in transformers 5.17, and later versions refuse it."""
     return replace(placement, attention="eager") if config.text_config.model_type == "gemma2" else placement
 
 
 class PaliGemmaVision:
-    """Pictures of one size."""
+    """Vision half: an image, resized to one size -> outputs of the tower, C wide."""
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         refuse_flash_attention(placement, "PaliGemma")
         config = load_config(checkpoint)
         self.placement = placement
-        self.model = load_vision_model(PaliGemmaForConditionalGeneration, checkpoint, config, _capping(config, placement))
+        model_placement = use_eager_for_gemma2(config, placement)
+        self.model = load_vision_model(PaliGemmaForConditionalGeneration, checkpoint, config, model_placement)
         self.tower = self.model.model.vision_tower
         self.tower.set_attn_implementation(placement.attention)
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
         side = config.vision_config.image_size // config.vision_config.patch_size
-        self.layout = Layout(str(placeholder_text(self.processor, False)), (side**2,), (Region(0, side, side, side),))
-        raster = torch.arange(side**2).view(side, side)
-        self.parts = [raster[window].flatten() for window in window_slices(side, side, WINDOW)]
+        text = str(placeholder_text(self.processor, False))
+        self.layout = Layout(text, (side**2,), (Region(0, side, side, side),))
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
+        """Image -> pixels [1, 3, H, W]."""
         return Pixels({"pixel_values": preprocess_frames(self.processor, [media.image])}, self.layout)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        """Images -> a segment for each window of the raster."""
         batch = torch.cat([item.tensors["pixel_values"] for item in items])
-        batch = batch.to(self.placement.device, self.placement.dtype)
         encoder = getattr(self.tower, "vision_model", self.tower).encoder
-        with record_received_attention(encoder.layers[-1].self_attn) as rows:
-            states = self.tower(pixel_values=batch).last_hidden_state
-        return [
-            Encoded(
-                tuple(Segment(one[part], saliency[part], slots=tuple(part.tolist())) for part in self.parts),
-                item.layout,
-            )
-            for one, saliency, item in zip(states, rows[0], items, strict=True)
-        ]
+        with record_received_attention(encoder.layers[-1].self_attn) as attention:
+            states = self.tower(pixel_values=batch.to(self.placement.device, self.placement.dtype)).last_hidden_state
+        encoded = []
+        for features, saliency, item in zip(states, attention[0], items, strict=True):
+            segments = window_segments(item.layout.regions[0], WINDOW_SIDE, features, saliency)
+            encoded.append(Encoded(tuple(segments), item.layout))
+        return encoded
 
 
 class PaliGemmaLanguage(BidirectionalLanguageHalf):
-    is_causal = False  # visual tokens see the question that comes after them
+    """Language half: projector and Gemma, in which a prompt attends to itself in both directions."""
+
+    is_causal = False  # visual tokens attend to the question that comes after them
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         refuse_flash_attention(placement, "PaliGemma")
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        placement = _capping(config, placement)
-        super().__init__(
-            load_model_half(PaliGemmaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
-        )
+        model_placement = use_eager_for_gemma2(config, placement)
+        model = load_model_half(PaliGemmaForConditionalGeneration, checkpoint, config, model_placement)
+        super().__init__(model, load_processor(checkpoint))
 
     def project(self, tokens: Tensor) -> Tensor:
+        """[T, C] -> [T, D]."""
         embeds: Tensor = self.model.model.multi_modal_projector(tokens)
         return embeds
 
     def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """With the types of the tokens: 0 for a prompt, which sees all of itself."""
-        given = super().model_inputs(prompts)
-        return given | {"token_type_ids": torch.zeros_like(given["attention_mask"])}
+        """Add the types of the tokens: 0 for all of a prompt, so that it attends to itself."""
+        inputs = super().model_inputs(prompts)
+        return inputs | {"token_type_ids": torch.zeros_like(inputs["attention_mask"])}
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
-        """What the stock processor is given, which takes a turn as it is."""
-        word = str(self.placeholder_texts[False])
-        return "".join(part.get("text", word) for turn in conversation for part in turn["content"])
+        """Concatenate a conversation, as there is no chat template: placeholders and texts in their order."""
+        placeholder = str(self.placeholder_texts[False])
+        return "".join(part.get("text", placeholder) for turn in conversation for part in turn["content"])
 
     def tokenize_text(self, text: str) -> Tensor:
-        """What the stock processor makes of that: BOS after the last picture, a newline at the end."""
-        word = str(self.placeholder_texts[False])
-        pictures, word, question = text.rpartition(word)
-        return super().tokenize_text(f"{pictures}{word}{self.tokenizer.bos_token}{question}\n")
+        """Tokenize a prompt as the stock processor does, with BOS after the last image and a newline at the end."""
+        images, placeholder, question = text.rpartition(str(self.placeholder_texts[False]))
+        return super().tokenize_text(f"{images}{placeholder}{self.tokenizer.bos_token}{question}\n")

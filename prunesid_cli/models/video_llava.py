@@ -1,7 +1,11 @@
-"""Video-LLaVA: a CLIP tower for pictures and another for clips, one projector for both. Cut before the projector.
+"""Video-LLaVA.
 
-Visual tokens and saliency are those of LLaVA-1.5, of each picture or frame. Of a clip the model reads CLS, too: each
-frame is CLS and then its patches.
+Checkpoints: LanguageBind/Video-LLaVA-7B-hf.
+Vision tower: one CLIP for images and another one for clips, layer -2; one projector for both.
+Cut: before the projector, where a token is as wide as the tower.
+Layout: an image is the raster of its patches, with CLS before it for the strategy 'full'. Of a clip the model always
+    reads CLS: each frame is CLS and then its patches.
+Saliency: attention of CLS in the layer that is read, of each image or frame.
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
 
-from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
@@ -29,27 +32,27 @@ from prunesid_cli.models.shared.processor import (
     resized_short_side,
     visible_box,
 )
+from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.token_grid import Box
-from prunesid_cli.models.shared.vision_tower import trim_tower
+from prunesid_cli.models.shared.vision_tower import tower_type, trim_tower
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Pixels, Placement, Region, Segment
 
-PICTURE, CLIP = "pixel_values", "pixel_values_videos"
+IMAGE_PIXELS, CLIP_PIXELS = "pixel_values", "pixel_values_videos"
+"""Names of the pixels, as in the arguments of the stock model."""
 
 
 class VideoLlava:
-    """model_type `video_llava` with CLIP towers and one feature layer."""
+    """Family of model_type `video_llava`."""
 
     def check_supported(self, checkpoint: Checkpoint) -> None:
+        """Refuse towers other than CLIP, and several feature layers."""
         config = load_config(checkpoint)
-        tower = getattr(config.vision_config, "model_type", "none")
-        layer = config.vision_feature_layer
-        known = (
-            (tower == "clip_vision_model", f"vision towers of type {tower!r}", "CLIP towers"),
-            (isinstance(layer, int), f"features of layers {layer} joined", "a single vision_feature_layer"),
+        tower, layer = tower_type(config), config.vision_feature_layer
+        requirements = (
+            (tower == "clip_vision_model", f"has vision towers of type {tower!r}", "CLIP towers"),
+            (isinstance(layer, int), f"has features of layers {layer} joined", "a single vision_feature_layer"),
         )
-        for is_known, what, supported in known:
-            if not is_known:
-                raise UnsupportedModel(f"{checkpoint.name} has {what}", f"Video-LLaVA is supported with {supported}")
+        check_requirements(checkpoint, "Video-LLaVA", requirements)
 
     def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> VideoLlavaVision:
         return VideoLlavaVision(checkpoint, placement)
@@ -59,73 +62,83 @@ class VideoLlava:
 
 
 class VideoLlavaVision:
+    """Vision half: images and frames -> features of their tower, C wide."""
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         trim_tower(config)
         self.placement = placement
         self.model = load_vision_model(VideoLlavaForConditionalGeneration, checkpoint, config, placement)
-        self.towers = {PICTURE: self.model.model.image_tower, CLIP: self.model.model.video_tower}
+        self.towers = {IMAGE_PIXELS: self.model.model.image_tower, CLIP_PIXELS: self.model.model.video_tower}
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
-        self.frames = load_frame_processor(checkpoint, self.processor.image_processor)
+        self.frame_processor = load_frame_processor(checkpoint, self.processor.image_processor)
+        # The layout is the same for all images, but for the part of the image that it shows.
         self.side = config.vision_config.image_size // config.vision_config.patch_size
-        read = process_image(self.processor, placeholder_ids(config), Image.new("RGB", (self.side, self.side)))
+        image = Image.new("RGB", (self.side, self.side))
+        processed = process_image(self.processor, placeholder_ids(config), image)
         first = int(config.vision_feature_select_strategy == "full")
-        self.layout = Layout(read.text, read.runs, (Region(first, self.side, self.side, self.side),))
+        self.image_layout = Layout(processed.text, processed.runs, (Region(first, self.side, self.side, self.side),))
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        processor = self.frames if media.is_clip else self.processor.image_processor
-        made = processor(images=list(media.frames), return_tensors="pt")
-        pixels = next(iter(made.values()))  # the only one, whose name depends on the processor
+        """Image -> pixels [1, 3, H, W], clip -> frames [T, 3, H, W]."""
+        processor = self.frame_processor if media.is_clip else self.processor.image_processor
+        processed = processor(images=list(media.frames), return_tensors="pt")
+        pixels = next(iter(processed.values()))  # the only tensor, whose name depends on the processor
+        box = visible_box(processor, media.size)
         if media.is_clip:
-            return Pixels({CLIP: pixels}, self._layout_of_clip(media.times, visible_box(processor, media.size)))
-        region = replace(self.layout.regions[0], box=visible_box(processor, media.size))
-        return Pixels({PICTURE: pixels}, replace(self.layout, regions=(region,)))
+            return Pixels({CLIP_PIXELS: pixels}, self._clip_layout(media.times, box))
+        region = replace(self.image_layout.regions[0], box=box)
+        return Pixels({IMAGE_PIXELS: pixels}, replace(self.image_layout, regions=(region,)))
 
-    def _layout_of_clip(self, times: Sequence[float], box: Box) -> Layout:
-        frame = 1 + self.side**2
+    def _clip_layout(self, times: Sequence[float], box: Box) -> Layout:
+        """Layout of frames that show `box`: the first slot of each is its CLS."""
+        frame_slots = 1 + self.side**2
         regions = tuple(
-            Region(i * frame + 1, self.side, self.side, self.side, box, time) for i, time in enumerate(times)
+            Region(number * frame_slots + 1, self.side, self.side, self.side, box, time)
+            for number, time in enumerate(times)
         )
-        return Layout(placeholder_text(self.processor, True) or "", (len(times) * frame,), regions)
+        return Layout(placeholder_text(self.processor, True) or "", (len(times) * frame_slots,), regions)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
-        """Pictures at once, and clips."""
-        encoded = dict[int, Encoded]()
-        for kind in self.towers:
-            some = {number: item for number, item in enumerate(items) if kind in item.tensors}
-            if some:
-                encoded |= zip(some, self._seen(kind, list(some.values())), strict=True)
+        """Images and clips -> a segment for each image or frame. All images share one pass, and all clips another."""
+        encoded: dict[int, Encoded] = {}
+        for name, tower in self.towers.items():
+            numbers = [number for number, item in enumerate(items) if name in item.tensors]
+            if not numbers:
+                continue
+            batch = torch.cat([items[number].tensors[name] for number in numbers])
+            with record_cls_attention(getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn) as attention:
+                states = tower(batch.to(self.placement.device, self.placement.dtype)).last_hidden_state
+            rows = zip(states, attention[0], strict=True)
+            for number in numbers:
+                layout = items[number].layout
+                segments = []
+                for region in layout.regions:
+                    frame_states, saliency = next(rows)
+                    segment = Segment(
+                        features=frame_states[1:],
+                        saliency=saliency,
+                        cls=frame_states[0],
+                        slots=tuple(region.slots),
+                        cls_slot=region.first - 1 if region.first else CLS_NOT_READ,
+                    )
+                    segments.append(segment)
+                encoded[number] = Encoded(tuple(segments), layout)
         return [encoded[number] for number in range(len(items))]
-
-    def _seen(self, kind: str, items: Sequence[Pixels]) -> list[Encoded]:
-        """Items of one kind through its tower."""
-        tower = self.towers[kind]
-        pixels = torch.cat([item.tensors[kind] for item in items]).to(self.placement.device, self.placement.dtype)
-        with record_cls_attention(getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn) as rows:
-            states = tower(pixels).last_hidden_state
-        seen = zip(states, rows[0], strict=True)
-        return [
-            Encoded(tuple(_segment(region, *next(seen)) for region in layout.regions), layout)
-            for layout in (item.layout for item in items)
-        ]
-
-
-def _segment(region: Region, states: Tensor, saliency: Tensor) -> Segment:
-    """CLS and the patches of a picture or frame, at the slots that the stock model reads them at."""
-    before = region.first - 1 if region.first else CLS_NOT_READ
-    return Segment(states[1:], saliency, states[0], slots=tuple(region.slots), cls_slot=before)
 
 
 class VideoLlavaLanguage(BaseLanguageHalf):
+    """Language half: projector and Vicuna."""
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        super().__init__(
-            load_model_half(VideoLlavaForConditionalGeneration, checkpoint, config, placement), load_processor(checkpoint)
-        )
+        model = load_model_half(VideoLlavaForConditionalGeneration, checkpoint, config, placement)
+        super().__init__(model, load_processor(checkpoint))
 
     def project(self, tokens: Tensor) -> Tensor:
+        """[T, C] -> [T, D]."""
         embeds: Tensor = self.model.model.multi_modal_projector(tokens)
         return embeds

@@ -32,7 +32,7 @@ def test_saliency_is_the_eager_attention(model: Model, request: pytest.FixtureRe
     with torch.no_grad():
         weights = tower(pixel_values=pixels.tensors["pixel_values"], output_attentions=True).attentions[layer]
     expected = weights.mean((1, 2))[0]
-    if model.vision.tower.kind.has_cls:
+    if model.vision.tower.type.has_cls:
         expected = weights[0, :, 0, 1:].sum(0)
     (item,) = model.vision.encode([pixels])
     mine = torch.cat([one.saliency for one in item.segments])

@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNe
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
-from prunesid_cli.models.llava_next import NEWLINE, rasters, windows
+from prunesid_cli.models.llava_next import NEWLINE, packed_regions, tile_windows
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.shared.processor import load_frame_processor, load_video_settings
 from prunesid_cli.types import CLS_NOT_READ, Segment
@@ -61,7 +61,7 @@ def of_tower(model: Model, squares: Tensor) -> tuple[Tensor, Tensor, Any]:
 
 def shown(parts: Tensor, window: Any, side: int) -> Tensor:
     """The rows of a window, of what a tower says of each patch of each square [B, N, ...]."""
-    square = parts[window.square].unflatten(0, (side, side))
+    square = parts[window.tile].unflatten(0, (side, side))
     return square[window.top :, window.left :][: window.region.rows, : window.region.columns].flatten(0, 1)
 
 
@@ -80,14 +80,14 @@ def test_tiles_are_as_the_eager_tower_sees_them(models: dict[str, Model], varian
     has_cls = config.vision_feature_select_strategy == "default"
     patches = features[:, int(has_cls) :]
     saliency = attention[:, :, 0, 1:].sum(1) if has_cls else attention.mean((1, 2))
-    read = windows(model.vision.packed(pixels.tensors), model.vision.side)
+    read = tile_windows(model.vision.pack_patch_numbers(pixels.tensors), model.vision.side)
     assert len(item.segments) == len(read) == len(features) > 3
     for segment, window in zip(item.segments, read, strict=True):
         side = model.vision.side
         same(segment, shown(patches, window, side), shown(saliency, window, side))
         assert (segment.cls is not None) == has_cls
         if segment.cls is not None:
-            torch.testing.assert_close(segment.cls, features[window.square, 0], **CLOSE)
+            torch.testing.assert_close(segment.cls, features[window.tile, 0], **CLOSE)
             assert segment.cls_slot == CLS_NOT_READ
 
 
@@ -137,9 +137,9 @@ def test_every_slot_is_one_patch_of_one_tile(
     packed = model.model.pack_image_features(
         [numbers], made["image_sizes"], vision_feature_select_strategy="default", image_newline=torch.tensor([NEWLINE])
     )[0][0].flatten()
-    read = windows(packed.tolist(), rows)
+    read = tile_windows(packed.tolist(), rows)
     at = {
-        slot: (window.square * rows + window.top + i // window.region.columns) * rows
+        slot: (window.tile * rows + window.top + i // window.region.columns) * rows
         + window.left
         + i % window.region.columns
         for window in read
@@ -147,7 +147,7 @@ def test_every_slot_is_one_patch_of_one_tile(
     }
     assert at == {slot: number for slot, number in enumerate(packed.tolist()) if number != NEWLINE}
     assert sum(window.region.rows * window.region.columns for window in read) == len(at)
-    regions = rasters(packed.tolist(), rows)
+    regions = packed_regions(packed.tolist(), rows)
     assert sorted(slot for region in regions for slot in region.slots) == sorted(at)
     assert len(packed) == counted(processor, images, made["image_sizes"], patch)
 
@@ -169,9 +169,9 @@ def counted(processor: Any, images: Any, sizes: Tensor, patch: int) -> int:
 def test_a_single_tile_has_one_newline(models: dict[str, Model]) -> None:
     vision = models["llava_next"].vision
     one = {"pixel_values": torch.zeros(1, 3, 336, 336), "image_sizes": torch.tensor([[336, 336]])}
-    packed = vision.packed(one)
+    packed = vision.pack_patch_numbers(one)
     assert packed == [*range(144), NEWLINE]
-    assert (len(rasters(packed, 12)), len(windows(packed, 12))) == (1, 1)
+    assert (len(packed_regions(packed, 12)), len(tile_windows(packed, 12))) == (1, 1)
 
 
 def test_of_a_very_narrow_picture_the_base_tile_is_read_alone(models: dict[str, Model]) -> None:

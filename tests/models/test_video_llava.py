@@ -18,7 +18,7 @@ from transformers.utils import is_torchvision_available
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.video_llava import CLIP, PICTURE, VideoLlava, VideoLlavaVision
+from prunesid_cli.models.video_llava import CLIP_PIXELS, IMAGE_PIXELS, VideoLlava, VideoLlavaVision
 from prunesid_cli.types import CLS_NOT_READ
 from tests.models.harness import CPU, make_clip, make_image
 from tests.models.tiny import write_checkpoint
@@ -45,10 +45,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
 
 
-@pytest.mark.parametrize("kind", [PICTURE, CLIP])
+@pytest.mark.parametrize("kind", [IMAGE_PIXELS, CLIP_PIXELS])
 def test_features_and_saliency_are_those_of_the_kinds_own_tower(model: Model, kind: str) -> None:
-    item = model.vision.preprocess(make_clip(1, 3) if kind == CLIP else media_from_image(make_image(1, (300, 200))))
-    tower = model.stock.model.video_tower if kind == CLIP else model.stock.model.image_tower
+    item = model.vision.preprocess(
+        make_clip(1, 3) if kind == CLIP_PIXELS else media_from_image(make_image(1, (300, 200)))
+    )
+    tower = model.stock.model.video_tower if kind == CLIP_PIXELS else model.stock.model.image_tower
     with torch.no_grad():
         seen = tower(item.tensors[kind], output_attentions=True, output_hidden_states=True)
     (encoded,) = model.vision.encode([item])
@@ -91,7 +93,7 @@ def test_frames_follow_the_settings_for_clips(model: Model, tmp_path: Path) -> N
     mean, std, path = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], folder / "video_preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": mean, "image_std": std}))
     media = make_clip(1, 2, (224, 224))
-    found = VideoLlavaVision(resolve(str(folder)), CPU).preprocess(media).tensors[CLIP]
+    found = VideoLlavaVision(resolve(str(folder)), CPU).preprocess(media).tensors[CLIP_PIXELS]
     expected = (np.asarray(media.frames[1]) / 255 - mean) / std
     torch.testing.assert_close(found[1], torch.from_numpy(expected).permute(2, 0, 1).float(), **EXACT)
 
@@ -102,7 +104,7 @@ def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
     stock = AutoVideoProcessor.from_pretrained(model.folder)
     frames = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in media.frames])
     expected = stock(videos=[frames], return_tensors="pt")["pixel_values_videos"][0]
-    torch.testing.assert_close(model.vision.preprocess(media).tensors[CLIP], expected, atol=0.03, rtol=0.0)
+    torch.testing.assert_close(model.vision.preprocess(media).tensors[CLIP_PIXELS], expected, atol=0.03, rtol=0.0)
 
 
 @pytest.mark.parametrize(
