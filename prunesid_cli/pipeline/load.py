@@ -29,30 +29,20 @@ class LoadedInput:
         provenance: Where it came from.
         pixels: Inputs of the vision tower.
         stamp: Size and modification time of its file when it was read; None if they may not be relied on.
+        num_images: Pictures, tiles and frames that the vision tower encodes.
+        nbytes: Bytes of `pixels`.
     """
 
     number: int
     provenance: Provenance
     pixels: Pixels
-    stamp: Stamp | None = None
+    stamp: Stamp | None
+    num_images: int
+    nbytes: int
 
     @property
     def source(self) -> str:
         return self.provenance.source
-
-    @property
-    def total(self) -> int:
-        """Visual tokens that the stock model reads of it."""
-        return self.pixels.layout.total
-
-    @property
-    def num_images(self) -> int:
-        """Pictures, tiles and frames that the vision tower encodes."""
-        return len(self.pixels.layout.regions)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.pixels.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -99,16 +89,15 @@ class InputLoader:
             return FailedInput(source, file.error)
         try:
             stamp, data, digest = read_stamp(source), None, ""
-            entry = self.writer.find_unchanged(source, stamp) if self.writer and stamp and not self.by_content else None
-            if entry:
+            entry = self.writer.index.find(source) if self.writer else None
+            if entry and entry.stamp == stamp and not self.by_content:
                 return CachedInput(source, entry)
             if not is_clip_file(source):
                 data = read_bytes(source)
                 digest = hash_bytes(data)
-            elif self.writer and self.writer.index.find(source):  # a new clip is hashed when it is decoded
+            elif entry:  # a new clip is hashed when it is decoded
                 digest = hash_clip(source)
-            entry = self.writer.find_by_digest(source, digest) if self.writer and digest else None
-            if entry:
+            if entry and entry.digest == digest:
                 return CachedInput(source, entry, stamp if entry.stamp != stamp else None)
         except Exception as error:
             return FailedInput(source, _input_error(source, error))
@@ -119,7 +108,15 @@ class InputLoader:
                 media = load_clip(source, self.pruner.sampling, digest)
             else:
                 media = load_image_bytes(data, source, digest, self.pruner.min_decode_side)
-            return LoadedInput(number, media.provenance, self.pruner.preprocess(media), stamp)
+            pixels = self.pruner.preprocess(media)
+            return LoadedInput(
+                number=number,
+                provenance=media.provenance,
+                pixels=pixels,
+                stamp=stamp,
+                num_images=len(pixels.layout.regions),
+                nbytes=sum(tensor.nbytes for tensor in pixels.tensors.values()),
+            )
         except Exception as error:
             return FailedInput(source, _input_error(source, error))
 

@@ -74,7 +74,7 @@ def measure(
         phis = runner.run(measure_batch, loaded, lambda item: 0.0)
         if log is not None and loaded:
             log.add(
-                Measurement(item.source, item.stamp, phi, item.total)
+                Measurement(item.source, item.stamp, phi, item.pixels.layout.total)
                 for item, phi in zip(loaded, phis, strict=True)
                 if item.stamp and math.isfinite(phi)
             )
@@ -87,6 +87,6 @@ def measure(
             elif isinstance(item, CachedInput):
                 yield MeasuredInput(item.source, item.entry.phi, item.entry.total, item.entry.kept)
             elif math.isfinite(phi := next(measured)):
-                yield MeasuredInput(item.source, phi, item.total)
+                yield MeasuredInput(item.source, phi, item.pixels.layout.total)
             else:
                 yield MeasuredInput(item.source, error=non_finite_error(item.source))

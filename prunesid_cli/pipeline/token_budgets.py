@@ -39,7 +39,7 @@ class UniformAllocator:
     refused: Mapping[int, PruneSIDError] = field(default_factory=dict)
 
     def token_counts(self, inputs: Sequence[LoadedInput], phis: Sequence[float]) -> list[int]:
-        return [self.pruner.mean_tokens(item.total) for item in inputs]
+        return [self.pruner.mean_tokens(item.pixels.layout.total) for item in inputs]
 
     def record(self, inputs: Sequence[LoadedInput], phis: Sequence[float], counts: Sequence[int]) -> None:
         """Nothing depends on earlier inputs."""
@@ -67,11 +67,11 @@ class StreamingAllocator:
     refused: Mapping[int, PruneSIDError] = field(default_factory=dict)
 
     def token_counts(self, inputs: Sequence[LoadedInput], phis: Sequence[float]) -> list[int]:
-        return self.stream.spread(phis, [item.total for item in inputs])
+        return self.stream.spread(phis, [item.pixels.layout.total for item in inputs])
 
     def record(self, inputs: Sequence[LoadedInput], phis: Sequence[float], counts: Sequence[int]) -> None:
         for item, phi, count in zip(inputs, phis, counts, strict=True):
-            self.stream = self.stream.advance(phi, item.total, count)
+            self.stream = self.stream.advance(phi, item.pixels.layout.total, count)
 
 
 def allocate_on_arrival(pruner: Pruner, cached: Iterable[IndexEntry]) -> TokenAllocator:

@@ -97,11 +97,6 @@ class CacheWriter:
             self.lock.release()
             raise
 
-    def find_unchanged(self, source: str, stamp: Stamp) -> IndexEntry | None:
-        """Find an input that was in the cache when this run began, if its file has the same stamp since."""
-        entry = self.index.find(source)
-        return entry if entry and entry.stamp == stamp else None
-
     def find_by_digest(self, source: str, digest: str) -> IndexEntry | None:
         """Find an input that was in the cache when this run began, if its file has the same bytes since."""
         entry = self.index.find(source)

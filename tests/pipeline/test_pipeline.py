@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from prunesid_cli.pipeline.load import LoadedInput
-from prunesid_cli.types import Layout, Pixels, Provenance, Region
+from prunesid_cli import load
+from prunesid_cli.inputs.listing import ListedFile
+from prunesid_cli.pipeline.load import InputLoader, LoadedInput
 from tests.conftest import Run
+from tests.films import film
+from tests.models.tiny import write
 
 
 def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
@@ -40,8 +42,9 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
     assert error.value.rows == [1]
 
 
-def test_a_clip_counts_its_frames() -> None:
-    frames = tuple(Region(64 * i, 8, 8, 8, time=float(i)) for i in range(32))
-    pixels = Pixels({"pixel_values": torch.zeros(32, 3, 8, 8)}, Layout("<video>", (2048,), frames))
-    clip = LoadedInput(0, Provenance(source="clip.mp4", digest="", size=(8, 8), notes=()), pixels)
-    assert (clip.regions, clip.bytes) == (32, 32 * 3 * 8 * 8 * 4)
+def test_a_clip_counts_its_frames(tmp_path: Path) -> None:
+    model = load(str(write("video_llava", tmp_path / "model")), frames=4)
+    clip = InputLoader(model.pruner)(0, ListedFile(str(film(tmp_path / "clip.mp4", 12))))
+    assert isinstance(clip, LoadedInput)
+    assert clip.num_images == 4
+    assert clip.nbytes == sum(tensor.nbytes for tensor in clip.pixels.tensors.values()) > 0

@@ -170,7 +170,7 @@ def test_windows_and_pictures_of_one_shape_are_selected_from_apart() -> None:
 
 # The families
 
-CLIPS = [name for name in sorted(TINY) if tiny_model(name).clip and "-" not in name]
+CLIPS = [name for name in sorted(TINY) if tiny_model(name).clip_inputs and "-" not in name]
 
 
 @pytest.fixture(scope="module", params=CLIPS)
