@@ -20,6 +20,7 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget, Spread
 from prunesid_cli.selection.methods.visionzip import contextual_count
+from prunesid_cli.tokencache import open_cache, read_tokens
 from prunesid_cli.types import CLS_NOT_READ, Prompt
 from tests.conftest import Run
 from tests.models.harness import (
@@ -194,11 +195,15 @@ def test_prompts_of_a_list_get_the_answers_of_single_prompts(model: Model, run: 
     assert run("compress", tmp_path, "-m", model.folder, "-k", "all", "--out", tmp_path / "cache").code == 0
     texts = [*QUESTIONS, "what is <image> then?"]
     (tmp_path / "prompts").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-    common = ("answer", tmp_path / "cache", "--max-new-tokens", 8)
-    single = {text: [record["answer"] for record in run(*common, text).records] for text in texts}
-    expected = [answer for answers in zip(*single.values(), strict=True) for answer in answers]
+    expected = []
+    for shard, item in open_cache(tmp_path / "cache").items():
+        (tokens,) = read_tokens(shard, [item])
+        for text in texts:
+            (answer,) = model.language.generate([model.language.embed(text, [tokens])], GENERATION)
+            expected.append(answer.text)
+    command = ("answer", tmp_path / "cache", "--max-new-tokens", GENERATION.max_new_tokens)
     for size in (1, 3, 8):
-        ran = run(*common, "--prompts", tmp_path / "prompts", "--batch-size", size)
+        ran = run(*command, "--prompts", tmp_path / "prompts", "--batch-size", size)
         assert (ran.code, [record["answer"] for record in ran.records]) == (0, expected), size
 
 
