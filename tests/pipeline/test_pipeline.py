@@ -11,7 +11,7 @@ from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.load import InputLoader, LoadedInput
 from tests.conftest import Run
 from tests.films import film
-from tests.models.tiny import write
+from tests.models.tiny import write_checkpoint
 
 
 def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
 
 
 def test_a_clip_counts_its_frames(tmp_path: Path) -> None:
-    model = load(str(write("video_llava", tmp_path / "model")), frames=4)
+    model = load(str(write_checkpoint("video_llava", tmp_path / "model")), frames=4)
     clip = InputLoader(model.pruner)(0, ListedFile(str(film(tmp_path / "clip.mp4", 12))))
     assert isinstance(clip, LoadedInput)
     assert clip.num_images == 4

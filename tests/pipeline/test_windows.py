@@ -1,4 +1,4 @@
-"""Frames that are selected from together: by hand, in each family that reads clips, by commands."""
+"""Windows of frames that are pruned together: made by hand, in each family that reads clips, and by commands."""
 
 from __future__ import annotations
 
@@ -21,32 +21,30 @@ from prunesid_cli.selection.budget import Budget, Spread
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Region, Segment, TokenSet
 from tests.conftest import Run
-from tests.models.harness import CLOSE, PROMPT, Model, make_clip, unread_cls_rows, make_image, kept_rows
+from tests.models.harness import CLOSE, PROMPT, Model, kept_rows, make_clip, make_image, unread_cls_rows
 from tests.models.tiny import TINY, tiny_model, write_checkpoint
 
 SIDE, WIDTH = 6, 16
 
 
-def frames_of(number: int, total: int | None = None) -> Layout:
-    """A clip of so many frames of SIDE x SIDE tokens."""
+def clip_layout(num_frames: int) -> Layout:
+    """The layout of a clip whose frames have SIDE x SIDE tokens."""
     size = SIDE**2
-    regions = tuple(Region(i * size, SIDE, SIDE, SIDE, time=i / 2) for i in range(number))
-    return Layout("<video>", (total or number * size,), regions)
+    regions = tuple(Region(i * size, SIDE, SIDE, SIDE, time=i / 2) for i in range(num_frames))
+    return Layout("<video>", (num_frames * size,), regions)
 
 
-def encoded(frames: Sequence[torch.Tensor], cls_tokens: bool = False) -> Encoded:
-    layout = frames_of(len(frames))
-    return Encoded(
-        tuple(
-            Segment(one, one.norm(dim=-1), one.mean(0) if cls_tokens else None, slots=tuple(region.slots))
-            for one, region in zip(frames, layout.regions, strict=True)
-        ),
-        layout,
-    )
+def encoded_clip(frames: Sequence[torch.Tensor], cls_tokens: bool = False) -> Encoded:
+    layout = clip_layout(len(frames))
+    segments = []
+    for frame, region in zip(frames, layout.regions, strict=True):
+        cls = frame.mean(0) if cls_tokens else None
+        segments.append(Segment(frame, frame.norm(dim=-1), cls, slots=tuple(region.slots)))
+    return Encoded(tuple(segments), layout)
 
 
-def still(number: int, noise: float = 0.0) -> list[torch.Tensor]:
-    """The same frame again and again."""
+def still_frames(number: int, noise: float = 0.0) -> list[torch.Tensor]:
+    """Copies of one frame, with noise."""
     generator = torch.Generator().manual_seed(1)
     frame = torch.randn(SIDE**2, WIDTH, generator=generator)
     return [frame + noise * torch.randn(SIDE**2, WIDTH, generator=generator) for _ in range(number)]
@@ -56,39 +54,40 @@ def still(number: int, noise: float = 0.0) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("count", "window", "sizes"), [(8, 8, [8]), (8, 4, [4, 4]), (8, 3, [2, 3, 3]), (3, 8, [3])])
-def test_frames_fall_into_windows_of_about_one_length(count: int, window: int, sizes: list[int]) -> None:
+def test_frames_are_divided_into_windows_of_nearly_equal_length(count: int, window: int, sizes: list[int]) -> None:
     frames = [torch.full((SIDE**2, WIDTH), float(i)) for i in range(count)]
-    item = encoded(frames)
-    made = join_windows(item, window)
-    assert [one.frames for one in made.segments] == sizes
-    assert made.layout == item.layout
-    assert torch.equal(torch.cat([one.features for one in made.segments]), torch.cat(frames))
-    assert [slot for one in made.segments for slot in one.slots or ()] == list(range(count * SIDE**2))
+    item = encoded_clip(frames)
+    windows = join_windows(item, window)
+    assert [segment.frames for segment in windows.segments] == sizes
+    assert windows.layout == item.layout
+    assert torch.equal(torch.cat([segment.features for segment in windows.segments]), torch.cat(frames))
+    slots = [slot for segment in windows.segments for slot in segment.slots or ()]
+    assert slots == list(range(count * SIDE**2))
 
 
-def test_a_window_of_one_and_a_picture_stay_as_they_are() -> None:
-    item = encoded(still(3))
+def test_windows_of_one_frame_and_pictures_are_not_changed() -> None:
+    item = encoded_clip(still_frames(3))
     assert join_windows(item, 1) is item
     picture = Encoded(item.segments, replace(item.layout, regions=(Region(0, SIDE, SIDE, SIDE),) * 3))
     assert join_windows(picture, 8) is picture
 
 
-def test_parts_of_a_frame_are_joined_with_their_own_places() -> None:
+def test_parts_of_frames_are_joined_with_their_slots() -> None:
     rows = torch.arange(2 * SIDE**2).float()[:, None].expand(-1, WIDTH)
     half = SIDE**2 // 2
     parts = tuple(Segment(rows[i : i + half], slots=tuple(range(i, i + half))) for i in range(0, len(rows), half))
-    upper, lower = join_windows(Encoded(parts, frames_of(2)), 2).segments
+    upper, lower = join_windows(Encoded(parts, clip_layout(2)), 2).segments
     assert upper.slots == (*range(half), *range(2 * half, 3 * half))
     assert lower.features[:, 0].tolist() == [*range(half, 2 * half), *range(3 * half, 4 * half)]
 
 
-def test_a_later_cls_is_a_candidate_where_it_is_read_and_left_out_where_not() -> None:
-    unread = join_windows(encoded(still(2), cls_tokens=True), 2).segments[0]
+def test_the_cls_tokens_of_later_frames_are_candidates_if_the_model_reads_them() -> None:
+    unread = join_windows(encoded_clip(still_frames(2), cls_tokens=True), 2).segments[0]
     assert (len(unread.features), unread.capacity, unread.cls_slot) == (2 * SIDE**2, 2 * SIDE**2 + 1, CLS_NOT_READ)
     size = SIDE**2 + 1
     read = [
-        replace(one, slots=tuple(range(i * size + 1, (i + 1) * size)), cls_slot=i * size)
-        for i, one in enumerate(encoded(still(2), cls_tokens=True).segments)
+        replace(segment, slots=tuple(range(i * size + 1, (i + 1) * size)), cls_slot=i * size)
+        for i, segment in enumerate(encoded_clip(still_frames(2), cls_tokens=True).segments)
     ]
     layout = Layout("<video>", (2 * size,), tuple(Region(i * size + 1, SIDE, SIDE, SIDE, time=i / 2) for i in range(2)))
     (window,) = join_windows(Encoded(tuple(read), layout), 2).segments
@@ -99,12 +98,12 @@ def test_a_later_cls_is_a_candidate_where_it_is_read_and_left_out_where_not() ->
 
 
 def test_a_window_of_too_many_tokens_is_refused() -> None:
-    check_window("a.mp4", frames_of(MAX_WINDOW_TOKENS // SIDE**2), 1024)
-    check_window("a.mp4", frames_of(1024), MAX_WINDOW_TOKENS // SIDE**2)
+    check_window("a.mp4", clip_layout(MAX_WINDOW_TOKENS // SIDE**2), 1024)
+    check_window("a.mp4", clip_layout(1024), MAX_WINDOW_TOKENS // SIDE**2)
     with pytest.raises(
         MediaError, match=f"a.mp4: a window of 500 frames has 18,000 tokens, .* {MAX_WINDOW_TOKENS:,}"
     ) as caught:
-        check_window("a.mp4", frames_of(1024), 500)
+        check_window("a.mp4", clip_layout(1024), 500)
     assert caught.value.hint == f"give --window {MAX_WINDOW_TOKENS // SIDE**2}"
 
 
@@ -115,131 +114,130 @@ def pruner(keep: int | None, window: int, method: str = "prunesid", **options: b
     return Pruner(None, Budget(keep, **options), method, (), FrameSampling(window=window))  # type: ignore[arg-type]
 
 
-def places(kept: TokenSet) -> set[int]:
-    """Where in a frame there is something kept, in any frame."""
+def kept_positions(kept: TokenSet) -> set[int]:
+    """Positions within a frame of which a token is kept in any frame."""
     return {slot % SIDE**2 for slot in kept.slots if slot != CLS_NOT_READ}
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_a_still_scene_is_not_kept_again_and_again(noise: float) -> None:
-    """36 different patches eight times: one frame a selection keeps the same ones eight times, a window others."""
-    item = encoded(still(8, noise))
-    (alone,) = pruner(32, 1).prune([item])
-    (together,) = pruner(32, 8).prune([join_windows(item, 8)])
-    assert alone.kept == together.kept == 32
-    assert len(places(alone)) <= 10
-    assert len(places(together)) >= 28
+def test_a_still_scene_is_kept_once_in_a_window(noise: float) -> None:
+    """Eight equal frames of 36 different patches: frame by frame the same patches are kept, in a window other ones."""
+    item = encoded_clip(still_frames(8, noise))
+    (single,) = pruner(32, 1).prune([item])
+    (joint,) = pruner(32, 8).prune([join_windows(item, 8)])
+    assert single.kept == joint.kept == 32
+    assert len(kept_positions(single)) <= 10
+    assert len(kept_positions(joint)) >= 28
 
 
-def test_what_changes_is_kept_in_every_frame() -> None:
-    """Of a still scene in which one patch always shows something new, that one is kept of each frame."""
-    frames = [frame.clone() for frame in still(8)]
+def test_a_patch_that_changes_is_kept_in_every_frame() -> None:
+    """All other patches of the scene stay the same."""
+    frames = [frame.clone() for frame in still_frames(8)]
     generator = torch.Generator().manual_seed(2)
     for frame in frames:
         frame[17] = 2 * torch.randn(WIDTH, generator=generator)
-    (kept,) = pruner(43, 8).prune([join_windows(encoded(frames), 8)])
+    (kept,) = pruner(43, 8).prune([join_windows(encoded_clip(frames), 8)])
     assert {slot // SIDE**2 for slot in kept.slots if slot % SIDE**2 == 17} == set(range(8))
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("spread", [Spread.WITHIN_ITEM, Spread.NONE])
-def test_as_many_as_asked_in_the_order_of_time(method: str, spread: Spread) -> None:
-    for item in (encoded(still(7, 0.1)), encoded(still(7, 0.1), cls_tokens=True)):
+def test_the_budget_is_kept_in_the_order_of_time(method: str, spread: Spread) -> None:
+    for item in (encoded_clip(still_frames(7, 0.1)), encoded_clip(still_frames(7, 0.1), cls_tokens=True)):
         for window in (2, 7):
-            made = join_windows(item, window)
-            capacity = sum(one.capacity for one in made.segments)
+            windows = join_windows(item, window)
+            capacity = sum(segment.capacity for segment in windows.segments)
             for count in (1, 2, 7, 40, item.layout.total - 1, item.layout.total):
-                (kept,) = pruner(count, window, method, spread=spread).prune([made])
-                assert (
-                    kept.kept
-                    == min(count, capacity)
-                    == len(set(kept.slots)) + max(kept.slots.count(CLS_NOT_READ) - 1, 0)
-                )
+                (kept,) = pruner(count, window, method, spread=spread).prune([windows])
+                num_distinct = len(set(kept.slots)) + max(kept.slots.count(CLS_NOT_READ) - 1, 0)
+                assert kept.kept == num_distinct == min(count, capacity)
                 assert list(kept.slots) == sorted(kept.slots)
 
 
-def test_windows_and_pictures_of_one_shape_are_selected_from_apart() -> None:
-    """A batch may hold both; each is what it is alone."""
-    made = join_windows(encoded(still(2)), 2)
-    (window,) = made.segments
+def test_windows_and_pictures_of_one_shape_do_not_mix() -> None:
+    """In one batch, each keeps the tokens that it keeps alone."""
+    clip = join_windows(encoded_clip(still_frames(2)), 2)
+    (window,) = clip.segments
     picture = Encoded((replace(window, frames=1),), Layout("<image>", (2 * SIDE**2,), (Region(0, SIDE, 2 * SIDE, 12),)))
-    both = pruner(40, 2).prune([made, picture])
-    assert [one.slots for one in both] == [pruner(40, 2).prune([one])[0].slots for one in (made, picture)]
-    assert both[0].slots != both[1].slots
+    batch = [kept.slots for kept in pruner(40, 2).prune([clip, picture])]
+    assert batch == [pruner(40, 2).prune([item])[0].slots for item in (clip, picture)]
+    assert batch[0] != batch[1]
 
 
 # The families
 
-CLIPS = [name for name in sorted(TINY) if tiny_model(name).clip_inputs and "-" not in name]
+CLIP_FAMILIES = [name for name in sorted(TINY) if tiny_model(name).clip_inputs and "-" not in name]
 
 
-@pytest.fixture(scope="module", params=CLIPS)
+@pytest.fixture(scope="module", params=CLIP_FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)), tiny_model(request.param))
 
 
-def windowed(model: Model, keep: str, window: int) -> Pruner:
+def window_pruner(model: Model, keep: str, window: int) -> Pruner:
     return replace(model.pruner(keep), sampling=FrameSampling(window=window))
 
 
-def pruned(pruner: Pruner, media: Media) -> TokenSet:
+def prune(pruner: Pruner, media: Media) -> TokenSet:
     return pruner.prune(pruner.encode([pruner.preprocess(media)]))[0]
 
 
 def test_keeping_all_in_windows_is_the_stock_model(model: Model) -> None:
     media = make_clip(1)
-    item = pruned(windowed(model, "all", 4), media)
-    asked, inputs = model.language.embed(PROMPT, [item]), model.stock_inputs([media], PROMPT)
+    item = prune(window_pruner(model, "all", 4), media)
+    prompt, inputs = model.language.embed(PROMPT, [item]), model.stock_inputs([media], PROMPT)
     with torch.no_grad():
         expected = model.stock(**inputs).logits[0, -1]
-    torch.testing.assert_close(model.language.logits([asked])[0], expected, **CLOSE)
+    torch.testing.assert_close(model.language.logits([prompt])[0], expected, **CLOSE)
 
 
-def test_what_is_kept_of_windows_stands_where_the_stock_model_has_it(model: Model) -> None:
+def test_kept_tokens_of_windows_have_the_positions_of_the_stock_model(model: Model) -> None:
     media = make_clip(1)
-    item = pruned(windowed(model, "31", 4), media)
+    item = prune(window_pruner(model, "31", 4), media)
     assert item.kept == 31
     inputs = model.stock_inputs([media], PROMPT)
-    seen, left = model.stock_language_inputs(inputs), kept_rows(model, inputs, [item])
-    asked = model.language.embed(PROMPT, [item])
-    own = ~unread_cls_rows(model, [item], asked.embeds)
-    torch.testing.assert_close(asked.embeds[own], seen["inputs_embeds"][0, left], **CLOSE)
-    if asked.positions is not None:
-        assert torch.equal(asked.positions, seen["position_ids"][-3:, 0, left])
+    stock, kept = model.stock_language_inputs(inputs), kept_rows(model, inputs, [item])
+    prompt = model.language.embed(PROMPT, [item])
+    is_stock_row = ~unread_cls_rows(model, [item], prompt.embeds)
+    torch.testing.assert_close(prompt.embeds[is_stock_row], stock["inputs_embeds"][0, kept], **CLOSE)
+    if prompt.positions is not None:
+        assert torch.equal(prompt.positions, stock["position_ids"][-3:, 0, kept])
 
 
-def test_a_still_clip_keeps_other_patches_in_a_window(model: Model) -> None:
+def test_a_window_of_a_still_clip_keeps_more_patches(model: Model) -> None:
     picture = make_image(5, (320, 240))
     media = media_from_frames((picture,) * 8, tuple(i / 2 for i in range(8)))
-    found = []
+    positions = []
     for window in (1, 8):
-        item = pruned(windowed(model, "64", window), media)
+        item = prune(window_pruner(model, "64", window), media)
         starts = [(region.first, region.rows * region.columns) for region in item.layout.regions]
-        found.append({slot - first for slot in item.slots for first, size in starts if first <= slot < first + size})
+        positions.append(
+            {slot - first for slot in item.slots for first, size in starts if first <= slot < first + size}
+        )
         assert item.kept == 64
-    alone, together = found
-    assert len(together) >= 2 * len(alone)
+    single, joint = positions
+    assert len(joint) >= 2 * len(single)
 
 
 # The commands
 
 
 def test_ask_is_compress_and_answer_in_windows(run: Run, model: Model, tmp_path: Path) -> None:
-    from tests.films import film  # skips what needs PyAV where it is not installed
+    from tests.films import film  # skips the test if PyAV is not installed
 
     film(tmp_path / "a.mp4", 30)
     common = ("-m", model.folder, "-k", "20", "--frames", "6", "--window", "3")
     done = run("compress", tmp_path / "a.mp4", "--out", tmp_path / "c", *common)
     assert done.code == 0, done.err
     (record,) = run("answer", tmp_path / "c", PROMPT, "--max-new-tokens", "8").records
-    (said,) = run("ask", tmp_path / "a.mp4", PROMPT, *common, "--max-new-tokens", "8", "--json").records
-    assert (record["answer"], record["kept"], record["tokens"]) == (said["answer"], 20, said["tokens"])
+    (asked,) = run("ask", tmp_path / "a.mp4", PROMPT, *common, "--max-new-tokens", "8", "--json").records
+    assert (record["answer"], record["kept"], record["tokens"]) == (asked["answer"], 20, asked["tokens"])
     assert [item.sampling for _, item in open_cache(tmp_path / "c").items()] == ["6 frames in windows of 3"]
     other = run("compress", tmp_path / "a.mp4", "--out", tmp_path / "c", *common[:-2])
     assert (other.code, "6 frames in windows of 3 were taken, not 6 frames" in other.err) == (1, True)
 
 
-def test_a_window_too_large_costs_its_clip(run: Run, tmp_path: Path) -> None:
+def test_a_clip_with_a_window_too_large_is_skipped(run: Run, tmp_path: Path) -> None:
     from tests.films import film
 
     folder = write_checkpoint("video_llava", tmp_path / "m")
