@@ -43,7 +43,7 @@ class VisionHalf(Protocol):
         Args:
             media: The image or clip.
             num_other_images: Number of other images in the same prompt, for families that then preprocess an image in
-                another way. Families that do not ignore it.
+                another way. Other families ignore it.
 
         Returns:
             The tower's input tensors, and the item's layout.
