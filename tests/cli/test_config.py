@@ -1,4 +1,4 @@
-"""The configuration file: what may be in it, and that it never locks the user out."""
+"""The configuration file: its keys, its place among other settings, and what happens if it is broken."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_models_use_leaves_the_rest_alone(run: Run, config: Path, llava: Path, tmp_path: Path) -> None:
-    odd = tmp_path / "l\u00e4ma \U0001f999"
-    shutil.copytree(llava, odd)
+def test_models_use_changes_the_model_only(run: Run, config: Path, llava: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "l\u00e4ma \U0001f999"
+    shutil.copytree(llava, folder)
     config.write_text('keep = "64"\n"model" = "old/one"\nrevision = "v1"\n[other]\nmodel = "kept"\n')
-    assert run("models", "use", odd).code == 0
+    assert run("models", "use", folder).code == 0
     assert tomllib.loads(config.read_text(encoding="utf-8")) == {
-        "model": str(odd),
+        "model": str(folder),
         "keep": "64",
         "other": {"model": "kept"},
     }
-    assert f"* {odd}" in run("models").out
+    assert f"* {folder}" in run("models").out
     assert [path.name for path in config.parent.iterdir()] == [config.name]
 
 
 def test_a_broken_file_is_named_and_help_still_works(run: Run, config: Path, pictures: list[Path]) -> None:
     config.write_text("keep = ")
-    ran = run("ask", pictures[0], "what?")
-    assert (ran.code, str(config) in ran.err, "hint: " in ran.err) == (2, True, True)
+    result = run("ask", pictures[0], "what?")
+    assert (result.code, str(config) in result.err, "hint: " in result.err) == (2, True, True)
     assert run("ask", "--help").code == 0
     assert run("--version").code == 0
 
 
-def test_an_input_named_like_a_command_is_no_command(
+def test_an_input_may_have_the_name_of_a_command(
     run: Run, config: Path, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The configuration counts for it, and a broken one is named."""
+    """The configuration applies to it, and a broken one is named."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(pictures[0].parent, "models")
     config.write_text(f'keep = "40"\nmodel = "{llava}"\n')
@@ -62,13 +62,13 @@ def test_an_input_named_like_a_command_is_no_command(
     assert (broken.code, str(config) in broken.err) == (2, True)
 
 
-def test_the_help_says_where_options_can_be_set(run: Run) -> None:
-    said = " ".join(run("--help").out.split())
+def test_the_help_names_the_sources_of_options(run: Run) -> None:
+    text = " ".join(run("--help").out.split())
     for what in ("PRUNESID_KEEP", "~/.config/prunesid/config.toml", "$XDG_CONFIG_HOME"):
-        assert what in said
+        assert what in text
 
 
-def test_environment_before_file_before_default(
+def test_the_environment_precedes_the_file_and_the_file_the_default(
     run: Run, config: Path, llava: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kept(*args: str) -> int:
@@ -82,26 +82,26 @@ def test_environment_before_file_before_default(
     assert kept("-k", "20") == 20
 
 
-def test_evaluate_takes_the_model_and_compares_what_it_is_told(
+def test_evaluate_reads_the_model_but_not_the_budget(
     run: Run, config: Path, llava: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     config.write_text(f'model = "{llava}"\nkeep = "40"\nmax_new_tokens = 3\n')
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"media": str(pictures[0]), "prompt": "what?"}) + "\n")
-    ran = run("evaluate", data, "--json")
-    assert (ran.code, "embedded" in ran.err) == (0, False), ran.err
-    assert [one["keep"] for one in ran.records] == ["all", "192", "128", "64", "32", "16"]
+    result = run("evaluate", data, "--json")
+    assert (result.code, "embedded" in result.err) == (0, False), result.err
+    assert [record["keep"] for record in result.records] == ["all", "192", "128", "64", "32", "16"]
 
 
-def test_a_key_that_is_no_option_is_named(run: Run, config: Path, llava: Path, pictures: list[Path]) -> None:
+def test_unknown_keys_are_named(run: Run, config: Path, llava: Path, pictures: list[Path]) -> None:
     config.write_text('kep = 3\nmax-new-tokens = 3\nqwertz = 1\nkeep = "8"\nattn = "eager"\n[Keep]\nall = 1\n')
-    ran = run("ask", "-m", llava, pictures[0], "what?", "--json", "-q")
-    assert (ran.code, ran.records[0]["kept"]) == (0, 8)
-    assert ran.err.splitlines() == [
+    result = run("ask", "-m", llava, pictures[0], "what?", "--json", "-q")
+    assert (result.code, result.records[0]["kept"]) == (0, 8)
+    assert result.err.splitlines() == [
         f"warning: kep in {config} is not an option: did you mean keep?",
         f"warning: max-new-tokens in {config} is not an option: did you mean max_new_tokens?",
         f"warning: qwertz in {config} is not an option",
         f"warning: [Keep] in {config} is not read: options stand above all tables",
     ]
-    config.write_text("json = true\nstream = true\n")  # of one command each
+    config.write_text("json = true\nstream = true\n")  # options of some commands only
     assert run("ask", "-m", llava, pictures[0], "what?", "-q").err == ""

@@ -1,4 +1,4 @@
-"""Tokens that are not finite, and how much a clip counts."""
+"""The pruner finds tokens that are not finite; a loaded clip counts as many regions and bytes as it has frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.models.tiny import write_checkpoint
 
 
 def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
-    """A tower may overflow in the CLS token alone."""
+    """A tower may overflow in the CLS token only."""
     from dataclasses import replace
 
     from prunesid_cli.errors import NonFiniteError
