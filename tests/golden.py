@@ -18,8 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from prunesid_cli.selection import select
-from prunesid_cli.selection.explain import Explanation, explain
-from prunesid_cli.selection.methods.variants import PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
+from prunesid_cli.selection.methods.explanation import Explanation, explain
+from prunesid_cli.selection.prunesid_variants import PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
 from prunesid_cli.selection.psca import exact_directions
 from prunesid_cli.selection.similarity import compute_phi, cosine_similarity, pair_mean
 from tests.golden_exact import compare

@@ -17,8 +17,8 @@ from torch import Tensor
 from prunesid_cli.runtime.device import to_device
 from prunesid_cli.selection.group_allocation import Allocation, allocate, count_per_group, order_by_allocation
 from prunesid_cli.selection.linalg.per_image import map_images
-from prunesid_cli.selection.methods.variants import PruneSIDVariant, loading_or_saliency
 from prunesid_cli.selection.nms import find_survivors, find_survivors_batched, saliency_rank
+from prunesid_cli.selection.prunesid_variants import PruneSIDVariant, loading_or_saliency
 from prunesid_cli.selection.psca import assign_groups
 
 

@@ -12,7 +12,7 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.runtime.device import to_fp64_device
 from prunesid_cli.selection import GROUPING_METHODS, SUPPRESSING_METHODS, load_method
-from prunesid_cli.selection.explain import Explanation, explain_method
+from prunesid_cli.selection.methods.explanation import Explanation, explain_method
 from prunesid_cli.selection.methods.plus import group_tokens
 from prunesid_cli.types import Layout, Region, Segment, TokenSet
 from prunesid_cli.visualization.panels import Annotations

@@ -25,8 +25,8 @@ from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget, token_bounds
-from prunesid_cli.selection.explain import explain
-from prunesid_cli.selection.methods.variants import PRUNESID
+from prunesid_cli.selection.methods.explanation import explain
+from prunesid_cli.selection.prunesid_variants import PRUNESID
 from samples.embedded_model.evaluate import ExamPicture, ExamResult, make_exam, run_exam
 from tests.selection.inputs import apportion
 

@@ -52,11 +52,11 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.explain import explain
 from prunesid_cli.selection.linalg.batched import SPARE
 from prunesid_cli.selection.linalg.eigenvectors import batched_directions
 from prunesid_cli.selection.linalg.ritz import small_eigh
-from prunesid_cli.selection.methods.variants import PRUNESID
+from prunesid_cli.selection.methods.explanation import explain
+from prunesid_cli.selection.prunesid_variants import PRUNESID
 from prunesid_cli.selection.psca import centre_tokens, exact_directions
 from prunesid_cli.types import Pixels, Placement
 from tests.benchmarks.published import load_published

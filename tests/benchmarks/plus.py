@@ -28,11 +28,11 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import load_method
 from prunesid_cli.selection.batching import keep_counts, mask_to_indices
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.explain import explain
+from prunesid_cli.selection.methods.explanation import explain
 from prunesid_cli.selection.methods.plus import find_leaders
 from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
 from prunesid_cli.selection.methods.scope import extend_by_coverage
-from prunesid_cli.selection.methods.variants import OVER_TIME
+from prunesid_cli.selection.prunesid_variants import OVER_TIME
 from prunesid_cli.selection.similarity import cosine_similarity
 from samples.embedded_model.evaluate import ExamResult, make_exam, run_exam
 

@@ -24,7 +24,7 @@ from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.tokencache import STORES
 from prunesid_cli.types import TokenSet
-from samples.embedded_model.evaluate import GENERATION, examination
+from samples.embedded_model.evaluate import GENERATION, make_exam
 
 
 def packed(tokens: TokenSet, store: str) -> TokenSet:
@@ -45,7 +45,7 @@ def main() -> None:
     language = family.load_language_half(checkpoint, placement)
     asked = [
         (pruner.prune(picture.encoded)[0], question)
-        for picture in examination(pruner, given.per_kind, 1)
+        for picture in make_exam(pruner, given.per_kind, 1)
         for question in picture.questions
     ]
     said = dict[str, list[str]]()

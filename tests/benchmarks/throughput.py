@@ -23,19 +23,19 @@ from typing import Any
 import torch
 from PIL import Image
 
-from prunesid_cli.cli.choices import Attention, Dtype
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import load_image
 from prunesid_cli.inputs.listing import Listing
-from prunesid_cli.pipeline.compress import Job, compress, record
-from prunesid_cli.pipeline.load import Cached, InputLoader
+from prunesid_cli.pipeline.batches import BatchRunner
+from prunesid_cli.pipeline.compress import compress, open_writer, write_results
+from prunesid_cli.pipeline.load import InputLoader
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.session import Hardware, Session
-from prunesid_cli.pipeline.token_budgets import at_once
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.settings import Settings, TokenStore
+from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
 from prunesid_cli.runtime.background_writer import BackgroundWriter
-from prunesid_cli.runtime.batch_size import batched
-from prunesid_cli.selection.budget import Budget
-from prunesid_cli.tokencache import CacheWriter, Run
+from prunesid_cli.runtime.batch_size import BatchSizeTuner, batched
+from prunesid_cli.tokencache import Entry
 from tests.benchmarks import halves
 
 
@@ -67,23 +67,22 @@ def finish(encoded: Any) -> None:
     encoded[-1].segments[-1].features[0, 0].item()
 
 
-def pipeline(subject: Subject) -> float:
-    found, budget = subject.session.checkpoint, subject.pruner.budget
-    dtype = subject.session.dtype_name
-    run = Run(found.name, found.revision, found.model_type, "prunesid", str(budget), False, False, dtype)
+def run_pipeline(subject: Subject) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        with closing(CacheWriter(Path(folder), run, "benchmark")) as writer, BackgroundWriter() as behind:
-            job = Job(InputLoader(subject.pruner, Cached(writer)), subject.session.pace(subject.batch))
-            write = lambda outcomes: behind.submit(partial(record, writer, outcomes))  # noqa: E731
-            done = compress(job, Listing(map(str, subject.paths)), at_once(subject.pruner, ()), write)
-            kept = sum(outcome.entry is not None for outcome in done)
-        spent = time.perf_counter() - began
-    assert kept == len(subject.paths)
-    return spent
+        start = time.perf_counter()
+        writer = open_writer(subject.session, subject.pruner, Path(folder), TokenStore.model, "benchmark")
+        with closing(writer), BackgroundWriter() as background:
+            runner = BatchRunner(InputLoader(subject.pruner, writer), BatchSizeTuner.fixed(subject.batch))
+            write = lambda results: background.submit(partial(write_results, writer, results))  # noqa: E731
+            allocator = allocate_on_arrival(subject.pruner, ())
+            results = compress(runner, Listing(map(str, subject.paths)), allocator, write)
+            num_encoded = sum(isinstance(result, Entry) for result in results)
+        seconds = time.perf_counter() - start
+    assert num_encoded == len(subject.paths)
+    return seconds
 
 
-WAYS: dict[str, Callable[[Subject], float]] = {"tower": tower, "loop": loop, "compress": pipeline}
+WAYS: dict[str, Callable[[Subject], float]] = {"tower": tower, "loop": loop, "compress": run_pipeline}
 
 
 def measure(subject: Subject, repeats: int) -> dict[str, list[float]]:
@@ -111,9 +110,8 @@ def subject_of(options: argparse.Namespace, folder: Path) -> Subject:
         (folder / "clip").mkdir()
         halves.make(folder / "clip")
         model = str(folder / "clip")
-    session = Session.open(model, None, Hardware(options.device, Dtype.auto, Attention.auto))
-    pruner = session.pruner(Budget.parse("11%"), "prunesid")
-    return Subject(session, pruner, paths, options.batch)
+    session = Session.open(Settings(model=model, device=options.device))
+    return Subject(session, session.pruner(), paths, options.batch)
 
 
 def main() -> None:

@@ -33,9 +33,9 @@ from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.frame_windows import join_windows
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.selection.explain import explain
+from prunesid_cli.selection.methods.explanation import explain
 from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
-from prunesid_cli.selection.methods.variants import OVER_TIME
+from prunesid_cli.selection.prunesid_variants import OVER_TIME
 from prunesid_cli.types import Encoded, Layout, Region, TokenSet
 from samples.embedded_model.evaluate import GENERATION
 from tests.selection.inputs import attention, scene_like

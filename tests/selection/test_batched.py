@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.explain import explain
 from prunesid_cli.selection.linalg.batched import batched_eigenvectors, group_by_width
 from prunesid_cli.selection.linalg.gram import Gram, gram
 from prunesid_cli.selection.linalg.ritz import RitzVectors, count_undecided
-from prunesid_cli.selection.methods.variants import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
+from prunesid_cli.selection.methods.explanation import explain
 from prunesid_cli.selection.nms import find_survivors, find_survivors_batched, iterate_suppression, saliency_rank
+from prunesid_cli.selection.prunesid_variants import PRUNESID, PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
 from prunesid_cli.selection.psca import assign_groups, centre_tokens, exact_directions
 from tests.selection.inputs import attention, generator, repeated, scene_like, tokens
 

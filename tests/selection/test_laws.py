@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunesid_cli.errors import NonFiniteError, UsageError
 from prunesid_cli.selection import METHODS, select
-from prunesid_cli.selection.explain import explain
+from prunesid_cli.selection.methods.explanation import explain
 from tests.selection.inputs import attention, batch, scene_like, tokens
 
 every_method = pytest.mark.parametrize("method", METHODS)

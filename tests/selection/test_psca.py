@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunesid_cli.selection.explain import explain
 from prunesid_cli.selection.linalg.gram import gram
+from prunesid_cli.selection.methods.explanation import explain
 from prunesid_cli.selection.psca import assign_groups, centre_tokens, exact_directions, low_rank_directions
 from prunesid_cli.selection.similarity import compute_phi, normalize_tokens, pair_mean, rounded_pair_mean, triangle_mean
 from tests.selection.inputs import batch, repeated, scene_like, tokens

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunesid_cli.selection.explain import explain
 from prunesid_cli.selection.group_allocation import allocate, smallest_rise
-from prunesid_cli.selection.methods.variants import PRUNESID
+from prunesid_cli.selection.methods.explanation import explain
 from prunesid_cli.selection.nms import find_survivors, iterate_suppression, saliency_rank
+from prunesid_cli.selection.prunesid_variants import PRUNESID
 from prunesid_cli.selection.similarity import normalize_tokens
 from tests.selection import reference
 from tests.selection.inputs import generator, tokens

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunesid_cli.selection.batching import keep_counts, mask_to_indices, run_per_budget
 from prunesid_cli.selection.methods.scope import extend_by_coverage
-from prunesid_cli.selection.methods.variants import PRUNESID, loading_or_saliency
+from prunesid_cli.selection.prunesid_variants import PRUNESID, loading_or_saliency
 from prunesid_cli.selection.psca import assign_groups, exact_directions
 from prunesid_cli.selection.similarity import cosine_similarity
 

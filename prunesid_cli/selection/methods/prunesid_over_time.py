@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunesid_cli.selection.group_selection import select_by_group
-from prunesid_cli.selection.methods.variants import OVER_TIME
+from prunesid_cli.selection.prunesid_variants import OVER_TIME
 
 
 def prunesid_over_time(

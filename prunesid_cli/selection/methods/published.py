@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunesid_cli.selection.group_selection import select_by_group
-from prunesid_cli.selection.methods.variants import PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
+from prunesid_cli.selection.prunesid_variants import PUBLISHED_LLAVA, PUBLISHED_QWEN, PruneSIDVariant
 
 
 def published(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:

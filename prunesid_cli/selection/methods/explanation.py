@@ -14,8 +14,8 @@ from prunesid_cli.selection.group_selection import select_by_group
 from prunesid_cli.selection.methods.prunesid import prunesid
 from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
 from prunesid_cli.selection.methods.published import published, published_qwen, published_variant
-from prunesid_cli.selection.methods.variants import OVER_TIME, PRUNESID, PUBLISHED_QWEN, PruneSIDVariant
 from prunesid_cli.selection.nms import find_suppressors
+from prunesid_cli.selection.prunesid_variants import OVER_TIME, PRUNESID, PUBLISHED_QWEN, PruneSIDVariant
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method
