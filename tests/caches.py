@@ -31,7 +31,7 @@ def make_entries(count: int) -> list[Entry]:
 
 
 def make_wide_entry(source: str, version: int = 0, channels: int = 200) -> Entry:
-    """Return a version of an entry with seven random tokens, some channels of which are fifty times larger."""
+    """Return a version of an entry with seven random tokens, with some channels fifty times larger."""
     generator = torch.Generator().manual_seed(hash((source, version)) % 2**31)
     tokens = torch.randn(7, channels, generator=generator) * (1 + 50 * (torch.arange(channels) % 90 == 0))
     token_set = TokenSet(tokens, tuple(range(7)), WIDE_LAYOUT, is_unpruned=False)
@@ -64,7 +64,7 @@ def write_cache(folder: Path, entries: Iterable[Entry], run: Run = RUN, shard_it
 
 
 def items_by_source(folder: Path) -> dict[str, Item]:
-    """Read all items of a cache, none of which may be damaged."""
+    """Read all items of a cache. None may be damaged."""
     cache = open_cache(folder)
     items = {item.source: item for _, item in cache.items()}
     assert not cache.faults

@@ -61,8 +61,8 @@ class VisionHalf(Protocol):
             items: Items from `preprocess`, which may differ in size.
 
         Returns:
-            For each item, one or more segments, over each of which one selection runs: an image, a tile, a frame, or a
-            window of a large image. A segment has N tokens [N, C] and their saliency [N]. An item's encoding does not
+            For each item, one or more segments: an image, a tile, a frame, or a window of a large image. One selection
+            runs over each. A segment has N tokens [N, C] and their saliency [N]. An item's encoding does not
             depend on the other items of the batch. No two segments of an item share a slot.
         """
         ...

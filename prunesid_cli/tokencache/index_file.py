@@ -8,8 +8,8 @@ run       settings of the cache, or null
 sampling  how the frames of its clips were chosen
 shards    [number, bytes of the file, items] of each shard
 given     the number of the next new shard
-given_up  numbers of lost shards that a later, complete run did without: that run was told of them, and compressed again
-          those of their items that were among its inputs
+given_up  numbers of lost shards that are no longer reported: a later run reported them, compressed their items again as
+          far as they were among its inputs, and finished
 dead      [shard, item] of each item that does not count, because a later one has the same source
 check     BLAKE2b-128, in hex, of the JSON without it and of the bytes of all tensors in the order below
 

@@ -99,7 +99,7 @@ class ShardJournal:
         self.num_bytes += len(rows.data) + len(rows.scales)
 
     def copy(self, shard: Shard, items: Iterable[Item]) -> None:
-        """Append items of a shard, every byte of which is checked.
+        """Append items of a shard. Every byte of them is checked.
 
         Raises:
             CacheError: They are damaged, or cannot be written.
@@ -179,7 +179,7 @@ class ShardJournal:
 
 
 def resume_shard(shard: Shard) -> ShardJournal:
-    """Go on with a shard: a journal that holds its items.
+    """Return a journal that holds the items of a shard, to add more.
 
     Raises:
         CacheError: The shard is damaged, or the items cannot be written.

@@ -80,7 +80,7 @@ COURSES = (
     TowerCourse("tower2", (Phase(0.8, None, 160, 24), FULL_PICTURES), peak=1e-3, first=10**7),
     TowerCourse("tower3", (Phase(0.85, None, 160, 24), FULL_PICTURES), peak=8e-4, first=2 * 10**7, with_centres=True),
 )
-"""Courses start with few patches, most of which show things: these steps are 30 times cheaper than steps on full
+"""Courses start with few patches, and most of them show things: these steps are 30 times cheaper than steps on full
 pictures, which come last in each course. From the second course on, things are larger, as in all other scenes. The
 third makes the features encode where in the picture a thing is. Without it they lose that (the error of a linear probe
 was 4.7 patches), and with it all answers about places once tokens are dropped and renumbered."""

@@ -1,13 +1,13 @@
-"""All that wants a GPU, in one run of under ten minutes: `python -m tests.benchmarks.gpu [--published PATH]`.
+"""All measurements that need a GPU, in one run of under ten minutes: `python -m tests.benchmarks.gpu [--published PATH]`.
 
-Parts, each written as soon as it is done and passed over when the same command is given again on the same machine:
+Each part is written as soon as it is done, and skipped if the same command runs again on the same machine:
 
 selection  time, launches, host waits and memory of selection, ours against the published code (PATH: a checkout of it)
 eigenproblems  the small ones within, on the host and on the GPU
 tower      CLIP-L/336 in half precision, random weights: images a second with and without selection, and its share
-agreement  images of which the GPU's way (on a CPU: that way run there) and the CPU's way keep other tokens, and those
-           of which a GPU leaves the directions to the CPU
-rounding   images of which another batch size changes the tower's last bits so that other tokens are kept
+agreement  how many images keep other tokens on a GPU than on a CPU (without a GPU, the GPU's code runs on the CPU), and
+           for how many the GPU leaves the directions to the CPU
+rounding   how many images keep other tokens because another batch size changes the last bits of the tower's output
 stages     LLaVA-NeXT-7B, random weights: what `prunesid bench` measures, all visual tokens of a picture against fewer
 
 It runs on a CPU as well, where --smoke makes it small enough to be tested.

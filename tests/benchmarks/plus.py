@@ -1,8 +1,8 @@
 """What each idea of prunesid-plus is worth, on the embedded model: `python -m tests.benchmarks.plus --split 21`.
 
-Variants were tuned on split 21 and decided on split 22, whose scenes nobody had looked at. Every variant gets the same
-pictures, encoded once, and the same questions. Prints, for each budget, the share of right answers, the share of things
-of which a patch was kept, and the questions gained and lost against PruneSID; with --out, writes JSON.
+Variants were tuned on split 21 and chosen on split 22, whose scenes were not used before. Every variant gets the same
+pictures, encoded once, and the same questions. For each budget, prints the share of right answers, the share of things
+that have a kept patch, and the questions gained and lost against PruneSID; with --out, writes JSON.
 """
 
 from __future__ import annotations

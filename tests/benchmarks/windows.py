@@ -1,11 +1,11 @@
-"""What it is worth to select from the frames of a clip together, and what it costs: `python -m
-tests.benchmarks.windows`.
+"""Gain and cost of pruning the frames of a clip together: `python -m tests.benchmarks.windows`.
 
-The embedded model reads no clips, but its tower sees frames, and its language half reads their tokens as those of one
-picture. So clips are made of its scenes: eight noisy frames of one scene (a still clip), or of eight scenes. Told are
-the different patches that are kept of a still clip and the questions about it that are answered right, and the things
-in clips of eight scenes of which a patch is kept: with each frame alone, and with windows in which a token is a copy
-from so high a similarity on. And the time that one core takes to select from windows of 576 tokens a frame.
+The embedded model reads no clips, but its tower encodes frames, and its language half reads their tokens as those of
+one picture. So clips are made of its scenes: eight noisy frames of one scene (a still clip), or of eight scenes. The
+benchmark reports how many different patches are kept of a still clip, how many questions about it are answered right,
+and how many things in clips of eight scenes have a kept patch: with each frame alone, and with windows at several
+similarities from which a token counts as a copy. It also measures the time that one core takes to select from windows
+of 576 tokens per frame.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def answered(language: Any, clip: Clip, kept: TokenSet) -> list[bool]:
 
 
 def timed(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Of windows of so many frames of which none resembles the one before, and of a still scene: the dearest in NMS."""
+    """Times of windows whose frames all differ, and of windows of a still scene, which are the most expensive in NMS."""
     for frames in counts:
         seen = torch.cat([scene_like(seed, SIZE, WIDTH) for seed in range(frames)], 1)
         still = scene_like(0, SIZE, WIDTH).repeat(1, frames, 1)

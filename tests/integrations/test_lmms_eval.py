@@ -107,7 +107,7 @@ def ask(run: Run, model: object, documents: list[Document], *options: object) ->
 
 @pytest.mark.slow
 def test_the_embedded_model_answers_as_ask_does(run: Run, questions: list[Document], tmp_path: Path) -> None:
-    """In batches, the last of which is smaller, with the scores that lmms-eval computes."""
+    """In batches, the last one smaller, with the scores that lmms-eval computes."""
     task(tmp_path, "scenes", questions)
     ran = evaluate(tmp_path, "scenes", "pretrained=demo,keep=64", "--batch_size", "4")
     assert answers(tmp_path, "scenes") == ask(run, "demo", questions, "-k", "64"), ran.stderr

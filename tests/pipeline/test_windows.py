@@ -115,7 +115,7 @@ def pruner(keep: int | None, window: int, method: str = "prunesid", **options: b
 
 
 def kept_positions(kept: TokenSet) -> set[int]:
-    """Positions within a frame of which a token is kept in any frame."""
+    """Positions within a frame whose token is kept in any of the frames."""
     return {slot % SIDE**2 for slot in kept.slots if slot != CLS_NOT_READ}
 
 

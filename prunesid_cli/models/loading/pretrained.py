@@ -21,7 +21,7 @@ from prunesid_cli.types import Placement
 
 
 class LoadingReport(NamedTuple):
-    """Names of weights that a checkpoint lacks, and of those that it has in another shape than the model."""
+    """Names of weights that a checkpoint lacks, and names of weights whose shape differs from the model's."""
 
     missing: list[str]
     mismatched: list[str]

@@ -9,7 +9,7 @@ Layout: 576 patches of the square in raster order. HD checkpoints (`image_grid` 
 Saliency: attention of CLIP's CLS in the layer that is read. CLS itself is no token here: it shows no part of the image,
     so there is nothing to mine for it, and the projector was trained on patches alone.
 
-Verified on tiny random weights under the original names (the real ones were not at hand): all laws, against a plain
+Verified on tiny random weights under the original names (real weights were not available): all laws, against a plain
 reference in the tests; ConvNeXt against timm's, name by name. Not verified: any real checkpoint. Known differences: the
 original keeps its prompts in code and picks one by the folder's name; here the checkpoint's own chat template comes
 first, and Vicuna's prompt is only used where there is none (7B, 13B). The original's prompts for 8B (Llama 3) and 34B

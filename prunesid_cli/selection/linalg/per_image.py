@@ -68,7 +68,7 @@ def scratch_scope() -> Iterator[None]:
 
 
 def scratch_tensor(like: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Create an uninitialised tensor that is valid until `map_images` goes on to the next image.
+    """Create an uninitialised tensor that is valid until `map_images` begins the next image.
 
     On a CPU inside `map_images` it is a view of the thread's scratch memory, as long as it fits: memory fresh from the
     operating system takes a fifth of all time. Elsewhere it is an ordinary tensor.

@@ -17,7 +17,7 @@ def random(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], nu
     """Select the first T tokens of one seeded permutation, the same for every image.
 
     Args:
-        features: [B, N, C], of which only the shape matters.
+        features: [B, N, C]. Only the shape matters.
         saliency: Ignored.
         budgets: Tokens to keep of each image, CLS included.
         num_cls: Number of CLS tokens that a budget counts.

@@ -24,8 +24,8 @@ def visionzip(features: Tensor, saliency: Tensor | None, budgets: Sequence[int],
     from the published code in that
 
     - similarity is that of the features: the keys of the tower's attention, which it takes, do not reach the cut;
-    - a contextual token is the average of all its parts. The published code adds the average of those that join to the
-      first, which makes a token of about twice the length of any other;
+    - a contextual token is the average of all its parts. The published code adds the average of the joined tokens to
+      the first token, which makes a token of about twice the usual length;
     - tokens are in raster order, and so keep their positions: in the published code contextual ones come last.
 
     Args:
