@@ -77,7 +77,7 @@ def measure(kind: str, budget_with_cls: int, images: int, rounds: int) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What each idea behind the speed of selection is worth.")
-    parser.add_argument("--budgets-with-cls", type=int, nargs="+", default=[64, 192])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 192])
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write JSON here")
@@ -85,7 +85,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = []
     for kind in KINDS:
-        for budget_with_cls in options.budgets_with_cls:
+        for budget_with_cls in options.budgets:
             found = measure(kind, budget_with_cls, options.images, options.rounds)
             results.append({"kind": kind, "need": budget_with_cls, "ms": found})
             for name, ms in found.items():

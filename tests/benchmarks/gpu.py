@@ -1,4 +1,4 @@
-"""All measurements that need a GPU, in one run of under ten minutes: `python -m tests.benchmarks.gpu [--published PATH]`.
+"""All measurements that need a GPU, in under ten minutes: `python -m tests.benchmarks.gpu [--published PATH]`.
 
 Each part is written as soon as it is done, and skipped if the same command runs again on the same machine:
 

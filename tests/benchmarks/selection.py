@@ -108,8 +108,8 @@ def against(
         faster, cores = rival["ms"] / ours["ms"], rival["busy_ms"] / ours["busy_ms"]
         leaner = rival["peak_mb"] / max(ours["peak_mb"], 1)
         print(
-            f"{kind:5} {count:6} {budget_with_cls:5} {ours['ms']:9.1f} ms {rival['ms']:31.1f} ms {faster:7.1f}x {cores:7.1f}x"
-            f" {leaner:7.1f}x   ({ours['peak_mb']:.0f} MB, {rival['peak_mb']:.0f} MB)",
+            f"{kind:5} {count:6} {budget_with_cls:5} {ours['ms']:9.1f} ms {rival['ms']:31.1f} ms {faster:7.1f}x "
+            f"{cores:7.1f}x {leaner:7.1f}x   ({ours['peak_mb']:.0f} MB, {rival['peak_mb']:.0f} MB)",
             flush=True,
         )
         yield {"ours": ours, "rival": rival, "faster": faster, "faster_by_cores": cores, "leaner": leaner}
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of selection on this machine.")
     parser.add_argument("--published", help="a checkout of the published code to compare with")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 16])
-    parser.add_argument("--needs", type=int, nargs="+", default=[64, 128, 192])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128, 192])
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--sizes", type=int, nargs="*", default=[144, 576, 1024, 2304, 4096, 16384], help="11%% kept")
     parser.add_argument("--budgets", type=int, nargs="*", default=[16, 32, 64, 128, 192, 256, 384, 512], help="of 576")
@@ -149,7 +149,7 @@ def main() -> None:
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
     results = {
-        "against": list(against(options.published, options.kinds, options.images, options.needs)),
+        "against": list(against(options.published, options.kinds, options.images, options.budgets)),
         "in tokens": list(curve([(size, round(0.11 * size)) for size in options.sizes])),
         "in groups": list(curve([(576, budget_with_cls) for budget_with_cls in options.budgets])),
     }

@@ -115,7 +115,7 @@ def answered(language: Any, clip: Clip, kept: TokenSet) -> list[bool]:
 
 
 def timed(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Times of windows whose frames all differ, and of windows of a still scene, which are the most expensive in NMS."""
+    """Times of windows whose frames all differ, and of windows of a still scene: those cost the most in NMS."""
     for frames in counts:
         seen = torch.cat([scene_like(seed, SIZE, WIDTH) for seed in range(frames)], 1)
         still = scene_like(0, SIZE, WIDTH).repeat(1, frames, 1)
