@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunesid_cli.selection.explain import Explanation
+from prunesid_cli.selection.methods.explanation import Explanation
 
 GRAM_ERROR = 1e-6
 
