@@ -1,4 +1,4 @@
-"""Gemma 3: importance, newlines around a picture, attention inside it, crops, the real size."""
+"""Gemma 3: saliency, newlines around an image, attention inside it, crops, the real size."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def test_saliency_is_the_eager_attention_that_a_block_receives(model: Model) -> None:
-    pixels = [model.vision.preprocess(one) for one in model.images()]
-    batch = torch.cat([one.tensors["pixel_values"] for one in pixels])
+    pixels = [model.vision.preprocess(media) for media in model.images()]
+    batch = torch.cat([item.tensors["pixel_values"] for item in pixels])
     with torch.no_grad():
         tower = model.stock.model.vision_tower
         attention = tower(pixel_values=batch, output_attentions=True).attentions[-1]
     received = attention.mean((1, 2)).view(-1, 8, 4, 8, 4).sum((2, 4)).flatten(1)
-    mine = torch.stack([one.segments[0].saliency for one in model.vision.encode(pixels)])
-    torch.testing.assert_close(mine, received, atol=1e-5, rtol=1e-5)
+    saliency = torch.stack([item.segments[0].saliency for item in model.vision.encode(pixels)])
+    torch.testing.assert_close(saliency, received, atol=1e-5, rtol=1e-5)
 
 
-def test_newlines_before_a_picture_are_one_token(model: Model) -> None:
-    """The turn begins with `user\\n` and the picture with two more."""
+def test_newlines_before_an_image_are_one_token(model: Model) -> None:
+    """The turn begins with `user\\n`, and the image with two more newlines."""
     (item,) = model.pruner("7").prune(model.pruner().encode([model.vision.preprocess(model.images()[0])]))
     ids = model.language.tokenize(PROMPT, [item.layout])
     words = model.processor.tokenizer.convert_ids_to_tokens(ids.tolist())
@@ -46,13 +46,13 @@ def test_newlines_before_a_picture_are_one_token(model: Model) -> None:
     assert stock.tolist() == ids.unique_consecutive().tolist()
 
 
-def test_kept_tokens_of_a_picture_see_each_other(model: Model) -> None:
-    """The answer is another when they do not; the model is left as it was."""
+def test_kept_tokens_of_an_image_attend_to_each_other(model: Model) -> None:
+    """Without that, the logits differ. The model is left as it was."""
     (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.images()[0])]))
-    asked = model.language.embed(PROMPT, [item])
-    prefix_lm = model.language.logits([asked])
-    one_way = model.language.logits([replace(asked, visual=torch.zeros_like(asked.visual))])
-    assert (prefix_lm - one_way).abs().max() > 1e-2
+    embedded = model.language.embed(PROMPT, [item])
+    bidirectional = model.language.logits([embedded])
+    causal = model.language.logits([replace(embedded, visual=torch.zeros_like(embedded.visual))])
+    assert (bidirectional - causal).abs().max() > 1e-2
     assert "prepare_inputs_for_generation" not in vars(model.language.model)
 
 
@@ -60,10 +60,10 @@ def test_kept_tokens_of_a_picture_see_each_other(model: Model) -> None:
     ("size", "crops", "second"),
     [((1100, 300), 4, (0.0, 0.0, 0.25, 1.0)), ((300, 800), 3, (0.0, 0.0, 1.0, 267 / 800)), ((9, 9), 0, None)],
 )
-def test_where_crops_are(size: tuple[int, int], crops: int, second: tuple[float, ...] | None) -> None:
-    first, *others = crop_boxes(size, crops)
-    assert (first, len(others)) == ((0.0, 0.0, 1.0, 1.0), crops)
-    assert not others or (others[0], others[-1][2:]) == (second, (1.0, 1.0))
+def test_crops_lie_along_the_longer_side(size: tuple[int, int], crops: int, second: tuple[float, ...] | None) -> None:
+    whole, *parts = crop_boxes(size, crops)
+    assert (whole, len(parts)) == ((0.0, 0.0, 1.0, 1.0), crops)
+    assert not parts or (parts[0], parts[-1][2:]) == (second, (1.0, 1.0))
 
 
 def test_crops_are_segments_with_text_between(tmp_path: Path) -> None:
@@ -74,10 +74,10 @@ def test_crops_are_segments_with_text_between(tmp_path: Path) -> None:
 
 
 def test_flash_attention_is_refused(model: Model) -> None:
-    found, where = resolve(str(model.folder)), replace(CPU, attention="flash_attention_2")
+    checkpoint, placement = resolve(str(model.folder)), replace(CPU, attention="flash_attention_2")
     for half in ("vision", "language"):
         with pytest.raises(UsageError, match="both directions"):
-            getattr(load_family("gemma3"), f"load_{half}_half")(found, where)
+            getattr(load_family("gemma3"), f"load_{half}_half")(checkpoint, placement)
 
 
 def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_the_real_size_is_the_stock_model(tmp_path: Path) -> None:
     """896 pixels, 4,096 patches, 256 tokens; the attention weights of a layer take several chunks."""
     gemma3(tmp_path, side=896)
     model = Model(tmp_path, TinyModel(partial(gemma3, side=896)))
-    picture = media_from_image(make_image(0, (700, 500)))
-    check_keeping_all(model, [picture], PROMPT)
-    pixels = model.vision.preprocess(picture)
+    image = media_from_image(make_image(0, (700, 500)))
+    check_keeping_all(model, [image], PROMPT)
+    pixels = model.vision.preprocess(image)
     (item,) = model.vision.encode([pixels])
     with torch.no_grad():
         tower = model.stock.model.vision_tower

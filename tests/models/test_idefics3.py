@@ -1,4 +1,4 @@
-"""What is Idefics3's and SmolVLM's own: the order of their shuffle, saliency, tiles, frames, the package of numbers."""
+"""Idefics3 and SmolVLM: order of the shuffle, saliency, tiles, frames, and the package num2words."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tests.models.harness import PROMPT, Model, make_clip, make_image
 from tests.models.tiny import tiny_model, write_checkpoint
 
 
-def _model(variant: str, factory: pytest.TempPathFactory) -> Model:
+def make_model(variant: str, factory: pytest.TempPathFactory) -> Model:
     return Model(write_checkpoint(variant, factory.mktemp(variant)), tiny_model(variant))
 
 
 @pytest.fixture(scope="module", params=["idefics3", "idefics3-long", "idefics3-smolvlm", "smolvlm"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return _model(request.param, tmp_path_factory)
+    return make_model(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return _model("idefics3", tmp_path_factory)
+    return make_model("idefics3", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return _model("smolvlm", tmp_path_factory)
+    return make_model("smolvlm", tmp_path_factory)
 
 
 def test_a_token_is_a_square_of_patches(model: Model) -> None:
-    """The numbers of the patches, through the stock model's own shuffle."""
+    """The stock model's shuffle is applied to the numbers of the patches."""
     config, connector = model.stock.config, model.vision.model.model.connector
     side, scale = config.vision_config.image_size // config.vision_config.patch_size, config.scale_factor
     squares = connector.pixel_shuffle(torch.arange(side**2).view(1, -1, 1), scale)[0]
@@ -46,24 +46,24 @@ def test_a_token_is_a_square_of_patches(model: Model) -> None:
         assert sorted(square) == [side * (scale * row + i) + scale * column + j for i in inside for j in inside]
 
 
-@pytest.mark.parametrize("room", [1, saliency.MAX_ATTENTION_WEIGHTS])
-def test_saliency_is_the_attention_that_the_patches_get(
-    model: Model, room: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_weights", [1, saliency.MAX_ATTENTION_WEIGHTS])
+def test_saliency_is_the_attention_that_the_patches_receive(
+    model: Model, max_weights: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saliency, "MAX_ATTENTION_WEIGHTS", room)
+    monkeypatch.setattr(saliency, "MAX_ATTENTION_WEIGHTS", max_weights)
     pixels = model.vision.preprocess(media_from_image(make_image(3, (500, 200))))
     (item,) = model.vision.encode([pixels])
     config, values = model.stock.config, pixels.tensors["pixel_values"]
     with torch.no_grad():
-        given = model.stock.model.vision_model(values, output_attentions=True).attentions[-1].mean((1, 2))
+        received = model.stock.model.vision_model(values, output_attentions=True).attentions[-1].mean((1, 2))
         stock = model.stock.get_image_features(values[None], return_dict=True).pooler_output
     side = config.vision_config.image_size // config.vision_config.patch_size
     scale = config.scale_factor
-    tokens = given.view(-1, side // scale, scale, side // scale, scale).sum((2, 4)).flatten(1)
-    assert_close(torch.stack([one.saliency for one in item.segments]), tokens, atol=1e-5, rtol=0)
-    # A list of pictures, or one tensor of their tiles, by the version.
-    features = torch.cat([one.reshape(-1, one.shape[-1]) for one in stock])
-    assert_close(torch.cat([one.features for one in item.segments]), features, atol=1e-5, rtol=0)
+    tokens = received.view(-1, side // scale, scale, side // scale, scale).sum((2, 4)).flatten(1)
+    assert_close(torch.stack([segment.saliency for segment in item.segments]), tokens, atol=1e-5, rtol=0)
+    # A list of images or one tensor of their tiles, depending on the version of transformers.
+    features = torch.cat([part.reshape(-1, part.shape[-1]) for part in stock])
+    assert_close(torch.cat([segment.features for segment in item.segments]), features, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_saliency_is_the_attention_that_the_patches_get(
 def test_tiles_are_where_the_processor_cut(
     variant: str, size: tuple[int, int], grid: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    layout = _model(variant, tmp_path_factory).vision.preprocess(media_from_image(make_image(0, size))).layout
+    layout = make_model(variant, tmp_path_factory).vision.preprocess(media_from_image(make_image(0, size))).layout
     rows, columns = grid
     places = [(row, column) for row in range(rows) for column in range(columns)]
     boxes = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r, c in places]
@@ -94,11 +94,11 @@ def test_tiles_are_where_the_processor_cut(
 
 
 def test_a_tile_shows_its_box(plain: Model) -> None:
-    """A picture that is dark but for one tile is bright in that tile and nowhere else, the small whole aside."""
-    image = media_from_image(make_image(0, (728, 728))).image.point(lambda value: 0)
+    """If an image is white in a single tile, that tile is bright and no other, apart from the whole image."""
+    image = make_image(0, (728, 728)).point(lambda value: 0)
     image.paste((255, 255, 255), (0, 364, 364, 728))
     pixels = plain.vision.preprocess(media_from_image(image))
-    bright = [i for i, one in enumerate(pixels.tensors["pixel_values"]) if one.mean() > 0.9]
+    bright = [i for i, tile in enumerate(pixels.tensors["pixel_values"]) if tile.mean() > 0.9]
     assert [pixels.layout.regions[i].box for i in bright] == [(0.0, 0.5, 0.5, 1.0)]
 
 
@@ -110,8 +110,8 @@ def test_clips_are_for_smolvlm(plain: Model) -> None:
 @pytest.mark.skipif(not is_num2words_available(), reason="SmolVLM writes about clips with num2words")
 def test_a_clip_is_written_frame_by_frame(smolvlm: Model) -> None:
     pixels = smolvlm.vision.preprocess(make_clip(1, 3))
-    picture = "<fake_token_around_image><global-img><image><fake_token_around_image>"
-    frames = "".join(f"\nFrame from 00:0{second}:{picture}" for second in (0, 0, 1))
+    frame_text = "<fake_token_around_image><global-img><image><fake_token_around_image>"
+    frames = "".join(f"\nFrame from 00:0{second}:{frame_text}" for second in (0, 0, 1))
     intro = "You are provided the following series of three frames from a 0:00:01 [H:MM:SS] video.\n"
     assert pixels.layout.text == f"{intro}{frames}\n\n"
     assert pixels.layout.runs == (64,) * 3
@@ -120,37 +120,37 @@ def test_a_clip_is_written_frame_by_frame(smolvlm: Model) -> None:
 
 
 @pytest.mark.skipif(not is_num2words_available(), reason="SmolVLM writes about clips with num2words")
-def test_a_clip_is_seen_as_the_video_processor_sees_it(smolvlm: Model) -> None:
+def test_a_clip_is_processed_as_by_the_video_processor(smolvlm: Model) -> None:
     pytest.importorskip("torchvision")
     from transformers import AutoProcessor
     from transformers.video_utils import VideoMetadata
 
     media = make_clip(1, 3)
     stock = AutoProcessor.from_pretrained(smolvlm.folder)
-    about = VideoMetadata(total_num_frames=3, fps=2.0, duration=1.0, frames_indices=[0, 1, 2])
-    made = stock(
+    metadata = VideoMetadata(total_num_frames=3, fps=2.0, duration=1.0, frames_indices=[0, 1, 2])
+    processed = stock(
         text=["<video>"],
         videos=[list(media.frames)],
-        video_metadata=[about],
+        video_metadata=[metadata],
         do_sample_frames=False,
         return_tensors="pt",
     )
     pixels = smolvlm.vision.preprocess(media)
-    text = stock.tokenizer.decode(made["input_ids"][0]).replace("<image>" * 64, "<image>")
+    text = stock.tokenizer.decode(processed["input_ids"][0]).replace("<image>" * 64, "<image>")
     assert text == pixels.layout.text
-    assert_close(pixels.tensors["pixel_values"], made["pixel_values"][0], atol=0.05, rtol=0)
+    assert_close(pixels.tensors["pixel_values"], processed["pixel_values"][0], atol=0.05, rtol=0)
 
 
-def test_pictures_need_no_number_words(smolvlm: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are read, and put into a prompt, in the same way; clips are refused with what to install."""
+def test_images_need_no_num2words(smolvlm: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package, images are encoded and prompted in the same way. Clips are refused, with what to install."""
     media = media_from_image(make_image(0, (500, 200)))
     (item,) = smolvlm.pruner("23").prune(smolvlm.vision.encode([smolvlm.vision.preprocess(media)]))
-    asked = smolvlm.language.tokenize(PROMPT, [item.layout])
+    ids = smolvlm.language.tokenize(PROMPT, [item.layout])
     monkeypatch.setattr(idefics3, "is_num2words_available", lambda: False)
     without = Model(smolvlm.folder, smolvlm.tiny)
     pixels = without.vision.preprocess(media)
     assert pixels.layout == item.layout
-    assert torch.equal(without.language.tokenize(PROMPT, [item.layout]), asked)
+    assert torch.equal(without.language.tokenize(PROMPT, [item.layout]), ids)
     with pytest.raises(ModelError, match="package that is missing") as refused:
         without.vision.preprocess(make_clip(1, 3))
     assert refused.value.hint == "pip install num2words"

@@ -1,4 +1,4 @@
-"""What is InternVL's own: the order of its shuffle, its saliency, its tiles and frames, what it refuses."""
+"""InternVL: order of the shuffle, saliency, tiles and frames, and which checkpoints are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def test_a_token_is_a_square_of_patches(plain: Model) -> None:
-    """The numbers of the patches, through the stock model's own shuffle."""
+    """The stock model's shuffle is applied to the numbers of the patches."""
     numbers = torch.arange(32 * 32).view(1, 32 * 32, 1)
     squares = plain.vision.shuffle(numbers)[0]
     for token, square in enumerate(squares.tolist()):
@@ -43,11 +43,13 @@ def test_saliency_is_the_attention_of_cls_in_the_layer_that_is_read(model: Model
     config = model.stock.config
     layer = config.vision_feature_layer
     with torch.no_grad():
-        seen = model.stock.model.vision_tower(pixels.tensors["pixel_values"], output_attentions=True)
-        row = seen.attentions[layer].sum(1)[:, 0, 1:].view(-1, 16, 2, 16, 2)
+        output = model.stock.model.vision_tower(pixels.tensors["pixel_values"], output_attentions=True)
+        cls_row = output.attentions[layer].sum(1)[:, 0, 1:].view(-1, 16, 2, 16, 2)
         stock = model.stock.get_image_features(pixels.tensors["pixel_values"], return_dict=True).pooler_output
-    assert_close(torch.stack([one.saliency for one in item.segments]), row.sum((2, 4)).flatten(1), atol=1e-5, rtol=0)
-    assert_close(torch.stack([one.features for one in item.segments]), stock, atol=1e-5, rtol=0)
+    assert_close(
+        torch.stack([segment.saliency for segment in item.segments]), cls_row.sum((2, 4)).flatten(1), atol=1e-5, rtol=0
+    )
+    assert_close(torch.stack([segment.features for segment in item.segments]), stock, atol=1e-5, rtol=0)
     loaded = len(model.vision.model.model.vision_tower.encoder.layer)
     assert loaded == config.vision_config.num_hidden_layers + layer + 1
 
@@ -67,12 +69,11 @@ def test_tiles_are_where_the_processor_cut(plain: Model, size: tuple[int, int], 
 
 
 def test_a_tile_shows_its_box(plain: Model) -> None:
-    """A picture that is dark but for one tile is bright in that tile and nowhere else, the small whole aside."""
-    picture = media_from_image(make_image(0, (1792, 448)))
-    image = picture.image.point(lambda value: 0)
+    """If an image is white in a single tile, that tile is bright and no other, apart from the whole image."""
+    image = make_image(0, (1792, 448)).point(lambda value: 0)
     image.paste((255, 255, 255), (896, 0, 1344, 448))
     pixels = plain.vision.preprocess(media_from_image(image))
-    bright = [i for i, one in enumerate(pixels.tensors["pixel_values"]) if one.mean() > 1.5]
+    bright = [i for i, tile in enumerate(pixels.tensors["pixel_values"]) if tile.mean() > 1.5]
     assert [pixels.layout.regions[i].box for i in bright] == [(0.5, 0.0, 0.75, 1.0)]
 
 
@@ -83,48 +84,48 @@ def test_a_clip_is_written_frame_by_frame(plain: Model) -> None:
     assert [region.time for region in pixels.layout.regions] == [0.0, 0.5, 1.0]
 
 
-def test_a_clip_is_seen_as_the_video_processor_sees_it(plain: Model) -> None:
+def test_a_clip_is_processed_as_by_the_video_processor(plain: Model) -> None:
     pytest.importorskip("torchvision")
     from transformers import AutoProcessor
 
     media = make_clip(1, 3)
     stock = AutoProcessor.from_pretrained(plain.folder)
-    made = stock(text=["<video>"], videos=[list(media.frames)], return_tensors="pt", do_sample_frames=False)
+    processed = stock(text=["<video>"], videos=[list(media.frames)], return_tensors="pt", do_sample_frames=False)
     pixels = plain.vision.preprocess(media)
-    ids = made["input_ids"][0]
+    ids = processed["input_ids"][0]
     places = (ids == stock.image_token_id).nonzero().flatten()
     assert len(places) == pixels.layout.total
     text = stock.tokenizer.decode(ids).replace("<IMG_CONTEXT>" * 256, "<IMG_CONTEXT>")
     assert text == pixels.layout.text
-    assert_close(pixels.tensors["pixel_values"], made["pixel_values"], atol=0.05, rtol=0)
+    assert_close(pixels.tensors["pixel_values"], processed["pixel_values"], atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"vision_feature_layer": [-2, -1]}, r"joins features of layers \[-2, -1\]"),
         ({"vision_feature_select_strategy": "full"}, "strategy 'full'"),
         ({"vision_config": {"image_size": [448, 224]}}, "pictures of 224 x 448"),
     ],
 )
-def test_variants_are_refused_by_name(tmp_path: Path, change: dict[str, object], said: str) -> None:
+def test_variants_are_refused_by_name(tmp_path: Path, change: dict[str, object], message: str) -> None:
     config = {"model_type": "internvl", "text_config": {"model_type": "qwen2"}, "vision_config": {}} | change
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModel, match=said):
+    with pytest.raises(UnsupportedModel, match=message):
         load_family("internvl").check_supported(resolve(str(tmp_path)))
 
 
-def test_names_of_weights_from_before_transformers_5_are_known(plain: Model, tmp_path: Path) -> None:
+def test_weight_names_from_before_transformers_5_load(plain: Model, tmp_path: Path) -> None:
     """`language_model.model.layers...` and `vision_tower...`, with no `model.` before them."""
     weights = load_file(plain.folder / "model.safetensors")
-    old = {name.replace("model.language_model.", "language_model.model."): one for name, one in weights.items()}
-    old = {name.removeprefix("model."): one for name, one in old.items()}
+    old = {name.replace("model.language_model.", "language_model.model."): tensor for name, tensor in weights.items()}
+    old = {name.removeprefix("model."): tensor for name, tensor in old.items()}
     for path in plain.folder.iterdir():
         if path.suffix != ".safetensors":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     save_file(old, tmp_path / "model.safetensors", {"format": "pt"})
-    found, family = resolve(str(tmp_path)), load_family("internvl")
+    checkpoint, family = resolve(str(tmp_path)), load_family("internvl")
     for half in ("vision", "language"):
-        mine, theirs = getattr(plain, half).model, getattr(family, f"load_{half}_half")(found, CPU).model
-        for (name, a), (_, b) in zip(mine.named_parameters(), theirs.named_parameters(), strict=True):
+        expected, loaded = getattr(plain, half).model, getattr(family, f"load_{half}_half")(checkpoint, CPU).model
+        for (name, a), (_, b) in zip(expected.named_parameters(), loaded.named_parameters(), strict=True):
             assert torch.equal(a, b) or "embed_tokens" in name or "lm_head" in name, name

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: packing, saliency and tiling against the stock model; what is refused."""
+"""LLaVA-OneVision: packing, saliency and tiling against the stock model, and which checkpoints are refused."""
 
 from __future__ import annotations
 
@@ -61,26 +61,26 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
 
 
-def merged(encoded: Any, part: str) -> Tensor:
-    """A part of all segments by slot; where there is no visual token, NaN."""
-    first = getattr(encoded.segments[0], part)
+def rows_by_slot(encoded: Any, attribute: str) -> Tensor:
+    """An attribute of all segments [total, ...], by slot; NaN where there is no visual token."""
+    first = getattr(encoded.segments[0], attribute)
     rows = torch.full((encoded.layout.total, *first.shape[1:]), torch.nan)
     for segment in encoded.segments:
-        rows[list(segment.slots)] = getattr(segment, part)
+        rows[list(segment.slots)] = getattr(segment, attribute)
     return rows
 
 
 def test_saliency_is_the_eager_attention_that_is_received(model: Model) -> None:
-    """Of the whole picture as it is, of the raster of tiles packed as the tokens are."""
+    """That of the whole image is unchanged; that of the tiles is packed like the tokens."""
     item = model.vision.preprocess(media_from_image(make_image(1, SHRUNK)))
     (encoded,) = model.vision.encode([item])
     expected = model.received(item.tensors["pixel_values"])
     packed, _ = model.stock.model.pack_image_features(
         [expected[..., None]], item.tensors["image_sizes"], torch.full((1,), torch.nan)
     )
-    found = merged(encoded, "saliency")
-    torch.testing.assert_close(found, packed[0][:, 0], equal_nan=True, **EXACT)
-    torch.testing.assert_close(found[: model.vision.side**2], expected[0], **EXACT)
+    saliency = rows_by_slot(encoded, "saliency")
+    torch.testing.assert_close(saliency, packed[0][:, 0], equal_nan=True, **EXACT)
+    torch.testing.assert_close(saliency[: model.vision.side**2], expected[0], **EXACT)
 
 
 def test_saliency_of_a_clip_is_pooled_as_its_frames_are(model: Model) -> None:
@@ -93,10 +93,10 @@ def test_saliency_of_a_clip_is_pooled_as_its_frames_are(model: Model) -> None:
 
 @pytest.mark.parametrize("size", [(384, 384), (500, 700), (1919, 401), (333, 1777), (2304, 2304), (3, 900)])
 def test_slots_are_those_of_the_stock_processor(model: Model, size: tuple[int, int]) -> None:
-    """As many as in the prompt, with a newline at each end of a row and nowhere else."""
-    picture = make_image(3, size)
-    layout = model.vision.preprocess(media_from_image(picture)).layout
-    written = model.vision.processor(text=["<image>"], images=[picture], return_tensors="pt")["input_ids"]
+    """There are as many as in the prompt, with a newline at the end of each row and nowhere else."""
+    image = make_image(3, size)
+    layout = model.vision.preprocess(media_from_image(image)).layout
+    written = model.vision.processor(text=["<image>"], images=[image], return_tensors="pt")["input_ids"]
     assert layout.total == written.numel()
     visual = {slot for region in layout.regions for slot in region.slots}
     grid = layout.regions[1]
@@ -106,7 +106,7 @@ def test_slots_are_those_of_the_stock_processor(model: Model, size: tuple[int, i
 
 
 @pytest.mark.parametrize("size", [(8, 1000), (1000, 8)])
-def test_of_a_very_narrow_picture_the_whole_is_left(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_only_the_whole_of_a_very_narrow_image_is_left(tmp_path: Path, size: tuple[int, int]) -> None:
     """With an even number of patches a side, all columns or rows of the raster are padding."""
     llava_onevision(tmp_path, patch=48)
     vision, media = LlavaOnevisionVision(resolve(str(tmp_path)), CPU), media_from_image(make_image(1, size))
@@ -116,7 +116,7 @@ def test_of_a_very_narrow_picture_the_whole_is_left(tmp_path: Path, size: tuple[
 
 
 @pytest.mark.parametrize("size", [(300, 300), SHRUNK])
-def test_several_pictures_of_a_prompt_are_not_tiled(model: Model, size: tuple[int, int]) -> None:
+def test_an_image_with_others_in_its_prompt_is_not_tiled(model: Model, size: tuple[int, int]) -> None:
     side = model.vision.side
     item = model.vision.preprocess(media_from_image(make_image(1, size)), num_other_images=1)
     assert (len(item.tensors["pixel_values"]), item.layout.total, len(item.layout.regions)) == (1, side**2 + 1, 1)
@@ -143,12 +143,12 @@ def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
     stock = AutoVideoProcessor.from_pretrained(model.folder)
     frames = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in media.frames])
     expected = stock(videos=[frames], return_tensors="pt")["pixel_values_videos"][0]
-    found = model.vision.preprocess(media).tensors["pixel_values_videos"]
-    torch.testing.assert_close(found, expected, atol=0.03, rtol=0.0)
+    frames = model.vision.preprocess(media).tensors["pixel_values_videos"]
+    torch.testing.assert_close(frames, expected, atol=0.03, rtol=0.0)
 
 
-def test_a_prompt_about_a_picture_and_a_clip_is_the_stock_model(model: Model) -> None:
-    """The picture is the only one, so it is tiled."""
+def test_a_prompt_about_an_image_and_a_clip_is_the_stock_model(model: Model) -> None:
+    """The image is the only one, so it is tiled."""
     media, prompt = (
         [media_from_image(make_image(1, (700, 200))), make_clip(1, 3)],
         "first <image> and then <video> what is shown?",
@@ -156,20 +156,20 @@ def test_a_prompt_about_a_picture_and_a_clip_is_the_stock_model(model: Model) ->
     pruner = Pruner(model.vision, Budget.parse("all"), "prunesid", ())
     language = LlavaOnevisionLanguage(resolve(str(model.folder)), CPU)
     _, items = ask(pruner, language, media, prompt, Generation(max_new_tokens=2))
-    picture, frames = (model.vision.preprocess(one).tensors for one in media)
+    image, frames = (model.vision.preprocess(item).tensors for item in media)
     layouts = [item.layout for item in items]
     ids = language.tokenize(prompt, layouts).tolist()
     runs = iter([layout.total for layout in layouts])
-    whole = [one for i in ids for one in [i] * (next(runs) if i in language.placeholder_ids else 1)]
+    expanded = [token for i in ids for token in [i] * (next(runs) if i in language.placeholder_ids else 1)]
     with torch.no_grad():
         expected = model.stock(
-            input_ids=torch.tensor([whole]),
-            pixel_values=picture["pixel_values"][None],
-            image_sizes=picture["image_sizes"],
+            input_ids=torch.tensor([expanded]),
+            pixel_values=image["pixel_values"][None],
+            image_sizes=image["image_sizes"],
             pixel_values_videos=frames["pixel_values_videos"][None],
         ).logits[:, -1]
-    found = language.logits([language.embed(prompt, items)])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0.0)
+    logits = language.logits([language.embed(prompt, items)])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0.0)
 
 
 def test_a_pooling_head_is_left_out(model: Model, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mini-Gemini: saliency, towers in folders of their own, prompts, tiles, and what is refused."""
+"""Mini-Gemini: saliency, towers in folders of their own, prompts, tiles, and which checkpoints are refused."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CONVNEXT_NAMES = "model.vision_tower_aux.vision_"
 
 
 def vision(folder: Path) -> Any:
-    found = resolve(str(folder))
-    return load_family(found.model_type).load_vision_half(found, CPU)
+    checkpoint = resolve(str(folder))
+    return load_family(checkpoint.model_type).load_vision_half(checkpoint, CPU)
 
 
 def tokens(folder: Path) -> torch.Tensor:
@@ -46,8 +46,8 @@ def change(folder: Path, **settings: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | settings))
 
 
-def apart(folder: Path, suffix: str = "safetensors") -> Path:
-    """Move the weights of the towers to where their own repositories have them; -> the folder of ConvNeXt."""
+def split_towers(folder: Path, suffix: str = "safetensors") -> Path:
+    """Move the towers' weights into folders like their own repositories. Returns the folder of ConvNeXt."""
     weights = load_file(folder / "model.safetensors")
     clip = {name.removeprefix(CLIP_NAMES): weights.pop(name) for name in list(weights) if CLIP_NAMES in name}
     convnext = {
@@ -57,26 +57,26 @@ def apart(folder: Path, suffix: str = "safetensors") -> Path:
     }
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     save_file(clip, Path(json.loads((folder / "config.json").read_text())["mm_vision_tower"]) / "model.safetensors")
-    own = folder / CONVNEXT
-    own.mkdir()
-    save_file(convnext | {"visual.head.proj.weight": torch.ones(1)}, own / f"open_clip_model.{suffix}")
-    return own
+    convnext_folder = folder / CONVNEXT
+    convnext_folder.mkdir()
+    save_file(convnext | {"visual.head.proj.weight": torch.ones(1)}, convnext_folder / f"open_clip_model.{suffix}")
+    return convnext_folder
 
 
 @pytest.mark.parametrize("name", ["mgm", "mgm-hd"])
 def test_saliency_is_the_eager_attention_of_cls(name: str, tmp_path: Path) -> None:
-    whole, half = load_whole(write_checkpoint(name, tmp_path)), vision(tmp_path)
+    reference, half = load_whole(write_checkpoint(name, tmp_path)), vision(tmp_path)
     pixels = half.preprocess(media_from_image(make_image(1, (400, 300))))
-    seen: list[torch.Tensor] = []
-    hook = half.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    views: list[torch.Tensor] = []
+    hook = half.model.vision_tower.register_forward_pre_hook(lambda module, args: views.append(args[0]))
     (encoded,) = half.encode([pixels])
     hook.remove()
     with torch.no_grad():
-        attention = whole.clip(seen[0], output_attentions=True).attentions[-2]
+        attention = reference.clip(views[0], output_attentions=True).attentions[-2]
     expected = attention.sum(1)[:, 0, 1:]
     assert len(encoded.segments) == len(expected) == (5 if name == "mgm-hd" else 1)
-    for segment, one in zip(encoded.segments, expected, strict=True):
-        torch.testing.assert_close(segment.saliency, one, atol=1e-5, rtol=0.0)
+    for segment, saliency in zip(encoded.segments, expected, strict=True):
+        torch.testing.assert_close(segment.saliency, saliency, atol=1e-5, rtol=0.0)
 
 
 def test_layers_above_the_one_that_is_read_are_left_out(checkpoint: Path) -> None:
@@ -87,12 +87,12 @@ def test_layers_above_the_one_that_is_read_are_left_out(checkpoint: Path) -> Non
 
 def test_towers_in_folders_of_their_own(checkpoint: Path) -> None:
     expected = tokens(checkpoint)
-    apart(checkpoint)
+    split_towers(checkpoint)
     assert torch.equal(tokens(checkpoint), expected)
 
 
 def test_a_pickled_tower_is_refused_with_how_to_convert_it(checkpoint: Path) -> None:
-    folder = apart(checkpoint, "bin")
+    folder = split_towers(checkpoint, "bin")
     with pytest.raises(ModelError, match="no safetensors of the vision tower") as raised:
         vision(checkpoint)
     assert str(folder) in raised.value.problem
@@ -126,9 +126,9 @@ def test_a_tower_that_is_nowhere_is_refused_by_name(checkpoint: Path) -> None:
 def test_what_is_refused_before_weights_are_read(setting: str, value: object, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     change(checkpoint, **{setting: value})
-    found = resolve(str(checkpoint))
+    checkpoint = resolve(str(checkpoint))
     with pytest.raises(UnsupportedModel, match=str(value)):
-        load_family(found.model_type).check_supported(found)
+        load_family(checkpoint.model_type).check_supported(checkpoint)
 
 
 def test_patches_that_are_not_whole_are_refused(checkpoint: Path) -> None:
@@ -138,16 +138,16 @@ def test_patches_that_are_not_whole_are_refused(checkpoint: Path) -> None:
 
 
 def test_vicuna_is_prompted_as_it_was_trained(checkpoint: Path) -> None:
-    found = resolve(str(checkpoint))
-    half = load_family(found.model_type).load_language_half(found, CPU)
+    checkpoint = resolve(str(checkpoint))
+    half = load_family(checkpoint.model_type).load_language_half(checkpoint, CPU)
     text = half.render_chat([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many?"}]}])
     assert text.endswith("to the user's questions. USER: <image>\nhow many? ASSISTANT:")
 
 
 def test_the_template_of_the_checkpoint_comes_first(checkpoint: Path) -> None:
     (checkpoint / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
-    found = resolve(str(checkpoint))
-    half = load_family(found.model_type).load_language_half(found, CPU)
+    checkpoint = resolve(str(checkpoint))
+    half = load_family(checkpoint.model_type).load_language_half(checkpoint, CPU)
     assert half.render_chat([{"role": "user", "content": [{"type": "image"}]}]) == "<image>\n!"
 
 
@@ -165,7 +165,7 @@ def test_tiles_of_a_padded_picture_know_what_they_show(tmp_path: Path) -> None:
 
 
 def test_what_the_large_picture_shows_moves_the_tokens(checkpoint: Path) -> None:
-    """Else the laws would say nothing of the second tower."""
+    """Otherwise the tests of all families would not test the second tower."""
     before, weights = tokens(checkpoint), load_file(checkpoint / "model.safetensors")
     name = "model.vision_tower_aux.vision_stages.3.blocks.0.mlp.fc2.weight"
     save_file(weights | {name: -weights[name]}, checkpoint / "model.safetensors", {"format": "pt"})
@@ -176,11 +176,11 @@ def test_the_tower_of_the_released_checkpoints_has_its_size() -> None:
     with torch.device("meta"):
         tower = HighResolutionTower((192, 384, 768, 1536), (3, 3, 27, 3))
     assert len(tower.state_dict()) == 340  # as timm's convnext_large, less its head
-    assert sum(one.numel() for one in tower.parameters()) == 196_227_264
+    assert sum(weight.numel() for weight in tower.parameters()) == 196_227_264
 
 
 @pytest.mark.parametrize(("kind", "linears"), [("linear", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
 def test_projectors(kind: str, linears: int) -> None:
-    made = build_projector(kind, 4, 8)
-    assert sum(isinstance(one, torch.nn.Linear) for one in made.modules()) == linears
-    assert made(torch.ones(2, 4)).shape == (2, 8)
+    projector = build_projector(kind, 4, 8)
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in projector.modules()) == linears
+    assert projector(torch.ones(2, 4)).shape == (2, 8)

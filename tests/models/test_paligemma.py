@@ -1,4 +1,4 @@
-"""PaliGemma: importance, a prompt without a chat template, attention inside it, Gemma 2, rasters in windows."""
+"""PaliGemma: saliency, prompts without a chat template, bidirectional attention, Gemma 2, windows of large rasters."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def test_saliency_is_the_eager_attention_that_a_patch_receives(model: Model) -> None:
-    pixels = [model.vision.preprocess(one) for one in model.images()]
-    batch = torch.cat([one.tensors["pixel_values"] for one in pixels])
+    pixels = [model.vision.preprocess(media) for media in model.images()]
+    batch = torch.cat([item.tensors["pixel_values"] for item in pixels])
     with torch.no_grad():
         attention = model.stock.model.vision_tower(pixel_values=batch, output_attentions=True).attentions[-1]
-    mine = torch.stack([one.segments[0].saliency for one in model.vision.encode(pixels)])
-    torch.testing.assert_close(mine, attention.mean((1, 2)), atol=1e-5, rtol=1e-5)
+    saliency = torch.stack([item.segments[0].saliency for item in model.vision.encode(pixels)])
+    torch.testing.assert_close(saliency, attention.mean((1, 2)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "pictures", "written"),
+    ("prompt", "num_images", "written"),
     [
         (PROMPT, 1, "<image><bos>what is shown?\n"),
         ("<image>what is shown?", 1, "<image><bos>what is shown?\n"),
@@ -38,27 +38,27 @@ def test_saliency_is_the_eager_attention_that_a_patch_receives(model: Model) -> 
         ("first <image> and then <image> what is shown?", 2, "first <image> and then <image><bos> what is shown?\n"),
     ],
 )
-def test_a_prompt_is_as_the_stock_processor_writes_it(model: Model, prompt: str, pictures: int, written: str) -> None:
-    media = model.images()[:pictures]
-    ids = model.language.tokenize(prompt, [model.vision.layout] * pictures)
+def test_a_prompt_is_as_the_stock_processor_writes_it(model: Model, prompt: str, num_images: int, written: str) -> None:
+    media = model.images()[:num_images]
+    ids = model.language.tokenize(prompt, [model.vision.layout] * num_images)
     assert model.processor.tokenizer.decode(ids) == written
     stock = model.stock_inputs(media, prompt)["input_ids"][0].tolist()
     image = model.processor.image_token_id
-    assert stock == [one for i in ids.tolist() for one in [i] * (256 if i == image else 1)]
+    assert stock == [token for i in ids.tolist() for token in [i] * (256 if i == image else 1)]
 
 
-def test_a_prompt_sees_itself_in_both_directions(model: Model) -> None:
-    """The answer is another when it does not; the model is left as it was."""
+def test_a_prompt_attends_to_itself_in_both_directions(model: Model) -> None:
+    """Without that, the logits differ. The model is left as it was."""
     (item,) = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(model.images()[0])]))
-    asked = model.language.embed(PROMPT, [item])
-    given = model.language.model_inputs([asked])
-    with model.language.generation_context([asked]), torch.no_grad():
-        both, causal = (
-            model.language.model(**given | {"token_type_ids": types}).logits[0, -1]
-            for types in (given["token_type_ids"], torch.ones_like(given["token_type_ids"]))
+    embedded = model.language.embed(PROMPT, [item])
+    inputs = model.language.model_inputs([embedded])
+    with model.language.generation_context([embedded]), torch.no_grad():
+        bidirectional, causal = (
+            model.language.model(**inputs | {"token_type_ids": types}).logits[0, -1]
+            for types in (inputs["token_type_ids"], torch.ones_like(inputs["token_type_ids"]))
         )
-    torch.testing.assert_close(both, model.language.logits([asked])[0])
-    assert (both - causal).abs().max() > 1e-2
+    torch.testing.assert_close(bidirectional, model.language.logits([embedded])[0])
+    assert (bidirectional - causal).abs().max() > 1e-2
     assert "prepare_inputs_for_generation" not in vars(model.language.model)
 
 
@@ -67,26 +67,26 @@ def test_scores_of_gemma_2_are_capped_whatever_kernel_is_asked_for(tmp_path: Pat
     assert two.language.model.model.language_model.config._attn_implementation == "eager"
     assert two.vision.tower.config._attn_implementation == "sdpa"
     (item,) = two.pruner("23").prune(two.pruner().encode([two.vision.preprocess(two.images()[0])]))
-    asked = [two.language.embed(PROMPT, [item])]
-    capped = two.language.logits(asked)
+    embedded = [two.language.embed(PROMPT, [item])]
+    capped = two.language.logits(embedded)
     for layer in two.language.model.model.language_model.layers:
         layer.self_attn.attn_logit_softcapping = None
-    assert (capped - two.language.logits(asked)).abs().max() > 1e-2
+    assert (capped - two.language.logits(embedded)).abs().max() > 1e-2
 
 
 @pytest.mark.slow
 def test_large_rasters_are_selected_from_in_windows(tmp_path: Path) -> None:
     model = Model(write_checkpoint("paligemma-large", tmp_path), tiny_model("paligemma-large"))
     (item,) = model.vision.encode([model.vision.preprocess(model.images()[0])])
-    assert [len(one.features) for one in item.segments] == [800] * 2
-    assert sorted(slot for one in item.segments for slot in one.slots or ()) == list(range(1600))
+    assert [len(segment.features) for segment in item.segments] == [800] * 2
+    assert sorted(slot for segment in item.segments for slot in segment.slots or ()) == list(range(1600))
 
 
 def test_flash_attention_is_refused(model: Model) -> None:
-    found, where = resolve(str(model.folder)), replace(CPU, attention="flash_attention_2")
+    checkpoint, placement = resolve(str(model.folder)), replace(CPU, attention="flash_attention_2")
     for half in ("vision", "language"):
         with pytest.raises(UsageError, match="both directions"):
-            getattr(load_family("paligemma"), f"load_{half}_half")(found, where)
+            getattr(load_family("paligemma"), f"load_{half}_half")(checkpoint, placement)
 
 
 def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:

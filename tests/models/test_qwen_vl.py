@@ -1,4 +1,4 @@
-"""What is Qwen's own: importance under windows and packing, positions, large pictures, extreme sizes, clips."""
+"""Qwen-VL: saliency under windows and packing, positions, large images, extreme sizes, clips."""
 
 from __future__ import annotations
 
@@ -56,31 +56,31 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def timed(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Whose positions in time depend on seconds."""
+    """A model whose positions in time depend on seconds."""
     return Model(write_checkpoint("qwen2_5_vl", tmp_path_factory.mktemp("timed")), tiny_model("qwen2_5_vl"))
 
 
 def slow_clip(frames: int, seconds: float, size: tuple[int, int] = (84, 56)) -> Media:
-    pictures = tuple(make_image(i, size) for i in range(frames))
-    return media_from_frames(pictures, tuple(i * seconds for i in range(frames)))
+    images = tuple(make_image(i, size) for i in range(frames))
+    return media_from_frames(images, tuple(i * seconds for i in range(frames)))
 
 
 @pytest.fixture
 def attention_weights() -> list[Tensor]:
-    """What the attention called `recorded` weighs, call by call: [H, N, N]."""
-    seen: list[Tensor] = []
+    """The attention weights of each call of the attention implementation `recorded` [H, N, N]."""
+    weights: list[Tensor] = []
 
     def recorded(module: Any, *args: Any, **kwargs: Any) -> Any:
-        made = eager_attention_forward(module, *args, **kwargs)
-        seen.append(made[1][0])
-        return made
+        output, call_weights = eager_attention_forward(module, *args, **kwargs)
+        weights.append(call_weights[0])
+        return output, call_weights
 
     AttentionInterface.register("recorded", recorded)
-    return seen
+    return weights
 
 
-def in_slots(items: list[Encoded], part: str) -> Tensor:
-    """A part of all segments, by slot, item after item."""
+def rows_by_slot(items: list[Encoded], part: str) -> Tensor:
+    """An attribute of all segments, by slot, item after item."""
     rows = []
     for item in items:
         slots = torch.tensor([slot for segment in item.segments for slot in segment.slots])
@@ -89,15 +89,15 @@ def in_slots(items: list[Encoded], part: str) -> Tensor:
 
 
 def tower_inputs(items: list[Pixels]) -> tuple[Tensor, Tensor]:
-    found = [list(item.tensors.values())[:2] for item in items]
-    return torch.cat([one for one, _ in found]), torch.cat([one for _, one in found])
+    tensors = [list(item.tensors.values())[:2] for item in items]
+    return torch.cat([patches for patches, _ in tensors]), torch.cat([grid for _, grid in tensors])
 
 
 def test_saliency_is_the_attention_that_the_stock_tower_pays(
     model: Model, attention_weights: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qwen_saliency, "MAX_ATTENTION_WEIGHTS", 5000)  # several parts
-    pixels = [model.vision.preprocess(one) for one in (model.media()[1], model.media()[2], make_clip(3, 3))]
+    pixels = [model.vision.preprocess(media) for media in (model.media()[1], model.media()[2], make_clip(3, 3))]
     patches, grids = tower_inputs(pixels)
     tower = model.stock.model.visual
     last = max(getattr(tower, "fullatt_block_indexes", [len(tower.blocks) - 1]))
@@ -111,81 +111,83 @@ def test_saliency_is_the_attention_that_the_stock_tower_pays(
         hook.remove()
         after.remove()
     assert len(kept) == int(grids[:, 0].sum())
-    expected = torch.cat([one.mean((0, 1)) for one in kept]).view(-1, 4).sum(1)
+    expected = torch.cat([weights.mean((0, 1)) for weights in kept]).view(-1, 4).sum(1)
     if model.folder.name.startswith("qwen2_5"):
         index, _ = get_vision_window_index(grids, spatial_merge_size=2, window_size=112, patch_size=14)
         assert not torch.equal(index, index.sort().values)
         expected = expected[index.argsort()]
     items = model.vision.encode(pixels)
-    torch.testing.assert_close(in_slots(items, "saliency"), expected, **EXACT)
-    torch.testing.assert_close(in_slots(items, "features"), stock.pooler_output, **EXACT)
+    torch.testing.assert_close(rows_by_slot(items, "saliency"), expected, **EXACT)
+    torch.testing.assert_close(rows_by_slot(items, "features"), stock.pooler_output, **EXACT)
     if getattr(stock, "deepstack_features", None):
-        torch.testing.assert_close(in_slots(items, "extra"), torch.cat(stock.deepstack_features, -1), **EXACT)
+        torch.testing.assert_close(rows_by_slot(items, "extra"), torch.cat(stock.deepstack_features, -1), **EXACT)
 
 
-def test_importance_adds_to_one_in_each_picture(model: Model) -> None:
-    items = model.vision.encode([model.vision.preprocess(one) for one in model.media()])
+def test_saliency_adds_to_one_in_each_image(model: Model) -> None:
+    items = model.vision.encode([model.vision.preprocess(media) for media in model.media()])
     for item in items:
         for region in item.layout.regions:
-            whole = [one for one in item.segments if region.first <= one.slots[0] < region.slots[-1] + 1]
-            assert sum(float(one.saliency.sum()) for one in whole) == pytest.approx(1, abs=1e-4)
+            windows = [segment for segment in item.segments if segment.slots[0] in region.slots]
+            assert sum(float(segment.saliency.sum()) for segment in windows) == pytest.approx(1, abs=1e-4)
 
 
-def test_large_pictures_are_selected_from_by_windows(model: Model) -> None:
+def test_large_images_are_cut_into_windows(model: Model) -> None:
     pixels = model.vision.preprocess(media_from_image(make_image(5, (1250, 1100))))
     (item,) = model.vision.encode([pixels])
     assert item.layout.total > WINDOW_SIDE * WINDOW_SIDE and len(item.segments) == 2
     with torch.no_grad():
         stock = model.vision.tower(*tower_inputs([pixels])).pooler_output
-    assert torch.equal(in_slots([item], "features"), stock)
+    assert torch.equal(rows_by_slot([item], "features"), stock)
     (kept,) = model.pruner("50").prune([item])
     torch.testing.assert_close(kept.tokens[:, : stock.shape[1]], stock[list(kept.slots)], **CLOSE)
-    (whole,) = model.pruner().prune([item])
-    assert whole.slots == tuple(range(item.layout.total)) and whole.is_unpruned
+    (unpruned,) = model.pruner().prune([item])
+    assert unpruned.slots == tuple(range(item.layout.total)) and unpruned.is_unpruned
 
 
-def mixed(model: Model, keep: str) -> tuple[list[Pixels], list[TokenSet]]:
-    """A picture, a clip of an odd number of frames 0.7 s apart, and another picture."""
+def encode_mixed(model: Model, keep: str) -> tuple[list[Pixels], list[TokenSet]]:
+    """Preprocess and prune an image, a clip of an odd number of frames 0.7 s apart, and another image."""
     first, second = model.images()[1:3]
-    pixels = [model.vision.preprocess(one) for one in (first, slow_clip(5, 0.7), second)]
+    pixels = [model.vision.preprocess(media) for media in (first, slow_clip(5, 0.7), second)]
     pruner = model.pruner(keep)
-    return pixels, pruner.keep(pruner.encode(pixels), [pruner.mean_tokens(one.layout.total) for one in pixels])
+    return pixels, pruner.keep(pruner.encode(pixels), [pruner.mean_tokens(item.layout.total) for item in pixels])
 
 
 def stock_positions(model: Model, prompt: str, pixels: list[Pixels]) -> tuple[Tensor, Tensor]:
-    """The ids of a whole prompt, and where the stock model places them: [L], [3, L]."""
-    ids = model.language.tokenize(prompt, [one.layout for one in pixels]).tolist()
-    runs = iter([run for one in pixels for run in one.layout.runs])
-    ids = torch.tensor([one for i in ids for one in [i] * (next(runs) if i in model.language.placeholder_ids else 1)])
+    """The ids [L] of an unpruned prompt, and the positions [3, L] that the stock model gives them."""
+    ids = model.language.tokenize(prompt, [item.layout for item in pixels]).tolist()
+    runs = iter([run for item in pixels for run in item.layout.runs])
+    ids = torch.tensor(
+        [token for i in ids for token in [i] * (next(runs) if i in model.language.placeholder_ids else 1)]
+    )
     kinds = torch.tensor(model.processor.create_mm_token_type_ids(ids[None].tolist()))
     grids: dict[str, Tensor] = {}
-    for one in pixels:
-        for name, value in one.tensors.items():
+    for item in pixels:
+        for name, value in item.tensors.items():
             if not name.startswith("pixel"):
                 grids[name] = torch.cat([grids[name], value]) if name in grids else value
     return ids, model.stock.model.get_rope_index(ids[None], mm_token_type_ids=kinds, **grids)[0][:, 0]
 
 
 @pytest.mark.parametrize("keep", ["all", "3"])
-def test_positions_of_pictures_and_clips_are_the_stock_models(model: Model, keep: str) -> None:
+def test_positions_of_images_and_clips_are_the_stock_models(model: Model, keep: str) -> None:
     prompt = "first <image> then <video> and <image> what is shown?"
-    pixels, items = mixed(model, keep)
+    pixels, items = encode_mixed(model, keep)
     ids, expected = stock_positions(model, prompt, pixels)
-    asked = model.language.embed(prompt, items)
+    embedded = model.language.embed(prompt, items)
     left = kept_rows(model, {"input_ids": ids[None]}, items)
     assert len(left) < len(ids) or keep == "all"
-    assert torch.equal(asked.positions, expected[:, left])
+    assert torch.equal(embedded.positions, expected[:, left])
 
 
 def test_time_may_run_ahead_of_the_words_that_follow(timed: Model) -> None:
-    """A position in time beyond those of the question: decoding goes on as the stock model does."""
+    """Positions in time can be beyond those of the question. Decoding then continues as in the stock model."""
     media = slow_clip(12, 20.0)
     regions = timed.vision.preprocess(media).layout.regions
     assert regions[-1].tick == 400
     check_keeping_all(timed, [media], PROMPT)
 
 
-def test_published_selection_looks_at_no_saliency(model: Model) -> None:
+def test_published_selection_does_not_use_saliency(model: Model) -> None:
     (item,) = model.vision.encode([model.vision.preprocess(model.images()[0])])
     (segment,) = item.segments
     (kept,) = model.pruner("23", "prunesid-published").prune([item])
@@ -208,7 +210,7 @@ def test_extreme_sizes_are_read_as_the_stock_processor_does(model: Model, size: 
     assert upright
 
 
-def test_too_long_a_picture_costs_itself_alone(model: Model, run: Run, tmp_path: Path) -> None:
+def test_only_an_image_that_is_too_long_fails(model: Model, run: Run, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="2010 x 10 pixels"):
         model.vision.preprocess(media_from_image(make_image(1, (2010, 10))))
     with pytest.raises(MediaError, match="2010 x 10 pixels"):
@@ -221,22 +223,22 @@ def test_too_long_a_picture_costs_itself_alone(model: Model, run: Run, tmp_path:
 
 
 def test_a_clip_of_one_frame_is_read_twice(model: Model) -> None:
-    one, two = slow_clip(1, 0.5), slow_clip(1, 0.5)
-    two = media_from_frames((one.image, one.image), (0.0, 0.0))
-    a, b = model.vision.preprocess(one), model.vision.preprocess(two)
+    clip = slow_clip(1, 0.5)
+    doubled = media_from_frames((clip.image, clip.image), (0.0, 0.0))
+    a, b = model.vision.preprocess(clip), model.vision.preprocess(doubled)
     assert a.layout == b.layout
     assert torch.equal(a.tensors["pixel_values_videos"], b.tensors["pixel_values_videos"])
 
 
 def test_frames_of_a_pair_share_a_patch(model: Model) -> None:
-    """A still clip looks like its picture, at that size."""
+    """A clip without motion has the patches of its image, if both have the same size."""
     still = make_image(4, (320, 320))
     media = media_from_frames((still,) * 4, (0.0, 0.5, 1.0, 1.5))
     pixels = model.vision.preprocess(media).tensors["pixel_values_videos"]
-    picture = model.vision.preprocess(media_from_image(still)).tensors["pixel_values"]
+    image = model.vision.preprocess(media_from_image(still)).tensors["pixel_values"]
     assert torch.equal(pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :])
-    if picture.shape == pixels[: len(pixels) // 2].shape:
-        torch.testing.assert_close(pixels[: len(picture)], picture, **EXACT)
+    if image.shape == pixels[: len(pixels) // 2].shape:
+        torch.testing.assert_close(pixels[: len(image)], image, **EXACT)
 
 
 def test_timestamps_stand_between_the_frames_of_qwen3(model: Model) -> None:
@@ -261,32 +263,32 @@ def test_clips_are_those_of_the_stock_video_processor(
     from transformers.video_utils import VideoMetadata
 
     folder = changed(model.folder, tmp_path, settings)
-    found = resolve(str(folder))
-    vision = load_family(found.model_type).load_vision_half(found, CPU)
+    checkpoint = resolve(str(folder))
+    vision = load_family(checkpoint.model_type).load_vision_half(checkpoint, CPU)
     if frames == 1 and "qwen3" in model.folder.name:
         pytest.skip("the stock processor of Qwen3-VL refuses a clip of one frame")
     media = slow_clip(frames, 0.5, size)
     stock = AutoProcessor.from_pretrained(folder)
     video = np.stack([np.asarray(frame) for frame in media.frames])
-    about = VideoMetadata(total_num_frames=frames, fps=2.0, frames_indices=list(range(frames)))
+    metadata = VideoMetadata(total_num_frames=frames, fps=2.0, frames_indices=list(range(frames)))
     ours = vision.preprocess(media)
-    theirs = stock(
+    stock_inputs = stock(
         text=[stock.video_token],
         videos=[video],
         return_tensors="pt",
-        videos_kwargs={"video_metadata": [about], "do_sample_frames": False, "return_metadata": True},
+        videos_kwargs={"video_metadata": [metadata], "do_sample_frames": False, "return_metadata": True},
     )
-    assert torch.equal(ours.tensors["video_grid_thw"], theirs["video_grid_thw"])
-    apart = (ours.tensors["pixel_values_videos"] - theirs["pixel_values_videos"]).abs()
+    assert torch.equal(ours.tensors["video_grid_thw"], stock_inputs["video_grid_thw"])
+    difference = (ours.tensors["pixel_values_videos"] - stock_inputs["pixel_values_videos"]).abs()
     # Pillow and torchvision resize the same frame up to two of 255 steps apart. That is .030 here, as measured, and
-    # above .02 for at most 4e-4 of a clip; where nothing is resized, nothing may differ.
+    # above .02 for at most 4e-4 of a clip. Where nothing is resized, nothing may differ.
     step = 1 / 255 / min(stock.video_processor.image_std)
     resized = ours.tensors["video_grid_thw"][0, 1:].flip(0) * stock.video_processor.patch_size != torch.tensor(size)
-    assert apart.max() <= (2.01 * step if resized.any() else 1e-5)
-    assert (apart > 0.02).float().mean() < 1e-3
-    if "second_per_grid_ts" in theirs:
-        assert ours.tensors["second_per_grid_ts"].tolist() == list(map(float, theirs["second_per_grid_ts"]))
-    ids = theirs["input_ids"][0].tolist()
+    assert difference.max() <= (2.01 * step if resized.any() else 1e-5)
+    assert (difference > 0.02).float().mean() < 1e-3
+    if "second_per_grid_ts" in stock_inputs:
+        assert ours.tensors["second_per_grid_ts"].tolist() == list(map(float, stock_inputs["second_per_grid_ts"]))
+    ids = stock_inputs["input_ids"][0].tolist()
     visual = placeholder_ids(model.stock.config)
     runs = [len(list(group)) for is_visual, group in groupby(ids, lambda token: token in visual) if is_visual]
     assert list(ours.layout.runs) == runs
@@ -304,19 +306,19 @@ def changed(folder: Path, to: Path, settings: dict[str, Any]) -> Path:
 
 
 def test_settings_for_video_come_from_the_checkpoint(model: Model, tmp_path: Path) -> None:
-    """Nested in the processor's file, in a file of its own, else in that for pictures; else the stock limits."""
+    """They are in the processor's file, a file of their own, or that for images. The stock limits are the default."""
     images = model.processor.image_processor
     plain = load_clip_settings(resolve(str(model.folder)), images)
     assert plain.size["shortest_edge"] == (4096 if "qwen3" in model.folder.name else 3136)
     folder = changed(model.folder, tmp_path, {})
     nested = {"video_processor": {"min_pixels": 5000, "max_pixels": 9000, "image_mean": [0.1, 0.2, 0.3]}}
     (folder / "processor_config.json").write_text(json.dumps(nested))
-    found = load_clip_settings(resolve(str(folder)), images)
-    assert (found.size, found.image_mean) == ({"shortest_edge": 5000, "longest_edge": 9000}, [0.1, 0.2, 0.3])
+    settings = load_clip_settings(resolve(str(folder)), images)
+    assert (settings.size, settings.image_mean) == ({"shortest_edge": 5000, "longest_edge": 9000}, [0.1, 0.2, 0.3])
     (folder / "processor_config.json").write_text(json.dumps({"video_processor": {"merge_size": 2}}))
-    found = load_clip_settings(resolve(str(folder)), images)
+    settings = load_clip_settings(resolve(str(folder)), images)
     side = FRAME_SIZING[resolve(str(folder)).model_type].token_side
-    assert found.size == {"shortest_edge": 128 * side**2, "longest_edge": 768 * side**2}
+    assert settings.size == {"shortest_edge": 128 * side**2, "longest_edge": 768 * side**2}
     (folder / "processor_config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot read the video settings"):
         load_clip_settings(resolve(str(folder)), images)
@@ -334,11 +336,11 @@ def test_keys_of_older_checkpoints_are_known(model: Model, tmp_path: Path) -> No
         weights = {re.sub(new, old, name): value for name, value in weights.items()}
     assert {name.split(".")[0] for name in weights} <= {"visual", "model", "lm_head"}
     save_file(weights, tmp_path / "old" / "model.safetensors", {"format": "pt"})
-    found = resolve(str(tmp_path / "old"))
-    family = load_family(found.model_type)
+    checkpoint = resolve(str(tmp_path / "old"))
+    family = load_family(checkpoint.model_type)
     for half in ("vision", "language"):
-        mine, theirs = getattr(model, half).model, getattr(family, f"load_{half}_half")(found, CPU).model
-        for (name, a), b in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        expected, loaded = getattr(model, half).model, getattr(family, f"load_{half}_half")(checkpoint, CPU).model
+        for (name, a), b in zip(expected.named_parameters(), loaded.parameters(), strict=True):
             assert torch.equal(a, b) or "embed_tokens" in name or "lm_head" in name, name
 
 
@@ -348,15 +350,15 @@ def test_a_tower_that_sees_no_whole_picture_is_refused(timed: Model, tmp_path: P
     config = json.loads(path.read_text())
     config["vision_config"]["fullatt_block_indexes"] = []
     path.write_text(json.dumps(config))
-    found = resolve(str(tmp_path / "windows"))
+    checkpoint = resolve(str(tmp_path / "windows"))
     with pytest.raises(UnsupportedModel, match="fullatt_block_indexes"):
-        load_family(found.model_type).check_supported(found)
+        load_family(checkpoint.model_type).check_supported(checkpoint)
 
 
 def test_answers_do_not_depend_on_what_was_asked_before(model: Model) -> None:
-    """The stock model keeps `rope_deltas` of its last prompt; positions are given, so they are not read."""
-    pixels, items = mixed(model, "9")
+    """The stock model keeps `rope_deltas` of its last prompt. They are not read, since positions are passed."""
+    pixels, items = encode_mixed(model, "9")
     prompts = [model.language.embed(PROMPT, [item]) for item in items]
-    first = [model.language.generate([one], GENERATION)[0].text for one in prompts]
-    again = [model.language.generate([one], GENERATION)[0].text for one in reversed(prompts)]
+    first = [model.language.generate([prompt], GENERATION)[0].text for prompt in prompts]
+    again = [model.language.generate([prompt], GENERATION)[0].text for prompt in reversed(prompts)]
     assert first == again[::-1]

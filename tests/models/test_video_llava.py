@@ -1,4 +1,4 @@
-"""Video-LLaVA: each kind through its own tower, CLS where the stock model reads it; what is refused."""
+"""Video-LLaVA: images and clips have their own towers, CLS is read as by the stock model, refused checkpoints."""
 
 from __future__ import annotations
 
@@ -45,42 +45,42 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
 
 
-@pytest.mark.parametrize("kind", [IMAGE_PIXELS, CLIP_PIXELS])
-def test_features_and_saliency_are_those_of_the_kinds_own_tower(model: Model, kind: str) -> None:
+@pytest.mark.parametrize("pixels_name", [IMAGE_PIXELS, CLIP_PIXELS])
+def test_features_and_saliency_are_those_of_the_right_tower(model: Model, pixels_name: str) -> None:
     item = model.vision.preprocess(
-        make_clip(1, 3) if kind == CLIP_PIXELS else media_from_image(make_image(1, (300, 200)))
+        make_clip(1, 3) if pixels_name == CLIP_PIXELS else media_from_image(make_image(1, (300, 200)))
     )
-    tower = model.stock.model.video_tower if kind == CLIP_PIXELS else model.stock.model.image_tower
+    tower = model.stock.model.video_tower if pixels_name == CLIP_PIXELS else model.stock.model.image_tower
     with torch.no_grad():
-        seen = tower(item.tensors[kind], output_attentions=True, output_hidden_states=True)
+        output = tower(item.tensors[pixels_name], output_attentions=True, output_hidden_states=True)
     (encoded,) = model.vision.encode([item])
-    assert len(encoded.segments) == len(item.tensors[kind])
+    assert len(encoded.segments) == len(item.tensors[pixels_name])
     for number, segment in enumerate(encoded.segments):
-        states = seen.hidden_states[-2][number]
+        states = output.hidden_states[-2][number]
         torch.testing.assert_close(segment.features, states[1:], **EXACT)
         torch.testing.assert_close(segment.cls, states[0], **EXACT)
-        torch.testing.assert_close(segment.saliency, seen.attentions[-2][number].sum(0)[0, 1:], **EXACT)
+        torch.testing.assert_close(segment.saliency, output.attentions[-2][number].sum(0)[0, 1:], **EXACT)
 
 
-def test_of_a_clip_cls_is_read_of_a_picture_by_the_strategy(model: Model) -> None:
-    picture, frames = model.vision.encode(
-        [model.vision.preprocess(one) for one in (media_from_image(make_image(1, (300, 200))), make_clip(1, 8))]
+def test_cls_is_read_of_clips_and_if_the_strategy_is_full_of_images(model: Model) -> None:
+    image, frames = model.vision.encode(
+        [model.vision.preprocess(media) for media in (media_from_image(make_image(1, (300, 200))), make_clip(1, 8))]
     )
     is_full = model.stock.config.vision_feature_select_strategy == "full"
-    assert picture.segments[0].cls_slot == (0 if is_full else CLS_NOT_READ)
-    assert picture.layout.total == FRAME - 1 + is_full
+    assert image.segments[0].cls_slot == (0 if is_full else CLS_NOT_READ)
+    assert image.layout.total == FRAME - 1 + is_full
     assert frames.layout.total == model.stock.config.video_seq_length == 8 * FRAME
     assert [segment.cls_slot for segment in frames.segments] == [i * FRAME for i in range(8)]
 
 
-def test_kinds_in_any_order_are_encoded_as_alone(model: Model) -> None:
+def test_images_and_clips_in_any_order_are_encoded_as_alone(model: Model) -> None:
     media = (
         make_clip(1, 2),
         media_from_image(make_image(1, (300, 200))),
         make_clip(2, 3),
         media_from_image(make_image(2, (90, 300))),
     )
-    pixels = [model.vision.preprocess(one) for one in media]
+    pixels = [model.vision.preprocess(media) for media in media]
     for together, item in zip(model.vision.encode(pixels), pixels, strict=True):
         (alone,) = model.vision.encode([item])
         assert together.layout == alone.layout == item.layout
@@ -93,9 +93,9 @@ def test_frames_follow_the_settings_for_clips(model: Model, tmp_path: Path) -> N
     mean, std, path = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], folder / "video_preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": mean, "image_std": std}))
     media = make_clip(1, 2, (224, 224))
-    found = VideoLlavaVision(resolve(str(folder)), CPU).preprocess(media).tensors[CLIP_PIXELS]
+    frames = VideoLlavaVision(resolve(str(folder)), CPU).preprocess(media).tensors[CLIP_PIXELS]
     expected = (np.asarray(media.frames[1]) / 255 - mean) / std
-    torch.testing.assert_close(found[1], torch.from_numpy(expected).permute(2, 0, 1).float(), **EXACT)
+    torch.testing.assert_close(frames[1], torch.from_numpy(expected).permute(2, 0, 1).float(), **EXACT)
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="the stock processor of clips needs torchvision")
