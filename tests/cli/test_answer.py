@@ -127,11 +127,11 @@ def test_prompts_name_their_items(run: Run, scene_cache: Path, scenes: list[Path
         {"prompt": "third", "source": str(scenes[3])},
         {"prompt": "first", "source": str(scenes[3])},
     )
-    found = [
+    asked = [
         (Path(r["source"]).name, r["prompt"])
         for r in run("answer", scene_cache, "--prompts", prompts_file, *SHORT).records
     ]
-    assert found == [
+    assert asked == [
         ("scene0.png", "all"),
         ("scene1.png", "all"),
         ("scene2.png", "all"),
@@ -189,20 +189,20 @@ def test_prompts_keep_their_characters(run: Run, scene_cache: Path, tmp_path: Pa
 def test_a_prompt_without_an_item_is_reported_and_skipped(
     run: Run, llava: Path, scene_cache: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
-    bad, own = tmp_path / "bad.png", tmp_path / "own"
+    bad, cache = tmp_path / "bad.png", tmp_path / "own"
     bad.write_text("no picture")
-    shutil.copytree(scene_cache, own)
-    assert run("compress", bad, "-m", llava, "--out", own).code == 3
+    shutil.copytree(scene_cache, cache)
+    assert run("compress", bad, "-m", llava, "--out", cache).code == 3
     names = [{"source": str(bad)}, {"digest": "0" * 12}, {"where": "*.jpg"}, {"source": "nowhere.png"}]
     write_jsonl(prompts_file, {"prompt": "count"})
-    whole = printed_answers(run("answer", own, "--prompts", prompts_file, *SHORT))
+    expected = printed_answers(run("answer", cache, "--prompts", prompts_file, *SHORT))
     write_jsonl(prompts_file, *({"prompt": "count"} | name for name in names), {"prompt": "count"})
-    result = run("answer", own, "--prompts", prompts_file, *SHORT)
-    assert (result.code, printed_answers(result)) == (3, whole)
+    result = run("answer", cache, "--prompts", prompts_file, *SHORT)
+    assert (result.code, printed_answers(result)) == (3, expected)
     for number, words in enumerate((f"{bad}, which failed: ", "digest 0", "where *.jpg", "nowhere.png"), 1):
         assert f"{prompts_file}, line {number}: the cache has no item {words}" in result.err
     write_jsonl(prompts_file, *({"prompt": "count"} | name for name in names))
-    result = run("answer", own, "--prompts", prompts_file, "-m", "nowhere/at-all")
+    result = run("answer", cache, "--prompts", prompts_file, "-m", "nowhere/at-all")
     assert (result.code, result.out, "no item of" in result.err) == (2, "", True), result.err
 
 

@@ -57,23 +57,25 @@ def test_failed_answers_are_retried(
     run: Run, scene_cache: Path, prompts_file: Path, scenes: list[Path], tmp_path: Path
 ) -> None:
     out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
-    whole = printed_answers(run(*command))
+    expected = printed_answers(run(*command))
     (shard,) = scene_cache.glob("prunesid-0*.safetensors")
-    sound = shard.read_bytes()
+    undamaged = shard.read_bytes()
     at = next(
         read.tokens.start + item.rows[0] * read.tokens.row_bytes
         for read, item in open_cache(scene_cache).items()
         if "scene2" in item.source
     )
-    shard.write_bytes(sound[:at] + b"damaged!" + sound[at + 8 :])
+    shard.write_bytes(undamaged[:at] + b"damaged!" + undamaged[at + 8 :])
     for _ in range(2):
         result = run(*command, "--out", out)
         assert (result.code, "4 failed" in result.err) == (3, True)
         assert [r["id"] for r in stored_answers(out) if "error" in r] == [8, 9, 10, 11]
-        assert [r for r in stored_answers(out) if "answer" in r] == [r for r in whole if r["source"] != str(scenes[2])]
-    shard.write_bytes(sound)
+        assert [r for r in stored_answers(out) if "answer" in r] == [
+            r for r in expected if r["source"] != str(scenes[2])
+        ]
+    shard.write_bytes(undamaged)
     result = run(*command, "--out", out)
-    assert (result.code, stored_answers(out)) == (0, whole)
+    assert (result.code, stored_answers(out)) == (0, expected)
     assert result.err.startswith("4 answers in")
 
 
@@ -115,10 +117,10 @@ def test_an_answer_about_an_earlier_version_is_replaced(
         ("answer", scene_cache, "count", *SHORT, "--out", tmp_path / "answers.jsonl"),
     )
     run(*command)
-    whole, records = stored_answers(out), [json.loads(line) for line in out.read_text().splitlines()]
+    expected, records = stored_answers(out), [json.loads(line) for line in out.read_text().splitlines()]
     write_jsonl(out, *records[:2], records[2] | other, *records[3:])
     result = run(*command)
-    assert (result.err.startswith("1 answer in"), stored_answers(out)) == (True, whole)
+    assert (result.err.startswith("1 answer in"), stored_answers(out)) == (True, expected)
 
 
 def test_a_file_of_another_run_is_left_unchanged(
@@ -129,7 +131,7 @@ def test_a_file_of_another_run_is_left_unchanged(
         ("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--out", tmp_path / "answers.jsonl"),
     )
     run(*command)
-    whole = out.read_bytes()
+    expected = out.read_bytes()
     run("compress", pictures[7], "-m", llava, "--out", tmp_path / "other")
     others = {
         "4 new tokens": ("answer", scene_cache, "--prompts", prompts_file, "--max-new-tokens", 5, "--out", out),
@@ -140,7 +142,7 @@ def test_a_file_of_another_run_is_left_unchanged(
     for words, args in others.items():
         result = run(*args)
         assert (result.code, words in result.err, "--out" in result.err) == (2, True, True), result.err
-        assert out.read_bytes() == whole
+        assert out.read_bytes() == expected
     for text in ("notes", "notes\n", '{"id": 1}\n', "\n"):
         out.write_text(text)
         result = run(*command)

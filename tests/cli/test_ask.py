@@ -47,12 +47,12 @@ def test_a_json_record_holds_settings_and_times(run: Run, llava: Path, pictures:
     assert (record["method"], record["keep"], record["new_tokens"], record["cut"]) == ("grid", "40", 3, True)
     for stage in ("preprocess", "encode", "select", "generate"):
         assert float(re.findall(rf"{stage} (\d+) ms", result.err)[0]) == pytest.approx(record[f"{stage}_ms"], abs=0.6)
-    whole = run("ask", pictures[0], PROMPT, "--json").records[0]
-    assert (whole["method"], whole["keep"], whole["cut"]) == ("prunesid", "11%", False)
-    length = whole["new_tokens"]
+    uncut = run("ask", pictures[0], PROMPT, "--json").records[0]
+    assert (uncut["method"], uncut["keep"], uncut["cut"]) == ("prunesid", "11%", False)
+    length = uncut["new_tokens"]
     for limit in (length, length + 1):  # the end token counts, too
         same = run("ask", pictures[0], PROMPT, "--json", "--max-new-tokens", limit).records[0]
-        assert (same["answer"], same["cut"]) == (whole["answer"], limit == length)
+        assert (same["answer"], same["cut"]) == (uncut["answer"], limit == length)
 
 
 def test_sampling_is_repeatable_and_leaves_the_global_generator_unchanged(

@@ -59,9 +59,7 @@ def test_unreadable_pictures_are_skipped_listed_and_retried(
     (folder / ".hidden.png").write_bytes(b"")
     result = run("compress", folder, tmp_path / "missing.jpg", "--out", tmp_path / "c", "-m", llava)
     assert result.code == 3
-    assert re.search(
-        r"compressed 1 image .* 1 hidden file skipped .* 1 other file skipped .* 4 failed", result.err
-    )
+    assert re.search(r"compressed 1 image .* 1 hidden file skipped .* 1 other file skipped .* 4 failed", result.err)
     failed = run("cache", "ls", tmp_path / "c", "--failed", "--json").records
     assert {Path(record["source"]).name for record in failed} == {"empty.jpg", "text.jpg", "cut.jpg", "missing.jpg"}
     assert all(record["error"] and record["hint"] for record in failed)
@@ -87,14 +85,14 @@ def test_unreadable_pictures_are_skipped_listed_and_retried(
 def test_unusual_pictures_are_read_with_a_note(run: Run, llava: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    odd = {
+    data_by_name = {
         "animated.gif": hostile.animated("GIF"),
         "cmyk.jpg": hostile.encoded(hostile.landmark().convert("CMYK"), "JPEG"),
         "grey16.png": hostile.grey16([0, 32768, 65535]),
         "palette.png": hostile.encoded(hostile.landmark().quantize(16), "PNG", transparency=3),
         "rotated.jpg": hostile.turned(6, "JPEG"),
     }
-    for name, data in odd.items():
+    for name, data in data_by_name.items():
         (folder / name).write_bytes(data)
     (folder / "bomb.png").write_bytes(hostile.bomb(20_000, 20_000))
     result = run("compress", folder, "--out", tmp_path / "c", "-m", llava)

@@ -53,9 +53,9 @@ def test_merge_warns_of_missing_and_repeated_partitions(run: Run, llava: Path, f
     command = ("compress", folder, "-m", llava, "--out")
     for number, out in enumerate(parts, 1):
         assert run(*command, out, "--shard", f"{number}/3").code == 0
-    some = run("cache", "merge", parts[0], parts[0], parts[2], "--out", tmp_path / "some").err
-    assert "warning: not among these caches: shard 2/3\n" in some
-    assert "warning: more than once among these caches: shard 1/3\n" in some
+    warnings = run("cache", "merge", parts[0], parts[0], parts[2], "--out", tmp_path / "some").err
+    assert "warning: not among these caches: shard 2/3\n" in warnings
+    assert "warning: more than once among these caches: shard 1/3\n" in warnings
     assert "warning" not in run("cache", "merge", *parts, "--out", tmp_path / "all").err
     before = cache_files(parts[0])
     for other in ("2/3", "1/4"):

@@ -137,7 +137,7 @@ def test_a_lost_shard_is_reported_and_restored_by_the_same_command(
     out = tmp_path / "c"
     command = ("compress", *pictures[:4], "--out", out, "-m", llava, "--shard-items", 2)
     run(*command)
-    whole = run("answer", out, PROMPT)
+    complete = run("answer", out, PROMPT)
     (out / "prunesid-00001.safetensors").unlink()
     result = run("answer", out, PROMPT)
     assert (result.code, len(result.records)) == (3, 2)
@@ -151,7 +151,7 @@ def test_a_lost_shard_is_reported_and_restored_by_the_same_command(
     assert "of its lost shards" not in again.err
     answered = run("answer", out, PROMPT)
     assert answered.code == 0
-    assert [r["answer"] for r in answered.records] == [r["answer"] for r in whole.records]
+    assert [r["answer"] for r in answered.records] == [r["answer"] for r in complete.records]
     for path in out.glob("prunesid-0*.safetensors"):
         path.unlink()
     result = run("answer", out, PROMPT)
