@@ -10,7 +10,7 @@ from math import log
 from typing import Any
 
 from prunesid_cli.bench.break_even import BreakEven, Costs, break_even
-from prunesid_cli.bench.stages import CACHE_STAGES, STAGES, STOCK, SettingResult
+from prunesid_cli.bench.results import CACHE_STAGES, STAGES, STOCK, SettingResult
 from prunesid_cli.text import plural
 
 STOCK_IS_TRANSFORMERS = (

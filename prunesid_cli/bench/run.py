@@ -11,8 +11,9 @@ from transformers.utils import is_flash_attn_2_available
 
 from prunesid_cli.bench import environment, report
 from prunesid_cli.bench.random_models import random_checkpoint
+from prunesid_cli.bench.results import STOCK, SettingResult
 from prunesid_cli.bench.sample_images import image_size_for, write_scenes
-from prunesid_cli.bench.stages import STOCK, Benchmark, SettingResult
+from prunesid_cli.bench.stages import Benchmark
 from prunesid_cli.bench.stock_model import can_run_stock_model, load_stock_model
 from prunesid_cli.bench.timing import LapTimer
 from prunesid_cli.errors import OutOfMemory, PruneSIDError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunesid_cli.demo.build import WIDTH, build_model, clip_tower
-from prunesid_cli.demo.scenes import COLOURS, GRID, HELD_OUT, SHAPES, THING_SIZES, TRAIN, Drawing, draw, make_scene
+from prunesid_cli.demo.scenes import COLOURS, GRID, HELD_OUT, SHAPES, TRAIN, Drawing, draw, make_scene
 from samples.embedded_model.initialization import add_position_channels, initialize_tower
 from samples.embedded_model.labels import BACKGROUND, KINDS, NON_SCENE, NUM_BINS, Labels, extract_patches, label_patches
 from samples.embedded_model.non_scenes import draw_non_scene
+from samples.embedded_model.tower_courses import COURSES, FULL_PICTURES, SMALL_THINGS, Phase
 from samples.embedded_model.workers import Trainer, Worker
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of a course.
-
-    Attributes:
-        until: Share of the course's steps at which it ends.
-        things: Things per scene; None: 1 to 3.
-        tokens: Patches per picture.
-        batch: Pictures per step and worker.
-        sizes: Smallest and largest side of a thing, in pixels.
-    """
-
-    until: float
-    things: int | None
-    tokens: int
-    batch: int
-    sizes: tuple[float, float] = THING_SIZES
-
-
-@dataclass(frozen=True)
-class TowerCourse:
-    """A run with one cosine of the learning rate, from the weights of the course before it.
-
-    Attributes:
-        name: Name of its files.
-        phases: Its phases.
-        peak: Highest learning rate.
-        first: Number of its first picture.
-        with_centres: Whether patches predict the centre of their thing in the picture.
-    """
-
-    name: str
-    phases: tuple[Phase, ...]
-    peak: float
-    first: int
-    with_centres: bool = False
-
-
-FULL_PICTURES = Phase(1.0, None, GRID * GRID, 8)
-SMALL_THINGS = (54.0, 84.0)
-COURSES = (
-    TowerCourse(
-        "tower",
-        (
-            Phase(0.45, 1, 72, 48, SMALL_THINGS),
-            Phase(0.78, None, 192, 20, SMALL_THINGS),
-            Phase(1.0, None, GRID * GRID, 8, SMALL_THINGS),
-        ),
-        peak=1.5e-3,
-        first=0,
-    ),
-    TowerCourse("tower2", (Phase(0.8, None, 160, 24), FULL_PICTURES), peak=1e-3, first=10**7),
-    TowerCourse("tower3", (Phase(0.85, None, 160, 24), FULL_PICTURES), peak=8e-4, first=2 * 10**7, with_centres=True),
-)
-"""Courses start with few patches, and most of them show things: these steps are 30 times cheaper than steps on full
-pictures, which come last in each course. From the second course on, things are larger, as in all other scenes. The
-third makes the features encode where in the picture a thing is. Without it they lose that (the error of a linear probe
-was 4.7 patches), and with it all answers about places once tokens are dropped and renumbered."""
 
 
 def tower_forward(tower: Any, patches: Tensor, index: Tensor) -> Tensor:
@@ -190,9 +131,7 @@ def tower_loss(logits: tuple[tuple[Tensor, ...], Tensor], labels: Labels, with_c
 @torch.no_grad()
 def score(heads: Any, pictures: int = 160) -> dict[str, float]:
     """Return the accuracy on patches of held-out pictures, and the recall of CLS at a threshold of one half."""
-    right: dict[str, list[Tensor]] = {
-        name: [] for name in ("kind", "colour", "digit", "column", "row", "cls_recall", "cls_count")
-    }
+    right: dict[str, list[Tensor]] = defaultdict(list)
     device = next(heads.parameters()).device
     for first in range(0, pictures, 8):
         patches, index, labels = make_batch(HELD_OUT, first, FULL_PICTURES)

@@ -34,7 +34,8 @@ from samples.embedded_model.initialization import initialize_language
 from samples.embedded_model.language import DROPPING, TWIN, train_language
 from samples.embedded_model.packing import encode
 from samples.embedded_model.store import Store, create_store, fill_store, is_non_scene
-from samples.embedded_model.tower import COURSES, load_heads, train_tower
+from samples.embedded_model.tower import load_heads, train_tower
+from samples.embedded_model.tower_courses import COURSES
 from samples.embedded_model.workers import spawn, steps_done
 
 

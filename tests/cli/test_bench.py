@@ -16,7 +16,7 @@ from prunesid_cli import __version__
 from prunesid_cli.bench.break_even import BreakEven, Costs, break_even, least_count
 from prunesid_cli.bench.random_models import SHAPES, Shape, checkpoint_from_config, llava_config
 from prunesid_cli.bench.report import unpruned_deviations
-from prunesid_cli.bench.stages import STAGES, RoundResult, SettingResult
+from prunesid_cli.bench.results import STAGES, RoundResult, SettingResult
 from prunesid_cli.bench.timing import Lap
 from prunesid_cli.inputs.image import load_image
 from prunesid_cli.models import load_family

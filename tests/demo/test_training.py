@@ -21,7 +21,8 @@ from samples.embedded_model.language import Pools, has_twins
 from samples.embedded_model.non_scenes import draw_non_scene
 from samples.embedded_model.packing import PROMPT_PREFIX, Pack, answer_logits, encode, prompt_suffix
 from samples.embedded_model.store import NUM_PATCHES, draw_kept_patches, is_non_scene
-from samples.embedded_model.tower import FULL_PICTURES, make_batch, tower_forward
+from samples.embedded_model.tower import make_batch, tower_forward
+from samples.embedded_model.tower_courses import FULL_PICTURES
 from samples.embedded_model.train import make_tokenizer
 
 

@@ -23,7 +23,7 @@ from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.text import align_columns
 
 if TYPE_CHECKING:
-    from prunesid_cli.bench.stages import SettingResult
+    from prunesid_cli.bench.results import SettingResult
     from prunesid_cli.selection.budget import Budget
 
 EXAMPLE_BUDGETS = "all,64,11%"
