@@ -82,6 +82,19 @@ def run() -> int:
     printer.reset(debug="--debug" in sys.argv)
     connect_logging()
     try:
+        return _run_command()
+    except OutputClosed:
+        discard_stdout()
+        return ExitCode.OK
+    except SystemExit as error:  # how typer ends if the reader of the help is gone
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        discard_stdout()
+        return ExitCode.OK
+
+
+def _run_command() -> int:
+    try:
         result = app(standalone_mode=False, default_map=default_map())
         if result == ExitCode.INTERRUPTED:  # typer turns KeyboardInterrupt into this code
             raise KeyboardInterrupt
@@ -95,16 +108,10 @@ def run() -> int:
             printer.requested(f"continue with: {shlex.join(['prunesid', *sys.argv[1:]])}")
         return ExitCode.INTERRUPTED
     except OutputClosed:
-        discard_stdout()
-        return ExitCode.OK
-    except SystemExit as error:  # how typer ends if the reader of the help is gone
-        if not isinstance(error.__context__, BrokenPipeError):
-            raise
-        discard_stdout()
-        return ExitCode.OK
+        raise
     except Exception as error:
-        if type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "show"):
-            error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            printer.result(str(error.format_message()))  # type: ignore[attr-defined]
             return ExitCode.USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
             printer.error(format_parser_error(error, _typed_command()))

@@ -19,10 +19,12 @@ def format_parser_error(error: Any, command: str) -> UsageError:
         command: The command that was typed, as far as it exists: "prunesid cache ls".
     """
     parameter = getattr(error, "param", None)
-    problem = str(error.format_message()).removesuffix(".")
+    problem = str(error.format_message())
     if parameter is not None and error.message:
         name = value_origin(error.ctx, parameter.name) or max(parameter.opts, key=len)
-        problem = f"{name}: {str(error.message).removesuffix('.')}"
+        # typer validates by pydantic, whose messages speak of inputs and of Python exceptions.
+        message = str(error.message).removeprefix("Value error, ").replace("Input should be", "must be")
+        problem = f"{name}: {message.removesuffix('.')}"
     return UsageError(problem, _hint(error, command) or f"see: {command} --help")
 
 

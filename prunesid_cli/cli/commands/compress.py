@@ -135,7 +135,7 @@ def compress(
         if not writer.unwritable:
             record_partition(out, partition, is_new=not writer.index.shards)
         if writer.missing.numbers:
-            printer.warning(f"{writer.missing.error.problem}: they are encoded again if they are among these inputs")
+            printer.warning(f"{writer.missing.error.problem}; what is among these inputs is encoded again")
     plans_ahead = pruner.spreads_across_items and not (is_stream or retry_failed or writer.unwritable)
     log = MeasurementLog(writer, draft) if plans_ahead else None
     report = CompressReport(as_json, budget, partition, retry_failed, len(writer.index.table))
