@@ -18,7 +18,7 @@ from prunesid_cli.models.mini_gemini.model import HighResolutionTower, build_pro
 from tests.models.harness import CPU, make_image
 from tests.models.tiny import write_checkpoint
 from tests.models.tiny.mgm import CONVNEXT
-from tests.models.tiny.mgm_whole import load_whole
+from tests.models.tiny.mgm_reference import load_reference
 
 CLIP_NAMES = "model.vision_tower.vision_tower."
 CONVNEXT_NAMES = "model.vision_tower_aux.vision_"
@@ -65,7 +65,7 @@ def split_towers(folder: Path, suffix: str = "safetensors") -> Path:
 
 @pytest.mark.parametrize("name", ["mgm", "mgm-hd"])
 def test_saliency_is_the_eager_attention_of_cls(name: str, tmp_path: Path) -> None:
-    reference, half = load_whole(write_checkpoint(name, tmp_path)), vision(tmp_path)
+    reference, half = load_reference(write_checkpoint(name, tmp_path)), vision(tmp_path)
     pixels = half.preprocess(media_from_image(make_image(1, (400, 300))))
     views: list[torch.Tensor] = []
     hook = half.model.vision_tower.register_forward_pre_hook(lambda module, args: views.append(args[0]))

@@ -1,6 +1,6 @@
-"""Gemma 3: SigLIP with square patches pooled 4 x 4, text of five sliding layers and a full one.
+"""Gemma 3: SigLIP with square patches pooled 4 x 4, language model of five sliding layers and a full one.
 
-448 pixels where the real one has 896: 1,024 patches and 64 tokens, not 4,096 and 256.
+Images have 448 pixels instead of 896: 1,024 patches and 64 tokens instead of 4,096 and 256.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         ["what is shown? a red square and a blue circle"] * 4,
         trainers.BpeTrainer(vocab_size=360, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
-    raw.add_tokens([AddedToken(one, normalized=False) for one in NEWLINES])
+    raw.add_tokens([AddedToken(newline, normalized=False) for newline in NEWLINES])
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), NAMES, strict=False))
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, padding_side="left", extra_special_tokens=IMAGE, chat_template=TEMPLATE, **names
@@ -99,24 +99,24 @@ def gemma3(folder: Path, side: int = SIDE, pan_and_scan: bool | None = None) -> 
     save(Gemma3ForConditionalGeneration, config, folder, seed=1)
 
 
-def without(seen: dict[str, Any], left: Tensor) -> dict[str, Any]:
-    """The stock masks without the rows and columns of what was dropped. What slides counts the tokens that are left."""
-    full = seen["attention_mask"]["full_attention"][:, :, left][..., left]
-    place = torch.arange(len(left))
+def prune_inputs(inputs: dict[str, Any], kept: Tensor) -> dict[str, Any]:
+    """Remove pruned rows and columns from the stock masks. Sliding layers count the kept tokens only."""
+    full = inputs["attention_mask"]["full_attention"][:, :, kept][..., kept]
+    place = torch.arange(len(kept))
     near = place[None] > place[:, None] - WINDOW
     sliding = full.masked_fill(~near, torch.finfo(full.dtype).min)
     return {
-        "inputs_embeds": seen["inputs_embeds"][:, left],
+        "inputs_embeds": inputs["inputs_embeds"][:, kept],
         "attention_mask": {"full_attention": full, "sliding_attention": sliding},
         "use_cache": False,
     }
 
 
 SIZES = ((448, 448), (500, 200), (90, 400), (20, 20))
-PLAIN = TinyModel(gemma3, SIZES, prune_inputs=without)
+PLAIN = TinyModel(gemma3, SIZES, prune_inputs=prune_inputs)
 CROPS = TinyModel(
     partial(gemma3, pan_and_scan=True),
     ((1100, 300), (400, 400), (300, 800), (20, 20)),  # 4, 0, 3 and 0 crops
-    prune_inputs=without,
+    prune_inputs=prune_inputs,
     processor_options={"do_pan_and_scan": True},
 )

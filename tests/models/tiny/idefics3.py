@@ -1,8 +1,7 @@
 """Idefics3-8B: SigLIP 364/14, 676 patches, pixel shuffle to 169 tokens a tile, Llama 3. SmolVLM: 512/16, 1024 patches
 to 64 tokens a tile, a tied Llama; SmolVLM2 adds clips.
 
-Pictures are cut into at most 2 x 2 tiles of the checkpoints' sizes (the real ones: 4 x 4), or 4 x 1 where that is
-tried.
+Images are cut into at most 2 x 2 tiles of the checkpoints' sizes (the real ones: 4 x 4); `LONG` has 4 x 1.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ TURNS = (
     "{{ part['text'] if part['type'] == 'text' else '<image>' if part['type'] == 'image' else '' }}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-PICTURES = {
+IMAGE_SETTINGS = {
     "do_convert_rgb": True,
     "do_normalize": True,
     "do_pad": True,
@@ -71,11 +70,11 @@ def _files(folder: Path, name: str, side: int, tokens: int, longest: int, splits
     tokenizer.save_pretrained(folder)
     kind = "SmolVLM" if clips else "Idefics3"
     owner = {"processor_class": f"{kind}Processor"}
-    pictures = PICTURES | owner | {"image_processor_type": f"{kind}ImageProcessor", "do_image_splitting": splits}
-    pictures |= {"max_image_size": {"longest_edge": side}, "size": {"longest_edge": longest}}
+    images = IMAGE_SETTINGS | owner | {"image_processor_type": f"{kind}ImageProcessor", "do_image_splitting": splits}
+    images |= {"max_image_size": {"longest_edge": side}, "size": {"longest_edge": longest}}
     if clips:
-        pictures["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": side}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+        images["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": side}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
     (folder / "processor_config.json").write_text(json.dumps(owner | {"image_seq_len": tokens}))
     (folder / "chat_template.jinja").write_text(special[1] + TURNS)
     return len(tokenizer)
@@ -123,10 +122,10 @@ def smol(name: str) -> Callable[[Path], None]:
     }
 
     def write(folder: Path) -> None:
-        config, model = kinds[name]
+        config_class, model_class = kinds[name]
         vocabulary = _files(folder, name, 512, 64, 1024, True)
-        made = _config(config, vocabulary, SMOL, True, image_size=512, patch_size=16, scale_factor=4)
-        save(model, made, folder, seed=1)
+        config = _config(config_class, vocabulary, SMOL, True, image_size=512, patch_size=16, scale_factor=4)
+        save(model_class, config, folder, seed=1)
 
     return write
 

@@ -28,8 +28,8 @@ TEMPLATE = (
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-PICTURES = {
-    "crop_to_patches": False,  # the processor says otherwise
+IMAGE_SETTINGS = {
+    "crop_to_patches": False,  # the processor's default is True
     "do_convert_rgb": True,
     "do_normalize": True,
     "do_rescale": True,
@@ -81,8 +81,8 @@ def _files(folder: Path) -> int:
     tokenizer.save_pretrained(folder)
     kind = {"processor_class": "InternVLProcessor"}
     files = {
-        "preprocessor_config.json": PICTURES | kind | {"image_processor_type": "GotOcr2ImageProcessorFast"},
-        "video_preprocessor_config.json": PICTURES | kind | {"video_processor_type": "InternVLVideoProcessor"},
+        "preprocessor_config.json": IMAGE_SETTINGS | kind | {"image_processor_type": "GotOcr2ImageProcessorFast"},
+        "video_preprocessor_config.json": IMAGE_SETTINGS | kind | {"video_processor_type": "InternVLVideoProcessor"},
         "processor_config.json": kind | {"image_seq_length": 256},
     }
     for name, content in files.items():
@@ -107,13 +107,13 @@ def internvl(folder: Path) -> None:
 
 
 def internvl_large(folder: Path) -> None:
-    """The tower of 6 B: RMS norms, for queries and keys, too; and Qwen3."""
+    """The tower of 6 B, with RMS norms also for queries and keys, and Qwen3."""
     vision = {"use_qk_norm": True, "norm_type": "rms_norm", "attention_bias": False}
     save(InternVLForConditionalGeneration, _config(_files(folder), Qwen3Config, **vision), folder, seed=1)
 
 
 def internvl_inner(folder: Path) -> None:
-    """Features of the last layer but one, below the norm that this tower ends with."""
+    """Features of the second last layer, in a tower that ends with a norm."""
     config = _config(_files(folder), layer=-2, num_hidden_layers=3, use_mean_pooling=False)
     save(InternVLForConditionalGeneration, config, folder)
 

@@ -93,26 +93,26 @@ def llava_siglip(folder: Path, layer: int = -2, head: bool = True) -> None:
     llava(folder, "full", layer, vision=vision, processor=processor)
 
 
-class Pixtral:
-    """transformers' processor for Pixtral, in so far as the tests call it: that one needs torchvision."""
+class PixtralProcessor:
+    """Stand-in for transformers' processor for Pixtral, which needs torchvision."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.images = PixtralImageProcessorPil.from_pretrained(folder)
 
-    def __call__(self, images: list[Any], text: list[str], **generation: Any) -> dict[str, Any]:
-        made = dict(self.images(images, return_tensors="pt"))
-        grids = [(height // 16, width // 16) for height, width in made["image_sizes"]]
+    def __call__(self, images: list[Any], text: list[str], **options: Any) -> dict[str, Any]:
+        processed = dict(self.images(images, return_tensors="pt"))
+        grids = [(height // 16, width // 16) for height, width in processed["image_sizes"]]
         rows = iter(["[IMG_BREAK]".join(["[IMG]" * columns] * rows) + "[IMG_END]" for rows, columns in grids])
-        text = [re.sub(r"\[IMG\]", lambda _: next(rows), one) for one in text]
-        return {**self.tokenizer(text, **generation), **made}
+        text = [re.sub(r"\[IMG\]", lambda _: next(rows), prompt) for prompt in text]
+        return {**self.tokenizer(text, **options), **processed}
 
 
-def pixtral_whole(folder: Path) -> Any:
-    """With the real processor where it can be had."""
+def load_stock_pixtral(folder: Path) -> Any:
+    """Load the stock model, with the real processor if torchvision is installed."""
     model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
     model.processor = (
-        AutoProcessor.from_pretrained(folder, backend="pil") if find_spec("torchvision") else Pixtral(folder)
+        AutoProcessor.from_pretrained(folder, backend="pil") if find_spec("torchvision") else PixtralProcessor(folder)
     )
     return model
 
@@ -143,4 +143,6 @@ LAYERS = TinyModel(partial(llava, layer=[-3, -1]))
 MISTRAL, QWEN2 = TinyModel(partial(llava, text=MistralConfig)), TinyModel(partial(llava, text=Qwen2Config))
 SIGLIP = TinyModel(llava_siglip, ((384, 384), (500, 200), (90, 400)))
 SIGLIP_LAST = TinyModel(partial(llava_siglip, layer=-1, head=False), ((384, 384), (90, 400)))
-PIXTRAL = TinyModel(llava_pixtral, ((256, 256), (600, 90), (90, 640), (40, 24), (700, 560)), load_stock=pixtral_whole)
+PIXTRAL = TinyModel(
+    llava_pixtral, ((256, 256), (600, 90), (90, 640), (40, 24), (700, 560)), load_stock=load_stock_pixtral
+)

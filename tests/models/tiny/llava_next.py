@@ -33,7 +33,7 @@ from tests.models.tiny.base import Sizes, TinyModel, save
 GRID_336 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 GRID_384 = [[384 * rows, 384 * columns] for rows in range(1, 11) for columns in range(1, 11) if rows * columns <= 10]
 NARROW = (8, 1000)
-"""Less than one column of patches is left of it in a grid: none."""
+"""Size of an image of which a grid shows less than one column of patches, and so none."""
 GRIDS: Sizes = ((500, 400), (640, 200), (300, 1000), (1000, 320), (400, 640), (40, 30), NARROW)
 FEW: Sizes = ((700, 500), (90, 400), (400, 380))
 CORPUS = ["USER: what is shown? ASSISTANT: a red square and a blue circle, user, assistant and system"] * 4
@@ -47,8 +47,13 @@ TEXT = "{% for part in message['content'] if part['type'] == 'text' %}{{ part['t
 
 
 @dataclass(frozen=True)
-class Words:
-    """special: for padding, the start, the end, and others; template: of a chat."""
+class Vocabulary:
+    """Special tokens and chat template of a checkpoint.
+
+    Attributes:
+        special: Special tokens: padding, start, end, and others.
+        template: Chat template.
+    """
 
     special: tuple[str, ...]
     template: str
@@ -61,20 +66,20 @@ def _turns(user: str, end: str, assistant: str, first: str = "") -> str:
 
 LLAMA = ("<pad>", "<s>", "</s>", "<unk>")
 CHATML = {"user": "<|im_start|>user\n", "end": "<|im_end|>\n", "assistant": "<|im_start|>assistant\n"}
-MISTRAL_WORDS = Words(LLAMA, _turns("[INST] ", " [/INST]", ""))
-VICUNA_WORDS = Words(LLAMA, _turns("USER: ", " ", "ASSISTANT:", "a chat with a curious user. "))
-YI_WORDS = Words(("<unk>", "<|startoftext|>", "<|im_end|>", "<|im_start|>"), _turns(**CHATML))
-QWEN_WORDS = Words(
+MISTRAL_VOCABULARY = Vocabulary(LLAMA, _turns("[INST] ", " [/INST]", ""))
+VICUNA_VOCABULARY = Vocabulary(LLAMA, _turns("USER: ", " ", "ASSISTANT:", "a chat with a curious user. "))
+YI_VOCABULARY = Vocabulary(("<unk>", "<|startoftext|>", "<|im_end|>", "<|im_start|>"), _turns(**CHATML))
+QWEN_VOCABULARY = Vocabulary(
     ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     _turns(**CHATML, first="<|im_start|>system\nyou are a helpful assistant.<|im_end|>\n"),
 )
-GRANITE_WORDS = Words(
+GRANITE_VOCABULARY = Vocabulary(
     ("<fim_prefix>", "<|start_of_role|>", "<|end_of_text|>", "<|end_of_role|>"),
     _turns("<|user|>\n", "\n", "<|assistant|>\n", "<|system|>\na chat between a user and an assistant.\n"),
 )
 
 
-def _tokenizer(words: Words, media: tuple[str, ...]) -> PreTrainedTokenizerFast:
+def _tokenizer(vocabulary: Vocabulary, media: tuple[str, ...]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE())
@@ -82,7 +87,7 @@ def _tokenizer(words: Words, media: tuple[str, ...]) -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = [*words.special, *media]
+    special = [*vocabulary.special, *media]
     raw.train_from_iterator(
         CORPUS,
         trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
@@ -92,30 +97,30 @@ def _tokenizer(words: Words, media: tuple[str, ...]) -> PreTrainedTokenizerFast:
         tokenizer_object=raw,
         extra_special_tokens=special[3:],
         padding_side="left",
-        chat_template=words.template,
+        chat_template=vocabulary.template,
         **names,
     )
 
 
 @dataclass(frozen=True)
-class Eye:
-    """A tower, and what is read of it."""
+class TowerSettings:
+    """A vision tower, and what the model reads of it."""
 
     config: Any
     pinpoints: list[list[int]]
     strategy: str
     layers: int | list[int]
 
-    def settings(self, words: int) -> dict[str, Any]:
-        """What processor_config.json says: how the processor counts; words: CLS tokens."""
+    def processor_settings(self, num_cls: int) -> dict[str, Any]:
+        """Settings with which the processor counts tokens. `num_cls`: number of CLS tokens of the tower."""
         return {
             "patch_size": self.config.patch_size,
             "vision_feature_select_strategy": self.strategy,
-            "num_additional_image_tokens": words,
+            "num_additional_image_tokens": num_cls,
         }
 
 
-def _clip(layers: int | list[int] = -2, patch: int = 28) -> Eye:
+def _clip(layers: int | list[int] = -2, patch: int = 28) -> TowerSettings:
     config = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -125,10 +130,10 @@ def _clip(layers: int | list[int] = -2, patch: int = 28) -> Eye:
         patch_size=patch,
         projection_dim=32,
     )
-    return Eye(config, GRID_336, "default", layers)
+    return TowerSettings(config, GRID_336, "default", layers)
 
 
-def _siglip(layers: int | list[int]) -> Eye:
+def _siglip(layers: int | list[int]) -> TowerSettings:
     config = SiglipVisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -137,18 +142,18 @@ def _siglip(layers: int | list[int]) -> Eye:
         image_size=384,
         patch_size=42,
     )
-    return Eye(config, GRID_384, "full", layers)
+    return TowerSettings(config, GRID_384, "full", layers)
 
 
-def _files(folder: Path, eye: Eye, words: Words, media: tuple[str, ...], kind: str) -> int:
+def _files(folder: Path, tower: TowerSettings, vocabulary: Vocabulary, media: tuple[str, ...], kind: str) -> int:
     """Write tokenizer and processor; returns the size of the vocabulary."""
-    tokenizer = _tokenizer(words, media)
+    tokenizer = _tokenizer(vocabulary, media)
     tokenizer.save_pretrained(folder)
-    side = eye.config.image_size
+    side = tower.config.image_size
     square = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    LlavaNextImageProcessorPil(**square, image_grid_pinpoints=eye.pinpoints).save_pretrained(folder)
-    has_cls = eye.config.model_type == "clip_vision_model"
-    settings = {"processor_class": kind, **eye.settings(int(has_cls))}
+    LlavaNextImageProcessorPil(**square, image_grid_pinpoints=tower.pinpoints).save_pretrained(folder)
+    has_cls = tower.config.model_type == "clip_vision_model"
+    settings = {"processor_class": kind, **tower.processor_settings(int(has_cls))}
     (folder / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     if "<video>" in media:
         video = {"video_processor_type": f"{kind[:-9]}VideoProcessor", **square, "do_sample_frames": False}
@@ -172,33 +177,37 @@ def _text(kind: Any, vocabulary: int, **more: Any) -> Any:
     )
 
 
-def pictures(folder: Path, eye: Eye, words: Words, text: Any, more: Mapping[str, Any] | None = None) -> None:
-    """A LLaVA-NeXT."""
-    vocabulary = _files(folder, eye, words, ("<image>",), "LlavaNextProcessor")
-    spoken = _text(text, vocabulary, **(more or {}))
+def write_llava_next(
+    folder: Path, tower: TowerSettings, vocabulary: Vocabulary, text: Any, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write a LLaVA-NeXT."""
+    vocab_size = _files(folder, tower, vocabulary, ("<image>",), "LlavaNextProcessor")
+    text_config = _text(text, vocab_size, **(more or {}))
     config = LlavaNextConfig(
-        vision_config=eye.config,
-        text_config=spoken,
-        tie_word_embeddings=spoken.tie_word_embeddings,
-        image_token_index=len(words.special),
-        image_grid_pinpoints=eye.pinpoints,
-        vision_feature_select_strategy=eye.strategy,
-        vision_feature_layer=eye.layers,
+        vision_config=tower.config,
+        text_config=text_config,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+        image_token_index=len(vocabulary.special),
+        image_grid_pinpoints=tower.pinpoints,
+        vision_feature_select_strategy=tower.strategy,
+        vision_feature_layer=tower.layers,
     )
     save(LlavaNextForConditionalGeneration, config, folder)
 
 
-def clips(folder: Path, eye: Eye, words: Words, text: Any, pool: str = "average") -> None:
-    """A LLaVA-NeXT-Video."""
-    vocabulary = _files(folder, eye, words, ("<video>", "<image>"), "LlavaNextVideoProcessor")
+def write_llava_next_video(
+    folder: Path, tower: TowerSettings, vocabulary: Vocabulary, text: Any, pool: str = "average"
+) -> None:
+    """Write a LLaVA-NeXT-Video."""
+    vocab_size = _files(folder, tower, vocabulary, ("<video>", "<image>"), "LlavaNextVideoProcessor")
     config = LlavaNextVideoConfig(
-        vision_config=eye.config,
-        text_config=_text(text, vocabulary),
-        video_token_index=len(words.special),
-        image_token_index=len(words.special) + 1,
-        image_grid_pinpoints=eye.pinpoints,
-        vision_feature_select_strategy=eye.strategy,
-        vision_feature_layer=eye.layers,
+        vision_config=tower.config,
+        text_config=_text(text, vocab_size),
+        video_token_index=len(vocabulary.special),
+        image_token_index=len(vocabulary.special) + 1,
+        image_grid_pinpoints=tower.pinpoints,
+        vision_feature_select_strategy=tower.strategy,
+        vision_feature_layer=tower.layers,
         spatial_pool_mode=pool,
         spatial_pool_stride=2,
     )
@@ -209,15 +218,15 @@ def _frames(pixels: Any) -> dict[str, Any]:
     return {"pixel_values_videos": pixels.tensors["pixel_values_videos"][None]}
 
 
-MISTRAL = TinyModel(partial(pictures, eye=_clip(), words=MISTRAL_WORDS, text=MistralConfig), GRIDS)
-VICUNA = TinyModel(partial(pictures, eye=_clip(), words=VICUNA_WORDS, text=LlamaConfig), FEW)
-YI_LAYERS = TinyModel(partial(pictures, eye=_clip([-3, 3]), words=YI_WORDS, text=LlamaConfig), FEW)
-QWEN = TinyModel(partial(pictures, eye=_clip(), words=QWEN_WORDS, text=Qwen2Config), FEW)
+MISTRAL = TinyModel(partial(write_llava_next, tower=_clip(), vocabulary=MISTRAL_VOCABULARY, text=MistralConfig), GRIDS)
+VICUNA = TinyModel(partial(write_llava_next, tower=_clip(), vocabulary=VICUNA_VOCABULARY, text=LlamaConfig), FEW)
+YI_LAYERS = TinyModel(partial(write_llava_next, tower=_clip([-3, 3]), vocabulary=YI_VOCABULARY, text=LlamaConfig), FEW)
+QWEN = TinyModel(partial(write_llava_next, tower=_clip(), vocabulary=QWEN_VOCABULARY, text=Qwen2Config), FEW)
 GRANITE = TinyModel(
     partial(
-        pictures,
-        eye=_siglip([-4, -3, -2, -1]),
-        words=GRANITE_WORDS,
+        write_llava_next,
+        tower=_siglip([-4, -3, -2, -1]),
+        vocabulary=GRANITE_VOCABULARY,
         text=GraniteConfig,
         more={
             "embedding_multiplier": 2.0,
@@ -228,7 +237,15 @@ GRANITE = TinyModel(
     ),
     ((700, 500), (3000, 200), (300, 2600), (800, 900), (40, 30), (6, 2000)),
 )
-VIDEO = TinyModel(partial(clips, eye=_clip(), words=VICUNA_WORDS, text=LlamaConfig), FEW, clip_inputs=_frames)
+VIDEO = TinyModel(
+    partial(write_llava_next_video, tower=_clip(), vocabulary=VICUNA_VOCABULARY, text=LlamaConfig),
+    FEW,
+    clip_inputs=_frames,
+)
 VIDEO_SIGLIP = TinyModel(
-    partial(clips, eye=_siglip([-2, -1]), words=MISTRAL_WORDS, text=MistralConfig, pool="max"), FEW, clip_inputs=_frames
+    partial(
+        write_llava_next_video, tower=_siglip([-2, -1]), vocabulary=MISTRAL_VOCABULARY, text=MistralConfig, pool="max"
+    ),
+    FEW,
+    clip_inputs=_frames,
 )

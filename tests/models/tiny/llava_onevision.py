@@ -46,7 +46,7 @@ FRAMES = {
 
 
 def processor_files(folder: Path, tokens: int) -> int:
-    """The files of a processor, the settings for clips in one of their own; returns the size of its vocabulary."""
+    """Write the files of a processor, with one for clips. Returns the size of the vocabulary."""
     words = build_uppercase_tokenizer(SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     words.chat_template = CHAT_TEMPLATE
     words.save_pretrained(folder)
@@ -103,7 +103,7 @@ def _clip(pixels: Pixels) -> dict[str, object]:
 
 
 GRIDS = ((384, 384), (700, 500), (1500, 200), (150, 1300), (1100, 1900), (20, 30))
-"""1 x 1, 2 x 2, 1 x 4, 4 x 1 and 5 x 3 tiles, the last shrunk, and one for very little."""
+"""1 x 1, 2 x 2, 1 x 4, 4 x 1 and 5 x 3 tiles, the last ones shrunk, and one tile for a tiny image."""
 PLAIN = TinyModel(llava_onevision, GRIDS, _clip)
 REAL = TinyModel(partial(llava_onevision, patch=14), ((300, 300), (350, 200)), _clip)
 EARLIER = TinyModel(partial(llava_onevision, layer=-2), GRIDS[:2], _clip)

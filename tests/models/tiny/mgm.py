@@ -1,6 +1,6 @@
 """Mini-Gemini under the names of the original checkpoints: CLIP 336/14, ConvNeXt at 768, Llama, Gemma or Mixtral.
 
-All but one have fewer patches, each as many positions of the large picture (8 x 8) as the real ones.
+All but one have fewer patches, but as many positions of the large image per patch (8 x 8) as the real ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import (
 
 from prunesid_cli.models.mini_gemini.model import LANGUAGE_MODELS
 from tests.models.tiny.base import TinyModel, save
-from tests.models.tiny.mgm_whole import load_whole
+from tests.models.tiny.mgm_reference import load_reference
 
 CLIP_WIDTH, WIDTH, PATCH, LAYERS = 32, 48, 14, 4
 WIDTHS, DEPTHS = (4, 6, 8, 10), (1, 1, 2, 1)
@@ -39,8 +39,7 @@ TEMPLATES = {
 
 
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """As Llama's: a mark before each word and, but for Gemma, before a text, and a first token that begins it. Knows no
-    `<image>`."""
+    """Like Llama's: a mark before each word and, except for Gemma, before a text, and BOS. `<image>` is no token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     raw = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -79,7 +78,7 @@ def language_config(model_type: str, vocabulary: int) -> Any:
 
 
 def convnext_shapes() -> dict[str, tuple[int, ...]]:
-    """timm's names of a ConvNeXt without a head."""
+    """Shapes of a ConvNeXt without a head, by timm's names."""
     shapes: dict[str, tuple[int, ...]] = {"stem.0.weight": (WIDTHS[0], 3, 4, 4), "stem.0.bias": (WIDTHS[0],)}
     shapes |= {"stem.1.weight": (WIDTHS[0],), "stem.1.bias": (WIDTHS[0],)}
     for stage, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True)):
@@ -93,13 +92,14 @@ def convnext_shapes() -> dict[str, tuple[int, ...]]:
             shapes |= {f"{name}.mlp.fc1.weight": (4 * width, width), f"{name}.mlp.fc1.bias": (4 * width,)}
             shapes |= {f"{name}.mlp.fc2.weight": (width, 4 * width)}
             shapes |= {
-                f"{name}.{one}": (width,) for one in ("conv_dw.bias", "norm.weight", "norm.bias", "mlp.fc2.bias")
+                f"{name}.{parameter}": (width,)
+                for parameter in ("conv_dw.bias", "norm.weight", "norm.bias", "mlp.fc2.bias")
             }
     return shapes
 
 
-def own_shapes() -> dict[str, tuple[int, ...]]:
-    """What joins the towers, and the projector."""
+def joining_shapes() -> dict[str, tuple[int, ...]]:
+    """Shapes of what joins the towers and of the projector, by their original names."""
     shapes = {}
     for name, width in (("query", CLIP_WIDTH), ("aux", sum(WIDTHS)), ("val", sum(WIDTHS))):
         start = f"vlm_uni_{name}_projector"
@@ -110,16 +110,16 @@ def own_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def drawn(shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
-    """Random, so large that what the large picture shows matters; norms around 1."""
+def random_tensors(shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
+    """Random tensors, large enough that the large image matters; norms are around 1."""
     scale = {name: 0.15 if len(shape) == 2 else 0.4 for name, shape in shapes.items()}
-    found = {name: scale[name] * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    tensors = {name: scale[name] * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     norms = [name for name, shape in shapes.items() if len(shape) == 1 and not name.endswith("bias")]
-    return found | {name: 1 + found[name] for name in norms}
+    return tensors | {name: 1 + tensors[name] for name in norms}
 
 
 def clip_tower(folder: Path, side: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Write the settings of CLIP as its repository has them; -> its weights."""
+    """Write the settings of CLIP like its repository. Returns its weights."""
     vision = CLIPVisionConfig(
         hidden_size=CLIP_WIDTH,
         intermediate_size=64,
@@ -129,11 +129,11 @@ def clip_tower(folder: Path, side: int, generator: torch.Generator) -> dict[str,
         patch_size=PATCH,
         projection_dim=32,
     )
-    shapes = {name: tuple(one.shape) for name, one in CLIPVisionModel(vision).state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in CLIPVisionModel(vision).state_dict().items()}
     CLIPConfig(vision_config=vision.to_dict()).save_pretrained(folder)
     square = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     CLIPImageProcessorPil(**square).save_pretrained(folder)
-    return {name.removeprefix("vision_model."): one for name, one in drawn(shapes, generator).items()}
+    return {name.removeprefix("vision_model."): tensor for name, tensor in random_tensors(shapes, generator).items()}
 
 
 def write_mgm(folder: Path, model_type: str, side: int = 336, large: int = 768, **settings: Any) -> None:
@@ -145,13 +145,13 @@ def write_mgm(folder: Path, model_type: str, side: int = 336, large: int = 768, 
     generator = torch.Generator().manual_seed(1)
     parts = {
         "model.vision_tower.vision_tower.vision_model.": clip_tower(clip, side, generator),
-        "model.vision_tower_aux.vision_": drawn(convnext_shapes(), generator),
-        "model.": drawn(own_shapes(), generator),
+        "model.vision_tower_aux.vision_": random_tensors(convnext_shapes(), generator),
+        "model.": random_tensors(joining_shapes(), generator),
     }
     weights = load_file(folder / "model.safetensors")
     weights |= {start + name: tensor for start, part in parts.items() for name, tensor in part.items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    whole = json.loads((folder / "config.json").read_text()) | {
+    config_json = json.loads((folder / "config.json").read_text()) | {
         "model_type": model_type,
         "mm_vision_tower": str(clip),
         "mm_vision_tower_aux": f"model_zoo/OpenAI/{CONVNEXT}",
@@ -170,11 +170,11 @@ def write_mgm(folder: Path, model_type: str, side: int = 336, large: int = 768, 
         "optimize_vision_tower_aux": False,
         **settings,
     }
-    (folder / "config.json").write_text(json.dumps(whole))
+    (folder / "config.json").write_text(json.dumps(config_json))
 
 
 def _tiny(model_type: str, **generation: Any) -> TinyModel:
-    return TinyModel(partial(write_mgm, model_type=model_type, **generation), load_stock=load_whole)
+    return TinyModel(partial(write_mgm, model_type=model_type, **generation), load_stock=load_reference)
 
 
 SMALL: dict[str, Any] = {"side": 112, "large": 256}

@@ -1,5 +1,5 @@
 """PaliGemma at 224 pixels with 256 tokens and Gemma; PaliGemma 2 with Gemma 2 (sliding layers, capped scores); and
-pictures of more tokens than are selected from at once."""
+images of more tokens than one window has."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TWO_TEXT = {
 
 
 def tokenizer() -> GemmaTokenizer:
-    """The real class, which puts BOS first unless PaliGemma's processor forbids it; letters and bytes of its own."""
+    """A tokenizer of the real class, which puts BOS first unless PaliGemma's processor forbids it."""
     raw = Tokenizer(models.BPE())
     raw.normalizer = normalizers.Replace(" ", "▁")
     trainer = trainers.BpeTrainer(
@@ -83,17 +83,19 @@ def paligemma(folder: Path, side: int = 224, text: type = GemmaConfig, **named: 
     save(PaliGemmaForConditionalGeneration, config, folder, seed=1)
 
 
-def without(seen: dict[str, Any], left: Tensor) -> dict[str, Any]:
-    """The stock masks without the rows and columns of what was dropped."""
-    masks = seen["attention_mask"]
-    kept = (
-        {name: one[:, :, left][..., left] for name, one in masks.items()}
+def prune_inputs(inputs: dict[str, Any], kept: Tensor) -> dict[str, Any]:
+    """Remove pruned rows and columns from the stock masks."""
+    masks = inputs["attention_mask"]
+    kept_masks = (
+        {name: mask[:, :, kept][..., kept] for name, mask in masks.items()}
         if isinstance(masks, dict)
-        else masks[:, :, left][..., left]
+        else masks[:, :, kept][..., kept]
     )
-    return {"inputs_embeds": seen["inputs_embeds"][:, left], "attention_mask": kept, "use_cache": False}
+    return {"inputs_embeds": inputs["inputs_embeds"][:, kept], "attention_mask": kept_masks, "use_cache": False}
 
 
-PLAIN = TinyModel(partial(paligemma, num_key_value_heads=1), prune_inputs=without)
-TWO = TinyModel(partial(paligemma, text=Gemma2Config, **TWO_TEXT), prune_inputs=without)
-LARGE = TinyModel(partial(paligemma, side=560, num_key_value_heads=1), ((560, 560), (90, 400)), prune_inputs=without)
+PLAIN = TinyModel(partial(paligemma, num_key_value_heads=1), prune_inputs=prune_inputs)
+TWO = TinyModel(partial(paligemma, text=Gemma2Config, **TWO_TEXT), prune_inputs=prune_inputs)
+LARGE = TinyModel(
+    partial(paligemma, side=560, num_key_value_heads=1), ((560, 560), (90, 400)), prune_inputs=prune_inputs
+)

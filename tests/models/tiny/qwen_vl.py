@@ -1,5 +1,5 @@
 """Qwen2-VL (14 pixels a patch), Qwen2.5-VL (windows of 112 pixels), Qwen3-VL (16 pixels, deepstack): M-RoPE, 2 x 2
-patches a token, pictures of any size within the limits of the real checkpoints."""
+patches a token, images of any size within the limits of the real checkpoints."""
 
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ def qwen3_vl(folder: Path) -> None:
 
 
 def as_clip(pixels: Pixels) -> Mapping[str, Tensor]:
-    """They have the names already that the stock models know."""
+    """The tensors already have the names of the stock model's arguments."""
     return pixels.tensors
 
 
-TWO, TWO_AND_A_HALF, THREE = (TinyModel(one, SIZES, as_clip) for one in (qwen2_vl, qwen2_5_vl, qwen3_vl))
+TWO, TWO_AND_A_HALF, THREE = (TinyModel(write, SIZES, as_clip) for write in (qwen2_vl, qwen2_5_vl, qwen3_vl))

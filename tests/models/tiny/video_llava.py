@@ -37,7 +37,7 @@ FRAMES = {
 
 
 def processor_files(folder: Path, strategy: str) -> int:
-    """The files of a processor; returns the size of its vocabulary."""
+    """Write the files of a processor. Returns the size of the vocabulary."""
     words = build_uppercase_tokenizer(SPECIAL, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
     words.chat_template = CHAT_TEMPLATE
     words.save_pretrained(folder)

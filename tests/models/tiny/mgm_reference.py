@@ -1,5 +1,7 @@
-"""Mini-Gemini as a whole, for the laws to compare with: written from the paper's equations, one picture, one patch and
-one tile after the other, on the tensors of the checkpoint by their original names."""
+"""Reference implementation of Mini-Gemini for the laws, written from the equations of the paper.
+
+It computes one image, one patch and one tile after the other, from the checkpoint's tensors by their original names.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig,
 from prunesid_cli.models.mini_gemini.model import LANGUAGE_MODELS
 
 
-class Whole:
+class Reference:
     """Towers, mining, projector and language model, eager and in fp32."""
 
     def __init__(self, folder: Path) -> None:
@@ -38,29 +40,31 @@ class Whole:
         self.processor = Processor(folder, tower, self.settings, self.config.image_token_index, vision)
 
     def part(self, start: str) -> dict[str, Tensor]:
-        return {name.removeprefix(start): one for name, one in self.weights.items() if name.startswith(start)}
+        return {name.removeprefix(start): tensor for name, tensor in self.weights.items() if name.startswith(start)}
 
-    def through(self, name: str, given: Tensor) -> Tensor:
-        """LayerNorm and Linear of that name."""
-        own = self.part(f"model.{name}.")
-        normed = functional.layer_norm(given, given.shape[-1:], own["0.weight"], own["0.bias"])
-        return functional.linear(normed, own["1.weight"], own["1.bias"])
+    def norm_and_linear(self, name: str, states: Tensor) -> Tensor:
+        """Apply the LayerNorm and the Linear of that name."""
+        weights = self.part(f"model.{name}.")
+        normed = functional.layer_norm(states, states.shape[-1:], weights["0.weight"], weights["0.bias"])
+        return functional.linear(normed, weights["1.weight"], weights["1.bias"])
 
-    def mined(self, rows: Tensor, maps: Tensor) -> Tensor:
+    def mine_details(self, rows: Tensor, maps: Tensor) -> Tensor:
         """[N, C], [E, H, W] -> [N, C]: row + softmax(q k^T / sqrt C) v over the square of the row alone."""
         side = int(len(rows) ** 0.5)
         size = maps.shape[1] // side
-        keys, values = (self.through(f"vlm_uni_{name}_projector", maps.movedim(0, -1)) for name in ("aux", "val"))
-        found = []
-        for number, row in enumerate(self.through("vlm_uni_query_projector", rows)):
+        keys, values = (
+            self.norm_and_linear(f"vlm_uni_{name}_projector", maps.movedim(0, -1)) for name in ("aux", "val")
+        )
+        details = []
+        for number, row in enumerate(self.norm_and_linear("vlm_uni_query_projector", rows)):
             down, across = size * (number // side), size * (number % side)
             square = slice(down, down + size), slice(across, across + size)
             weights = (keys[square].flatten(0, 1) @ row / len(row) ** 0.5).softmax(0)
-            found.append(weights @ values[square].flatten(0, 1))
-        return rows + torch.stack(found)
+            details.append(weights @ values[square].flatten(0, 1))
+        return rows + torch.stack(details)
 
     def rows(self, large: Tensor) -> Tensor:
-        """A picture [1, 3, S, S] -> what the language model reads of it [rows, D]."""
+        """An image [1, 3, S, S] -> the embeddings that the language model reads [rows, D]."""
         grid = self.settings["image_grid"]
         side = self.clip.config.image_size
         small, maps = scaled(large, side * grid), convnext(self.part("model.vision_tower_aux.vision_"), large)
@@ -68,19 +72,19 @@ class Whole:
         for down in range(grid):
             for across in range(grid):
                 pairs.append((tile(small, grid, down, across), tile(maps, grid, down, across)))
-        found = []
-        for picture, part in pairs:
-            states = self.clip(picture, output_hidden_states=True).hidden_states[-2]
-            found.append(self.mined(states[0, 1:], part[0]))
-        own = self.part("model.mm_projector.")
-        hidden = functional.gelu(functional.linear(torch.cat(found), own["0.weight"], own["0.bias"]))
-        out = functional.linear(hidden, own["2.weight"], own["2.bias"])
+        rows = []
+        for view, part in pairs:
+            states = self.clip(view, output_hidden_states=True).hidden_states[-2]
+            rows.append(self.mine_details(states[0, 1:], part[0]))
+        weights = self.part("model.mm_projector.")
+        hidden = functional.gelu(functional.linear(torch.cat(rows), weights["0.weight"], weights["0.bias"]))
+        out = functional.linear(hidden, weights["2.weight"], weights["2.bias"])
         return out * self.config.hidden_size**0.5 if self.config.model_type == "gemma" else out
 
     def embeds(self, ids: Tensor, pixels: Tensor) -> Tensor:
         is_word = ids != self.config.image_token_index
         embeds = self.lm.get_input_embeddings()(ids * is_word)
-        embeds[~is_word] = torch.cat([self.rows(one[None]) for one in pixels])
+        embeds[~is_word] = torch.cat([self.rows(image[None]) for image in pixels])
         return embeds
 
     @torch.no_grad()
@@ -90,8 +94,8 @@ class Whole:
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, **generation: Any) -> Tensor:
         embeds = self.embeds(input_ids, pixel_values)
-        said = self.lm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **generation)
-        return torch.cat([input_ids, said], 1)
+        answer_ids = self.lm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **generation)
+        return torch.cat([input_ids, answer_ids], 1)
 
     def save_pretrained(self, folder: Path, max_shard_size: str) -> None:
         folder.mkdir()
@@ -99,7 +103,7 @@ class Whole:
 
 
 class Processor:
-    """Prompt and pictures -> ids, with a marker's place taken by as many numbers as the picture has rows; pixels."""
+    """Prompt and images -> ids, with as many placeholders as an image has rows, and pixels."""
 
     def __init__(self, folder: Path, tower: str, settings: dict[str, Any], image: int, vision: Any) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -111,17 +115,17 @@ class Processor:
         self.run = [image] * views * (vision.image_size // vision.patch_size) ** 2
 
     def __call__(self, images: list[list[Image.Image]], text: list[str], **_: Any) -> dict[str, Tensor]:
-        (pictures,) = images  # of one prompt
+        (prompt_images,) = images  # of one prompt
         ids: list[int] = []
         for number, piece in enumerate(text[0].split("<image>")):
-            some = self.tokenizer(piece.removeprefix("<s>")).input_ids
-            ids += [*self.run, *some[1:]] if number else some
+            piece_ids = self.tokenizer(piece.removeprefix("<s>")).input_ids
+            ids += [*self.run, *piece_ids[1:]] if number else piece_ids
         if self.is_padded:
-            gray = tuple(int(255 * one) for one in self.images.image_mean)
-            pictures = [ImageOps.pad(one, 2 * (max(one.size),), color=gray) for one in pictures]
-        pixels = self.images(images=pictures, return_tensors="pt")["pixel_values"]
-        found = torch.tensor([ids])
-        return {"input_ids": found, "attention_mask": torch.ones_like(found), "pixel_values": pixels}
+            gray = tuple(int(255 * mean) for mean in self.images.image_mean)
+            prompt_images = [ImageOps.pad(image, 2 * (max(image.size),), color=gray) for image in prompt_images]
+        pixels = self.images(images=prompt_images, return_tensors="pt")["pixel_values"]
+        input_ids = torch.tensor([ids])
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": pixels}
 
 
 def scaled(squares: Tensor, side: int) -> Tensor:
@@ -133,34 +137,34 @@ def tile(squares: Tensor, grid: int, down: int, across: int) -> Tensor:
     return squares[..., down * size : (down + 1) * size, across * size : (across + 1) * size]
 
 
-def convnext(own: dict[str, Tensor], pixels: Tensor) -> Tensor:
-    """[1, 3, H, W] -> [1, E, H / 4, W / 4]: all stages, the later ones stretched."""
+def convnext(weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    """[1, 3, H, W] -> [1, E, H / 4, W / 4]: the maps of all stages, resized to the first."""
 
-    def conv(name: str, given: Tensor, **generation: Any) -> Tensor:
-        return functional.conv2d(given, own[f"{name}.weight"], own[f"{name}.bias"], **generation)
+    def conv(name: str, states: Tensor, **options: Any) -> Tensor:
+        return functional.conv2d(states, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
 
-    def norm(name: str, given: Tensor) -> Tensor:
-        last = given.movedim(1, -1)
-        normed = functional.layer_norm(last, last.shape[-1:], own[f"{name}.weight"], own[f"{name}.bias"], 1e-6)
+    def norm(name: str, states: Tensor) -> Tensor:
+        last = states.movedim(1, -1)
+        normed = functional.layer_norm(last, last.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-6)
         return normed.movedim(-1, 1)
 
-    def linear(name: str, given: Tensor) -> Tensor:
-        return functional.linear(given, own[f"{name}.weight"], own[f"{name}.bias"])
+    def linear(name: str, states: Tensor) -> Tensor:
+        return functional.linear(states, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     states, maps = norm("stem.1", conv("stem.0", pixels, stride=4)), list[Tensor]()
     for stage in range(4):
         start = f"stages.{stage}"
         if stage:
             states = conv(f"{start}.downsample.1", norm(f"{start}.downsample.0", states), stride=2)
-        for block in range(sum(name.startswith(start) and name.endswith("gamma") for name in own)):
+        for block in range(sum(name.startswith(start) and name.endswith("gamma") for name in weights)):
             name = f"{start}.blocks.{block}"
             inner = norm(f"{name}.norm", conv(f"{name}.conv_dw", states, padding=3, groups=states.shape[1]))
             wide = functional.gelu(linear(f"{name}.mlp.fc1", inner.movedim(1, -1)))
-            narrow = linear(f"{name}.mlp.fc2", wide) * own[f"{name}.gamma"]
+            narrow = linear(f"{name}.mlp.fc2", wide) * weights[f"{name}.gamma"]
             states = states + narrow.movedim(-1, 1)
         maps.append(states)
-    return torch.cat([scaled(one, maps[0].shape[-1]) for one in maps], 1)
+    return torch.cat([scaled(stage_map, maps[0].shape[-1]) for stage_map in maps], 1)
 
 
-def load_whole(folder: Path) -> Whole:
-    return Whole(folder)
+def load_reference(folder: Path) -> Reference:
+    return Reference(folder)
