@@ -90,7 +90,7 @@ def check_clips_supported(processor: Any, config: Any) -> None:
     if isinstance(processor, Idefics3Processor):
         if config.model_type == "smolvlm":
             raise ModelError("SmolVLM writes about a clip with a package that is missing", "pip install num2words")
-        raise ModelError("Idefics3 takes pictures and no clips", hint="give single frames, or use SmolVLM2")
+        raise ModelError("Idefics3 takes images and no clips", hint="give single frames, or use SmolVLM2")
 
 
 class Idefics3Vision:

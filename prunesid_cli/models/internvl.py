@@ -47,7 +47,7 @@ class InternVL:
         requirements = (
             (isinstance(layer, int), f"joins features of layers {layer}", "a single vision_feature_layer"),
             (strategy == "default", f"shuffles CLS, too: strategy {strategy!r}", "the strategy 'default'"),
-            (height == width, f"has pictures of {width} x {height}", "square ones"),
+            (height == width, f"has images of {width} x {height}", "square ones"),
         )
         check_requirements(checkpoint, "InternVL", requirements)
 

@@ -103,7 +103,7 @@ def test_a_tile_shows_its_box(plain: Model) -> None:
 
 
 def test_clips_are_for_smolvlm(plain: Model) -> None:
-    with pytest.raises(ModelError, match="Idefics3 takes pictures and no clips"):
+    with pytest.raises(ModelError, match="Idefics3 takes images and no clips"):
         plain.vision.preprocess(make_clip(1, 3))
 
 

@@ -105,7 +105,7 @@ def test_a_clip_is_processed_as_by_the_video_processor(plain: Model) -> None:
     [
         ({"vision_feature_layer": [-2, -1]}, r"joins features of layers \[-2, -1\]"),
         ({"vision_feature_select_strategy": "full"}, "strategy 'full'"),
-        ({"vision_config": {"image_size": [448, 224]}}, "pictures of 224 x 448"),
+        ({"vision_config": {"image_size": [448, 224]}}, "images of 224 x 448"),
     ],
 )
 def test_variants_are_refused_by_name(tmp_path: Path, change: dict[str, object], message: str) -> None:
