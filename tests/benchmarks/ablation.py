@@ -1,7 +1,7 @@
-"""What each idea behind the speed of selection is worth: all of them but one, one image at a time on one core.
+"""Ablation of the optimizations of selection, one image at a time on one core: `python -m tests.benchmarks.ablation`.
 
-`python -m tests.benchmarks.ablation`. Variants take turns, image by image, and the time is that of the core, so that
-other work on the machine disturbs little. Prints milliseconds an image and, with --out, writes JSON.
+Each variant leaves out one optimization. Variants take turns, image by image, and CPU time is measured, so that other
+work on the machine has little influence. Prints milliseconds per image and, with --out, writes JSON.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 def measure(kind: str, budget_with_cls: int, images: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds an image of each variant."""
+    """Median milliseconds per image of each variant."""
     inputs = [(KINDS[kind](seed, TOKENS, WIDTH), attention(seed, TOKENS)) for seed in range(images)]
     spent: dict[str, list[float]] = {name: [] for name in WITHOUT}
     for turn in range(rounds + 1):
@@ -76,7 +76,7 @@ def measure(kind: str, budget_with_cls: int, images: int, rounds: int) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What each idea behind the speed of selection is worth.")
+    parser = argparse.ArgumentParser(description="Ablation of the optimizations of selection.")
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 192])
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,8 +1,7 @@
-"""A cache of very many items: how long it takes to open, to find one, to list, to continue: `python -m
-tests.benchmarks.cache --items 1000000`.
+"""Time to open, search, list and continue a large cache: `python -m tests.benchmarks.cache --items 1000000`.
 
-Items are small (one token of four channels), so that what is timed is the bookkeeping. Commands are timed as processes,
-against `python -c "import numpy"`, what any of them must start with.
+Items are small (one token of four channels), so that only the bookkeeping is timed. Commands are timed as processes,
+beside `python -c "import numpy"`, with which each of them starts.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def fill(folder: Path, items: int) -> None:
 
 
 def seconds(work: Callable[[], object], times: int = 5) -> float:
-    """The median of some runs."""
+    """Median seconds of `times` runs."""
     taken = []
     for _ in range(times):
         began = time.perf_counter()
@@ -63,7 +62,7 @@ def seconds(work: Callable[[], object], times: int = 5) -> float:
 
 
 def command(*args: str, lines: int | None = None) -> Callable[[], None]:
-    """A process; of what it prints, so many lines are read."""
+    """Returns a function that runs a process and reads its first `lines` lines of output."""
 
     def work() -> None:
         with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -1,9 +1,9 @@
 """What `compress --draft` saves and changes on the embedded model: `python -m tests.benchmarks.draft`.
 
-Held-out scenes are enlarged to so many megapixels, roughened as a sensor would, and saved as JPEG (quality 90). Each is
-decoded and made ready for the tower (336 x 336), whole and drafted down to 1, 2 (what the option does) or 4 times that
-side. Told are the time of one core, how far pixels are from those of the picture decoded whole, in steps of 255, and
-how much of what is kept at 11 % is something else.
+Held-out scenes are enlarged to a number of megapixels, given sensor noise, and saved as JPEG (quality 90). Each is
+decoded and preprocessed for the tower (336 x 336): at full size, and drafted to at least 1, 2 (as the option does) or 4
+times that side. Reports the CPU time, the mean difference of pixels from those of the full decode (0 to 255), and the share
+of tokens kept at 11 % that are other ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def photograph(number: int, megapixels: float) -> bytes:
 
 
 def seen(pruner: Pruner, data: bytes, min_decode_side: int | None) -> tuple[float, torch.Tensor, frozenset[int]]:
-    """Seconds, pixels as the tower takes them, and the slots that are kept."""
+    """Seconds, pixels as input of the tower, and the slots that are kept."""
     began = time.process_time()
     pixels = pruner.preprocess(load_image_bytes(data, "photograph", "-", min_decode_side))
     seconds = time.process_time() - began

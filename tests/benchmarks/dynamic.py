@@ -1,9 +1,8 @@
-"""What a dynamic budget (Eq. 7) is worth on the embedded model, and how it is best done: `python -m
-tests.benchmarks.dynamic`.
+"""Rules of a dynamic budget (Eq. 7), compared on the embedded model: `python -m tests.benchmarks.dynamic`.
 
-Every rule gives the pictures of one examination the same average number of tokens. The paper leaves open whether lambda
-goes by an image's own budget N' or by the average N, how far budgets may be from the average, and what happens within
-an item; here items are made of four pictures each, as tiles or frames are, and only tokens within an item are shared.
+Every rule gives the pictures of an exam the same average number of tokens. The paper leaves open whether lambda depends
+on an image's own budget N' or on the average N, how far budgets may be from the average, and what happens within an
+item. For the latter, four pictures form an item, like tiles or frames, and tokens are shared only within it.
 """
 
 from __future__ import annotations
@@ -36,8 +35,14 @@ Limits = Callable[[float, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Rule:
-    """`limits` None: the same for all. `own`: whether lambda goes by N', and not by N. `together`: pictures among which
-    tokens are shared, all if None."""
+    """A rule.
+
+    Attributes:
+        name: Its name.
+        limits: Bounds of a picture's budget; None: all pictures get the same.
+        own: Whether lambda depends on N' rather than N.
+        together: Number of pictures among which tokens are shared; None: all.
+    """
 
     name: str
     limits: Limits | None
@@ -74,7 +79,7 @@ RULES = (
 
 
 def against(marks: ExamResult, base: ExamResult) -> dict[str, int]:
-    """Questions that only one of two got right: what a difference between them rests on."""
+    """Number of questions that only one of two results has right."""
     pairs = list(zip(marks.answers, base.answers, strict=True))
     return {
         "gained": sum(ours and not theirs for (_, ours), (_, theirs) in pairs),

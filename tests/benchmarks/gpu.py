@@ -3,7 +3,7 @@
 Each part is written as soon as it is done, and skipped if the same command runs again on the same machine:
 
 selection  time, launches, host waits and memory of selection, ours against the published code (PATH: a checkout of it)
-eigenproblems  the small ones within, on the host and on the GPU
+eigenproblems  the small eigenproblems of selection, on the host and on the GPU
 tower      CLIP-L/336 in half precision, random weights: images a second with and without selection, and its share
 agreement  how many images keep other tokens on a GPU than on a CPU (without a GPU, the GPU's code runs on the CPU), and
            for how many the GPU leaves the directions to the CPU
@@ -64,12 +64,12 @@ from tests.selection.inputs import attention, scene_like
 
 Record = dict[str, Any]
 TEXT, NEW = 64, 32
-"""Tokens of a prompt beside the visual ones, and of an answer."""
+"""Text tokens of a prompt, and tokens of an answer."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything: `batches` of images, `seconds` a measurement, the tower and the language model."""
+    """Sizes of the measurements: numbers of images per batch, seconds per measurement, and sizes of the models."""
 
     batches: tuple[int, ...] = (1, 16, 64)
     budgets_with_cls: tuple[int, ...] = (64, 128, 192)
@@ -104,7 +104,7 @@ class Bench:
     published: Path | None
 
     def measured(self, work: Callable[[], object]) -> Record:
-        """Median and spread of milliseconds, greatest memory beside what was there, launches and waits."""
+        """Median and lower quartile of milliseconds, growth of peak memory, kernel launches and host waits."""
         for _ in range(3):
             work()
         spent, end = list[float](), time.perf_counter() + self.sizes.seconds
@@ -163,7 +163,7 @@ def selection(bench: Bench) -> Iterator[Record]:
 
 
 def eigenproblems(bench: Bench) -> Iterator[Record]:
-    """The small ones of selection: on the host, as we do them, and where the matrices are."""
+    """The small eigenproblems of selection: on the host, as in selection, and on the device of the matrices."""
     for images, budget_with_cls in product(bench.sizes.batches, bench.sizes.budgets_with_cls):
         rows = torch.randn(
             images, min(budget_with_cls // 4 + SPARE, bench.sizes.tokens), bench.sizes.tokens, device=bench.device
@@ -245,7 +245,7 @@ def rounding(bench: Bench) -> Iterator[Record]:
 
 
 def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
-    """Images encoded otherwise, in any bit, in larger batches than the first, and those of them kept otherwise."""
+    """Counts images whose features differ in any bit in larger batches, and those of which other tokens are kept."""
     first, *rest = sizes.batches
     others, differ, changes = Counter[int](), Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for start in range(0, sizes.rounding, max(rest)):
@@ -273,7 +273,7 @@ def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
 
 
 def encoded(vision: VisionHalf, pixels: Sequence[Pixels], size: int) -> tuple[Tensor, Tensor]:
-    """features [B, N, C] and saliency [B, N] of pictures of one segment, so many at once."""
+    """Features [B, N, C] and saliency [B, N] of pictures of one segment, encoded in batches of `size`."""
     found = [item.segments[0] for batch in batched(pixels, size) for item in vision.encode(batch)]
     return torch.stack([one.features for one in found]), torch.stack([one.saliency for one in found])
 
@@ -338,7 +338,7 @@ def facts(bench: Bench) -> Record:
 
 def main() -> None:
     today, automatic = date.today().isoformat(), "cuda" if torch.cuda.is_available() else "cpu"
-    parser = argparse.ArgumentParser(description="Everything that wants a GPU, measured in one run.")
+    parser = argparse.ArgumentParser(description="All measurements that need a GPU, in one run.")
     parser.add_argument("--out", type=Path, default=Path(f"tests/benchmarks/results/{today}-gpu.json"))
     parser.add_argument("--published", type=Path, help="a checkout of the published code to compare with")
     parser.add_argument("--device", default=automatic)

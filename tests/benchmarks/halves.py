@@ -1,8 +1,8 @@
-"""What each half of a model leaves out: `python -m tests.benchmarks.halves`.
+"""Size of each half of a model: `python -m tests.benchmarks.halves`.
 
-A LLaVA with the real CLIP-L/336 tower and a smaller Llama, random weights in bf16, is saved and loaded three times in
-processes of their own: whole, by transformers; the vision half; the language half. Prints parameters, seconds and the
-growth of peak memory of each, and, counted from its configuration alone, the shares of LLaVA-1.5-7B.
+A LLaVA with the real CLIP-L/336 tower and a smaller Llama, with random weights in bf16, is saved, and loaded in three
+processes: the whole model by transformers, the vision half, the language half. Prints parameters, seconds and growth of
+peak memory of each, and the shares of both halves in LLaVA-1.5-7B, counted from its configuration.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def make(folder: Path) -> None:
 
 
 def load(folder: str, part: str) -> dict[str, Any]:
-    """To be called in a fresh process."""
+    """Load a part in a fresh process, and measure that."""
     checkpoint, where = resolve(folder), Placement(torch.device("cpu"), torch.bfloat16, "sdpa")
     family, found = load_family(checkpoint.model_type), dict[str, Any](part=part)
 
@@ -61,7 +61,7 @@ def load(folder: str, part: str) -> dict[str, Any]:
 
 
 def shares() -> dict[str, float]:
-    """Of the weights of LLaVA-1.5-7B, by its configuration: the tower with its patch filters, and all the rest."""
+    """Shares of the weights of LLaVA-1.5-7B, by its configuration: the tower with its patch filters, and the rest."""
     with torch.device("meta"):
         model = Llava(llava_config(SHAPES["llava-1.5-7b"]))
     tower = sum(parameter.numel() for parameter in model.model.vision_tower.parameters())
@@ -70,7 +70,7 @@ def shares() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What each half of a model leaves out.")
+    parser = argparse.ArgumentParser(description="Size of each half of a model.")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

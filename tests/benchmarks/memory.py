@@ -1,4 +1,4 @@
-"""What a piece of work adds to the greatest memory that this process has had."""
+"""Growth of this process's peak memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from prunesid_cli.bench.peak_memory import peak_megabytes, reset_peak
 
 
 def growth(run: Callable[[], object]) -> float:
-    """MB that the process holds at most while it runs, beyond what it held before (on Linux; elsewhere beyond what it
-    ever held, which flatters the leaner)."""
+    """Peak memory of the process during `run`, in MB, above the memory that it held before.
+
+    On systems other than Linux it is above the peak so far, which favours functions that need less.
+    """
     reset_peak()
     before = peak_megabytes()
     run()

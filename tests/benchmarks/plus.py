@@ -1,4 +1,4 @@
-"""What each idea of prunesid-plus is worth, on the embedded model: `python -m tests.benchmarks.plus --split 21`.
+"""Ablation of prunesid-plus on the embedded model: `python -m tests.benchmarks.plus --split 21`.
 
 Variants were tuned on split 21 and chosen on split 22, whose scenes were not used before. Every variant gets the same
 pictures, encoded once, and the same questions. For each budget, prints the share of right answers, the share of things
@@ -56,12 +56,12 @@ def alike(score: Tensor, survivor: Tensor) -> Tensor:
 
 
 def surviving(score: Tensor, survivor: Tensor) -> Tensor:
-    """What was suppressed waits until all survivors are taken."""
+    """Suppressed tokens are taken after all survivors."""
     return torch.where(survivor, score, 1e-6 * score)
 
 
 def variant(lead: bool, worth: Score) -> Method:
-    """Whether each group keeps its most salient token, and what decides beside coverage."""
+    """A variant: whether each group keeps its most salient token, and what gains in coverage are multiplied by."""
 
     def chosen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
         counts = keep_counts(features, budgets, num_cls)
@@ -92,7 +92,7 @@ VARIANTS: dict[str, Method] = {
 
 
 def compared(marks: ExamResult, base: ExamResult) -> dict[str, float]:
-    """Scores, and the questions about scenes and the things gained and lost against `base`."""
+    """Scores, and the numbers of questions about scenes and of things that are gained and lost against `base`."""
     pairs = [(new, old) for (kind, new), (_, old) in zip(marks.answers, base.answers, strict=True) if kind != "refusal"]
     things = list(zip(marks.covered, base.covered, strict=True))
     found = {"questions": len(pairs), "gained": pairs.count((True, False)), "lost": pairs.count((False, True))}
@@ -101,9 +101,9 @@ def compared(marks: ExamResult, base: ExamResult) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What each idea of prunesid-plus is worth.")
+    parser = argparse.ArgumentParser(description="Ablation of prunesid-plus.")
     parser.add_argument("--per-kind", type=int, default=40)
-    parser.add_argument("--split", type=int, default=21, help="which scenes")
+    parser.add_argument("--split", type=int, default=21, help="split of the scenes")
     parser.add_argument("--keep", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--out", type=Path, help="write JSON here")

@@ -1,8 +1,8 @@
-"""What it is worth to read once what prompts about one item begin with: `python -m tests.benchmarks.prefill`.
+"""Speedup by reading the common prefix of prompts about one item only once: `python -m tests.benchmarks.prefill`.
 
-Answers the same prompts from the same token sets twice, reading each prompt from its first token and sharing what they
-begin with, in turns; the ratio is of the fastest turns. On the embedded model with all its 576 visual tokens kept, and
-on a LLaVA of random weights, as small as a real language model gets.
+Answers the same prompts from the same token sets with and without a shared prefix, in turns; the ratio is that of the
+fastest turns. Runs on the embedded model with all 576 visual tokens kept, and on a LLaVA with random weights of the
+size of the smallest real language models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WORDS = QUESTION.split()
 
 
 def make(folder: Path) -> None:
-    """Of about 100 M parameters."""
+    """Write a model with about 100 M random parameters."""
     vision = CLIPVisionConfig(
         hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, image_size=336,
         patch_size=14, projection_dim=64,
@@ -51,7 +51,7 @@ def make(folder: Path) -> None:
 
 
 def cached(folder: Path, width: int, items: int) -> None:
-    """Token sets as a tower of that width would leave them, all kept: what they hold makes no difference to time."""
+    """Write random token sets of a tower of this width, all kept: their values make no difference to time."""
     slots, layout = tuple(range(SIDE**2)), Layout("<image>", (SIDE**2,), (Region(0, SIDE, SIDE, SIDE),))
     writer = CacheWriter(folder, Run("random", "-", "llava", "none", "all", False, False, "float32"), "-")
     with torch.random.fork_rng(devices=[]):
@@ -65,7 +65,7 @@ def cached(folder: Path, width: int, items: int) -> None:
 
 
 def prompts(count: int) -> list[str]:
-    """Of 4 to 9 words."""
+    """Prompts of 4 to 9 words."""
     return [" ".join(WORDS[(number + i) % len(WORDS)] for i in range(4 + number % 6)) + "?" for number in range(count)]
 
 
@@ -95,7 +95,7 @@ def measure(language: LanguageHalf, cache: Path, count: int, rounds: int) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Shared against separate reading of what prompts begin with.")
+    parser = argparse.ArgumentParser(description="Shared against separate reading of the prefix of prompts.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write JSON here")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""The published code, from a checkout of its own, as a function of the same tensors that ours gets.
+"""The published code, from a checkout of it, as a function of the same tensors as our selection.
 
-Nothing of it is copied: its module is imported from the checkout, and its forward pass is called with a stand-in for
-the vision tower that hands it features and attention which are already there.
+No code is copied: the module is imported from the checkout, and its forward pass is called with a stand-in for the
+vision tower that returns given features and attention.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODULE = Path("prunesid/prunesid_llava/clip_encoder.py")
 
 
 def load_published(checkout: Path) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """-> function of features [B, N, C], saliency [B, N] and the budget, CLS counted: kept places [B, need - 1]."""
+    """A function from features [B, N, C], saliency [B, N] and the budget with CLS to kept indices [B, budget - 1]."""
     module = _import(checkout / MODULE)
     forward = module.CLIPVisionTower_PruneSID.forward
 

@@ -1,9 +1,9 @@
-"""Whether memory grows with the number of images: `python -m tests.benchmarks.rss`.
+"""Peak memory by number of images: `python -m tests.benchmarks.rss`.
 
-Peak resident memory of `prunesid compress` on the embedded model over 1,000, 10,000 and 100,000 small pictures, each
-run a process of its own; and of the same command again, when all is in the cache. The pictures are copies of a few
-hundred drawn scenes, each with its number after its end, where no decoder looks, so that all have different bytes.
-Linux; prints a table; dated JSON with --out.
+Measures the peak resident memory of `prunesid compress` on the embedded model over 1,000, 10,000 and 100,000 small
+pictures, each run in a process of its own; and of the same command again, with all pictures in the cache. The pictures
+are copies of a few hundred drawn scenes. Each has its number appended, which decoders ignore, so that all files differ.
+Runs on Linux. Prints a table and, with --out, writes dated JSON.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from PIL import Image
 
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 
-DRAWN, A_FOLDER = 200, 5_000
+DRAWN, FILES_PER_FOLDER = 200, 5_000
 LONG_AGO = 1_600_000_000
 
 
 def make(folder: Path, count: int) -> None:
-    """Files in folders of at most A_FOLDER, as if written long ago."""
+    """Write files with an old modification time, in folders of at most FILES_PER_FOLDER."""
     scenes = [encoded(number) for number in range(min(DRAWN, count))]
     for number in range(count):
-        path = folder / f"{number // A_FOLDER:03d}" / f"{number:06d}.jpg"
+        path = folder / f"{number // FILES_PER_FOLDER:03d}" / f"{number:06d}.jpg"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(scenes[number % len(scenes)] + number.to_bytes(4, "big"))
         os.utime(path, (LONG_AGO, LONG_AGO))
@@ -58,7 +58,7 @@ def run(folder: Path, out: Path, more: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Whether memory grows with the number of images.")
+    parser = argparse.ArgumentParser(description="Peak memory of compress by number of images.")
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("options", nargs="*", help="more options of compress, after --")

@@ -1,10 +1,10 @@
-"""How fast and how lean selection is on this machine: `python -m tests.benchmarks.selection [--published PATH]`.
+"""Speed and memory of selection on this machine: `python -m tests.benchmarks.selection [--published PATH]`.
 
-PATH is a checkout of the published code; without it the rival is our seeded mirror of it, which does the same work
-without its loops. Every figure comes from a process of its own, so that peak memory is that of one method; rivals take
-turns. Where others use the machine as well, time by the clock says little: run it with OMP_NUM_THREADS=1 and compare
-the time of the core. Inputs have the spectrum of a photograph (`scene`: a dominant direction, then a power law) or the
-least kind one (`flat`: some hundred directions of equal weight). Prints ratios and, with --out, writes JSON.
+PATH is a checkout of the published code. Without it, selection is compared with our seeded version of that code, which
+does the same work without its loops. Every figure comes from a separate process, so that peak memory is that of one
+method; the methods take turns. On a busy machine wall-clock time is unreliable: run with OMP_NUM_THREADS=1 and compare
+CPU time. Inputs have the spectrum of a photograph (`scene`: a dominant direction, then a power law) or the worst one
+(`flat`: some hundred directions of equal weight). Prints ratios and, with --out, writes JSON.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tests.selection.inputs import attention, scene_like, tokens
 WIDTH = 1024
 KINDS = {"scene": scene_like, "flat": tokens}
 ROUNDS, SECONDS = 2, 2.0
-"""Each method gets so many turns; within one it runs again until so much time is spent."""
+"""Turns of each method, and CPU seconds within a turn, in which it runs repeatedly."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One method on one kind and size of input; `published` is the checkout, where that is the method."""
+    """One method on one kind and size of input; `published` is the checkout if the method is the published code."""
 
     method: str
     kind: str
@@ -49,7 +49,7 @@ class Case:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Seconds of every run, by the clock and of all cores together, and growth of memory in MB. For a fresh process."""
+    """Seconds of every run, as wall-clock and CPU time, and growth of memory in MB. For a fresh process."""
     _run(Case(case.method, "flat", 1, 8, 24, case.published))()  # what comes once is not the method's
     run = _run(case)
     grown = growth(run)
@@ -63,7 +63,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def _run(case: Case) -> Callable[[], object]:
-    """The method on inputs that are there already."""
+    """A function that runs the method on inputs made beforehand."""
     features = torch.cat([KINDS[case.kind](seed, case.tokens, WIDTH) for seed in range(case.images)])
     saliency = torch.cat([attention(seed, case.tokens) for seed in range(case.images)])
     if case.published:
@@ -80,7 +80,7 @@ def in_a_process(case: Case) -> dict[str, Any]:
 
 
 def compare(cases: list[Case]) -> list[dict[str, Any]]:
-    """Median and least milliseconds, those of all cores, and greatest memory of each case; the cases take turns."""
+    """Median and least milliseconds, CPU time, and peak memory of each case; the cases take turns."""
     turns = [[in_a_process(case) for case in cases] for _ in range(ROUNDS)]
     found = []
     for i, case in enumerate(cases):
@@ -95,7 +95,7 @@ def compare(cases: list[Case]) -> list[dict[str, Any]]:
 def against(
     published: str | None, kinds: list[str], images: list[int], budgets_with_cls: list[int]
 ) -> Iterator[dict[str, Any]]:
-    """Ours and the rival at each size."""
+    """Our selection and the other code at each size."""
     name = "published code" if published else "our mirror of the published code"
     print(f"\n{'kind':5} {'images':>6} {'kept':>5} {'ours':>12} {name:>34} {'faster':>8} {'of cores':>8} {'leaner':>8}")
     for kind, count, budget_with_cls in product(kinds, images, budgets_with_cls):
@@ -116,7 +116,7 @@ def against(
 
 
 def curve(sizes: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    """What one image costs: (tokens, budget)."""
+    """Time of one image by (tokens, budget)."""
     print(f"\n{'tokens':>6} {'kept':>5} {'groups':>6} {'ours':>12}")
     for size, budget_with_cls in sizes:
         (ours,) = compare([Case("prunesid", "scene", 1, budget_with_cls, size)])

@@ -1,6 +1,6 @@
-"""What storing kept tokens smaller does to answers: `python -m tests.benchmarks.store`, on the embedded model.
+"""Effect of compact token stores on answers of the embedded model: `python -m tests.benchmarks.store`.
 
-The same questions about the same kept tokens, which were packed and unpacked as a cache does it.
+The same questions are asked about the same kept tokens, packed and unpacked as a cache does it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def packed(tokens: TokenSet, store: str) -> TokenSet:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Answers from tokens that were stored smaller.")
+    parser = argparse.ArgumentParser(description="Effect of compact token stores on answers.")
     parser.add_argument("--per-kind", type=int, default=100, help="questions of each kind")
     parser.add_argument("--keep", default="11%")
     parser.add_argument("--out", type=Path, help="write JSON here")

@@ -1,4 +1,4 @@
-"""The one script for a GPU runs here, tiny: all parts, once."""
+"""The GPU benchmark runs on a CPU with tiny sizes: all parts, once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_part_runs_and_is_done_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_runs_where_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the stand-in for one, in half precision."""
+    """On the stand-in for a GPU, in half precision."""
     out = tmp_path / "gpu.json"
     monkeypatch.setattr("sys.argv", ["gpu", "--smoke", "--device", "cuda:0", "--out", str(out)])
     with accelerator():

@@ -1,9 +1,9 @@
-"""What compress costs beside the tower it drives: `python -m tests.benchmarks.throughput`.
+"""Throughput of compress beside that of the bare tower: `python -m tests.benchmarks.throughput`.
 
-Images a second, in one process and over the same pictures, of (tower) the bare tower over tensors that are preprocessed
-already, (loop) a plain loop that opens, preprocesses and encodes, a batch after the other, and (compress) the pipeline:
-the same, then selection, and a cache on disk. On the embedded model, or with --clip on a LLaVA with the real CLIP-L/336
-tower, random weights. Repeats alternate, and the best of each counts. Prints a table; dated JSON with --out.
+Measures images per second, in one process and over the same pictures, of (tower) the bare tower on preprocessed
+tensors, (loop) a plain loop that opens, preprocesses and encodes batch by batch, and (compress) the pipeline, which does
+the same, selects tokens and writes a cache. Runs on the embedded model or, with --clip, on a LLaVA with the real CLIP-L/336 tower
+and random weights. Repeats alternate, and the best of each counts. Prints a table and, with --out, writes dated JSON.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def measure(subject: Subject, repeats: int) -> dict[str, list[float]]:
 
 
 def drawn(folder: Path, count: int, size: int) -> list[Path]:
-    """Scenes as JPEG, `size` pixels wide and high."""
+    """Write scenes as JPEG, `size` pixels wide and high."""
     paths = [folder / f"{number:05d}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         Image.fromarray(draw(make_scene(HELD_OUT, number)).pixels).resize((size, size)).save(path, quality=90)
@@ -115,14 +115,14 @@ def subject_of(options: argparse.Namespace, folder: Path) -> Subject:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What compress costs beside the tower it drives.")
+    parser = argparse.ArgumentParser(description="Throughput of compress beside that of the bare tower.")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--size", type=int, default=640, help="of the pictures, in pixels")
+    parser.add_argument("--size", type=int, default=640, help="side of the pictures in pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--clip", action="store_true", help="a LLaVA with CLIP-L/336, random weights; on a CPU: --images 8"
+        "--clip", action="store_true", help="use a LLaVA with CLIP-L/336 and random weights; on a CPU with --images 8"
     )
     parser.add_argument("--out", type=Path, help="write JSON here")
     options = parser.parse_args()

@@ -47,7 +47,7 @@ ALIKE = (None, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 
 @dataclass(frozen=True)
 class Clip:
-    """An encoded clip, what each of its patches shows, by frame [F, 576] (-1: nothing), and what is asked about it."""
+    """An encoded clip, the thing that each patch shows by frame [F, 576] (-1: none), and questions about it."""
 
     encoded: Encoded
     things: np.ndarray[Any, np.dtype[np.int8]]
@@ -55,7 +55,7 @@ class Clip:
 
 
 def made(vision: Any, numbers: Sequence[int], questions: tuple[Question, ...] = ()) -> Clip:
-    """A clip of these scenes, a frame each."""
+    """A clip with one frame of each of these scenes."""
     rng, drawings = np.random.default_rng(numbers), [draw(make_scene(HELD_OUT, number)) for number in numbers]
     frames = [np.clip(one.pixels + rng.normal(0, NOISE, one.pixels.shape), 0, 255) for one in drawings]
     seen = vision.encode([vision.preprocess(media_from_image(Image.fromarray(one.astype(np.uint8)))) for one in frames])
@@ -68,7 +68,7 @@ def made(vision: Any, numbers: Sequence[int], questions: tuple[Question, ...] = 
 
 
 def kept_of(clip: Clip, keep: int, alike: float | None) -> TokenSet:
-    """alike: None: each frame alone."""
+    """Tokens kept with a similarity from which tokens count as copies; None: each frame is pruned alone."""
     if alike is None:
         return Pruner(None, Budget(keep), "prunesid", ()).prune([clip.encoded])[0]  # type: ignore[arg-type]
     variant = replace(OVER_TIME, max_similarity=alike)
@@ -106,7 +106,7 @@ def compared(vision: Any, language: Any, per_kind: int, keeps: Sequence[int]) ->
 
 
 def answered(language: Any, clip: Clip, kept: TokenSet) -> list[bool]:
-    """As of one picture, which is what the language half was taught."""
+    """Asks as about one picture, which the language half was trained for."""
     regions = tuple(replace(region, time=None) for region in kept.layout.regions)
     item = replace(kept, layout=replace(kept.layout, regions=regions))
     prompts = [language.embed(question.prompt, [item]) for question in clip.questions]
@@ -135,10 +135,10 @@ def _seconds(features: torch.Tensor, saliency: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Windows of frames on the embedded model, and what they cost.")
+    parser = argparse.ArgumentParser(description="Gain and cost of windows of frames on the embedded model.")
     parser.add_argument("--per-kind", type=int, default=20, help="questions of each of the seven kinds")
     parser.add_argument("--keeps", type=int, nargs="*", default=[64, 507], help="tokens of a clip of 8 frames")
-    parser.add_argument("--frames", type=int, nargs="*", default=[1, 2, 4, 8, 14], help="of the windows that are timed")
+    parser.add_argument("--frames", type=int, nargs="*", default=[1, 2, 4, 8, 14], help="frames of the timed windows")
     parser.add_argument("--out", type=Path, help="write JSON here")
     options = parser.parse_args()
     results: dict[str, Any] = {"time": list(timed(options.frames))}
