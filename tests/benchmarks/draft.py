@@ -2,8 +2,8 @@
 
 Held-out scenes are enlarged to a number of megapixels, given sensor noise, and saved as JPEG (quality 90). Each is
 decoded and preprocessed for the tower (336 x 336): at full size, and drafted to at least 1, 2 (as the option does) or 4
-times that side. Reports the CPU time, the mean difference of pixels from those of the full decode (0 to 255), and the share
-of tokens kept at 11 % that are other ones.
+times that side. Reports the CPU time, the mean difference of pixels from those of the full decode (0 to 255), and the
+share of tokens kept at 11 % that are other ones.
 """
 
 from __future__ import annotations

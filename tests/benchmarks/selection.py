@@ -133,8 +133,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 16])
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128, 192])
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS))
-    parser.add_argument("--sizes", type=int, nargs="*", default=[144, 576, 1024, 2304, 4096, 16384], help="11%% kept")
-    parser.add_argument("--budgets", type=int, nargs="*", default=[16, 32, 64, 128, 192, 256, 384, 512], help="of 576")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[144, 576, 1024, 2304, 4096, 16384], help="at 11%%")
+    curve_budgets = [16, 32, 64, 128, 192, 256, 384, 512]
+    parser.add_argument("--curve-budgets", type=int, nargs="*", default=curve_budgets, help="budgets of one image")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -151,7 +152,7 @@ def main() -> None:
     results = {
         "against": list(against(options.published, options.kinds, options.images, options.budgets)),
         "in tokens": list(curve([(size, round(0.11 * size)) for size in options.sizes])),
-        "in groups": list(curve([(576, budget_with_cls) for budget_with_cls in options.budgets])),
+        "in groups": list(curve([(576, budget_with_cls) for budget_with_cls in options.curve_budgets])),
     }
     if options.out:
         options.out.write_text(json.dumps(facts | results, indent=1) + "\n")
