@@ -70,7 +70,7 @@ class CompressReport:
         """Prints what was done. `is_complete`: no one asked to stop before the inputs ended."""
         counts, folder = self.counts, writer.folder
         parts = [self._work_done(is_complete, len(writer.index.table) - self.num_items_before)]
-        parts += [f"shard {self.partition}"] if self.partition.count > 1 else []
+        parts += [f"partition {self.partition}"] if self.partition.count > 1 else []
         parts += [f"{plural(number, reason)} skipped" for reason, number in sorted(self.num_skipped.items())]
         if counts["failed"]:
             parts.append(f"{counts['failed']:,} failed, listed by: prunesid cache ls {folder} --failed")

@@ -62,17 +62,17 @@ Dynamic = Annotated[
     bool | None,
     typer.Option(
         "--dynamic/--fixed", envvar="PRUNESID_DYNAMIC", rich_help_panel=PRUNING, show_default="neither",
-        help="Spread the budget by information (Eq. 7 of the paper): --dynamic gives more tokens to images that hold "
-        "more, and the budget is an average over all images (each is decoded twice). Without it, the budget is spread "
-        "over the tiles and frames of one image or clip. --fixed spreads it over nothing.",
+        help="How to share the budget (Eq. 7). --dynamic: images with more information get more tokens, and "
+        "the budget is the average (each image is decoded twice). --fixed: tiles and frames share it by their size. "
+        "Neither: every image or clip gets the budget, and its tiles and frames share it by information.",
     ),
 ]  # fmt: skip
 Calibration = Annotated[
     Path | None,
     typer.Option(
         "--calibration", metavar="CACHE", rich_help_panel=PRUNING,
-        help="Compare this image with the images of a cache, to give it its share of the budget. Implies --dynamic. "
-        "The cache may hold tokens, or be made by compress --calibrate.",
+        help="Set the budget of this image relative to the images of a cache. Implies --dynamic. The cache may hold "
+        "tokens, or be made by compress --calibrate.",
     ),
 ]  # fmt: skip
 Frames = Annotated[
@@ -86,15 +86,15 @@ Fps = Annotated[
     float | None,
     typer.Option(
         "--fps", envvar="PRUNESID_FPS", rich_help_panel=CLIPS,
-        help="Read this many frames per second instead, for example 1 or 0.5.",
+        help="Read this many frames per second instead of --frames, for example 1 or 0.5.",
     ),
 ]  # fmt: skip
 Window = Annotated[
     int,
     typer.Option(
         "--window", min=1, max=MAX_FRAMES, envvar="PRUNESID_WINDOW", rich_help_panel=CLIPS,
-        help="Prune this many successive frames together (pairs of frames, with Qwen models), so that what stands "
-        "still is kept once. Try 8. 1 prunes each frame alone.",
+        help="Prune this many successive frames together, so that what stands still is kept once. Try 8. 1 prunes each "
+        "frame alone. Qwen models count pairs of frames.",
     ),
 ]  # fmt: skip
 VideoBackend = Annotated[
@@ -108,7 +108,7 @@ Draft = Annotated[
     bool,
     typer.Option(
         "--draft", envvar="PRUNESID_DRAFT", rich_help_panel=ADVANCED,
-        help="Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, but at no less than twice what the model reads. "
+        help="Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, but never below twice the model's input size. "
         "Loading is 6 to 9 times faster, and about a tenth of the kept tokens differ. Only for models that resize all "
         "images to one size.",
     ),
@@ -117,8 +117,8 @@ Store = Annotated[
     settings.TokenStore,
     typer.Option(
         "--store", metavar="model|int8|fp8", envvar="PRUNESID_STORE", rich_help_panel=ADVANCED,
-        help="How the cache stores tokens: in the model's precision, or in about half of 16 bits. int8 is more "
-        "accurate, fp8 a little smaller.",
+        help="How the cache stores tokens: in the model's precision, or in 8 bits with scales. int8 is more accurate, "
+        "fp8 a little smaller.",
     ),
 ]  # fmt: skip
 ShardItems = Annotated[
@@ -160,7 +160,7 @@ TowerBatchSize = Annotated[
     typer.Option(
         "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
         show_default="8 on a CPU, tuned elsewhere",
-        help="How many pictures, tiles and frames the vision tower encodes together. It is halved when memory is full.",
+        help="How many pictures, tiles and frames the vision tower encodes together. It is halved if memory runs out.",
     ),
 ]  # fmt: skip
 Checksum = Annotated[
@@ -175,7 +175,7 @@ Partition = Annotated[
     typer.Option(
         "--shard", metavar="I/N", rich_help_panel=ADVANCED,
         help="Process only the I-th of N partitions of the inputs, for N machines: 1/4 to 4/4, each with its own "
-        "--out. An input stays in its partition when others are added. auto reads a SLURM array or an indexed "
+        "--out. Adding inputs moves no other input to another machine. auto reads a SLURM array or an indexed "
         "Kubernetes job.",
     ),
 ]  # fmt: skip
@@ -183,7 +183,7 @@ RetryFailed = Annotated[
     bool,
     typer.Option(
         "--retry-failed", rich_help_panel=ADVANCED,
-        help="Retry only the inputs that the cache lists as failed. Give no PATH, and the options of that run.",
+        help="Retry only the inputs that the cache lists as failed. Leave out PATH, and repeat the other options.",
     ),
 ]  # fmt: skip
 MaxNewTokens = Annotated[
@@ -204,7 +204,7 @@ Seed = Annotated[
     int,
     typer.Option(
         "--seed", min=0, max=2**63 - 1, envvar="PRUNESID_SEED", rich_help_panel=ANSWERING,
-        help="Seed of sampling, if there is a temperature.",
+        help="Random seed, used if --temperature is above 0.",
     ),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON on stdout.")]

@@ -79,7 +79,7 @@ def _read_environment(environment: Mapping[str, str]) -> Partition:
 
 def _make_partition(number: int, count: int, origin: str = "") -> Partition:
     if not 1 <= number <= count:
-        raise _usage_error(f"there is no shard {number}/{count}")
+        raise _usage_error(f"there is no partition {number}/{count}")
     return Partition(number, count, origin)
 
 

@@ -104,7 +104,7 @@ def open_writer(
 
     Args:
         session: The model.
-        pruner: What the tokens are selected by.
+        pruner: Selects the tokens.
         folder: The cache's folder. It is created or continued.
         store: How tokens are stored.
         tool: Version of this program, which is recorded.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,11 +89,11 @@ class InputLoader:
         if file.error:
             return FailedInput(source, file.error)
         try:
-            stamp, data, digest = read_stamp(source), None, ""
+            stamp, data, digest, is_clip = read_stamp(source), b"", "", is_clip_file(source)
             entry = self.writer.index.find(source) if self.writer else None
             if entry and entry.stamp == stamp and not self.by_content:
                 return CachedInput(source, entry)
-            if not is_clip_file(source):
+            if not is_clip:
                 data = read_bytes(source)
                 digest = hash_bytes(data)
             elif entry:  # a new clip is hashed when it is decoded
@@ -103,7 +104,7 @@ class InputLoader:
             return FailedInput(source, _input_error(source, error))
         self.load_model()
         try:
-            if data is None:
+            if is_clip:
                 self.pruner.check_clip(source)
                 media = load_clip(source, self.pruner.sampling, digest)
             else:
@@ -126,7 +127,7 @@ def _input_error(source: str, error: Exception) -> PruneSIDError:
     if isinstance(error, PruneSIDError):
         return error
     problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
-    failure = MediaError(problem, f"see more with: prunesid ask {source} ? --debug")
+    failure = MediaError(problem, f"see more with: prunesid ask {shlex.quote(source)} test --debug")
     failure.__cause__ = error
     return failure
 

@@ -100,9 +100,9 @@ class Pruner:
 
     @property
     def min_decode_side(self) -> int | None:
-        """Shorter side, in pixels, down to which a JPEG may be decoded smaller; None: decode at full size."""
+        """Smallest shorter side, in pixels, of a JPEG that is decoded smaller; None: decode at full size."""
         side = fixed_short_side(self.vision) if self.downscale else None
-        return side and DOWNSCALE_MARGIN * side
+        return None if side is None else DOWNSCALE_MARGIN * side
 
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Runs the vision tower on a batch, and joins frames of clips into windows."""
@@ -112,7 +112,7 @@ class Pruner:
     @property
     def spreads_across_items(self) -> bool:
         """Whether the budget is an average over items."""
-        return self.budget.spread is Spread.ACROSS_ITEMS and (self.budget.count, self.budget.share) != (None, None)
+        return self.budget.spread is Spread.ACROSS_ITEMS and not self.budget.keeps_all
 
     def method_for(self, segment: Segment) -> str | Method:
         """The method for a segment. Some names mean different code by model, and some have a variant for windows."""

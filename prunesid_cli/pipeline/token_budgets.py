@@ -118,11 +118,11 @@ def plan_tokens(pruner: Pruner, measured: Iterable[MeasuredInput]) -> PlannedAll
         return counts
 
     usable = [number for number in range(len(phis)) if number not in refused]
-    if not usable:
+    fixed = [number for number in usable if cached[number] != NOT_CACHED]
+    new = [number for number in usable if cached[number] == NOT_CACHED]
+    if not new:
         return PlannedAllocator((), refused)
     counts = plan(usable)
-    fixed = [number for number in usable if cached[number] != NOT_CACHED]
     if any(counts[number] != cached[number] for number in fixed):  # the collection changed: new inputs even it out
-        new = [number for number in usable if cached[number] == NOT_CACHED]
         counts = plan(new, [FixedItem(totals[number], cached[number]) for number in fixed])
     return PlannedAllocator(counts, refused)

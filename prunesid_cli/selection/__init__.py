@@ -28,7 +28,7 @@ class MethodInfo:
     Attributes:
         path: "module:function" in `methods/`.
         groups_tokens: Whether it puts tokens into groups, which can be shown.
-        suppresses_tokens: Whether it also suppresses tokens within groups, which `explain.explain_method` explains.
+        suppresses_tokens: Whether it also suppresses tokens within groups, which `methods.explanation` explains.
     """
 
     path: str

@@ -63,6 +63,10 @@ class Budget:
     share: Fraction | None = None
     spread: Spread = Spread.WITHIN_ITEM
 
+    @property
+    def keeps_all(self) -> bool:
+        return self.count is None and self.share is None
+
     @classmethod
     def parse(cls, text: str, spread: Spread = Spread.WITHIN_ITEM) -> Budget:
         """Read "64", "11%" (decimals allowed) or "all".

@@ -41,7 +41,8 @@ Format 3
    (journal.py), measurements of images (measurement_log.py), stamps of the inputs (index_file.py), or the partition of
    the inputs (partition_marker.py). Deleting them costs work or warnings, but nothing that a shard holds.
 10. Lock. A writer holds a lock on `.prunesid.lock`. Readers need none.
-11. Versions. Readers refuse formats newer than their own. This code also refuses those older than 3.
+11. Versions. Readers refuse formats newer than their own, and fields of items that they do not know. This code also
+    refuses formats older than 3.
 12. `failures.jsonl`: one JSON object a line with `source`, `error` and `hint`: an input whose last try failed. A shard
     may still hold its earlier version. The file is replaced as a whole.
 13. `prunesid-index.safetensors`: which shards exist, and where each source is (index_file.py). The headers are

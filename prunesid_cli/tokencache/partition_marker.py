@@ -32,7 +32,7 @@ def check_partition(folder: Path, partition: Partition) -> None:
     recorded = read_partition(folder) if is_cache_folder(folder) else None
     if recorded and partition.count > 1 and str(recorded) != str(partition):
         hint = "give each an --out of its own; join them with: prunesid cache merge"
-        raise UsageError(f"{folder} holds shard {recorded}, not {partition}", hint)
+        raise UsageError(f"{folder} holds partition {recorded}, not {partition}", hint)
 
 
 def record_partition(folder: Path, partition: Partition, is_new: bool) -> None:
@@ -66,7 +66,7 @@ def find_partition_gaps(folders: Iterable[Path]) -> list[str]:
     missing, repeated = [name for name in expected if not found[name]], [name for name in expected if found[name] > 1]
     warnings = []
     if missing:
-        warnings.append(f"not among these caches: shard {join_names(missing)}")
+        warnings.append(f"not among these caches: partition {join_names(missing)}")
     if repeated:
-        warnings.append(f"more than once among these caches: shard {join_names(repeated)}")
+        warnings.append(f"more than once among these caches: partition {join_names(repeated)}")
     return warnings

@@ -9,6 +9,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from prunesid_cli.types import TokenSet
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
+ITEM_FIELDS = {field.name for field in fields(Item)} - {"is_unpruned"} | {"whole"}
 CHECK_PREFIX = '{"check":"'
 CHECK_CHARACTERS = 32
 
@@ -109,6 +111,11 @@ def _is_check_right(text: str) -> bool:
 
 
 def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data_start: int) -> Shard:
+    unknown = {name for record in body["items"] for name in record} - ITEM_FIELDS
+    if unknown:
+        raise CacheError(
+            f"{path} has items with a field {min(unknown)!r}, which a later version added", "upgrade prunesid"
+        )
     layouts = [layout_from_record(record) for record in body["layouts"]]
     locations = {
         name: TensorLocation(

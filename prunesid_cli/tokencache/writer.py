@@ -28,7 +28,7 @@ from prunesid_cli.tokencache.run_mismatch import describe_mismatch, mismatch_hin
 from prunesid_cli.tokencache.shard import PackedRows, read_header
 
 SYNC_SECONDS = 1.0
-"""Work that a crash can cost at most, besides what is in flight."""
+"""Seconds between syncs. A crash loses at most this much finished work."""
 FLUSH_SECONDS, IDLE_SAVE_SECONDS = 300.0, 30.0
 """Time after which readers see what was added to the last shard: while items come, and while none come."""
 
@@ -93,12 +93,12 @@ class CacheWriter:
                 raise CacheError(problem, "name another --out")
             self.failed = {record["source"]: record for record in read_failures(folder)}
             self.saved_failures = dict(self.failed)
-        except CacheError:
+        except BaseException:
             self.lock.release()
             raise
 
     def find_by_digest(self, source: str, digest: str) -> IndexEntry | None:
-        """Find an input that was in the cache when this run began, if its file has the same bytes since."""
+        """Return the entry of a source if its digest is the same."""
         entry = self.index.find(source)
         return entry if entry and entry.digest == digest else None
 
@@ -116,7 +116,7 @@ class CacheWriter:
         self.add_packed(item, rows, entry.stamp)
 
     def add_packed(self, item: Item, rows: PackedRows, stamp: Stamp | None) -> None:
-        """Add an item that is packed already, as by `pack_entry`, or as a cache of the same run stores it.
+        """Add an item that is packed already: by `pack_entry`, or copied from a cache with the same settings.
 
         Raises:
             CacheError: It cannot be written.

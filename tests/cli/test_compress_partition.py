@@ -21,7 +21,7 @@ def test_machines_share_a_folder(run: Run, llava: Path, folder: Path, tmp_path: 
     for number in (1, 2, 3):
         out = tmp_path / f"c{number}"
         result = run("compress", folder, "--out", out, "-m", llava, "--shard", f"{number}/3")
-        assert f"shard {number}/3" in result.err
+        assert f"partition {number}/3" in result.err
         parts += items_by_source(out)
         failed += [record["source"] for record in open_cache(out).failures()]
     assert sorted(parts) == sorted(str(path) for path in folder.glob("scene*.png"))
@@ -54,13 +54,13 @@ def test_merge_warns_of_missing_and_repeated_partitions(run: Run, llava: Path, f
     for number, out in enumerate(parts, 1):
         assert run(*command, out, "--shard", f"{number}/3").code == 0
     warnings = run("cache", "merge", parts[0], parts[0], parts[2], "--out", tmp_path / "some").err
-    assert "warning: not among these caches: shard 2/3\n" in warnings
-    assert "warning: more than once among these caches: shard 1/3\n" in warnings
+    assert "warning: not among these caches: partition 2/3\n" in warnings
+    assert "warning: more than once among these caches: partition 1/3\n" in warnings
     assert "warning" not in run("cache", "merge", *parts, "--out", tmp_path / "all").err
     before = cache_files(parts[0])
     for other in ("2/3", "1/4"):
         result = run(*command, parts[0], "--shard", other)
-        assert (result.code, f"{parts[0]} holds shard 1/3, not {other}" in result.err) == (2, True)
+        assert (result.code, f"{parts[0]} holds partition 1/3, not {other}" in result.err) == (2, True)
     assert cache_files(parts[0]) == before
     assert run(*command, parts[0], "--shard", "1/3").code == 0
     assert run(*command, parts[0]).code == 0, "the cache now holds all partitions"
@@ -99,7 +99,7 @@ def test_shard_auto_reads_the_environment_of_an_array_job(
     command = ("compress", folder, "--out", tmp_path / "c", "-m", llava, "--shard")
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    assert "shard 3/4, by SLURM_ARRAY_TASK_ID 6" in run(*command, "auto").err
+    assert "partition 3/4, by SLURM_ARRAY_TASK_ID 6" in run(*command, "auto").err
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
     uneven = run(*command, "auto")
     assert (uneven.code, "not evenly numbered" in uneven.err) == (2, True)

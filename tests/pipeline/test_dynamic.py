@@ -166,3 +166,10 @@ def test_calibrations_that_fail(run: Run, llava: Path, pictures: list[Path], tmp
     for command in (("ask", pictures[0], PROMPT, "--calibration", cache, "-m", llava), ("cache", "verify", cache)):
         result = run(*command)
         assert (result.code, "calibration.json" in result.err, "Traceback" in result.err) == (1, True, False)
+
+
+def test_a_picture_that_is_cached_needs_no_average(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    options = ("-m", llava, "-k", "64", "--dynamic", "--out", tmp_path / "c")
+    assert run("compress", *pictures[:3], *options).code == 0
+    again = run("compress", pictures[0], *options)
+    assert (again.code, "nothing to do: 1 already in the cache" in again.err) == (0, True), again.err

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.tokencache import Entry, Item, journal, open_cache, read_header, read_tokens, verify_shard
+from prunesid_cli.tokencache import Entry, Item, journal, open_cache, read_header, read_tokens, shard, verify_shard
 from prunesid_cli.tokencache.format import FORMAT
 from prunesid_cli.types import Provenance
 from tests.caches import RUN, items_by_source, make_entries, make_entry, with_digest, write_shard
@@ -56,7 +56,7 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     assert values == tuple(float(value + 1) for value in range(12))
 
 
-OPTIONAL_VALUES = {"sampling": "8 frames", "decoder": "PyAV 18.1.0"}
+OPTIONAL_VALUES = {field.name: f"a {field.name}" for field in fields(Provenance) if field.default is not MISSING}
 """Field of `Provenance` with a default -> another value."""
 
 
@@ -66,7 +66,7 @@ def test_optional_fields_of_an_input_are_stored_only_where_they_are_set(
 ) -> None:
     """A field of `Provenance` is written and read without further code; if it has a default, old caches stay valid."""
     required = {"source", "digest", "size", "notes"}
-    assert {field.name for field in fields(Provenance)} == required | set(OPTIONAL_VALUES), "add the new field here"
+    assert {field.name for field in fields(Provenance)} == required | set(OPTIONAL_VALUES), "give a new field a default"
     entry = make_entry(0)
     provenance = replace(entry.provenance, **{name: OPTIONAL_VALUES[name] for name in present})
     path = write_shard(tmp_path, 0, RUN, "0.0", [replace(entry, provenance=provenance)])
@@ -113,6 +113,16 @@ def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     with pytest.raises(CacheError, match=f"newer than {FORMAT}") as caught:
         open_cache(tmp_path)
+    assert "upgrade" in caught.value.hint
+
+
+def test_a_field_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = make_entry(0)
+    provenance = replace(entry.provenance, decoder="a decoder")
+    path = write_shard(tmp_path, 0, RUN, "0.0", [replace(entry, provenance=provenance)])
+    monkeypatch.setattr(shard, "ITEM_FIELDS", shard.ITEM_FIELDS - {"decoder"})
+    with pytest.raises(CacheError, match="a field 'decoder', which a later version added") as caught:
+        read_header(path)
     assert "upgrade" in caught.value.hint
 
 

@@ -46,8 +46,8 @@ def answer(
         Path | None,
         typer.Option(
             "--prompts", metavar="FILE.jsonl",
-            help='A file with a line {"prompt": ...} for each prompt. "source", "digest" (its first digits) or "where" '
-            "(a glob) in a line selects items.",
+            help='A JSONL file with an object {"prompt": ...} for each prompt. Optional keys select items: source, '
+            "digest (its first digits), where (a glob).",
         ),
     ] = None,
     where: Annotated[
@@ -61,15 +61,15 @@ def answer(
         Path | None,
         typer.Option(
             "-o", "--out", metavar="FILE.jsonl", rich_help_panel=COMMON,
-            help="Write the answers to a file. Run the same command again to continue. With --out, stdout has answers "
-            "only if there is --json.",
+            help="Write the answers to a file. Run the same command again to continue. Add --json to print them to "
+            "stdout, too.",
         ),
     ] = None,
     forget: Annotated[
         bool,
         typer.Option(
             "--forget", rich_help_panel=COMMON,
-            help="Remove answers from the file of --out whose prompts are not asked any more, or whose items are gone.",
+            help="Remove answers from the --out file whose prompt is not asked any more, or whose item is gone.",
         ),
     ] = False,
     model: o.CacheModel = DEFAULTS.model,

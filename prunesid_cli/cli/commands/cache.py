@@ -60,8 +60,7 @@ def list_items(
                 "kept": item.kept,
                 "stale": is_stale,
                 **item.to_record(layout_to_record(item.layout)),
-                "sampling": item.sampling,
-                "decoder": item.decoder,
+                **vars(item.provenance),
             }
             _print_row(item.source, [*cells, "stale: failed since"] if is_stale else cells, record, null, as_json)
         if not len(opened):

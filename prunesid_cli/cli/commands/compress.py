@@ -51,7 +51,7 @@ def compress(
     keep: o.Keep = DEFAULTS.keep,
     null: Annotated[
         bool,
-        typer.Option("-0", "--null", rich_help_panel=COMMON, help="The list on stdin is separated by NUL."),
+        typer.Option("-0", "--null", rich_help_panel=COMMON, help="Paths on stdin are NUL-separated (find -print0)."),
     ] = False,
     method: o.Method = DEFAULTS.method,
     dynamic: o.Dynamic = DEFAULTS.dynamic,
@@ -66,7 +66,8 @@ def compress(
         bool,
         typer.Option(
             "--calibrate", rich_help_panel=PRUNING,
-            help="Only measure the images, for: ask --calibration CACHE. A few hundred images are enough.",
+            help="Only measure the images, and write no tokens. Use the result with: ask --calibration CACHE. A few "
+            "hundred images are enough.",
         ),
     ] = False,
     frames: o.Frames = DEFAULTS.frames,
@@ -93,7 +94,7 @@ def compress(
     """Encode and prune images and clips into a cache, from which prompts are answered later.
 
     Run the same command again to continue an interrupted run: inputs in the cache are skipped, failed inputs are
-    retried. Within a second, what was encoded is safe on the disk.
+    retried. A crash loses about one second of work.
 
     Example: find . -name '*.jpg' | prunesid compress - --out cache/
     """
@@ -107,7 +108,7 @@ def compress(
     budget = read_budget(context, settings)
     partition = parse_partition(shard, os.environ)
     if partition.origin:
-        printer.note(f"shard {partition}, by {partition.origin}")
+        printer.note(f"partition {partition}, by {partition.origin}")
     if retry_failed:
         require_cache(out)
     if not calibrate:
@@ -136,12 +137,13 @@ def compress(
             record_partition(out, partition, is_new=not writer.index.shards)
         if writer.missing.numbers:
             printer.warning(f"{writer.missing.error.problem}; what is among these inputs is encoded again")
-    plans_ahead = pruner.spreads_across_items and not (is_stream or retry_failed or writer.unwritable)
-    log = MeasurementLog(writer, draft) if plans_ahead else None
+    plans_ahead = pruner.spreads_across_items and not is_stream
+    keeps_log = plans_ahead and not (retry_failed or writer.unwritable)
+    log = MeasurementLog(writer, draft) if keeps_log else None
     report = CompressReport(as_json, budget, partition, retry_failed, len(writer.index.table))
     with graceful_shutdown() as stop:
         runner = BatchRunner(InputLoader(pruner, writer, checksum, vision.load), batch_sizes, stop)
-        _compress(runner, inputs, writer, report, log, plans_ahead=pruner.spreads_across_items and not is_stream)
+        _compress(runner, inputs, writer, report, log, plans_ahead)
         report.print_summary(writer, is_complete=not stop.requested)
     if draft and vision.is_loaded and pruner.min_decode_side is None:
         printer.note("--draft changed nothing: this model reads more of a larger image")
@@ -187,6 +189,7 @@ def _compress(
         KeyboardInterrupt: The user asked to stop while images were measured.
     """
     from prunesid_cli.pipeline.compress import compress, write_results
+    from prunesid_cli.pipeline.load import FailedInput
     from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
     from prunesid_cli.runtime.background_writer import BackgroundWriter
 
@@ -211,7 +214,7 @@ def _compress(
             with closing(compress(runner, files, allocator, write)) as results:
                 for result in results:
                     report.add(result)
-                    bar.advance(has_failed=hasattr(result, "error"))
+                    bar.advance(has_failed=isinstance(result, FailedInput))
         report.num_skipped = listing.skipped
         if not runner.stop.requested and not inputs.exact:
             background.submit(writer.complete)
