@@ -3,7 +3,8 @@
 Measures images per second, in one process and over the same pictures, of (tower) the bare tower on preprocessed
 tensors, (loop) a plain loop that opens, preprocesses and encodes batch by batch, and (compress) the pipeline, which
 does the same, selects tokens and writes a cache. Runs on the embedded model or, with --clip, on a LLaVA with the real
-CLIP-L/336 tower and random weights. Repeats alternate, and the best of each counts. Prints a table and, with --out, writes dated JSON.
+CLIP-L/336 tower and random weights. Repeats alternate, and the best of each counts. Prints a table and, with --out,
+writes dated JSON.
 """
 
 from __future__ import annotations
