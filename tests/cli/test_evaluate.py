@@ -13,8 +13,9 @@ import pytest
 from prunesid_cli.evaluate.advice import suffering_kinds
 from prunesid_cli.evaluate.metrics import METRICS, choose_metric, word_f1
 from prunesid_cli.evaluate.records import Record, read_records
-from prunesid_cli.evaluate.report import summarize
+from prunesid_cli.evaluate.report import SettingSummary, summarize
 from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer
+from prunesid_cli.evaluate.search import BudgetSearch
 from prunesid_cli.evaluate.statistics import RelativeAccuracy, detection, relative_accuracy, unpruned_accuracy
 from tests.conftest import Run
 
@@ -269,6 +270,16 @@ def test_a_warning_says_that_some_records_expect_no_answer(
     ran = run("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", "4")
     assert "2 of 3 records expect no answer" in ran.err
     assert ran.out.split()[3] == "accuracy"
+
+
+@pytest.mark.parametrize(("smallest", "tried"), [(2, [2, 4, 16]), (8, [4, 8, 16]), (99, [16, 64])])
+def test_the_search_halves_the_range(smallest: int, tried: list[int]) -> None:
+    search = BudgetSearch([PruningSetting(str(2**n), "prunesid") for n in range(1, 7)], target=0.9)
+    while (setting := search.next_candidate()) is not None:
+        share = float(int(setting.keep) >= smallest)
+        accuracy = RelativeAccuracy(share, share, share, share)
+        search.update(SettingSummary(setting, float(setting.keep), 0.1, accuracy, {}, 1.0, 1.0, None, None))
+    assert [int(setting.keep) for setting in search.tried] == tried
 
 
 def test_the_smallest_budget_that_reaches_a_target(run: Run, questions: Path) -> None:
