@@ -28,8 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Options can also be set in the environment (PRUNESID_MODEL, PRUNESID_KEEP, ...) and in "
-    '~/.config/prunesid/config.toml (model = "llava-1.5-7b", keep = "64"), or under $XDG_CONFIG_HOME.',
+    epilog="Options can also be set in the environment (PRUNESID_MODEL, PRUNESID_KEEP, ...) and in a file "
+    '(model = "llava-1.5-7b", keep = "64"): on Linux ~/.config/prunesid/config.toml, or under $XDG_CONFIG_HOME.',
 )
 for command in (ask, compress, answer, evaluate, show, bench):
     app.command(cls=PlainCommand)(command)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.runtime.atomic_write import write_atomically
@@ -34,9 +35,8 @@ IGNORED_PARAMETERS: dict[str, tuple[str, ...]] = {
 
 
 def config_path() -> Path:
-    """`~/.config/prunesid/config.toml`, or under `$XDG_CONFIG_HOME`, on every system."""
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "prunesid" / "config.toml"
+    """`config.toml` in the system's application folder: on Linux `~/.config/prunesid`, or under `$XDG_CONFIG_HOME`."""
+    return Path(typer.get_app_dir("prunesid")) / "config.toml"
 
 
 def load_config() -> dict[str, Any]:
