@@ -245,7 +245,7 @@ def rounding(bench: Bench) -> Iterator[Record]:
 
 
 def rounded(name: str, vision: VisionHalf, sizes: Sizes) -> Iterator[Record]:
-    """Counts images whose features differ in any bit in larger batches, and those of which other tokens are kept."""
+    """Counts images whose features differ in any bit in larger batches, and images that keep other tokens."""
     first, *rest = sizes.batches
     others, differ, changes = Counter[int](), Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for start in range(0, sizes.rounding, max(rest)):

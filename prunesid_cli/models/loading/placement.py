@@ -14,7 +14,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_placement(device: str, dtype: str, attention: str, config: PretrainedConfig) -> Placement:
-    """Resolve the user's choices of device, dtype and attention, each of which may be "auto".
+    """Resolve the user's choices of device, dtype and attention. Each may be "auto".
 
     Args:
         device: A device that torch knows, like "cpu" or "cuda:0". "auto" takes the fastest kind of device, and lets
