@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from prunesid_cli.tokencache import CacheWriter, Entry, Item, Run, ShardLimits, Stamp, open_cache
 from prunesid_cli.tokencache.entry import pack_entry
+from prunesid_cli.tokencache.format import INDEX, METADATA_KEY, canonical_json, checksum
+from prunesid_cli.tokencache.index_file import INDEX_TENSORS
 from prunesid_cli.tokencache.journal import ShardJournal
 from prunesid_cli.types import CLS_NOT_READ, Layout, Provenance, Region, TokenSet
 
@@ -21,9 +26,29 @@ WIDE_LAYOUT = Layout("<image>", (300,), (Region(0, 15, 20, 20),))
 def make_entry(number: int, count: int = 3, dtype: torch.dtype = torch.float32) -> Entry:
     """Return the entry NUMBER.png with `count` tokens of four channels."""
     tokens = torch.arange(count * 4, dtype=torch.float32).view(count, 4).add(number).to(dtype)
-    token_set = TokenSet(tokens, (CLS_NOT_READ, *range(count - 1)), LAYOUT, is_unpruned=False)
+    layout = LAYOUT if count <= LAYOUT.total else replace(LAYOUT, runs=(2, count))
+    token_set = TokenSet(tokens, (CLS_NOT_READ, *range(count - 1)), layout, is_unpruned=False)
     provenance = Provenance(source=f"{number}.png", digest=f"{number:064x}", size=(8, 9), notes=("a note",))
-    return Entry(provenance=provenance, tokens=token_set, phi=0.25 + number)
+    return Entry(provenance=provenance, tokens=token_set, phi=(0.25 + number) % 2)
+
+
+def edit_header(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the JSON of a shard or an index, and sign it again: the checksum is right, the contents may not be."""
+    data = path.read_bytes()
+    end = 8 + struct.unpack_from("<Q", data)[0]
+    tensors = json.loads(data[8:end])
+    body = json.loads(tensors["__metadata__"][METADATA_KEY])
+    del body["check"]
+    edit(body)
+    offsets = {name: tensor["data_offsets"] for name, tensor in tensors.items() if name != "__metadata__"}
+    signed = canonical_json(body).encode()
+    chunks = []
+    if path.name == INDEX:
+        chunks = [data[end + start : end + stop] for start, stop in (offsets[name] for name in INDEX_TENSORS.values())]
+    tensors["__metadata__"][METADATA_KEY] = canonical_json(body | {"check": checksum(signed, *chunks)})
+    header = json.dumps(tensors, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data[end:])
 
 
 def make_entries(count: int) -> list[Entry]:

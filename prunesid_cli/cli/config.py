@@ -106,7 +106,7 @@ def set_model(name: str) -> Path:
         if tomllib.loads(text)["model"] != name:
             raise ValueError("the name cannot be written as TOML")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_atomically(path, lambda file: file.write(text.encode()))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot set the model in {path}: {error}", hint="write it there by hand") from error
     return path

@@ -148,13 +148,13 @@ class AnswerFile:
         """
         self.index = read_answer_index(self.path, self.answered_by)
 
-        def write(beside: Path) -> None:
-            with beside.open("w", encoding="utf-8") as file, self.path.open("rb") as lines:
+        def write(file: BinaryIO) -> None:
+            with self.path.open("rb") as lines:
                 for query in queries:
                     row = self.index.find(query)
                     if row is not None:
                         record = _read_record(lines, self.index.offsets[row]) | {"id": query.number}
-                        file.write(json.dumps(record) + "\n")
+                        file.write(json.dumps(record).encode() + b"\n")
 
         try:
             write_atomically(self.path, write)

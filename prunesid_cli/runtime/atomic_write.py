@@ -5,36 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace a file as a whole; until then, the earlier file stays as it was.
 
     Args:
-        path: The file to write.
-        write: Writes the contents to the path that it is given, a temporary file in the same folder.
+        path: The file to write. If it is a link, the link is replaced, and not what it leads to.
+        write: Writes the contents to the file that it is given, a temporary one in the same folder.
 
     Raises:
         OSError: The file could not be written. The temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)  # of a killed process that had the same number
     try:
-        write(temporary)
-        _fsync(temporary)
-        umask = os.umask(0)  # the umask can only be read by setting it
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        with temporary.open("xb") as file:  # a new file: a link in its place is an error
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
-        _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows has no handle of a folder that could be synced
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name != "nt":  # Windows has no handle of a folder that could be synced
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -8,9 +8,9 @@ from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import shard_name
 
 
-def read_error(path: Path, error: OSError) -> CacheError:
-    """The error for a file that the system cannot read."""
-    return CacheError(f"cannot read {path}: {error.strerror}", "check it with: ls -l")
+def read_error(path: Path, error: Exception, hint: str = "check it with: ls -l") -> CacheError:
+    """The error for a file that cannot be read, or whose contents cannot be right."""
+    return CacheError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint)
 
 
 def write_error(path: Path, error: OSError) -> CacheError:

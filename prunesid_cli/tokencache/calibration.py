@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,10 +9,12 @@ from pathlib import Path
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
-from prunesid_cli.tokencache.format import CALIBRATION, canonical_json
+from prunesid_cli.tokencache.cache_file import build_record, parse_json, read_file
+from prunesid_cli.tokencache.format import CALIBRATION, MAX_PHI, MIN_PHI, canonical_json
 from prunesid_cli.tokencache.reader import open_cache
 
 MAX_QUANTILES = 100
+MAX_CALIBRATION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
     text = canonical_json(asdict(calibration)) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CALIBRATION, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(folder / CALIBRATION, lambda file: file.write(text.encode()))
     except OSError as error:
         raise CacheError(f"cannot write to {folder}: {error.strerror}", "name another --out") from error
 
@@ -69,14 +70,17 @@ def read_calibration(folder: Path) -> Calibration | None:
         CacheError: It cannot be read.
     """
     path = folder / CALIBRATION
-    if not path.exists():
-        return None
     try:
-        calibration = Calibration(**json.loads(path.read_text(encoding="utf-8")))
-        if not calibration.values or not all(0 <= value <= 2 for value in calibration.values):
+        data = read_file(path, MAX_CALIBRATION_BYTES)
+        if data is None:
+            return None
+        calibration = build_record(parse_json(data), Calibration)
+        if not calibration.values or not all(MIN_PHI <= value <= MAX_PHI for value in calibration.values):
             raise ValueError("its values are not between 0 and 2")
-    except (OSError, ValueError, TypeError) as error:
-        raise CacheError(f"cannot read {path}: {error}", f"delete {path}, or calibrate again") from error
+    except (OSError, ValueError) as error:
+        raise CacheError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}", f"delete {path}, or calibrate again"
+        ) from error
     return calibration
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.cache_errors import write_error
+from prunesid_cli.tokencache.cache_file import parse_json, read_file
 from prunesid_cli.tokencache.format import FAILURES, canonical_json
+
+MAX_FAILURES_BYTES = 1 << 28
 
 
 def read_failures(folder: Path) -> list[dict[str, str]]:
@@ -19,13 +21,15 @@ def read_failures(folder: Path) -> list[dict[str, str]]:
         CacheError: The list cannot be read.
     """
     path = folder / FAILURES
-    if not path.exists():
-        return []
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        lines = (read_file(path, MAX_FAILURES_BYTES) or b"").split(b"\n")
+        records = [parse_json(line) for line in lines if line]
         return [{name: str(record[name]) for name in ("source", "error", "hint")} for record in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"cannot read {path}: {error}", f"delete {path}: failed inputs are tried again") from error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CacheError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
+            f"delete {path}: failed inputs are tried again",
+        ) from error
 
 
 def write_failures(folder: Path, records: Iterable[dict[str, str]]) -> None:
@@ -39,6 +43,6 @@ def write_failures(folder: Path, records: Iterable[dict[str, str]]) -> None:
         path.unlink(missing_ok=True)
         return
     try:
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise write_error(path, error) from error

@@ -4,8 +4,9 @@ Format 3
 --------
 1. Files. A cache is a folder with shards, `prunesid-NNNNN.safetensors`, and an index, `prunesid-index.safetensors`. It
    may have `failures.jsonl` and `calibration.json`. NNNNN is the number of the shard: the first is 00000, smaller
-   numbers are padded to five digits, and no number is used twice. Files whose names begin with a dot are working files
-   (9). All other files are ignored.
+   numbers are padded to five digits, larger ones than 999999 do not exist, and no number is used twice. Files whose
+   names begin with a dot are working files (9). All other files are ignored. Links are not followed: a file of a cache
+   is a regular file.
 2. Tensors. A shard is a safetensors file with the tensor `tokens` [R, C]: the kept tokens of its items, one item after
    the other. The field `store` of the run (5) says how they are stored. "model": in the dtype of the run. "fp8": as
    F8_E4M3 with `scales` [R, 1] (F32); each row is multiplied by its scale. "int8": as I8 with `scales` [R, G] (F32),
@@ -62,20 +63,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.types import Layout, Provenance, Region
+from prunesid_cli.tokencache.cache_file import build_record
+from prunesid_cli.types import CLS_NOT_READ, Layout, Provenance, Region
 
 FORMAT = 3
 METADATA_KEY = "prunesid"
 SHARD_GLOB = "prunesid-*.safetensors"
-SHARD_NAME = re.compile(r"prunesid-(\d{5,})\.safetensors")
+SHARD_NAME = re.compile(r"prunesid-(\d{5,6})\.safetensors")
+MAX_SHARDS = 1_000_000
+"""Shard numbers have at most six digits."""
+MIN_PHI, MAX_PHI = -0.01, 2.01
+"""The information is between 0 and 2; rounding may add a little."""
+MAX_SLOTS = 1 << 22
+"""Most slots of an item. An hour of video with 256 tokens a second has fewer than a quarter of them."""
 MAX_SHARD_BYTES = 256 << 20
 MAX_SHARD_ITEMS = 4096
 """A shard is full when it has reached one of the two limits."""
@@ -121,10 +130,39 @@ class Item(Provenance):
     check: str
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], layouts: Sequence[Layout]) -> Item:
-        """Read the item from a header. `layouts`: those of its shard."""
-        values = _lists_to_tuples(record) | {"layout": layouts[record["layout"]]}
-        return cls(is_unpruned=values.pop("whole"), **values)
+    def from_record(cls, record: dict[str, Any], layouts: Mapping[int, Layout]) -> Item:
+        """Read the item from a header.
+
+        Args:
+            record: The item as the header stores it.
+            layouts: The layouts of its shard by their numbers.
+
+        Raises:
+            ValueError: The record is not that of an item, for example because a slot is not one of its layout.
+            LookupError: A field is missing, or the layout.
+            TypeError: A part has another type.
+        """
+        values = {name: value for name, value in record.items() if name != "whole"}
+        values |= {"layout": layouts[record["layout"]], "is_unpruned": record["whole"]}
+        item = build_record(values, cls)
+        item.check_values()
+        return item
+
+    def check_values(self) -> None:
+        """Raise ValueError if the values do not fit each other or the layout."""
+        os.fsencode(self.source)  # a name that no file can have is a ValueError
+        is_right = {
+            "digest": len(bytes.fromhex(self.digest)) == 32,
+            "size": min(self.size) > 0,
+            "phi": MIN_PHI <= self.phi <= MAX_PHI,
+            "rows": 0 <= self.rows[0] < self.rows[1] and self.rows[1] - self.rows[0] == len(self.slots),
+            "slots": len({*self.slots}) == len(self.slots)
+            and min(self.slots, default=0) >= CLS_NOT_READ
+            and max(self.slots, default=0) < self.layout.total,
+        }
+        wrong = [name for name, right in is_right.items() if not right]
+        if wrong:
+            raise ValueError(f"the {wrong[0]} of {self.source!r} cannot be right")
 
     def to_record(self, layout: int | dict[str, Any]) -> dict[str, Any]:
         """Return the item as a header stores it, with the number of its layout, without fields that are the default."""
@@ -139,20 +177,34 @@ class Item(Provenance):
 
 
 def layout_from_record(record: dict[str, Any]) -> Layout:
-    """Read a layout from a header."""
-    regions = tuple(Region(**_lists_to_tuples(region)) for region in record["regions"])
-    values = _lists_to_tuples(record) | {"regions": regions}
-    return Layout(mrope_deltas=values.pop("advances"), **values)
+    """Read a layout from a header.
+
+    Raises:
+        ValueError: The record is not that of a layout, for example because a region lies outside of its slots.
+        LookupError: A field is missing.
+        TypeError: A part has another type.
+    """
+    regions = tuple(build_record(region, Region) for region in record["regions"])
+    values = {name: value for name, value in record.items() if name != "advances"}
+    layout = build_record(values | {"regions": regions, "mrope_deltas": record["advances"]}, Layout)
+    has_bad_runs = min(layout.runs, default=0) < 0 or not 0 < layout.total <= MAX_SLOTS
+    if has_bad_runs or len(layout.mrope_deltas) not in (0, len(layout.runs)):
+        raise ValueError("the runs of a layout cannot be right")
+    num_visual = 0
+    for region in regions:
+        num_visual += region.rows * region.columns
+        end = region.first + (region.rows - 1) * region.stride + region.columns
+        is_grid = min(region.rows, region.columns) > 0 and region.stride >= region.columns
+        is_inside = region.first >= 0 and end <= layout.total and num_visual <= layout.total
+        if not (is_grid and is_inside and all(map(math.isfinite, (*region.box, region.time or 0.0)))):
+            raise ValueError("a region of a layout cannot be right")
+    return layout
 
 
 def layout_to_record(layout: Layout) -> dict[str, Any]:
     """Return a layout as a header stores it."""
     record = asdict(layout)
     return record | {"advances": record.pop("mrope_deltas")}
-
-
-def _lists_to_tuples(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
 
 
 @dataclass(frozen=True)

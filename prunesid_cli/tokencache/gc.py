@@ -101,19 +101,18 @@ def collect_garbage(writer: CacheWriter, garbage: Garbage) -> None:
         raise writer.unwritable
     removed = garbage.outdated | garbage.gone
     paths = [writer.folder / shard_name(number) for number in sorted({position.shard for position in removed})]
-    for path in paths:
-        _rewrite_shard(read_header(path), removed)
+    index = index_with_shards(writer.index, (_rewrite_shard(read_header(path), removed) for path in paths))
     for source in garbage.failures:
         writer.clear_failure(source)
     if paths or garbage.failures:  # a cache that held nothing but these failures gets an index, and stays a cache
-        writer.replace_index(index_with_shards(writer.index, map(read_header, paths)))
+        writer.replace_index(index)
 
 
-def _rewrite_shard(shard: Shard, removed: frozenset[ShardPosition]) -> None:
+def _rewrite_shard(shard: Shard, removed: frozenset[ShardPosition]) -> Shard:
     journal = ShardJournal(shard.path.parent, shard.number, shard.run, shard.tool, row_channels(shard))
     left = [item for number, item in enumerate(shard.items) if ShardPosition(shard.number, number) not in removed]
     try:
         journal.copy(shard, left)
-        journal.write()
+        return journal.write()
     finally:
         journal.close(delete_files=True)

@@ -32,7 +32,7 @@ their digests.
 
 from __future__ import annotations
 
-import json
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,12 +41,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.cache_errors import write_error
+from prunesid_cli.tokencache.cache_file import build_record, parse_json, read_file
 from prunesid_cli.tokencache.format import (
     INDEX,
+    MAX_PHI,
+    MAX_SHARDS,
     METADATA_KEY,
+    MIN_PHI,
     Run,
     canonical_json,
     checksum,
@@ -59,11 +62,25 @@ from prunesid_cli.tokencache.index_table import COLUMNS, ShardPosition, Table, c
 from prunesid_cli.tokencache.shard import read_header
 
 INDEX_FORMAT = 1
+MAX_INDEX_BYTES = 1 << 30
+"""An index of ten million items has 0.7 GiB. A larger file is ignored: then the headers of all shards are read."""
 STAMPS = ".prunesid-stamps"
 INDEX_TENSORS = {"names": "names", "digests": "digests", "positions": "places", "counts": "counts", "phi": "phi"}
 """Column of the table -> tensor of the index file."""
 STAMP_TENSORS = {"names": "names", "digests": "digests", "stamps": "stamps"}
 """Column of the table -> tensor of the stamps file."""
+
+
+@dataclass(frozen=True)
+class IndexBody:
+    """The JSON of the index file, apart from `format` and `check`."""
+
+    run: Run | None
+    sampling: str
+    shards: tuple[tuple[int, int, int], ...]
+    given: int
+    given_up: tuple[int, ...]
+    dead: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -110,21 +127,43 @@ def load_index(folder: Path, with_stamps: bool = False) -> LoadedIndex:
 def read_index(folder: Path) -> Index | None:
     """Read the saved index, without stamps. Returns None if there is none, or if it is damaged."""
     saved = _read_table(folder / INDEX, INDEX_TENSORS)
-    try:
-        if saved is None or saved.body["format"] != INDEX_FORMAT:
-            return None
-        body = saved.body
-        return Index(
-            run=Run(**body["run"]) if body["run"] else None,
-            sampling=body["sampling"],
-            shards={int(number): ShardInfo(*info) for number, *info in body["shards"]},
-            next_number=body["given"],
-            abandoned=tuple(body["given_up"]),
-            table=saved.table,
-            superseded=frozenset(ShardPosition(shard, item) for shard, item in body["dead"]),
-        )
-    except (ValueError, KeyError, TypeError):
+    if saved is None or saved.body.get("format") != INDEX_FORMAT:
         return None
+    try:
+        run = saved.body["run"] and build_record(saved.body["run"], Run)
+        body = build_record({name: saved.body[name] for name in IndexBody.__annotations__} | {"run": run}, IndexBody)
+    except (ValueError, LookupError, TypeError):
+        return None
+    if not _fits(body, saved.table):
+        return None
+    return Index(
+        run=body.run,
+        sampling=body.sampling,
+        shards={number: ShardInfo(num_bytes, items) for number, num_bytes, items in body.shards},
+        next_number=body.given,
+        abandoned=body.given_up,
+        table=saved.table,
+        superseded=frozenset(ShardPosition(shard, item) for shard, item in body.dead),
+    )
+
+
+def _fits(body: IndexBody, table: Table) -> bool:
+    """Whether the shards have exactly the items that the table and the superseded items are, each once."""
+    numbers = [*(number for number, _, _ in body.shards), *body.given_up]
+    if not (0 <= body.given <= MAX_SHARDS and all(0 <= number < body.given for number in numbers)):
+        return False
+    num_items = np.zeros(body.given, np.int64)
+    for number, _, items in body.shards:
+        num_items[number] = items
+    positions = np.concatenate([table.positions, np.array(body.dead, np.int64).reshape(-1, 2)])
+    if min(num_items, default=0) < 0 or num_items.sum() != len(positions) or (positions[:, 0] >= body.given).any():
+        return False
+    if (positions < 0).any() or (positions[:, 1] >= num_items[positions[:, 0]]).any():
+        return False
+    flat = np.cumsum(num_items)[positions[:, 0]] - 1 - positions[:, 1]
+    is_each_once = len(positions) == 0 or np.bincount(flat).max() == 1
+    is_plausible = (table.counts >= 0).all() and (table.phi >= MIN_PHI).all() and (table.phi <= MAX_PHI).all()
+    return bool(is_each_once and is_plausible)
 
 
 def read_stamps(folder: Path) -> Table:
@@ -140,15 +179,18 @@ class _SavedTable(NamedTuple):
 
 def _read_table(path: Path, tensors: Mapping[str, str]) -> _SavedTable | None:
     """Read some columns of a table; the others are blank. Returns None if a byte of the file is wrong."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            body = json.loads(file.metadata()[METADATA_KEY])
-            columns = {column: file.get_tensor(tensor) for column, tensor in tensors.items()}
+        data = read_file(path, MAX_INDEX_BYTES) or b""
+        (header_bytes,) = struct.unpack_from("<Q", data)
+        body = parse_json(parse_json(data[8 : 8 + header_bytes])["__metadata__"][METADATA_KEY])
+        loaded = load(data)
+        columns = {column: loaded[tensor] for column, tensor in tensors.items()}
         check = body.pop("check")
         blank = Table.blank(len(columns["names"]))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, SafetensorError, struct.error, ValueError, LookupError, TypeError, AttributeError):
         return None
     table = replace(blank, **columns)
     for name in COLUMNS:
@@ -183,14 +225,11 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def _write_table(path: Path, body: dict[str, Any], table: Table, tensors: Mapping[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     columns = {tensor: np.ascontiguousarray(getattr(table, column)) for column, tensor in tensors.items()}
     metadata = {METADATA_KEY: canonical_json(body | {"check": _table_checksum(body, columns.values())})}
     try:
-        write_atomically(path, lambda temporary: save_file(columns, temporary, metadata))
+        write_atomically(path, lambda file: file.write(save(columns, metadata)))
     except OSError as error:
         raise write_error(path, error) from error
-    except SafetensorError as error:
-        raise CacheError(f"cannot write {path}: {error}", "free some space") from error

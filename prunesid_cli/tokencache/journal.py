@@ -11,21 +11,22 @@ no room for the shard beside them, the next run writes it (`recover`).
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunesid_cli.runtime.atomic_write import write_atomically
-from prunesid_cli.tokencache.cache_errors import write_error
+from prunesid_cli.tokencache.cache_errors import read_error, write_error
+from prunesid_cli.tokencache.cache_file import build_record, create_file, open_file, parse_json
 from prunesid_cli.tokencache.format import (
     FORMAT,
     Item,
     Run,
     Shard,
+    TensorLocation,
     canonical_json,
     checksum,
     layout_from_record,
@@ -34,6 +35,7 @@ from prunesid_cli.tokencache.format import (
 )
 from prunesid_cli.tokencache.quantization import DTYPE_BYTES, STORES, stored_dtype
 from prunesid_cli.tokencache.shard import (
+    MAX_HEADER_BYTES,
     PackedRows,
     TensorData,
     read_header,
@@ -56,7 +58,7 @@ class ShardJournal:
         run: Settings of the cache.
         tool: Version of prunesid that writes the shard.
         channels: Channels of a row; 0 until the first item is added.
-        records: The items as the header stores them.
+        items: The items, with the rows that the shard assigns to them.
         layouts: Their layouts -> the numbers of these.
         num_rows: Rows of all items.
         num_bytes: Bytes of all rows, scales included.
@@ -65,7 +67,7 @@ class ShardJournal:
     def __init__(self, folder: Path, number: int, run: Run, tool: str, channels: int = 0) -> None:
         self.path = folder / shard_name(number)
         self.number, self.run, self.tool, self.channels = number, run, tool, channels
-        self.records, self.layouts = list[dict[str, Any]](), dict[Layout, int]()
+        self.items, self.layouts = list[Item](), dict[Layout, int]()
         self.num_rows = self.num_bytes = 0
         self.rows_path = self.path.with_name(f".{self.path.stem}.rows")
         self.log_path = self.path.with_name(f".{self.path.stem}.log")
@@ -81,20 +83,20 @@ class ShardJournal:
         count = item.rows[1] - item.rows[0]
         self.channels = self.channels or rows.channels
         is_new_layout = item.layout not in self.layouts
-        record = item.to_record(self.layouts.setdefault(item.layout, len(self.layouts)))
-        record["rows"] = (self.num_rows, self.num_rows + count)
+        layout_number = self.layouts.setdefault(item.layout, len(self.layouts))
+        item = replace(item, rows=(self.num_rows, self.num_rows + count))
         try:
             if self.rows_file is None or self.log_file is None:
-                self.rows_file, self.log_file = self.rows_path.open("w+b"), self.log_path.open("wb")
+                self.rows_file, self.log_file = create_file(self.rows_path), create_file(self.log_path)
                 head = {"run": asdict(self.run), "tool": self.tool, "number": self.number, "width": self.channels}
                 self.log_file.write(_log_line("shard", head))
             self.rows_file.write(rows.data + rows.scales)
             if is_new_layout:
                 self.log_file.write(_log_line("layout", layout_to_record(item.layout)))
-            self.log_file.write(_log_line("item", record))
+            self.log_file.write(_log_line("item", item.to_record(layout_number)))
         except OSError as error:
             raise write_error(self.path, error) from error
-        self.records.append(record)
+        self.items.append(item)
         self.num_rows += count
         self.num_bytes += len(rows.data) + len(rows.scales)
 
@@ -121,7 +123,7 @@ class ShardJournal:
         except OSError as error:
             raise write_error(self.path, error) from error
 
-    def write(self) -> None:
+    def write(self) -> Shard:
         """Write the shard with all items so far. More can be added after it.
 
         Raises:
@@ -132,20 +134,29 @@ class ShardJournal:
             "number": self.number,
             "tool": self.tool,
             "run": asdict(self.run),
-            "items": self.records,
+            "items": [item.to_record(self.layouts[item.layout]) for item in self.items],
             "layouts": [layout_to_record(layout) for layout in self.layouts],
         }
         dtype = stored_dtype(self.run.store, self.run.dtype)
         groups = STORES[self.run.store].scales_per_row(self.channels)
         token_bytes, scale_bytes = self.channels * DTYPE_BYTES[dtype], groups * DTYPE_BYTES["F32"]
-        tensors = dict[str, TensorData]()
+        tensors, locations = dict[str, TensorData](), dict[str, TensorLocation]()
         if groups:
             tensors["scales"] = TensorData("F32", [self.num_rows, groups], self._read_rows(token_bytes, scale_bytes))
         tensors["tokens"] = TensorData(dtype, [self.num_rows, self.channels], self._read_rows(0, token_bytes))
         try:
-            write_atomically(self.path, lambda temporary: write_shard_file(temporary, body, tensors))
+            write_atomically(self.path, lambda file: locations.update(write_shard_file(file, body, tensors)))
         except OSError as error:
             raise write_error(self.path, error) from error
+        return Shard(
+            path=self.path,
+            number=self.number,
+            tool=self.tool,
+            run=self.run,
+            items=tuple(self.items),
+            tokens=locations["tokens"],
+            scales=locations.get("scales"),
+        )
 
     def _read_rows(self, skipped_bytes: int, row_bytes: int) -> Iterator[bytes]:
         """Read back one tensor, item by item. In the rows file, `skipped_bytes` for each row of the item precede it.
@@ -154,8 +165,8 @@ class ShardJournal:
             OSError: The bytes are not there, as on a full disk.
         """
         start, stride = 0, self.num_bytes // max(self.num_rows, 1)
-        for record in self.records:
-            count, data = record["rows"][1] - record["rows"][0], b""
+        for item in self.items:
+            count, data = len(item.slots), b""
             if self.rows_file is not None:
                 self.rows_file.seek(start + skipped_bytes * count)
                 data = self.rows_file.read(row_bytes * count)
@@ -196,42 +207,60 @@ def recover(folder: Path) -> None:
         CacheError: It cannot be written.
     """
     for log_path in folder.glob(LOG_GLOB):
-        journal = _read_log(folder, log_path)
+        try:
+            journal = _read_log(folder, log_path)
+        except OSError as error:
+            raise read_error(log_path, error) from error
         if journal is not None:
             num_written = len(read_header(journal.path).items) if journal.path.exists() else 0
-            if len(journal.records) > num_written:
+            if len(journal.items) > num_written:
                 journal.write()
             journal.close(delete_files=True)
     for path in (*folder.glob(LOG_GLOB), *folder.glob(ROWS_GLOB)):
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as error:
+            raise write_error(path, error) from error
 
 
 def _read_log(folder: Path, log_path: Path) -> ShardJournal | None:
-    """Read a journal up to the first damaged line, or the first item whose rows are incomplete."""
-    lines = _read_lines(log_path)
-    kind, head = next(lines, ("", {}))
-    if kind != "shard":
-        return None
-    journal = ShardJournal(folder, head["number"], Run(**head["run"]), head["tool"], head["width"])
-    if journal.log_path.name != log_path.name:
-        return None
-    row_bytes = journal.channels * DTYPE_BYTES[stored_dtype(journal.run.store, journal.run.dtype)]
-    row_bytes += STORES[journal.run.store].scales_per_row(journal.channels) * DTYPE_BYTES["F32"]
+    """Read a journal up to the first damaged line, or the first item whose rows are incomplete.
+
+    Returns:
+        The journal; None if it is not one, or its rows are not there.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     try:
-        journal.rows_file = journal.rows_path.open("rb")
-    except FileNotFoundError:
+        lines = _read_lines(log_path)
+        kind, head = next(lines, ("", {}))
+        if kind != "shard":
+            return None
+        run, channels = build_record(head["run"], Run), int(head["width"])
+        journal = ShardJournal(folder, int(head["number"]), run, str(head["tool"]), channels)
+        row_bytes = channels * DTYPE_BYTES[stored_dtype(run.store, run.dtype)]
+        row_bytes += STORES[run.store].scales_per_row(channels) * DTYPE_BYTES["F32"]
+        if journal.log_path.name != log_path.name or row_bytes <= 0:
+            return None
+        journal.rows_file = open_file(journal.rows_path)
+        rows_end = os.fstat(journal.rows_file.fileno()).st_size
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
-    for kind, record in lines:
-        if kind == "layout":
-            journal.layouts[layout_from_record(record)] = len(journal.layouts)
-            continue
-        count = record["rows"][1] - record["rows"][0]
-        journal.rows_file.seek(journal.num_bytes)
-        if checksum(journal.rows_file.read(row_bytes * count)) != record["check"]:
-            break
-        journal.records.append(record)
-        journal.num_rows += count
-        journal.num_bytes += row_bytes * count
+    with suppress(ValueError, LookupError, TypeError):  # what follows a line that cannot be right is not read
+        for kind, record in lines:
+            if kind == "layout":
+                journal.layouts[layout_from_record(record)] = len(journal.layouts)
+                continue
+            item = Item.from_record(record, dict(enumerate(journal.layouts)))
+            end = journal.num_bytes + row_bytes * len(item.slots)
+            if item.rows[0] != journal.num_rows or end > rows_end:
+                break
+            journal.rows_file.seek(journal.num_bytes)
+            if checksum(journal.rows_file.read(end - journal.num_bytes)) != item.check:
+                break
+            journal.items.append(item)
+            journal.num_rows, journal.num_bytes = item.rows[1], end
     return journal
 
 
@@ -241,9 +270,10 @@ def _log_line(kind: str, record: dict[str, Any]) -> bytes:
 
 
 def _read_lines(log_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line in log_path.read_bytes().split(b"\n"):
-        check, _, text = line.partition(b" ")
-        if check != checksum(text).encode():
-            return
-        kind, record = json.loads(text)
-        yield kind, record
+    with open_file(log_path) as file:
+        while line := file.readline(MAX_HEADER_BYTES).removesuffix(b"\n"):
+            check, _, text = line.partition(b" ")
+            if check != checksum(text).encode():
+                return
+            kind, record = parse_json(text)
+            yield kind, record

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from prunesid_cli.tokencache.cache_errors import write_error
-from prunesid_cli.tokencache.format import MEASUREMENT_LOG, canonical_json
+from prunesid_cli.tokencache.cache_file import create_file, open_file, read_file
+from prunesid_cli.tokencache.format import MAX_PHI, MAX_SLOTS, MEASUREMENT_LOG, MIN_PHI, canonical_json
 from prunesid_cli.tokencache.index_table import Stamp
 
 if TYPE_CHECKING:
     from prunesid_cli.tokencache.writer import CacheWriter
 
+MAX_LOG_BYTES = 1 << 30
 RECORD, CRC, RECORD_BYTES = struct.Struct("<16sdI"), struct.Struct("<I"), 32
 
 
@@ -58,11 +60,12 @@ class MeasurementLog:
         self.path = writer.folder / MEASUREMENT_LOG
         self._head = hashlib.blake2b(settings.encode(), digest_size=RECORD_BYTES).digest()
         try:
-            data = self.path.read_bytes() if self.path.exists() else b""
+            data = read_file(self.path, MAX_LOG_BYTES) or b""
             self._has_head = data[:RECORD_BYTES] == self._head
             end = len(data) // RECORD_BYTES * RECORD_BYTES if self._has_head else 0
             if self._has_head:
-                os.truncate(self.path, end)  # new records follow the last complete one
+                with open_file(self.path, "r+b") as file:
+                    file.truncate(end)  # new records follow the last complete one
         except OSError as error:
             raise write_error(self.path, error) from error
         records = np.frombuffer(data[RECORD_BYTES:end], np.uint8).reshape(-1, RECORD_BYTES)
@@ -79,6 +82,7 @@ class MeasurementLog:
         record = self._records[row].tobytes()
         found_key, phi, total = RECORD.unpack_from(record)
         is_right = found_key == key and CRC.pack(zlib.crc32(record[:-4])) == record[-4:]
+        is_right = is_right and MIN_PHI <= phi <= MAX_PHI and 0 < total <= MAX_SLOTS
         return (phi, total) if is_right else None
 
     def add(self, measurements: Iterable[Measurement]) -> None:
@@ -93,7 +97,8 @@ class MeasurementLog:
         ]
         data = b"".join(record + CRC.pack(zlib.crc32(record)) for record in records)
         try:
-            with self.path.open("ab" if self._has_head else "wb", buffering=0) as file:
+            with open_file(self.path, "r+b") if self._has_head else create_file(self.path) as file:
+                file.seek(0, os.SEEK_END)
                 file.write(data if self._has_head else self._head + data)
         except OSError as error:
             raise write_error(self.path, error) from error

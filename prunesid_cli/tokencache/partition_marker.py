@@ -14,15 +14,17 @@ from prunesid_cli.errors import CacheError, UsageError
 from prunesid_cli.inputs.sharding import Partition, parse_partition
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.text import join_names
+from prunesid_cli.tokencache.cache_file import read_file
 from prunesid_cli.tokencache.format import is_cache_folder
 
 PARTITION_MARKER = ".prunesid-portion"
+MAX_MARKER_BYTES = 100
 
 
 def read_partition(folder: Path) -> Partition | None:
     """Read the partition of a cache. Returns None if none is recorded, or it cannot be read."""
     try:
-        return parse_partition((folder / PARTITION_MARKER).read_text(encoding="utf-8"), {})
+        return parse_partition((read_file(folder / PARTITION_MARKER, MAX_MARKER_BYTES) or b"").decode(), {})
     except (OSError, ValueError, UsageError):
         return None
 
@@ -49,7 +51,7 @@ def record_partition(folder: Path, partition: Partition, is_new: bool) -> None:
     path = folder / PARTITION_MARKER
     try:
         if partition.count > 1 and is_new:
-            write_atomically(path, lambda temporary: temporary.write_text(str(partition), encoding="utf-8"))
+            write_atomically(path, lambda file: file.write(str(partition).encode()))
         elif partition.count == 1 and path.exists():
             path.unlink()
     except OSError as error:

@@ -9,12 +9,13 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.cache_errors import damaged_item, misplaced_shard, read_error, repair_hint
+from prunesid_cli.tokencache.cache_file import UnknownFieldError, build_record, open_file, parse_json
 from prunesid_cli.tokencache.format import (
     FORMAT,
     METADATA_KEY,
@@ -32,7 +33,6 @@ from prunesid_cli.types import TokenSet
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
-ITEM_FIELDS = {field.name for field in fields(Item)} - {"is_unpruned"} | {"whole"}
 CHECK_PREFIX = '{"check":"'
 CHECK_CHARACTERS = 32
 
@@ -49,6 +49,15 @@ class PackedRows(NamedTuple):
     channels: int
     data: bytes
     scales: bytes
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor as a safetensors header describes it: dtype, shape, and offsets of its first byte and its end."""
+
+    dtype: str
+    shape: tuple[int, int]
+    data_offsets: tuple[int, int]
 
 
 class TensorData(NamedTuple):
@@ -72,35 +81,38 @@ def read_header(path: Path) -> Shard:
         CacheError: The file is cut short, damaged, misplaced, not a shard, or of a newer format.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            file_bytes = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            header = file.read(length) if 0 < length <= MAX_HEADER_BYTES else b""
-            file_bytes = os.fstat(file.fileno()).st_size
+            header = file.read(length) if 0 < length <= min(MAX_HEADER_BYTES, file_bytes) else b""
     except OSError as error:
         raise read_error(path, error) from error
     try:
-        tensors = json.loads(header)
+        tensors = parse_json(header)
         text = tensors.pop("__metadata__")[METADATA_KEY]
-        body = json.loads(text)
-        spans = sorted(tuple(tensor["data_offsets"]) for tensor in tensors.values())
-        shapes = {name: {"dtype": tensor["dtype"], "shape": tensor["shape"]} for name, tensor in tensors.items()}
-        version, number = body["format"], body["number"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        body = parse_json(text)
+        version = body["format"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CacheError(f"{path} is cut short or is no cache shard", repair_hint(path)) from error
     if not isinstance(version, int) or version > FORMAT:
         raise CacheError(f"{path} has cache format {version}, newer than {FORMAT}", "upgrade prunesid")
     if version < FORMAT:
         problem = f"{path} has cache format {version}, which is no longer read"
         raise CacheError(problem, "compress again, to another --out")
-    has_no_gaps = bool(spans) and [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
-    if not (_is_check_right(text) and body["tensors"] == shapes and isinstance(number, int) and has_no_gaps):
-        raise CacheError(f"{path} has a damaged header", repair_hint(path))
-    if file_bytes != 8 + length + spans[-1][1]:
+    try:
+        if not _is_check_right(text):
+            raise ValueError("its checksum is wrong")
+        shard, end = _build_shard(path, body, tensors, data_start=8 + length)
+    except UnknownFieldError as error:
+        raise CacheError(f"{path} has {error}, which a later version added", "upgrade prunesid") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CacheError(f"{path} has a damaged header: {error}", repair_hint(path)) from error
+    if file_bytes != end:
         raise CacheError(f"{path} is cut short", repair_hint(path))
-    if number != parse_shard_number(path):
-        raise misplaced_shard(path, number)
-    return _build_shard(path, body, tensors, data_start=8 + length)
+    if shard.number != parse_shard_number(path):
+        raise misplaced_shard(path, shard.number)
+    return shard
 
 
 def _is_check_right(text: str) -> bool:
@@ -110,38 +122,59 @@ def _is_check_right(text: str) -> bool:
     return text.startswith(CHECK_PREFIX) and text[len(CHECK_PREFIX) : end] == checksum(body.encode())
 
 
-def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data_start: int) -> Shard:
-    unknown = {name for record in body["items"] for name in record} - ITEM_FIELDS
-    if unknown:
-        raise CacheError(
-            f"{path} has items with a field {min(unknown)!r}, which a later version added", "upgrade prunesid"
-        )
-    layouts = [layout_from_record(record) for record in body["layouts"]]
-    locations = {
-        name: TensorLocation(
-            start=data_start + tensor["data_offsets"][0],
-            row_bytes=DTYPE_BYTES[tensor["dtype"]] * tensor["shape"][1],
-        )
-        for name, tensor in tensors.items()
-    }
-    return Shard(
+def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data_start: int) -> tuple[Shard, int]:
+    """Build a shard from the JSON of its header. Also returns where the file must end.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: The parts of the header are of wrong types, or do not fit
+            each other.
+    """
+    run = build_record(body["run"], Run)
+    layouts = {number: layout_from_record(record) for number, record in enumerate(body["layouts"])}
+    items = tuple(Item.from_record(record, layouts) for record in body["items"])
+    number, tool = body["number"], body["tool"]
+    if not (isinstance(number, int) and isinstance(tool, str) and run.store in STORES):
+        raise ValueError("its number, tool or store cannot be right")
+    records = {name: build_record(tensor, TensorRecord) for name, tensor in tensors.items()}
+    num_rows, channels = records["tokens"].shape
+    groups = STORES[run.store].scales_per_row(channels)
+    shapes = {"tokens": {"dtype": stored_dtype(run.store, run.dtype), "shape": [num_rows, channels]}}
+    if groups:
+        shapes["scales"] = {"dtype": "F32", "shape": [num_rows, groups]}
+    locations, end = dict[str, TensorLocation](), 0
+    for name, record in sorted(records.items(), key=lambda pair: pair[1].data_offsets):
+        row_bytes = DTYPE_BYTES[record.dtype] * record.shape[1]
+        locations[name] = TensorLocation(start=data_start + end, row_bytes=row_bytes)
+        start, end = end, end + row_bytes * num_rows
+        if record.data_offsets != (start, end) or row_bytes < 0:
+            raise ValueError(f"the offsets of {name} cannot be right")
+    described = {name: {"dtype": record.dtype, "shape": [*record.shape]} for name, record in records.items()}
+    if not (body["tensors"] == described == shapes) or num_rows < 0:
+        raise ValueError("its tensors are not those of its run")
+    if max((item.rows[1] for item in items), default=0) > num_rows:
+        raise ValueError("it has items without rows")
+    shard = Shard(
         path=path,
-        number=body["number"],
-        tool=body["tool"],
-        run=Run(**body["run"]),
-        items=tuple(Item.from_record(record, layouts) for record in body["items"]),
+        number=number,
+        tool=tool,
+        run=run,
+        items=items,
         tokens=locations["tokens"],
         scales=locations.get("scales"),
     )
+    return shard, data_start + end
 
 
-def write_shard_file(path: Path, body: dict[str, Any], tensors: dict[str, TensorData]) -> None:
+def write_shard_file(file: BinaryIO, body: dict[str, Any], tensors: dict[str, TensorData]) -> dict[str, TensorLocation]:
     """Write a safetensors file whose tensors need not fit into memory.
 
     Args:
-        path: The file.
+        file: The file, empty.
         body: The JSON of the header, without `tensors` and `check`.
         tensors: The tensors by name, in the order of the file.
+
+    Returns:
+        Where each tensor is.
 
     Raises:
         OSError: It cannot be written.
@@ -155,11 +188,13 @@ def write_shard_file(path: Path, body: dict[str, Any], tensors: dict[str, Tensor
     metadata = {METADATA_KEY: canonical_json(body | {"check": checksum(canonical_json(body).encode())})}
     text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            for chunk in tensor.chunks:
-                file.write(chunk)
+    file.write(struct.pack("<Q", len(text)) + text)
+    locations = dict[str, TensorLocation]()
+    for name, tensor in tensors.items():
+        locations[name] = TensorLocation(file.tell(), DTYPE_BYTES[tensor.dtype] * tensor.shape[1])
+        for chunk in tensor.chunks:
+            file.write(chunk)
+    return locations
 
 
 def read_rows(shard: Shard, items: Iterable[Item]) -> Iterator[tuple[Item, PackedRows]]:
@@ -178,7 +213,7 @@ def read_rows_unchecked(shard: Shard, items: Iterable[Item]) -> Iterator[tuple[I
     """Read the stored rows of some items of a shard, without a check."""
     channels = row_channels(shard)
     try:
-        with shard.path.open("rb") as file:
+        with open_file(shard.path) as file:
             for item in items:
                 chunks = []
                 for tensor in (shard.tokens, shard.scales):
@@ -196,7 +231,7 @@ def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
     """Read the token sets of some items of a shard, in the dtype of its run, each checked.
 
     Raises:
-        CacheError: The bytes do not match their checksum.
+        CacheError: The bytes do not match their checksum, or a token has NaN or infinity.
     """
     import torch
 
@@ -208,8 +243,11 @@ def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:
         scales = None
         if rows.scales:
             scales = torch.frombuffer(bytearray(rows.scales), dtype=torch.float32).view(count, -1)
+        tokens = store.unpack(tokens, scales).to(model_dtype)
+        if not torch.isfinite(tokens).all():
+            raise damaged_item(shard.path, item.source)
         yield TokenSet(
-            tokens=store.unpack(tokens, scales).to(model_dtype),
+            tokens=tokens,
             slots=item.slots,
             layout=item.layout,
             is_unpruned=item.is_unpruned,

@@ -13,9 +13,11 @@ from prunesid_cli.tokencache.format import (
     INDEX,
     MAX_SHARD_BYTES,
     MAX_SHARD_ITEMS,
+    MAX_SHARDS,
     MEASUREMENT_LOG,
     Item,
     Run,
+    Shard,
     is_cache_folder,
     shard_name,
 )
@@ -75,7 +77,8 @@ class CacheWriter:
         self.folder, self.run, self.tool, self.limits, self.sampling = folder, run, tool, limits, sampling
         self.journal: ShardJournal | None = None
         self.stamps, self.new_stamps = dict[ShardPosition, Stamp](), dict[str, Stamp]()
-        self.is_written = self.is_indexed = self.is_synced = True
+        self.is_written = self.is_synced = True
+        self.unindexed: Shard | None = None
         self.lock, self.unwritable = acquire_lock(folder)
         try:
             if not self.unwritable:
@@ -126,11 +129,11 @@ class CacheWriter:
         if self.journal is None:
             self.journal = self._open_journal()
         if stamp:
-            self.stamps[ShardPosition(self.journal.number, len(self.journal.records))] = stamp
+            self.stamps[ShardPosition(self.journal.number, len(self.journal.items))] = stamp
         self.journal.add(item, rows)
         self.is_written = self.is_synced = False
         self.failed.pop(item.source, None)
-        if self.limits.are_reached(len(self.journal.records), self.journal.num_bytes):
+        if self.limits.are_reached(len(self.journal.items), self.journal.num_bytes):
             self.save()
             self.journal.close(delete_files=True)
             self.journal, self.stamps = None, {}
@@ -148,6 +151,9 @@ class CacheWriter:
             is_full = self.limits.are_reached(len(shard.items), num_rows * shard.row_bytes)
             if shard.tool == self.tool and not is_full:
                 return resume_shard(shard)
+        if self.index.next_number >= MAX_SHARDS:
+            problem = f"{self.folder} has {MAX_SHARDS:,} shard files, and no cache has more"
+            raise CacheError(problem, "name another --out, with a larger --shard-items")
         return ShardJournal(self.folder, self.index.next_number, self.run, self.tool)
 
     def _sync(self) -> None:
@@ -183,8 +189,8 @@ class CacheWriter:
             CacheError: It cannot be written.
         """
         if self.journal and not self.is_written:
-            self.journal.write()
-            self.is_written, self.is_indexed, self.written_at = True, False, time.monotonic()
+            self.unindexed = self.journal.write()
+            self.is_written, self.written_at = True, time.monotonic()
 
     def save(self) -> None:
         """Write the current shard, the index and the failures, as far as they changed.
@@ -193,9 +199,9 @@ class CacheWriter:
             CacheError: One cannot be written.
         """
         self.flush()
-        if self.journal and not self.is_indexed:
-            self.replace_index(index_with_shards(self.index, [read_header(self.journal.path)], self.stamps))
-            self.is_indexed = True
+        if self.unindexed:
+            self.replace_index(index_with_shards(self.index, [self.unindexed], self.stamps))
+            self.unindexed = None
         if self.new_stamps:
             self.replace_index(self.index.with_stamps(self.new_stamps))
             self.new_stamps = {}

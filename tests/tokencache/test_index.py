@@ -112,7 +112,7 @@ def test_only_the_items_of_a_damaged_shard_are_lost(run: Runner, tmp_path: Path)
     paths[1].write_bytes(paths[1].read_bytes().replace(b"2.png", b"7.png", 1))
     result = run("cache", "ls", tmp_path)
     assert (result.code, len(result.out.splitlines())) == (3, 6)
-    assert f"{paths[1]} has a damaged header\nhint: delete {paths[1]}" in result.err
+    assert f"{paths[1]} has a damaged header: its checksum is wrong\nhint: delete {paths[1]}" in result.err
     assert run("cache", "merge", tmp_path, "--out", tmp_path / "all").code == 1
     paths[1].unlink()
     continue_cache(tmp_path, make_entries(8))

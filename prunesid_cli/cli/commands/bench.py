@@ -202,6 +202,6 @@ def _print_report(
 
 def _write(out: Path, text: str) -> None:
     try:
-        write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(out, lambda file: file.write(text.encode()))
     except OSError as error:
         raise PruneSIDError(f"cannot write {out}: {error.strerror}", "choose another place") from error

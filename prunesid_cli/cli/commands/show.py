@@ -162,7 +162,7 @@ def _write_picture(panels: list[Panel], annotations: Annotations, out: Path) -> 
     picture, format_name = contact_sheet(panels, annotations), FORMATS[out.suffix.lower()]
     options = SAVE_OPTIONS[format_name]
     try:
-        write_atomically(out, lambda temporary: picture.save(temporary, format=format_name, **options))
+        write_atomically(out, lambda file: picture.save(file, format=format_name, **options))
     except OSError as error:
         problem = f"cannot write {out}: {error.strerror or error}"
         raise PruneSIDError(problem, "free some space, or choose another place") from error
