@@ -104,6 +104,14 @@ class LanguageHalf(Protocol):
         """
         ...
 
+    def check_item(self, item: TokenSet) -> None:
+        """Check that a token set from a cache is one of this model.
+
+        Raises:
+            CacheError: Its tokens have another width than the cut of this model, or its layout is of another kind.
+        """
+        ...
+
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
         """Build a whole prompt, with the kept tokens of the items in their places.
 

@@ -187,9 +187,10 @@ class BatchAnswerer:
         for source, first in {query.source: query.query for query in group}.items():
             try:
                 tokens[source] = next(read_tokens(first.shard, [first.item]))
+                self.language.check_item(tokens[source])
             except PruneSIDError as error:
                 errors[source] = error
-        readable = [query for query in group if query.source in tokens]
+        readable = [query for query in group if query.source not in errors]
         prefix_caches = self._read_prefixes(readable, tokens) if self.shares_prefixes else {}
         results = dict[int, Answer | PruneSIDError]()
         for batch in batched(readable, self.batch_size):

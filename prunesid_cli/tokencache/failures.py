@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def read_failures(folder: Path) -> list[dict[str, str]]:
     try:
         lines = (read_file(path, MAX_FAILURES_BYTES) or b"").split(b"\n")
         records = [parse_json(line) for line in lines if line]
-        return [{name: str(record[name]) for name in ("source", "error", "hint")} for record in records]
+        failures = [{name: str(record[name]) for name in ("source", "error", "hint")} for record in records]
+        os.fsencode("".join(text for record in failures for text in record.values()))  # else no file has such a name
+        return failures
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CacheError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}",

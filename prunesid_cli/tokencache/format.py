@@ -151,14 +151,15 @@ class Item(Provenance):
     def check_values(self) -> None:
         """Raise ValueError if the values do not fit each other or the layout."""
         os.fsencode(self.source)  # a name that no file can have is a ValueError
+        slots, num_cls = set(self.slots), self.slots.count(CLS_NOT_READ)  # each tile may have a CLS token
         is_right = {
             "digest": len(bytes.fromhex(self.digest)) == 32,
             "size": min(self.size) > 0,
             "phi": MIN_PHI <= self.phi <= MAX_PHI,
             "rows": 0 <= self.rows[0] < self.rows[1] and self.rows[1] - self.rows[0] == len(self.slots),
-            "slots": len({*self.slots}) == len(self.slots)
-            and min(self.slots, default=0) >= CLS_NOT_READ
-            and max(self.slots, default=0) < self.layout.total,
+            "slots": len(slots) == len(self.slots) - max(num_cls - 1, 0)
+            and min(slots, default=0) >= CLS_NOT_READ
+            and max(slots, default=-1) < self.layout.total,
         }
         wrong = [name for name, right in is_right.items() if not right]
         if wrong:
@@ -187,6 +188,7 @@ def layout_from_record(record: dict[str, Any]) -> Layout:
     regions = tuple(build_record(region, Region) for region in record["regions"])
     values = {name: value for name, value in record.items() if name != "advances"}
     layout = build_record(values | {"regions": regions, "mrope_deltas": record["advances"]}, Layout)
+    layout.text.encode()  # a lone surrogate is a ValueError
     has_bad_runs = min(layout.runs, default=0) < 0 or not 0 < layout.total <= MAX_SLOTS
     if has_bad_runs or len(layout.mrope_deltas) not in (0, len(layout.runs)):
         raise ValueError("the runs of a layout cannot be right")

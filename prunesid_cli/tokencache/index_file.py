@@ -109,7 +109,7 @@ def load_index(folder: Path, with_stamps: bool = False) -> LoadedIndex:
         CacheError: A shard that is not in the saved index is damaged, of a newer format, or of other settings.
     """
     saved = read_index(folder) or Index()
-    sizes = {path: path.stat().st_size for path in shard_paths(folder)}
+    sizes = {path: path.lstat().st_size for path in shard_paths(folder)}
     changed = {number for number, info in saved.shards.items() if sizes.get(folder / shard_name(number)) != info.bytes}
     last = max(saved.shards, default=-1)
     # The last shard may have grown. If another one changed or is gone, items that it superseded count again, and only

@@ -245,9 +245,11 @@ def _read_log(folder: Path, log_path: Path) -> ShardJournal | None:
             return None
         journal.rows_file = open_file(journal.rows_path)
         rows_end = os.fstat(journal.rows_file.fileno()).st_size
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    with suppress(ValueError, LookupError, TypeError):  # what follows a line that cannot be right is not read
+    with suppress(
+        ValueError, LookupError, TypeError, AttributeError
+    ):  # what follows a line that cannot be right is not read
         for kind, record in lines:
             if kind == "layout":
                 journal.layouts[layout_from_record(record)] = len(journal.layouts)

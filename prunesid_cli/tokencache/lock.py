@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
+from prunesid_cli.tokencache.cache_file import open_file
 from prunesid_cli.tokencache.format import CALIBRATION, FAILURES, is_cache_folder
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def acquire_lock(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
     lock = FileLock(folder / ".prunesid.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            open_file(folder / ".prunesid.lock", "r+b").close()  # FileLock empties what it opens
         lock.acquire(timeout=0)
         for pattern in PARTIAL_FILE_GLOBS:
             for path in folder.glob(pattern):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,43 @@ from prunesid_cli.text import plural
 from prunesid_cli.tokencache.cache_errors import damaged_item, mixed_runs, repair_hint
 from prunesid_cli.tokencache.calibration import read_calibration
 from prunesid_cli.tokencache.failures import read_failures
-from prunesid_cli.tokencache.format import INDEX, Item, Shard, checksum, require_cache, shard_name, shard_paths
+from prunesid_cli.tokencache.format import (
+    INDEX,
+    Item,
+    Shard,
+    checksum,
+    parse_shard_number,
+    require_cache,
+    shard_name,
+    shard_paths,
+)
 from prunesid_cli.tokencache.index import Index, find_missing_shards, index_with_shards
 from prunesid_cli.tokencache.index_file import INDEX_TENSORS, load_index, read_index
-from prunesid_cli.tokencache.index_table import ShardPosition
+from prunesid_cli.tokencache.index_table import ShardPosition, Table
+from prunesid_cli.tokencache.quantization import DTYPE_BYTES, stored_dtype
 from prunesid_cli.tokencache.shard import read_header, read_rows_unchecked
+
+NON_FINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F}
+"""safetensors' name of a dtype -> the bits that are all set in NaN and infinity, and in no other number."""
 
 
 def verify_shard(shard: Shard) -> list[Item]:
-    """Return the items of a shard whose bytes do not match their checksums."""
+    """Return the items of a shard whose bytes do not match their checksums, or whose tokens have NaN or infinity."""
+    dtype = stored_dtype(shard.run.store, shard.run.dtype)
     return [
-        item for item, rows in read_rows_unchecked(shard, shard.items) if checksum(rows.data, rows.scales) != item.check
+        item
+        for item, rows in read_rows_unchecked(shard, shard.items)
+        if checksum(rows.data, rows.scales) != item.check
+        or _has_non_finite(rows.data, dtype)
+        or _has_non_finite(rows.scales, "F32")
     ]
+
+
+def _has_non_finite(data: bytes, dtype: str) -> bool:
+    if dtype not in NON_FINITE_BITS:
+        return False
+    bits, mask = np.frombuffer(data, f"<u{DTYPE_BYTES[dtype]}"), NON_FINITE_BITS[dtype]
+    return bool(((bits & mask) == mask).any())
 
 
 def verify_cache(folder: Path) -> tuple[int, list[CacheError]]:
@@ -40,12 +66,13 @@ def verify_cache(folder: Path) -> tuple[int, list[CacheError]]:
     saved, paths, check = read_index(folder), shard_paths(folder), _ShardCheck()
     index = index_with_shards(Index(), check.sound_shards(paths))
     faults, are_all_read = check.faults, len(index.shards) == len(paths)
-    missing = find_missing_shards(folder, saved or Index(), index.shards)
+    present = [number for path in paths if (number := parse_shard_number(path)) is not None]
+    missing = find_missing_shards(folder, saved or Index(), present)
     if missing.numbers:  # how many items were in them is unknown while other shards cannot be read
         faults.append((missing if are_all_read else replace(missing, items=0)).error)
     faults += _find_duplicates(folder, index.duplicates)
-    is_index_comparable = (folder / INDEX).exists() and are_all_read and not missing.numbers
-    if is_index_comparable and not (saved and _is_index_right(folder, index)):
+    is_index_comparable = os.path.lexists(folder / INDEX) and are_all_read and not missing.numbers
+    if is_index_comparable and not (saved and _is_index_right(folder, saved, index)):
         faults.append(CacheError(f"{folder / INDEX} is damaged, or not of these shards", f"delete {folder / INDEX}"))
     for read in (read_failures, read_calibration):
         try:
@@ -79,12 +106,29 @@ class _ShardCheck:
             yield shard
 
 
-def _is_index_right(folder: Path, expected: Index) -> bool:
+def _is_index_right(folder: Path, saved: Index, expected: Index) -> bool:
     """Whether the saved index agrees with the shards.
 
-    After a crash, shards may have grown since it was saved. Readers read the headers of those, so this does too.
+    After a crash, a shard may have grown since the index was saved, or `cache gc` may have removed items of it. Readers
+    read the headers of such shards, so this does too. The index must still know the items that were there before.
     """
-    index = load_index(folder).index
+    for number in saved.shards.keys() & expected.shards.keys():
+        if saved.shards[number] == expected.shards[number]:
+            continue
+        items = Table.from_shard(read_header(folder / shard_name(number)), {})
+        known = saved.table.take(saved.table.positions[:, 0] == number)
+        if len(items) < saved.shards[number].items:  # after `cache gc`: what is left was known
+            known_keys = set(map(bytes, np.hstack([known.names, known.digests])))
+            is_right = known_keys.issuperset(map(bytes, np.hstack([items.names, items.digests])))
+        else:
+            items = items.take(known.positions[:, 1].astype(np.intp))
+            is_right = np.array_equal(items.names, known.names) and np.array_equal(items.digests, known.digests)
+        if not is_right:
+            return False
+    try:
+        index = load_index(folder).index
+    except CacheError:  # it is of another run
+        return False
     if (index.run, index.shards, index.superseded) != (expected.run, expected.shards, expected.superseded):
         return False
     return all(np.array_equal(getattr(index.table, name), getattr(expected.table, name)) for name in INDEX_TENSORS)

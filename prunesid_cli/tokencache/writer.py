@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError, PruneSIDError
+from prunesid_cli.tokencache.cache_errors import write_error
 from prunesid_cli.tokencache.entry import Entry, pack_entry
 from prunesid_cli.tokencache.failures import read_failures, write_failures
 from prunesid_cli.tokencache.format import (
@@ -216,11 +217,17 @@ class CacheWriter:
         """Note that all inputs came. An index makes the folder a cache even if there were none.
 
         Lost items that were not among the inputs are given up: later runs do not report them.
+
+        Raises:
+            CacheError: The folder cannot be written.
         """
         if self.unwritable:
             return
         self.is_saved = self.is_saved and (self.folder / INDEX).exists()
-        (self.folder / MEASUREMENT_LOG).unlink(missing_ok=True)
+        try:
+            (self.folder / MEASUREMENT_LOG).unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(self.folder / MEASUREMENT_LOG, error) from error
         if self.missing.numbers:
             self.save()
             abandoned = tuple(sorted({*self.index.abandoned, *self.missing.numbers}))

@@ -105,6 +105,8 @@ def answer(
     unmatched = asked.unmatched(opened)
     queries = partial(asked.queries, opened, where or ())
     if next(queries(), None) is None:
+        for fault in opened.faults.values():
+            raise fault
         selection = f"--where {' '.join(where)}" if where else f"{prompts}"
         raise UsageError(f"{selection}: no item of {cache}", f"prunesid cache ls {cache}")
     _report_unmatched(unmatched, opened, prompts)

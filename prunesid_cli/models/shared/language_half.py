@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from prunesid_cli.errors import ModelError, UsageError
+from prunesid_cli.errors import CacheError, ModelError, UsageError
 from prunesid_cli.models.shared.generation import generate_options, left_pad
 from prunesid_cli.models.shared.processor import placeholder_ids, placeholder_text
 from prunesid_cli.models.shared.prompt_pieces import (
@@ -50,6 +50,8 @@ class BaseLanguageHalf(ABC):
         tokenizer: The processor's tokenizer.
         placeholder_ids: See `LanguageHalf`.
         placeholder_texts: The placeholder of an image (False) and of a clip (True) in a rendered prompt; None if none.
+        uses_mrope: Whether visual tokens have positions in time, row and column.
+        checked_channels: Widths of tokens that `project` is known to take.
         can_share_prefix: See `LanguageHalf`.
         newline_embedding: The embedding of structural slots [D]; None if the family has none.
         is_causal: Whether the start of a prompt is read in the same way whatever follows it.
@@ -64,6 +66,8 @@ class BaseLanguageHalf(ABC):
         self.tokenizer = processor.tokenizer
         self.placeholder_ids = placeholder_ids(model.config)
         self.placeholder_texts = {is_clip: placeholder_text(processor, is_clip) for is_clip in (False, True)}
+        self.uses_mrope = hasattr(model.base_model, "get_rope_index")
+        self.checked_channels = set[int]()
         self.can_share_prefix = self.is_causal and caches_every_token(model.config)
 
     @abstractmethod
@@ -103,6 +107,20 @@ class BaseLanguageHalf(ABC):
                 raise UsageError(f"the prompt contains {placeholder}, which stands for an image", hint="leave it out")
         if not text.strip():
             raise UsageError("the prompt asks nothing", hint='ask something: "what is shown?"')
+
+    @torch.no_grad()
+    def check_item(self, item: TokenSet) -> None:
+        """See `LanguageHalf.check_item`."""
+        channels, weights = item.tokens.shape[1], self.model.get_input_embeddings().weight
+        is_right = bool(item.layout.mrope_deltas) == self.uses_mrope
+        if is_right and channels not in self.checked_channels:
+            try:
+                self.project(weights.new_zeros(1, channels))
+                self.checked_channels.add(channels)
+            except RuntimeError:  # matrices that do not fit
+                is_right = False
+        if not is_right:
+            raise CacheError("the tokens are not those of this model", "compress again, to another --out")
 
     @torch.no_grad()
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
