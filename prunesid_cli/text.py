@@ -9,7 +9,12 @@ from difflib import get_close_matches
 MAX_LISTED_NAMES = 3
 MIN_SIMILARITY = 0.7
 """Share of letters that a suggestion must have in common with the typed word, from 0 to 1."""
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+INVISIBLE_CHARACTERS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+"""Characters that control a terminal, change the direction of text, or cannot be seen. Not the two joiners U+200C and
+U+200D, which words and emoji are written with."""
 
 
 def plural(count: int, word: str) -> str:
@@ -53,9 +58,18 @@ def stage_milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
     return spent | {"ms": round(sum(seconds.values()) * 1000, 1)}
 
 
-def escape_control_characters(text: str) -> str:
-    """Control characters as `\\x1b`: in a file name they would end a line or control the terminal."""
-    return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+def escape_invisible(text: str, keep: str = "") -> str:
+    """Invisible characters as `\\x1b` or `\\ufeff`: in a file name or an answer they could deceive the reader.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay as they are, such as line breaks.
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        return match[0] if match[0] in keep else match[0].encode("unicode_escape").decode()
+
+    return INVISIBLE_CHARACTERS.sub(escape, text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -34,7 +34,7 @@ class InputPaths:
 
     def listing(self, on_folder: Callable[[str], None] = lambda path: None) -> Listing:
         """Lists the files, lazily. `on_folder` is called with folders that were read and globs that matched."""
-        return Listing(self._expand_stdin(), self._report_skip, on_folder)
+        return Listing(self.expanded(), self._report_skip, on_folder)
 
     def of_this_machine(self, files: Iterable[ListedFile]) -> Iterator[ListedFile]:
         """The files of this machine's partition."""
@@ -50,7 +50,8 @@ class InputPaths:
 
         Thread(target=count, name="count", daemon=True).start()
 
-    def _expand_stdin(self) -> Iterator[str]:
+    def expanded(self) -> Iterator[str]:
+        """The paths, with those of the list on stdin. That list can be read once."""
         for path in self.paths:
             if path == STDIN and not self.exact:
                 yield from read_list(open_stdin().buffer, self.null)

@@ -183,7 +183,7 @@ RetryFailed = Annotated[
     bool,
     typer.Option(
         "--retry-failed", rich_help_panel=ADVANCED,
-        help="Retry only the inputs that the cache lists as failed. Leave out PATH, and repeat the other options.",
+        help="Retry only those of the paths that the cache lists as failed. Repeat the other options.",
     ),
 ]  # fmt: skip
 MaxNewTokens = Annotated[

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import PruneSIDError
-from prunesid_cli.text import escape_control_characters
+from prunesid_cli.text import escape_invisible
 
 if TYPE_CHECKING:
     from prunesid_cli.cli.progress import ProgressBar
@@ -46,9 +46,17 @@ class Printer:
         """Sets everything to its default, before a command line is parsed."""
         self.quiet, self.verbose, self.debug, self.resumable = False, False, debug, False
 
-    def result(self, text: str, end: str = "\n") -> None:
-        """Prints a result and flushes. Undecodable file names reach a pipe as the bytes that they are."""
+    def result(self, text: str, end: str = "\n", is_styled: bool = False) -> None:
+        """Prints a result and flushes. On a terminal, invisible characters are escaped, but for line breaks and tabs.
+
+        Args:
+            text: The result. Undecodable file names in it reach a pipe as the bytes that they are.
+            end: What follows it.
+            is_styled: Whether its escape sequences are our own. It must hold no text from files or models.
+        """
         self.check_stdout()
+        if stdout_is_terminal() and not is_styled:
+            text = escape_invisible(text, keep="\n\t")
         if UNDECODABLE_BYTES.search(text) and not sys.stdout.isatty():
             self.raw(os.fsencode(text + end))
             return
@@ -92,13 +100,14 @@ class Printer:
     def error(self, error: PruneSIDError) -> None:
         """Prints what is wrong and what to do about it; with --debug, the traceback first."""
         if self.debug:
-            traceback.print_exception(type(error), error, error.__traceback__)
+            lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            print(printable(escape_invisible(lines, keep="\n"), sys.stderr), file=sys.stderr, end="")
         self._print_to_stderr(f"error: {error.problem}")
         if error.hint:
             self._print_to_stderr(f"hint: {error.hint}")
 
     def _print_to_stderr(self, text: str) -> None:
-        print(printable(escape_control_characters(text), sys.stderr), file=sys.stderr, flush=True)
+        print(printable(escape_invisible(text), sys.stderr), file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, description: str, total: int | None, prints_results: bool) -> Iterator[ProgressBar]:

@@ -141,11 +141,11 @@ def test_a_refused_cache_hints_at_its_options(run: Run, llava: Path, folder: Pat
     (folder / "bad.png").write_bytes(b"no picture")
     options = ("-m", llava, "-k", "12", "--method", "random", "--dynamic")
     assert run("compress", folder, "--out", out, *options).code == 3
-    result = run("compress", "--retry-failed", "--out", out, "-k", "13", "--fixed")
+    result = run("compress", tmp_path, "--retry-failed", "--out", out, "-k", "13", "--fixed")
     hint = f"continue it with --model {llava} --method random --keep 12 --dynamic, or name another --out"
     assert (result.code, hint in " ".join(result.err.split())) == (1, True), result.err
     typed = ("--model", llava, "--method", "random", "--keep", "12", "--dynamic")
-    result = run("compress", "--retry-failed", "--out", out, *typed)
+    result = run("compress", tmp_path, "--retry-failed", "--out", out, *typed)
     assert (result.code, "bad.png" in result.err) == (3, True), result.err
-    result = run("compress", "--retry-failed", "--out", out, *typed, "--store", "int8")
+    result = run("compress", tmp_path, "--retry-failed", "--out", out, *typed, "--store", "int8")
     assert "hint: continue it with --store model, or" in result.err, result.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -162,8 +163,9 @@ def test_retry_failed(run: Run, llava: Path, folder: Path, pictures: list[Path],
     out, later = tmp_path / "c", tmp_path / "later"
     (folder / "bad.png").write_bytes(b"no picture")
     (folder / "gone.png").write_bytes(b"no picture")
-    retry = ("compress", "--retry-failed", "--out", out, "-m", llava)
-    assert run("compress", folder, later, tmp_path / "*.tif", "--out", out, "-m", llava).code == 3
+    paths = (folder, later, tmp_path / "*.tif")
+    retry = ("compress", *paths, "--retry-failed", "--out", out, "-m", llava)
+    assert run("compress", *paths, "--out", out, "-m", llava).code == 3
     assert "failed, listed by" in run(*retry).err
     (folder / "new.png").write_bytes(pictures[1].read_bytes())
     shutil.copy(pictures[0], folder / "bad.png")
@@ -183,11 +185,28 @@ def test_retry_failed(run: Run, llava: Path, folder: Path, pictures: list[Path],
     assert (result.code, "nothing to do: no failed inputs are listed" in result.err) == (0, True)
 
 
-def test_retry_failed_takes_no_paths(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+def test_retry_failed_retries_what_is_named_only(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    """A list of failures, which may come from a stranger, never chooses what is read."""
+    out, private = tmp_path / "c", tmp_path / "private.png"
+    run("compress", folder, "--out", out, "-m", llava)
+    shutil.copy(next(folder.glob("*.png")), private)
+    (folder / "link").symlink_to(tmp_path)
+    sources = [f"{folder}/../private.png", f"{folder}/link/private.png", str(private), "\0", str(folder / "new.png")]
+    shutil.copy(private, folder / "new.png")
+    records = [json.dumps({"source": source, "error": "", "hint": ""}) + "\n" for source in sources]
+    (out / "failures.jsonl").write_text("".join(records))
+    before = set(items_by_source(out))
+    assert run("compress", folder, "--retry-failed", "--out", out, "-m", llava).code == 0
+    assert set(items_by_source(out)) - before == {str(folder / "new.png")}
+    assert {record["source"] for record in open_cache(out).failures()} == set(sources[:4])
+
+
+def test_wrong_uses_of_retry_failed(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
     for args, code, words in (
-        ((folder, "--retry-failed"), 2, "--retry-failed and PATH contradict"),
-        (("--retry-failed", "--shard", "1/2"), 2, "--retry-failed and --shard contradict"),
-        (("--retry-failed",), 1, "no such cache"),
+        ((folder, "--retry-failed", "--calibrate"), 2, "--retry-failed and --calibrate contradict"),
+        ((folder, "--retry-failed", "--shard", "1/2"), 2, "--retry-failed and --shard contradict"),
+        ((folder, "--retry-failed"), 1, "no such cache"),
+        (("--retry-failed",), 2, "--retry-failed needs the paths"),
         ((), 2, "compress needs images or clips"),
     ):
         result = run("compress", *args, "--out", tmp_path / "c", "-m", llava)

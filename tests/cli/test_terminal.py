@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from prunesid_cli.text import escape_invisible
+from tests.caches import edit_header
 from tests.cli.processes import (
     stderr_on_terminal,
     stdout_on_terminal,
@@ -34,3 +37,38 @@ def test_a_terminal_shows_text_instead_of_json(run: Run, llava: Path, pictures: 
     records = run("answer", tmp_path / "c", PROMPT).records
     text = "".join(f"{record['source']}: {record['answer']}\n" for record in records)
     assert stdout_on_terminal("answer", tmp_path / "c", PROMPT) == text
+
+
+@pytest.mark.parametrize("command", ["answer", "info", "ls", "ask", "verify", "show"])
+def test_a_terminal_gets_no_escapes_from_a_cache(command: str, run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    """Names, models, notes and answers are from strangers: they neither control the terminal nor hide."""
+    evil = "\x1b]0;owned\x07\ufeff\u202e\x9b31m"
+    picture = tmp_path / f"a{evil}.png"
+    shutil.copy(pictures[0], picture)
+    cache = tmp_path / "c"
+    assert run("compress", picture, "--out", cache, "-m", "demo").code == 0
+    (shard,) = cache.glob("prunesid-0*")
+    (cache / "prunesid-index.safetensors").unlink()
+    if command == "info":
+        edit_header(shard, lambda body: body["run"].update(model=evil, method=evil, keep=evil))
+    commands = {
+        "answer": ("answer", cache, PROMPT, "--max-new-tokens", 3),
+        "info": ("cache", "info", cache),
+        "ls": ("cache", "ls", cache),
+        "ask": ("ask", picture, PROMPT, "--compare", "--max-new-tokens", 3, "-m", "demo"),
+        "verify": ("cache", "verify", cache),
+        "show": ("show", picture, "-m", "demo"),
+    }
+    shown = stdout_on_terminal(*commands[command])
+    assert shown
+    assert not {"\x1b]", "\x07", "\ufeff", "\u202e", "\x9b"} & {*shown, *(shown[i : i + 2] for i in range(len(shown)))}
+    if command in ("answer", "info", "ls"):
+        assert r"\x1b]0;owned\x07\ufeff\u202e\x9b31m" in shown
+
+
+def test_answers_keep_what_words_are_written_with() -> None:
+    """Line breaks, tabs, joiners and variation selectors stay; what controls or hides is escaped."""
+    text = "a\tb\nمی\u200cخواهم 👩\u200d🚀 ❤\ufe0f"
+    assert escape_invisible(text, keep="\n\t") == text
+    assert escape_invisible("\x1b[31m\u202e\u200b\x00\x85\U000e0041") == r"\x1b[31m\u202e\u200b\x00\x85\U000e0041"
+    assert escape_invisible("a\nb") == r"a\nb"

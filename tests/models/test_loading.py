@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from transformers import LlavaForConditionalGeneration
 
-from tests.conftest import Run
+from prunesid_cli.models.loading.checkpoint import loading_error, resolve
+from tests.conftest import PROMPT, Run, run_command
+from tests.models.tiny import write_checkpoint
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 CUT_SHORT, REINSTALL = "is cut short, to {} bytes", "download the model again"
@@ -44,3 +47,33 @@ def test_damaged_weights(
     assert (ran.code, ran.out) == (1, "")
     assert f"error: {folder}: {path.name} {problem.format(f'{len(damaged):,}')}" in ran.err, ran.err
     assert hint in ran.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("stdin", [b"y\n" * 9, b""])
+def test_the_code_of_a_model_never_runs(stdin: bytes, tmp_path: Path, run: Run, pictures: list[Path]) -> None:
+    """Not even if stdin says yes to what transformers would ask. The classes of transformers are used instead."""
+    folder, trace = write_checkpoint("llava", tmp_path / "model"), tmp_path / "trace"
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')\nclass Own: pass\n")
+    names = {
+        "config.json": "AutoConfig",
+        "processor_config.json": "AutoProcessor",
+        "tokenizer_config.json": "AutoTokenizer",
+    }
+    for file, name in names.items():
+        settings = json.loads((folder / file).read_text())
+        settings["auto_map"] = {name: ["own.Own", "own.Own"] if name == "AutoTokenizer" else "own.Own"}
+        (folder / file).write_text(json.dumps(settings))
+    image_processor = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    image_processor["auto_map"] = {"AutoImageProcessor": "own.Own"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor))
+    result = run_command("ask", pictures[0], PROMPT, "-m", folder, "--max-new-tokens", 1, stdin=stdin)
+    assert result.code == 0, result.err
+    assert not trace.exists()
+    assert "trust_remote_code" not in result.out + result.err
+
+
+def test_a_model_that_needs_its_own_code_is_refused() -> None:
+    checkpoint = resolve("demo")
+    error = loading_error(checkpoint, "cannot load the processor of x", ValueError("set `trust_remote_code=True`"))
+    assert "prunesid runs no such code" in error.problem
+    assert error.hint

@@ -23,7 +23,7 @@ from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, read_prompt_file
 from prunesid_cli.pipeline.session import Session, check_cache_model
 from prunesid_cli.pipeline.settings import DEFAULTS, Settings
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
-from prunesid_cli.text import format_duration, plural
+from prunesid_cli.text import escape_invisible, format_duration, plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class AnswerReport:
         if self.as_json or (self.prints and not stdout_is_terminal()):
             printer.record(reply_record(reply))
         elif self.prints and reply.answer:
-            printer.result(f"{reply.query.item.source}: {reply.answer.text}")
+            printer.result(f"{escape_invisible(reply.query.item.source)}: {reply.answer.text}")
 
     def rate(self) -> str:
         seconds = time.perf_counter() - self.start

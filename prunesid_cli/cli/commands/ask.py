@@ -16,7 +16,7 @@ from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.errors import UsageError
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS
-from prunesid_cli.text import format_stages
+from prunesid_cli.text import escape_invisible, format_stages
 from prunesid_cli.tokencache import information_sample
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def ask(
         used = {"model": checkpoint.name, "revision": checkpoint.revision, "method": method, "keep": keep}
         printer.record(asked | used | record)
     else:
-        printer.result(text)
+        printer.result(text, is_styled=compare)
     if usage:
         printer.requested(_usage_line(outcome))
 
@@ -145,7 +145,8 @@ def _comparison_table(pruned: Outcome, unpruned: Outcome) -> str:
         rows[f"{name}, ms"] = lambda outcome, name=name: f"{1000 * outcome.seconds[name]:,.0f}"  # type: ignore[misc]
     rows["all of it, ms"] = lambda outcome: f"{1000 * sum(outcome.seconds.values()):,.0f}"
     for name, value in rows.items():
-        table.add_row(name, Text(value(pruned)), Text(value(unpruned)))
+        cells = (Text(escape_invisible(value(outcome), keep="\n")) for outcome in (pruned, unpruned))
+        table.add_row(name, *cells)
     console = Console()
     with console.capture() as captured:
         console.print(table)

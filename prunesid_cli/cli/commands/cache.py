@@ -17,7 +17,7 @@ from prunesid_cli.cli.help import PlainCommand, PlainGroup
 from prunesid_cli.cli.notices import exit_if_incomplete
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, UsageError
-from prunesid_cli.text import escape_control_characters, plural
+from prunesid_cli.text import escape_invisible, plural
 from prunesid_cli.tokencache import open_cache, read_calibration
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, layout_to_record
 
@@ -74,7 +74,7 @@ def _print_row(source: str, cells: list[str], record: Mapping[str, object], null
     elif as_json:
         printer.record(dict(record))
     else:
-        printer.result("\t".join(map(escape_control_characters, cells)))
+        printer.result("\t".join(map(escape_invisible, cells)))
 
 
 @app.command(cls=PlainCommand)
@@ -97,7 +97,7 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
         if calibration:
             facts["calibration"] = f"phi {calibration.phi:.4f}, of {plural(calibration.images, 'image')}"
         for name, value in facts.items():
-            printer.result(f"{name:11} {value}")
+            printer.result(f"{name:11} {escape_invisible(str(value))}")
     exit_if_incomplete(opened)
 
 

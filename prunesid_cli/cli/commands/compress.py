@@ -116,6 +116,7 @@ def compress(
     session = Session.open(settings)
     from prunesid_cli.cli.compress_report import CompressReport
     from prunesid_cli.cli.input_paths import InputPaths
+    from prunesid_cli.inputs.named_sources import select_named
     from prunesid_cli.pipeline.batches import BatchRunner
     from prunesid_cli.pipeline.compress import open_writer
     from prunesid_cli.pipeline.load import InputLoader
@@ -131,7 +132,7 @@ def compress(
         return
     writer = open_writer(session, pruner, out, store, __version__, shard_items)
     if retry_failed:
-        inputs = InputPaths(list(writer.failed), exact=True)
+        inputs = InputPaths(select_named(list(writer.failed), inputs.expanded()), exact=True)
     else:
         if not writer.unwritable:
             record_partition(out, partition, is_new=not writer.index.shards)
@@ -162,15 +163,14 @@ def _check_options(context: typer.Context) -> None:
         raise UsageError("--stream and --calibrate contradict each other", "--calibrate only measures: leave out one")
     if params["null"] and "-" not in paths:
         raise UsageError("-0 is about a list on stdin, which is not read", "name - as the path, or leave out -0")
-    if not params["retry_failed"]:
-        if not paths:
-            hint = "name files, folders or globs; see: prunesid compress --help"
-            raise UsageError("compress needs images or clips", hint)
-        return
-    others = {"PATH": bool(paths), "--calibrate": params["calibrate"], "--shard": params["shard"] is not None}
-    for name, is_given in others.items():
-        if is_given:
-            problem = f"--retry-failed and {name} contradict each other"
+    if not paths:
+        needs = (
+            "--retry-failed needs the paths to retry" if params["retry_failed"] else "compress needs images or clips"
+        )
+        raise UsageError(needs, "name files, folders or globs; see: prunesid compress --help")
+    for name in ("calibrate", "shard"):
+        if params["retry_failed"] and params[name]:
+            problem = f"--retry-failed and --{name} contradict each other"
             raise UsageError(problem, "--retry-failed takes the inputs that the cache lists as failed")
 
 

@@ -96,7 +96,7 @@ def show(
         printer.result(str(out))
         printer.note(_caption(item, explanation, groups))
     else:
-        printer.result(_render_in_terminal(panels, annotations))
+        printer.result(_render_in_terminal(panels, annotations), is_styled=True)
         printer.result(_caption(item, explanation, groups))
 
 

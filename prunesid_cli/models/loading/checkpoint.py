@@ -129,6 +129,20 @@ def fingerprint(folder: Path) -> str:
     return f"folder-{digest.hexdigest()}"
 
 
+def loading_error(checkpoint: Checkpoint, problem: str, error: Exception) -> ModelError:
+    """The error for files of a checkpoint that transformers cannot load.
+
+    Args:
+        checkpoint: The checkpoint.
+        problem: What cannot be done.
+        error: Why.
+    """
+    if "trust_remote_code" in str(error):
+        own_code = f"{problem}: it needs Python code that comes with the model, and prunesid runs no such code"
+        return ModelError(own_code, "choose a checkpoint that transformers reads by itself")
+    return ModelError(f"{problem}: {first_line(error)}", REINSTALL_HINT)
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's text that is not empty, or else the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

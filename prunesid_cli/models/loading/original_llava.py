@@ -71,7 +71,7 @@ def build_config(checkpoint: Checkpoint) -> Any:
     text_names = {*text.to_dict(), *OLD_ROPE_SETTINGS} - NOT_TEXT_SETTINGS
     text_settings = {name: value for name, value in settings.items() if name in text_names and value is not None}
     tower = resolve_tower(checkpoint)
-    vision = AutoConfig.from_pretrained(tower.location, revision=tower.commit)
+    vision = AutoConfig.from_pretrained(tower.location, revision=tower.commit, trust_remote_code=False)
     vision = getattr(vision, "vision_config", vision)
     if vision.model_type != "clip_vision_model":
         raise UnsupportedModel(

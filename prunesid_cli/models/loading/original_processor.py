@@ -66,7 +66,9 @@ def load_original_processor(checkpoint: Checkpoint, config: Any) -> Any:
     """
     settings = checkpoint.original_config or {}
     tower = resolve_tower(checkpoint)
-    loaded = AutoImageProcessor.from_pretrained(tower.location, revision=tower.commit, backend="pil")
+    loaded = AutoImageProcessor.from_pretrained(
+        tower.location, revision=tower.commit, backend="pil", trust_remote_code=False
+    )
     image_settings = {**loaded.to_dict(), **grid_pinpoints(checkpoint)}
     image_settings.pop("image_processor_type", None)
     if settings.get("image_aspect_ratio") == "pad":
@@ -124,7 +126,7 @@ def _load_tokenizer(location: str, commit: str | None, text_model_type: str) -> 
     """Load the tokenizer of the language model's type; transformers would choose a wrong class from config.json."""
     try:
         config = AutoConfig.for_model(text_model_type)
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=commit, config=config)
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=commit, config=config, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         if find_spec("sentencepiece"):
             raise

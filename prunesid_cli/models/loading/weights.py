@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line
+from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line, loading_error
 from prunesid_cli.models.loading.pretrained import memory_error, read_pretrained
 from prunesid_cli.runtime.out_of_memory import available_memory, is_out_of_memory
 from prunesid_cli.types import Placement
@@ -28,10 +28,9 @@ def load_config(checkpoint: Checkpoint) -> Any:
             from prunesid_cli.models.loading.original_llava import build_config
 
             return build_config(checkpoint)
-        return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit)
+        return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        problem = f"cannot read the configuration of {checkpoint.name}: {first_line(error)}"
-        raise ModelError(problem, REINSTALL_HINT) from error
+        raise loading_error(checkpoint, f"cannot read the configuration of {checkpoint.name}", error) from error
 
 
 def load_vision_model(

@@ -186,7 +186,9 @@ def load_text_processor(checkpoint: Checkpoint) -> TextProcessor:
         ModelError: Its files cannot be read.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, revision=checkpoint.commit)
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.location, revision=checkpoint.commit, trust_remote_code=False
+        )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(
             f"cannot load the tokenizer of {checkpoint.name}: {first_line(error)}", REINSTALL_HINT

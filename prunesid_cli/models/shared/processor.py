@@ -22,7 +22,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
-from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line
+from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line, loading_error
 from prunesid_cli.models.loading.original_processor import load_original_processor
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.models.shared.token_grid import Box, centered_box
@@ -46,7 +46,11 @@ def load_processor(checkpoint: Checkpoint, processor_class: Any = None, image_pr
     Raises:
         ModelError: Its files cannot be read.
     """
-    source = {"pretrained_model_name_or_path": checkpoint.location, "revision": checkpoint.commit}
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": checkpoint.location,
+        "revision": checkpoint.commit,
+        "trust_remote_code": False,
+    }
     try:
         if checkpoint.original_config:
             return load_original_processor(checkpoint, load_config(checkpoint))
@@ -67,8 +71,7 @@ def load_processor(checkpoint: Checkpoint, processor_class: Any = None, image_pr
         arguments = [parts.get(name) for name in processor_class.get_attributes()]
         return PartialProcessor.from_args_and_dict(arguments, load_processor_settings(checkpoint))
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-        problem = f"cannot load the processor of {checkpoint.name}: {first_line(error)}"
-        raise ModelError(problem, REINSTALL_HINT) from error
+        raise loading_error(checkpoint, f"cannot load the processor of {checkpoint.name}", error) from error
 
 
 def load_processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
