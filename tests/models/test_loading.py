@@ -60,9 +60,9 @@ def test_the_code_of_a_model_never_runs(stdin: bytes, tmp_path: Path, run: Run, 
         "tokenizer_config.json": "AutoTokenizer",
     }
     for file, name in names.items():
-        settings = json.loads((folder / file).read_text())
+        settings = json.loads((folder / f"{file}.json").read_text())
         settings["auto_map"] = {name: ["own.Own", "own.Own"] if name == "AutoTokenizer" else "own.Own"}
-        (folder / file).write_text(json.dumps(settings))
+        (folder / f"{file}.json").write_text(json.dumps(settings))
     image_processor = json.loads((folder / "processor_config.json").read_text())["image_processor"]
     image_processor["auto_map"] = {"AutoImageProcessor": "own.Own"}
     (folder / "preprocessor_config.json").write_text(json.dumps(image_processor))
