@@ -207,6 +207,14 @@ Seed = Annotated[
         help="Random seed, used if --temperature is above 0.",
     ),
 ]  # fmt: skip
+AllowSpecialTokens = Annotated[
+    bool,
+    typer.Option(
+        "--allow-special-tokens", envvar="PRUNESID_ALLOW_SPECIAL_TOKENS", rich_help_panel=ADVANCED,
+        help="Give special tokens in a prompt, such as <|im_end|>, their meaning. Otherwise they are plain text, so a "
+        "prompt cannot end its turn.",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON on stdout.")]
 Usage = Annotated[
     bool, typer.Option("-u", "--usage", rich_help_panel=OUTPUT, help="Print tokens and time by stage on stderr.")

@@ -143,6 +143,8 @@ class PixtralVision:
 class LlavaLanguage(BaseLanguageHalf):
     """Language half: projector and language model."""
 
+    item_tokens = (r"\[IMG_BREAK\]", r"\[IMG_END\]")  # of Pixtral
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0

@@ -75,7 +75,9 @@ class Session:
 
     def load_language(self) -> LanguageHalf:
         """Reads the weights of the language half."""
-        return load_family(self.checkpoint.model_type).load_language_half(self.checkpoint, self.placement)
+        language = load_family(self.checkpoint.model_type).load_language_half(self.checkpoint, self.placement)
+        language.allow_special_tokens = self.settings.allow_special_tokens
+        return language
 
     def pruner(
         self, budget: Budget | None = None, sample: Sequence[float] = (), vision: VisionHalf | None = None

@@ -71,6 +71,7 @@ class Settings:
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 decodes greedily.
         seed: Seed of sampling, with a temperature.
+        allow_special_tokens: Whether special tokens in a prompt have their meaning, instead of being text.
         batch_size: Items per batch; 0: chosen by the device.
     """
 
@@ -89,6 +90,7 @@ class Settings:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
+    allow_special_tokens: bool = False
     batch_size: int = 0
 
     def check_method(self) -> None:

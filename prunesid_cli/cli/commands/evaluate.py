@@ -88,6 +88,7 @@ def evaluate(
     attention: o.Attention = DEFAULTS.attention,
     batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
+    allow_special_tokens: o.AllowSpecialTokens = DEFAULTS.allow_special_tokens,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -178,6 +179,7 @@ def _describe_context(session: Session) -> str:
             str(settings.sampling()),
             settings.max_new_tokens,
             settings.dynamic,
+            *(["special tokens"] if settings.allow_special_tokens else []),
         ]
     )
 

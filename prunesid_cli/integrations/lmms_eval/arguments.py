@@ -93,7 +93,7 @@ def _text(name: str, value: Value) -> str:
 
 def _flag(name: str, value: Value) -> bool:
     if not isinstance(value, bool):
-        raise UsageError(f"{name}={value} is neither true nor false", "leave it out to spread over tiles and frames")
+        raise UsageError(f"{name}={value} is neither true nor false", "give true or false, or leave it out")
     return value
 
 
@@ -160,6 +160,7 @@ ARGUMENTS: Mapping[str, tuple[str, Callable[[str, Value], Any]]] = {
     "device": ("device", _device),
     "dtype": ("dtype", _dtype),
     "attn": ("attention", _attention),
+    "allow_special_tokens": ("allow_special_tokens", _flag),
     "batch_size": ("batch_size", _batch_size),
 }
 """Argument -> field of `Settings`, and how its value is read. lmms-eval's tasks choose what is left out here."""

@@ -223,5 +223,5 @@ class MGMLanguage(BaseLanguageHalf):
         first, *others = text.split(IMAGE_TEXT)
         ids = super().tokenize_text(first).tolist()
         for other in others:
-            ids += [*self.placeholder_ids, *self.tokenizer(other, add_special_tokens=False)["input_ids"]]
+            ids += [*self.placeholder_ids, *self.control_tokens.encode(other)]
         return torch.tensor(ids)

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from prunesid_cli.errors import ModelError, UsageError
+from prunesid_cli.models.shared.control_tokens import ControlTokens
 from prunesid_cli.models.shared.generation import generate_options, left_pad
-from prunesid_cli.models.shared.processor import placeholder_ids, placeholder_text
+from prunesid_cli.models.shared.processor import item_tokens, placeholder_ids, placeholder_text
 from prunesid_cli.models.shared.prompt_pieces import (
     MEDIA_TAG,
     PromptPiece,
@@ -50,13 +51,20 @@ class BaseLanguageHalf(ABC):
         tokenizer: The processor's tokenizer.
         placeholder_ids: See `LanguageHalf`.
         placeholder_texts: The placeholder of an image (False) and of a clip (True) in a rendered prompt; None if none.
+        placeholders: All texts that stand for visual tokens, before or after the processor has expanded a prompt.
+        control_tokens: The control tokens, and how text is encoded.
+        item_pattern: The control tokens that the text of an image or clip may contain.
         can_share_prefix: See `LanguageHalf`.
+        allow_special_tokens: See `LanguageHalf`.
+        item_tokens: Patterns of further control tokens that the processor writes for an image or clip.
         newline_embedding: The embedding of structural slots [D]; None if the family has none.
         is_causal: Whether the start of a prompt is read in the same way whatever follows it.
     """
 
     newline_embedding: Tensor | None = None
     is_causal = True
+    allow_special_tokens = False
+    item_tokens: tuple[str, ...] = ()
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
@@ -64,6 +72,12 @@ class BaseLanguageHalf(ABC):
         self.tokenizer = processor.tokenizer
         self.placeholder_ids = placeholder_ids(model.config)
         self.placeholder_texts = {is_clip: placeholder_text(processor, is_clip) for is_clip in (False, True)}
+        placeholders = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
+        self.placeholders = {text for text in (*self.placeholder_texts.values(), *placeholders) if text}
+        chat_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
+        self.control_tokens = ControlTokens(self.tokenizer, chat_template, self.placeholders)
+        texts = {*self.placeholders, *item_tokens(processor)}
+        self.item_pattern = re.compile("|".join([*map(re.escape, texts), *self.item_tokens]))
         self.can_share_prefix = self.is_causal and caches_every_token(model.config)
 
     @abstractmethod
@@ -97,9 +111,8 @@ class BaseLanguageHalf(ABC):
         """See `LanguageHalf.check_prompt`."""
         split_at_tags(prompt, num_items)
         text = MEDIA_TAG.sub("", prompt)
-        placeholders = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
-        for placeholder in (*self.placeholder_texts.values(), *placeholders):
-            if placeholder and placeholder in text:
+        for placeholder in self.placeholders if self.allow_special_tokens else ():
+            if placeholder in text:
                 raise UsageError(f"the prompt contains {placeholder}, which stands for an image", hint="leave it out")
         if not text.strip():
             raise UsageError("the prompt asks nothing", hint='ask something: "what is shown?"')
@@ -128,17 +141,17 @@ class BaseLanguageHalf(ABC):
 
     def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """See `LanguageHalf.tokenize`."""
+        item_texts = iter([self.control_tokens.disguise(layout.text, self.item_pattern) for layout in layouts])
+        prompt = prompt if self.allow_special_tokens else self.control_tokens.disguise(prompt, MEDIA_TAG)
         content = user_content(prompt, [layout.is_clip for layout in layouts])
         rendered = self.render_chat([{"role": "user", "content": content}])
-        item_texts = iter([layout.text for layout in layouts])
         placeholders = "|".join(re.escape(text) for text in dict.fromkeys(self.placeholder_texts.values()) if text)
         return self.tokenize_text(re.sub(placeholders, lambda match: next(item_texts, match[0]), rendered))
 
     def tokenize_text(self, text: str) -> Tensor:
         """The token ids [L] of a rendered prompt. BOS is added unless the text starts with it."""
         has_bos = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
-        ids: Tensor = self.tokenizer(text, add_special_tokens=not has_bos, return_tensors="pt")["input_ids"][0]
-        return ids
+        return torch.tensor(self.control_tokens.encode(text, add_special_tokens=not has_bos), dtype=torch.long)
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
         """Apply the checkpoint's chat template, up to the start of the model's turn.

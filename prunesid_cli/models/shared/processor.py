@@ -32,6 +32,11 @@ FRAME_SETTINGS = (
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
 )  # fmt: skip
 """Settings for a single frame that image processors and video processors have under the same names."""
+ITEM_TOKEN_NAMES = (
+    "image_token", "video_token", "vision_start_token", "vision_end_token", "start_image_token", "end_image_token",
+    "boi_token", "eoi_token", "fake_image_token", "global_image_tag", "global_image_token",
+)  # fmt: skip
+"""Attributes of processors and tokenizers that hold a token which a processor writes for an image or clip."""
 PLACEHOLDER_ID_SETTINGS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 
 
@@ -114,6 +119,12 @@ def read_frame_options(checkpoint: Checkpoint, image_processor: Any) -> dict[str
 def placeholder_text(processor: Any, is_clip: bool) -> str | None:
     """The text that a chat template writes for an image or clip, and that the processor then expands; None if none."""
     return getattr(processor, "video_token" if is_clip else "image_token", None)
+
+
+def item_tokens(processor: Any) -> set[str]:
+    """The tokens that a processor writes into a prompt for an image or clip, as far as it names them."""
+    sources = (processor, processor.tokenizer)
+    return {token for source in sources for name in ITEM_TOKEN_NAMES if (token := getattr(source, name, None))}
 
 
 def placeholder_ids(config: Any) -> frozenset[int]:
