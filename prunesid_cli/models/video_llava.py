@@ -83,7 +83,8 @@ class VideoLlavaVision:
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W], clip -> frames [T, 3, H, W]."""
         processor = self.frame_processor if media.is_clip else self.processor.image_processor
-        processed = processor(images=list(media.frames), return_tensors="pt")
+        # Told where the channels are, the processor does not guess: of an image 1 or 3 pixels high it guesses wrongly.
+        processed = processor(images=list(media.frames), return_tensors="pt", input_data_format="channels_last")
         pixels = next(iter(processed.values()))  # the only tensor, whose name depends on the processor
         box = visible_box(processor, media.size)
         if media.is_clip:
