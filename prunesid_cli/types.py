@@ -31,13 +31,13 @@ class Placement:
     Attributes:
         device: The device; of a model on several GPUs, the first one.
         dtype: The precision.
-        attention: The attention kernels, as transformers calls them.
+        attention: The attention kernels, as transformers calls them; None lets it choose for each part of a model.
         multi_gpu: Whether a language model may be spread over all GPUs.
     """
 
     device: torch.device
     dtype: torch.dtype
-    attention: str
+    attention: str | None
     multi_gpu: bool = False
 
 

@@ -145,7 +145,7 @@ Attention = Annotated[
     settings.Attention,
     typer.Option(
         "--attn", metavar="KERNELS", envvar="PRUNESID_ATTN", rich_help_panel=ADVANCED,
-        help="Attention kernels: auto, sdpa, flash_attention_2 or eager. auto is sdpa.",
+        help="Attention kernels: auto, sdpa, flash_attention_2 or eager. auto is sdpa where the model supports it.",
     ),
 ]  # fmt: skip
 AnswerBatchSize = Annotated[

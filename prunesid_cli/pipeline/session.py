@@ -66,7 +66,7 @@ class Session:
             settings.device, settings.dtype.value, settings.attention.value, load_config(checkpoint)
         )
         logger.debug("%s model %s, revision %s", checkpoint.model_type, checkpoint.name, checkpoint.revision)
-        logger.debug("device %s, dtype %s, attention %s", placement.device, placement.dtype, placement.attention)
+        logger.debug("device %s, dtype %s, attention %s", placement.device, placement.dtype, settings.attention.value)
         return cls(checkpoint, placement, settings)
 
     def load_vision(self) -> VisionHalf:

@@ -26,7 +26,7 @@ class Dtype(str, Enum):
 
 
 class Attention(str, Enum):
-    """Attention kernels; auto is sdpa."""
+    """Attention kernels; auto is sdpa where a part of the model supports it, else eager."""
 
     auto = "auto"
     sdpa = "sdpa"

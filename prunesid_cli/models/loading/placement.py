@@ -21,7 +21,8 @@ def choose_placement(device: str, dtype: str, attention: str, config: Pretrained
             the language model spread over all GPUs if accelerate is installed.
         dtype: "bf16", "fp16" or "fp32". "auto" takes float32 on a CPU; elsewhere the checkpoint's own half precision,
             or bf16 if it is not stored in half precision.
-        attention: An attention implementation of transformers; "auto" takes SDPA.
+        attention: An attention implementation of transformers; "auto" lets it choose for each part of a model: SDPA
+            where the part supports it.
         config: The checkpoint's configuration.
 
     Raises:
@@ -38,9 +39,25 @@ def choose_placement(device: str, dtype: str, attention: str, config: Pretrained
     return Placement(
         device=chosen_device,
         dtype=chosen_dtype,
-        attention="sdpa" if attention == "auto" else attention,
+        attention=None if attention == "auto" else attention,
         multi_gpu=device == "auto" and torch.cuda.device_count() > 1 and find_spec("accelerate") is not None,
     )
+
+
+def attention_option(placement: Placement, config: PretrainedConfig) -> str | dict[str, str | None] | None:
+    """The argument `attn_implementation` of transformers, for all parts of a model or for each one.
+
+    Language models that cap attention scores, such as Gemma 2, are run eagerly. SDPA leaves that out in transformers
+    5.17 to 5.20, and later versions refuse it.
+
+    Args:
+        placement: How the model runs.
+        config: Its configuration.
+    """
+    attention = placement.attention
+    if attention in (None, "sdpa") and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        return {**dict.fromkeys(("", *config.sub_configs), attention), "text_config": "eager"}
+    return attention
 
 
 def _find_device(name: str) -> torch.device:

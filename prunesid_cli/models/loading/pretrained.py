@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line
+from prunesid_cli.models.loading.placement import attention_option
 from prunesid_cli.models.loading.weight_checks import find_damaged_file
 from prunesid_cli.types import Placement
 
@@ -65,7 +66,7 @@ def read_pretrained(
                 revision=checkpoint.commit,
                 config=config,
                 dtype=placement.dtype,
-                attn_implementation=placement.attention,
+                attn_implementation=attention_option(placement, config),
                 output_loading_info=True,
                 device_map=device_map,
                 **options,
@@ -77,6 +78,9 @@ def read_pretrained(
         hint = "install what it names" if is_quantised else "try --attn sdpa"
         raise ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", hint) from error
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        if placement.attention and "attn_implementation" in str(error):
+            problem = f"a part of {checkpoint.name} does not run with {placement.attention} attention"
+            raise ModelError(problem, "leave out --attn") from error
         unexplained = ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", REINSTALL_HINT)
         raise find_damaged_file(checkpoint) or unexplained from error
     # Mismatched keys are names, or tuples of a name and two shapes.

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line
+from prunesid_cli.models.loading.placement import attention_option
 from prunesid_cli.models.loading.pretrained import memory_error, read_pretrained
 from prunesid_cli.runtime.out_of_memory import available_memory, is_out_of_memory
 from prunesid_cli.types import Placement
@@ -111,7 +112,7 @@ def _make_random_model(
 ) -> Any:
     """Make a model with random weights directly on its device and in its dtype."""
     devices = [placement.device] if placement.device.type == "cuda" else []
-    options = {"dtype": placement.dtype, "attn_implementation": placement.attention}
+    options = {"dtype": placement.dtype, "attn_implementation": attention_option(placement, config)}
     try:
         with torch.device("meta"):
             meta_model = model_class._from_config(config, **options)
