@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CLS_NOT_READ = -1
 """Slot of a CLS token that the stock model does not read."""
+Box = tuple[float, float, float, float]
+"""A part of an image: left, top, right, bottom, as fractions of its width and height."""
+WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Region:
     rows: int
     columns: int
     stride: int
-    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    box: Box = WHOLE_IMAGE
     time: float | None = None
     tick: int = 0
 
@@ -125,6 +128,14 @@ class Layout:
     @property
     def is_clip(self) -> bool:
         return any(region.time is not None for region in self.regions)
+
+    @property
+    def visible_share(self) -> float:
+        """Share of the picture's area, or of each frame's, that the model's preprocessing does not crop off."""
+        left, top, right, bottom = zip(*(region.box for region in self.regions), strict=True)
+        # Boxes extend beyond the picture where it was padded.
+        width, height = min(max(right), 1) - max(min(left), 0), min(max(bottom), 1) - max(min(top), 0)
+        return width * height
 
 
 @dataclass(frozen=True)

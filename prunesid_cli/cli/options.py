@@ -75,6 +75,14 @@ Calibration = Annotated[
         "tokens, or be made by compress --calibrate.",
     ),
 ]  # fmt: skip
+Fit = Annotated[
+    settings.Fit,
+    typer.Option(
+        "--fit", metavar="crop|pad", envvar="PRUNESID_FIT", rich_help_panel=PRUNING,
+        help="What models that read squares do with other images. crop: what the checkpoint says, often the central "
+        "square alone. pad: pad them to squares, so that nothing is lost. Models that do not crop ignore it.",
+    ),
+]  # fmt: skip
 Frames = Annotated[
     int,
     typer.Option(

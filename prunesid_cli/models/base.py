@@ -35,6 +35,7 @@ class VisionHalf(Protocol):
         fixed_short_side: Number of pixels of an image's shorter side that the model reads, whatever the image's size;
             None if it reads more of a larger image. Larger images can be downscaled while they are decoded.
         methods: Name of a selection method -> the method that this family uses under that name.
+        pad_to_square(): Lets it pad images and frames to squares from then on, where it crops them otherwise.
     """
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:

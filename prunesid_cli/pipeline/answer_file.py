@@ -35,9 +35,10 @@ def describe_answerer(run: Run, generation: Generation, allow_special_tokens: bo
     spread = ", dynamic" if run.dynamic else ", even" if run.even else ""
     sampled = f"temperature {generation.temperature:g}, seed {generation.seed}"
     decoding = sampled if generation.temperature > 0 else "greedy"
+    padded = ", padded" if run.fit == "pad" else ""
     decoding += ", special tokens" if allow_special_tokens else ""
     return (
-        f"{run.model} at {run.revision}, {run.method} {run.keep}{spread}, {run.dtype}{stored}; "
+        f"{run.model} at {run.revision}, {run.method} {run.keep}{spread}{padded}, {run.dtype}{stored}; "
         f"{generation.max_new_tokens} new tokens, {decoding}"
     )
 

@@ -42,6 +42,13 @@ class VideoBackend(str, Enum):
     pyav = "pyav"
 
 
+class Fit(str, Enum):
+    """What is done with images that are not square, for models that read squares and crop; crop is the checkpoint's."""
+
+    crop = "crop"
+    pad = "pad"
+
+
 class TokenStore(str, Enum):
     """How a cache stores tokens; model is the model's own precision."""
 
@@ -61,6 +68,7 @@ class Settings:
         dynamic: Spread the budget by information over items (True), over the tiles and frames of an item (None), or
             over nothing (False).
         method: A name of `selection.METHODS`.
+        fit: Whether models that crop images to squares pad them instead.
         frames: Frames of each clip, spread evenly over its time.
         fps: Frames per second of each clip, instead of `frames`.
         window: Successive frames that are pruned together.
@@ -80,6 +88,7 @@ class Settings:
     keep: str = "11%"
     dynamic: bool | None = None
     method: str = "prunesid"
+    fit: Fit = Fit.crop
     frames: int = DEFAULT_FRAMES
     fps: float | None = None
     window: int = 1

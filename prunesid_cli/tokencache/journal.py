@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -86,7 +85,7 @@ class ShardJournal:
         try:
             if self.rows_file is None or self.log_file is None:
                 self.rows_file, self.log_file = self.rows_path.open("w+b"), self.log_path.open("wb")
-                head = {"run": asdict(self.run), "tool": self.tool, "number": self.number, "width": self.channels}
+                head = {"run": self.run.to_record(), "tool": self.tool, "number": self.number, "width": self.channels}
                 self.log_file.write(_log_line("shard", head))
             self.rows_file.write(rows.data + rows.scales)
             if is_new_layout:
@@ -131,7 +130,7 @@ class ShardJournal:
             "format": FORMAT,
             "number": self.number,
             "tool": self.tool,
-            "run": asdict(self.run),
+            "run": self.run.to_record(),
             "items": self.records,
             "layouts": [layout_to_record(layout) for layout in self.layouts],
         }

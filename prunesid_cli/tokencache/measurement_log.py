@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from prunesid_cli.tokencache.cache_errors import write_error
-from prunesid_cli.tokencache.format import MEASUREMENT_LOG, canonical_json
+from prunesid_cli.tokencache.format import MEASUREMENT_LOG, Run, canonical_json
 from prunesid_cli.tokencache.index_table import Stamp
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ class MeasurementLog:
             CacheError: The log cannot be read or written.
         """
         run = writer.run
-        settings = canonical_json([run.model, run.revision, run.dtype, writer.sampling, downscale, writer.tool])
+        settings = [run.model, run.revision, run.dtype, writer.sampling, downscale, writer.tool]
+        settings += [run.fit] if run.fit != Run.fit else []
         self.path = writer.folder / MEASUREMENT_LOG
-        self._head = hashlib.blake2b(settings.encode(), digest_size=RECORD_BYTES).digest()
+        self._head = hashlib.blake2b(canonical_json(settings).encode(), digest_size=RECORD_BYTES).digest()
         try:
             data = self.path.read_bytes() if self.path.exists() else b""
             self._has_head = data[:RECORD_BYTES] == self._head

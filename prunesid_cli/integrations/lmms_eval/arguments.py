@@ -18,7 +18,7 @@ from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
-from prunesid_cli.pipeline.settings import Attention, Dtype, Settings
+from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings
 
 Value = str | int | float | bool | None
 """lmms-eval turns what looks like a number or a truth value into one."""
@@ -124,6 +124,10 @@ def _dtype(name: str, value: Value) -> Dtype:
     return _member(Dtype, name, TORCH_DTYPE_NAMES.get(text, text))
 
 
+def _fit(name: str, value: Value) -> Fit:
+    return _member(Fit, name, value)
+
+
 def _attention(name: str, value: Value) -> Attention:
     return _member(Attention, name, value)
 
@@ -154,6 +158,7 @@ ARGUMENTS: Mapping[str, tuple[str, Callable[[str, Value], Any]]] = {
     "keep": ("keep", _text),
     "dynamic": ("dynamic", _flag),
     "method": ("method", _text),
+    "fit": ("fit", _fit),
     "frames": ("frames", _frame_count),
     "fps": ("fps", _rate),
     "window": ("window", _frame_count),

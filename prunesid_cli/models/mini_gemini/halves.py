@@ -44,8 +44,8 @@ from prunesid_cli.models.mini_gemini.weights import find_checkpoint_weights, fin
 from prunesid_cli.models.shared.attention_saliency import record_cls_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.requirements import check_requirements
-from prunesid_cli.models.shared.token_grid import Box, square_box
-from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
+from prunesid_cli.models.shared.token_grid import square_box
+from prunesid_cli.types import Box, Encoded, Layout, Pixels, Placement, Region, Segment
 
 IMAGE_TEXT = "<image>"
 """Placeholder of an image in a prompt."""
@@ -125,6 +125,10 @@ class MGMVision:
         size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
         pixels = self.image_processor(images=[image], return_tensors="pt", **size)["pixel_values"]
         return Pixels({"pixel_values": pixels}, self._layout(square_box(media.image.size, is_padded)))
+
+    def pad_to_square(self) -> None:
+        """See `VisionHalf`."""
+        self.config.image_aspect_ratio = "pad"
 
     def _layout(self, box: Box) -> Layout:
         """Layout of a square that shows `box` of its image: the global view, if there is one, then the tiles."""

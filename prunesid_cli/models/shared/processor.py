@@ -19,13 +19,15 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin
 # In transformers 5.17 the AutoImageProcessor of the top level is a dummy.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line
 from prunesid_cli.models.loading.original_processor import load_original_processor
 from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.models.shared.token_grid import Box, centered_box
+from prunesid_cli.models.shared.token_grid import centered_box
+from prunesid_cli.types import Box
 
 FRAME_SETTINGS = (
     "do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size",
@@ -167,6 +169,18 @@ def visible_box(image_processor: Any, size: tuple[int, int]) -> Box:
         width = width * crop["width"] / resize.get("width", scale * width)
         height = height * crop["height"] / resize.get("height", scale * height)
     return centered_box(width / size[0], height / size[1])
+
+
+def pad_instead_of_cropping(image_processor: Any) -> Any:
+    """An image processor that pads images to squares with the mean color, as the authors of LLaVA-1.5 do.
+
+    Args:
+        image_processor: Its other settings are kept. If it does not crop the center of images, it is returned itself.
+    """
+    if not getattr(image_processor, "do_center_crop", False):
+        return image_processor
+    settings = {name: getattr(image_processor, name, None) for name in FRAME_SETTINGS}
+    return LlavaImageProcessorPil(**settings, do_pad=True)
 
 
 def preprocess_frames(processor: Any, frames: Sequence[Image], **options: Any) -> Tensor:
