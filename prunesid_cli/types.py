@@ -216,12 +216,14 @@ class Prompt:
     """A whole prompt as input of the language model.
 
     Attributes:
+        ids: [L], token ids, with a placeholder for each visual token.
         embeds: [L, D], embeddings.
         visual: [L] bool, which are visual tokens, structural ones included.
         positions: [3, L], time, row and column under M-RoPE; None if tokens are simply counted.
         deepstack: [K, V, D], what is added to the V visual tokens after each of the first K layers; None if nothing is.
     """
 
+    ids: Tensor
     embeds: Tensor
     visual: Tensor
     positions: Tensor | None = None

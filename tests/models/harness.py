@@ -96,6 +96,12 @@ class Model:
         return getattr(self.stock.model, "language_model", None) or self.stock.model.text_model
 
     @property
+    def stock_generation_config(self) -> Any:
+        return getattr(
+            self.stock, "lm", self.stock
+        ).generation_config  # the reference of Mini-Gemini has an inner model
+
+    @property
     def processor(self) -> Any:
         return self.stock.processor if self.tiny.load_stock else self.language.processor
 

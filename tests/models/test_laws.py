@@ -78,6 +78,29 @@ def test_a_pruned_prompt_is_the_stock_prompt_without_the_pruned_rows(model: Mode
         torch.testing.assert_close(model.language.logits([prompt])[0], expected, **CLOSE)
 
 
+def test_settings_about_repetition_see_the_prompt(model: Model) -> None:
+    """As in the stock model: ids of the prompt are penalised, too. Alone, in a batch, and with a shared prefix."""
+    settings = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2}
+    configs = [model.language.model.generation_config, model.stock_generation_config]
+    plain = [vars(config).copy() for config in configs]
+    try:
+        for config in configs:
+            config.update(**settings)
+        media = model.images()[:2]
+        check_keeping_all(model, media[:1], PROMPT)
+        items = model.pruner().prune(model.pruner().encode([model.vision.preprocess(item) for item in media]))
+        prompts = [model.language.embed(question, [item]) for item in items for question in QUESTIONS]
+        answers = model.language.generate(prompts, GENERATION)
+        assert answers == [model.language.generate([prompt], GENERATION)[0] for prompt in prompts]
+        if model.language.can_share_prefix:
+            caches = model.language.read_prefixes([prompt_prefix(prompt, len(prompt.ids) - 1) for prompt in prompts])
+            assert model.language.generate(prompts, GENERATION, caches) == answers
+    finally:
+        for config, attributes in zip(configs, plain, strict=True):
+            vars(config).update(attributes)
+    assert model.language.generate(prompts, GENERATION) != answers
+
+
 def prune_stock_inputs(tiny: TinyModel, stock: dict[str, Any], kept: Tensor, embeds: Tensor) -> dict[str, Any]:
     """The inputs of the stock language model without pruned rows; `embeds` may have rows of unread CLS tokens, too."""
     if tiny.prune_inputs:

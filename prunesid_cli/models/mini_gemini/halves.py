@@ -14,7 +14,8 @@ reference in the tests; ConvNeXt against timm's, name by name. Not verified: any
 original keeps its prompts in code and picks one by the folder's name; here the checkpoint's own chat template comes
 first, and Vicuna's prompt is only used where there is none (7B, 13B). The original's prompts for 8B (Llama 3) and 34B
 (Yi) differ from those models' own templates: put them into `chat_template.jinja` to have them. transformers takes the
-tanh form of GELU for Gemma, whatever config.json says.
+tanh form of GELU for Gemma, whatever config.json says. Settings about repetition see the prompt, as in transformers;
+the original passes embeddings alone.
 """
 
 from __future__ import annotations

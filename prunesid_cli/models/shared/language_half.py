@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.models.shared.control_tokens import ControlTokens
-from prunesid_cli.models.shared.generation import generate_options, left_pad
+from prunesid_cli.models.shared.generation import generate_options, left_pad, left_pad_ids
 from prunesid_cli.models.shared.processor import item_tokens, placeholder_ids, placeholder_text
 from prunesid_cli.models.shared.prompt_pieces import (
     MEDIA_TAG,
@@ -121,8 +121,13 @@ class BaseLanguageHalf(ABC):
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
         """See `LanguageHalf.embed`."""
         self.check_prompt(prompt, len(items))
-        pieces = self._split_prompt(prompt, items)
-        width = self.model.get_input_embeddings().embedding_dim
+        ids = self.tokenize(prompt, [item.layout for item in items])
+        is_placeholder = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
+        pieces = self._split_prompt(ids, is_placeholder, items)
+        repeats = torch.ones_like(ids)
+        repeats[is_placeholder] = torch.tensor([len(piece.embeds) for piece in pieces if piece.is_visual])
+        words = self.model.get_input_embeddings()
+        width = words.embedding_dim
         visual = torch.cat([piece.embeds for piece in pieces if piece.is_visual])
         deepstack = None
         if visual.shape[-1] > width:
@@ -132,7 +137,10 @@ class BaseLanguageHalf(ABC):
             starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
             shifted = [start + piece.positions for start, piece in zip(starts, pieces, strict=True)]
             positions = to_device(torch.cat(shifted, 1), visual.device)
+        # A placeholder outside of the vocabulary cannot be penalised; another id of the prompt stands in for it.
+        is_unknown = ids >= words.num_embeddings
         return Prompt(
+            ids=ids.masked_fill(is_unknown, int(ids[~is_unknown][0])).repeat_interleave(repeats),
             embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
             visual=torch.cat([torch.full((len(piece.embeds),), piece.is_visual) for piece in pieces]),
             positions=positions,
@@ -178,10 +186,11 @@ class BaseLanguageHalf(ABC):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(generation.seed)
             output = self._generate(prompts, prefix_caches, **generate_options(generation, self.tokenizer))
+        new_ids = output[:, max(len(prompt.ids) for prompt in prompts) :].tolist()
         stop_ids = self.model.generation_config.eos_token_id
         stop_ids = {stop_ids} if isinstance(stop_ids, int) else set(stop_ids or ())
         answers = []
-        for prompt, ids in zip(prompts, output.tolist(), strict=True):
+        for prompt, ids in zip(prompts, new_ids, strict=True):
             length = next((number for number, token in enumerate(ids) if token in stop_ids), len(ids))
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
             answers.append(Answer(text=text, prompt_tokens=len(prompt.embeds), new_tokens=length))
@@ -214,13 +223,16 @@ class BaseLanguageHalf(ABC):
         """Run the stock `generate` on a left-padded batch of prompts, given the caches of their prefixes, if any."""
         if prefix_caches:
             options[CACHE_ARGUMENT] = batch_prefix_caches(prefix_caches, [len(prompt.embeds) for prompt in prompts])
+        inputs = self.model_inputs(prompts)
+        # The model reads the embeddings alone. The ids are for settings such as `repetition_penalty`.
+        inputs["input_ids"] = to_device(
+            left_pad_ids([prompt.ids for prompt in prompts]), inputs["inputs_embeds"].device
+        )
         with self.generation_context(prompts):
-            return self.model.generate(**self.model_inputs(prompts), pad_token_id=self.pad_token_id(), **options)
+            return self.model.generate(**inputs, pad_token_id=self.pad_token_id(), **options)
 
-    def _split_prompt(self, prompt: str, items: Sequence[TokenSet]) -> list[PromptPiece]:
+    def _split_prompt(self, ids: Tensor, is_placeholder: Tensor, items: Sequence[TokenSet]) -> list[PromptPiece]:
         """The pieces of a prompt in their order: text and runs of visual tokens in turn."""
-        ids = self.tokenize(prompt, [item.layout for item in items])
-        is_placeholder = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
         places = is_placeholder.nonzero().flatten().tolist()
         runs = [piece for item in items for piece in self._visual_pieces(item)]
         if len(places) != len(runs):

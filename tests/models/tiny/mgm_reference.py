@@ -93,9 +93,11 @@ class Reference:
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, **generation: Any) -> Tensor:
-        embeds = self.embeds(input_ids, pixel_values)
-        answer_ids = self.lm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **generation)
-        return torch.cat([input_ids, answer_ids], 1)
+        embeds, is_word = self.embeds(input_ids, pixel_values), input_ids != self.config.image_token_index
+        # The ids are for settings about repetition; images have none.
+        words = torch.where(is_word, input_ids, input_ids[is_word][0])
+        inputs = {"input_ids": words, "inputs_embeds": embeds, "attention_mask": attention_mask}
+        return self.lm.generate(**inputs, **generation)
 
     def save_pretrained(self, folder: Path, max_shard_size: str) -> None:
         folder.mkdir()
