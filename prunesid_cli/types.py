@@ -34,13 +34,14 @@ class Placement:
     Attributes:
         device: The device; of a model on several GPUs, the first one.
         dtype: The precision.
-        attention: The attention kernels, as transformers calls them; None lets it choose for each part of a model.
+        attention: The attention kernels, as transformers calls them, for the model or by part; None lets transformers
+            choose for each part.
         multi_gpu: Whether a language model may be spread over all GPUs.
     """
 
     device: torch.device
     dtype: torch.dtype
-    attention: str | None
+    attention: str | Mapping[str, str | None] | None
     multi_gpu: bool = False
 
 

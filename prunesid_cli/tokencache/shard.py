@@ -94,20 +94,17 @@ def read_header(path: Path) -> Shard:
         problem = f"{path} has cache format {version}, which is no longer read"
         raise CacheError(problem, "compress again, to another --out")
     has_no_gaps = bool(spans) and [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
-    if not (_is_check_right(text) and body["tensors"] == shapes and isinstance(number, int) and has_no_gaps):
+    # `check` is the first key of the JSON, because keys are sorted.
+    end = len(CHECK_PREFIX) + CHECK_CHARACTERS
+    unchecked = "{" + text[end + len('",') :]
+    is_intact = text.startswith(CHECK_PREFIX) and text[len(CHECK_PREFIX) : end] == checksum(unchecked.encode())
+    if not (is_intact and body["tensors"] == shapes and isinstance(number, int) and has_no_gaps):
         raise CacheError(f"{path} has a damaged header", repair_hint(path))
     if file_bytes != 8 + length + spans[-1][1]:
         raise CacheError(f"{path} is cut short", repair_hint(path))
     if number != parse_shard_number(path):
         raise misplaced_shard(path, number)
     return _build_shard(path, body, tensors, data_start=8 + length)
-
-
-def _is_check_right(text: str) -> bool:
-    """Whether the JSON of a header matches its checksum. `check` is its first key, because keys are sorted."""
-    end = len(CHECK_PREFIX) + CHECK_CHARACTERS
-    body = "{" + text[end + len('",') :]
-    return text.startswith(CHECK_PREFIX) and text[len(CHECK_PREFIX) : end] == checksum(body.encode())
 
 
 def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data_start: int) -> Shard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from prunesid_cli.models.shared.control_tokens import MARK, ControlTokens, renam
 from prunesid_cli.models.shared.prompt_pieces import MEDIA_TAG
 from tests.models.harness import PROMPT, Model
 
+NONE = re.compile("(?!)")
 ORDINARY = [PROMPT, "<b>a</b> [1] < 2 |x|", "what is\n\nshown?\n", "a\tb  c"]
 
 
@@ -123,7 +125,7 @@ def test_a_token_of_the_vocabulary_is_not_put_together(kind: str) -> None:
     raw = Tokenizer(inner)
     raw.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="<unk>")
-    control = ControlTokens(tokenizer, None)
+    control = ControlTokens(tokenizer, None, NONE)
     assert 1 in tokenizer("a</s>a", split_special_tokens=True)["input_ids"]  # the library's own way is not enough
     ids = control.encode(control.disguise("a</s>a", MEDIA_TAG) + "</s>")
     assert (ids[-1], 1 in ids[:-1], "".join(tokenizer.convert_ids_to_tokens(ids[:-1]))) == (1, False, "a</s>a")
@@ -131,19 +133,19 @@ def test_a_token_of_the_vocabulary_is_not_put_together(kind: str) -> None:
 
 def test_tokenizers_in_python() -> None:
     tokenizer = ByT5Tokenizer()
-    control = ControlTokens(tokenizer, None)
+    control = ControlTokens(tokenizer, None, NONE)
     text = control.disguise("a</s>b<pad>", MEDIA_TAG)
     ids = control.encode(text + "</s>")
     assert ids == [*(byte + 3 for byte in b"a</s>b<pad>"), tokenizer.eos_token_id]
     assert control.encode(text, add_special_tokens=True) == [*ids[:-1], tokenizer.eos_token_id]
 
 
-def test_added_tokens_of_the_chat_template_are_control_tokens() -> None:
+def test_added_tokens_of_template_and_processor_are_control_tokens() -> None:
     """Although they are not special, as in DeepSeek. Other added tokens, and newlines, are words."""
     raw = Tokenizer(models.BPE({character: number for number, character in enumerate("<>|User a\nbt")}, []))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
-    tokenizer.add_tokens(["<|User|>", "<table>", "\n\n"])
-    control = ControlTokens(tokenizer, "{{ '<|User|>' }}\n\n")
-    assert list(control.ids) == ["<|User|>"]
+    tokenizer.add_tokens(["<|User|>", "<row_1>", "<table>", "\n\n"])
+    control = ControlTokens(tokenizer, "{{ '<|User|>' }}\n\n", re.compile(r"<row_\d+>"))
+    assert list(control.ids) == ["<row_1>", "<|User|>"]
     ids = control.encode("<|User|>" + control.disguise("a<|User|>\n\n<table>", MEDIA_TAG))
     assert tokenizer.convert_ids_to_tokens(ids) == ["<|User|>", "a", *"<|User|>", "\n\n", "<table>"]

@@ -44,22 +44,6 @@ def choose_placement(device: str, dtype: str, attention: str, config: Pretrained
     )
 
 
-def attention_option(placement: Placement, config: PretrainedConfig) -> str | dict[str, str | None] | None:
-    """The argument `attn_implementation` of transformers, for all parts of a model or for each one.
-
-    Language models that cap attention scores, such as Gemma 2, are run eagerly. SDPA leaves that out in transformers
-    5.17 to 5.20, and later versions refuse it.
-
-    Args:
-        placement: How the model runs.
-        config: Its configuration.
-    """
-    attention = placement.attention
-    if attention in (None, "sdpa") and getattr(config.get_text_config(), "attn_logit_softcapping", None):
-        return {**dict.fromkeys(("", *config.sub_configs), attention), "text_config": "eager"}
-    return attention
-
-
 def _find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(

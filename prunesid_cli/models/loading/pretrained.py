@@ -16,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line
-from prunesid_cli.models.loading.placement import attention_option
 from prunesid_cli.models.loading.weight_checks import find_damaged_file
 from prunesid_cli.types import Placement
 
@@ -66,7 +65,7 @@ def read_pretrained(
                 revision=checkpoint.commit,
                 config=config,
                 dtype=placement.dtype,
-                attn_implementation=attention_option(placement, config),
+                attn_implementation=placement.attention,
                 output_loading_info=True,
                 device_map=device_map,
                 **options,

@@ -11,7 +11,6 @@ from transformers import AutoConfig, PreTrainedModel
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line
-from prunesid_cli.models.loading.placement import attention_option
 from prunesid_cli.models.loading.pretrained import memory_error, read_pretrained
 from prunesid_cli.runtime.out_of_memory import available_memory, is_out_of_memory
 from prunesid_cli.types import Placement
@@ -85,6 +84,11 @@ def load_model_half(
         ModelError: Weights are missing or of another shape, cannot be read, or do not fit into memory. Weights are
             never left random, unless `checkpoint.has_random_weights`.
     """
+    if placement.attention in (None, "sdpa") and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        # Language models that cap attention scores, such as Gemma 2, are run eagerly. SDPA leaves that out in
+        # transformers 5.17 to 5.20, and later versions refuse it. The other parts run as asked.
+        parts = {**dict.fromkeys(("", *config.sub_configs), placement.attention), "text_config": "eager"}
+        placement = replace(placement, attention=parts)
     if checkpoint.has_random_weights:
         return _make_random_model(model_class, checkpoint, config, placement)
     options: dict[str, Any] = {"use_safetensors": True}  # other formats are pickles, which can run code
@@ -112,7 +116,7 @@ def _make_random_model(
 ) -> Any:
     """Make a model with random weights directly on its device and in its dtype."""
     devices = [placement.device] if placement.device.type == "cuda" else []
-    options = {"dtype": placement.dtype, "attn_implementation": attention_option(placement, config)}
+    options = {"dtype": placement.dtype, "attn_implementation": placement.attention}
     try:
         with torch.device("meta"):
             meta_model = model_class._from_config(config, **options)

@@ -112,7 +112,7 @@ class MGMVisionModel(nn.Module):
         depths: Number of blocks of each ConvNeXt stage.
     """
 
-    def __init__(self, clip: Any, attention: str | None, widths: Sequence[int], depths: Sequence[int]) -> None:
+    def __init__(self, clip: Any, attention: Any, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__()
         self.vision_tower = AutoModel.from_config(clip, attn_implementation=attention)
         self.vision_tower_aux = HighResolutionTower(widths, depths)

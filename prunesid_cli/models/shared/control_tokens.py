@@ -24,20 +24,27 @@ MARK = uuid4().hex
 class ControlTokens:
     """The control tokens of a checkpoint, and how text that contains them is encoded.
 
-    These are all special tokens, and other added tokens that the chat template contains, such as `<｜User｜>`.
+    These are all special tokens, and other added tokens that the chat template contains, such as `<｜User｜>`, or that
+    the processor writes for an image or clip.
 
     Args:
         tokenizer: The checkpoint's tokenizer.
         chat_template: The checkpoint's chat template; None if there is none.
+        item_pattern: Matches the tokens that the processor writes for an image or clip.
         placeholders: Texts that stand for images and clips in a rendered prompt.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: Any, placeholders: Iterable[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, chat_template: Any, item_pattern: re.Pattern[str], placeholders: Iterable[str] = ()
+    ) -> None:
         self.tokenizer = tokenizer
-        added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
-        texts = {text for text, token in added.items() if token.special or text in str(chat_template)}
-        texts = {text for text in (*texts, *tokenizer.all_special_tokens) if not text.isspace()}
-        self.ids: dict[str, int] = {text: tokenizer.convert_tokens_to_ids(text) for text in sorted(texts)}
+        template, texts = str(chat_template), set(tokenizer.all_special_tokens)
+        for token in tokenizer.added_tokens_decoder.values():
+            if token.special or token.content in template or item_pattern.fullmatch(token.content):
+                texts.add(token.content)
+        self.ids: dict[str, int] = {
+            text: tokenizer.convert_tokens_to_ids(text) for text in sorted(texts) if not text.isspace()
+        }
         self.pattern = _any_of({*self.ids, *placeholders})
         self._first_characters = _any_of({text[0] for text in (*self.ids, *placeholders)})
 

@@ -75,9 +75,9 @@ class BaseLanguageHalf(ABC):
         placeholders = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
         self.placeholders = {text for text in (*self.placeholder_texts.values(), *placeholders) if text}
         chat_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
-        self.control_tokens = ControlTokens(self.tokenizer, chat_template, self.placeholders)
         texts = {*self.placeholders, *item_tokens(processor)}
         self.item_pattern = re.compile("|".join([*map(re.escape, texts), *self.item_tokens]))
+        self.control_tokens = ControlTokens(self.tokenizer, chat_template, self.item_pattern, self.placeholders)
         self.can_share_prefix = self.is_causal and caches_every_token(model.config)
 
     @abstractmethod
