@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CLS_NOT_READ = -1
 """Slot of a CLS token that the stock model does not read."""
+Box = tuple[float, float, float, float]
+"""A part of an image: left, top, right, bottom, as fractions of its width and height."""
+WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,14 @@ class Placement:
     Attributes:
         device: The device; of a model on several GPUs, the first one.
         dtype: The precision.
-        attention: The attention kernels, as transformers calls them.
+        attention: The attention kernels, as transformers calls them, for the model or by part; None lets transformers
+            choose for each part.
         multi_gpu: Whether a language model may be spread over all GPUs.
     """
 
     device: torch.device
     dtype: torch.dtype
-    attention: str
+    attention: str | Mapping[str, str | None] | None
     multi_gpu: bool = False
 
 
@@ -59,7 +63,7 @@ class Region:
     rows: int
     columns: int
     stride: int
-    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    box: Box = WHOLE_IMAGE
     time: float | None = None
     tick: int = 0
 
@@ -125,6 +129,14 @@ class Layout:
     @property
     def is_clip(self) -> bool:
         return any(region.time is not None for region in self.regions)
+
+    @property
+    def visible_share(self) -> float:
+        """Share of the picture's area, or of each frame's, that the model's preprocessing does not crop off."""
+        left, top, right, bottom = zip(*(region.box for region in self.regions), strict=True)
+        # Boxes extend beyond the picture where it was padded.
+        width, height = min(max(right), 1) - max(min(left), 0), min(max(bottom), 1) - max(min(top), 0)
+        return width * height
 
 
 @dataclass(frozen=True)
@@ -205,12 +217,14 @@ class Prompt:
     """A whole prompt as input of the language model.
 
     Attributes:
+        ids: [L], token ids, with a placeholder for each visual token.
         embeds: [L, D], embeddings.
         visual: [L] bool, which are visual tokens, structural ones included.
         positions: [3, L], time, row and column under M-RoPE; None if tokens are simply counted.
         deepstack: [K, V, D], what is added to the V visual tokens after each of the first K layers; None if nothing is.
     """
 
+    ids: Tensor
     embeds: Tensor
     visual: Tensor
     positions: Tensor | None = None

@@ -126,10 +126,11 @@ def measure(
 
 
 def describe_run(
-    session: Session, options: BenchmarkOptions, media: Sequence[str] | str, has_stock_model: bool, command: str
+    session: Session, options: BenchmarkOptions, media: Sequence[str] | str, benchmark: Benchmark, command: str
 ) -> dict[str, Any]:
     """Return everything that a report needs besides the measurements."""
     checkpoint, device = session.checkpoint, session.placement.device
+    language: Any = benchmark.language
     return {
         "command": command,
         "commit": environment.git_commit(),
@@ -143,8 +144,8 @@ def describe_run(
         },
         "device": str(device),
         "dtype": session.dtype_name,
-        "attention": session.placement.attention,
-        "stock": report.STOCK_IS_TRANSFORMERS if has_stock_model else report.STOCK_IS_UNPRUNED,
+        "attention": language.model.config.get_text_config()._attn_implementation,
+        "stock": report.STOCK_IS_TRANSFORMERS if benchmark.stock else report.STOCK_IS_UNPRUNED,
         "media": media,
         "rounds": options.rounds,
         "memory": LapTimer(device).memory_source,

@@ -7,7 +7,7 @@ twice except the tower's, and the pruned settings run the stages after the tower
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -91,8 +91,6 @@ def can_run_stock_model(
 
 def load_stock_model(checkpoint: Checkpoint, language: Any, placement: Placement) -> StockModel:
     """Load the stock model into a language half, in place of the half's own model, which is released first."""
-    model_class, attention = type(language.model), language.model.config._attn_implementation
-    language.model = None
-    config = load_config(checkpoint)
-    language.model = load_model_half(model_class, checkpoint, config, replace(placement, attention=attention))
+    model_class, language.model = type(language.model), None
+    language.model = load_model_half(model_class, checkpoint, load_config(checkpoint), placement)
     return StockModel(language)

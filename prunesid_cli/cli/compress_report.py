@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
-from prunesid_cli.cli.notices import note_if_all_kept
+from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.inputs.sharding import Partition
 from prunesid_cli.pipeline.load import CachedInput, FailedInput
 from prunesid_cli.text import format_duration, plural
+from prunesid_cli.types import WHOLE_IMAGE
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.compress import Result
@@ -32,6 +33,8 @@ class CompressReport:
         is_retry: Whether only failed inputs are retried.
         num_items_before: Items that the cache had before.
         num_skipped: Paths that the listing skipped, by reason.
+        counts: Counts of what the summary names.
+        seen: Share of the area that the model sees, of each input that was cropped.
     """
 
     as_json: bool
@@ -41,6 +44,7 @@ class CompressReport:
     num_items_before: int
     num_skipped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    seen: list[float] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
 
     def add(self, result: Result) -> None:
@@ -63,12 +67,18 @@ class CompressReport:
             for note in provenance.notes:
                 printer.note(f"{result.source}: {note}")
             record |= {"digest": provenance.digest, "tokens": total, "kept": kept}
+            layout = result.tokens.layout
+            if layout.regions[0].box != WHOLE_IMAGE and (share := round(layout.visible_share, 4)) < 1:
+                self.seen.append(share)
+                record |= {"seen": share}
         if self.as_json:
             printer.record(record)
 
     def print_summary(self, writer: CacheWriter, is_complete: bool) -> None:
         """Prints what was done. `is_complete`: no one asked to stop before the inputs ended."""
         counts, folder = self.counts, writer.folder
+        if self.seen:
+            warn_if_cropped(self.seen, counts["encoded"])
         parts = [self._work_done(is_complete, len(writer.index.table) - self.num_items_before)]
         parts += [f"partition {self.partition}"] if self.partition.count > 1 else []
         parts += [f"{plural(number, reason)} skipped" for reason, number in sorted(self.num_skipped.items())]

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import typer
 
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode
+from prunesid_cli.text import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from prunesid_cli.selection.budget import Budget
     from prunesid_cli.tokencache import Cache
+
+FULLY_VISIBLE = 0.995
+"""Share of a picture from which it counts as seen completely: rounding can cost a row of pixels."""
+
+
+def warn_if_cropped(seen: Sequence[float], num_inputs: int, noun: str = "input") -> None:
+    """Prints one warning if the model's processor crops images, so that the model does not see all of them.
+
+    Args:
+        seen: Share of the area that the model sees, of each input of which it does not see everything.
+        num_inputs: Number of all inputs.
+        noun: What an input is called.
+    """
+    lost = [1 - share for share in seen if share < FULLY_VISIBLE]
+    if lost:
+        counts = f"{len(lost):,} of {plural(num_inputs, noun)}"
+        shares = f"{fmean(lost):.0%} of their area, at most {max(lost):.0%} of one"
+        printer.warning(f"cropped: {counts}; the model does not see {shares}; to keep all of it: --fit pad")
 
 
 def note_if_all_kept(budget: Budget, total: int) -> bool:

@@ -75,6 +75,14 @@ Calibration = Annotated[
         "tokens, or be made by compress --calibrate.",
     ),
 ]  # fmt: skip
+Fit = Annotated[
+    settings.Fit,
+    typer.Option(
+        "--fit", metavar="crop|pad", envvar="PRUNESID_FIT", rich_help_panel=PRUNING,
+        help="What models that read squares do with other images. crop: what the checkpoint says, often the central "
+        "square alone. pad: pad them to squares, so that nothing is lost. Models that do not crop ignore it.",
+    ),
+]  # fmt: skip
 Frames = Annotated[
     int,
     typer.Option(
@@ -145,7 +153,7 @@ Attention = Annotated[
     settings.Attention,
     typer.Option(
         "--attn", metavar="KERNELS", envvar="PRUNESID_ATTN", rich_help_panel=ADVANCED,
-        help="Attention kernels: auto, sdpa, flash_attention_2 or eager. auto is sdpa.",
+        help="Attention kernels: auto, sdpa, flash_attention_2 or eager. auto is sdpa where the model supports it.",
     ),
 ]  # fmt: skip
 AnswerBatchSize = Annotated[
@@ -205,6 +213,14 @@ Seed = Annotated[
     typer.Option(
         "--seed", min=0, max=2**63 - 1, envvar="PRUNESID_SEED", rich_help_panel=ANSWERING,
         help="Random seed, used if --temperature is above 0.",
+    ),
+]  # fmt: skip
+AllowSpecialTokens = Annotated[
+    bool,
+    typer.Option(
+        "--allow-special-tokens", envvar="PRUNESID_ALLOW_SPECIAL_TOKENS", rich_help_panel=ADVANCED,
+        help="Give special tokens in a prompt, such as <|im_end|>, their meaning. Otherwise they are plain text, so a "
+        "prompt cannot end its turn.",
     ),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON on stdout.")]

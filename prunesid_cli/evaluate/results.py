@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prunesid_cli.errors import MediaError, PruneSIDError, UsageError
 from prunesid_cli.evaluate.records import Record
@@ -46,6 +47,7 @@ class ScoredAnswer:
         kept: Visual tokens after pruning.
         score: Score of the answer; None if no answer is expected.
         divergence: Kullback-Leibler divergence of the first token from the unpruned one, in nats, if measured.
+        seen: Share of the area of the media that the model sees, on average. The file has it only if it is below 1.
     """
 
     key: str
@@ -56,6 +58,11 @@ class ScoredAnswer:
     kept: int
     score: float | None = None
     divergence: float | None = None
+    seen: float = 1.0
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the answer as the results file stores it."""
+        return {name: value for name, value in asdict(self).items() if name != "seen" or value < 1}
 
 
 @dataclass
@@ -125,7 +132,7 @@ class Results:
         values = (record.line_number, record.media_names, record.prompt, record.kind, record.answers)
         record_fields = dict(zip(RECORD_FIELDS, values, strict=True))
         lines = [
-            json.dumps(record_fields | asdict(answer) | {"context": self.context}) + "\n" for answer in new_answers
+            json.dumps(record_fields | answer.to_record() | {"context": self.context}) + "\n" for answer in new_answers
         ]
         try:
             with self.path.open("a", encoding="utf-8") as file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from torch import Tensor
 
@@ -215,4 +216,5 @@ def _score(
         kept=sum(token_set.kept for token_set in tokens),
         score=METRICS[record.metric].score(answer, record.answers) if record.answers else None,
         divergence=divergence,
+        seen=round(fmean(token_set.layout.visible_share for token_set in tokens), 4),
     )

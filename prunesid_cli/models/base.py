@@ -35,6 +35,7 @@ class VisionHalf(Protocol):
         fixed_short_side: Number of pixels of an image's shorter side that the model reads, whatever the image's size;
             None if it reads more of a larger image. Larger images can be downscaled while they are decoded.
         methods: Name of a selection method -> the method that this family uses under that name.
+        pad_to_square(): Lets it pad images and frames to squares from then on, where it crops them otherwise.
     """
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
@@ -75,10 +76,13 @@ class LanguageHalf(Protocol):
         placeholder_ids: Token ids that stand for visual tokens in a tokenized prompt: one for each run of an item.
         can_share_prefix: Whether the common prefix of several prompts can be read once for all of them. Not the case
             if earlier tokens attend to later ones, or if a layer keeps a state besides keys and values.
+        allow_special_tokens: Whether special tokens in a prompt have their meaning; else they are plain text. In the
+            layouts of items they never do, except those that the processor itself writes for an item.
     """
 
     placeholder_ids: frozenset[int]
     can_share_prefix: bool
+    allow_special_tokens: bool
 
     def check_prompt(self, prompt: str, num_items: int) -> None:
         """Check a prompt before anything is computed for it.
@@ -88,7 +92,8 @@ class LanguageHalf(Protocol):
             num_items: Number of items that the prompt is about.
 
         Raises:
-            UsageError: It has another number of tags than items, contains the model's own placeholder, or is empty.
+            UsageError: It has another number of tags than items, or is empty; or special tokens are allowed, and it
+                contains the model's own placeholder.
         """
         ...
 

@@ -26,9 +26,9 @@ from prunesid_cli.models.shared.generation import left_pad
 from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
 from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, process_image, resized_short_side
 from prunesid_cli.models.shared.requirements import check_requirements
-from prunesid_cli.models.shared.token_grid import WHOLE_IMAGE, Box, split_by_item
+from prunesid_cli.models.shared.token_grid import split_by_item
 from prunesid_cli.models.shared.vision_tower import tower_type
-from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region
+from prunesid_cli.types import WHOLE_IMAGE, Box, Encoded, Layout, Pixels, Placement, Prompt, Region
 
 PAN_AND_SCAN_SETTINGS = (
     "do_pan_and_scan",

@@ -140,6 +140,8 @@ class Idefics3Vision:
 class Idefics3Language(BaseLanguageHalf):
     """Language half: Llama."""
 
+    item_tokens = (TILE_TEXT.pattern,)
+
     def __init__(self, model_class: Any, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0

@@ -25,6 +25,7 @@ from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.processor import (
     load_processor,
     load_processor_settings,
+    pad_instead_of_cropping,
     placeholder_ids,
     placeholder_text,
     preprocess_frames,
@@ -80,6 +81,10 @@ class LlavaVision:
         region = replace(self.layout.regions[0], box=visible_box(self.processor.image_processor, media.size))
         pixels = preprocess_frames(self.processor, media.frames)
         return Pixels({"pixel_values": pixels}, replace(self.layout, regions=(region,)))
+
+    def pad_to_square(self) -> None:
+        """See `VisionHalf`."""
+        self.processor.image_processor = pad_instead_of_cropping(self.processor.image_processor)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
@@ -142,6 +147,8 @@ class PixtralVision:
 
 class LlavaLanguage(BaseLanguageHalf):
     """Language half: projector and language model."""
+
+    item_tokens = (r"\[IMG_BREAK\]", r"\[IMG_END\]")  # of Pixtral
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)

@@ -18,7 +18,12 @@ from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, TowerOutput
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.models.shared.processor import load_frame_processor, placeholder_text, visible_box
+from prunesid_cli.models.shared.processor import (
+    load_frame_processor,
+    pad_instead_of_cropping,
+    placeholder_text,
+    visible_box,
+)
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.token_grid import frame_regions
 from prunesid_cli.types import Layout, Pixels, Placement, Segment
@@ -62,6 +67,10 @@ class LlavaNextVideoVision(LlavaNextVision):
         regions = frame_regions(frame_tokens, media.times, visible_box(self.frame_processor, media.size))
         layout = Layout(str(placeholder_text(self.processor, True)), (len(frames) * frame_tokens,), regions)
         return Pixels({"pixel_values_videos": frames}, layout)
+
+    def pad_to_square(self) -> None:
+        """See `VisionHalf`. Images are read in tiles, which show all of them; frames are not."""
+        self.frame_processor = pad_instead_of_cropping(self.frame_processor)
 
     def make_segments(self, item: Pixels, output: TowerOutput) -> tuple[Segment, ...]:
         """The segments of an item: tiles of an image, or pooled frames of a clip."""

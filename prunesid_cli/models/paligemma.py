@@ -11,7 +11,6 @@ Saliency: attention that a patch receives in the tower's last layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,11 +53,6 @@ class PaliGemma:
         return PaliGemmaLanguage(checkpoint, placement)
 
 
-def use_eager_for_gemma2(config: Any, placement: Placement) -> Placement:
-    """Gemma 2 caps attention scores. SDPA leaves that out in transformers 5.17, and later versions refuse it."""
-    return replace(placement, attention="eager") if config.text_config.model_type == "gemma2" else placement
-
-
 class PaliGemmaVision:
     """Vision half: an image, resized to one size -> outputs of the tower, C wide."""
 
@@ -66,10 +60,8 @@ class PaliGemmaVision:
         refuse_flash_attention(placement, "PaliGemma")
         config = load_config(checkpoint)
         self.placement = placement
-        model_placement = use_eager_for_gemma2(config, placement)
-        self.model = load_vision_model(PaliGemmaForConditionalGeneration, checkpoint, config, model_placement)
+        self.model = load_vision_model(PaliGemmaForConditionalGeneration, checkpoint, config, placement)
         self.tower = self.model.model.vision_tower
-        self.tower.set_attn_implementation(placement.attention)
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
         side = config.vision_config.image_size // config.vision_config.patch_size
@@ -103,8 +95,7 @@ class PaliGemmaLanguage(BidirectionalLanguageHalf):
         refuse_flash_attention(placement, "PaliGemma")
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
-        model_placement = use_eager_for_gemma2(config, placement)
-        model = load_model_half(PaliGemmaForConditionalGeneration, checkpoint, config, model_placement)
+        model = load_model_half(PaliGemmaForConditionalGeneration, checkpoint, config, placement)
         super().__init__(model, load_processor(checkpoint))
 
     def project(self, tokens: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.processor import (
     load_frame_processor,
     load_processor,
+    pad_instead_of_cropping,
     placeholder_ids,
     placeholder_text,
     process_image,
@@ -33,9 +34,8 @@ from prunesid_cli.models.shared.processor import (
     visible_box,
 )
 from prunesid_cli.models.shared.requirements import check_requirements
-from prunesid_cli.models.shared.token_grid import Box
 from prunesid_cli.models.shared.vision_tower import tower_type, trim_tower
-from prunesid_cli.types import CLS_NOT_READ, Encoded, Layout, Pixels, Placement, Region, Segment
+from prunesid_cli.types import CLS_NOT_READ, Box, Encoded, Layout, Pixels, Placement, Region, Segment
 
 IMAGE_PIXELS, CLIP_PIXELS = "pixel_values", "pixel_values_videos"
 """Names of the pixels, as in the arguments of the stock model."""
@@ -83,13 +83,19 @@ class VideoLlavaVision:
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W], clip -> frames [T, 3, H, W]."""
         processor = self.frame_processor if media.is_clip else self.processor.image_processor
-        processed = processor(images=list(media.frames), return_tensors="pt")
+        # Told where the channels are, the processor does not guess: of an image 1 or 3 pixels high it guesses wrongly.
+        processed = processor(images=list(media.frames), return_tensors="pt", input_data_format="channels_last")
         pixels = next(iter(processed.values()))  # the only tensor, whose name depends on the processor
         box = visible_box(processor, media.size)
         if media.is_clip:
             return Pixels({CLIP_PIXELS: pixels}, self._clip_layout(media.times, box))
         region = replace(self.image_layout.regions[0], box=box)
         return Pixels({IMAGE_PIXELS: pixels}, replace(self.image_layout, regions=(region,)))
+
+    def pad_to_square(self) -> None:
+        """See `VisionHalf`."""
+        self.processor.image_processor = pad_instead_of_cropping(self.processor.image_processor)
+        self.frame_processor = pad_instead_of_cropping(self.frame_processor)
 
     def _clip_layout(self, times: Sequence[float], box: Box) -> Layout:
         """Layout of frames that show `box`: the first slot of each is its CLS."""

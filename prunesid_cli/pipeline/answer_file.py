@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     from prunesid_cli.types import Generation
 
 
-def describe_answerer(run: Run, generation: Generation) -> str:
+def describe_answerer(run: Run, generation: Generation, allow_special_tokens: bool = False) -> str:
     """All that an answer depends on beside the prompt and the input. Equal for two runs with the same answers."""
     stored = f" stored as {run.store}" if run.store != "model" else ""
     spread = ", dynamic" if run.dynamic else ", even" if run.even else ""
     sampled = f"temperature {generation.temperature:g}, seed {generation.seed}"
     decoding = sampled if generation.temperature > 0 else "greedy"
+    padded = ", padded" if run.fit == "pad" else ""
+    decoding += ", special tokens" if allow_special_tokens else ""
     return (
-        f"{run.model} at {run.revision}, {run.method} {run.keep}{spread}, {run.dtype}{stored}; "
+        f"{run.model} at {run.revision}, {run.method} {run.keep}{spread}{padded}, {run.dtype}{stored}; "
         f"{generation.max_new_tokens} new tokens, {decoding}"
     )
 

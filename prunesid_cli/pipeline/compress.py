@@ -124,5 +124,6 @@ def open_writer(
         even=budget.spread is Spread.NONE,
         dtype=session.dtype_name,
         store=store.value,
+        fit=session.settings.fit.value,
     )
     return CacheWriter(folder, run, tool, ShardLimits(max_shard_items), str(pruner.sampling))

@@ -127,7 +127,7 @@ def _input_error(source: str, error: Exception) -> PruneSIDError:
     if isinstance(error, PruneSIDError):
         return error
     problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
-    failure = MediaError(problem, f"see more with: prunesid ask {shlex.quote(source)} test --debug")
+    failure = MediaError(problem, f"see more with the same --model: prunesid ask {shlex.quote(source)} test --debug")
     failure.__cause__ = error
     return failure
 

@@ -27,7 +27,7 @@ from prunesid_cli.pipeline.load import CachedInput, FailedInput, InputLoader
 from prunesid_cli.pipeline.measure import measure
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import LazyVision, Session, check_cache_model
-from prunesid_cli.pipeline.settings import Attention, Dtype, Settings, TokenStore, VideoBackend
+from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings, TokenStore, VideoBackend
 from prunesid_cli.pipeline.token_budgets import TokenAllocator, allocate_on_arrival, plan_tokens
 from prunesid_cli.text import did_you_mean
 from prunesid_cli.tokencache import open_cache
@@ -35,7 +35,7 @@ from prunesid_cli.types import Answer, Generation, TokenSet
 
 MediaInput = str | Path | Image.Image
 """A path of an image or clip, or an RGB image."""
-ENUMS: dict[str, type[Enum]] = {"dtype": Dtype, "attention": Attention, "video_backend": VideoBackend}
+ENUMS: dict[str, type[Enum]] = {"dtype": Dtype, "attention": Attention, "video_backend": VideoBackend, "fit": Fit}
 """Settings that have a few values, which may be given as text."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunesid_cli.errors import CacheError
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
-from prunesid_cli.pipeline.settings import Settings
+from prunesid_cli.pipeline.settings import Fit, Settings
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
@@ -66,16 +66,22 @@ class Session:
             settings.device, settings.dtype.value, settings.attention.value, load_config(checkpoint)
         )
         logger.debug("%s model %s, revision %s", checkpoint.model_type, checkpoint.name, checkpoint.revision)
-        logger.debug("device %s, dtype %s, attention %s", placement.device, placement.dtype, placement.attention)
+        attention = placement.attention or "sdpa where supported"
+        logger.debug("device %s, dtype %s, attention %s", placement.device, placement.dtype, attention)
         return cls(checkpoint, placement, settings)
 
     def load_vision(self) -> VisionHalf:
         """Reads the weights of the vision half."""
-        return load_family(self.checkpoint.model_type).load_vision_half(self.checkpoint, self.placement)
+        vision = load_family(self.checkpoint.model_type).load_vision_half(self.checkpoint, self.placement)
+        if self.settings.fit is Fit.pad and hasattr(vision, "pad_to_square"):
+            vision.pad_to_square()
+        return vision
 
     def load_language(self) -> LanguageHalf:
         """Reads the weights of the language half."""
-        return load_family(self.checkpoint.model_type).load_language_half(self.checkpoint, self.placement)
+        language = load_family(self.checkpoint.model_type).load_language_half(self.checkpoint, self.placement)
+        language.allow_special_tokens = self.settings.allow_special_tokens
+        return language
 
     def pruner(
         self, budget: Budget | None = None, sample: Sequence[float] = (), vision: VisionHalf | None = None

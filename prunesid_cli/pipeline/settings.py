@@ -26,7 +26,7 @@ class Dtype(str, Enum):
 
 
 class Attention(str, Enum):
-    """Attention kernels; auto is sdpa."""
+    """Attention kernels; auto is sdpa where a part of the model supports it, else eager."""
 
     auto = "auto"
     sdpa = "sdpa"
@@ -40,6 +40,13 @@ class VideoBackend(str, Enum):
     auto = "auto"
     decord = "decord"
     pyav = "pyav"
+
+
+class Fit(str, Enum):
+    """What is done with images that are not square, for models that read squares and crop; crop is the checkpoint's."""
+
+    crop = "crop"
+    pad = "pad"
 
 
 class TokenStore(str, Enum):
@@ -61,6 +68,7 @@ class Settings:
         dynamic: Spread the budget by information over items (True), over the tiles and frames of an item (None), or
             over nothing (False).
         method: A name of `selection.METHODS`.
+        fit: Whether models that crop images to squares pad them instead.
         frames: Frames of each clip, spread evenly over its time.
         fps: Frames per second of each clip, instead of `frames`.
         window: Successive frames that are pruned together.
@@ -71,6 +79,7 @@ class Settings:
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 decodes greedily.
         seed: Seed of sampling, with a temperature.
+        allow_special_tokens: Whether special tokens in a prompt have their meaning, instead of being text.
         batch_size: Items per batch; 0: chosen by the device.
     """
 
@@ -79,6 +88,7 @@ class Settings:
     keep: str = "11%"
     dynamic: bool | None = None
     method: str = "prunesid"
+    fit: Fit = Fit.crop
     frames: int = DEFAULT_FRAMES
     fps: float | None = None
     window: int = 1
@@ -89,6 +99,7 @@ class Settings:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
+    allow_special_tokens: bool = False
     batch_size: int = 0
 
     def check_method(self) -> None:

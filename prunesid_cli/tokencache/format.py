@@ -21,7 +21,8 @@ Format 3
    order of first use, see 7. `tensors`: `dtype` and `shape` of each tensor. `check`: the BLAKE2b-128, in hex, of the
    same JSON without `check`.
 5. Run. What all items of a cache have in common: `model`, `revision`, `family`, `method`, `keep`, `dynamic` (the budget
-   is spread across items), `even` (it is not spread at all), `dtype`, `store`.
+   is spread across items), `even` (it is not spread at all), `dtype`, `store`; and `fit`, "pad", only if images were
+   padded to squares that the checkpoint's processor crops.
 6. Item. `source`: the path as the user named it. `digest`: SHA-256 of the input's bytes, in hex. `size`: [width,
    height] in pixels, for a clip those of a frame. `notes`: a list of texts. `layout`: the number of its layout in
    `layouts`. `slots`: where the stock model reads each row; -1 for a CLS token that it does not read. `whole`: whether
@@ -107,6 +108,12 @@ class Run:
     even: bool
     dtype: str
     store: str = "model"
+    fit: str = "crop"
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the settings as files store them; `fit` is left out where it is the default."""
+        record = asdict(self)
+        return record if self.fit != Run.fit else {name: record[name] for name in record if name != "fit"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,7 +213,7 @@ def write_index(folder: Path, index: Index) -> None:
     """
     body: dict[str, Any] = {
         "format": INDEX_FORMAT,
-        "run": asdict(index.run) if index.run else None,
+        "run": index.run.to_record() if index.run else None,
         "sampling": index.sampling,
         "shards": [[number, *index.shards[number]] for number in sorted(index.shards)],
         "given": index.next_number,

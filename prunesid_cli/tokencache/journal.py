@@ -14,7 +14,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,7 +88,7 @@ class ShardJournal:
         try:
             if self.rows_file is None or self.log_file is None:
                 self.rows_file, self.log_file = create_file(self.rows_path), create_file(self.log_path)
-                head = {"run": asdict(self.run), "tool": self.tool, "number": self.number, "width": self.channels}
+                head = {"run": self.run.to_record(), "tool": self.tool, "number": self.number, "width": self.channels}
                 self.log_file.write(_log_line("shard", head))
             self.rows_file.write(rows.data + rows.scales)
             if is_new_layout:
@@ -133,7 +133,7 @@ class ShardJournal:
             "format": FORMAT,
             "number": self.number,
             "tool": self.tool,
-            "run": asdict(self.run),
+            "run": self.run.to_record(),
             "items": [item.to_record(self.layouts[item.layout]) for item in self.items],
             "layouts": [layout_to_record(layout) for layout in self.layouts],
         }

@@ -20,7 +20,7 @@ import numpy as np
 
 from prunesid_cli.tokencache.cache_errors import write_error
 from prunesid_cli.tokencache.cache_file import create_file, open_file, read_file
-from prunesid_cli.tokencache.format import MAX_PHI, MAX_SLOTS, MEASUREMENT_LOG, MIN_PHI, canonical_json
+from prunesid_cli.tokencache.format import MAX_PHI, MAX_SLOTS, MEASUREMENT_LOG, MIN_PHI, Run, canonical_json
 from prunesid_cli.tokencache.index_table import Stamp
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ class MeasurementLog:
             CacheError: The log cannot be read or written.
         """
         run = writer.run
-        settings = canonical_json([run.model, run.revision, run.dtype, writer.sampling, downscale, writer.tool])
+        settings = [run.model, run.revision, run.dtype, writer.sampling, downscale, writer.tool]
+        settings += [run.fit] if run.fit != Run.fit else []
         self.path = writer.folder / MEASUREMENT_LOG
-        self._head = hashlib.blake2b(settings.encode(), digest_size=RECORD_BYTES).digest()
+        self._head = hashlib.blake2b(canonical_json(settings).encode(), digest_size=RECORD_BYTES).digest()
         try:
             data = read_file(self.path, MAX_LOG_BYTES) or b""
             self._has_head = data[:RECORD_BYTES] == self._head

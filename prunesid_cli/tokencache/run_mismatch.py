@@ -38,6 +38,7 @@ def mismatch_hint(old: Run, new: Run) -> str:
         "even": spread,
         "dtype": DTYPE_OPTIONS.get(old.dtype),
         "store": f"--store {old.store}",
+        "fit": f"--fit {old.fit}",
     }
     wanted = dict.fromkeys(options.get(field) for field in differing)
     if None in wanted:

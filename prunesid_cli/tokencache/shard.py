@@ -101,7 +101,10 @@ def read_header(path: Path) -> Shard:
         problem = f"{path} has cache format {version}, which is no longer read"
         raise CacheError(problem, "compress again, to another --out")
     try:
-        if not _is_check_right(text):
+        # `check` is the first key of the JSON, because keys are sorted.
+        check_end = len(CHECK_PREFIX) + CHECK_CHARACTERS
+        unchecked = "{" + text[check_end + len('",') :]
+        if not text.startswith(CHECK_PREFIX) or text[len(CHECK_PREFIX) : check_end] != checksum(unchecked.encode()):
             raise ValueError("its checksum is wrong")
         shard, end = _build_shard(path, body, tensors, data_start=8 + length)
     except UnknownFieldError as error:
@@ -113,13 +116,6 @@ def read_header(path: Path) -> Shard:
     if shard.number != parse_shard_number(path):
         raise misplaced_shard(path, shard.number)
     return shard
-
-
-def _is_check_right(text: str) -> bool:
-    """Whether the JSON of a header matches its checksum. `check` is its first key, because keys are sorted."""
-    end = len(CHECK_PREFIX) + CHECK_CHARACTERS
-    body = "{" + text[end + len('",') :]
-    return text.startswith(CHECK_PREFIX) and text[len(CHECK_PREFIX) : end] == checksum(body.encode())
 
 
 def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data_start: int) -> tuple[Shard, int]:

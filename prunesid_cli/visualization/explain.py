@@ -78,14 +78,6 @@ class PruningExplanation:
     segments: tuple[SegmentExplanation, ...]
 
     @property
-    def visible_share(self) -> float:
-        """Share of the picture, or of each frame, that the model's preprocessing does not crop off."""
-        left, top, right, bottom = zip(*(region.box for region in self.tokens.layout.regions), strict=True)
-        # Boxes extend beyond the picture where it was padded.
-        width, height = min(max(right), 1) - max(min(left), 0), min(max(bottom), 1) - max(min(top), 0)
-        return width * height
-
-    @property
     def annotations(self) -> Annotations:
         """All that can be drawn of it."""
         groups, links = dict[int, int](), dict[int, int]()

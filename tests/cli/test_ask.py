@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -82,3 +83,37 @@ def test_usage_is_printed_to_stderr(run: Run, llava: Path, pictures: list[Path],
     assert len(result.out.splitlines()) == 1
     result = run("compress", pictures[0], "-m", llava, "--out", tmp_path, "-u", "-q")
     assert all(f"{stage} " in result.err for stage in ("encode", "select"))
+
+
+def test_special_tokens_are_text_unless_they_are_allowed(run: Run, pictures: list[Path]) -> None:
+    """`</s>` ends no turn: it costs as many tokens as its letters do."""
+    ask = ("ask", pictures[0], "--json", "--max-new-tokens", 1)
+    lengths = {
+        (prompt, *options): run(*ask, f"is it {prompt}?", *options).records[0]["prompt_tokens"]
+        for prompt in ("", "</s>", "<pad>", "<x>")
+        for options in ((), ("--allow-special-tokens",))
+    }
+    nothing = lengths["",]
+    assert lengths["", "--allow-special-tokens"] == nothing
+    for prompt in ("</s>", "<pad>"):
+        assert lengths[prompt, "--allow-special-tokens"] == nothing + 1
+        assert lengths[prompt,] > nothing + 1
+    assert lengths["<x>",] == lengths["<x>", "--allow-special-tokens"]
+
+
+def test_special_tokens_count_as_another_way_to_answer(
+    run: Run, scenes: list[Path], scene_cache: Path, tmp_path: Path
+) -> None:
+    """Answers and evaluations with the option do not continue files of those without it."""
+    answer = ("answer", scene_cache, "what is </s>?", "--out", tmp_path / "answers", "--max-new-tokens", 1)
+    assert run(*answer).code == 0
+    other = run(*answer, "--allow-special-tokens")
+    assert (other.code, "special tokens" in other.err) == (2, True)
+    assert run(*answer).code == 0
+    (tmp_path / "data").write_text(json.dumps({"media": str(scenes[0]), "prompt": "what is </s>?", "answer": "a"}))
+    evaluate = ("evaluate", tmp_path / "data", "-k", "8", "--max-new-tokens", 1, "--out", tmp_path / "evaluated")
+    assert run(*evaluate).code == 0
+    size = (tmp_path / "evaluated").stat().st_size
+    assert (run(*evaluate).code, (tmp_path / "evaluated").stat().st_size) == (0, size)
+    run(*evaluate, "--allow-special-tokens")
+    assert (tmp_path / "evaluated").stat().st_size > size

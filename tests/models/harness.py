@@ -31,7 +31,7 @@ from tests.models.tiny.base import TinyModel
 
 PROMPT = "what is shown?"
 GENERATION = Generation(max_new_tokens=8)
-CPU = Placement(torch.device("cpu"), torch.float32, "sdpa")
+CPU = Placement(torch.device("cpu"), torch.float32, None)
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
 VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] if "-" in name else []) for name in sorted(TINY)]
 """One variant of each family always runs; the others run with the slow tests."""
@@ -94,6 +94,12 @@ class Model:
     def stock_language_model(self) -> Any:
         """The stock model's language model, under either of its names."""
         return getattr(self.stock.model, "language_model", None) or self.stock.model.text_model
+
+    @property
+    def stock_generation_config(self) -> Any:
+        return getattr(
+            self.stock, "lm", self.stock
+        ).generation_config  # the reference of Mini-Gemini has an inner model
 
     @property
     def processor(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.types import Placement
 from tests.models.harness import CPU, GENERATION, PROMPT, Model
 
 WEIGHT_OF_HALF = {
@@ -33,6 +33,11 @@ def test_a_half_holds_no_layers_of_the_other_half(model: Model) -> None:
     text = [name for name, _ in model.vision.model.named_parameters() if re.search(text_layers, name)]
     tower = [name for name, _ in model.language.model.named_parameters() if re.search(tower_layers, name)]
     assert (text, tower) == ([], [])
+
+
+def test_the_check_of_a_family_accepts_its_models(model: Model) -> None:
+    checkpoint = resolve(str(model.folder))
+    load_family(checkpoint.model_type).check_supported(checkpoint)
 
 
 def test_missing_weights_are_refused_by_name(model: Model, tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_auto_placement_on_a_cpu_is_exact(model: Model) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_runs(model: Model, dtype: torch.dtype) -> None:
-    checkpoint, placement = resolve(str(model.folder)), Placement(torch.device("cpu"), dtype, "sdpa")
+    checkpoint, placement = resolve(str(model.folder)), replace(CPU, dtype=dtype)
     family = load_family(checkpoint.model_type)
     vision = family.load_vision_half(checkpoint, placement)
     language = family.load_language_half(checkpoint, placement)

@@ -78,6 +78,29 @@ def test_a_pruned_prompt_is_the_stock_prompt_without_the_pruned_rows(model: Mode
         torch.testing.assert_close(model.language.logits([prompt])[0], expected, **CLOSE)
 
 
+def test_settings_about_repetition_see_the_prompt(model: Model) -> None:
+    """As in the stock model: ids of the prompt are penalised, too. Alone, in a batch, and with a shared prefix."""
+    settings = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2}
+    configs = [model.language.model.generation_config, model.stock_generation_config]
+    plain = [vars(config).copy() for config in configs]
+    try:
+        for config in configs:
+            config.update(**settings)
+        media = model.images()[:2]
+        check_keeping_all(model, media[:1], PROMPT)
+        items = model.pruner().prune(model.pruner().encode([model.vision.preprocess(item) for item in media]))
+        prompts = [model.language.embed(question, [item]) for item in items for question in QUESTIONS]
+        answers = model.language.generate(prompts, GENERATION)
+        assert answers == [model.language.generate([prompt], GENERATION)[0] for prompt in prompts]
+        if model.language.can_share_prefix:
+            caches = model.language.read_prefixes([prompt_prefix(prompt, len(prompt.ids) - 1) for prompt in prompts])
+            assert model.language.generate(prompts, GENERATION, caches) == answers
+    finally:
+        for config, attributes in zip(configs, plain, strict=True):
+            vars(config).update(attributes)
+    assert model.language.generate(prompts, GENERATION) != answers
+
+
 def prune_stock_inputs(tiny: TinyModel, stock: dict[str, Any], kept: Tensor, embeds: Tensor) -> dict[str, Any]:
     """The inputs of the stock language model without pruned rows; `embeds` may have rows of unread CLS tokens, too."""
     if tiny.prune_inputs:
@@ -160,7 +183,10 @@ def test_a_batch_gives_the_results_of_single_items(model: Model, method: str) ->
 @pytest.mark.parametrize("keep", ["all", "23"])
 def test_a_shared_prefix_changes_no_answer(model: Model, keep: str) -> None:
     """Prompts of all lengths about items of all sizes, in one batch."""
-    assert model.language.can_share_prefix == (model.language.model.config.model_type != "paligemma")
+    config = model.language.model.config
+    kinds_of_layers = {*(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])}
+    has_other_state = not kinds_of_layers <= {"full_attention", "sliding_attention"}
+    assert model.language.can_share_prefix == (config.model_type != "paligemma" and not has_other_state)
     pruner = model.pruner(keep)
     items = pruner.prune(pruner.encode([model.vision.preprocess(media) for media in model.media()]))
     batch, prefixes = [], []

@@ -13,7 +13,7 @@ from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.shared.attention_saliency import mean_received_attention
-from tests.models.harness import Model
+from tests.models.harness import Model, check_keeping_all
 from tests.models.tiny import tiny_model, write_checkpoint
 
 SALIENCY_LAYER = {"llava": -2, "llava-layers": -1, "llava-pixtral": -1, "llava-siglip": -2, "llava-siglip-last": -1}
@@ -81,3 +81,13 @@ def check_refused(variant: str, settings: dict[str, Any], message: str, folder: 
     (folder / "config.json").write_text(json.dumps(config | settings))
     with pytest.raises(UnsupportedModel, match=message):
         load_family("llava").check_supported(resolve(str(folder)))
+
+
+def test_the_generation_settings_of_a_checkpoint_hold(tmp_path: Path) -> None:
+    """They see the ids of the prompt, as in the stock model."""
+    model = Model(write_checkpoint("llava", tmp_path / "model"), tiny_model("llava"))
+    path = model.folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 1.7}))
+    assert model.language.model.generation_config.repetition_penalty == 1.7
+    for media in model.images():
+        check_keeping_all(model, [media], "what is a red square and a blue circle? what is shown?")

@@ -1,4 +1,4 @@
-"""A damaged file of weights gives an error that names it and says what to do."""
+"""Damaged weights give an error that names the file and says what to do; attention that a model does not support."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import LlavaForConditionalGeneration
 
+from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import loading_error, resolve
 from tests.conftest import PROMPT, Run, run_command
+from tests.models.harness import CPU
 from tests.models.tiny import write_checkpoint
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
@@ -54,11 +56,7 @@ def test_the_code_of_a_model_never_runs(stdin: bytes, tmp_path: Path, run: Run, 
     """Not even if stdin says yes to what transformers would ask. The classes of transformers are used instead."""
     folder, trace = write_checkpoint("llava", tmp_path / "model"), tmp_path / "trace"
     (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')\nclass Own: pass\n")
-    names = {
-        "config.json": "AutoConfig",
-        "processor_config.json": "AutoProcessor",
-        "tokenizer_config.json": "AutoTokenizer",
-    }
+    names = {"config": "AutoConfig", "processor_config": "AutoProcessor", "tokenizer_config": "AutoTokenizer"}
     for file, name in names.items():
         settings = json.loads((folder / f"{file}.json").read_text())
         settings["auto_map"] = {name: ["own.Own", "own.Own"] if name == "AutoTokenizer" else "own.Own"}
@@ -77,3 +75,27 @@ def test_a_model_that_needs_its_own_code_is_refused() -> None:
     error = loading_error(checkpoint, "cannot load the processor of x", ValueError("set `trust_remote_code=True`"))
     assert "prunesid runs no such code" in error.problem
     assert error.hint
+
+
+@pytest.mark.parametrize("variant", ["llava-gemma2", "internvl-gpt_oss", "paligemma-two"])
+def test_each_part_of_a_model_runs_with_the_attention_that_it_supports(
+    run: Run, pictures: list[Path], tmp_path: Path, variant: str
+) -> None:
+    folder = write_checkpoint(variant, tmp_path / "model")
+    ask = ("ask", pictures[0], "what?", "-m", folder, "--max-new-tokens", 4, "--attn")
+    auto, eager = run(*ask, "auto"), run(*ask, "eager")
+    assert (auto.code, eager.code, auto.out) == (0, 0, eager.out)
+    checkpoint = resolve(str(folder))
+    family = load_family(checkpoint.model_type)
+    tower = family.load_vision_half(checkpoint, CPU).model.config.vision_config
+    text = family.load_language_half(checkpoint, CPU).model.config.text_config
+    assert (tower._attn_implementation, text._attn_implementation) == ("sdpa", "eager")
+
+
+def test_an_attention_that_a_model_does_not_support_is_not_the_fault_of_its_files(
+    run: Run, pictures: list[Path], tmp_path: Path
+) -> None:
+    folder = write_checkpoint("internvl-gpt_oss", tmp_path / "model")
+    asked = run("ask", pictures[0], "what?", "-m", folder, "--attn", "sdpa")
+    assert (asked.code, "does not run with sdpa attention" in asked.err) == (1, True)
+    assert asked.err.splitlines()[-1].endswith("leave out --attn")

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoVideoProcessor, VideoLlavaForConditionalGeneration
 from transformers.utils import is_torchvision_available
 
 from prunesid_cli.errors import UnsupportedModel
-from prunesid_cli.inputs.image import media_from_image
+from prunesid_cli.inputs.image import media_from_frames, media_from_image
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.video_llava import CLIP_PIXELS, IMAGE_PIXELS, VideoLlava, VideoLlavaVision
 from prunesid_cli.types import CLS_NOT_READ
@@ -121,3 +122,18 @@ def test_unknown_variants_are_refused_before_weights_are_read(
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UnsupportedModel, match=named):
         VideoLlava().check_supported(resolve(str(tmp_path)))
+
+
+@pytest.mark.parametrize("size", [(60, 1), (30, 3), (3, 3), (1, 60), (2, 1), (4, 2)])
+@pytest.mark.parametrize("is_clip", [False, True])
+def test_the_channels_of_flat_images_are_the_last_axis(model: Model, size: tuple[int, int], is_clip: bool) -> None:
+    """So the pixels are those of the same image, drawn larger."""
+    flat = make_image(4, size)
+    large = flat.resize((100 * size[0], 100 * size[1]), Image.Resampling.NEAREST)
+
+    def pixels(image: Image.Image) -> torch.Tensor:
+        media = media_from_frames((image,), (0.0,)) if is_clip else media_from_image(image)
+        (tensor,) = model.vision.preprocess(media).tensors.values()
+        return tensor.flatten()
+
+    assert torch.cosine_similarity(pixels(flat), pixels(large), 0) > 0.9

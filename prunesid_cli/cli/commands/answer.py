@@ -81,6 +81,7 @@ def answer(
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     temperature: o.Temperature = DEFAULTS.temperature,
     seed: o.Seed = DEFAULTS.seed,
+    allow_special_tokens: o.AllowSpecialTokens = DEFAULTS.allow_special_tokens,
     as_json: o.Json = False,
     usage: o.Usage = False,
     quiet: o.Quiet = False,
@@ -124,7 +125,8 @@ def answer(
         knows_total = not where and not asked.have_selectors
         job.answer(queries(), len(opened) * len(asked.texts) if knows_total else None)
     else:
-        job.answer_into(out, describe_answerer(run, generation), queries, forget)
+        answered_by = describe_answerer(run, generation, allow_special_tokens)
+        job.answer_into(out, answered_by, queries, forget)
     if usage and report.num_replies:
         printer.requested(report.rate())
     exit_if_incomplete(opened)

@@ -11,7 +11,7 @@ import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_prompt, read_settings
-from prunesid_cli.cli.notices import note_if_all_kept
+from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.errors import UsageError
 from prunesid_cli.pipeline.session import Session
@@ -40,6 +40,7 @@ def ask(
     method: o.Method = DEFAULTS.method,
     dynamic: o.Dynamic = DEFAULTS.dynamic,
     calibration: o.Calibration = None,
+    fit: o.Fit = DEFAULTS.fit,
     frames: o.Frames = DEFAULTS.frames,
     fps: o.Fps = DEFAULTS.fps,
     window: o.Window = DEFAULTS.window,
@@ -51,6 +52,7 @@ def ask(
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     temperature: o.Temperature = DEFAULTS.temperature,
     seed: o.Seed = DEFAULTS.seed,
+    allow_special_tokens: o.AllowSpecialTokens = DEFAULTS.allow_special_tokens,
     as_json: o.Json = False,
     usage: o.Usage = False,
     compare: o.Compare = False,
@@ -93,6 +95,9 @@ def ask(
         outcome = Outcome(answer, items, pruner.stopwatch.seconds, max_new_tokens)
         record, text = {"tokens": outcome.total} | outcome.record, "" if streams else answer.text
     note_if_all_kept(budget, max(item.layout.total for item in outcome.items))
+    seen = [round(item.layout.visible_share, 4) for item in outcome.items]
+    warn_if_cropped(seen, len(seen))
+    record |= {"seen": seen} if min(seen) < 1 else {}
     if as_json:
         asked = {"sources": [item.source for item in media], "prompt": prompt}
         used = {"model": checkpoint.name, "revision": checkpoint.revision, "method": method, "keep": keep}

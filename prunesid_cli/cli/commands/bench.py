@@ -126,8 +126,7 @@ def bench(
             results, error = run.measure(benchmark, options, on_batch_size=bar.advance)
     _warn(results, budgets)
     command = shlex.join(["prunesid", *sys.argv[1:]])
-    has_stock_model = benchmark.stock is not None
-    description = run.describe_run(session, options, media or "drawn scenes", has_stock_model, command)
+    description = run.describe_run(session, options, media or "drawn scenes", benchmark, command)
     _print_report(description, results, as_json, out)
     if error:
         printer.error(error)

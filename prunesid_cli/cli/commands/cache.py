@@ -82,7 +82,7 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     """Describe a cache: model, method, number of items, size."""
     opened = open_cache(cache)
     total, kept = opened.index.table.counts.sum(0).tolist()
-    facts: dict[str, object] = asdict(opened.run) if opened.run else {}
+    facts: dict[str, object] = opened.run.to_record() if opened.run else {}
     facts |= {"items": len(opened), "failed": len(opened.failures()), "stale": len(opened.stale_sources())}
     facts |= {"shards": len(opened.index.shards)}
     facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}

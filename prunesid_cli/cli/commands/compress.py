@@ -70,6 +70,7 @@ def compress(
             "hundred images are enough.",
         ),
     ] = False,
+    fit: o.Fit = DEFAULTS.fit,
     frames: o.Frames = DEFAULTS.frames,
     fps: o.Fps = DEFAULTS.fps,
     window: o.Window = DEFAULTS.window,

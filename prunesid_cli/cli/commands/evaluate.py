@@ -6,16 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, read_budget, read_settings, split_list
+from prunesid_cli.cli.notices import warn_if_cropped
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.pipeline.session import Session
-from prunesid_cli.pipeline.settings import DEFAULTS
+from prunesid_cli.pipeline.settings import DEFAULTS, Fit
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import align_columns, plural
 
@@ -79,6 +81,7 @@ def evaluate(
     model: o.Model = DEFAULTS.model,
     revision: o.Revision = DEFAULTS.revision,
     dynamic: o.Dynamic = DEFAULTS.dynamic,
+    fit: o.Fit = DEFAULTS.fit,
     frames: o.Frames = DEFAULTS.frames,
     fps: o.Fps = DEFAULTS.fps,
     window: o.Window = DEFAULTS.window,
@@ -88,6 +91,7 @@ def evaluate(
     attention: o.Attention = DEFAULTS.attention,
     batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
+    allow_special_tokens: o.AllowSpecialTokens = DEFAULTS.allow_special_tokens,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -178,6 +182,8 @@ def _describe_context(session: Session) -> str:
             str(settings.sampling()),
             settings.max_new_tokens,
             settings.dynamic,
+            *(["special tokens"] if settings.allow_special_tokens else []),
+            *([settings.fit.value] if settings.fit is not Fit.crop else []),
         ]
     )
 
@@ -224,13 +230,17 @@ def _report(
     if not summaries:
         raise MediaError("no record could be asked", "see the errors above")
     measure = measure_name(records)
+    unpruned = [results.answers[record.key, "all"] for record in records if (record.key, "all") in results.answers]
+    seen = [answer.seen for answer in unpruned if answer.seen < 1]
     if as_json:
-        run_fields = {"measure": measure, "records": len(records) - len(results.failed)}
+        run_fields: dict[str, Any] = {"measure": measure, "records": len(records) - len(results.failed)}
+        run_fields |= {"cropped": len(seen), "seen": fmean(seen)} if seen else {}
         for summary in summaries:
             printer.record(to_record(summary) | run_fields)
     else:
         for line in align_columns(make_table(summaries, measure)):
             printer.result(line)
+    warn_if_cropped(seen, len(unpruned), "record")
     for warning in find_warnings(summaries, records, target):
         printer.warning(warning)
     if target is not None:

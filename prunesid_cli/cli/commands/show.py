@@ -10,7 +10,7 @@ import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_settings
-from prunesid_cli.cli.notices import note_if_all_kept
+from prunesid_cli.cli.notices import FULLY_VISIBLE, note_if_all_kept
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.inputs.file_type import HEADER_BYTES, detect_file_type
@@ -32,8 +32,6 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 92, "subsampling": 0},
     "WEBP": {"quality": 92},
 }
-FULLY_VISIBLE = 0.995
-"""Share of a picture from which it counts as seen completely: rounding can cost a row of pixels."""
 
 
 def show(
@@ -48,6 +46,7 @@ def show(
     dynamic: o.Dynamic = DEFAULTS.dynamic,
     calibration: o.Calibration = None,
     method: o.Method = DEFAULTS.method,
+    fit: o.Fit = DEFAULTS.fit,
     frames: o.Frames = DEFAULTS.frames,
     fps: o.Fps = DEFAULTS.fps,
     window: o.Window = DEFAULTS.window,
@@ -196,9 +195,9 @@ def _caption(item: Media, explanation: PruningExplanation, groups: bool) -> str:
     ]
     if groups and explanation.annotations.groups:
         parts.append(plural(sum(len(set(segment.groups or ())) for segment in explanation.segments), "group"))
-    if explanation.visible_share < FULLY_VISIBLE:
+    if layout.visible_share < FULLY_VISIBLE:
         what = "each frame" if item.is_clip else "the picture"
-        parts.append(f"{1 - explanation.visible_share:.0%} of {what} is not seen: cropped off")
+        parts.append(f"{1 - layout.visible_share:.0%} of {what} is not seen: cropped off")
     return "   ".join(parts)
 
 
@@ -213,7 +212,7 @@ def _to_record(
         "revision": session.checkpoint.revision,
         **options,
         "size": item.size,
-        "seen": round(explanation.visible_share, 4),
+        "seen": round(tokens.layout.visible_share, 4),
         "tokens": tokens.layout.total,
         "kept": tokens.kept,
         "phi": explanation.phi,

@@ -18,7 +18,7 @@ from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
-from prunesid_cli.pipeline.settings import Attention, Dtype, Settings
+from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings
 
 Value = str | int | float | bool | None
 """lmms-eval turns what looks like a number or a truth value into one."""
@@ -93,7 +93,7 @@ def _text(name: str, value: Value) -> str:
 
 def _flag(name: str, value: Value) -> bool:
     if not isinstance(value, bool):
-        raise UsageError(f"{name}={value} is neither true nor false", "leave it out to spread over tiles and frames")
+        raise UsageError(f"{name}={value} is neither true nor false", "give true or false, or leave it out")
     return value
 
 
@@ -122,6 +122,10 @@ def _device(name: str, value: Value) -> str:
 def _dtype(name: str, value: Value) -> Dtype:
     text = str(value)
     return _member(Dtype, name, TORCH_DTYPE_NAMES.get(text, text))
+
+
+def _fit(name: str, value: Value) -> Fit:
+    return _member(Fit, name, value)
 
 
 def _attention(name: str, value: Value) -> Attention:
@@ -154,12 +158,14 @@ ARGUMENTS: Mapping[str, tuple[str, Callable[[str, Value], Any]]] = {
     "keep": ("keep", _text),
     "dynamic": ("dynamic", _flag),
     "method": ("method", _text),
+    "fit": ("fit", _fit),
     "frames": ("frames", _frame_count),
     "fps": ("fps", _rate),
     "window": ("window", _frame_count),
     "device": ("device", _device),
     "dtype": ("dtype", _dtype),
     "attn": ("attention", _attention),
+    "allow_special_tokens": ("allow_special_tokens", _flag),
     "batch_size": ("batch_size", _batch_size),
 }
 """Argument -> field of `Settings`, and how its value is read. lmms-eval's tasks choose what is left out here."""

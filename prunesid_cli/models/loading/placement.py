@@ -21,7 +21,8 @@ def choose_placement(device: str, dtype: str, attention: str, config: Pretrained
             the language model spread over all GPUs if accelerate is installed.
         dtype: "bf16", "fp16" or "fp32". "auto" takes float32 on a CPU; elsewhere the checkpoint's own half precision,
             or bf16 if it is not stored in half precision.
-        attention: An attention implementation of transformers; "auto" takes SDPA.
+        attention: An attention implementation of transformers; "auto" lets it choose for each part of a model: SDPA
+            where the part supports it.
         config: The checkpoint's configuration.
 
     Raises:
@@ -38,7 +39,7 @@ def choose_placement(device: str, dtype: str, attention: str, config: Pretrained
     return Placement(
         device=chosen_device,
         dtype=chosen_dtype,
-        attention="sdpa" if attention == "auto" else attention,
+        attention=None if attention == "auto" else attention,
         multi_gpu=device == "auto" and torch.cuda.device_count() > 1 and find_spec("accelerate") is not None,
     )
 

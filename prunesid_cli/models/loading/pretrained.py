@@ -77,6 +77,9 @@ def read_pretrained(
         hint = "install what it names" if is_quantised else "try --attn sdpa"
         raise ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", hint) from error
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        if placement.attention and "attn_implementation" in str(error):
+            problem = f"a part of {checkpoint.name} does not run with {placement.attention} attention"
+            raise ModelError(problem, "leave out --attn") from error
         unexplained = ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", REINSTALL_HINT)
         raise find_damaged_file(checkpoint) or unexplained from error
     # Mismatched keys are names, or tuples of a name and two shapes.

@@ -83,6 +83,11 @@ def load_model_half(
         ModelError: Weights are missing or of another shape, cannot be read, or do not fit into memory. Weights are
             never left random, unless `checkpoint.has_random_weights`.
     """
+    if placement.attention in (None, "sdpa") and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        # Language models that cap attention scores, such as Gemma 2, are run eagerly. SDPA leaves that out in
+        # transformers 5.17 to 5.20, and later versions refuse it. The other parts run as asked.
+        parts = {**dict.fromkeys(("", *config.sub_configs), placement.attention), "text_config": "eager"}
+        placement = replace(placement, attention=parts)
     if checkpoint.has_random_weights:
         return _make_random_model(model_class, checkpoint, config, placement)
     options: dict[str, Any] = {"use_safetensors": True}  # other formats are pickles, which can run code

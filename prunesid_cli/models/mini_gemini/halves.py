@@ -14,7 +14,8 @@ reference in the tests; ConvNeXt against timm's, name by name. Not verified: any
 original keeps its prompts in code and picks one by the folder's name; here the checkpoint's own chat template comes
 first, and Vicuna's prompt is only used where there is none (7B, 13B). The original's prompts for 8B (Llama 3) and 34B
 (Yi) differ from those models' own templates: put them into `chat_template.jinja` to have them. transformers takes the
-tanh form of GELU for Gemma, whatever config.json says.
+tanh form of GELU for Gemma, whatever config.json says. Settings about repetition see the prompt, as in transformers;
+the original passes embeddings alone.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ from prunesid_cli.models.mini_gemini.weights import find_checkpoint_weights, fin
 from prunesid_cli.models.shared.attention_saliency import record_cls_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.requirements import check_requirements
-from prunesid_cli.models.shared.token_grid import Box, square_box
-from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Region, Segment
+from prunesid_cli.models.shared.token_grid import square_box
+from prunesid_cli.types import Box, Encoded, Layout, Pixels, Placement, Region, Segment
 
 IMAGE_TEXT = "<image>"
 """Placeholder of an image in a prompt."""
@@ -125,6 +126,10 @@ class MGMVision:
         size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
         pixels = self.image_processor(images=[image], return_tensors="pt", **size)["pixel_values"]
         return Pixels({"pixel_values": pixels}, self._layout(square_box(media.image.size, is_padded)))
+
+    def pad_to_square(self) -> None:
+        """See `VisionHalf`."""
+        self.config.image_aspect_ratio = "pad"
 
     def _layout(self, box: Box) -> Layout:
         """Layout of a square that shows `box` of its image: the global view, if there is one, then the tiles."""
@@ -225,5 +230,5 @@ class MGMLanguage(BaseLanguageHalf):
         first, *others = text.split(IMAGE_TEXT)
         ids = super().tokenize_text(first).tolist()
         for other in others:
-            ids += [*self.placeholder_ids, *self.tokenizer(other, add_special_tokens=False)["input_ids"]]
+            ids += [*self.placeholder_ids, *self.control_tokens.encode(other)]
         return torch.tensor(ids)

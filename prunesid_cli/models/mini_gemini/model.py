@@ -107,12 +107,12 @@ class MGMVisionModel(nn.Module):
 
     Args:
         clip: Configuration of CLIP, shortened to the layers that are loaded.
-        attention: Attention implementation of CLIP.
+        attention: Attention implementation of CLIP; None lets transformers choose.
         widths: Channels of each ConvNeXt stage.
         depths: Number of blocks of each ConvNeXt stage.
     """
 
-    def __init__(self, clip: Any, attention: str, widths: Sequence[int], depths: Sequence[int]) -> None:
+    def __init__(self, clip: Any, attention: Any, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__()
         self.vision_tower = AutoModel.from_config(clip, attn_implementation=attention)
         self.vision_tower_aux = HighResolutionTower(widths, depths)

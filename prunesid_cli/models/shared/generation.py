@@ -29,6 +29,19 @@ def left_pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.stack(padded), mask
 
 
+def left_pad_ids(rows: Sequence[Tensor]) -> Tensor:
+    """Pad token ids on the left, each row with its own first id: so what penalises the ids of a prompt sees no others.
+
+    Args:
+        rows: B tensors [L], of different lengths L.
+
+    Returns:
+        The batch [B, max L].
+    """
+    longest = max(len(row) for row in rows)
+    return torch.stack([torch.cat([row[:1].expand(longest - len(row)), row]) for row in rows])
+
+
 def generate_options(generation: Generation, tokenizer: Any) -> dict[str, Any]:
     """The arguments of the stock `generate` for one way of decoding."""
     options: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens}

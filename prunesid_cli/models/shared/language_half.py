@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from prunesid_cli.errors import CacheError, ModelError, UsageError
-from prunesid_cli.models.shared.generation import generate_options, left_pad
-from prunesid_cli.models.shared.processor import placeholder_ids, placeholder_text
+from prunesid_cli.models.shared.control_tokens import ControlTokens
+from prunesid_cli.models.shared.generation import generate_options, left_pad, left_pad_ids
+from prunesid_cli.models.shared.processor import item_tokens, placeholder_ids, placeholder_text
 from prunesid_cli.models.shared.prompt_pieces import (
     MEDIA_TAG,
     PromptPiece,
@@ -52,13 +53,20 @@ class BaseLanguageHalf(ABC):
         placeholder_texts: The placeholder of an image (False) and of a clip (True) in a rendered prompt; None if none.
         uses_mrope: Whether visual tokens have positions in time, row and column.
         checked_channels: Widths of tokens that `project` is known to take.
+        placeholders: All texts that stand for visual tokens, before or after the processor has expanded a prompt.
+        control_tokens: The control tokens, and how text is encoded.
+        item_pattern: The control tokens that the text of an image or clip may contain.
         can_share_prefix: See `LanguageHalf`.
+        allow_special_tokens: See `LanguageHalf`.
+        item_tokens: Patterns of further control tokens that the processor writes for an image or clip.
         newline_embedding: The embedding of structural slots [D]; None if the family has none.
         is_causal: Whether the start of a prompt is read in the same way whatever follows it.
     """
 
     newline_embedding: Tensor | None = None
     is_causal = True
+    allow_special_tokens = False
+    item_tokens: tuple[str, ...] = ()
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
@@ -68,6 +76,12 @@ class BaseLanguageHalf(ABC):
         self.placeholder_texts = {is_clip: placeholder_text(processor, is_clip) for is_clip in (False, True)}
         self.uses_mrope = hasattr(model.base_model, "get_rope_index")
         self.checked_channels = set[int]()
+        placeholders = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
+        self.placeholders = {text for text in (*self.placeholder_texts.values(), *placeholders) if text}
+        chat_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
+        texts = {*self.placeholders, *item_tokens(processor)}
+        self.item_pattern = re.compile("|".join([*map(re.escape, texts), *self.item_tokens]))
+        self.control_tokens = ControlTokens(self.tokenizer, chat_template, self.item_pattern, self.placeholders)
         self.can_share_prefix = self.is_causal and caches_every_token(model.config)
 
     @abstractmethod
@@ -101,9 +115,8 @@ class BaseLanguageHalf(ABC):
         """See `LanguageHalf.check_prompt`."""
         split_at_tags(prompt, num_items)
         text = MEDIA_TAG.sub("", prompt)
-        placeholders = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
-        for placeholder in (*self.placeholder_texts.values(), *placeholders):
-            if placeholder and placeholder in text:
+        for placeholder in self.placeholders if self.allow_special_tokens else ():
+            if placeholder in text:
                 raise UsageError(f"the prompt contains {placeholder}, which stands for an image", hint="leave it out")
         if not text.strip():
             raise UsageError("the prompt asks nothing", hint='ask something: "what is shown?"')
@@ -126,8 +139,13 @@ class BaseLanguageHalf(ABC):
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
         """See `LanguageHalf.embed`."""
         self.check_prompt(prompt, len(items))
-        pieces = self._split_prompt(prompt, items)
-        width = self.model.get_input_embeddings().embedding_dim
+        ids = self.tokenize(prompt, [item.layout for item in items])
+        is_placeholder = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
+        pieces = self._split_prompt(ids, is_placeholder, items)
+        repeats = torch.ones_like(ids)
+        repeats[is_placeholder] = torch.tensor([len(piece.embeds) for piece in pieces if piece.is_visual])
+        words = self.model.get_input_embeddings()
+        width = words.embedding_dim
         visual = torch.cat([piece.embeds for piece in pieces if piece.is_visual])
         deepstack = None
         if visual.shape[-1] > width:
@@ -137,7 +155,10 @@ class BaseLanguageHalf(ABC):
             starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
             shifted = [start + piece.positions for start, piece in zip(starts, pieces, strict=True)]
             positions = to_device(torch.cat(shifted, 1), visual.device)
+        # A placeholder outside of the vocabulary cannot be penalised; another id of the prompt stands in for it.
+        is_unknown = ids >= words.num_embeddings
         return Prompt(
+            ids=ids.masked_fill(is_unknown, int(ids[~is_unknown][0])).repeat_interleave(repeats),
             embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
             visual=torch.cat([torch.full((len(piece.embeds),), piece.is_visual) for piece in pieces]),
             positions=positions,
@@ -146,17 +167,17 @@ class BaseLanguageHalf(ABC):
 
     def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """See `LanguageHalf.tokenize`."""
+        item_texts = iter([self.control_tokens.disguise(layout.text, self.item_pattern) for layout in layouts])
+        prompt = prompt if self.allow_special_tokens else self.control_tokens.disguise(prompt, MEDIA_TAG)
         content = user_content(prompt, [layout.is_clip for layout in layouts])
         rendered = self.render_chat([{"role": "user", "content": content}])
-        item_texts = iter([layout.text for layout in layouts])
         placeholders = "|".join(re.escape(text) for text in dict.fromkeys(self.placeholder_texts.values()) if text)
         return self.tokenize_text(re.sub(placeholders, lambda match: next(item_texts, match[0]), rendered))
 
     def tokenize_text(self, text: str) -> Tensor:
         """The token ids [L] of a rendered prompt. BOS is added unless the text starts with it."""
         has_bos = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
-        ids: Tensor = self.tokenizer(text, add_special_tokens=not has_bos, return_tensors="pt")["input_ids"][0]
-        return ids
+        return torch.tensor(self.control_tokens.encode(text, add_special_tokens=not has_bos), dtype=torch.long)
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
         """Apply the checkpoint's chat template, up to the start of the model's turn.
@@ -183,10 +204,11 @@ class BaseLanguageHalf(ABC):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(generation.seed)
             output = self._generate(prompts, prefix_caches, **generate_options(generation, self.tokenizer))
+        new_ids = output[:, max(len(prompt.ids) for prompt in prompts) :].tolist()
         stop_ids = self.model.generation_config.eos_token_id
         stop_ids = {stop_ids} if isinstance(stop_ids, int) else set(stop_ids or ())
         answers = []
-        for prompt, ids in zip(prompts, output.tolist(), strict=True):
+        for prompt, ids in zip(prompts, new_ids, strict=True):
             length = next((number for number, token in enumerate(ids) if token in stop_ids), len(ids))
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
             answers.append(Answer(text=text, prompt_tokens=len(prompt.embeds), new_tokens=length))
@@ -219,13 +241,16 @@ class BaseLanguageHalf(ABC):
         """Run the stock `generate` on a left-padded batch of prompts, given the caches of their prefixes, if any."""
         if prefix_caches:
             options[CACHE_ARGUMENT] = batch_prefix_caches(prefix_caches, [len(prompt.embeds) for prompt in prompts])
+        inputs = self.model_inputs(prompts)
+        # The model reads the embeddings alone. The ids are for settings such as `repetition_penalty`.
+        inputs["input_ids"] = to_device(
+            left_pad_ids([prompt.ids for prompt in prompts]), inputs["inputs_embeds"].device
+        )
         with self.generation_context(prompts):
-            return self.model.generate(**self.model_inputs(prompts), pad_token_id=self.pad_token_id(), **options)
+            return self.model.generate(**inputs, pad_token_id=self.pad_token_id(), **options)
 
-    def _split_prompt(self, prompt: str, items: Sequence[TokenSet]) -> list[PromptPiece]:
+    def _split_prompt(self, ids: Tensor, is_placeholder: Tensor, items: Sequence[TokenSet]) -> list[PromptPiece]:
         """The pieces of a prompt in their order: text and runs of visual tokens in turn."""
-        ids = self.tokenize(prompt, [item.layout for item in items])
-        is_placeholder = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
         places = is_placeholder.nonzero().flatten().tolist()
         runs = [piece for item in items for piece in self._visual_pieces(item)]
         if len(places) != len(runs):

@@ -19,19 +19,26 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin
 # In transformers 5.17 the AutoImageProcessor of the top level is a dummy.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line, loading_error
 from prunesid_cli.models.loading.original_processor import load_original_processor
 from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.models.shared.token_grid import Box, centered_box
+from prunesid_cli.models.shared.token_grid import centered_box
+from prunesid_cli.types import Box
 
 FRAME_SETTINGS = (
     "do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size",
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
 )  # fmt: skip
 """Settings for a single frame that image processors and video processors have under the same names."""
+ITEM_TOKEN_NAMES = (
+    "image_token", "video_token", "vision_start_token", "vision_end_token", "start_image_token", "end_image_token",
+    "boi_token", "eoi_token", "fake_image_token", "global_image_tag", "global_image_token",
+)  # fmt: skip
+"""Attributes of processors and tokenizers that hold a token which a processor writes for an image or clip."""
 PLACEHOLDER_ID_SETTINGS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 
 
@@ -119,6 +126,12 @@ def placeholder_text(processor: Any, is_clip: bool) -> str | None:
     return getattr(processor, "video_token" if is_clip else "image_token", None)
 
 
+def item_tokens(processor: Any) -> set[str]:
+    """The tokens that a processor writes into a prompt for an image or clip, as far as it names them."""
+    sources = (processor, processor.tokenizer)
+    return {token for source in sources for name in ITEM_TOKEN_NAMES if (token := getattr(source, name, None))}
+
+
 def placeholder_ids(config: Any) -> frozenset[int]:
     """The token ids whose embeddings a model replaces by visual tokens."""
     values = [getattr(config, name, None) for name in PLACEHOLDER_ID_SETTINGS]
@@ -159,6 +172,18 @@ def visible_box(image_processor: Any, size: tuple[int, int]) -> Box:
         width = width * crop["width"] / resize.get("width", scale * width)
         height = height * crop["height"] / resize.get("height", scale * height)
     return centered_box(width / size[0], height / size[1])
+
+
+def pad_instead_of_cropping(image_processor: Any) -> Any:
+    """An image processor that pads images to squares with the mean color, as the authors of LLaVA-1.5 do.
+
+    Args:
+        image_processor: Its other settings are kept. If it does not crop the center of images, it is returned itself.
+    """
+    if not getattr(image_processor, "do_center_crop", False):
+        return image_processor
+    settings = {name: getattr(image_processor, name, None) for name in FRAME_SETTINGS}
+    return LlavaImageProcessorPil(**settings, do_pad=True)
 
 
 def preprocess_frames(processor: Any, frames: Sequence[Image], **options: Any) -> Tensor:

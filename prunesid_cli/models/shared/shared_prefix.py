@@ -51,6 +51,7 @@ def prompt_prefix(prompt: Prompt, length: int) -> Prompt:
     visual = prompt.visual[:length]
     return replace(
         prompt,
+        ids=prompt.ids[:length],
         embeds=prompt.embeds[:length],
         visual=visual,
         positions=None if prompt.positions is None else prompt.positions[:, :length],

@@ -9,11 +9,7 @@ from math import isqrt
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from prunesid_cli.types import Encoded, Pixels, Region, Segment
-
-Box = tuple[float, float, float, float]
-"""A part of an image: left, top, right, bottom, as fractions of its width and height."""
-WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
+from prunesid_cli.types import WHOLE_IMAGE, Box, Encoded, Pixels, Region, Segment
 
 
 def centered_box(width: float, height: float) -> Box:

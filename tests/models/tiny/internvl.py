@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import (
+    GptOssConfig,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
@@ -118,13 +119,23 @@ def internvl_inner(folder: Path) -> None:
     save(InternVLForConditionalGeneration, config, folder)
 
 
+def internvl_gpt_oss(folder: Path) -> None:
+    """GPT-OSS, which transformers runs without SDPA, as its attention has sinks. The tower runs with SDPA."""
+    config = _config(_files(folder))
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
+    vocabulary = config.text_config.vocab_size
+    config.text_config = GptOssConfig(vocab_size=vocabulary, head_dim=12, **TEXT, **experts, **layers)
+    config.tie_word_embeddings = False
+    save(InternVLForConditionalGeneration, config, folder)
+
+
 def _clip(pixels: Pixels) -> Mapping[str, Tensor]:
     return {"pixel_values": pixels.tensors["pixel_values"]}
 
 
 SIZES = ((448, 448), (900, 880), (1200, 300), (60, 240), (8, 8))
-PLAIN, LARGE, INNER = (
-    TinyModel(internvl, SIZES, _clip),
-    TinyModel(internvl_large, SIZES[:3]),
-    TinyModel(internvl_inner, SIZES[1:3]),
-)
+PLAIN = TinyModel(internvl, SIZES, _clip)
+LARGE = TinyModel(internvl_large, SIZES[:3])
+INNER = TinyModel(internvl_inner, SIZES[1:3])
+GPT_OSS = TinyModel(internvl_gpt_oss, SIZES[2:4])

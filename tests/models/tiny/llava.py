@@ -14,6 +14,8 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     CLIPVisionConfig,
+    Gemma2Config,
+    Lfm2Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -62,6 +64,7 @@ def llava(
     vision: Any = None,
     processor: Any = None,
     seed: int = 0,
+    **more: Any,
 ) -> None:
     processor = processor or build_processor(words())
     processor.vision_feature_select_strategy = strategy
@@ -72,7 +75,7 @@ def llava(
     image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     config = LlavaConfig(
         vision_config=vision,
-        text_config=text(vocab_size=len(processor.tokenizer), **TEXT),
+        text_config=text(vocab_size=len(processor.tokenizer), **TEXT, **more),
         image_token_index=image,
         vision_feature_layer=layer,
         vision_feature_select_strategy=strategy,
@@ -140,6 +143,10 @@ PLAIN = TinyModel(llava)
 FULL = TinyModel(partial(llava, strategy="full"))  # the stock model reads CLS, too
 LAST = TinyModel(partial(llava, layer=-1))
 LAYERS = TinyModel(partial(llava, layer=[-3, -1]))
+# transformers runs Gemma 2 without SDPA, which does not cap attention scores.
+GEMMA2 = TinyModel(partial(llava, text=Gemma2Config, head_dim=16, query_pre_attn_scalar=16, sliding_window=16))
+# Layers of convolutions, whose state is not keys and values: prompts cannot share it.
+LFM2 = TinyModel(partial(llava, text=Lfm2Config, layer_types=["conv", "full_attention"], tie_word_embeddings=False))
 MISTRAL, QWEN2 = TinyModel(partial(llava, text=MistralConfig)), TinyModel(partial(llava, text=Qwen2Config))
 SIGLIP = TinyModel(llava_siglip, ((384, 384), (500, 200), (90, 400)))
 SIGLIP_LAST = TinyModel(partial(llava_siglip, layer=-1, head=False), ((384, 384), (90, 400)))

@@ -173,8 +173,12 @@ def write_mgm(folder: Path, model_type: str, side: int = 336, large: int = 768, 
     (folder / "config.json").write_text(json.dumps(config_json))
 
 
+SIZES = ((336, 336), (501, 200), (93, 400))
+"""The two halves of a margin differ by a pixel."""
+
+
 def _tiny(model_type: str, **generation: Any) -> TinyModel:
-    return TinyModel(partial(write_mgm, model_type=model_type, **generation), load_stock=load_reference)
+    return TinyModel(partial(write_mgm, model_type=model_type, **generation), SIZES, load_stock=load_reference)
 
 
 SMALL: dict[str, Any] = {"side": 112, "large": 256}

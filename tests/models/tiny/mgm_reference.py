@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
@@ -93,9 +93,11 @@ class Reference:
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, **generation: Any) -> Tensor:
-        embeds = self.embeds(input_ids, pixel_values)
-        answer_ids = self.lm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **generation)
-        return torch.cat([input_ids, answer_ids], 1)
+        embeds, is_word = self.embeds(input_ids, pixel_values), input_ids != self.config.image_token_index
+        # The ids are for settings about repetition; images have none.
+        words = torch.where(is_word, input_ids, input_ids[is_word][0])
+        inputs = {"input_ids": words, "inputs_embeds": embeds, "attention_mask": attention_mask}
+        return self.lm.generate(**inputs, **generation)
 
     def save_pretrained(self, folder: Path, max_shard_size: str) -> None:
         folder.mkdir()
@@ -122,10 +124,18 @@ class Processor:
             ids += [*self.run, *piece_ids[1:]] if number else piece_ids
         if self.is_padded:
             gray = tuple(int(255 * mean) for mean in self.images.image_mean)
-            prompt_images = [ImageOps.pad(image, 2 * (max(image.size),), color=gray) for image in prompt_images]
+            prompt_images = [expand_to_square(image, gray) for image in prompt_images]
         pixels = self.images(images=prompt_images, return_tensors="pt")["pixel_values"]
         input_ids = torch.tensor([ids])
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": pixels}
+
+
+def expand_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
+    """Pad as the published code does: of an odd margin, the larger half is on the right or at the bottom."""
+    width, height = image.size
+    square = Image.new("RGB", (max(width, height),) * 2, color)
+    square.paste(image, (0, (width - height) // 2) if width > height else ((height - width) // 2, 0))
+    return square
 
 
 def scaled(squares: Tensor, side: int) -> Tensor:

@@ -92,6 +92,8 @@ def _clip(pixels: Pixels) -> dict[str, object]:
     return {"pixel_values_videos": pixels.tensors["pixel_values_videos"][None]}
 
 
-SIZES = ((224, 224), (400, 130), (90, 300), (5, 7))
-PLAIN = TinyModel(video_llava, SIZES, _clip)
-FULL = TinyModel(partial(video_llava, strategy="full"), SIZES, _clip)
+SIZES = ((224, 224), (400, 130), (90, 300), (5, 7), (60, 1), (30, 3), (3, 3), (1, 60))
+# The stock processor guesses where the channels are, wrongly for an image 1 or 3 pixels high, unless it is told.
+TOLD = {"input_data_format": "channels_last"}
+PLAIN = TinyModel(video_llava, SIZES, _clip, processor_options=TOLD)
+FULL = TinyModel(partial(video_llava, strategy="full"), SIZES, _clip, processor_options=TOLD)
