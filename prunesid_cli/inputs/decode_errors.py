@@ -106,9 +106,10 @@ def explain_decode_error(source: str, data: bytes, error: Exception) -> MediaErr
 
 def _find_variant(data: bytes, file_type: FileType, error: Exception) -> str:
     """What an image that is not decoded holds, if it is whole but of an unsupported variant; empty if it is damaged."""
-    tags = tiff.read_tags(data) if file_type is FileType.TIFF else {}
-    if tags and (isinstance(error, UnidentifiedImageError) or UNSUPPORTED.search(str(error))):
-        return tiff.describe(tags)
+    if file_type is FileType.TIFF:
+        is_unsupported = isinstance(error, UnidentifiedImageError) or UNSUPPORTED.search(str(error))
+        tags = tiff.read_tags(data) if is_unsupported else {}
+        return tiff.describe(tags) if tags else ""
     decoders = [Image.OPEN[file_type.name][0]] if file_type.name in Image.OPEN else []
     decoders += [lambda file, _: simplejpeg.decode_jpeg(file.read())] if file_type is FileType.JPEG else []
     reasons = [str(error)]
