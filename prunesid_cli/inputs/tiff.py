@@ -203,7 +203,7 @@ def load_tiff(file: Image.Image) -> str:
         except OSError as error:
             failure = error
     if failure and printed:
-        raise OSError(printed[0].removeprefix("tempfile.tif: ")) from failure
+        raise OSError(printed[0].removeprefix("tempfile.tif: ").rstrip(".")) from failure
     if failure:
         raise failure
-    return next((line for line in printed if CODEC_MESSAGE.match(line)), "")
+    return next((line.rstrip(".") for line in printed if CODEC_MESSAGE.match(line)), "")

@@ -176,6 +176,6 @@ def _receive(worker: subprocess.Popen[bytes], path: str) -> tuple[dict[str, Any]
 
 def _explain_exit(path: str, code: int, timeout: float | None) -> MediaError:
     if timeout is not None:
-        return MediaError(f"{path}: not decoded within {timeout:g} s", "give it more time with --limit, or cut it")
+        return MediaError(f"{path}: not decoded within {timeout:.4g} s", "give it more time with --limit, or cut it")
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return MediaError(f"{path}: the video decoder crashed ({reason})", "try --video-backend pyav, or copy it again")
