@@ -107,6 +107,8 @@ def explain_decode_error(source: str, data: bytes, error: Exception) -> MediaErr
 def _find_variant(data: bytes, file_type: FileType, error: Exception) -> str:
     """What an image that is not decoded holds, if it is whole but of an unsupported variant; empty if it is damaged."""
     if file_type is FileType.TIFF:
+        if data.startswith(b"MM\0+"):
+            return "64-bit positions in big-endian order"
         is_unsupported = isinstance(error, UnidentifiedImageError) or UNSUPPORTED.search(str(error))
         tags = tiff.read_tags(data) if is_unsupported else {}
         return tiff.describe(tags) if tags else ""

@@ -58,7 +58,7 @@ SIGNATURES = (
     (b"\xff\xd8\xff", FileType.JPEG),
     (b"\x89PNG\r\n\x1a\n", FileType.PNG),
     (b"GIF8", FileType.GIF),
-    (b"\x01\xda", FileType.SGI),
+    *((bytes([1, 0xDA, packed, size]), FileType.SGI) for packed in (0, 1) for size in (1, 2)),
     *((bytes([10, version, 1]), FileType.PCX) for version in (0, 2, 3, 4, 5)),
     (b"II*\0\x10\0\0\0CR", FileType.CAMERA_RAW),  # CR2; others that are TIFF files are known by their tags
     (b"IIU\0", FileType.CAMERA_RAW),  # RW2

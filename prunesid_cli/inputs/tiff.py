@@ -49,7 +49,7 @@ class Tag(IntEnum):
 NEXT_IFD = -1
 """Key of the position of the next picture, among the tags; 0 if there is none."""
 
-JPEG = 7
+UNCOMPRESSED, JPEG = 1, 7
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 RAW_PHOTOMETRICS = frozenset({32803, 34892})  # colour filter array, linear raw
 RAW_COMPRESSIONS = frozenset({32767, 32769, 32770, 34713, 65000, 65535})  # Sony, Epson, Samsung, Nikon, Kodak, Pentax
@@ -105,7 +105,7 @@ def camera_raw_kind(tags: Tags, source: str) -> str:
         return extension[1:].upper()
     is_raw = (
         first_value(tags, Tag.PHOTOMETRIC, BLACK_IS_ZERO) in RAW_PHOTOMETRICS
-        or first_value(tags, Tag.COMPRESSION, 1) in RAW_COMPRESSIONS
+        or first_value(tags, Tag.COMPRESSION, UNCOMPRESSED) in RAW_COMPRESSIONS
         or (is_thumbnail(tags) and Tag.SUB_IFDS in tags)
     )
     return str(next(iter(tags.get(Tag.MAKE, ())), "")).strip() or "TIFF" if is_raw else ""
@@ -121,7 +121,7 @@ def describe(tags: Tags) -> str:
     """Samples and compression: "3 float samples of 32 bits, compression LERC"."""
     samples, bits = first_value(tags, Tag.SAMPLES_PER_PIXEL, 1), first_value(tags, Tag.BITS_PER_SAMPLE, 1)
     number_format = SAMPLE_FORMATS.get(first_value(tags, Tag.SAMPLE_FORMAT, UNSIGNED), "")
-    compression = first_value(tags, Tag.COMPRESSION, 1)
+    compression = first_value(tags, Tag.COMPRESSION, UNCOMPRESSED)
     parts = [" ".join(f"{samples} {number_format} sample{'s' if samples > 1 else ''} of {bits} bits".split())]
     if compression > 8:
         parts.append(f"compression {COMPRESSIONS.get(compression, compression)}")
@@ -178,7 +178,7 @@ def _with_values(data: bytes, changes: Mapping[int, int]) -> bytes:
 def jpeg_streams(data: bytes) -> Iterator[bytes]:
     """The strips or tiles of a TIFF with JPEG compression, each as a JPEG; nothing for other files."""
     tags = read_tags(data)
-    if first_value(tags, Tag.COMPRESSION, 1) != JPEG:
+    if first_value(tags, Tag.COMPRESSION, UNCOMPRESSED) != JPEG:
         return
     tables = next(iter(tags.get(Tag.JPEG_TABLES, ())), b"")[:-2]  # without its end marker
     offsets = tags.get(Tag.STRIP_OFFSETS) or tags.get(Tag.TILE_OFFSETS, ())
@@ -187,7 +187,7 @@ def jpeg_streams(data: bytes) -> Iterator[bytes]:
         yield tables + part[2:] if tables else part
 
 
-def load_tiff(file: Image.Image) -> str:
+def load_tiff(file: Any) -> str:
     """Load the pixels of an opened TIFF.
 
     Returns:
@@ -196,6 +196,9 @@ def load_tiff(file: Image.Image) -> str:
     Raises:
         OSError: libtiff cannot decode the file; with its message, which says more than Pillow's.
     """
+    if file.tag_v2.get(Tag.COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED:  # Pillow reads it without libtiff
+        file.load()
+        return ""
     failure = None
     with captured_stderr() as printed:
         try:

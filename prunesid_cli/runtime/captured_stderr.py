@@ -18,7 +18,8 @@ _lock = Lock()
 def captured_stderr() -> Iterator[list[str]]:
     """Catch what is written to file descriptor 2 within the block. One block at a time: the descriptor exists once.
 
-    The command line writes to a copy of the descriptor (`cli.terminal`), so its messages are not caught.
+    The command line writes to a copy of the descriptor (`cli.terminal`), so its messages are not caught. In another
+    program, what its other threads write to the descriptor meanwhile is caught, too.
 
     Yields:
         A list that holds the lines once the block has ended.

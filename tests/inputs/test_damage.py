@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunesid_cli.errors import MediaError
+import prunesid_cli
+from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.inputs.decoding import Decoding
 from prunesid_cli.inputs.image import load_image_bytes
+from prunesid_cli.inputs.video.frame_sampling import DEFAULT_SAMPLING
+from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.runtime.captured_stderr import captured_stderr
 from prunesid_cli.tokencache import open_cache
 from tests import hostile
-from tests.cli.processes import prunesid
+from tests.cli.processes import prunesid, stderr_on_terminal
 from tests.conftest import Run
+from tests.films import film
 
 STRICT = Decoding(strict=True)
 
@@ -142,6 +146,17 @@ def test_the_command_prints_one_line_for_each_damaged_file(tmp_path: Path) -> No
     assert item.notes[0].startswith("damaged TIFF")
 
 
+def test_a_progress_bar_is_not_caught(tmp_path: Path) -> None:
+    """It is drawn while threads decode pictures whose decoder writes to the same descriptor."""
+    for number in range(20):
+        (tmp_path / f"{number}.tif").write_bytes(fax("group4"))
+    code, _, shown = stderr_on_terminal("compress", tmp_path, "-m", "demo", "--out", tmp_path / "c")
+    assert code == 0, shown
+    assert "compressing" in shown
+    words = "".join(shown.split())  # the terminal wraps lines
+    assert words.count("damagedTIFF,partofthepicturemaybewrong(Fax4Decode:") == 20 == words.count("Fax4Decode:")
+
+
 def test_strict_costs_the_damaged_inputs_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(damaged(jpeg(), "zeroed"))
     (tmp_path / "good.jpg").write_bytes(jpeg())
@@ -193,3 +208,22 @@ def test_the_run_goes_on_after_the_limit(run: Run, tmp_path: Path) -> None:
 def test_a_limit_is_a_number_of_seconds(run: Run, tmp_path: Path, limit: str) -> None:
     done = run("compress", tmp_path, "--out", tmp_path / "c", "--limit", limit)
     assert (done.code, done.err) == (2, f"error: --limit {limit} is not a time\nhint: seconds: 60; 0 is no limit\n")
+
+
+def test_clips_have_the_limit(tmp_path: Path) -> None:
+    path = str(film(tmp_path / "a.mp4", 3))
+    with pytest.raises(MediaError, match="a.mp4: not decoded within 0.001 s"):
+        load_media(path, DEFAULT_SAMPLING, Decoding(limit=0.001))
+    assert len(load_media(path, DEFAULT_SAMPLING, Decoding(limit=0)).frames) == 3
+
+
+def test_settings_of_the_python_api(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(damaged(jpeg(), "zeroed"))
+    assert prunesid_cli.load("demo").encode(path)
+    with pytest.raises(MediaError, match="damaged JPEG"):
+        prunesid_cli.load("demo", strict=True).encode(path)
+    with pytest.raises(MediaError, match="not decoded within"):
+        prunesid_cli.load("demo", limit=1e-9).encode(path)
+    with pytest.raises(UsageError, match="--limit -1 is not a time"):
+        prunesid_cli.load("demo", limit=-1)
