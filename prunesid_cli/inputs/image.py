@@ -59,8 +59,8 @@ FORMATS = (
 )  # fmt: skip
 READ_IN_PARTS = frozenset({FileType.JPEG, FileType.GIF, FileType.TIFF})
 """Formats in which few bytes can mean much work, such as scans of a JPEG. Pillow reads them while it decodes."""
-JPEG_BLOCK_BYTES = 1 << 12
-"""Bytes of a JPEG between two looks at the clock. In 64 KiB, Pillow's choice, a thousand scans can take minutes."""
+MAX_USUAL_SCANS, SMALL_BLOCK_BYTES = 100, 256
+"""A JPEG with more scans is read in small blocks: in 64 KiB, Pillow's choice, thousands of scans can take minutes."""
 DAMAGE_NOTE = "damaged {}, part of the picture may be wrong ({})"
 
 # Notes for files with several pictures, in formats where they form a sequence. MPO is missing on purpose: its further
@@ -264,7 +264,8 @@ def _prepare_tiff(data: bytes, source: str) -> bytes:
 
 def _load_jpeg(file: Any, data: bytes) -> str:
     """Load the pixels; returns what libjpeg says about damage. `file` is opened from `data`."""
-    file.decodermaxblock = JPEG_BLOCK_BYTES
+    if data.count(b"\xff\xda") > MAX_USUAL_SCANS:
+        file.decodermaxblock = SMALL_BLOCK_BYTES
     file.load()
     try:
         colors = "CMYK" if file.mode == "CMYK" else "GRAY"
