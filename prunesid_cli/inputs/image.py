@@ -192,9 +192,9 @@ def load_image_bytes(
             raise TimeoutError
     except MediaError:
         raise
-    except TimeoutError as error:
-        raise MediaError(f"{source}: not decoded within {limit:g} s", "give it more time: --limit 600") from error
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files, and if they cannot read on
+        if time.monotonic() > deadline:
+            raise MediaError(f"{source}: not decoded within {limit:g} s", "give it more time: --limit 600") from error
         raise explain_decode_error(source, data, error) from error
     return Media(source=source, digest=digest or hash_bytes(data), size=size, notes=notes, frames=(image,))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from io import BytesIO
 from pathlib import Path
@@ -185,6 +186,18 @@ def test_a_jpeg_of_many_scans_is_ended_soon_after_the_limit() -> None:
         "give it more time: --limit 600",
     )
     assert time.monotonic() - start < 3
+
+
+def test_counting_the_pages_of_a_tiff_has_the_limit() -> None:
+    """Reading all of them takes some 30 seconds."""
+    page = hostile.tiff(bytes(4), {256: 2, 257: 2, 258: 8})
+    tags, end = page[8 + 4 : -4], len(page)
+    pages = [page[:-4]]
+    for _ in range(50_000):
+        pages.append(struct.pack("<I", end) + tags)
+        end += len(tags) + 4
+    with pytest.raises(MediaError, match="not decoded within 0.5 s"):
+        load_image_bytes(b"".join(pages) + bytes(4), "x", decoding=Decoding(limit=0.5))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF"])
