@@ -6,7 +6,7 @@ and floats. The functions also return a note for the user, which is empty if the
 Grey of 9 to 16 bits: 0 is black, and white is, in this order,
 
 1. the largest value that the file declares: the tag MaxSampleValue or fewer than 16 BitsPerSample in a TIFF, the chunk
-   sBIT in a PNG. A declaration that the file's own values exceed does not count.
+   sBIT in a PNG, the header of a PPM or JPEG 2000. A declaration that the file's own values exceed does not count.
 2. the file's own largest value, if that leaves the two highest bits unused: a sensor of 10 to 14 bits that declares
    nothing, or a mask of 0 to 255.
 3. 65535.
@@ -16,6 +16,7 @@ A TIFF with WhiteIsZero is inverted, at any depth.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from prunesid_cli.inputs.file_type import HEADER_BYTES
 from prunesid_cli.inputs.tiff import Tag, is_white_zero, read_tags
 
 Converted = tuple[Image.Image, str]
@@ -129,19 +131,48 @@ def _convert_16_bit(image: Image.Image, data: bytes) -> Converted:
 
 def _white_value(values: Array, image: Image.Image, data: bytes) -> tuple[int, str]:
     """The value that is white, and where that is known from; see the top of this file."""
-    largest, declared = int(values.max()), MAX_16_BIT
-    if image.format == "TIFF":
-        tags = read_tags(data)
-        limits = [2**bits - 1 for bits in tags.get(Tag.BITS_PER_SAMPLE, ())] + list(tags.get(Tag.MAX_SAMPLE_VALUE, ()))
-        declared = min((limit for limit in limits if limit >= largest), default=MAX_16_BIT)
-    elif image.format == "PNG":
-        chunk = data.find(b"sBIT", 0, max(data.find(b"IDAT"), 0))
-        declared = 2 ** data[chunk + 4] - 1 if chunk > 0 else MAX_16_BIT
-    if 0 < largest <= declared < MAX_16_BIT:
+    largest = int(values.max())
+    declared = DECLARED_WHITE.get(image.format or "", lambda data, largest: 0)(data, largest)
+    if declared and largest:
         return declared, "declared by the file"
     if 0 < largest < FAR_BELOW_16_BIT:
         return largest, "the range of its own values"
     return MAX_16_BIT, ""
+
+
+def _declared_by_tiff(data: bytes, largest: int) -> int:
+    tags = read_tags(data)
+    limits = [2**bits - 1 for bits in tags.get(Tag.BITS_PER_SAMPLE, ())] + list(tags.get(Tag.MAX_SAMPLE_VALUE, ()))
+    return min((limit for limit in limits if largest <= limit < MAX_16_BIT), default=0)
+
+
+def _declared_by_png(data: bytes, largest: int) -> int:
+    """By the chunk sBIT. Its significant bits are the upper ones, but some programs do not shift the values up."""
+    chunk = data.find(b"sBIT", 0, max(data.find(b"IDAT"), 0))
+    if chunk < 0 or data[chunk + 4] >= 16:
+        return 0
+    return 2 ** data[chunk + 4] - 1 if largest < 2 ** data[chunk + 4] else MAX_16_BIT
+
+
+def _declared_by_ppm(data: bytes, largest: int) -> int:
+    """Pillow has scaled the values from the range that the header declares to 16 bits, if they were fewer."""
+    words = re.sub(rb"#[^\r\n]*", b"", data[:HEADER_BYTES]).split(maxsplit=4)
+    return MAX_16_BIT if len(words) > 3 and words[3] != b"65535" else 0
+
+
+def _declared_by_jpeg2000(data: bytes, largest: int) -> int:
+    """Pillow has shifted the values up to 16 bits, if the marker SIZ declares fewer."""
+    start = data.find(b"\xff\x51")
+    return MAX_16_BIT if start >= 0 and (data[start + 40] & 0x7F) + 1 < 16 else 0
+
+
+DECLARED_WHITE: dict[str, Callable[[bytes, int], int]] = {
+    "TIFF": _declared_by_tiff,
+    "PNG": _declared_by_png,
+    "PPM": _declared_by_ppm,
+    "JPEG2000": _declared_by_jpeg2000,
+}
+"""Format -> the value that is white by what a file with this largest value declares; 0 if it declares just 16 bits."""
 
 
 def _convert_32_bit(image: Image.Image, data: bytes) -> Converted:

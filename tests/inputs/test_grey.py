@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prunesid_cli.inputs.image import Media, load_image_bytes
 from tests import hostile
@@ -105,6 +106,25 @@ def test_significant_bits_of_a_png_count_if_the_values_are_not_shifted_up() -> N
     twelve = (b"sBIT", bytes([12]))
     assert grey(load(hostile.grey16([0, 1000, 2047], twelve))) == [[0, 62, 127]]
     assert grey(load(hostile.grey16([0, 0x7FF0, 0xFFF0], twelve))) == [[0, 127, 255]]
+
+
+@pytest.mark.parametrize("header", [b"P5 3 1 4095\n", b"P5 # made by 65535\n3 1\n4095\n"])
+def test_a_dark_pgm_of_declared_range_stays_dark(header: bytes) -> None:
+    media = load(header + struct.pack(">3H", 0, 160, 320))
+    assert (grey(media), media.notes) == ([[0, 10, 20]], ("16-bit grey scaled to 8",))
+
+
+def test_a_dark_jpeg_2000_of_declared_range_stays_dark() -> None:
+    values = np.full((64, 64), 1 << 14, np.uint16)
+    values[32:] += 4000
+    data = bytearray(hostile.encoded(Image.fromarray(values), "JPEG2000"))
+    # 15 bits, counted from 0. The file holds the distance from the middle of the range, so the values fall by 1 << 14.
+    data[data.index(b"\xff\x51") + 40] = 14
+    media = load(bytes(data))
+    assert media.notes == ("16-bit grey scaled to 8",)
+    assert (grey(media)[0][0], grey(media)[63][63]) == (0, 2 * 4000 >> 8)
+    undeclared = load(hostile.encoded(Image.fromarray(values // 8), "JPEG2000"))
+    assert grey(undeclared)[63][63] == 255
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
