@@ -113,7 +113,9 @@ def _convert_cmyk(image: Image.Image, data: bytes) -> Converted:
 
 def _convert_16_bit(image: Image.Image, data: bytes) -> Converted:
     values = np.asarray(image)
-    white, origin = _white_value(values, image, data)
+    transparent = image.info.get("transparency")  # of a PNG: one grey value that means transparent
+    is_clear = values == transparent if isinstance(transparent, int) else np.zeros(1, bool)
+    white, origin = _white_value(int(values.max(initial=0, where=~is_clear)), image, data)
     if white == MAX_16_BIT:
         levels, note = np.arange(MAX_16_BIT + 1) >> 8, SIXTEEN_BIT_NOTE
     else:
@@ -122,16 +124,14 @@ def _convert_16_bit(image: Image.Image, data: bytes) -> Converted:
     if is_white_zero(data):
         levels = 255 - levels
     grey = levels.astype(np.uint8)[values]
-    transparent = image.info.get("transparency")  # of a PNG: one grey value that means transparent
-    if isinstance(transparent, int) and (values == transparent).any():
-        grey[values == transparent] = 255
+    if is_clear.any():
+        grey[is_clear] = 255
         note = f"{note}, {TRANSPARENCY_NOTE}"
     return Image.fromarray(grey).convert("RGB"), note
 
 
-def _white_value(values: Array, image: Image.Image, data: bytes) -> tuple[int, str]:
-    """The value that is white, and where that is known from; see the top of this file."""
-    largest = int(values.max())
+def _white_value(largest: int, image: Image.Image, data: bytes) -> tuple[int, str]:
+    """The value that is white if this is the largest one, and where that is known from; see the top of this file."""
     declared = DECLARED_WHITE.get(image.format or "", lambda data, largest: 0)(data, largest)
     if declared and largest:
         return declared, "declared by the file"

@@ -108,6 +108,13 @@ def test_significant_bits_of_a_png_count_if_the_values_are_not_shifted_up() -> N
     assert grey(load(hostile.grey16([0, 0x7FF0, 0xFFF0], twelve))) == [[0, 127, 255]]
 
 
+def test_a_clear_value_is_no_part_of_the_range() -> None:
+    media = load(hostile.grey16([0, 100, 0xFFFF], (b"tRNS", struct.pack(">H", 0xFFFF))))
+    assert grey(media) == [[0, 255, 255]]
+    note = "16-bit grey scaled from 0..100 (the range of its own values) to 0..255, transparency composited on white"
+    assert media.notes == (note,)
+
+
 @pytest.mark.parametrize("header", [b"P5 3 1 4095\n", b"P5 # made by 65535\n3 1\n4095\n"])
 def test_a_dark_pgm_of_declared_range_stays_dark(header: bytes) -> None:
     media = load(header + struct.pack(">3H", 0, 160, 320))
