@@ -36,6 +36,8 @@ UNSUPPORTED = re.compile(
 )
 TGA_EXTENSIONS = frozenset({".tga", ".icb", ".vda", ".vst"})
 """TGA has no signature. A file with one of these extensions is tried as TGA; Pillow checks its header."""
+UNUSUAL_JPEG = re.compile(rb"\xff([\xc3\xc5-\xc7\xcb\xcd-\xcf\xf7])\0[\x0b\x11\x14]")
+"""The frame header of a JPEG of 1, 3 or 4 colours that is lossless or hierarchical, or of a JPEG-LS."""
 HEIF_SIZE = re.compile(rb"ispe\0{4}(.{8})", re.DOTALL)
 """Width and height of a picture in a HEIC or AVIF file, or of a tile of one."""
 
@@ -112,12 +114,12 @@ def _find_variant(data: bytes, file_type: FileType, error: Exception) -> str:
         is_unsupported = isinstance(error, UnidentifiedImageError) or UNSUPPORTED.search(str(error))
         tags = tiff.read_tags(data) if is_unsupported else {}
         return tiff.describe(tags) if tags else ""
-    decoders = [Image.OPEN[file_type.name][0]] if file_type.name in Image.OPEN else []
-    decoders += [lambda file, _: simplejpeg.decode_jpeg(file.read())] if file_type is FileType.JPEG else []
+    if file_type is FileType.JPEG and (process := UNUSUAL_JPEG.search(data)):
+        return f"coding process 0x{process[1].hex()}"
     reasons = [str(error)]
-    for decode in decoders:
+    if isinstance(error, UnidentifiedImageError) and file_type.name in Image.OPEN:
         try:
-            decode(BytesIO(data), "")
+            Image.OPEN[file_type.name][0](BytesIO(data), "")
         except Exception as reason:  # nearly anything
             reasons.append(str(reason))
     unsupported = next((reason for reason in reasons if UNSUPPORTED.search(reason)), "")

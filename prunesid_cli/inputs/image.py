@@ -296,7 +296,7 @@ LOADERS: dict[str, Callable[[Any, bytes], str]] = {
     "TIFF": _load_tiff,
     "PSD": _load_psd,
 }
-"""How to load a file whose decoder replaces damaged pixels without an error, or does not look at all that it should."""
+"""How to load formats whose decoder replaces damaged pixels without an error, and PSD, which may lack its picture."""
 
 
 @cache

@@ -122,6 +122,8 @@ VARIANTS = [
     (psd(7, 8, [1, 2, 3]), "PSD", "multichannel colours are not supported"),
     (psd(3, 8, [1, 2, 3], NO_COMPOSITE), "PSD", "saved without the composite picture, which is not supported"),
     (changed_jpeg(4, 12), "JPEG", "cannot handle 12-bit layers"),
+    (changed_jpeg(1, 0xC5), "JPEG", "coding process 0xc5"),
+    (changed_jpeg(1, 0xF7), "JPEG", "coding process 0xf7"),
 ]
 
 
