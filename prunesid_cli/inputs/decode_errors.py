@@ -1,4 +1,4 @@
-"""What a failed or doubtful decoding of an image means: damage, an unsupported variant, camera raw, too many pixels."""
+"""What a failed decoding of an image means: damage, an unsupported variant, camera raw, too many pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import struct
 from io import BytesIO
 
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from prunesid_cli.errors import MediaError
@@ -19,14 +18,6 @@ from prunesid_cli.inputs.source import ERROR_TEXTS, to_media_error
 MAX_PIXELS = 100_000_000  # about 400 MB once decoded: Pillow takes four bytes a pixel
 PIXEL_LIMIT = f"more than the limit of {MAX_PIXELS // 10**6} megapixels"
 SMALLER_HINT = "make the picture smaller"
-
-# What libjpeg says about pixels that it replaced. Other warnings are about metadata.
-JPEG_DAMAGE = re.compile(
-    r"premature end|Premature end|bad (Huffman|arithmetic) code|found marker|extraneous bytes|Inconsistent progression"
-)
-EXTRANEOUS_BYTES = re.compile(r"(\d+) extraneous bytes before marker 0x(\w\w)")
-MAX_PADDING_BYTES = 64
-"""Zeros that some cameras put in front of a marker."""
 
 # What decoders say about whole files that they do not support. Of a PSD, Pillow gives colour mode and depth: (3, 16).
 UNSUPPORTED = re.compile(
@@ -40,28 +31,6 @@ UNUSUAL_JPEG = re.compile(rb"\xff([\xc3\xc5-\xc7\xcb\xcd-\xcf\xf7])\0[\x0b\x11\x
 """The frame header of a JPEG of 1, 3 or 4 colours that is lossless or hierarchical, or of a JPEG-LS."""
 HEIF_SIZE = re.compile(rb"ispe\0{4}(.{8})", re.DOTALL)
 """Width and height of a picture in a HEIC or AVIF file, or of a tile of one."""
-
-
-def jpeg_damage(warning: str, data: bytes) -> str:
-    """A warning of libjpeg about a file, if it is about damaged pixels; else nothing."""
-    if not JPEG_DAMAGE.search(warning):
-        return ""
-    if extraneous := EXTRANEOUS_BYTES.search(warning):
-        count, marker = int(extraneous[1]), bytes([0xFF, int(extraneous[2], 16)])
-        if count <= MAX_PADDING_BYTES and bytes(count) + marker in data:
-            return ""
-    return warning
-
-
-def jpeg_damage_in_tiff(data: bytes) -> str:
-    """What libjpeg says about damage in a TIFF with JPEG compression; Pillow turns libtiff's warnings off."""
-    for stream in tiff.jpeg_streams(data):
-        try:
-            simplejpeg.decode_jpeg(stream, "GRAY", min_height=1, min_width=1, min_factor=8)
-        except ValueError as warning:
-            if damage := jpeg_damage(str(warning), stream):
-                return damage
-    return ""
 
 
 def too_many_pixels(source: str, width: int, height: int) -> MediaError:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from io import BytesIO
+
+from prunesid_cli.inputs.file_type import FileType
 
 PICTURE_SECONDS = 60.0
+READ_IN_PARTS = frozenset({FileType.JPEG, FileType.GIF, FileType.TIFF})
+"""Formats in which few bytes can mean much work, such as scans of a JPEG. Pillow reads them while it decodes."""
 
 
 @dataclass(frozen=True)
@@ -22,3 +28,16 @@ class Decoding:
 
 
 DEFAULT_DECODING = Decoding()
+
+
+class TimedFile(BytesIO):
+    """Bytes of a file that can be read until a deadline, by `time.monotonic`. It ends decoders that read in parts."""
+
+    def __init__(self, data: bytes, deadline: float) -> None:
+        super().__init__(data)
+        self.deadline = deadline
+
+    def read(self, size: int | None = -1) -> bytes:
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
+        return super().read(size)

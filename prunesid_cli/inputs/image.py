@@ -3,10 +3,8 @@
 The bytes are read once, so the digest names exactly what was decoded. Only regular files are opened. Every failure is a
 `MediaError` that names the file and fails that one input. All functions are thread-safe.
 
-Some decoders replace damaged pixels without an error. libjpeg gives warnings about them, which Pillow drops: a JPEG
-that Pillow has decoded is decoded once more, at an eighth of its size, for the warnings alone. libtiff writes to
-stderr, which is caught. Such damage is noted, or refused if `Decoding.strict` says so. Damage in WebP, AVIF, HEIC and
-JPEG 2000 mostly decodes to something, and no decoder detects it.
+Damage that a decoder replaces without an error (`loaders`) is noted, or refused if `Decoding.strict` says so. Damage in
+WebP, AVIF, HEIC and JPEG 2000 mostly decodes to something, and no decoder detects it.
 
 Embedded colour profiles (ICC) are not applied: the processors of the models call a plain `convert("RGB")`, so the
 vision towers were trained on pictures read that way.
@@ -20,15 +18,12 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import simplejpeg
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
@@ -40,12 +35,11 @@ from prunesid_cli.inputs.decode_errors import (
     TGA_EXTENSIONS,
     camera_raw_error,
     explain_decode_error,
-    jpeg_damage,
-    jpeg_damage_in_tiff,
     too_many_pixels,
 )
-from prunesid_cli.inputs.decoding import DEFAULT_DECODING, PICTURE_SECONDS, Decoding
+from prunesid_cli.inputs.decoding import DEFAULT_DECODING, PICTURE_SECONDS, READ_IN_PARTS, Decoding, TimedFile
 from prunesid_cli.inputs.file_type import FileType, detect_file_type
+from prunesid_cli.inputs.loaders import LOADERS
 from prunesid_cli.inputs.source import LOCAL, FileSource, to_media_error
 from prunesid_cli.types import Provenance
 
@@ -57,10 +51,6 @@ FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "QOI", "SGI",
     "PCX", "PSD",
 )  # fmt: skip
-READ_IN_PARTS = frozenset({FileType.JPEG, FileType.GIF, FileType.TIFF})
-"""Formats in which few bytes can mean much work, such as scans of a JPEG. Pillow reads them while it decodes."""
-MAX_USUAL_SCANS, SMALL_BLOCK_BYTES = 100, 256
-"""A JPEG with more scans is read in small blocks: in 64 KiB, Pillow's choice, thousands of scans can take minutes."""
 DAMAGE_NOTE = "damaged {}, part of the picture may be wrong ({})"
 
 # Notes for files with several pictures, in formats where they form a sequence. MPO is missing on purpose: its further
@@ -74,7 +64,6 @@ SEQUENCE_NOTES = {
     "HEIF": "{} pictures in the file: the main one is used",
     "PSD": "{} layers: the picture that is saved with them is used",
 }
-PSD_VERSION_INFO, PSD_MULTICHANNEL = 1057, 7  # a resource, and a colour mode
 STRICT_HINT = "copy or download it again, or leave out --strict"
 
 # Pillow warns on stderr about what is decided or noted here: pictures over 89 MP (`MAX_PIXELS` decides), odd EXIF, odd
@@ -104,19 +93,6 @@ class Media(Provenance):
     def is_clip(self) -> bool:
         """Whether it is a clip, and not an image."""
         return bool(self.times)
-
-
-class TimedFile(BytesIO):
-    """Bytes of a file that can be read until a deadline, by `time.monotonic`. It ends decoders that read in parts."""
-
-    def __init__(self, data: bytes, deadline: float) -> None:
-        super().__init__(data)
-        self.deadline = deadline
-
-    def read(self, size: int | None = -1) -> bytes:
-        if time.monotonic() > self.deadline:
-            raise TimeoutError
-        return super().read(size)
 
 
 def media_from_image(image: Image.Image) -> Media:
@@ -260,43 +236,6 @@ def _prepare_tiff(data: bytes, source: str) -> bytes:
     if width * height > MAX_PIXELS:
         raise too_many_pixels(source, width, height)
     return tiff.to_readable(data, tags)
-
-
-def _load_jpeg(file: Any, data: bytes) -> str:
-    """Load the pixels; returns what libjpeg says about damage. `file` is opened from `data`."""
-    if data.count(b"\xff\xda") > MAX_USUAL_SCANS:
-        file.decodermaxblock = SMALL_BLOCK_BYTES
-    file.load()
-    try:
-        colors = "CMYK" if file.mode == "CMYK" else "GRAY"
-        simplejpeg.decode_jpeg(data, colors, min_height=1, min_width=1, min_factor=8)
-    except ValueError as warning:
-        return jpeg_damage(str(warning), data)
-    return ""
-
-
-def _load_tiff(file: Any, data: bytes) -> str:
-    """Load the pixels; returns what libtiff or libjpeg says about damage."""
-    return tiff.load_tiff(file) or jpeg_damage_in_tiff(data)
-
-
-def _load_psd(file: Any, data: bytes) -> str:
-    """Load the composite picture. Raises `ValueError` if there is none, or if its colours are unknown inks."""
-    if any(kind == PSD_VERSION_INFO and body[4:5] == b"\0" for kind, _, body in file.resources):
-        raise ValueError("saved without the composite picture, which is not supported")
-    if data[25] == PSD_MULTICHANNEL:
-        raise ValueError("multichannel colours are not supported")
-    file.load()
-    return ""
-
-
-LOADERS: dict[str, Callable[[Any, bytes], str]] = {
-    "JPEG": _load_jpeg,
-    "MPO": _load_jpeg,
-    "TIFF": _load_tiff,
-    "PSD": _load_psd,
-}
-"""How to load formats whose decoder replaces damaged pixels without an error, and PSD, which may lack its picture."""
 
 
 @cache
