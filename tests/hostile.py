@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -113,19 +115,38 @@ def rgb16(red: int, green: int, blue: int) -> bytes:
     return png(1, 1, 16, 2, zlib.compress(b"\0" + struct.pack(">3H", red, green, blue)))
 
 
-def row_tiff(values: list[Any], kind: Any, byte_order: str = "<") -> bytes:
-    """One row of grey as TIFF, in either byte order and any numeric type (uint16, int32, float32)."""
+def row_tiff(
+    values: list[Any], kind: Any, byte_order: str = "<", further: Mapping[int, int] = MappingProxyType({})
+) -> bytes:
+    """One row of grey as TIFF, in either byte order and any numeric type (uint16, int32, ...), with further tags."""
     pixels = np.array(values, np.dtype(kind).newbyteorder(byte_order)).tobytes()
-    bits = 8 * np.dtype(kind).itemsize
     sample_format = {"u": 1, "i": 2, "f": 3}[np.dtype(kind).kind]
-    tags = [
-        (256, len(values)), (257, 1), (258, bits), (259, 1), (262, 1),
-        (273, 8), (277, 1), (278, 1), (279, len(pixels)), (339, sample_format),
-    ]  # fmt: skip
-    entries = b"".join(struct.pack(byte_order + "HHII", tag, 4, 1, value) for tag, value in tags)
+    tags = {256: len(values), 257: 1, 258: 8 * np.dtype(kind).itemsize, 339: sample_format}
+    return tiff(pixels, {**tags, **further}, byte_order)
+
+
+def tiff(pixels: bytes, tags: dict[int, int], byte_order: str = "<") -> bytes:
+    """A TIFF of one strip, or one tile, with these tags; grey without compression if they do not say otherwise."""
+    where = {324: 8, 325: len(pixels)} if 322 in tags else {273: 8, 278: tags[257], 279: len(pixels)}
+    tags = {259: 1, 262: 1, 277: 1} | where | tags
+    entries = b"".join(struct.pack(byte_order + "HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
     mark = b"II*\0" if byte_order == "<" else b"MM\0*"
+    pixels += bytes(len(pixels) % 2)
     head = mark + struct.pack(byte_order + "I", 8 + len(pixels))
     return head + pixels + struct.pack(byte_order + "H", len(tags)) + entries + bytes(4)
+
+
+def packed_rows(rows: list[list[int]], bits: int) -> bytes:
+    """Values of `bits` bits without gaps, as in a TIFF; each row begins with a new byte."""
+    text = ["".join(f"{value:0{bits}b}" for value in row) for row in rows]
+    return b"".join(int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in text)
+
+
+def many_scans(side: int, count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated: few bytes, and much work for the decoder."""
+    data = encoded(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + count * scan + data[-2:]
 
 
 def animated(format: str, frames: int = 3) -> bytes:

@@ -19,7 +19,7 @@ from prunesid_cli.cli.commands.evaluate import evaluate
 from prunesid_cli.cli.commands.show import show
 from prunesid_cli.cli.config import IGNORED_PARAMETERS, default_map, unknown_keys
 from prunesid_cli.cli.help import PlainCommand, PlainGroup
-from prunesid_cli.cli.terminal import OutputClosed, connect_logging, discard_stdout, printer, reopen_closed_streams
+from prunesid_cli.cli.terminal import OutputClosed, connect_logging, discard_stdout, prepare_streams, printer
 from prunesid_cli.cli.usage_errors import format_parser_error
 from prunesid_cli.errors import ExitCode, PruneSIDError
 
@@ -60,7 +60,7 @@ def check_config(
 
 def main() -> None:
     """Runs the command line, and exits with its code."""
-    reopen_closed_streams()
+    prepare_streams()
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         code = run()

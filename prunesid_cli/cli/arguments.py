@@ -23,7 +23,6 @@ from prunesid_cli.text import plural
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
-    from prunesid_cli.inputs.video.frame_sampling import FrameSampling
     from prunesid_cli.selection.budget import Budget
 
 SOURCES_BY_RANK = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
@@ -89,6 +88,9 @@ def read_settings(context: typer.Context, **overrides: Any) -> Settings:
     # A revision that was set together with another model does not belong to a folder that was named instead.
     if source_rank(context, "revision") < source_rank(context, "model") and is_local(settings.model or DEMO):
         settings = replace(settings, revision=None)
+    if settings.limit is not None:
+        with name_origin(context, "limit"):
+            settings.decoding()
     if settings.fps is not None:
         with name_origin(context, "fps"):
             settings.sampling()
@@ -145,7 +147,7 @@ def read_prompt(text: str) -> str:
     return text
 
 
-def read_media(sources: Sequence[str], sampling: FrameSampling) -> list[Media]:
+def read_media(sources: Sequence[str], settings: Settings) -> list[Media]:
     """Loads images and clips by name; "-" is an image on stdin.
 
     Raises:
@@ -161,9 +163,9 @@ def read_media(sources: Sequence[str], sampling: FrameSampling) -> list[Media]:
             if not data:
                 hint = 'pipe a picture into it: prunesid ask - "what is shown?" < picture.jpg'
                 raise MediaError("stdin is empty", hint)
-            media.append(load_image_bytes(data, source))
+            media.append(load_image_bytes(data, source, decoding=settings.decoding()))
         else:
-            media.append(load_media(source, sampling))
+            media.append(load_media(source, settings.sampling(), settings.decoding()))
     for item in media:
         if item.is_clip:
             printer.detail(f"{item.source}: {plural(len(item.frames), 'frame')} by {item.decoder}")

@@ -112,6 +112,22 @@ VideoBackend = Annotated[
         help="The clip decoder. auto is pyav. decord refuses files that it is known to decode wrongly.",
     ),
 ]  # fmt: skip
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", envvar="PRUNESID_STRICT", rich_help_panel=ADVANCED,
+        help="Refuse a JPEG or TIFF with damaged data, even if it can be decoded. Without it, a note says that "
+        "part of the picture may be wrong.",
+    ),
+]  # fmt: skip
+Limit = Annotated[
+    float | None,
+    typer.Option(
+        "--limit", metavar="SECONDS", envvar="PRUNESID_LIMIT", rich_help_panel=ADVANCED,
+        show_default="60 for an image, 120 and more for a clip",
+        help="Give up an image or clip that takes longer to decode. 0 is no limit.",
+    ),
+]  # fmt: skip
 Draft = Annotated[
     bool,
     typer.Option(

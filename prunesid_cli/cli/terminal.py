@@ -171,8 +171,8 @@ def stdout_is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def reopen_closed_streams() -> None:
-    """Opens the null device for standard streams that are closed.
+def prepare_streams() -> None:
+    """Opens the null device for standard streams that are closed, and separates stderr from what C libraries write.
 
     Otherwise a file opened later would get the number of such a stream, and what is written to that stream. Text for a
     closed stderr is dropped; for stdout see `Printer.check_stdout`.
@@ -184,6 +184,10 @@ def reopen_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    else:
+        # `captured_stderr` redirects the descriptor while an image is decoded. Messages go to a copy of it.
+        encoding, errors = sys.stderr.encoding, sys.stderr.errors
+        sys.stderr = open(os.dup(2), "w", 1, encoding=encoding, errors=errors)  # noqa: SIM115
 
 
 def discard_stdout() -> None:

@@ -111,7 +111,7 @@ class Runner:
     def _load(self, record: Record) -> LoadedRecord | FailedRecord:
         pruner = self.pruners[self.unpruned]
         try:
-            media = [load_media(path, pruner.sampling) for path in record.media]
+            media = [load_media(path, pruner.sampling, pruner.decoding) for path in record.media]
             pixels = preprocess_media(pruner, media)
         except PruneSIDError as error:
             return FailedRecord(record, error)

@@ -22,9 +22,14 @@ class FileType(Enum):
     HEIC = True, "HEIC", "copy or download it again"
     AVIF = True, "AVIF image", "copy it again; AVIF needs Pillow 11.3 or newer, or convert it to PNG"
     BMP = True, "BMP", "copy or download it again"
+    SGI = True, "SGI", "copy or download it again"
+    PCX = True, "PCX", "copy or download it again"
+    TGA = True, "TGA", "copy or download it again"  # has no signature: known by its name
+    PSD = True, "PSD", "export it as a PNG image first"
+    CAMERA_RAW = False, "the file is camera raw", "convert it to JPEG or TIFF first, for example with darktable-cli"
     PDF = False, "the file is a PDF", "turn its pages into PNG images first"
     POSTSCRIPT = False, "the file is PostScript", "turn it into a PNG image first"
-    PHOTOSHOP = False, "the file is a Photoshop document", "export it as a PNG image first"
+    PHOTOSHOP = False, "the file is a large Photoshop document (PSB)", "export it as a PNG image first"
     ARCHIVE = False, "the file is an archive", "unpack it first"
     VIDEO = False, "the file is a video", "name its file: clips are not read from stdin"
     LFS = False, "the file is a Git LFS pointer", "fetch the real file with: git lfs pull"
@@ -53,12 +58,26 @@ SIGNATURES = (
     (b"\xff\xd8\xff", FileType.JPEG),
     (b"\x89PNG\r\n\x1a\n", FileType.PNG),
     (b"GIF8", FileType.GIF),
+    *((bytes([1, 0xDA, packed, size]), FileType.SGI) for packed in (0, 1) for size in (1, 2)),
+    *((bytes([10, version, 1]), FileType.PCX) for version in (0, 2, 3, 4, 5)),
+    (b"II*\0\x10\0\0\0CR", FileType.CAMERA_RAW),  # CR2; others that are TIFF files are known by their tags
+    (b"IIU\0", FileType.CAMERA_RAW),  # RW2
+    (b"IIRO", FileType.CAMERA_RAW),  # ORF
+    (b"IIRS", FileType.CAMERA_RAW),
+    (b"MMOR", FileType.CAMERA_RAW),
+    (b"FUJIFILMCCD-RAW", FileType.CAMERA_RAW),  # RAF
+    (b"FOVb", FileType.CAMERA_RAW),  # X3F
+    (b"\0MRM", FileType.CAMERA_RAW),  # MRW
+    (b"II\x1a\0\0\0HEAPCCDR", FileType.CAMERA_RAW),  # CRW
     (b"II*\0", FileType.TIFF),
     (b"MM\0*", FileType.TIFF),
+    (b"II+\0", FileType.TIFF),  # with positions of 64 bits
+    (b"MM\0+", FileType.TIFF),
     (b"\0\0\0\x0cjP  ", FileType.JPEG2000),
     (b"BM", FileType.BMP),
     (b"%PDF", FileType.PDF),
     (b"%!PS", FileType.POSTSCRIPT),
+    (b"8BPS\0\x01", FileType.PSD),
     (b"8BPS", FileType.PHOTOSHOP),
     (b"PK\x03\x04", FileType.ARCHIVE),
     (b"\x1f\x8b", FileType.ARCHIVE),
@@ -70,7 +89,11 @@ SIGNATURES = (
     (b"version https://git-lfs", FileType.LFS),
 )
 RIFF_TYPES = {b"WEBP": FileType.WEBP, b"AVI ": FileType.VIDEO}
-BRANDS = dict.fromkeys(HEIF_BRANDS, FileType.HEIC) | dict.fromkeys(AVIF_BRANDS, FileType.AVIF)
+BRANDS = (
+    dict.fromkeys(HEIF_BRANDS, FileType.HEIC)
+    | dict.fromkeys(AVIF_BRANDS, FileType.AVIF)
+    | {b"crx ": FileType.CAMERA_RAW}
+)
 QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide"})
 """First boxes of QuickTime files that have no brand."""
 MARKUP = (("<svg", FileType.SVG), ("<!doctype html", FileType.HTML), ("<html", FileType.HTML))

@@ -3,6 +3,9 @@
 The bytes are read once, so the digest names exactly what was decoded. Only regular files are opened. Every failure is a
 `MediaError` that names the file and fails that one input. All functions are thread-safe.
 
+Damage that a decoder replaces without an error (`loaders`) is noted, or refused if `Decoding.strict` says so. Damage in
+WebP, AVIF, HEIC and JPEG 2000 mostly decodes to something, and no decoder detects it.
+
 Embedded colour profiles (ICC) are not applied: the processors of the models call a plain `convert("RGB")`, so the
 vision towers were trained on pictures read that way.
 """
@@ -11,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import os
-import re
+import time
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,24 +24,34 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from prunesid_cli.errors import MediaError
+from prunesid_cli.inputs import tiff
 from prunesid_cli.inputs.color_mode import SWAPS_SIDES, read_orientation, to_rgb
+from prunesid_cli.inputs.decode_errors import (
+    MAX_PIXELS,
+    SMALLER_HINT,
+    TGA_EXTENSIONS,
+    camera_raw_error,
+    explain_decode_error,
+    too_many_pixels,
+)
+from prunesid_cli.inputs.decoding import DEFAULT_DECODING, PICTURE_SECONDS, READ_IN_PARTS, Decoding, TimedFile
 from prunesid_cli.inputs.file_type import FileType, detect_file_type
-from prunesid_cli.inputs.source import ERROR_TEXTS, LOCAL, FileSource, to_media_error
+from prunesid_cli.inputs.loaders import LOADERS
+from prunesid_cli.inputs.source import LOCAL, FileSource, to_media_error
 from prunesid_cli.types import Provenance
 
 MAX_BYTES = 1 << 30
-MAX_PIXELS = 100_000_000  # about 400 MB once decoded: Pillow takes four bytes a pixel
-PIXEL_LIMIT = f"more than the limit of {MAX_PIXELS // 10**6} megapixels"
-SMALLER_HINT = "make the picture smaller"
 
 # Formats that Pillow may decode. A list, because Pillow would also hand PostScript to ghostscript, and guess at formats
 # without a signature.
 FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "QOI",
+    "JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "QOI", "SGI",
+    "PCX", "PSD",
 )  # fmt: skip
+DAMAGE_NOTE = "damaged {}, part of the picture may be wrong ({})"
 
 # Notes for files with several pictures, in formats where they form a sequence. MPO is missing on purpose: its further
 # pictures are the gain map or preview that a phone adds to a photograph.
@@ -48,7 +62,9 @@ SEQUENCE_NOTES = {
     "AVIF": "animated, {} frames: the first is used",
     "TIFF": "{} pages: the first is used",
     "HEIF": "{} pictures in the file: the main one is used",
+    "PSD": "{} layers: the picture that is saved with them is used",
 }
+STRICT_HINT = "copy or download it again, or leave out --strict"
 
 # Pillow warns on stderr about what is decided or noted here: pictures over 89 MP (`MAX_PIXELS` decides), odd EXIF, odd
 # transparency. One filter, set at import and only for its modules: `warnings.catch_warnings` and a changed
@@ -89,10 +105,10 @@ def media_from_frames(frames: tuple[Image.Image, ...], times: tuple[float, ...] 
     return Media(source="", digest="", size=frames[0].size, notes=(), frames=frames, times=times)
 
 
-def load_image(source: str | Path, files: FileSource = LOCAL) -> Media:
+def load_image(source: str | Path, files: FileSource = LOCAL, decoding: Decoding = DEFAULT_DECODING) -> Media:
     """Read and decode the image file with this path."""
     path = os.fspath(source)
-    return load_image_bytes(read_bytes(path, files), path)
+    return load_image_bytes(read_bytes(path, files), path, decoding=decoding)
 
 
 def read_bytes(path: str, files: FileSource = LOCAL) -> bytes:
@@ -119,8 +135,17 @@ def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def load_image_bytes(data: bytes, source: str, digest: str = "", min_decode_side: int | None = None) -> Media:
+def load_image_bytes(
+    data: bytes,
+    source: str,
+    digest: str = "",
+    min_decode_side: int | None = None,
+    decoding: Decoding = DEFAULT_DECODING,
+) -> Media:
     """Decode an image that was read already.
+
+    The time limit ends the decoding of a JPEG, and the count of frames of a GIF or pages of a TIFF. Other decoders can
+    not be ended, but the work of those is bounded by `MAX_PIXELS`. An image that took longer than the limit is refused.
 
     Args:
         data: The contents of the file.
@@ -128,38 +153,58 @@ def load_image_bytes(data: bytes, source: str, digest: str = "", min_decode_side
         digest: Result of `hash_bytes(data)`, if it is known already.
         min_decode_side: Allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep this
             number of pixels. That is faster than to decode it fully and shrink it, and nearly the same. None: never.
+        decoding: Whether damage that the decoder paints over is refused, and the time limit.
 
     Raises:
-        MediaError: The image is damaged, too large, or not an image.
+        MediaError: The image is damaged, too large, not an image, or took too long.
     """
     if not data:
         raise MediaError(f"{source}: empty file", "copy or download it again")
+    limit = PICTURE_SECONDS if decoding.limit is None else decoding.limit or math.inf
+    deadline = time.monotonic() + limit
     try:
-        image, size, notes = _decode(data, source, min_decode_side)
+        image, size, notes = _decode(data, source, min_decode_side, decoding.strict, deadline)
+        if time.monotonic() > deadline:
+            raise TimeoutError
     except MediaError:
         raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        raise _explain_decode_error(source, data, error) from error
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files, and if they cannot read on
+        if time.monotonic() > deadline:
+            raise MediaError(f"{source}: not decoded within {limit:g} s", "give it more time: --limit 600") from error
+        raise explain_decode_error(source, data, error) from error
     return Media(source=source, digest=digest or hash_bytes(data), size=size, notes=notes, frames=(image,))
 
 
 def _decode(
-    data: bytes, source: str, min_decode_side: int | None
+    data: bytes, source: str, min_decode_side: int | None, strict: bool, deadline: float
 ) -> tuple[Image.Image, tuple[int, int], tuple[str, ...]]:
     """The upright image, its upright size in the file, and notes."""
     if len(data) > MAX_BYTES:
         raise _too_many_bytes(source)
-    if detect_file_type(data) is FileType.HEIC and "HEIF" not in _supported_formats():
+    file_type, formats, readable, damage = detect_file_type(data), _supported_formats(), data, ""
+    if file_type is FileType.HEIC and "HEIF" not in formats:
         raise MediaError(f"{source}: HEIC images need a package that is not installed", "pip install pillow-heif")
-    with Image.open(BytesIO(data), formats=_supported_formats()) as file:
+    if file_type is FileType.CAMERA_RAW:
+        raise camera_raw_error(source)
+    if file_type is FileType.TIFF:
+        readable = _prepare_tiff(data, source)
+    elif file_type is FileType.UNKNOWN and os.path.splitext(source)[1].lower() in TGA_EXTENSIONS:
+        formats = ("TGA",)
+    stream = TimedFile(readable, deadline) if file_type in READ_IN_PARTS else BytesIO(readable)
+    with Image.open(stream, formats=formats) as file:
         width, height = file.size
         if width * height > MAX_PIXELS:
-            raise MediaError(f"{source}: {width} x {height} pixels, {PIXEL_LIMIT}", SMALLER_HINT)
+            raise too_many_pixels(source, width, height)
         if min_decode_side is not None and file.format in ("JPEG", "MPO"):
             file.draft(None, (min_decode_side, min_decode_side))  # type: ignore[arg-type]
         scale = round(width / file.width)
-        file.load()
-        rgb, color_note = to_rgb(file)
+        if load := LOADERS.get(file.format or ""):
+            damage = load(file, data)
+        else:
+            file.load()
+        if damage and strict:
+            raise MediaError(f"{source}: damaged {file_type.description} ({damage})", STRICT_HINT)
+        rgb, color_note = to_rgb(file, data)
         transpose, orientation_note = read_orientation(file)
         frame_count = getattr(file, "n_frames", 1)  # may seek, so after the pixels were read
         notes = (
@@ -167,12 +212,30 @@ def _decode(
             f"decoded at 1/{scale} of its size" if scale > 1 else "",
             color_note,
             orientation_note,
+            DAMAGE_NOTE.format(file_type.description, damage) if damage else "",
         )
     upright = rgb if transpose is None else rgb.transpose(transpose)
     size = upright.size  # not that of the header: loading may change it, for example in an ICO
     if scale > 1:
         size = (height, width) if transpose in SWAPS_SIDES else (width, height)
     return upright, size, tuple(note for note in notes if note)
+
+
+def _prepare_tiff(data: bytes, source: str) -> bytes:
+    """A TIFF that Pillow reads.
+
+    Raises:
+        MediaError: The first picture is not the one that a user means, or it is too large.
+    """
+    tags = tiff.read_tags(data)
+    if kind := tiff.camera_raw_kind(tags, source):
+        raise camera_raw_error(source, kind)
+    if tiff.is_thumbnail(tags):
+        raise MediaError(f"{source}: a TIFF that begins with a thumbnail", "save its full picture alone")
+    width, height = tiff.first_value(tags, tiff.Tag.WIDTH, 0), tiff.first_value(tags, tiff.Tag.HEIGHT, 0)
+    if width * height > MAX_PIXELS:
+        raise too_many_pixels(source, width, height)
+    return tiff.to_readable(data, tags)
 
 
 @cache
@@ -186,21 +249,3 @@ def _supported_formats() -> tuple[str, ...]:
 
 def _too_many_bytes(source: str) -> MediaError:
     return MediaError(f"{source}: larger than the limit of {MAX_BYTES >> 30} GiB for an image", SMALLER_HINT)
-
-
-def _explain_decode_error(source: str, data: bytes, error: Exception) -> MediaError:
-    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit, far above `MAX_PIXELS`
-        pixels = re.search(r"\d+ pixels", str(error))
-        return MediaError(
-            f"{source}: {pixels[0]}, {PIXEL_LIMIT}" if pixels else f"{source}: {PIXEL_LIMIT}", SMALLER_HINT
-        )
-    if type(error) in ERROR_TEXTS:
-        return to_media_error(source, error)
-    if "MAX_TEXT" in str(error):  # Pillow's limit for the compressed text in a PNG, which may be a bomb
-        return MediaError(f"{source}: it holds too much text", "save it again without the text")
-    file_type = detect_file_type(data)
-    if file_type.is_image:
-        # Pillow's message for an unidentified file is the address of the buffer.
-        detail = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else error
-        return MediaError(f"{source}: damaged or cut short {file_type.description} ({detail})", file_type.hint)
-    return MediaError(f"{source}: not an image: {file_type.description}", file_type.hint)

@@ -19,7 +19,7 @@ from prunesid_cli.inputs.source import LOCAL, FileSource, FolderEntry, to_media_
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif"}
     | {".gif", ".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".ico", ".qoi"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".sgi", ".pcx", ".psd"}
 )
 VIDEO_EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".3g2"}

@@ -106,9 +106,9 @@ class InputLoader:
         try:
             if is_clip:
                 self.pruner.check_clip(source)
-                media = load_clip(source, self.pruner.sampling, digest)
+                media = load_clip(source, self.pruner.sampling, digest, self.pruner.decoding)
             else:
-                media = load_image_bytes(data, source, digest, self.pruner.min_decode_side)
+                media = load_image_bytes(data, source, digest, self.pruner.min_decode_side, self.pruner.decoding)
             pixels = self.pruner.preprocess(media)
             return LoadedInput(
                 number=number,

@@ -79,6 +79,7 @@ def load(model: str = "demo", **settings: Any) -> Model:
     chosen.check_method()
     chosen.budget()
     chosen.sampling()
+    chosen.decoding()
     return Model(Session.open(chosen))
 
 
@@ -196,6 +197,6 @@ class Model:
         return [
             media_from_image(item.convert("RGB"))
             if isinstance(item, Image.Image)
-            else load_media(item, self.pruner.sampling)
+            else load_media(item, self.pruner.sampling, self.pruner.decoding)
             for item in items
         ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
+from prunesid_cli.inputs.decoding import DEFAULT_DECODING, Decoding
 from prunesid_cli.inputs.video.frame_sampling import DEFAULT_SAMPLING, FrameSampling
 from prunesid_cli.models.base import VisionHalf
 from prunesid_cli.models.shared.processor import fixed_short_side, supports_clips
@@ -64,6 +65,7 @@ class Pruner:
         method: A name of `selection.METHODS`, or a function like those.
         sample: Information (phi) of typical items, to compare a single one with; empty if none is known.
         sampling: Which frames of a clip are read, and how many are pruned together.
+        decoding: How strictly, and for how long, inputs are decoded.
         downscale: Whether large JPEGs may be decoded at a fraction of their size.
         stopwatch: Counts the seconds of each stage.
     """
@@ -73,6 +75,7 @@ class Pruner:
     method: str | Method
     sample: Sequence[float]
     sampling: FrameSampling = DEFAULT_SAMPLING
+    decoding: Decoding = DEFAULT_DECODING
     downscale: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import CacheError
+from prunesid_cli.inputs.decoding import Decoding
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.pipeline.settings import Fit, Settings
@@ -101,6 +102,7 @@ class Session:
             method=self.settings.method,
             sample=sample or self.checkpoint.typical_information,
             sampling=self.settings.sampling(),
+            decoding=Decoding(self.settings.strict, self.settings.limit),
         )
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.decoding import Decoding
 from prunesid_cli.inputs.video.frame_sampling import DEFAULT_FRAMES, FrameSampling
 from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget, Spread
@@ -73,6 +74,8 @@ class Settings:
         fps: Frames per second of each clip, instead of `frames`.
         window: Successive frames that are pruned together.
         video_backend: Clip decoder.
+        strict: Refuse inputs whose data is damaged, even if they can be decoded.
+        limit: Seconds after which decoding of an input is given up; 0: never. None: see `inputs.decoding.Decoding`.
         device: "auto", "cpu", "cuda:0", "mps".
         dtype: Precision.
         attention: Attention kernels.
@@ -93,6 +96,8 @@ class Settings:
     fps: float | None = None
     window: int = 1
     video_backend: VideoBackend = VideoBackend.auto
+    strict: bool = False
+    limit: float | None = None
     device: str = "auto"
     dtype: Dtype = Dtype.auto
     attention: Attention = Attention.auto
@@ -119,6 +124,12 @@ class Settings:
         if not 0 < self.fps < math.inf:
             raise UsageError(f"--fps {self.fps:g} is not a rate", "frames a second: 1, or 0.5 for one in two seconds")
         return FrameSampling(DEFAULT_FRAMES, self.fps, self.video_backend.value, self.window)
+
+    def decoding(self) -> Decoding:
+        """How strictly and for how long inputs are decoded. Raises `UsageError` if `limit` is not a time."""
+        if self.limit is not None and not 0 <= self.limit < math.inf:
+            raise UsageError(f"--limit {self.limit:g} is not a time", "seconds: 60; 0 is no limit")
+        return Decoding(self.strict, self.limit)
 
 
 DEFAULTS = Settings()

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prunesid_cli.inputs.image import Media
-    from prunesid_cli.inputs.video.frame_sampling import FrameSampling
     from prunesid_cli.pipeline.compare import Outcome
+    from prunesid_cli.pipeline.settings import Settings
 
 
 def ask(
@@ -45,6 +45,8 @@ def ask(
     fps: o.Fps = DEFAULTS.fps,
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
+    strict: o.Strict = DEFAULTS.strict,
+    limit: o.Limit = DEFAULTS.limit,
     revision: o.Revision = DEFAULTS.revision,
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,
@@ -73,7 +75,7 @@ def ask(
     budget = read_budget(context, settings)
     if compare and str(budget) == "all":
         raise UsageError("--compare --keep all compares a model with itself", "keep less: --keep 11%")
-    media, prompt = _read_inputs(sources, prompt, settings.sampling())
+    media, prompt = _read_inputs(sources, prompt, settings)
     session = Session.open(settings)
     from prunesid_cli.pipeline import ask as ask_flow
     from prunesid_cli.pipeline.compare import Outcome
@@ -108,7 +110,7 @@ def ask(
         printer.requested(_usage_line(outcome))
 
 
-def _read_inputs(sources: list[str], prompt: str, sampling: FrameSampling) -> tuple[list[Media], str]:
+def _read_inputs(sources: list[str], prompt: str, settings: Settings) -> tuple[list[Media], str]:
     """Loads the images and clips, and the prompt. Only one of them may be stdin."""
     if not sources:
         raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
@@ -118,7 +120,7 @@ def _read_inputs(sources: list[str], prompt: str, sampling: FrameSampling) -> tu
     if os.path.isfile(prompt) and first != "-" and not os.path.exists(first):
         corrected = shlex.join(["prunesid", "ask", *others, prompt, first])
         raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {corrected}")
-    return read_media(sources, sampling), read_prompt(prompt)
+    return read_media(sources, settings), read_prompt(prompt)
 
 
 def _usage_line(outcome: Outcome) -> str:

@@ -75,6 +75,8 @@ def compress(
     fps: o.Fps = DEFAULTS.fps,
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
+    strict: o.Strict = DEFAULTS.strict,
+    limit: o.Limit = DEFAULTS.limit,
     draft: o.Draft = False,
     revision: o.Revision = DEFAULTS.revision,
     device: o.Device = DEFAULTS.device,

@@ -86,6 +86,8 @@ def evaluate(
     fps: o.Fps = DEFAULTS.fps,
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
+    strict: o.Strict = DEFAULTS.strict,
+    limit: o.Limit = DEFAULTS.limit,
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,
     attention: o.Attention = DEFAULTS.attention,

@@ -51,6 +51,8 @@ def show(
     fps: o.Fps = DEFAULTS.fps,
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
+    strict: o.Strict = DEFAULTS.strict,
+    limit: o.Limit = DEFAULTS.limit,
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,
     attention: o.Attention = DEFAULTS.attention,
@@ -73,7 +75,7 @@ def show(
     _check_drawing_options(method, groups, links, out, as_json)
     if out:
         _check_output_path(out, media)
-    (item,) = read_media([media], settings.sampling())
+    (item,) = read_media([media], settings)
     session = Session.open(settings)
     from prunesid_cli.visualization.explain import explain
     from prunesid_cli.visualization.panels import make_panels

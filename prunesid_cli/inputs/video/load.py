@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
+from prunesid_cli.inputs.decoding import DEFAULT_DECODING, Decoding
 from prunesid_cli.inputs.file_type import HEADER_BYTES, FileType, detect_file_type
 from prunesid_cli.inputs.image import Media, hash_bytes, load_image, read_bytes
 from prunesid_cli.inputs.listing import VIDEO_EXTENSIONS
@@ -50,10 +51,12 @@ WORKER_OPTIONS: dict[str, Any] = {
 }
 
 
-def load_media(source: str | Path, sampling: FrameSampling) -> Media:
+def load_media(source: str | Path, sampling: FrameSampling, decoding: Decoding = DEFAULT_DECODING) -> Media:
     """Read and decode an image or clip."""
     path = os.fspath(source)
-    return load_clip(path, sampling) if is_clip_file(path) else load_image(path)
+    if is_clip_file(path):
+        return load_clip(path, sampling, decoding=decoding)
+    return load_image(path, decoding=decoding)
 
 
 def hash_media(path: str) -> str:
@@ -94,13 +97,14 @@ def hash_clip(path: str, files: FileSource = LOCAL) -> str:
     return digest.hexdigest()
 
 
-def load_clip(path: str, sampling: FrameSampling, digest: str = "") -> Media:
+def load_clip(path: str, sampling: FrameSampling, digest: str = "", decoding: Decoding = DEFAULT_DECODING) -> Media:
     """Decode some frames of a local video file.
 
     Args:
         path: The file.
         sampling: Which frames to take.
         digest: Result of `hash_clip(path)`, if it is known already.
+        decoding: The time limit; None: `BASE_TIMEOUT_SECONDS`, and more for a large file.
 
     Raises:
         MediaError: The clip cannot be decoded.
@@ -108,7 +112,9 @@ def load_clip(path: str, sampling: FrameSampling, digest: str = "") -> Media:
     digest = digest or hash_clip(path)
     if not find_spec("av"):
         raise MediaError(f"{path}: clips need a package that is not installed", "pip install av")
-    timeout = BASE_TIMEOUT_SECONDS + LOCAL.stat(path).size / TIMEOUT_BYTES_PER_SECOND
+    timeout = decoding.limit
+    if timeout is None:
+        timeout = BASE_TIMEOUT_SECONDS + LOCAL.stat(path).size / TIMEOUT_BYTES_PER_SECOND
     is_timed_out = Event()
     with start_worker(path, sampling) as worker:
 
@@ -118,7 +124,8 @@ def load_clip(path: str, sampling: FrameSampling, digest: str = "") -> Media:
 
         timer = Timer(timeout, end_worker)
         timer.daemon = True
-        timer.start()
+        if timeout:
+            timer.start()
         try:
             info, frames = _receive(worker, path)
             if not info:
@@ -169,6 +176,6 @@ def _receive(worker: subprocess.Popen[bytes], path: str) -> tuple[dict[str, Any]
 
 def _explain_exit(path: str, code: int, timeout: float | None) -> MediaError:
     if timeout is not None:
-        return MediaError(f"{path}: not decoded within {timeout:.0f} s", "convert it to another format, or cut it")
+        return MediaError(f"{path}: not decoded within {timeout:.4g} s", "give it more time with --limit, or cut it")
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return MediaError(f"{path}: the video decoder crashed ({reason})", "try --video-backend pyav, or copy it again")

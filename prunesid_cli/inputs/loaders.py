@@ -1,0 +1,87 @@
+"""How pixels are loaded where the format's decoder says too little: damage that it replaces, and what it leaves out.
+
+libjpeg gives warnings about pixels that it replaces, and Pillow drops them. So a JPEG that Pillow has decoded is
+decoded once more, at an eighth of its size, for the warnings alone. They are not available for unusual subsampling.
+libtiff writes to stderr, which is caught.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import simplejpeg
+
+from prunesid_cli.inputs import tiff
+
+# What libjpeg says about pixels that it replaced. Other warnings are about metadata.
+JPEG_DAMAGE = re.compile(
+    r"premature end|Premature end|bad (Huffman|arithmetic) code|found marker|extraneous bytes|Inconsistent progression"
+)
+EXTRANEOUS_BYTES = re.compile(r"(\d+) extraneous bytes before marker 0x(\w\w)")
+MAX_PADDING_BYTES = 64
+"""Zeros that some cameras put in front of a marker."""
+
+MAX_USUAL_SCANS, SMALL_BLOCK_BYTES = 100, 256
+"""A JPEG with more scans is read in small blocks: in 64 KiB, Pillow's choice, thousands of scans can take minutes."""
+PSD_VERSION_INFO, PSD_MULTICHANNEL = 1057, 7  # a resource, and a colour mode
+
+
+def _load_jpeg(file: Any, data: bytes) -> str:
+    """Load the pixels; returns what libjpeg says about damage. `file` is opened from `data`."""
+    if data.count(b"\xff\xda") > MAX_USUAL_SCANS:
+        file.decodermaxblock = SMALL_BLOCK_BYTES
+    file.load()
+    try:
+        colors = "CMYK" if file.mode == "CMYK" else "GRAY"
+        simplejpeg.decode_jpeg(data, colors, min_height=1, min_width=1, min_factor=8)
+    except ValueError as warning:
+        return jpeg_damage(str(warning), data)
+    return ""
+
+
+def _load_tiff(file: Any, data: bytes) -> str:
+    """Load the pixels; returns what libtiff or libjpeg says about damage."""
+    return tiff.load_tiff(file) or jpeg_damage_in_tiff(data)
+
+
+def _load_psd(file: Any, data: bytes) -> str:
+    """Load the composite picture. Raises `ValueError` if there is none, or if its colours are unknown inks."""
+    if any(kind == PSD_VERSION_INFO and body[4:5] == b"\0" for kind, _, body in file.resources):
+        raise ValueError("saved without the composite picture, which is not supported")
+    if data[25] == PSD_MULTICHANNEL:
+        raise ValueError("multichannel colours are not supported")
+    file.load()
+    return ""
+
+
+def jpeg_damage(warning: str, data: bytes) -> str:
+    """A warning of libjpeg about a file, if it is about damaged pixels; else nothing."""
+    if not JPEG_DAMAGE.search(warning):
+        return ""
+    if extraneous := EXTRANEOUS_BYTES.search(warning):
+        count, marker = int(extraneous[1]), bytes([0xFF, int(extraneous[2], 16)])
+        if count <= MAX_PADDING_BYTES and bytes(count) + marker in data:
+            return ""
+    return warning
+
+
+def jpeg_damage_in_tiff(data: bytes) -> str:
+    """What libjpeg says about damage in a TIFF with JPEG compression; Pillow turns libtiff's warnings off."""
+    for stream in tiff.jpeg_streams(data):
+        try:
+            simplejpeg.decode_jpeg(stream, "GRAY", min_height=1, min_width=1, min_factor=8)
+        except ValueError as warning:
+            if damage := jpeg_damage(str(warning), stream):
+                return damage
+    return ""
+
+
+LOADERS: dict[str, Callable[[Any, bytes], str]] = {
+    "JPEG": _load_jpeg,
+    "MPO": _load_jpeg,
+    "TIFF": _load_tiff,
+    "PSD": _load_psd,
+}
+"""How to load formats whose decoder replaces damaged pixels without an error, and PSD, which may lack its picture."""
