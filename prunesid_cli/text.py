@@ -9,6 +9,7 @@ from difflib import get_close_matches
 MAX_LISTED_NAMES = 3
 MIN_SIMILARITY = 0.7
 """Share of letters that a suggestion must have in common with the typed word, from 0 to 1."""
+SURROGATE_HINT = r"in JSON, write both halves of the character, or the character itself"
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -56,6 +57,20 @@ def stage_milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
 def escape_control_characters(text: str) -> str:
     """Control characters as `\\x1b`: in a file name they would end a line or control the terminal."""
     return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def is_encodable(text: str, errors: str = "strict") -> bool:
+    """Whether text can be written as UTF-8: JSON, and names and arguments of other bytes, may hold lone surrogates.
+
+    Args:
+        text: The text.
+        errors: "surrogateescape" allows those that stand for bytes of file names.
+    """
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

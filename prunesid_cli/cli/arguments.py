@@ -17,9 +17,10 @@ import typer
 from prunesid_cli.cli.config import KEY_BY_PARAMETER, config_path, load_config
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import MediaError, UsageError
+from prunesid_cli.inputs.text_file import decode_text
 from prunesid_cli.models.loading.checkpoint import DEMO, is_local
 from prunesid_cli.pipeline.settings import Settings
-from prunesid_cli.text import plural
+from prunesid_cli.text import is_encodable, plural
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
@@ -134,12 +135,14 @@ def read_prompt(text: str) -> str:
     """A prompt as it was typed, or stdin for "-".
 
     Raises:
-        UsageError: It is empty.
+        UsageError: It is empty, or not UTF-8.
     """
     if text == "-":
-        text = open_stdin().read().strip()
+        text = decode_text(open_stdin().buffer.read(), "the prompt on stdin").strip()
         if not text:
             raise UsageError("stdin is empty", 'pipe a prompt into it, or type one: "what is shown?"')
+    if not is_encodable(text):
+        raise UsageError("the prompt is not UTF-8 text", "type it in a terminal that uses UTF-8, or pipe it in")
     if not text.strip():
         raise UsageError("the prompt is empty", 'ask something: "what is shown?"')
     return text

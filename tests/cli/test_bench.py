@@ -274,6 +274,17 @@ def test_wrong_options_are_refused(args: list[str], code: int, message: str, run
     assert message in ran.err and "hint: " in ran.err, ran.err
 
 
+def test_a_report_replaces_only_a_report(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    notes, report, link = tmp_path / "notes.txt", tmp_path / "report.json", tmp_path / "link.json"
+    notes.write_text("dear notes")
+    ran = run("bench", "-m", tmp_path / "none", "--out", notes)
+    assert (ran.code, "exists and is not a report" in ran.err, notes.read_text()) == (2, True, "dear notes"), ran.err
+    link.symlink_to(report)
+    for _ in range(2):
+        ran = run("bench", *SHORT, pictures[0], "-m", llava, "--out", link, "--json")
+        assert (ran.code, [json.loads(report.read_text())], link.is_symlink()) == (0, ran.records, True), ran.err
+
+
 def test_mini_gemini_has_no_random_weights(run: Run, tmp_path: Path) -> None:
     ran = run("bench", "--random-weights", write_checkpoint("mgm", tmp_path))
     assert (ran.code, "cannot be made with random weights" in ran.err) == (1, True)

@@ -113,7 +113,9 @@ def evaluate(
     if plot:
         check_plot(plot)
     target_share = _parse_share(target)
-    records = read_records(data, metric)
+    records, errors = read_records(data, metric)
+    for error in errors:
+        printer.error(error)
     methods = split_list(method, EXAMPLE_METHODS)
     budget_names = (
         CANDIDATE_BUDGETS if target else [name for name in split_list(keep, DEFAULT_BUDGETS) if name != "all"]
@@ -152,7 +154,7 @@ def evaluate(
     if plot:
         draw_plot(summaries, plot, measure_name(records))
         printer.note(f"plotted: {plot}")
-    if results.failed:
+    if results.failed or errors:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
