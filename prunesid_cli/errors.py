@@ -54,6 +54,10 @@ class UnsupportedModel(ModelError):
     """No family in `models.FAMILIES` supports the model."""
 
 
+class UnexpectedError(PruneSIDError):
+    """An error that only its traceback explains. The command line says with which command to see it."""
+
+
 class OutOfMemory(PruneSIDError):
     """Work does not fit into a device's memory, and cannot be split further."""
 

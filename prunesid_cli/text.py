@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
@@ -10,6 +11,8 @@ MAX_LISTED_NAMES = 3
 MIN_SIMILARITY = 0.7
 """Share of letters that a suggestion must have in common with the typed word, from 0 to 1."""
 SURROGATE_HINT = r"in JSON, write both halves of the character, or the character itself"
+MODEL_OPTION = "-m MODEL"
+"""Stands in a hint for the options of the command that was typed which choose the model. `cli/` puts them in."""
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -57,6 +60,16 @@ def stage_milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
 def escape_control_characters(text: str) -> str:
     """Control characters as `\\x1b`: in a file name they would end a line or control the terminal."""
     return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def command_line(*words: object) -> str:
+    """A command of this program as it is typed: `prunesid cache ls 'my cache' --failed`."""
+    return shlex.join(["prunesid", *map(str, words)])
+
+
+def calibrate_command(folder: object) -> str:
+    """The command that measures images into a folder."""
+    return f"{command_line('compress', 'IMAGES', '--calibrate', '--out', folder)} {MODEL_OPTION}"
 
 
 def is_encodable(text: str, errors: str = "strict") -> bool:

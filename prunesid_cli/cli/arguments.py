@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from prunesid_cli.cli.config import KEY_BY_PARAMETER, config_path, load_config
-from prunesid_cli.cli.terminal import printer
+from prunesid_cli.cli.terminal import printer, typed_command
 from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.inputs.text_file import decode_text
 from prunesid_cli.models.loading.checkpoint import DEMO, is_local
@@ -162,8 +162,7 @@ def read_media(sources: Sequence[str], sampling: FrameSampling) -> list[Media]:
         if source == "-":
             data = open_stdin().buffer.read()
             if not data:
-                hint = 'pipe a picture into it: prunesid ask - "what is shown?" < picture.jpg'
-                raise MediaError("stdin is empty", hint)
+                raise MediaError("stdin is empty", f"pipe a picture into it: {typed_command()} < picture.jpg")
             media.append(load_image_bytes(data, source))
         else:
             media.append(load_media(source, sampling))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prunesid_cli.errors import MediaError, PruneSIDError
+from prunesid_cli.errors import PruneSIDError, UnexpectedError
 from prunesid_cli.inputs.image import hash_bytes, load_image_bytes, read_bytes
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.source import LOCAL
@@ -127,7 +126,7 @@ def _input_error(source: str, error: Exception) -> PruneSIDError:
     if isinstance(error, PruneSIDError):
         return error
     problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
-    failure = MediaError(problem, f"see more with: prunesid ask {shlex.quote(source)} test --debug")
+    failure = UnexpectedError(problem)
     failure.__cause__ = error
     return failure
 

@@ -48,6 +48,26 @@ def test_a_closed_pipe_ends_quietly(llava: Path, pictures: list[Path], tmp_path:
         assert (done.returncode, done.stderr) == (0, ""), command
 
 
+@pytest.mark.parametrize("command", ["", "--help", "ask --help", "cache", "--version", "models"])
+def test_a_full_disk_is_one_error(command: str) -> None:
+    done = shell(f"prunesid {command} >/dev/full")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 2), done.stderr
+    assert done.stderr.startswith("error: cannot write the result: No space left on device\nhint: "), done.stderr
+    assert "bug" not in done.stderr
+
+
+def test_stderr_may_be_full() -> None:
+    done = shell("prunesid ask none.png 'what?' 2>/dev/full")
+    assert done.returncode == 1
+
+
+def test_a_prompt_that_is_not_utf_8_is_refused(run: Run, scene_cache: Path, pictures: list[Path]) -> None:
+    for command in (("ask", pictures[0]), ("answer", scene_cache)):
+        for prompt, stdin in (("caf\udce9?", b""), ("\ud83d", b""), ("-", "café?".encode("latin-1"))):
+            result = run(*command, prompt, stdin=stdin)
+            assert (result.code, "not UTF-8" in result.err, "bug" in result.err) == (2, True, False), result.err
+
+
 @pytest.mark.slow
 def test_closed_streams(llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     ask = f"prunesid ask -m {llava} {pictures[0]} 'what is shown?'"

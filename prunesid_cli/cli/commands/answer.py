@@ -22,7 +22,7 @@ from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, escape_names, rea
 from prunesid_cli.pipeline.session import Session, check_cache_model
 from prunesid_cli.pipeline.settings import DEFAULTS, Settings
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
-from prunesid_cli.text import format_duration, plural
+from prunesid_cli.text import command_line, format_duration, plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def answer(
     printer.resumable = out is not None
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name the file with --out")
-    asked = _read_prompts(prompt, prompts)
+    asked = _read_prompts(cache, prompt, prompts)
     for error in asked.errors:
         printer.error(error)
     if forget and asked.errors:  # the answers to these lines would be removed
@@ -111,11 +111,12 @@ def answer(
     patterns = [literal_names.get(pattern, pattern) for pattern in where or ()]
     if next(asked.queries(opened, patterns), None) is None:
         selection = f"--where {' '.join(where)}" if where else f"{prompts}"
-        raise UsageError(f"{selection}: no item of {cache}", f"prunesid cache ls {cache}")
+        raise UsageError(f"{selection}: no item of {cache}", command_line("cache", "ls", cache))
     _report_unmatched(unmatched, opened, prompts)
     if stale := opened.stale_sources():
         items = plural(len(stale), "item")
-        printer.warning(f"{items} of an earlier version: the new one failed: prunesid cache ls {cache} --failed")
+        listed_by = command_line("cache", "ls", cache, "--failed")
+        printer.warning(f"{items} of an earlier version: the new one failed: {listed_by}")
     session = _open_session(run, read_settings(context))
     from prunesid_cli.pipeline.answer_file import describe_answerer
     from prunesid_cli.types import Generation
@@ -135,14 +136,14 @@ def answer(
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _read_prompts(prompt: str | None, path: Path | None) -> Prompts:
+def _read_prompts(cache: Path, prompt: str | None, path: Path | None) -> Prompts:
     """Raises `UsageError` unless there is either a prompt or a file."""
     if prompt is not None and path is not None:
         raise UsageError("answer takes a prompt or --prompts, not both", "leave out one of them")
     if path is not None:
         return read_prompt_file(path)
     if prompt is None:
-        example = 'prunesid answer cache/ "what is shown?"'
+        example = command_line("answer", cache, "what is shown?")
         raise UsageError("answer needs a prompt, or --prompts FILE.jsonl", hint=example)
     return Prompts([Prompt(read_prompt(prompt))])
 
@@ -154,8 +155,8 @@ def _open_cache(folder: Path) -> tuple[Cache, Run]:
         return cache, cache.run
     if cache.missing.numbers:
         raise cache.missing.error
-    command = f"ls {folder} --failed" if cache.failures() else f"info {folder}"
-    raise CacheError(f"{folder} holds no tokens", hint=f"prunesid cache {command}")
+    words = ("ls", folder, "--failed") if cache.failures() else ("info", folder)
+    raise CacheError(f"{folder} holds no tokens", command_line("cache", *words))
 
 
 def _report_unmatched(prompts: Sequence[Prompt], cache: Cache, path: Path | None) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import typer
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, name_origin, read_budget, read_settings, split_list
 from prunesid_cli.cli.notices import note_if_all_kept
-from prunesid_cli.cli.terminal import printer
+from prunesid_cli.cli.terminal import printer, typed_command
 from prunesid_cli.errors import ExitCode, UsageError
 from prunesid_cli.pipeline.settings import DEFAULTS
 from prunesid_cli.runtime.output_file import check_output, replace_output
@@ -127,9 +125,8 @@ def bench(
         with printer.progress("measuring", len(batch_sizes), prints_results=False) as bar:
             results, error = run.measure(benchmark, options, on_batch_size=bar.advance)
     _warn(results, budgets)
-    command = shlex.join(["prunesid", *sys.argv[1:]])
     has_stock_model = benchmark.stock is not None
-    description = run.describe_run(session, options, media or "drawn scenes", has_stock_model, command)
+    description = run.describe_run(session, options, media or "drawn scenes", has_stock_model, typed_command())
     _print_report(description, results, as_json, out)
     if error:
         printer.error(error)

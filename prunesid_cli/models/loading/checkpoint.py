@@ -94,7 +94,7 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
     if name == DEMO:
         return _resolve_folder(DEMO, DEMO_FOLDER)
     name = ALIASES.get(name, name)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # unlike Path.expanduser, it accepts a user without a home folder
     if folder.is_dir():
         return _resolve_folder(str(folder.resolve()), folder.resolve())
     if os.sep in name.strip(os.sep) and (name.startswith((".", os.sep, "~")) or name.count("/") > 1):
@@ -107,7 +107,7 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
 
 def is_local(name: str) -> bool:
     """Whether a name means a folder, or the embedded model."""
-    return name == DEMO or Path(ALIASES.get(name, name)).expanduser().is_dir()
+    return name == DEMO or os.path.isdir(os.path.expanduser(ALIASES.get(name, name)))
 
 
 def fingerprint(folder: Path) -> str:
