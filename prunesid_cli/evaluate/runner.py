@@ -139,7 +139,7 @@ class Runner:
             results.add(item.record, new_answers)
 
     def _ask(self, batch: Sequence[LoadedRecord], results: Results) -> list[list[ScoredAnswer]]:
-        """Ask a batch under all settings for which an answer is missing.
+        """Ask a batch under all settings for which an answer is missing. A record whose answer cannot be scored fails.
 
         Raises:
             NonFiniteError: With `rows`, the records whose media give NaN or infinity.
@@ -169,11 +169,16 @@ class Runner:
             if unpruned_log_probs is None:
                 unpruned_log_probs = log_probs
             for row, (item, tokens, answer) in enumerate(zip(batch, token_sets, generated, strict=True)):
+                if item.record.key in results.failed:
+                    continue
                 divergence = None
                 if log_probs is not None and unpruned_log_probs is not None:
                     divergence = _kl_divergence(unpruned_log_probs[row], log_probs[row])
-                answers[row].append(_score(item, setting, tokens, answer.text, divergence))
-        return answers
+                try:
+                    answers[row].append(_score(item, setting, tokens, answer.text, divergence))
+                except PruneSIDError as error:
+                    results.failed[item.record.key] = error
+        return [[] if item.record.key in results.failed else found for item, found in zip(batch, answers, strict=True)]
 
 
 def _token_counts(

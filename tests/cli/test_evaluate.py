@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.evaluate.advice import suffering_kinds
 from prunesid_cli.evaluate.metrics import METRICS, choose_metric, word_f1
 from prunesid_cli.evaluate.records import Record, read_records
@@ -262,6 +263,23 @@ def test_a_plot_replaces_only_a_plot(run: Run, questions: Path, tmp_path: Path) 
         ran = run("evaluate", questions, "-m", tmp_path / "none", "--plot", plot)
         assert (ran.code, message in ran.err) == (2, True), ran.err
     assert (tmp_path / "notes.png").read_text() == "dear notes"
+
+
+def test_a_regular_expression_has_a_time_limit(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    assert METRICS["regex"].score("a" * 200, ["a+b?$"]) == 1
+    with pytest.raises(PruneSIDError, match="takes longer than 1 s"):
+        METRICS["regex"].score("a" * 200 + "!", ["(a|aa)+$"])
+    path, out = tmp_path / "q.jsonl", tmp_path / "answers.jsonl"
+    slow = "^(.|..|...)*[\u2602\u2603]$"  # no answer has these characters
+    questions = [
+        {"media": str(picture), "prompt": "what?", "answer": pattern, "metric": "regex"}
+        for picture, pattern in zip(pictures, (".", slow, "x*"), strict=False)
+    ]
+    path.write_text("".join(json.dumps(question) + "\n" for question in questions))
+    ran = run("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 64, "--json", "--out", out)
+    assert (ran.code, "line 2: its regular expression takes longer" in ran.err) == (3, True), ran.err
+    assert [record["records"] for record in ran.records] == [2, 2]
+    assert {json.loads(line)["line"] for line in out.read_text().splitlines()} == {1, 3}
 
 
 def test_answers_can_be_moved_with_their_pictures(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
