@@ -13,7 +13,10 @@ MIN_SIMILARITY = 0.7
 SURROGATE_HINT = r"in JSON, write both halves of the character, or the character itself"
 MODEL_OPTION = "-m MODEL"
 """Stands in a hint for the options of the command that was typed which choose the model. `cli/` puts them in."""
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL_CHARACTERS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+"""Characters that end a line, control the terminal, turn the direction of text, or are invisible."""
 
 
 def plural(count: int, word: str) -> str:
@@ -58,7 +61,7 @@ def stage_milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def escape_control_characters(text: str) -> str:
-    """Control characters as `\\x1b`: in a file name they would end a line or control the terminal."""
+    """Control and invisible characters as `\\x1b` and `\\ufeff`: printed as they are, they would mislead a reader."""
     return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

@@ -89,7 +89,7 @@ class Results:
                 fields = json.loads(line)
                 context = fields.pop("context")
                 answer = ScoredAnswer(**{name: value for name, value in fields.items() if name not in RECORD_FIELDS})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise self.file.not_ours(number) from error
             if context == self.context:
                 self.answers[answer.key, answer.setting] = answer

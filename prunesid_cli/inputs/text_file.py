@@ -85,6 +85,8 @@ def parse_lines(
                 values.append(parse(decode_text(line, place), place, number))
         except UsageError as error:
             errors.append(error)
+        except RecursionError:
+            errors.append(UsageError(f"{place} is nested too deeply", f"write {example}"))
     if not values:
         raise errors[0] if errors else UsageError(f"{path} has no {what}", f"write lines such as {example}")
     return values, errors

@@ -86,7 +86,7 @@ def _hash_record(line: bytes, file: LineFile, number: int, answered_by: str) -> 
         record = json.loads(line)
         key, digest = _hash(record["source"], record["prompt"]), _hash(record["digest"], record.get("sampling", ""))
         by, is_error = str(record["by"]), "answer" not in record
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise file.not_ours(number) from error
     if by != answered_by:
         problem = f"{file.path}, line {number} was answered by {by}, not by {answered_by}"

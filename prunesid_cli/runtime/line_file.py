@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def open_lines(path: Path, pattern: bytes) -> Iterator[LineFile]:
         return
     path = path.resolve() if path.is_symlink() else path
     if not path.parent.is_dir():
-        raise UsageError(f"no such folder: {path.parent}", f"make it: mkdir -p {path.parent}")
+        raise UsageError(f"no such folder: {path.parent}", f"make it: mkdir -p {shlex.quote(str(path.parent))}")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK | os.R_OK)):
         raise UsageError(f"{path} is not a file that can be written", "name another --out")
     lock = FileLock(path.with_name(f".{path.name}.lock"))

@@ -7,6 +7,7 @@ replaced.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,8 @@ def check_output(path: Path, option: str, kind: str, is_kind: Callable[[bytes], 
     if is_stream(path):
         return
     if not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: no such folder: {path.parent}", f"make it with: mkdir -p {path.parent}")
+        hint = f"make it with: mkdir -p {shlex.quote(str(path.parent))}"
+        raise UsageError(f"{option} {path}: no such folder: {path.parent}", hint)
     try:
         if not path.exists():
             return

@@ -22,6 +22,24 @@ def test_stdin_is_a_picture_a_prompt_or_a_list(run: Run, llava: Path, pictures: 
     assert "3 already in the cache" in again.err
 
 
+def test_invisible_characters_are_escaped_in_messages(run: Run, tmp_path: Path) -> None:
+    names = {"a\ufeff.png": r"a\ufeff.png", "\u202egnp.exe": r"\u202egnp.exe", "b\u200b.png": r"b\u200b.png"}
+    result = run("compress", "-", "--out", tmp_path / "c", stdin="".join(f"{name}\n" for name in names).encode())
+    assert result.code == 3
+    for shown in names.values():
+        assert f"error: {shown}: no such file or folder\n" in result.err
+
+
+def test_a_list_may_have_a_byte_order_mark_and_blanks(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    lines = "\ufeff" + "".join(f"{path} \r\n" for path in pictures[:3])
+    result = run("compress", "-", "--out", tmp_path / "c", "-m", llava, stdin=lines.encode())
+    assert (result.code, "compressed 3 images" in result.err) == (0, True), result.err
+    result = run("compress", "-", "--out", tmp_path / "d", "-m", llava, stdin=lines.encode("utf-16"))
+    assert (result.code, "error: the list on stdin is UTF-16, not UTF-8\nhint: " in result.err) == (2, True), result.err
+
+
 def test_answer_reads_a_prompt_from_stdin(run: Run, scene_cache: Path) -> None:
     piped = run("answer", scene_cache, "-", stdin=b"what is shown?\n")
     assert [record["prompt"] for record in piped.records] == [PROMPT] * 5
