@@ -34,17 +34,15 @@ IGNORED_PARAMETERS: dict[str, tuple[str, ...]] = {
 """The commands that read the file, and the parameters that they do not take from it."""
 
 
+NO_HOME = "~"
+
+
 def config_path() -> Path:
     """`config.toml` in the system's application folder: on Linux `~/.config/prunesid`, or under `$XDG_CONFIG_HOME`.
 
-    It begins with "~", and names no file, if the user has no home folder.
+    It begins with `NO_HOME`, and names no file, if the user has no home folder.
     """
     return Path(typer.get_app_dir("prunesid")) / "config.toml"
-
-
-def has_home(path: Path) -> bool:
-    """Whether the path of the configuration is in a folder that exists, and not in one named "~"."""
-    return path.parts[0] != "~"
 
 
 def load_config() -> dict[str, Any]:
@@ -55,7 +53,7 @@ def load_config() -> dict[str, Any]:
     """
     path = config_path()
     try:
-        has_file = has_home(path) and path.is_file()
+        has_file = path.parts[0] != NO_HOME and path.is_file()
         return tomllib.loads(path.read_text(encoding="utf-8")) if has_file else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", hint="mend or delete it") from error
@@ -106,7 +104,7 @@ def set_model(name: str) -> Path:
     """
     load_config()
     path = config_path()
-    if not has_home(path):
+    if path.parts[0] == NO_HOME:
         raise UsageError("there is no home folder for the configuration", hint="set HOME, or XDG_CONFIG_HOME")
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = old.splitlines()
