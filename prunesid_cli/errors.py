@@ -55,7 +55,7 @@ class UnsupportedModel(ModelError):
 
 
 class UnexpectedError(PruneSIDError):
-    """An error that only its traceback explains. The command line says with which command to see it."""
+    """An error that only its traceback explains. In its hint, the command line puts the command for `--debug`."""
 
 
 class OutOfMemory(PruneSIDError):

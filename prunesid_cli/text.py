@@ -11,6 +11,8 @@ MAX_LISTED_NAMES = 3
 MIN_SIMILARITY = 0.7
 """Share of letters that a suggestion must have in common with the typed word, from 0 to 1."""
 SURROGATE_HINT = r"in JSON, write both halves of the character, or the character itself"
+DEBUG_OPTION = "--debug"
+"""Stands in the hint of an `UnexpectedError` for the command that was typed, with this option."""
 MODEL_OPTION = "-m MODEL"
 """Stands in a hint for the options of the command that was typed which choose the model. `cli/` puts them in."""
 CONTROL_CHARACTERS = re.compile(

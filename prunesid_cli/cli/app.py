@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ from prunesid_cli.cli.terminal import (
 )
 from prunesid_cli.cli.usage_errors import format_parser_error
 from prunesid_cli.errors import ExitCode, PruneSIDError, UnexpectedError
+from prunesid_cli.text import DEBUG_OPTION
 
 app = typer.Typer(
     cls=PlainGroup,
@@ -118,10 +118,12 @@ def _run_command() -> int:
             printer.requested(f"continue with: {typed_command()}")
         return ExitCode.INTERRUPTED
     except OSError as error:  # of stdout, or of a file for which no room has a better explanation
+        reason = error.strerror or str(error)
         if error.errno == errno.ENOSPC:
-            raise PruneSIDError(f"cannot write the result: {error.strerror}", "free some space") from error
-        name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        raise UnexpectedError(f"{name}{error.strerror or error}", "check the disk, and the permissions") from error
+            problem = f"cannot write {error.filename or 'the result'}: {reason}"
+            raise PruneSIDError(problem, "free some space") from error
+        problem = f"{error.filename}: {reason}" if error.filename else reason
+        raise UnexpectedError(problem, f"check the disk; see more with: {DEBUG_OPTION}") from error
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             printer.result(str(error.format_message()))  # type: ignore[attr-defined]
@@ -129,7 +131,7 @@ def _run_command() -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
             raise format_parser_error(error, _typed_command()) from error
         problem = f"{type(error).__name__}: {error}"
-        raise UnexpectedError(problem, "this is a bug: report it with its traceback") from error
+        raise UnexpectedError(problem, f"this is a bug: report it with the output of: {DEBUG_OPTION}") from error
 
 
 def _typed_command() -> str:

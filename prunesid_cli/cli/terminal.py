@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import PruneSIDError, UnexpectedError
-from prunesid_cli.text import MODEL_OPTION, command_line, escape_control_characters
+from prunesid_cli.text import DEBUG_OPTION, MODEL_OPTION, command_line, escape_control_characters
 
 if TYPE_CHECKING:
     from prunesid_cli.cli.progress import ProgressBar
@@ -100,11 +100,11 @@ class Printer:
         if self.debug:
             traceback.print_exception(type(error), error, error.__traceback__)
         self._print_to_stderr(f"error: {error.problem}")
-        hints = [error.hint] if error.hint else []
+        hint = error.hint
         if isinstance(error, UnexpectedError) and not self.debug:
-            hints.append(f"see more with: {typed_command('--debug')}")
-        if hints:
-            self._print_to_stderr(f"hint: {'; '.join(hints)}")
+            hint = hint.replace(DEBUG_OPTION, typed_command(DEBUG_OPTION))
+        if hint:
+            self._print_to_stderr(f"hint: {hint}")
 
     def _print_to_stderr(self, text: str) -> None:
         model = f" {shlex.join(self.model_options)}" if self.model_options else ""

@@ -13,6 +13,7 @@ from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.source import LOCAL
 from prunesid_cli.inputs.video.load import hash_clip, is_clip_file, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.text import DEBUG_OPTION
 from prunesid_cli.tokencache import CacheWriter, IndexEntry, Stamp
 from prunesid_cli.types import Pixels, Provenance
 
@@ -126,7 +127,7 @@ def _input_error(source: str, error: Exception) -> PruneSIDError:
     if isinstance(error, PruneSIDError):
         return error
     problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
-    failure = UnexpectedError(problem)
+    failure = UnexpectedError(problem, f"see more with: {DEBUG_OPTION}")
     failure.__cause__ = error
     return failure
 
