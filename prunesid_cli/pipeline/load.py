@@ -101,7 +101,7 @@ class InputLoader:
             if entry and entry.digest == digest:
                 return CachedInput(source, entry, stamp if entry.stamp != stamp else None)
         except Exception as error:
-            return FailedInput(source, _input_error(source, error))
+            return FailedInput(source, input_error(source, error))
         self.load_model()
         try:
             if is_clip:
@@ -119,10 +119,10 @@ class InputLoader:
                 nbytes=sum(tensor.nbytes for tensor in pixels.tensors.values()),
             )
         except Exception as error:
-            return FailedInput(source, _input_error(source, error))
+            return FailedInput(source, input_error(source, error))
 
 
-def _input_error(source: str, error: Exception) -> PruneSIDError:
+def input_error(source: str, error: Exception) -> PruneSIDError:
     """The error itself if it is one of ours; else one that says that preprocessing failed."""
     if isinstance(error, PruneSIDError):
         return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,14 @@ class LineFile:
     Attributes:
         path: The file.
         pattern: Regular expression of our lines.
+        last_field: A field that each of our lines has near its end.
         stream: Descriptor of a stream, to which lines only go out; None for a regular file.
         end: Bytes of the complete lines, once they were read.
     """
 
     path: Path
     pattern: bytes
+    last_field: str
     stream: int | None = None
     end: int = 0
 
@@ -43,10 +46,19 @@ class LineFile:
             return
         with self.path.open("rb") as file:
             for line in file:
-                if not line.endswith(b"\n") and regex.fullmatch(self.pattern, line, partial=True):
+                if not line.endswith(b"\n") and self._is_cut_short(line):
                     return
                 self.end += len(line)
                 yield line
+
+    def _is_cut_short(self, line: bytes) -> bool:
+        """Whether a text is the beginning of a line of ours, and not a JSON object of someone else."""
+        if not regex.fullmatch(self.pattern, line, partial=True):
+            return False
+        try:
+            return self.last_field in json.loads(line)
+        except ValueError:
+            return True
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Adds lines and syncs them to the disk. Without any, only checks that the file can be written.
@@ -91,12 +103,13 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 @contextmanager
-def open_lines(path: Path, pattern: bytes) -> Iterator[LineFile]:
+def open_lines(path: Path, pattern: bytes, last_field: str) -> Iterator[LineFile]:
     """Opens a file of lines for reading and writing, and locks it. It need not exist.
 
     Args:
         path: The file, or a stream.
         pattern: Regular expression of our lines. What does not begin so is never removed.
+        last_field: A field that each of our lines has near its end.
 
     Raises:
         UsageError: The file cannot be written.
@@ -111,11 +124,11 @@ def open_lines(path: Path, pattern: bytes) -> Iterator[LineFile]:
         except OSError as error:
             raise UsageError(f"cannot write to {path}: {error.strerror}", "name another --out") from error
         try:
-            yield LineFile(path, pattern, stream)
+            yield LineFile(path, pattern, last_field, stream)
         finally:
             os.close(stream)
         return
-    path = path.resolve() if path.is_symlink() else path
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     if not path.parent.is_dir():
         raise UsageError(f"no such folder: {path.parent}", f"make it: mkdir -p {shlex.quote(str(path.parent))}")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK | os.R_OK)):
@@ -129,7 +142,7 @@ def open_lines(path: Path, pattern: bytes) -> Iterator[LineFile]:
         raise UsageError(f"cannot write to {path.parent}: {error.strerror}", "name another --out") from error
     is_new = not path.exists()
     try:
-        yield LineFile(path, pattern)
+        yield LineFile(path, pattern, last_field)
     finally:
         if is_new and path.exists() and not path.stat().st_size:  # a failed run leaves no empty file
             path.unlink()

@@ -44,9 +44,12 @@ def check_output(path: Path, option: str, kind: str, is_kind: Callable[[bytes], 
     """
     if is_stream(path):
         return
-    if not path.parent.is_dir():
-        hint = f"make it with: mkdir -p {shlex.quote(str(path.parent))}"
-        raise UsageError(f"{option} {path}: no such folder: {path.parent}", hint)
+    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        hint = f"make it with: mkdir -p {shlex.quote(str(folder))}"
+        raise UsageError(f"{option} {path}: no such folder: {folder}", hint)
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{option} {path}: no permission to write to {folder}", f"name another {option}")
     try:
         if not path.exists():
             return
@@ -76,7 +79,7 @@ def replace_output(path: Path, write: Callable[[Path], object]) -> None:
         if is_stream(path):
             write(path)
         else:
-            write_atomically(path.resolve(), write)
+            write_atomically(Path(os.path.realpath(path)), write)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -21,6 +21,9 @@ from tests.cli.helpers import printed_answers, stored_answers, write_jsonl
 from tests.cli.processes import prunesid, running, shell
 from tests.conftest import Run
 
+OTHER_DATA = '{"id": 1, "source": "a.png", "text": "dear"}'
+"""A file of someone else whose lines begin like ours, without a line end."""
+
 
 def test_answers_are_written_to_a_file(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
     out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "--prompts", prompts_file, *SHORT)
@@ -143,7 +146,7 @@ def test_a_file_of_another_run_is_left_unchanged(
         result = run(*args)
         assert (result.code, words in result.err, "--out" in result.err) == (2, True, True), result.err
         assert out.read_bytes() == expected
-    for text in ("notes", "notes\n", '{"id": 1}\n', '{"id": 1}', '{"id": 1, "text": "dear', "\n"):
+    for text in ("notes", "notes\n", '{"id": 1}\n', '{"id": 1}', '{"id": 1, "text": "dear', OTHER_DATA, "\n"):
         out.write_text(text)
         result = run(*command)
         assert (result.code, "line 1 is not an answer" in result.err) == (2, True), result.err

@@ -6,10 +6,13 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from filelock import FileLock
+from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.evaluate.advice import suffering_kinds
@@ -211,9 +214,37 @@ def test_the_embedded_model_is_evaluated(run: Run, questions: Path, tmp_path: Pa
     assert table.out.splitlines()[1].split()[:3] == ["all", "576", "100.0%"]
 
 
+def test_a_record_that_the_model_refuses_fails_alone(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompt has too many places for images, or the image processor of transformers fails on its picture."""
+    Image.new("RGB", (37, 11)).save(tmp_path / "odd.png")
+    preprocess = CLIPImageProcessorPil.preprocess
+
+    def fail_on_odd(self: CLIPImageProcessorPil, images: Any, *args: Any, **options: Any) -> Any:
+        if images[0].size == (37, 11):
+            raise ValueError("on purpose")
+        return preprocess(self, images, *args, **options)
+
+    monkeypatch.setattr(CLIPImageProcessorPil, "preprocess", fail_on_odd)
+    questions = [(pictures[0], "what?"), (pictures[0], "<image> <image>"), ("odd.png", "what?"), (pictures[1], "what?")]
+    lines = [json.dumps({"media": str(media), "prompt": prompt}) for media, prompt in questions]
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(lines))
+    command = ("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 2, "--json", "--divergence")
+    for size in (1, 8):
+        ran = run(*command, "--batch-size", size)
+        assert (ran.code, [record["records"] for record in ran.records]) == (3, [2, 2]), ran.err
+        assert "line 2: " in ran.err and f"line 3: {tmp_path}/odd.png: the image processor failed" in ran.err, ran.err
+        assert f"see more with: prunesid evaluate {path} -m {llava}" in ran.err
+    assert "in fail_on_odd" in run(*command, "--debug").err
+    path.write_text("\n".join([lines[0], lines[3]]))
+    assert [record | {"records": 2} for record in run(*command).records] == ran.records
+
+
 @pytest.mark.parametrize(
     "contents",
-    [b"notes", b"notes\n", b'{"line": 1}', b'{"line": 1, "text": "dear', b'{"media": "a.png"}\n', b"\n", b"\x89PNG"],
+    [b"notes", b"notes\n", b'{"line": 1, "media": [], "a": 1}', b'{"media": "a.png"}\n', b"\n", b"\x89PNG"],
 )
 def test_a_file_with_other_contents_stays(run: Run, questions: Path, tmp_path: Path, contents: bytes) -> None:
     out = tmp_path / "notes"

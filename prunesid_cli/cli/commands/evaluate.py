@@ -223,7 +223,9 @@ def _report(
 
     line_numbers = {record.key: record.line_number for record in records}
     for key, error in results.failed.items():
-        printer.error(type(error)(f"line {line_numbers[key]}: {error.problem}", error.hint))
+        located = type(error)(f"line {line_numbers[key]}: {error.problem}", error.hint)
+        located.__cause__ = error
+        printer.error(located)
     if not summaries:
         raise MediaError("no record could be asked", "see the errors above")
     measure = measure_name(records)
