@@ -138,7 +138,9 @@ def read_prompt(text: str) -> str:
         UsageError: It is empty, or not UTF-8.
     """
     if text == "-":
-        text = decode_text(open_stdin().buffer.read(), "the prompt on stdin").strip()
+        stdin = open_stdin()
+        text = decode_text(stdin.buffer.read(), "the prompt on stdin", stdin.encoding)
+        text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
         if not text:
             raise UsageError("stdin is empty", 'pipe a prompt into it, or type one: "what is shown?"')
     if not is_encodable(text):

@@ -37,21 +37,23 @@ def check_encoding(start: bytes, name: str) -> None:
         raise UsageError(f"{name} is {encoding}, not UTF-8", ENCODING_HINT)
 
 
-def decode_text(data: bytes, name: str) -> str:
+def decode_text(data: bytes, name: str, encoding: str = "utf-8") -> str:
     """Decode text; a byte order mark is left out.
 
     Args:
         data: The bytes.
         name: What to call the text in a message.
+        encoding: Its encoding.
 
     Raises:
-        UsageError: It is not UTF-8.
+        UsageError: It has another encoding.
     """
     check_encoding(data, name)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8: {error.reason} at byte {error.start:,}", ENCODING_HINT) from error
+        problem = f"{name} is not {encoding.upper()}: {error.reason} at byte {error.start:,}"
+        raise UsageError(problem, ENCODING_HINT) from error
 
 
 def parse_lines(

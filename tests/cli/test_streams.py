@@ -43,6 +43,8 @@ def test_a_list_may_have_a_byte_order_mark_and_blanks(
 def test_answer_reads_a_prompt_from_stdin(run: Run, scene_cache: Path) -> None:
     piped = run("answer", scene_cache, "-", stdin=b"what is shown?\n")
     assert [record["prompt"] for record in piped.records] == [PROMPT] * 5
+    piped = run("answer", scene_cache, "-", stdin="\ufeffwhat is\r\nshown?\r\n".encode())
+    assert [record["prompt"] for record in piped.records] == ["what is\nshown?"] * 5
     assert run("answer", scene_cache, "-", stdin=b" \n").code == 2
 
 
