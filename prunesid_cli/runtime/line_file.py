@@ -13,7 +13,7 @@ from pathlib import Path
 import regex
 
 from prunesid_cli.errors import PruneSIDError, UsageError
-from prunesid_cli.runtime.output_file import is_stream
+from prunesid_cli.runtime.output_file import is_stream, open_stream
 
 OTHER_FILE_HINT = "name another --out, or move the file away"
 
@@ -118,9 +118,8 @@ def open_lines(path: Path, pattern: bytes, last_field: str) -> Iterator[LineFile
     from filelock import FileLock, Timeout
 
     if is_stream(path):
-        is_stdout = os.path.samestat(path.stat(), os.fstat(1))  # a socket cannot be opened by its name
         try:
-            stream = os.dup(1) if is_stdout else os.open(path, os.O_WRONLY)
+            stream = open_stream(path)
         except OSError as error:
             raise UsageError(f"cannot write to {path}: {error.strerror}", "name another --out") from error
         try:

@@ -11,6 +11,7 @@ import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.runtime.atomic_write import write_atomically
@@ -28,6 +29,18 @@ def is_stream(path: Path) -> bool:
         return False
     is_special = not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode)
     return str(path).startswith(STREAM_FOLDERS) and (is_special or os.path.samestat(status, os.fstat(1)))
+
+
+def open_stream(path: Path) -> int:
+    """Open a stream for writing. Stdout is duplicated: a socket cannot be opened by its name.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return os.dup(1) if os.path.samestat(path.stat(), os.fstat(1)) else os.open(path, os.O_WRONLY)
 
 
 def check_output(path: Path, option: str, kind: str, is_kind: Callable[[bytes], bool]) -> None:
@@ -77,7 +90,10 @@ def replace_output(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         if is_stream(path):
-            write(path)
+            with TemporaryDirectory() as folder:  # `write` may need to seek
+                write(Path(folder, "output"))
+                with open(open_stream(path), "wb") as stream:
+                    stream.write(Path(folder, "output").read_bytes())
         else:
             write_atomically(Path(os.path.realpath(path)), write)
     except BrokenPipeError:
