@@ -168,6 +168,8 @@ def _read_config(config_path: Path, settings_path: Path | None) -> dict[str, Any
         settings = {}
         if settings_path and settings_path.is_file():
             settings = json.loads(settings_path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read {config_path}: {error.strerror}", "check it with: ls -lL") from error
     except ValueError as error:
         raise ModelError(f"{config_path} is not JSON: {error}", hint="download the model again") from error
     model_type, original_config = str(config.get("model_type", "unknown")), None
