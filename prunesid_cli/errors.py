@@ -54,6 +54,10 @@ class UnsupportedModel(ModelError):
     """No family in `models.FAMILIES` supports the model."""
 
 
+class UnexpectedError(PruneSIDError):
+    """An error that only its traceback explains. In its hint, the command line puts the command for `--debug`."""
+
+
 class OutOfMemory(PruneSIDError):
     """Work does not fit into a device's memory, and cannot be split further."""
 

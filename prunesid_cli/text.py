@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 MAX_LISTED_NAMES = 3
 MIN_SIMILARITY = 0.7
 """Share of letters that a suggestion must have in common with the typed word, from 0 to 1."""
+SURROGATE_HINT = r"in JSON, write both halves of the character, or the character itself"
+DEBUG_OPTION = "--debug"
+"""Stands in the hint of an `UnexpectedError` for the command that was typed, with this option."""
+MODEL_OPTION = "-m MODEL"
+"""Stands in a hint for the options of the command that was typed which choose the model. `cli/` puts them in."""
 INVISIBLE_CHARACTERS = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     r"\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
@@ -70,6 +76,30 @@ def escape_invisible(text: str, keep: str = "") -> str:
         return match[0] if match[0] in keep else match[0].encode("unicode_escape").decode()
 
     return INVISIBLE_CHARACTERS.sub(escape, text)
+
+
+def command_line(*words: object) -> str:
+    """A command of this program as it is typed: `prunesid cache ls 'my cache' --failed`."""
+    return shlex.join(["prunesid", *map(str, words)])
+
+
+def calibrate_command(folder: object) -> str:
+    """The command that measures images into a folder."""
+    return f"{command_line('compress', 'IMAGES', '--calibrate', '--out', folder)} {MODEL_OPTION}"
+
+
+def is_encodable(text: str, errors: str = "strict") -> bool:
+    """Whether text can be written as UTF-8: JSON, and names and arguments of other bytes, may hold lone surrogates.
+
+    Args:
+        text: The text.
+        errors: "surrogateescape" allows those that stand for bytes of file names.
+    """
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

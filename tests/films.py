@@ -42,14 +42,20 @@ def film(
     size: tuple[int, int] = SIZE,
     pixels: str = "yuv420p",
     muxer: dict[str, str] | None = None,
+    traits: dict[str, Any] | None = None,
     **options: Any,
 ) -> Path:
-    """Encode frame number i at `times[i]` seconds; if `times` is a number of frames, at 25 frames per second."""
+    """Encode frame number i at `times[i]` seconds; if `times` is a number of frames, at 25 frames per second.
+
+    `traits` are attributes of the encoder, such as `sample_aspect_ratio`.
+    """
     times = [i / 25 for i in range(times)] if isinstance(times, int) else times
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream: Any = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = Fraction(1, 1000) if "mpeg" not in codec else Fraction(1, 25)
+        for name, value in (traits or {}).items():
+            setattr(stream.codec_context, name, value)
         stream.options = {"g": "12", **{name: str(value) for name, value in options.items()}}
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(numbered(number, size), format="rgb24")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import errno
 import signal
 import sys
 from typing import Annotated, Any
@@ -19,9 +19,17 @@ from prunesid_cli.cli.commands.evaluate import evaluate
 from prunesid_cli.cli.commands.show import show
 from prunesid_cli.cli.config import IGNORED_PARAMETERS, default_map, unknown_keys
 from prunesid_cli.cli.help import PlainCommand, PlainGroup
-from prunesid_cli.cli.terminal import OutputClosed, connect_logging, discard_stdout, prepare_streams, printer
+from prunesid_cli.cli.terminal import (
+    OutputClosed,
+    connect_logging,
+    discard_stdout,
+    prepare_streams,
+    printer,
+    typed_command,
+)
 from prunesid_cli.cli.usage_errors import format_parser_error
-from prunesid_cli.errors import ExitCode, PruneSIDError
+from prunesid_cli.errors import ExitCode, PruneSIDError, UnexpectedError
+from prunesid_cli.text import DEBUG_OPTION
 
 app = typer.Typer(
     cls=PlainGroup,
@@ -83,6 +91,9 @@ def run() -> int:
     connect_logging()
     try:
         return _run_command()
+    except PruneSIDError as error:
+        printer.error(error)
+        return error.exit_code
     except OutputClosed:
         discard_stdout()
         return ExitCode.OK
@@ -99,27 +110,28 @@ def _run_command() -> int:
         if result == ExitCode.INTERRUPTED:  # typer turns KeyboardInterrupt into this code
             raise KeyboardInterrupt
         return result if isinstance(result, int) else ExitCode.OK
-    except PruneSIDError as error:
-        printer.error(error)
-        return error.exit_code
+    except (PruneSIDError, OutputClosed):
+        raise
     except (KeyboardInterrupt, typer.Abort):
         printer.warning("interrupted")
         if printer.resumable:
-            printer.requested(f"continue with: {shlex.join(['prunesid', *sys.argv[1:]])}")
+            printer.requested(f"continue with: {typed_command()}")
         return ExitCode.INTERRUPTED
-    except OutputClosed:
-        raise
+    except OSError as error:  # of stdout, or of a file for which no room has a better explanation
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOSPC:
+            problem = f"cannot write {error.filename or 'the result'}: {reason}"
+            raise PruneSIDError(problem, "free some space") from error
+        problem = f"{error.filename}: {reason}" if error.filename else reason
+        raise UnexpectedError(problem, f"check the disk; see more with: {DEBUG_OPTION}") from error
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             printer.result(str(error.format_message()))  # type: ignore[attr-defined]
             return ExitCode.USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
-            printer.error(format_parser_error(error, _typed_command()))
-            return ExitCode.USAGE
-        bug = PruneSIDError(f"{type(error).__name__}: {error}", "this is a bug: run it with --debug and report it")
-        bug.__cause__ = error
-        printer.error(bug)
-        return ExitCode.FAILURE
+            raise format_parser_error(error, _typed_command()) from error
+        problem = f"{type(error).__name__}: {error}"
+        raise UnexpectedError(problem, f"this is a bug: report it with the output of: {DEBUG_OPTION}") from error
 
 
 def _typed_command() -> str:

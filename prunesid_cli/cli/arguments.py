@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from prunesid_cli.cli.config import KEY_BY_PARAMETER, config_path, load_config
-from prunesid_cli.cli.terminal import printer
+from prunesid_cli.cli.terminal import printer, typed_command
 from prunesid_cli.errors import MediaError, UsageError
+from prunesid_cli.inputs.text_file import decode_text
 from prunesid_cli.models.loading.checkpoint import DEMO, is_local
 from prunesid_cli.pipeline.settings import Settings
-from prunesid_cli.text import plural
+from prunesid_cli.text import is_encodable, plural
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
@@ -136,12 +137,16 @@ def read_prompt(text: str) -> str:
     """A prompt as it was typed, or stdin for "-".
 
     Raises:
-        UsageError: It is empty.
+        UsageError: It is empty, or not UTF-8.
     """
     if text == "-":
-        text = open_stdin().read().strip()
+        stdin = open_stdin()
+        text = decode_text(stdin.buffer.read(), "the prompt on stdin", stdin.encoding)
+        text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
         if not text:
             raise UsageError("stdin is empty", 'pipe a prompt into it, or type one: "what is shown?"')
+    if not is_encodable(text):
+        raise UsageError("the prompt is not UTF-8 text", "type it in a terminal that uses UTF-8, or pipe it in")
     if not text.strip():
         raise UsageError("the prompt is empty", 'ask something: "what is shown?"')
     return text
@@ -161,8 +166,7 @@ def read_media(sources: Sequence[str], settings: Settings) -> list[Media]:
         if source == "-":
             data = open_stdin().buffer.read()
             if not data:
-                hint = 'pipe a picture into it: prunesid ask - "what is shown?" < picture.jpg'
-                raise MediaError("stdin is empty", hint)
+                raise MediaError("stdin is empty", f"pipe a picture into it: {typed_command()} < picture.jpg")
             media.append(load_image_bytes(data, source, decoding=settings.decoding()))
         else:
             media.append(load_media(source, settings.sampling(), settings.decoding()))

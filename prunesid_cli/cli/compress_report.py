@@ -13,7 +13,7 @@ from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.inputs.sharding import Partition
 from prunesid_cli.pipeline.load import CachedInput, FailedInput
-from prunesid_cli.text import format_duration, plural
+from prunesid_cli.text import command_line, format_duration, plural
 from prunesid_cli.types import WHOLE_IMAGE
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class CompressReport:
         parts += [f"partition {self.partition}"] if self.partition.count > 1 else []
         parts += [f"{plural(number, reason)} skipped" for reason, number in sorted(self.num_skipped.items())]
         if counts["failed"]:
-            parts.append(f"{counts['failed']:,} failed, listed by: prunesid cache ls {folder} --failed")
+            parts.append(f"{counts['failed']:,} failed, listed by: {command_line('cache', 'ls', folder, '--failed')}")
         found_nothing = is_complete and not counts["encoded"] + counts["cached"] + counts["failed"]
         # A partition may well be empty, and so may the list of failures.
         is_suspicious = found_nothing and not self.is_retry and self.partition.count == 1

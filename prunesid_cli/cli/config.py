@@ -34,8 +34,14 @@ IGNORED_PARAMETERS: dict[str, tuple[str, ...]] = {
 """The commands that read the file, and the parameters that they do not take from it."""
 
 
+NO_HOME = "~"
+
+
 def config_path() -> Path:
-    """`config.toml` in the system's application folder: on Linux `~/.config/prunesid`, or under `$XDG_CONFIG_HOME`."""
+    """`config.toml` in the system's application folder: on Linux `~/.config/prunesid`, or under `$XDG_CONFIG_HOME`.
+
+    It begins with `NO_HOME`, and names no file, if the user has no home folder.
+    """
     return Path(typer.get_app_dir("prunesid")) / "config.toml"
 
 
@@ -47,7 +53,8 @@ def load_config() -> dict[str, Any]:
     """
     path = config_path()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        has_file = path.parts[0] != NO_HOME and path.is_file()
+        return tomllib.loads(path.read_text(encoding="utf-8")) if has_file else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", hint="mend or delete it") from error
     except OSError as error:
@@ -97,6 +104,8 @@ def set_model(name: str) -> Path:
     """
     load_config()
     path = config_path()
+    if path.parts[0] == NO_HOME:
+        raise UsageError("there is no home folder for the configuration", hint="set HOME, or XDG_CONFIG_HOME")
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = old.splitlines()
     first_table = next((row for row, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))

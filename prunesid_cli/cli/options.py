@@ -16,17 +16,26 @@ from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
 from prunesid_cli.pipeline import settings
 from prunesid_cli.selection import METHODS
 
+
+def _keep_for_hints(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Keeps an option that chooses the model, if it was typed, for hints that name a command."""
+    if value is not None and is_typed(context, str(parameter.name)):
+        printer.model_options += [parameter.opts[0], value]
+    return value
+
+
 Model = Annotated[
     str | None,
     typer.Option(
-        "-m", "--model", envvar="PRUNESID_MODEL", rich_help_panel=COMMON, show_default="the embedded model",
+        "-m", "--model", envvar="PRUNESID_MODEL", callback=_keep_for_hints, rich_help_panel=COMMON,
+        show_default="the embedded model",
         help="The model: a Hugging Face repo id, a folder, or an alias (see: prunesid models).",
     ),
 ]  # fmt: skip
 Revision = Annotated[
     str | None,
     typer.Option(
-        "--revision", envvar="PRUNESID_REVISION", rich_help_panel=MODEL, show_default="main",
+        "--revision", envvar="PRUNESID_REVISION", callback=_keep_for_hints, rich_help_panel=MODEL, show_default="main",
         help="Branch, tag or commit of the model's repo.",
     ),
 ]  # fmt: skip

@@ -9,20 +9,23 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from prunesid_cli.errors import PruneSIDError
-from prunesid_cli.text import escape_invisible
+from prunesid_cli.errors import PruneSIDError, UnexpectedError
+from prunesid_cli.text import DEBUG_OPTION, MODEL_OPTION, command_line, escape_invisible
 
 if TYPE_CHECKING:
     from prunesid_cli.cli.progress import ProgressBar
 
 UNDECODABLE_BYTES = re.compile(r"[\udc80-\udcff]")
 """Bytes of file names that are not valid text, as Python represents them (surrogateescape)."""
+OTHER_SURROGATES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of characters, which JSON can hold and UTF-8 cannot."""
 
 
 class OutputClosed(Exception):
@@ -37,6 +40,7 @@ class Printer:
         verbose: Print details, too.
         debug: Print the traceback of an error.
         resumable: Whether the command, run again, continues after an interruption.
+        model_options: The options that were typed which choose the model.
     """
 
     def __init__(self) -> None:
@@ -45,6 +49,7 @@ class Printer:
     def reset(self, debug: bool = False) -> None:
         """Sets everything to its default, before a command line is parsed."""
         self.quiet, self.verbose, self.debug, self.resumable = False, False, debug, False
+        self.model_options: list[str] = []
 
     def result(self, text: str, end: str = "\n", is_styled: bool = False) -> None:
         """Prints a result and flushes. On a terminal, invisible characters are escaped, but for line breaks and tabs.
@@ -58,6 +63,7 @@ class Printer:
         if stdout_is_terminal() and not is_styled:
             text = escape_invisible(text, keep="\n\t")
         if UNDECODABLE_BYTES.search(text) and not sys.stdout.isatty():
+            text = OTHER_SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
             self.raw(os.fsencode(text + end))
             return
         with _stdout_errors():
@@ -103,11 +109,17 @@ class Printer:
             lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             print(printable(escape_invisible(lines, keep="\n"), sys.stderr), file=sys.stderr, end="")
         self._print_to_stderr(f"error: {error.problem}")
-        if error.hint:
-            self._print_to_stderr(f"hint: {error.hint}")
+        hint = error.hint
+        if isinstance(error, UnexpectedError) and not self.debug:
+            hint = hint.replace(DEBUG_OPTION, typed_command(DEBUG_OPTION))
+        if hint:
+            self._print_to_stderr(f"hint: {hint}")
 
     def _print_to_stderr(self, text: str) -> None:
-        print(printable(escape_invisible(text), sys.stderr), file=sys.stderr, flush=True)
+        model = f" {shlex.join(self.model_options)}" if self.model_options else ""
+        text = text.replace(f" {MODEL_OPTION}", model)
+        with suppress(OSError):  # stderr is full or its reader is gone: there is no other place to say it
+            print(printable(escape_invisible(text), sys.stderr), file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, description: str, total: int | None, prints_results: bool) -> Iterator[ProgressBar]:
@@ -128,6 +140,21 @@ class Printer:
 
 
 printer = Printer()
+
+
+def typed_command(*options: str, moved_to_end: str | None = None) -> str:
+    """The command as it was typed, with all its options: for hints that repeat it.
+
+    Args:
+        *options: Further options.
+        moved_to_end: An argument that belongs to the end.
+    """
+    words = sys.argv[1:]
+    if moved_to_end is not None:
+        words.remove(moved_to_end)
+        words.append(moved_to_end)
+    end = words.index("--") if "--" in words else len(words)
+    return command_line(*words[:end], *options, *words[end:])
 
 
 class PrinterHandler(logging.Handler):

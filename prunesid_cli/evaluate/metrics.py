@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prunesid_cli.errors import UsageError
+import regex as patterns
+
+from prunesid_cli.errors import PruneSIDError, UsageError
 
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION_TO_SPACES = str.maketrans(string.punctuation, " " * len(string.punctuation))
@@ -17,6 +18,8 @@ ESCAPE_HINT = r"escape special characters: in JSON, write \\. for . and the same
 FULL_SCORE_VOTES = 3
 """Number of people who must have given an answer for it to score 1 (VQA, arXiv 1505.00468, Sec. 3.3)."""
 MIN_VQA_ANSWERS = 10
+MAX_REGEX_SECONDS = 1.0
+"""Time limit of a search for a regular expression. With nested repetitions, one can take hours."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Metric:
         if self.score is regex:
             for answer in answers:
                 try:
-                    re.compile(answer)
-                except re.error as error:
+                    patterns.compile(answer)
+                except patterns.error as error:
                     problem = f"{location}: {answer!r} is not a regular expression: {error}"
                     raise UsageError(problem, ESCAPE_HINT) from error
         if self.score is yes_no:
@@ -98,8 +101,16 @@ def recall(answer: str, expected: Sequence[str]) -> float:
 
 
 def regex(answer: str, expected: Sequence[str]) -> float:
-    """1 if an expected answer, as a regular expression, matches in the answer."""
-    return float(any(re.search(text, answer) for text in expected))
+    """1 if an expected answer, as a regular expression, matches in the answer.
+
+    Raises:
+        PruneSIDError: The search takes longer than `MAX_REGEX_SECONDS`, as with nested repetitions.
+    """
+    try:
+        return float(any(patterns.search(text, answer, timeout=MAX_REGEX_SECONDS) for text in expected))
+    except TimeoutError as error:
+        problem = f"its regular expression takes longer than {MAX_REGEX_SECONDS:g} s on the answer"
+        raise PruneSIDError(problem, "avoid repetitions within repetitions, as in (a+)+") from error
 
 
 def word_f1(first: str, second: str) -> float:

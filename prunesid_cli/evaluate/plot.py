@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.report import SettingSummary
+from prunesid_cli.inputs.file_type import detect_file_type
+from prunesid_cli.runtime.output_file import check_output, replace_output
 
 MAX_BANDS = 3
 """Number of methods up to which all get a band of their confidence interval; more bands would hide the lines."""
@@ -23,12 +26,23 @@ most methods are close together near the top."""
 TICKS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1)
 
 
-def check_matplotlib() -> None:
-    """Raises `UsageError` if matplotlib is not installed. Called before answers are generated, which can take hours."""
-    from importlib.util import find_spec
+def check_plot(path: Path) -> None:
+    """Check that a plot can be drawn and written. Called before answers are generated, which can take hours.
 
+    Raises:
+        UsageError: matplotlib is not installed, there is no such format, or the file cannot be written.
+    """
     if find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib, which is not installed", "pip install 'prunesid[plot]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix.lower().removeprefix(".") not in FigureCanvasBase.filetypes:
+        raise UsageError(f"--plot {path} is not the name of a picture", "use a name that ends in .png, .svg or .pdf")
+    check_output(path, "--plot", "a plot", _is_plot)
+
+
+def _is_plot(header: bytes) -> bool:
+    return detect_file_type(header).is_image or header.startswith((b"%PDF", b"%!PS")) or b"<!DOCTYPE svg" in header
 
 
 def draw_plot(summaries: Sequence[SettingSummary], path: Path, measure: str) -> None:
@@ -36,11 +50,11 @@ def draw_plot(summaries: Sequence[SettingSummary], path: Path, measure: str) -> 
 
     Args:
         summaries: The settings; the first one is without pruning.
-        path: The file; its extension gives the format.
+        path: The file, checked by `check_plot`; its extension gives the format.
         measure: Label of the scores.
 
     Raises:
-        UsageError: There is no such format, or the file cannot be written.
+        PruneSIDError: The file cannot be written.
     """
     import matplotlib
 
@@ -64,9 +78,8 @@ def draw_plot(summaries: Sequence[SettingSummary], path: Path, measure: str) -> 
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
     try:
-        figure.savefig(path, dpi=160)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot write {path}: {error}", "name a file that ends in .png, .svg or .pdf") from error
+        image_format = path.suffix.lower().removeprefix(".")
+        replace_output(path, lambda file: figure.savefig(file, format=image_format, dpi=160))
     finally:
         pyplot.close(figure)
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.metrics import METRICS, choose_metric
+from prunesid_cli.inputs.text_file import parse_lines
+from prunesid_cli.text import SURROGATE_HINT, is_encodable
 
 EXAMPLE_LINE = '{"media": "a.jpg", "prompt": "what colour is the car?", "answer": "red", "kind": "colour"}'
 FIELDS = {"media", "prompt", "answer", "kind", "metric"}
@@ -45,33 +47,27 @@ class Record:
     key: str
 
 
-def read_records(path: Path, default_metric: str | None = None) -> list[Record]:
+def read_records(path: Path, default_metric: str | None = None) -> tuple[list[Record], list[UsageError]]:
     """Read all records of a file.
 
     Args:
         path: The file.
         default_metric: Metric of records that name none; None: by their answers.
 
+    Returns:
+        The records, and the errors of lines that are not records.
+
     Raises:
-        UsageError: The file cannot be read, or a line is not a record.
+        UsageError: The file cannot be read, or has no record.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "name a file of questions, JSON a line") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a text file", f"use a text file with lines such as {EXAMPLE_LINE}") from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            records.append(_parse_record(line, path, number, default_metric))
-    if not records:
-        raise UsageError(f"{path} has no records", f"write lines such as {EXAMPLE_LINE}")
-    return records
+
+    def parse(line: str, place: str, number: int) -> Record:
+        return _parse_record(line, place, number, path.parent, default_metric)
+
+    return parse_lines(path, parse, "records", EXAMPLE_LINE)
 
 
-def _parse_record(line: str, path: Path, number: int, default_metric: str | None) -> Record:
-    location = f"{path}, line {number}"
+def _parse_record(line: str, location: str, number: int, folder: Path, default_metric: str | None) -> Record:
     try:
         fields = json.loads(line)
     except ValueError as error:
@@ -84,6 +80,8 @@ def _parse_record(line: str, path: Path, number: int, default_metric: str | None
     prompt, kind = fields.get("prompt"), fields.get("kind", "")
     if not media or not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"{location} needs media and a prompt", EXAMPLE_LINE)
+    if not is_encodable(prompt):
+        raise UsageError(f"{location}: the prompt holds half of a surrogate pair", SURROGATE_HINT)
     if not isinstance(kind, str):
         raise UsageError(f"{location}: kind is not text", EXAMPLE_LINE)
     metric = fields.get("metric", default_metric) or choose_metric(answers)
@@ -94,7 +92,7 @@ def _parse_record(line: str, path: Path, number: int, default_metric: str | None
     question = json.dumps([media, prompt, answers, kind, metric])
     return Record(
         line_number=number,
-        media=tuple(str(path.parent / name) for name in media),
+        media=tuple(str(folder / name) for name in media),
         media_names=tuple(media),
         prompt=prompt,
         answers=answers,

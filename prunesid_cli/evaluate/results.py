@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunesid_cli.errors import MediaError, PruneSIDError, UsageError
+from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.inputs.video.load import hash_media
+from prunesid_cli.runtime.line_file import LineFile, open_lines
 
+LINE_PATTERN = rb'\{"line": \d+, "media": \[.*'
+"""Regular expression of a line of the results file."""
 RECORD_FIELDS = ("line", "media", "prompt", "kind", "expected")
 """Fields of a line of the results file that describe the record. They are for people, and not read back."""
 
@@ -70,7 +73,7 @@ class Results:
     """All answers so far.
 
     Attributes:
-        path: The results file; None to keep answers in memory only.
+        file: The results file; None to keep answers in memory only.
         context: What answers depend on besides record and setting, such as the model. Lines of the file with another
             context are ignored.
         answers: (key of a record, setting as text) -> answer.
@@ -80,27 +83,23 @@ class Results:
         UsageError: The file is not a results file.
     """
 
-    path: Path | None
+    file: LineFile | None
     context: str
     answers: dict[tuple[str, str], ScoredAnswer] = field(default_factory=dict)
     failed: dict[str, PruneSIDError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.path is None or not self.path.exists():
+        if self.file is None:
             return
-        data = self.path.read_bytes()
-        complete = data[: data.rfind(b"\n") + 1]
-        for line in complete.decode(errors="replace").split("\n")[:-1]:
+        for number, line in enumerate(self.file.read(), 1):
             try:
                 fields = json.loads(line)
                 context = fields.pop("context")
                 answer = ScoredAnswer(**{name: value for name, value in fields.items() if name not in RECORD_FIELDS})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UsageError(f"{self.path} is not a file of answers", "name another --out") from error
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise self.file.not_ours(number) from error
             if context == self.context:
                 self.answers[answer.key, answer.setting] = answer
-        if len(complete) < len(data):  # an interrupted run stopped in the middle of a line
-            os.truncate(self.path, len(complete))
 
     def forget_changed(self, records: Sequence[Record]) -> int:
         """Forget answers to records whose media have changed, and return the number of those records."""
@@ -127,24 +126,37 @@ class Results:
         new_answers = [answer for answer in answers if self._is_new(answer)]
         for answer in new_answers:
             self.answers[answer.key, answer.setting] = answer
-        if self.path is None or not new_answers:
+        if self.file is None or not new_answers:
             return
         values = (record.line_number, record.media_names, record.prompt, record.kind, record.answers)
         record_fields = dict(zip(RECORD_FIELDS, values, strict=True))
-        lines = [
-            json.dumps(record_fields | answer.to_record() | {"context": self.context}) + "\n" for answer in new_answers
-        ]
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise PruneSIDError(f"cannot write {self.path}: {error.strerror}", "free some space") from error
+        lines = [record_fields | answer.to_record() | {"context": self.context} for answer in new_answers]
+        self.file.append([json.dumps(line).encode() + b"\n" for line in lines])
 
     def _is_new(self, answer: ScoredAnswer) -> bool:
         known = self.answers.get((answer.key, answer.setting))
         return known is None or (known.divergence is None and answer.divergence is not None)
+
+
+@contextmanager
+def open_results(path: Path | None, context: str) -> Iterator[Results]:
+    """Opens a results file and locks it. It need not exist.
+
+    Args:
+        path: The file; None to keep answers in memory only.
+        context: See `Results`.
+
+    Raises:
+        UsageError: The file has other contents, or cannot be written.
+        PruneSIDError: Another run writes to it.
+    """
+    if path is None:
+        yield Results(None, context)
+        return
+    with open_lines(path, LINE_PATTERN, last_field="context") as file:
+        results = Results(file, context)
+        file.append([])
+        yield results
 
 
 def combine_digests(digests: Sequence[str]) -> str:

@@ -18,13 +18,14 @@ from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer,
 from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.pipeline.ask import preprocess_media
+from prunesid_cli.pipeline.load import input_error
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.runtime.isolate import run_without_bad_items
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
-from prunesid_cli.types import Encoded, Generation, Pixels, TokenSet
+from prunesid_cli.types import Encoded, Generation, Pixels, Prompt, TokenSet
 
 PREFETCHED_BATCHES = 2
 
@@ -113,8 +114,8 @@ class Runner:
         try:
             media = [load_media(path, pruner.sampling, pruner.decoding) for path in record.media]
             pixels = preprocess_media(pruner, media)
-        except PruneSIDError as error:
-            return FailedRecord(record, error)
+        except Exception as error:
+            return FailedRecord(record, input_error(" ".join(record.media), error))
         return LoadedRecord(record, combine_digests([item.digest for item in media]), tuple(pixels))
 
     def _run_batch(self, batch: Sequence[LoadedRecord | FailedRecord], results: Results) -> None:
@@ -142,6 +143,8 @@ class Runner:
     def _ask(self, batch: Sequence[LoadedRecord], results: Results) -> list[list[ScoredAnswer]]:
         """Ask a batch under all settings for which an answer is missing.
 
+        A record fails if the model refuses its prompt, or if its answer cannot be scored.
+
         Raises:
             NonFiniteError: With `rows`, the records whose media give NaN or infinity.
         """
@@ -162,19 +165,28 @@ class Runner:
                 rows = sorted({owners[row] for row in error.rows})
                 raise NonFiniteError(error.problem, error.hint, rows) from error
             token_sets = _split_by_record(kept, batch)
-            prompts = [
-                self.language.embed(item.record.prompt, tokens) for item, tokens in zip(batch, token_sets, strict=True)
-            ]
-            generated = self.language.generate(prompts, self.generation)
-            log_probs = self.language.logits(prompts).log_softmax(-1) if self.with_divergence else None
+            prompts = dict[int, Prompt]()  # the rows that fail here are the same under each setting
+            for row, (item, tokens) in enumerate(zip(batch, token_sets, strict=True)):
+                try:
+                    prompts[row] = self.language.embed(item.record.prompt, tokens)
+                except PruneSIDError as error:
+                    results.failed[item.record.key] = error
+            if not prompts:
+                break
+            generated = self.language.generate([*prompts.values()], self.generation)
+            log_probs = self.language.logits([*prompts.values()]).log_softmax(-1) if self.with_divergence else None
             if unpruned_log_probs is None:
                 unpruned_log_probs = log_probs
-            for row, (item, tokens, answer) in enumerate(zip(batch, token_sets, generated, strict=True)):
-                divergence = None
+            for number, (row, answer) in enumerate(zip(prompts, generated, strict=True)):
+                item, divergence = batch[row], None
                 if log_probs is not None and unpruned_log_probs is not None:
-                    divergence = _kl_divergence(unpruned_log_probs[row], log_probs[row])
-                answers[row].append(_score(item, setting, tokens, answer.text, divergence))
-        return answers
+                    divergence = _kl_divergence(unpruned_log_probs[number], log_probs[number])
+                try:
+                    if item.record.key not in results.failed:
+                        answers[row].append(_score(item, setting, token_sets[row], answer.text, divergence))
+                except PruneSIDError as error:
+                    results.failed[item.record.key] = error
+        return [[] if item.record.key in results.failed else found for item, found in zip(batch, answers, strict=True)]
 
 
 def _token_counts(

@@ -88,6 +88,7 @@ SIGNATURES = (
     (b"\0\0\x01\xb3", FileType.VIDEO),
     (b"version https://git-lfs", FileType.LFS),
 )
+TRANSPORT_SYNC, TRANSPORT_PACKET_BYTES, MIN_TRANSPORT_PACKETS = 0x47, (188, 192, 204), 3
 RIFF_TYPES = {b"WEBP": FileType.WEBP, b"AVI ": FileType.VIDEO}
 BRANDS = (
     dict.fromkeys(HEIF_BRANDS, FileType.HEIC)
@@ -112,6 +113,19 @@ def detect_file_type(data: bytes) -> FileType:
         if header.startswith(signature):
             return file_type
     return _detect_text_type(header)
+
+
+def is_transport_stream(header: bytes) -> bool:
+    """Whether a file of this header is an MPEG transport stream: each packet begins with a sync byte.
+
+    Args:
+        header: Its first `HEADER_BYTES` bytes. They may begin in the middle of a packet.
+    """
+    return any(
+        len(syncs := header[start::step]) >= MIN_TRANSPORT_PACKETS and set(syncs) == {TRANSPORT_SYNC}
+        for step in TRANSPORT_PACKET_BYTES
+        for start in range(step)
+    )
 
 
 def _detect_text_type(header: bytes) -> FileType:

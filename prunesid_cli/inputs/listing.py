@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from prunesid_cli.errors import MediaError
+from prunesid_cli.inputs.file_type import HEADER_BYTES, FileType, detect_file_type, is_transport_stream
 from prunesid_cli.inputs.glob_paths import expand_glob, is_glob
 from prunesid_cli.inputs.source import LOCAL, FileSource, FolderEntry, to_media_error
 
@@ -26,6 +27,8 @@ VIDEO_EXTENSIONS = frozenset(
     | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".mxf"}
 )
 EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+SHARED_EXTENSIONS = frozenset({".ts", ".mts"})
+"""Extensions of clips that other files have, too: here source files of TypeScript. Their first bytes decide."""
 HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"
 FILE_MARK, LINK_MARK, FOLDER_MARK = "f", "l", "d"
 SKIP_REASONS = {"h": HIDDEN, "o": OTHER, "x": LINK}
@@ -60,7 +63,8 @@ class Listing(Iterable[ListedFile]):
         on_folder: Called with each folder that could be read, and each glob that matched.
         files: Where the paths lead.
         skipped: Number of skipped paths by reason, final once the iteration has ended. `HIDDEN`: files and folders in
-            folders. `OTHER`: files in folders with an extension of no image or video. `LINK`: links to folders inside
+            folders. `OTHER`: files in folders that are no image or video by their extension, or, where other files have
+            that extension, too, by their first bytes. `LINK`: links to folders inside
             folders, which are not followed, so that no loop is possible. `REPEAT`: paths to a file or folder that was
             listed before, or to a file that is listed with its folder.
     """
@@ -128,7 +132,7 @@ class Listing(Iterable[ListedFile]):
     def _list_folder(self, folder: str, real_folder: str) -> Iterator[MarkedPath]:
         """The images, clips and folders in a folder, by name."""
         # The names are kept in one string, which takes a fraction of the memory of one string for each file.
-        names = sorted(f"{entry.name}\0{_mark(entry)}" for entry in self.files.list(folder))
+        names = sorted(f"{entry.name}\0{self._mark(folder, entry)}" for entry in self.files.list(folder))
         for name in names:
             if name[-1] in SKIP_REASONS:
                 self._skip(SKIP_REASONS[name[-1]], os.path.join(folder, name[:-2]))
@@ -141,7 +145,8 @@ class Listing(Iterable[ListedFile]):
         if mark == LINK_MARK:
             real_path = self.files.real_path(path)
             folder, name = os.path.split(real_path)
-            if _is_media(name) and _digest(folder) in self._listed_folders and self.files.exists(real_path):
+            comes_with_folder = _digest(folder) in self._listed_folders and self._is_media(folder, name)
+            if comes_with_folder and self.files.exists(real_path):
                 return True
         digest = _digest(real_path)
         if digest in self._listed_paths or digest in self._listed_folders:
@@ -149,6 +154,30 @@ class Listing(Iterable[ListedFile]):
         if mark == LINK_MARK:
             self._listed_paths.add(digest)
         return False
+
+    def _mark(self, folder: str, entry: FolderEntry) -> str:
+        if entry.name.startswith("."):
+            return "h"
+        if entry.is_folder:
+            return "x" if entry.is_link else FOLDER_MARK
+        if not self._is_media(folder, entry.name):
+            return "o"
+        return LINK_MARK if entry.is_link else FILE_MARK
+
+    def _is_media(self, folder: str, name: str) -> bool:
+        """Whether a file in a folder is listed with that folder."""
+        extension = os.path.splitext(name)[1].lower()
+        if name.startswith(".") or extension not in SHARED_EXTENSIONS:
+            return not name.startswith(".") and extension in EXTENSIONS
+        try:
+            with self.files.open(os.path.join(folder, name)) as file:
+                header = file.read(HEADER_BYTES)
+        except OSError:  # reading the file reports the error
+            return True
+        file_type = detect_file_type(header)
+        if file_type is FileType.UNKNOWN:
+            return is_transport_stream(header)
+        return file_type.is_image or file_type in (FileType.VIDEO, FileType.LFS)
 
     def _skip(self, reason: str, path: str) -> None:
         self.skipped[reason] += 1
@@ -163,20 +192,6 @@ def _split(folder: str, real_folder: str, names: str) -> Iterator[MarkedPath]:
         name, mark = names[start : end - 2], names[end - 1]
         yield os.path.join(folder, name), os.path.join(real_folder, name), mark
         start = end + 1
-
-
-def _mark(entry: FolderEntry) -> str:
-    if entry.name.startswith("."):
-        return "h"
-    if entry.is_folder:
-        return "x" if entry.is_link else FOLDER_MARK
-    if not _is_media(entry.name):
-        return "o"
-    return LINK_MARK if entry.is_link else FILE_MARK
-
-
-def _is_media(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def _digest(real_path: str) -> bytes:

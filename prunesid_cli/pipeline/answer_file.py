@@ -9,7 +9,6 @@ about an earlier version of the input. A finished run leaves one record for each
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from prunesid_cli.errors import CacheError, PruneSIDError, UsageError
-from prunesid_cli.pipeline.answer_index import AnswerIndex, read_answer_index
+from prunesid_cli.errors import CacheError, UsageError
+from prunesid_cli.pipeline.answer_index import LINE_PATTERN, AnswerIndex, read_answer_index
 from prunesid_cli.runtime.atomic_write import write_atomically
+from prunesid_cli.runtime.line_file import LineFile, open_lines
 from prunesid_cli.text import plural
 
 if TYPE_CHECKING:
@@ -74,10 +74,9 @@ class Progress:
 class AnswerFile:
     """A file of answers that is locked for this run; see `open_answers`."""
 
-    def __init__(self, path: Path, answered_by: str) -> None:
-        self.path, self.answered_by = path, answered_by
-        self.index: AnswerIndex = read_answer_index(path, answered_by)
-        self.end = self.index.end
+    def __init__(self, file: LineFile, answered_by: str) -> None:
+        self.file, self.answered_by = file, answered_by
+        self.index: AnswerIndex = read_answer_index(file, answered_by)
 
     def progress(self, queries: Iterable[Query], forget: bool = False) -> Progress:
         """Compares the file with the queries of a run.
@@ -101,13 +100,11 @@ class AnswerFile:
             num_queries += 1
         num_others = int((~is_asked).sum())
         if num_others and not forget:
-            with self.path.open("rb") as lines:
+            with self.file.path.open("rb") as lines:
                 record = _read_record(lines, index.offsets[~is_asked][0])
             example = f"{record['prompt']!r} about {record['source']}"
-            raise UsageError(
-                f"{self.path} holds {plural(num_others, 'answer')} to prompts that are not asked here, as {example}",
-                "--forget removes them; or name another --out",
-            )
+            problem = f"{self.file.path} holds {plural(num_others, 'answer')} to prompts that are not asked here"
+            raise UsageError(f"{problem}, as {example}", "--forget removes them; or name another --out")
         return Progress(num_queries, num_answered, is_sorted and num_answered == index.num_lines, num_others)
 
     def unanswered(self, queries: Iterable[Query]) -> Iterator[Query]:
@@ -126,32 +123,20 @@ class AnswerFile:
             # Tells the input, and the frames of a clip, from earlier ones of the same name.
             version = {"digest": item.digest} | ({"sampling": item.sampling} if item.sampling else {})
             lines.append(json.dumps(reply_record(reply) | version | {"by": self.answered_by}).encode() + b"\n")
-        data = b"".join(lines)
-        try:
-            with self.path.open("ab", buffering=0) as file:
-                file.truncate(self.end)  # removes an incomplete line of an earlier run
-                try:
-                    rest = memoryview(data)
-                    while rest:  # a disk that becomes full accepts a part before it reports an error
-                        rest = rest[os.write(file.fileno(), rest) :]
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(self.end)
-                    raise
-        except OSError as error:
-            raise self._write_error(error) from error
-        self.end += len(data)
+        self.file.append(lines)
 
     def sort(self, queries: Iterable[Query]) -> None:
-        """Rewrites the file: one record for each query, numbered, in order.
+        """Rewrites the file: one record for each query, numbered, in order. A stream has them in order already.
 
         Raises:
             PruneSIDError: It could not be written; the file is unchanged.
         """
-        self.index = read_answer_index(self.path, self.answered_by)
+        if self.file.stream is not None:
+            return
+        self.index = read_answer_index(self.file, self.answered_by)
 
         def write(file: BinaryIO) -> None:
-            with self.path.open("rb") as lines:
+            with self.file.path.open("rb") as lines:
                 for query in queries:
                     row = self.index.find(query)
                     if row is not None:
@@ -159,13 +144,9 @@ class AnswerFile:
                         file.write(json.dumps(record).encode() + b"\n")
 
         try:
-            write_atomically(self.path, write)
+            write_atomically(self.file.path, write)
         except OSError as error:
-            raise self._write_error(error) from error
-
-    def _write_error(self, error: OSError) -> PruneSIDError:
-        problem = f"cannot write to {self.path}: {error.strerror}"
-        return PruneSIDError(problem, "free some space: the same command continues from here")
+            raise self.file.write_error(error) from error
 
 
 def _read_record(lines: BinaryIO, offset: np.uint64) -> dict[str, Any]:
@@ -186,21 +167,5 @@ def open_answers(path: Path, answered_by: str) -> Iterator[AnswerFile]:
         UsageError: The file has other contents, or cannot be written.
         PruneSIDError: Another run writes to it.
     """
-    from filelock import FileLock, Timeout
-
-    path = path.resolve() if path.is_symlink() else path
-    if not path.parent.is_dir():
-        raise UsageError(f"no such folder: {path.parent}", f"make it: mkdir -p {path.parent}")
-    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-        raise UsageError(f"{path} is not a file that can be written", "name another --out")
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise PruneSIDError(f"another run is writing to {path}", "wait for it, or name another --out") from error
-    except OSError as error:
-        raise UsageError(f"cannot write to {path.parent}: {error.strerror}", "name another --out") from error
-    try:
-        yield AnswerFile(path, answered_by)
-    finally:
-        lock.release()
+    with open_lines(path, LINE_PATTERN, last_field="by") as file:
+        yield AnswerFile(file, answered_by)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from array import array
-from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prunesid_cli.errors import UsageError
+from prunesid_cli.runtime.line_file import OTHER_FILE_HINT, LineFile
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.answer import Query
 
-LINE_START = b'{"id": '
-"""What every line of such a file begins with."""
-OTHER_FILE_HINT = "name another --out, or move the file away"
+LINE_PATTERN = rb'\{"id": \d+, "source": .*'
+"""Regular expression of a line of such a file."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class AnswerIndex:
         offsets: Byte at which the record's line begins.
         numbers: Number of that line, from 0.
         num_lines: Complete lines in the file.
-        end: Bytes of the complete lines.
     """
 
     keys: NDArray[np.uint64]
@@ -41,7 +38,6 @@ class AnswerIndex:
     offsets: NDArray[np.uint64]
     numbers: NDArray[np.intp]
     num_lines: int
-    end: int
 
     def find(self, query: Query) -> int | None:
         """The row of the record about a query, whether it is an answer or an error."""
@@ -54,26 +50,23 @@ class AnswerIndex:
         return row is not None and int(self.digests[row]) == _hash(query.item.digest, query.item.sampling)
 
 
-def read_answer_index(path: Path, answered_by: str) -> AnswerIndex:
+def read_answer_index(file: LineFile, answered_by: str) -> AnswerIndex:
     """Indexes a file. An incomplete last line is ignored; a missing file is empty.
 
     Args:
-        path: The file.
+        file: The file.
         answered_by: What the answers must have been made by.
 
     Raises:
         UsageError: A line is not an answer of ours, or was made by something else.
     """
     keys, digests, offsets, end = array("Q"), array("Q"), array("Q"), 0
-    with path.open("rb") if path.exists() else nullcontext(()) as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n") and (line.startswith(LINE_START) or LINE_START.startswith(line)):
-                break
-            key, digest = _hash_record(line, f"{path}, line {number}", answered_by)
-            keys.append(key)
-            digests.append(digest)
-            offsets.append(end)
-            end += len(line)
+    for number, line in enumerate(file.read(), 1):
+        key, digest = _hash_record(line, file, number, answered_by)
+        keys.append(key)
+        digests.append(digest)
+        offsets.append(end)
+        end += len(line)
     columns = [np.frombuffer(column, np.uint64) for column in (keys, digests, offsets)]
     order = np.argsort(columns[0], kind="stable")
     is_last = np.append(np.diff(columns[0][order]) != 0, True)[: len(order)]
@@ -84,20 +77,20 @@ def read_answer_index(path: Path, answered_by: str) -> AnswerIndex:
         offsets=columns[2][last],
         numbers=last,
         num_lines=len(order),
-        end=end,
     )
 
 
-def _hash_record(line: bytes, place: str, answered_by: str) -> tuple[int, int]:
+def _hash_record(line: bytes, file: LineFile, number: int, answered_by: str) -> tuple[int, int]:
     """Key and digest of a record."""
     try:
         record = json.loads(line)
         key, digest = _hash(record["source"], record["prompt"]), _hash(record["digest"], record.get("sampling", ""))
         by, is_error = str(record["by"]), "answer" not in record
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{place} is not an answer of ours", OTHER_FILE_HINT) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise file.not_ours(number) from error
     if by != answered_by:
-        raise UsageError(f"{place} was answered by {by}, not by {answered_by}", OTHER_FILE_HINT)
+        problem = f"{file.path}, line {number} was answered by {by}, not by {answered_by}"
+        raise UsageError(problem, OTHER_FILE_HINT)
     return key, 0 if is_error else digest
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prunesid_cli.errors import MediaError, PruneSIDError
+from prunesid_cli.errors import PruneSIDError, UnexpectedError
 from prunesid_cli.inputs.image import hash_bytes, load_image_bytes, read_bytes
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.source import LOCAL
 from prunesid_cli.inputs.video.load import hash_clip, is_clip_file, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.text import DEBUG_OPTION
 from prunesid_cli.tokencache import CacheWriter, IndexEntry, Stamp
 from prunesid_cli.types import Pixels, Provenance
 
@@ -101,7 +101,7 @@ class InputLoader:
             if entry and entry.digest == digest:
                 return CachedInput(source, entry, stamp if entry.stamp != stamp else None)
         except Exception as error:
-            return FailedInput(source, _input_error(source, error))
+            return FailedInput(source, input_error(source, error))
         self.load_model()
         try:
             if is_clip:
@@ -119,15 +119,15 @@ class InputLoader:
                 nbytes=sum(tensor.nbytes for tensor in pixels.tensors.values()),
             )
         except Exception as error:
-            return FailedInput(source, _input_error(source, error))
+            return FailedInput(source, input_error(source, error))
 
 
-def _input_error(source: str, error: Exception) -> PruneSIDError:
+def input_error(source: str, error: Exception) -> PruneSIDError:
     """The error itself if it is one of ours; else one that says that preprocessing failed."""
     if isinstance(error, PruneSIDError):
         return error
     problem = f"{source}: the image processor failed: {type(error).__name__}: {error}"
-    failure = MediaError(problem, f"see more with the same --model: prunesid ask {shlex.quote(source)} test --debug")
+    failure = UnexpectedError(problem, f"see more with: {DEBUG_OPTION}")
     failure.__cause__ = error
     return failure
 

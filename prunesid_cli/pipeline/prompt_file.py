@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.glob_paths import is_glob
+from prunesid_cli.inputs.text_file import parse_lines
+from prunesid_cli.text import SURROGATE_HINT, is_encodable
 from prunesid_cli.tokencache import Cache, Item
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.answer import Query
 
+EXAMPLE_LINE = '{"prompt": "what is shown?"}'
 MIN_DIGEST_DIGITS = 8
 """Fewest digits of a digest that name an input."""
 
@@ -24,6 +29,18 @@ MIN_DIGEST_DIGITS = 8
 def matches_path(source: str, pattern: str) -> bool:
     """Whether a glob matches a path, or only its name if the glob has no slash. `*` matches slashes, too."""
     return fnmatchcase(source, pattern) or ("/" not in pattern and fnmatchcase(PurePath(source).name, pattern))
+
+
+def escape_names(patterns: Iterable[str], cache: Cache) -> dict[str, str]:
+    """Patterns that are the path or the name of an item -> globs that match nothing else.
+
+    A file named like a glob, such as "photo [1].png", is a file, as in `inputs.listing`.
+    """
+    globs = {pattern for pattern in patterns if is_glob(pattern)}
+    if not globs:
+        return {}
+    names = (name for _, item in cache.items() for name in (item.source, PurePath(item.source).name))
+    return {name: glob.escape(name) for name in names if name in globs}
 
 
 SELECTORS: dict[str, Callable[[Cache, str], object]] = {
@@ -60,10 +77,15 @@ class Prompt:
 
 
 class Prompts:
-    """All prompts of a run, in order. Those that select by source or digest are found by a table, not by a scan."""
+    """All prompts of a run, in order. Those that select by source or digest are found by a table, not by a scan.
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self.all = prompts
+    Attributes:
+        all: The prompts.
+        errors: The errors of lines that are left out.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], errors: Sequence[UsageError] = ()) -> None:
+        self.all, self.errors = prompts, errors
         self._by_key: dict[tuple[str, str], list[int]] = defaultdict(list)
         self._others: list[int] = []
         for number, prompt in enumerate(prompts):
@@ -74,6 +96,46 @@ class Prompts:
     def texts(self) -> list[str]:
         """The different texts, in order."""
         return list(dict.fromkeys(prompt.text for prompt in self.all))
+
+    def with_literal_names(self, cache: Cache) -> Prompts:
+        """These prompts, whose globs that are names in a cache mean these names; see `escape_names`."""
+        globs = escape_names([prompt.name for prompt in self.all if prompt.selector == "where"], cache)
+        prompts = [
+            replace(prompt, name=globs.get(prompt.name, prompt.name)) if prompt.selector == "where" else prompt
+            for prompt in self.all
+        ]
+        return Prompts(prompts, self.errors) if globs else self
+
+    def without_refused(
+        self, check: Callable[[str], object], path: Path | None
+    ) -> tuple[Prompts, Sequence[UsageError]]:
+        """Leaves out the prompts that a model refuses.
+
+        Args:
+            check: Raises UsageError for a prompt that the model refuses.
+            path: The file of the prompts, if they come from one, for messages.
+
+        Returns:
+            The other prompts, and the errors of those that are left out. They are among the errors of the result, too.
+
+        Raises:
+            UsageError: All prompts are refused.
+        """
+        reasons = dict[str, UsageError]()
+        for text in self.texts:
+            try:
+                check(text)
+            except UsageError as error:
+                reasons[text] = error
+        refused = list[UsageError]()
+        for prompt in self.all:
+            if reason := reasons.get(prompt.text):
+                place = f"{path}, line {prompt.line}: " if path else ""
+                refused.append(UsageError(place + reason.problem, reason.hint))
+        if len(refused) == len(self.all):
+            raise refused[0]
+        accepted = [prompt for prompt in self.all if prompt.text not in reasons]
+        return (Prompts(accepted, [*self.errors, *refused]), refused) if refused else (self, ())
 
     @property
     def have_selectors(self) -> bool:
@@ -109,35 +171,31 @@ class Prompts:
 
 
 def read_prompt_file(path: Path) -> Prompts:
-    """Reads a JSONL file of prompts.
+    """Reads a JSONL file of prompts. Lines that cannot be read are among the errors of the result.
 
     Raises:
-        UsageError: The file or a line of it cannot be read, or there is no prompt.
+        UsageError: The file cannot be read, or it has no prompt.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also split at U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", hint="a text file with a JSON object a line") from error
-    prompts = [_parse_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
-    if not prompts:
-        raise UsageError(f"{path} has no prompt", hint='write a line {"prompt": "what is shown?"}')
-    return Prompts(prompts)
+    return Prompts(*parse_lines(path, _parse_line, "prompt", EXAMPLE_LINE))
 
 
-def _parse_line(line: str, path: Path, number: int) -> Prompt:
-    place = f"{path}, line {number}"
+def _parse_line(line: str, place: str, number: int) -> Prompt:
     try:
         record = json.loads(line)
         text, names = record["prompt"], {field: record[field] for field in SELECTORS if record.get(field) is not None}
     except (ValueError, KeyError, TypeError, AttributeError):
         text, names = None, {}
     if not isinstance(text, str) or not text.strip() or not all(isinstance(name, str) for name in names.values()):
-        raise UsageError(f"{place} is not a prompt", hint='write {"prompt": "what is shown?"}')
+        raise UsageError(f"{place} is not a prompt", hint=f"write {EXAMPLE_LINE}")
+    if not is_encodable(text):
+        raise UsageError(f"{place}: the prompt holds half of a surrogate pair", SURROGATE_HINT)
     if unknown := sorted(record.keys() - {"prompt", *SELECTORS}):  # with a misspelt field it would be for all items
         raise UsageError(f"{place} has an unknown field {unknown[0]!r}", f"known: prompt, {', '.join(SELECTORS)}")
     if len(names) > 1:
         raise UsageError(f"{place} names items by {' and by '.join(names)}", "leave out all but one")
     selector, name = next(iter(names.items()), ("", ""))
+    if not is_encodable(name, "surrogateescape"):
+        raise UsageError(f"{place}: no file can have the name {name!r}", SURROGATE_HINT)
     if selector == "digest":
         name = name.lower()
         if not re.fullmatch(rf"[0-9a-f]{{{MIN_DIGEST_DIGITS},64}}", name):

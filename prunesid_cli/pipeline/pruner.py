@@ -36,6 +36,7 @@ from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
 from prunesid_cli.selection.result import Selection
 from prunesid_cli.selection.similarity import compute_phi
 from prunesid_cli.selection.validation import check_finite
+from prunesid_cli.text import calibrate_command
 from prunesid_cli.types import Encoded, Pixels, Segment, TokenSet
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Pruner:
         if not self.sample:
             raise UsageError(
                 "--dynamic for one image needs the information of an average one, which this model does not carry",
-                hint="give several images, or measure it with: prunesid compress IMAGES --calibrate --out CACHE",
+                hint=f"give several images, or measure it with: {calibrate_command('CACHE')}",
             )
         counts = []
         for value, total, mean, (floor, ceiling) in zip(phis, totals, means, bounds, strict=True):

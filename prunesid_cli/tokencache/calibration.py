@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
+from prunesid_cli.text import calibrate_command
 from prunesid_cli.tokencache.cache_file import build_record, parse_json, read_file
 from prunesid_cli.tokencache.format import CALIBRATION, MAX_PHI, MIN_PHI, canonical_json
 from prunesid_cli.tokencache.reader import open_cache
@@ -121,4 +122,4 @@ def _check_model(folder: Path, measured_model: str, measured_revision: str, mode
 
 
 def _calibration_hint(folder: Path) -> str:
-    return f"measure images with this model: prunesid compress IMAGES --calibrate --out {folder}"
+    return f"measure images with this model: {calibrate_command(folder)}"

@@ -73,6 +73,7 @@ from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import CacheError
+from prunesid_cli.text import MODEL_OPTION, command_line
 from prunesid_cli.tokencache.cache_file import build_record
 from prunesid_cli.types import CLS_NOT_READ, Layout, Provenance, Region
 
@@ -281,7 +282,7 @@ def is_cache_folder(folder: Path) -> bool:
 
 def require_cache(folder: Path) -> None:
     """Raise CacheError if a folder holds no cache."""
-    hint = "make one with: prunesid compress IMAGES --out CACHE"
+    hint = f"make one with: {command_line('compress', 'IMAGES', '--out', folder)} {MODEL_OPTION}"
     if not folder.is_dir():
         raise CacheError(f"no such cache: {folder}", hint)
     if not is_cache_folder(folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Garbage:
         gone: Positions of the items whose input is gone.
         bytes: Bytes of the rows of both.
         failures: Sources of failures whose input is gone.
+        unknown: Inputs of which the system cannot say whether they are gone, with the reason. They are kept.
         suspicion: Why the inputs may not be gone, but in another folder or on a missing drive; empty if there is no
             reason to think so.
     """
@@ -41,6 +42,7 @@ class Garbage:
     gone: frozenset[ShardPosition]
     bytes: int
     failures: tuple[str, ...]
+    unknown: dict[str, str]
     suspicion: str
 
     def refuse_if_suspicious(self) -> None:
@@ -52,6 +54,17 @@ class Garbage:
 
 def find_garbage(writer: CacheWriter) -> Garbage:
     """Find what `collect_garbage` can remove. An input is gone if its path leads to nothing."""
+    unknown = dict[str, str]()
+
+    def is_gone(source: str, look: Callable[[str], object]) -> bool:
+        try:
+            look(source)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have that name
+            return True
+        except OSError as error:  # for example of a failing drive
+            unknown[source] = error.strerror or str(error)
+        return False
+
     outdated, gone, num_bytes = writer.index.superseded, set[ShardPosition](), 0
     present_sources, gone_sources = list[str](), list[str]()
     for number in sorted(writer.index.shards):
@@ -59,7 +72,7 @@ def find_garbage(writer: CacheWriter) -> Garbage:
         for item_number, item in enumerate(shard.items):
             position = ShardPosition(number, item_number)
             if position not in outdated:
-                if LOCAL.exists(item.source):
+                if not is_gone(item.source, LOCAL.stat):
                     present_sources.append(item.source)
                     continue
                 gone.add(position)
@@ -69,7 +82,8 @@ def find_garbage(writer: CacheWriter) -> Garbage:
         outdated=outdated,
         gone=frozenset(gone),
         bytes=num_bytes,
-        failures=tuple(source for source in writer.failed if not LOCAL.exists(source, follow_links=False)),
+        failures=tuple(source for source in writer.failed if is_gone(source, os.lstat)),
+        unknown=unknown,
         suspicion=_find_suspicion(present_sources, gone_sources, writer.folder),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
+from prunesid_cli.text import command_line
 from prunesid_cli.tokencache.format import Item, Shard, shard_name
 from prunesid_cli.tokencache.index_table import ShardPosition
 from prunesid_cli.tokencache.reader import Cache, open_cache
@@ -55,7 +56,7 @@ def merge(folders: Sequence[Path], out: Path, tool: str, limits: ShardLimits) ->
     caches = [_open_complete(folder, out) for folder in folders]
     run = next((cache.run for cache in caches if cache.run), None)
     if run is None:
-        raise CacheError(f"{folders[0]} holds no tokens", f"prunesid cache info {folders[0]}")
+        raise CacheError(f"{folders[0]} holds no tokens", command_line("cache", "info", folders[0]))
     for cache in caches:
         if cache.run and cache.run != run:
             problem = f"{cache.folder} holds a cache {describe_mismatch(cache.run, run)}"

@@ -128,7 +128,7 @@ def evaluate(questions: Path, answers: Path, plot: Path) -> list[dict[str, Any]]
 
 def compare_methods(questions: Path, answers: Path) -> list[dict[str, Any]]:
     """Count the questions that only PruneSID or only a rival answers right, by rival, budget and kind."""
-    records = read_records(questions)
+    records, _ = read_records(questions)
     lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     scores = {(line["setting"], line["key"]): line["score"] for line in lines}
 

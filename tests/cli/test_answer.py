@@ -19,7 +19,7 @@ from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import Generation
 from tests.caches import write_shard
 from tests.cli.conftest import QUESTIONS, SHORT
-from tests.cli.helpers import printed_answers, write_jsonl
+from tests.cli.helpers import printed_answers, stored_answers, write_jsonl
 from tests.conftest import PROMPT, Run
 
 
@@ -156,9 +156,9 @@ def test_prompts_name_their_items(run: Run, scene_cache: Path, scenes: list[Path
 def test_mistakes_in_a_prompt_file_are_found_before_a_model_is_loaded(
     run: Run, scene_cache: Path, prompts_file: Path, name: dict, words: str
 ) -> None:
-    write_jsonl(prompts_file, {"prompt": "count"}, {"prompt": "count"} | name)
+    write_jsonl(prompts_file, {"prompt": "count"} | name)
     result = run("answer", scene_cache, "--prompts", prompts_file, "-m", "nowhere/at-all")
-    assert (result.code, result.out, words in result.err) == (2, "", True), result.err
+    assert (result.code, result.out, words in result.err, "line 1" in result.err) == (2, "", True, True), result.err
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,69 @@ def test_mistakes_in_a_prompt_file_are_found_before_a_model_is_loaded(
         '{"prompt": 3}',
         '{"prompt": "x", "source": ["y"]}',
         '{"prompt": "<image>"}',
+        '{"prompt": "x", "were": "*.png"}',
+        '{"prompt": "half of a pair: \\ud83d"}',
+        '{"prompt": "x", "source": "\\ud83d"}',
+        '{"prompt": "caf\udce9"}',
+        "nonsense",
     ],
 )
-def test_a_bad_prompt_is_found_before_any_answer(run: Run, scene_cache: Path, tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_bad_line_is_named_and_skipped(run: Run, scene_cache: Path, tmp_path: Path, line: str, to_file: bool) -> None:
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "answers.jsonl"
+    lines = [json.dumps({"prompt": PROMPT}), line, json.dumps({"prompt": "count"})]
+    prompts.write_bytes("\r\n".join(lines).encode("utf-8", "surrogateescape"))
+    result = run("answer", scene_cache, "--prompts", prompts, *SHORT, *(("--out", out) if to_file else ()))
+    assert (result.code, f"error: {prompts}, line 2" in result.err) == (3, True), result.err
+    records = stored_answers(out) if to_file else result.records
+    assert [record["prompt"] for record in records] == [PROMPT, "count"] * 5
+    assert [record["id"] for record in records] == list(range(10))
+    prompts.write_bytes(line.encode("utf-8", "surrogateescape"))
+    alone = run("answer", scene_cache, "--prompts", prompts)
+    assert (alone.code, alone.out, f"{prompts}, line 1" in alone.err) == (2, "", True), alone.err
+
+
+def test_a_bad_line_removes_no_answers(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    command = ("answer", scene_cache, "--prompts", prompts_file, *SHORT, "--out", out)
+    run(*command)
+    before = out.read_bytes()
+    prompts_file.write_text(prompts_file.read_text().replace("{", "", 1))
+    result = run(*command, "--forget")
+    assert (result.code, "--forget needs" in result.err, out.read_bytes() == before) == (2, True, True), result.err
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_another_encoding_is_named(run: Run, scene_cache: Path, tmp_path: Path, encoding: str) -> None:
     prompts = tmp_path / "p.jsonl"
-    prompts.write_text('{"prompt": "what is shown?"}\n' + line + "\n")
-    result = run("answer", scene_cache, "--prompts", prompts)
-    assert (result.code, result.out) == (2, "")
+    prompts.write_bytes('{"prompt": "what is shown?"}\r\n'.encode(encoding))
+    name = encoding[:6].upper()
+    for command, data in (
+        (("answer", scene_cache, "--prompts", prompts), b""),
+        (("answer", scene_cache, "-"), "what is shown?".encode(encoding)),
+        (("evaluate", prompts), b""),
+    ):
+        result = run(*command, stdin=data)
+        assert (result.code, f"is {name}, not UTF-8\nhint: " in result.err) == (2, True), result.err
+
+
+def test_an_exact_name_wins_over_a_glob(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for picture, name in zip(pictures, ("photo [1].png", "photo 1.png", "b[12].png", "b1.png"), strict=False):
+        shutil.copy(picture, folder / name)
+    run("compress", folder, "-m", llava, "--out", tmp_path / "c")
+    for pattern, expected in {
+        "photo [1].png": ["photo [1].png"],
+        f"{folder}/photo [1].png": ["photo [1].png"],
+        "b[12].png": ["b[12].png"],
+        "b[13].png": ["b1.png"],
+        "photo*": ["photo 1.png", "photo [1].png"],
+    }.items():
+        assert sources(run, tmp_path / "c", "--where", pattern) == expected
+        prompts = write_jsonl(tmp_path / "p.jsonl", {"prompt": "count", "where": pattern})
+        asked = run("answer", tmp_path / "c", "--prompts", prompts, *SHORT)
+        assert [Path(record["source"]).name for record in asked.records] == expected
 
 
 def test_prompts_keep_their_characters(run: Run, scene_cache: Path, tmp_path: Path) -> None:

@@ -18,8 +18,11 @@ from filelock import FileLock
 from prunesid_cli.tokencache import open_cache
 from tests.cli.conftest import QUESTIONS, SHORT
 from tests.cli.helpers import printed_answers, stored_answers, write_jsonl
-from tests.cli.processes import prunesid, running
+from tests.cli.processes import prunesid, running, shell
 from tests.conftest import Run
+
+OTHER_DATA = '{"id": 1, "source": "a.png", "text": "dear"}'
+"""A file of someone else whose lines begin like ours, without a line end."""
 
 
 def test_answers_are_written_to_a_file(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_a_file_of_another_run_is_left_unchanged(
         result = run(*args)
         assert (result.code, words in result.err, "--out" in result.err) == (2, True, True), result.err
         assert out.read_bytes() == expected
-    for text in ("notes", "notes\n", '{"id": 1}\n', "\n"):
+    for text in ("notes", "notes\n", '{"id": 1}\n', '{"id": 1}', '{"id": 1, "text": "dear', OTHER_DATA, "\n"):
         out.write_text(text)
         result = run(*command)
         assert (result.code, "line 1 is not an answer" in result.err) == (2, True), result.err
@@ -173,6 +176,28 @@ def test_paths_that_cannot_be_written_are_refused(run: Run, scene_cache: Path, t
     ):
         result = run("answer", scene_cache, "count", "--out", path)
         assert (result.code != 0, words in result.err) == (True, True), result.err
+
+
+def test_answers_go_to_stdout_by_name(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
+    """In a pipe, and in a file that the shell has opened."""
+    out = tmp_path / "answers.jsonl"
+    command = f"answer {scene_cache} --prompts {prompts_file} {' '.join(SHORT)} --out"
+    run(*command.split(), out)
+    for line in (f"prunesid {command} /dev/stdout", f"prunesid {command} /dev/stdout >{tmp_path}/b; cat {tmp_path}/b"):
+        done = shell(line)
+        (tmp_path / "printed").write_text(done.stdout)
+        assert (done.returncode, stored_answers(tmp_path / "printed")) == (0, stored_answers(out)), done.stderr
+    for target, code, words in (("/dev/null", 0, "20 answers in"), ("/dev/full", 1, "cannot write to /dev/full")):
+        done = shell(f"prunesid {command} {target}")
+        assert (done.returncode, words in done.stderr, done.stdout) == (code, True, ""), done.stderr
+    done = shell(f"prunesid {command} /dev/stdout | true")
+    assert (done.returncode, "rror" in done.stderr) == (0, False), done.stderr
+
+
+def test_a_run_that_fails_leaves_no_empty_file(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    result = run("answer", scene_cache, "<image>", "--out", out)
+    assert (result.code, out.exists()) == (2, False), result.err
 
 
 def test_a_second_run_is_refused(run: Run, scene_cache: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation, Placement
+from tests.cli.processes import shell
 from tests.conftest import Run
 from tests.models.tiny import write_checkpoint
 
@@ -272,6 +273,24 @@ def test_wrong_options_are_refused(args: list[str], code: int, message: str, run
     ran = run("bench", *args)
     assert (ran.code, ran.out) == (code, "")
     assert message in ran.err and "hint: " in ran.err, ran.err
+
+
+def test_a_report_replaces_only_a_report(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    notes, report, link = tmp_path / "notes.txt", tmp_path / "report.json", tmp_path / "link.json"
+    notes.write_text("dear notes")
+    ran = run("bench", "-m", tmp_path / "none", "--out", notes)
+    assert (ran.code, "exists and is not a report" in ran.err, notes.read_text()) == (2, True, "dear notes"), ran.err
+    link.symlink_to(report)
+    for _ in range(2):
+        ran = run("bench", *SHORT, pictures[0], "-m", llava, "--out", link, "--json")
+        assert (ran.code, [json.loads(report.read_text())], link.is_symlink()) == (0, ran.records, True), ran.err
+
+
+def test_a_report_goes_to_stdout_by_name(llava: Path, pictures: list[Path]) -> None:
+    options = " ".join(map(str, SHORT))
+    done = shell(f"prunesid bench {options} {pictures[0]} -m {llava} --out /dev/stdout --json -q")
+    *report, line = done.stdout.splitlines()
+    assert json.loads("\n".join(report)) == json.loads(line), done.stderr
 
 
 def test_mini_gemini_has_no_random_weights(run: Run, tmp_path: Path) -> None:

@@ -26,6 +26,30 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_inputs_of_which_nothing_is_known_are_kept(run: Run, inputs: Path) -> None:
+    """As on a failing drive: the system gives another error than that there is no such file."""
+    cache = write_cache(inputs / "c", [make_wide_entry(name) for name in NAMES])
+    (inputs / NAMES[3]).unlink()
+    (inputs / NAMES[3]).symlink_to(inputs / NAMES[3])
+    (inputs / NAMES[4]).unlink()
+    for _ in range(2):
+        result = run("cache", "gc", cache)
+        assert (result.code, f"cannot tell whether {NAMES[3]} is gone: Too many levels" in result.err) == (3, True)
+        assert sorted(items_by_source(cache)) == sorted(name for name in NAMES if name != NAMES[4])
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
+@pytest.mark.parametrize("name", ["prunesid-00000.safetensors", "prunesid-index.safetensors", "failures.jsonl"])
+def test_a_file_of_the_cache_that_cannot_be_read_is_one_error(run: Run, inputs: Path, name: str) -> None:
+    """To read /proc/self/mem from its start is an input/output error."""
+    cache = write_cache(inputs / "c", [make_wide_entry(name) for name in NAMES])
+    (inputs / NAMES[4]).unlink()
+    (cache / name).unlink(missing_ok=True)
+    (cache / name).symlink_to("/proc/self/mem")
+    result = run("cache", "gc", cache)
+    assert "bug" not in result.err and (result.code == 0 or result.err.startswith("error: ")), result.err
+
+
 def test_gone_inputs_and_earlier_versions_are_removed(run: Run, inputs: Path) -> None:
     changed = (NAMES[1], NAMES[14])
     entries = [make_wide_entry(name) for name in NAMES] + [make_wide_entry(name, version=1) for name in changed]

@@ -6,10 +6,15 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from PIL import Image
+from transformers import CLIPImageProcessorPil
 
+from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.evaluate.advice import suffering_kinds
 from prunesid_cli.evaluate.metrics import METRICS, choose_metric, word_f1
 from prunesid_cli.evaluate.records import Record, read_records
@@ -17,6 +22,7 @@ from prunesid_cli.evaluate.report import SettingSummary, summarize
 from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer
 from prunesid_cli.evaluate.search import BudgetSearch
 from prunesid_cli.evaluate.statistics import RelativeAccuracy, detection, relative_accuracy, unpruned_accuracy
+from tests.cli.processes import shell
 from tests.conftest import Run
 
 
@@ -132,13 +138,23 @@ def test_a_kind_that_suffers_is_named_only_if_that_is_certain() -> None:
         ('{"media": "a.png", "prompt": "x", "answer": []}', "has an empty list, but no answer"),
         ('{"media": "a.png", "prompt": "x", "metric": "vqa"}', "has a metric, but no answer"),
         ('{"media": "a.png", "prompt": "x", "kind": 3}', "kind is not text"),
+        ('{"media": "a.png", "prompt": "\\udc80"}', "half of a surrogate pair"),
     ],
 )
-def test_a_bad_record_is_found_before_a_model_is_loaded(run: Run, tmp_path: Path, line: str, message: str) -> None:
+def test_a_bad_record_is_named_and_skipped(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, line: str, message: str
+) -> None:
     path = tmp_path / "q.jsonl"
-    path.write_text('{"media": "a.png", "prompt": "x"}\n' + line)
+    path.write_text(line)
     ran = run("evaluate", path, "-m", tmp_path / "none")
-    assert (ran.code, ran.out, message in ran.err) == (2, "", True), ran.err
+    assert (ran.code, ran.out, f"{path}, line 1" in ran.err, message.replace("line 2", "line 1") in ran.err) == (
+        2, "", True, True
+    ), ran.err  # fmt: skip
+    good = json.dumps({"media": str(pictures[0]), "prompt": "what?"})
+    path.write_text(f"{good}\n{line}\n{good}\n")
+    ran = run("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 2, "--json")
+    assert (ran.code, f"{path}, line 2" in ran.err, message in ran.err) == (3, True, True), ran.err
+    assert [record["records"] for record in ran.records] == [2, 2]
 
 
 def test_contradictions_and_missing_files_are_refused(run: Run, tmp_path: Path) -> None:
@@ -151,7 +167,8 @@ def test_contradictions_and_missing_files_are_refused(run: Run, tmp_path: Path) 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text('{"media": ["a.png", "/b.png"], "prompt": "x", "answer": 3}')
-    (record,) = read_records(path)
+    (record,), errors = read_records(path)
+    assert errors == []
     assert (record.media, record.answers) == ((str(tmp_path / "a.png"), "/b.png"), ("3",))
 
 
@@ -195,6 +212,105 @@ def test_the_embedded_model_is_evaluated(run: Run, questions: Path, tmp_path: Pa
     assert sorted(out.read_text().splitlines()) == sorted(before.splitlines())
     table = run(*command)
     assert table.out.splitlines()[1].split()[:3] == ["all", "576", "100.0%"]
+
+
+def test_a_record_that_the_model_refuses_fails_alone(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompt has too many places for images, or the image processor of transformers fails on its picture."""
+    Image.new("RGB", (37, 11)).save(tmp_path / "odd.png")
+    preprocess = CLIPImageProcessorPil.preprocess
+
+    def fail_on_odd(self: CLIPImageProcessorPil, images: Any, *args: Any, **options: Any) -> Any:
+        if images[0].size == (37, 11):
+            raise ValueError("on purpose")
+        return preprocess(self, images, *args, **options)
+
+    monkeypatch.setattr(CLIPImageProcessorPil, "preprocess", fail_on_odd)
+    questions = [(pictures[0], "what?"), (pictures[0], "<image> <image>"), ("odd.png", "what?"), (pictures[1], "what?")]
+    lines = [json.dumps({"media": str(media), "prompt": prompt}) for media, prompt in questions]
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(lines))
+    command = ("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 2, "--json", "--divergence")
+    for size in (1, 8):
+        ran = run(*command, "--batch-size", size)
+        assert (ran.code, [record["records"] for record in ran.records]) == (3, [2, 2]), ran.err
+        assert "line 2: " in ran.err and f"line 3: {tmp_path}/odd.png: the image processor failed" in ran.err, ran.err
+        assert f"see more with: prunesid evaluate {path} -m {llava}" in ran.err
+    assert "in fail_on_odd" in run(*command, "--debug").err
+    path.write_text("\n".join([lines[0], lines[3]]))
+    assert [record | {"records": 2} for record in run(*command).records] == ran.records
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [b"notes", b"notes\n", b'{"line": 1, "media": [], "a": 1}', b'{"media": "a.png"}\n', b"\n", b"\x89PNG"],
+)
+def test_a_file_with_other_contents_stays(run: Run, questions: Path, tmp_path: Path, contents: bytes) -> None:
+    out = tmp_path / "notes"
+    out.write_bytes(contents)
+    ran = run("evaluate", questions, "--out", out)
+    assert (ran.code, "line 1 is not an answer of ours" in ran.err, out.read_bytes()) == (2, True, contents), ran.err
+
+
+def test_a_second_run_is_refused_and_leaves_no_file(run: Run, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    with FileLock(tmp_path / ".answers.jsonl.lock"):
+        ran = run("evaluate", questions, "--out", out)
+    assert (ran.code, "another run is writing" in ran.err, out.exists()) == (1, True, False), ran.err
+    (tmp_path / "link.jsonl").symlink_to(out)
+    with FileLock(tmp_path / ".answers.jsonl.lock"):
+        assert "another run is writing" in run("evaluate", questions, "--out", tmp_path / "link.jsonl").err
+    ran = run("evaluate", questions, "--out", tmp_path / "none" / "answers.jsonl")
+    assert (ran.code, "no such folder" in ran.err) == (2, True), ran.err
+
+
+def test_a_run_that_fails_leaves_no_empty_file(run: Run, questions: Path, llava: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "answers.jsonl"
+    shutil.copytree(llava, model)
+    (model / "model.safetensors").write_bytes(b"damaged")
+    ran = run("evaluate", questions, "-m", model, "--out", out)
+    assert (ran.code, out.exists()) == (1, False), ran.err
+
+
+def test_answers_go_to_stdout_by_name(questions: Path, llava: Path, tmp_path: Path) -> None:
+    command = f"prunesid evaluate {questions} -m {llava} --keep 8 --max-new-tokens 2"
+    assert shell(f"{command} --out {tmp_path}/a.jsonl --json").returncode == 0
+    done = shell(f"{command} --out /dev/stdout --json")
+    stored = (tmp_path / "a.jsonl").read_text()
+    assert (done.returncode, done.stdout.startswith(stored)) == (0, True), done.stderr
+
+
+def test_a_plot_replaces_only_a_plot(run: Run, questions: Path, tmp_path: Path) -> None:
+    """This is found before a model is loaded."""
+    (tmp_path / "notes.png").write_text("dear notes")
+    (tmp_path / "folder.png").mkdir()
+    for plot, message in (
+        (tmp_path / "notes.png", "exists and is not a plot"),
+        (tmp_path / "folder.png", "exists and is not a plot"),
+        (tmp_path / "none" / "plot.png", "no such folder"),
+        (questions, "is not the name of a picture"),
+    ):
+        ran = run("evaluate", questions, "-m", tmp_path / "none", "--plot", plot)
+        assert (ran.code, message in ran.err) == (2, True), ran.err
+    assert (tmp_path / "notes.png").read_text() == "dear notes"
+
+
+def test_a_regular_expression_has_a_time_limit(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    assert METRICS["regex"].score("a" * 200, ["a+b?$"]) == 1
+    with pytest.raises(PruneSIDError, match="takes longer than 1 s"):
+        METRICS["regex"].score("a" * 200 + "!", ["(a|aa)+$"])
+    path, out = tmp_path / "q.jsonl", tmp_path / "answers.jsonl"
+    slow = "^(.|..|...)*[\u2602\u2603]$"  # no answer has these characters
+    questions = [
+        {"media": str(picture), "prompt": "what?", "answer": pattern, "metric": "regex"}
+        for picture, pattern in zip(pictures, (".", slow, "x*"), strict=False)
+    ]
+    path.write_text("".join(json.dumps(question) + "\n" for question in questions))
+    ran = run("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 64, "--json", "--out", out)
+    assert (ran.code, "line 2: its regular expression takes longer" in ran.err) == (3, True), ran.err
+    assert [record["records"] for record in ran.records] == [2, 2]
+    assert {json.loads(line)["line"] for line in out.read_text().splitlines()} == {1, 3}
 
 
 def test_answers_can_be_moved_with_their_pictures(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import SHORT
+from tests.cli.helpers import cache_files
 from tests.cli.processes import prunesid
 from tests.conftest import PROMPT, Run
+from tests.models.tiny import write_checkpoint
 
 
 def test_models_use_sets_the_default(
@@ -101,6 +106,90 @@ def test_features_that_are_not_finite_are_reported_with_the_image(
     assert (result.code, f"{pictures[0]}: the vision tower gives NaN" in result.err) == (1, True)
     result = run("compress", *pictures[:2], "--out", tmp_path / "c", "-m", model)
     assert (result.code, result.err.count("the vision tower gives NaN")) == (3, 2)
+
+
+def download(model: Path, home: Path, repo: str = "acme/tiny") -> None:
+    """Put a model into the hub's cache, as `hf download` leaves it."""
+    folder = home / "hub" / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(model, folder / "snapshots" / COMMIT)
+
+
+COMMIT = "0123456789" * 4
+HUB_VARIABLES = ("HF_HUB_OFFLINE", "PRUNESID_MODEL", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_CACHE")
+
+
+@pytest.fixture(params=["refused", "silent", "unknown"])
+def hub_that_is_down(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a hub that refuses to connect, connects and says nothing, or whose name is unknown."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        endpoints = {"refused": "127.0.0.1:9", "silent": f"127.0.0.1:{port}", "unknown": "hub.invalid"}
+        environment = {name: value for name, value in os.environ.items() if name not in HUB_VARIABLES}
+        yield environment | {"HF_ENDPOINT": f"http://{endpoints[request.param]}", "HF_HOME": str(tmp_path / "home")}
+
+
+@pytest.mark.slow
+def test_a_downloaded_model_is_used_while_the_hub_is_down(
+    hub_that_is_down: dict[str, str], run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    """At once, with the same name and revision in the cache as ever, and also to answer from it."""
+    download(llava, tmp_path / "home")
+    note = "the Hugging Face hub cannot be reached: models are used as they were downloaded"
+    caches, start = [], time.monotonic()
+    for name, environment in (("down", hub_that_is_down), ("offline", hub_that_is_down | {"HF_HUB_OFFLINE": "1"})):
+        cache = tmp_path / name
+        done = prunesid("compress", pictures[0], "-m", "acme/tiny", "--out", cache, env=environment)
+        assert (done.returncode, done.stderr.splitlines().count(note)) == (0, name == "down"), done.stderr
+        caches.append(cache_files(cache))
+        described = json.loads(prunesid("cache", "info", cache, "--json", env=environment).stdout)
+        assert (described["model"], described["revision"]) == ("acme/tiny", COMMIT)
+    assert caches[0] == caches[1]
+    done = prunesid("answer", tmp_path / "down", PROMPT, *SHORT, env=hub_that_is_down)
+    assert (done.returncode, done.stderr.count(note)) == (0, 1), done.stderr
+    expected = run("ask", pictures[0], PROMPT, "-m", llava, *SHORT).out
+    assert json.loads(done.stdout)["answer"] == expected.removesuffix("\n")
+    assert time.monotonic() - start < 60  # four runs; the libraries alone would repeat requests for minutes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["llava-original", "mgm_gemma"])
+def test_a_tower_of_its_own_is_used_while_the_hub_is_down(
+    variant: str, run: Run, pictures: list[Path], tmp_path: Path
+) -> None:
+    """The checkpoint names the repo of its tower."""
+    model = write_checkpoint(variant, tmp_path / "model")
+    expected = run("ask", pictures[0], PROMPT, "-m", model, *SHORT)
+    config = json.loads((model / "config.json").read_text())
+    tower = Path(config["mm_vision_tower"])
+    repo = f"openai/{tower.name}"
+    download(tower, tmp_path / "home", repo)
+    (model / "config.json").write_text(json.dumps(config | {"mm_vision_tower": repo}))
+    download(model, tmp_path / "home")
+    shutil.rmtree(tower)
+    environment = {name: value for name, value in os.environ.items() if name not in HUB_VARIABLES}
+    down = environment | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    start = time.monotonic()
+    done = prunesid("ask", pictures[0], PROMPT, "-m", "acme/tiny", *SHORT, env=down)
+    assert (done.returncode, done.stdout) == (0, expected.out), done.stderr
+    assert done.stderr.count("cannot be reached") == 1
+    shutil.rmtree(tmp_path / "home" / "hub" / f"models--openai--{tower.name}")
+    for name in ("acme/tiny", model):
+        done = prunesid("ask", pictures[0], PROMPT, "-m", name, *SHORT, env=down)
+        assert f"{repo} is not on this machine and the hub cannot be reached" in done.stderr
+    assert time.monotonic() - start < 60
+
+
+def test_a_model_that_was_not_downloaded_fails_at_once(
+    hub_that_is_down: dict[str, str], pictures: list[Path], tmp_path: Path
+) -> None:
+    start = time.monotonic()
+    done = prunesid("ask", pictures[0], PROMPT, "-m", "acme/tiny", "-q", env=hub_that_is_down)
+    problem, hint = done.stderr.splitlines()
+    assert (done.returncode, hint.startswith("hint: ")) == (1, True)
+    assert problem == "error: acme/tiny is not on this machine and the hub cannot be reached"
+    assert time.monotonic() - start < 20
 
 
 def test_the_hub_client_does_not_log_its_retries(run: Run, pictures: list[Path], tmp_path: Path) -> None:

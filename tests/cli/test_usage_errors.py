@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from prunesid_cli.tokencache import open_cache
 from tests.conftest import PROMPT, Run
@@ -160,6 +163,51 @@ def test_all_commands_have_debug(run: Run, tmp_path: Path) -> None:
 def test_debug_prints_the_traceback(run: Run, llava: Path) -> None:
     assert "Traceback" in run("ask", "-m", llava, "missing.jpg", PROMPT, "--debug").err
     assert "Traceback" not in run("ask", "-m", llava, "missing.jpg", PROMPT).err
+
+
+def test_hints_repeat_the_command_with_its_model(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "a model"
+    shutil.copytree(llava, model)
+    out, options, odd = tmp_path / "c", f"-m '{model}'", tmp_path / "odd.png"
+    Image.new("RGB", (37, 11)).save(odd)
+    preprocess = CLIPImageProcessorPil.preprocess
+
+    def fail_on_odd(self: CLIPImageProcessorPil, images: Any, *args: Any, **options: Any) -> Any:
+        if images[0].size == (37, 11):
+            raise ValueError("on purpose")
+        return preprocess(self, images, *args, **options)
+
+    monkeypatch.setattr(CLIPImageProcessorPil, "preprocess", fail_on_odd)
+    result = run("compress", odd, pictures[0], "--out", out, "-m", model)
+    hint = f"hint: see more with: prunesid compress {odd} {pictures[0]} --out {out} {options} --debug\n"
+    assert (result.code, hint in result.err) == (3, True), result.err
+    assert "on purpose" in run("compress", odd, "--out", out, "-m", model, "--debug").err
+    assert run("cache", "ls", out, "--failed").code == 0
+    result = run("ask", "what?", pictures[0], "-m", model, "-k", "64")
+    assert f"hint: the prompt comes last: prunesid ask {pictures[0]} {options} -k 64 'what?'\n" in result.err
+    result = run("ask", pictures[0], PROMPT, "--dynamic", "-m", llava)
+    assert f"prunesid compress IMAGES --calibrate --out CACHE -m {llava}\n" in result.err, result.err
+    result = run("ask", pictures[0], PROMPT, "--calibration", tmp_path / "no cache", "-m", llava)
+    assert f"prunesid compress IMAGES --out '{tmp_path}/no cache' -m {llava}\n" in result.err, result.err
+    result = run("cache", "ls", tmp_path / "no cache")
+    assert result.err.endswith(f"prunesid compress IMAGES --out '{tmp_path}/no cache'\n"), result.err
+
+
+def test_a_user_may_have_no_home(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 123_456)  # in no list of users
+    monkeypatch.chdir(tmp_path)
+    for args, code, words in (
+        (("models", "use", "demo"), 2, "hint: set HOME, or XDG_CONFIG_HOME"),
+        (("ask", "a.png", PROMPT, "-m", "~/model"), 1, "a.png: no such file"),
+        (("models", "use", "~/model"), 1, "no such model folder: ~/model"),
+        (("models",), 0, "* is the default"),
+    ):
+        result = run(*args)
+        assert (result.code, words in result.err, list(tmp_path.iterdir())) == (code, True, []), result.err
 
 
 def test_an_unexpected_exception_is_reported_as_a_bug(

@@ -23,6 +23,7 @@ from prunesid_cli.inputs.listing import (
     Listing,
 )
 from tests import hostile
+from tests.films import film
 
 
 @pytest.fixture
@@ -74,6 +75,25 @@ def test_sources_are_as_the_user_named_them(tree: Path) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "noext", ".hidden.jpg", ".git/e.jpg"])
 def test_a_named_file_is_listed_whatever_its_extension(tree: Path, name: str) -> None:
     assert sources(name) == [name]
+
+
+def test_source_files_with_the_extension_of_a_clip_are_no_clips(tree: Path) -> None:
+    """A clip with this extension may begin in the middle of a packet, and have packets of 188, 192 or 204 bytes."""
+    folder = tree / "web"
+    folder.mkdir()
+    clip = film(folder / "clip.ts", 3).read_bytes()
+    (folder / "cut.mts").write_bytes(clip[100:])
+    packets = [clip[start : start + 188] for start in range(0, len(clip), 188)]
+    (folder / "disc.MTS").write_bytes(b"".join(b"\0\0\0\0" + packet for packet in packets))
+    (folder / "app.ts").write_text("export const GREETING = 'GGGG';\n" * 50)
+    (folder / "empty.ts").touch()
+    (folder / "conf.mts").write_text("export default {}\n")
+    (folder / "lost.ts").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    listing = Listing(["web", "web/app.ts"])
+    assert [file.source for file in listing] == [
+        "web/clip.ts", "web/cut.mts", "web/disc.MTS", "web/lost.ts", "web/app.ts"
+    ]  # fmt: skip
+    assert listing.skipped == {OTHER: 3}
 
 
 def test_named_hidden_folder_is_walked(tree: Path) -> None:

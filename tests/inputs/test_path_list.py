@@ -19,6 +19,10 @@ LISTS = [
     (b"c.jpg\0no end", True, ["c.jpg", "no end"]),
     ("图.jpg\n".encode() + b"\xff.jpg", False, ["图.jpg", os.fsdecode(b"\xff.jpg")]),
     (b"x" * 200_000 + b"\0y", True, ["x" * 200_000, "y"]),
+    (b"\xef\xbb\xbfa.png\r\nb.png \t\r\n \r\n", False, ["a.png", "b.png"]),
+    (b"\xef\xbb\xbfa.png\0b.png \0", True, ["a.png", "b.png "]),
+    (b"a.png\n\xef\xbb\xbfb.png", False, ["a.png", "\ufeffb.png"]),
+    (b" a.png", False, [" a.png"]),
     (b"", False, []),
     (b"", True, []),
 ]
@@ -27,6 +31,36 @@ LISTS = [
 @pytest.mark.parametrize(("data", "null_separated", "expected"), LISTS)
 def test_lists(data: bytes, null_separated: bool, expected: list[str]) -> None:
     assert list(read_list(io.BytesIO(data), null_separated)) == expected
+
+
+@pytest.mark.parametrize("name", ["a.png ", "a.png\r", "\ufeffa.png", " "])
+def test_a_file_with_the_very_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert list(read_list(io.BytesIO(f"{name}\n".encode()))) == [name]
+    assert list(read_list(io.BytesIO(f"{name}\r\n".encode()))) == [name]
+
+
+@pytest.mark.parametrize("text", ["a.png\r\nb.png\r\n", "photo.png\n", "图.png\n", "photo.png"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(text: str, encoding: str) -> None:
+    data = text.encode(encoding)
+    if text[0] > "\xff" and encoding != "utf-16":
+        pytest.skip("without a mark, it is told by the zeros of ASCII text")
+    for stream in (io.BytesIO(data), OneByteAtATime(data)):
+        with pytest.raises(UsageError, match="the list on stdin is UTF-16, not UTF-8"):
+            list(read_list(cast(BinaryIO, stream)))
+
+
+class OneByteAtATime(io.RawIOBase):
+    """A pipe whose writer sends single bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.rest = data
+
+    def read(self, size: int = -1) -> bytes:
+        byte, self.rest = self.rest[:1], self.rest[1:]
+        return byte
 
 
 @pytest.mark.parametrize("many", [2, 20_000])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES, FrameSampling
 from prunesid_cli.inputs.video.load import is_clip_file, load_clip, load_media
 from tests.caches import items_by_source
 from tests.conftest import Run
-from tests.films import SIZE, av, film, number_of, numbered, sound, turned
+from tests.films import BLOCK, SIZE, av, film, number_of, numbered, sound, turned
 from tests.models.tiny import write_checkpoint
 
 pyav_decoder, worker = (pytest.importorskip(f"prunesid_cli.inputs.video.{name}") for name in ("pyav_decoder", "worker"))
@@ -238,6 +239,102 @@ def test_the_contents_decide_not_the_name(tmp_path: Path) -> None:
         assert is_clip_file(str(tmp_path / "plain")) == (name != "a.ts")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.mp4", "PNG")
     assert not load_media(tmp_path / "b.mp4", FrameSampling()).is_clip
+
+
+# What a clip may hold
+
+
+@pytest.mark.parametrize("first_is_best", [False, True])
+def test_of_several_streams_the_best_is_taken(first_is_best: bool, tmp_path: Path) -> None:
+    small, large = numbered(200, (160, 32)), [numbered(number) for number in range(24)]
+    with av.open(str(tmp_path / "two.mkv"), "w") as container:
+        streams: dict[str, Any] = {}
+        for name in ("large", "small") if first_is_best else ("small", "large"):
+            streams[name] = container.add_stream("libx264", rate=25)
+            streams[name].width, streams[name].height = SIZE if name == "large" else (160, 32)
+            streams[name].pix_fmt = "yuv420p"
+        for name, pictures in (("small", [small]), ("large", large)):
+            for number, pixels in enumerate(pictures):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                container.mux(streams[name].encode(frame))
+            container.mux(streams[name].encode(None))
+    media = load_media(tmp_path / "two.mkv", FrameSampling(4))
+    assert (media.size, numbers(media)) == (SIZE, [0, 7, 15, 23])
+    number = 1 if first_is_best else 2
+    assert media.notes == (f"2 video streams: number {number}, of {SIZE[0]}x{SIZE[1]}, is used",)
+    assert (
+        "decord cannot be trusted with it: several"
+        in refusal(tmp_path / "two.mkv", FrameSampling(backend="decord")).problem
+    )
+
+
+TRANSPARENT = {
+    "vp9.webm": ("libvpx-vp9", "yuva420p", {"deadline": "realtime", "cpu-used": "8", "lossless": "1"}),
+    "vp8.webm": ("libvpx", "yuva420p", {"deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"}),
+    "png.mov": ("png", "rgba", {}),
+    "qtrle.mov": ("qtrle", "argb", {}),
+    "prores.mov": ("prores_ks", "yuva444p10le", {}),
+    "png.avi": ("png", "rgba", {}),
+}
+"""Name -> encoder, its pixels and its options."""
+
+
+def transparent_film(path: Path, left_alpha: int, right_alpha: int) -> Path:
+    """Twelve numbered frames; the left and right half of each have these alphas."""
+    codec, pixels, options = TRANSPARENT[path.name]
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.options = *SIZE, pixels, options
+        for number in range(12):
+            alpha = np.full((SIZE[1], SIZE[0], 1), right_alpha, np.uint8)
+            alpha[:, : SIZE[0] // 2] = left_alpha
+            rgba = np.concatenate([numbered(number), alpha], -1)
+            frame = av.VideoFrame.from_ndarray(rgba, format="rgba")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_transparent_parts_are_white(name: str, tmp_path: Path) -> None:
+    media = load_media(transparent_film(tmp_path / name, 0, 255), FrameSampling(3))
+    assert media.notes == ("transparency composited on white",)
+    for frame in media.frames:
+        pixels = np.asarray(frame, int)
+        assert pixels[BLOCK + 8 :, : SIZE[0] // 2 - 8].min() > 250
+        assert abs(pixels[BLOCK + 8 : -BLOCK - 8, SIZE[0] // 2 + 8 :] - 90).max() < 12
+    assert "decord cannot be trusted" in refusal(tmp_path / name, FrameSampling(backend="decord")).problem
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_opaque_frames_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    """Also where the fourth byte of a pixel means nothing, as in many AVI files: it is zero everywhere."""
+    path = transparent_film(tmp_path / name, 255, 255)
+    media = load_media(path, FrameSampling(12))
+    assert (numbers(media), media.notes) == ([*range(12)], ())
+    if name.endswith(".avi"):
+        transparent_film(path, 0, 0)
+        assert numbers(load_media(path, FrameSampling(12))) == [*range(12)]
+
+
+@pytest.mark.parametrize(
+    ("name", "trait", "note"),
+    [
+        ("sar.mp4", {"sample_aspect_ratio": Fraction(2)}, "anamorphic: 160x96 is used as stored, players show 320x96"),
+        ("square.mp4", {"sample_aspect_ratio": Fraction(1280, 1281)}, None),
+        ("hlg.mp4", {"color_trc": 18}, "HDR (HLG): colours are used without tone mapping"),
+        ("pq.mp4", {"color_trc": 16}, "HDR (PQ): colours are used without tone mapping"),
+        ("sdr.mp4", {"color_trc": 1}, None),
+    ],
+)
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_odd_pixels_are_noted(name: str, trait: dict[str, Any], note: str | None, backend: str, tmp_path: Path) -> None:
+    if backend == "decord":
+        pytest.importorskip("decord")
+    media = load_media(film(tmp_path / name, 2, traits=trait), FrameSampling(2, backend=backend))
+    assert media.notes == ((note,) if note else ())
 
 
 # Refused files

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,11 +18,11 @@ from prunesid_cli.cli.notices import exit_if_incomplete
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.models.loading.checkpoint import is_local
-from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, read_prompt_file
+from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, escape_names, read_prompt_file
 from prunesid_cli.pipeline.session import Session, check_cache_model
 from prunesid_cli.pipeline.settings import DEFAULTS, Settings
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
-from prunesid_cli.text import escape_invisible, format_duration, plural
+from prunesid_cli.text import command_line, escape_invisible, format_duration, plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
 if TYPE_CHECKING:
@@ -101,47 +100,54 @@ def answer(
     printer.resumable = out is not None
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name the file with --out")
-    asked = _read_prompts(prompt, prompts)
+    asked = _read_prompts(cache, prompt, prompts)
+    for error in asked.errors:
+        printer.error(error)
+    if forget and asked.errors:  # the answers to these lines would be removed
+        raise UsageError("--forget needs a prompt file without errors", "correct these lines, or leave out --forget")
     opened, run = _open_cache(cache)
+    asked = asked.with_literal_names(opened)
     unmatched = asked.unmatched(opened)
-    queries = partial(asked.queries, opened, where or ())
-    if next(queries(), None) is None:
+    literal_names = escape_names(where or (), opened)
+    patterns = [literal_names.get(pattern, pattern) for pattern in where or ()]
+    if next(asked.queries(opened, patterns), None) is None:
         for fault in opened.faults.values():
             raise fault
         selection = f"--where {' '.join(where)}" if where else f"{prompts}"
-        raise UsageError(f"{selection}: no item of {cache}", f"prunesid cache ls {cache}")
+        raise UsageError(f"{selection}: no item of {cache}", command_line("cache", "ls", cache))
     _report_unmatched(unmatched, opened, prompts)
     if stale := opened.stale_sources():
         items = plural(len(stale), "item")
-        printer.warning(f"{items} of an earlier version: the new one failed: prunesid cache ls {cache} --failed")
+        listed_by = command_line("cache", "ls", cache, "--failed")
+        printer.warning(f"{items} of an earlier version: the new one failed: {listed_by}")
     session = _open_session(run, read_settings(context))
     from prunesid_cli.pipeline.answer_file import describe_answerer
     from prunesid_cli.types import Generation
 
     generation = Generation(max_new_tokens, temperature, seed)
     report = AnswerReport(as_json, prints=out is None)
-    job = AnswerRun(session, asked.texts, generation, report)
+    job = AnswerRun(session, opened, patterns, generation, report, asked, prompts)
     if out is None:
         knows_total = not where and not asked.have_selectors
-        job.answer(queries(), len(opened) * len(asked.texts) if knows_total else None)
+        job.answer(len(opened) * len(asked.texts) if knows_total else None)
     else:
         answered_by = describe_answerer(run, generation, allow_special_tokens)
-        job.answer_into(out, answered_by, queries, forget)
+        job.answer_into(out, answered_by, forget)
     if usage and report.num_replies:
         printer.requested(report.rate())
     exit_if_incomplete(opened)
-    if report.num_failed or unmatched:
+    if report.num_failed or unmatched or job.prompts.errors:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _read_prompts(prompt: str | None, path: Path | None) -> Prompts:
+def _read_prompts(cache: Path, prompt: str | None, path: Path | None) -> Prompts:
     """Raises `UsageError` unless there is either a prompt or a file."""
     if prompt is not None and path is not None:
         raise UsageError("answer takes a prompt or --prompts, not both", "leave out one of them")
     if path is not None:
         return read_prompt_file(path)
     if prompt is None:
-        example = 'prunesid answer cache/ "what is shown?"'
+        example = command_line("answer", cache, "what is shown?")
         raise UsageError("answer needs a prompt, or --prompts FILE.jsonl", hint=example)
     return Prompts([Prompt(read_prompt(prompt))])
 
@@ -153,8 +159,8 @@ def _open_cache(folder: Path) -> tuple[Cache, Run]:
         return cache, cache.run
     if cache.missing.numbers:
         raise cache.missing.error
-    command = f"ls {folder} --failed" if cache.failures() else f"info {folder}"
-    raise CacheError(f"{folder} holds no tokens", hint=f"prunesid cache {command}")
+    words = ("ls", folder, "--failed") if cache.failures() else ("info", folder)
+    raise CacheError(f"{folder} holds no tokens", command_line("cache", *words))
 
 
 def _report_unmatched(prompts: Sequence[Prompt], cache: Cache, path: Path | None) -> None:
@@ -216,28 +222,49 @@ class AnswerReport:
         return f"{answers} in {format_duration(seconds)} ({self.num_replies / seconds:.1f}/s)"
 
 
-@dataclass(frozen=True)
+@dataclass
 class AnswerRun:
-    """Answers queries with the model of a session. `texts` are the different prompts."""
+    """Answers prompts with the model of a session.
+
+    Attributes:
+        session: The model.
+        cache: What the prompts are about.
+        where: Globs that an item must match, if there are any.
+        generation: How to decode.
+        report: Prints the answers.
+        prompts: The prompts; once the model is loaded, without those that it refuses.
+        path: The file that they come from, if they do.
+    """
 
     session: Session
-    texts: Sequence[str]
+    cache: Cache
+    where: Sequence[str]
     generation: Generation
     report: AnswerReport
+    prompts: Prompts
+    path: Path | None
 
-    def answer(self, queries: Iterable[Query], total: int | None, file: AnswerFile | None = None) -> None:
-        """Loads the language half and answers queries. Prompts that it refuses are found before any is answered.
+    def queries(self) -> Iterator[Query]:
+        """All queries, item by item."""
+        return self.prompts.queries(self.cache, self.where)
+
+    def answer(self, total: int | None, file: AnswerFile | None = None) -> None:
+        """Loads the language half and answers the queries. Prompts that it refuses are found before any is answered.
 
         Args:
-            queries: The queries, item by item.
-            total: Their number, if it is known.
-            file: Where to append the answers.
+            total: Number of queries, if it is known.
+            file: Where to append the answers. Queries that have one there are not asked.
+
+        Raises:
+            UsageError: The model refuses all prompts.
         """
         from prunesid_cli.pipeline.answer import answer
 
         language = self.session.load_language()
-        for text in self.texts:
-            language.check_prompt(text, 1)
+        self.prompts, refused = self.prompts.without_refused(lambda text: language.check_prompt(text, 1), self.path)
+        for error in refused:
+            printer.error(error)
+        queries = file.unanswered(self.queries()) if file else self.queries()
         self.report.start = time.perf_counter()
         prints_results = self.report.prints or self.report.as_json
         # Without a file, an interruption need not wait for the end of the batch.
@@ -251,25 +278,24 @@ class AnswerRun:
                     bar.advance()
                 stop.raise_if_requested()
 
-    def answer_into(self, path: Path, answered_by: str, queries: Callable[[], Iterator[Query]], forget: bool) -> None:
+    def answer_into(self, path: Path, answered_by: str, forget: bool) -> None:
         """Answers the queries that have no answer in a file yet, and prints a summary.
 
         Args:
             path: The file.
             answered_by: What the answers are made by.
-            queries: Gives all queries anew at each call.
             forget: Whether to remove answers to other queries.
         """
         from prunesid_cli.pipeline.answer_file import open_answers
 
         with open_answers(path, answered_by) as file:
-            progress = file.progress(queries(), forget)
+            progress = file.progress(self.queries(), forget)
             file.append([])
             num_left = progress.num_queries - progress.num_answered
             if num_left:
-                self.answer(file.unanswered(queries()), num_left, file)
+                self.answer(num_left, file)
             if not progress.is_sorted:
-                file.sort(queries())
+                file.sort(self.queries())
         parts = [self.report.rate()] if num_left else [f"all of {plural(progress.num_queries, 'answer')} were there"]
         parts += [f"{progress.num_answered:,} were there"] if num_left and progress.num_answered else []
         parts += [f"removed {plural(progress.num_others, 'answer')} to other prompts"] if progress.num_others else []

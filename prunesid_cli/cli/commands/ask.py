@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +11,11 @@ import typer
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_prompt, read_settings
 from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
-from prunesid_cli.cli.terminal import printer, stdout_is_terminal
+from prunesid_cli.cli.terminal import printer, stdout_is_terminal, typed_command
 from prunesid_cli.errors import UsageError
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS
-from prunesid_cli.text import escape_invisible, format_stages
+from prunesid_cli.text import MODEL_OPTION, command_line, escape_invisible, format_stages
 from prunesid_cli.tokencache import information_sample
 
 if TYPE_CHECKING:
@@ -113,12 +112,13 @@ def ask(
 def _read_inputs(sources: list[str], prompt: str, settings: Settings) -> tuple[list[Media], str]:
     """Loads the images and clips, and the prompt. Only one of them may be stdin."""
     if not sources:
-        raise UsageError("ask needs an image and a prompt", hint='prunesid ask picture.jpg "what is shown?"')
+        example = command_line("ask", "picture.jpg", "what is shown?")
+        raise UsageError("ask needs an image and a prompt", hint=f"{example} {MODEL_OPTION}")
     if [*sources, prompt].count("-") > 1:
         raise UsageError("stdin can be read only once", hint="give - for one of the arguments only")
-    first, *others = sources
+    first = sources[0]
     if os.path.isfile(prompt) and first != "-" and not os.path.exists(first):
-        corrected = shlex.join(["prunesid", "ask", *others, prompt, first])
+        corrected = typed_command(moved_to_end=first)
         raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {corrected}")
     return read_media(sources, settings), read_prompt(prompt)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +14,10 @@ import typer
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, name_origin, read_budget, read_settings, split_list
 from prunesid_cli.cli.notices import note_if_all_kept
-from prunesid_cli.cli.terminal import printer
-from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
+from prunesid_cli.cli.terminal import printer, typed_command
+from prunesid_cli.errors import ExitCode, UsageError
 from prunesid_cli.pipeline.settings import DEFAULTS
-from prunesid_cli.runtime.atomic_write import write_atomically
+from prunesid_cli.runtime.output_file import check_output, replace_output
 from prunesid_cli.text import align_columns
 
 if TYPE_CHECKING:
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from prunesid_cli.selection.budget import Budget
 
 EXAMPLE_BUDGETS = "all,64,11%"
+REPORT_START = b'{\n "command": '
+"""First bytes of the JSON of a report."""
 MAX_SPREAD = 1.5
 """Ratio of the longest round to the shortest above which a warning is printed."""
 
@@ -125,8 +125,7 @@ def bench(
         with printer.progress("measuring", len(batch_sizes), prints_results=False) as bar:
             results, error = run.measure(benchmark, options, on_batch_size=bar.advance)
     _warn(results, budgets)
-    command = shlex.join(["prunesid", *sys.argv[1:]])
-    description = run.describe_run(session, options, media or "drawn scenes", benchmark, command)
+    description = run.describe_run(session, options, media or "drawn scenes", benchmark, typed_command())
     _print_report(description, results, as_json, out)
     if error:
         printer.error(error)
@@ -160,8 +159,8 @@ def _check_options(context: typer.Context, out: Path | None) -> None:
         raise UsageError("--model and --random-weights contradict each other", "leave out one")
     if params["media"] and params["size"]:
         raise UsageError("--size is for drawn scenes, but media are given", "leave out one")
-    if out and not out.parent.is_dir():
-        raise UsageError(f"--out {out}: no such folder: {out.parent}", f"make it with: mkdir -p {out.parent}")
+    if out:
+        check_output(out, "--out", "a report of bench", lambda header: header.startswith(REPORT_START))
 
 
 def _warn(results: Sequence[SettingResult], budgets: Mapping[str, Budget]) -> None:
@@ -191,16 +190,10 @@ def _print_report(
 
     record = description | {"settings": report.to_records(results)}
     if out:
-        _write(out, json.dumps(record, indent=1) + "\n")
+        text = json.dumps(record, indent=1) + "\n"
+        replace_output(out, lambda file: file.write(text.encode()))
     if as_json:
         printer.record(record)
         return
     sections = [report.describe(record), *map(align_columns, report.make_tables(results))]
     printer.result("\n\n".join("\n".join(lines) for lines in sections))
-
-
-def _write(out: Path, text: str) -> None:
-    try:
-        write_atomically(out, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise PruneSIDError(f"cannot write {out}: {error.strerror}", "choose another place") from error

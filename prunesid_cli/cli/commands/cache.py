@@ -16,7 +16,7 @@ from prunesid_cli.cli import options as o
 from prunesid_cli.cli.help import PlainCommand, PlainGroup
 from prunesid_cli.cli.notices import exit_if_incomplete
 from prunesid_cli.cli.terminal import printer
-from prunesid_cli.errors import ExitCode, UsageError
+from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.text import escape_invisible, plural
 from prunesid_cli.tokencache import open_cache, read_calibration
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, layout_to_record
@@ -182,8 +182,12 @@ def gc(
     if as_json:
         counts = {"gone": num_gone, "outdated": num_outdated, "failures": num_failures}
         printer.record(counts | {"bytes": garbage.bytes})
+    for source, reason in garbage.unknown.items():
+        printer.error(CacheError(f"cannot tell whether {source} is gone: {reason}", "it is kept; check its drive"))
     if dry_run and garbage.suspicion and not force:
         printer.warning(f"{garbage.suspicion}: only --force removes that much")
     parts = [plural(num_gone, "missing input"), plural(num_outdated, "earlier version")]
     parts += [f"{plural(num_failures, 'failure')} of missing inputs"] if num_failures else []
     printer.note(f"{'would remove' if dry_run else 'removed'} {', '.join(parts)}: {decimal(garbage.bytes)}")
+    if garbage.unknown:
+        raise typer.Exit(ExitCode.PARTIAL)

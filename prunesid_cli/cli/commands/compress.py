@@ -23,7 +23,7 @@ from prunesid_cli.inputs.sharding import parse_partition
 from prunesid_cli.pipeline.session import LazyVision, Session
 from prunesid_cli.pipeline.settings import DEFAULTS, TokenStore
 from prunesid_cli.runtime.shutdown import graceful_shutdown
-from prunesid_cli.text import format_stages, plural
+from prunesid_cli.text import MODEL_OPTION, command_line, format_stages, plural
 from prunesid_cli.tokencache import Calibration, calibration_sample, write_calibration
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, require_cache
 from prunesid_cli.tokencache.partition_marker import check_partition, record_partition
@@ -277,6 +277,7 @@ def _calibrate(runner: BatchRunner, inputs: InputPaths, out: Path, session: Sess
     if as_json:
         printer.record({"images": len(values), "phi": calibration.phi, "failed": num_failed})
     printer.note(f"information of {plural(len(values), 'image')}: {calibration.phi:.4f} on average (phi, 1 - rho)")
-    printer.note(f"compare single images with it: prunesid ask IMAGE PROMPT --calibration {out}")
+    compare = command_line("ask", "IMAGE", "PROMPT", "--calibration", out)
+    printer.note(f"compare single images with it: {compare} {MODEL_OPTION}")
     if num_failed:
         raise typer.Exit(ExitCode.PARTIAL)

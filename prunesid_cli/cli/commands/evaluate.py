@@ -107,19 +107,21 @@ def evaluate(
     """
     printer.check_stdout()
     printer.resumable = out is not None
-    from prunesid_cli.evaluate.plot import check_matplotlib, draw_plot
+    from prunesid_cli.evaluate.plot import check_plot, draw_plot
     from prunesid_cli.evaluate.records import read_records
     from prunesid_cli.evaluate.report import measure_name, summarize
-    from prunesid_cli.evaluate.results import PruningSetting, Results
+    from prunesid_cli.evaluate.results import PruningSetting, open_results
     from prunesid_cli.evaluate.runner import Runner
     from prunesid_cli.types import Generation
 
     if target and is_typed(context, "keep"):
         raise UsageError("--target and --keep contradict each other", "--target searches for a budget: leave out one")
     if plot:
-        check_matplotlib()
+        check_plot(plot)
     target_share = _parse_share(target)
-    records = read_records(data, metric)
+    records, errors = read_records(data, metric)
+    for error in errors:
+        printer.error(error)
     methods = split_list(method, EXAMPLE_METHODS)
     budget_names = (
         CANDIDATE_BUDGETS if target else [name for name in split_list(keep, DEFAULT_BUDGETS) if name != "all"]
@@ -132,32 +134,33 @@ def evaluate(
         for variant in variants
     }
     session = Session.open(settings)
-    results = Results(out, _describe_context(session))
-    if num_changed := results.forget_changed(records):
-        printer.note(f"asked again, as their media have changed: {plural(num_changed, 'record')}")
-    first = session.pruner(budgets[variants[0]])
-    with graceful_shutdown() as stop:
-        runner = Runner(
-            pruners={variant: replace(first, budget=budgets[variant], method=variant.method) for variant in variants},
-            language=session.load_language(),
-            generation=Generation(settings.max_new_tokens),
-            batch_size=session.answer_batch_size,
-            with_divergence=divergence,
-            stop=stop,
-        )
-        if target_share is None:
-            _ask(runner, records, results)
-        else:
-            variants = variants[:1]
-            for method in methods:
-                variants += _search(runner, method, records, results, target_share)
+    with open_results(out, _describe_context(session)) as results:
+        if num_changed := results.forget_changed(records):
+            printer.note(f"asked again, as their media have changed: {plural(num_changed, 'record')}")
+        first = session.pruner(budgets[variants[0]])
+        pruners = {variant: replace(first, budget=budgets[variant], method=variant.method) for variant in variants}
+        with graceful_shutdown() as stop:
+            runner = Runner(
+                pruners=pruners,
+                language=session.load_language(),
+                generation=Generation(settings.max_new_tokens),
+                batch_size=session.answer_batch_size,
+                with_divergence=divergence,
+                stop=stop,
+            )
+            if target_share is None:
+                _ask(runner, records, results)
+            else:
+                variants = variants[:1]
+                for method in methods:
+                    variants += _search(runner, method, records, results, target_share)
     stop.raise_if_requested()
     summaries = summarize(variants, records, results, target_share)
     _report(summaries, records, results, target_share, as_json)
     if plot:
         draw_plot(summaries, plot, measure_name(records))
         printer.note(f"plotted: {plot}")
-    if results.failed:
+    if results.failed or errors:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
@@ -228,7 +231,9 @@ def _report(
 
     line_numbers = {record.key: record.line_number for record in records}
     for key, error in results.failed.items():
-        printer.error(type(error)(f"line {line_numbers[key]}: {error.problem}", error.hint))
+        located = type(error)(f"line {line_numbers[key]}: {error.problem}", error.hint)
+        located.__cause__ = error
+        printer.error(located)
     if not summaries:
         raise MediaError("no record could be asked", "see the errors above")
     measure = measure_name(records)

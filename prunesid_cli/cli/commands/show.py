@@ -12,11 +12,11 @@ from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_settings
 from prunesid_cli.cli.notices import FULLY_VISIBLE, note_if_all_kept
 from prunesid_cli.cli.terminal import printer
-from prunesid_cli.errors import PruneSIDError, UsageError
-from prunesid_cli.inputs.file_type import HEADER_BYTES, detect_file_type
+from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.file_type import detect_file_type
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS
-from prunesid_cli.runtime.atomic_write import write_atomically
+from prunesid_cli.runtime.output_file import check_output, is_stream, replace_output
 from prunesid_cli.selection import GROUPING_METHODS, SUPPRESSING_METHODS
 from prunesid_cli.text import plural
 from prunesid_cli.tokencache import information_sample
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from prunesid_cli.visualization.panels import Annotations, Panel
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+STREAM_FORMAT = "PNG"
+"""Format of a picture that is written to stdout."""
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"optimize": True},
     "JPEG": {"quality": 92, "subsampling": 0},
@@ -94,7 +96,8 @@ def show(
         options = {"method": method, "keep": keep, "picture": out and str(out)}
         printer.record(_to_record(session, item, explanation, options))
     elif out:
-        printer.result(str(out))
+        if not is_stream(out):
+            printer.result(str(out))
         printer.note(_caption(item, explanation, groups))
     else:
         printer.result(_render_in_terminal(panels, annotations), is_styled=True)
@@ -118,24 +121,11 @@ def _check_output_path(out: Path, media: str) -> None:
     Raises:
         UsageError: It may not.
     """
-    if out.suffix.lower() not in FORMATS:
+    if out.suffix.lower() not in FORMATS and not is_stream(out):
         raise UsageError(f"--out {out} is not the name of a picture", f"use a name that ends in {', '.join(FORMATS)}")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: no such folder: {out.parent}", f"make it with: mkdir -p {out.parent}")
-    if not out.exists():
-        return
-    if os.path.exists(media) and out.samefile(media):
+    if os.path.exists(media) and os.path.exists(out) and out.samefile(media):
         raise UsageError(f"--out {out} is the input image itself", "give the picture another name")
-    if not out.is_file() or not detect_file_type(_read_header(out)).is_image:
-        raise UsageError(f"--out {out} exists and is not a picture", "give the picture another name")
-
-
-def _read_header(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(HEADER_BYTES)
-    except OSError as error:
-        raise UsageError(f"--out {path}: {error.strerror}", "give the picture another name") from error
+    check_output(out, "--out", "a picture", lambda header: detect_file_type(header).is_image)
 
 
 def _choose_annotations(explanation: PruningExplanation, groups: bool, links: bool) -> Annotations:
@@ -160,13 +150,9 @@ def _choose_annotations(explanation: PruningExplanation, groups: bool, links: bo
 def _write_picture(panels: list[Panel], annotations: Annotations, out: Path) -> None:
     from prunesid_cli.visualization.contact_sheet import contact_sheet
 
-    picture, format_name = contact_sheet(panels, annotations), FORMATS[out.suffix.lower()]
+    picture, format_name = contact_sheet(panels, annotations), FORMATS.get(out.suffix.lower(), STREAM_FORMAT)
     options = SAVE_OPTIONS[format_name]
-    try:
-        write_atomically(out, lambda file: picture.save(file, format=format_name, **options))
-    except OSError as error:
-        problem = f"cannot write {out}: {error.strerror or error}"
-        raise PruneSIDError(problem, "free some space, or choose another place") from error
+    replace_output(out, lambda file: picture.save(file, format=format_name, **options))
 
 
 def _render_in_terminal(panels: list[Panel], annotations: Annotations) -> str:

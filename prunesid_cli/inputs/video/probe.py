@@ -22,6 +22,10 @@ DEMUXERS = (
     "ogg", "mxf",
 )  # fmt: skip
 CONTAINER_OPTIONS = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": ""}
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+"""FFmpeg's number of a transfer characteristic (AVColorTransferCharacteristic) -> its name, for those of HDR."""
+MAX_SQUARE_DEVIATION = 0.01
+"""Deviation from 1 up to which the ratio of a pixel's sides counts as 1: some encoders round it."""
 STRICT_DECODING = {"err_detect": "crccheck+bitstream+buffer+explode"}
 """Decoder options that raise an error for damage, which decoders otherwise conceal."""
 
@@ -38,6 +42,8 @@ class ClipProbe:
         timestamps: Presentation timestamps of the frames that are shown, increasing; empty if packets have none.
         keyframes: Presentation timestamps of the keyframes, increasing.
         irregularities: Why a decoder that numbers frames may take one for another.
+        may_be_transparent: Whether frames may have an alpha channel.
+        notes: What the user might not expect of the frames.
     """
 
     format: str
@@ -47,6 +53,8 @@ class ClipProbe:
     timestamps: tuple[int, ...]
     keyframes: tuple[int, ...]
     irregularities: tuple[str, ...]
+    may_be_transparent: bool
+    notes: tuple[str, ...]
 
     @property
     def times(self) -> list[float]:
@@ -55,7 +63,7 @@ class ClipProbe:
 
 
 def open_video(file: Any) -> tuple[Any, Any]:
-    """Open the container and its first stream of moving pictures.
+    """Open the container and, of its streams of moving pictures, the one that FFmpeg considers the best.
 
     Raises:
         MediaError: There is none, or its codec is unknown. The message does not name the file.
@@ -65,10 +73,12 @@ def open_video(file: Any) -> tuple[Any, Any]:
     streams = [stream for stream in container.streams.video if not _is_cover(stream)]
     if not streams:
         raise MediaError("there are no moving pictures in it", "name a video, or an image")
-    if streams[0].codec_context is None:
+    known, best = [stream for stream in streams if stream.codec_context], container.streams.best("video")
+    if not known:
         raise MediaError("its codec is not known", "convert it to MP4")
-    streams[0].codec_context.options = STRICT_DECODING
-    return container, streams[0]
+    stream = best if best in known else known[0]
+    stream.codec_context.options = STRICT_DECODING
+    return container, stream
 
 
 def _is_cover(stream: Any) -> bool:
@@ -93,10 +103,13 @@ def probe_clip(file: Any, size: int) -> ClipProbe:
         if width * height > MAX_PIXELS:
             problem = f"{width} x {height} pixels a frame, more than the limit of {MAX_PIXELS // 10**6} megapixels"
             raise MediaError(problem, "make the clip smaller")
-        num_streams = sum(not _is_cover(stream) for stream in container.streams.video)
+        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+        notes, pixel_format = _describe_pixels(stream), stream.codec_context.format
         timestamps, keyframes, irregularities = _read_packets(container, stream)
-        if num_streams > 1:
+        if len(streams) > 1:
             irregularities = (*irregularities, "several video streams")
+            chosen = f"number {streams.index(stream) + 1}, of {width}x{height}, is used"
+            notes = (f"{len(streams)} video streams: {chosen}", *notes)
         probe = ClipProbe(
             format=container.format.name,
             codec=stream.codec_context.name,
@@ -105,10 +118,34 @@ def probe_clip(file: Any, size: int) -> ClipProbe:
             timestamps=timestamps,
             keyframes=keyframes,
             irregularities=irregularities,
+            may_be_transparent=has_separate_alpha(stream) or (pixel_format is not None and has_alpha(pixel_format)),
+            notes=notes,
         )
     if timestamps and (timestamps[-1] - timestamps[0]) * probe.time_base > MAX_HOURS * 3600:
         raise MediaError(f"longer than the limit of {MAX_HOURS} hours", "cut it into parts")
     return probe
+
+
+def has_separate_alpha(stream: Any) -> bool:
+    """Whether a stream of VP8 or VP9 has an alpha channel, which is beside the pictures."""
+    return stream.metadata.get("alpha_mode") == "1"
+
+
+def has_alpha(pixel_format: Any) -> bool:
+    """Whether a pixel format has an alpha channel; a palette may have one."""
+    return bool(pixel_format.has_palette or any(part.is_alpha for part in pixel_format.components))
+
+
+def _describe_pixels(stream: Any) -> tuple[str, ...]:
+    """Notes on pixels that are not square, and on colours of HDR."""
+    notes, context = list[str](), stream.codec_context
+    ratio = stream.sample_aspect_ratio or 1
+    if abs(ratio - 1) > MAX_SQUARE_DEVIATION:
+        shown = f"{round(context.width * ratio)}x{context.height}"
+        notes.append(f"anamorphic: {context.width}x{context.height} is used as stored, players show {shown}")
+    if transfer := HDR_TRANSFERS.get(context.color_trc):
+        notes.append(f"HDR ({transfer}): colours are used without tone mapping")
+    return tuple(notes)
 
 
 def _read_packets(container: Any, stream: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:

@@ -17,10 +17,14 @@ import numpy as np
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.video.probe import COPY_HINT, ClipProbe, open_video
+from prunesid_cli.inputs.color_mode import to_rgb
+from prunesid_cli.inputs.video.probe import COPY_HINT, ClipProbe, has_alpha, has_separate_alpha, open_video
 
 SKIP_FRAME_CODECS = frozenset({"h264", "hevc"})
 """Codecs whose decoder can be told, packet by packet, to skip a frame that no other frame needs."""
+
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Codec -> the decoder that reads its alpha channel. FFmpeg's own decoders leave it out."""
 
 
 class SeekError(Exception):
@@ -34,10 +38,12 @@ class DecodedFrame:
     Attributes:
         timestamp: Presentation timestamp, in units of the clip's time base.
         image: RGB, upright.
+        note: What was done to the picture that the user might not expect; may be empty.
     """
 
     timestamp: int
     image: Image.Image
+    note: str = ""
 
 
 def pyav_version() -> str:
@@ -71,7 +77,7 @@ def decode_by_seeking(file: Any, probe: ClipProbe, timestamps: Sequence[int], fa
                     raise SeekError
                 last = frame.pts
                 if frame.pts in missing:
-                    yield DecodedFrame(frame.pts, _to_upright_image(frame, factor))
+                    yield _make_frame(frame.pts, frame, probe, factor)
                     missing.remove(frame.pts)
                 if not missing or frame.pts > group[-1]:
                     break
@@ -79,14 +85,15 @@ def decode_by_seeking(file: Any, probe: ClipProbe, timestamps: Sequence[int], fa
                 raise SeekError
 
 
-def _decode_stream(container: Any, stream: Any, timestamps: frozenset[int]) -> Iterator[Any]:
-    """The frames from here on; those that are neither wanted nor needed by other frames may be left out."""
+def _decode_stream(container: Any, stream: Any, timestamps: frozenset[int] | None = None) -> Iterator[Any]:
+    """The frames from here on. With `timestamps`, those that neither are wanted nor needed may be left out."""
     context = stream.codec_context
-    can_skip = context.name in SKIP_FRAME_CODECS
+    if has_separate_alpha(stream) and context.name in ALPHA_DECODERS:
+        context = av.CodecContext.create(ALPHA_DECODERS[context.name], "r")
     for packet in container.demux(stream):
-        if can_skip:
+        if timestamps is not None and context.name in SKIP_FRAME_CODECS:
             context.skip_frame = "NONREF" if packet.size and packet.pts not in timestamps else "DEFAULT"
-        yield from packet.decode()
+        yield from context.decode(packet)
 
 
 def probe_by_decoding(file: Any, probe: ClipProbe) -> ClipProbe:
@@ -98,7 +105,7 @@ def probe_by_decoding(file: Any, probe: ClipProbe) -> ClipProbe:
     container, stream = open_video(file)
     with container:
         frames = list[tuple[int | None, int | None]]()
-        for frame in container.decode(stream):
+        for frame in _decode_stream(container, stream):
             _check_intact(frame)
             frames.append((frame.pts, frame.duration))
     if not frames:
@@ -137,10 +144,10 @@ def decode_from_start(file: Any, probe: ClipProbe, timestamps: Sequence[int], fa
     container, stream = open_video(file)
     missing = set(timestamps)
     with container:
-        for timestamp, frame in zip(probe.timestamps, container.decode(stream), strict=False):
+        for timestamp, frame in zip(probe.timestamps, _decode_stream(container, stream), strict=False):
             if timestamp in missing:
                 _check_intact(frame)
-                yield DecodedFrame(timestamp, _to_upright_image(frame, factor))
+                yield _make_frame(timestamp, frame, probe, factor)
                 missing.remove(timestamp)
             if not missing:
                 break
@@ -158,7 +165,13 @@ def _check_intact(frame: Any) -> None:
         raise MediaError(f"damaged: the picture at {frame.time or 0:.2f} s cannot be decoded", COPY_HINT)
 
 
-def _to_upright_image(frame: Any, factor: int) -> Image.Image:
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return image.reduce(factor) if factor > 1 else image
+def _make_frame(timestamp: int, frame: Any, probe: ClipProbe, factor: int) -> DecodedFrame:
+    """RGB, upright, and reduced by a factor; transparency is composited on white, as that of images."""
+    pixels, note = frame.to_ndarray(format="rgb24"), ""
+    if has_alpha(frame.format):
+        alpha = frame.to_ndarray(format="rgba")[..., 3:]
+        if alpha.any() or probe.format != "avi":  # in AVI, the fourth byte of a pixel is often not used
+            image, note = to_rgb(Image.fromarray(np.concatenate([pixels, alpha], -1)))
+            pixels = np.asarray(image)
+    image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))))
+    return DecodedFrame(timestamp, image.reduce(factor) if factor > 1 else image, note)

@@ -134,13 +134,14 @@ def _decode_file(path: str, file: BinaryIO, size: int, sampling: FrameSampling) 
 def _decode_frames(probe: ClipProbe, sampling: FrameSampling, decode: Decode, version: str) -> Iterator[Message]:
     timestamps = [probe.timestamps[index] for index in sampling.select_frames(probe.times)]
     factor = reduction_factor(len(timestamps), probe.size)
-    sizes, times = list[tuple[int, int]](), list[float]()
+    sizes, times, frame_notes = list[tuple[int, int]](), list[float](), dict[str, None]()
     for frame in decode(probe, timestamps, factor):
         sizes.append(frame.image.size)
+        frame_notes |= {frame.note: None} if frame.note else {}
         times.append(float((frame.timestamp - probe.timestamps[0]) * probe.time_base))
         yield frame.image if frame.image.size == sizes[0] else frame.image.resize(sizes[0])
     width, height = sizes[0]
-    notes = list[str]()
+    notes = [*probe.notes, *frame_notes]
     if factor > 1:
         notes.append(f"frames of {probe.size[0]}x{probe.size[1]} reduced to {width}x{height}")
     if len(set(sizes)) > 1:
@@ -154,6 +155,8 @@ def reason_against_decord(probe: ClipProbe, file: BinaryIO) -> str:
         return f"{probe.codec} in {probe.format.split(',')[0]}"
     if probe.irregularities:
         return ", ".join(probe.irregularities)
+    if probe.may_be_transparent:
+        return "it may be transparent"
     if not find_spec("decord"):
         return "it is not installed"
     # decord2 3.4, the same module on systems without wheels of decord, turns the shape of such pictures, but garbles

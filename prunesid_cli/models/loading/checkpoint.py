@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
+from prunesid_cli.errors import ModelError, UsageError
+from prunesid_cli.models.loading.hub import CONFIG_FILE, find_config
 from prunesid_cli.text import nearest
-
-logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[2] / "demo" / "model"
@@ -35,7 +33,6 @@ ALIASES = {
     "paligemma-2-3b": "google/paligemma2-3b-mix-448",
 }
 """Short names for checkpoints: one or two sizes of each family."""
-CONFIG_FILE = "config.json"
 SETTINGS_FILE = "prunesid.json"
 """Optional file of a checkpoint with settings for this program: {"phi": the information of an average image}."""
 FINGERPRINT_SAMPLES, FINGERPRINT_SAMPLE_BYTES = 64, 4096
@@ -51,9 +48,10 @@ class Checkpoint:
 
     Attributes:
         name: The name that is recorded: a repo id, an absolute folder, or "demo".
-        location: What `from_pretrained` takes: a repo id or a folder.
+        location: What `from_pretrained` takes: a repo id or a folder. While the hub cannot be reached, the folder of a
+            repo's download.
         revision: A commit, or the fingerprint of a folder's contents.
-        commit: The commit of a repo; None for a folder.
+        commit: The commit of a repo; None if the location is a folder.
         model_type: The type of transformers, a key of `FAMILIES`. For an original LLaVA checkpoint, the type of the
             equivalent model of transformers.
         settings: The contents of prunesid.json; empty if there is none.
@@ -94,7 +92,7 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
     if name == DEMO:
         return _resolve_folder(DEMO, DEMO_FOLDER)
     name = ALIASES.get(name, name)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # unlike Path.expanduser, it accepts a user without a home folder
     if folder.is_dir():
         return _resolve_folder(str(folder.resolve()), folder.resolve())
     if os.sep in name.strip(os.sep) and (name.startswith((".", os.sep, "~")) or name.count("/") > 1):
@@ -107,7 +105,7 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
 
 def is_local(name: str) -> bool:
     """Whether a name means a folder, or the embedded model."""
-    return name == DEMO or Path(ALIASES.get(name, name)).expanduser().is_dir()
+    return name == DEMO or os.path.isdir(os.path.expanduser(ALIASES.get(name, name)))
 
 
 def fingerprint(folder: Path) -> str:
@@ -148,26 +146,6 @@ def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def explain_hub_error(repo: str, revision: str, error: Exception) -> PruneSIDError:
-    """Turn an exception of the hub's library into a problem and a hint."""
-    from huggingface_hub import errors
-
-    offline = "without network, name a folder; the embedded model needs none: -m demo (others: prunesid models)"
-    # The order matters: some of these classes are subclasses of others.
-    table: tuple[tuple[type[Exception], str, str], ...] = (
-        (errors.GatedRepoError, f"{repo} is gated", "accept its licence on its page, then: hf auth login"),
-        (errors.RepositoryNotFoundError, f"no model called {repo!r}", "see: prunesid models"),
-        (errors.RevisionNotFoundError, f"{repo} has no revision {revision!r}", "leave out --revision for the newest"),
-        (errors.RemoteEntryNotFoundError, f"{repo} has no {CONFIG_FILE}", "it is not a transformers checkpoint"),
-        (errors.LocalEntryNotFoundError, f"{repo} is not on this machine and the hub cannot be reached", offline),
-        (errors.HFValidationError, f"{repo!r} is neither a folder nor a repo id", "see: prunesid models"),
-    )
-    for error_class, problem, hint in table:
-        if isinstance(error, error_class):
-            return ModelError(problem, hint)
-    return ModelError(f"cannot get {repo}: {error}".splitlines()[0], offline)
-
-
 def _resolve_folder(name: str, folder: Path) -> Checkpoint:
     if not (folder / CONFIG_FILE).is_file():
         raise ModelError(
@@ -184,40 +162,17 @@ def _resolve_folder(name: str, folder: Path) -> Checkpoint:
 
 def _resolve_repo(repo: str, revision: str) -> Checkpoint:
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()  # it would report its retries; our error says how they ended
-    try:
-        config = _fetch_config(repo, revision)
-    except Exception as error:
-        raise explain_hub_error(repo, revision, error) from error
+    config, is_download = find_config(repo, revision)
     commit = config.parent.name
     settings = try_to_load_from_cache(repo, SETTINGS_FILE, revision=commit)
     return Checkpoint(
         name=repo,
-        location=repo,
+        location=str(config.parent) if is_download else repo,
         revision=commit,
-        commit=commit,
+        commit=None if is_download else commit,
         **_read_config(config, Path(settings) if isinstance(settings, str) else None),
     )
-
-
-def _fetch_config(repo: str, revision: str) -> Path:
-    """Get a repo's config.json from the hub, or from the local cache if the hub cannot be reached."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    is_cached = isinstance(try_to_load_from_cache(repo, CONFIG_FILE, revision=revision), str)
-    if not is_cached and not constants.HF_HUB_OFFLINE:
-        logger.info("looking for %s on the Hugging Face hub", repo)
-        try:
-            get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE, revision=revision))
-        except Exception as error:  # of all other errors the download below gives a better account
-            # The class is that of httpx or httpx2, whichever the hub's library uses. Without this early exit the
-            # download would retry for half a minute.
-            if type(error).__name__ == "ConnectError":
-                raise LocalEntryNotFoundError(str(error)) from error
-    return Path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
 
 
 def _read_config(config_path: Path, settings_path: Path | None) -> dict[str, Any]:
@@ -227,6 +182,8 @@ def _read_config(config_path: Path, settings_path: Path | None) -> dict[str, Any
         settings = {}
         if settings_path and settings_path.is_file():
             settings = json.loads(settings_path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read {config_path}: {error.strerror}", "check it with: ls -lL") from error
     except ValueError as error:
         raise ModelError(f"{config_path} is not JSON: {error}", hint="download the model again") from error
     model_type, original_config = str(config.get("model_type", "unknown")), None

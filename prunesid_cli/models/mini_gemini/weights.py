@@ -21,6 +21,7 @@ from transformers.utils.hub import cached_file
 
 from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line
+from prunesid_cli.models.loading.hub import find_download
 from prunesid_cli.models.mini_gemini.model import MGMVisionModel
 from prunesid_cli.models.mini_gemini.stored_names import CLIP, CONVNEXT, MINING, StoredNames
 from prunesid_cli.types import Placement
@@ -155,10 +156,10 @@ def find_tower(checkpoint: Checkpoint, name: str) -> str:
     for folder in (Path(name), Path(checkpoint.location) / name, Path(checkpoint.location) / last):
         if folder.is_dir():
             return str(folder)
-    if last in TOWER_REPOSITORIES:
-        return TOWER_REPOSITORIES[last]
-    if name.count("/") == 1 and not name.startswith((".", "/")):
-        return name
+    is_repo = name.count("/") == 1 and not name.startswith((".", "/"))
+    if last in TOWER_REPOSITORIES or is_repo:
+        repo = TOWER_REPOSITORIES.get(last, name)
+        return str(find_download(repo) or repo)
     raise ModelError(
         f"{checkpoint.name} needs the vision tower {name}, which is not here",
         hint=f"put it into a folder {last} in the checkpoint's",

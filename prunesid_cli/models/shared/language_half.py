@@ -36,6 +36,7 @@ from prunesid_cli.models.shared.shared_prefix import (
     split_prefix_caches,
 )
 from prunesid_cli.runtime.device import to_device
+from prunesid_cli.text import is_encodable
 from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt, TokenSet
 
 
@@ -113,6 +114,8 @@ class BaseLanguageHalf(ABC):
 
     def check_prompt(self, prompt: str, num_items: int) -> None:
         """See `LanguageHalf.check_prompt`."""
+        if not is_encodable(prompt):
+            raise UsageError("the prompt is not UTF-8 text", "type it again")
         split_at_tags(prompt, num_items)
         text = MEDIA_TAG.sub("", prompt)
         for placeholder in self.placeholders if self.allow_special_tokens else ():

@@ -1,0 +1,94 @@
+"""Text that a user wrote, in a file or on stdin: UTF-8, with or without a byte order mark, with any line ends."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from prunesid_cli.errors import UsageError
+
+T = TypeVar("T")
+OTHER_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Byte order marks of encodings that are not read. Those of UTF-32 are first: one begins like that of UTF-16."""
+ENCODING_HINT = "write it as UTF-8, in PowerShell with: ... | Out-File -Encoding utf8 FILE"
+
+
+def check_encoding(start: bytes, name: str) -> None:
+    """Check that text is not UTF-16 or UTF-32.
+
+    Args:
+        start: Its first bytes, for example the first line.
+        name: What to call it in a message.
+
+    Raises:
+        UsageError: It is.
+    """
+    encoding = next((encoding for mark, encoding in OTHER_ENCODINGS.items() if start.startswith(mark)), None)
+    if encoding is None and (b"\0" in start[:2]) and not (any(start[::2]) and any(start[1::2])):
+        encoding = "UTF-16"  # without a mark: every other byte of ASCII text is zero
+    if encoding:
+        raise UsageError(f"{name} is {encoding}, not UTF-8", ENCODING_HINT)
+
+
+def decode_text(data: bytes, name: str, encoding: str = "utf-8") -> str:
+    """Decode text; a byte order mark is left out.
+
+    Args:
+        data: The bytes.
+        name: What to call the text in a message.
+        encoding: Its encoding.
+
+    Raises:
+        UsageError: It has another encoding.
+    """
+    check_encoding(data, name)
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        problem = f"{name} is not {encoding.upper()}: {error.reason} at byte {error.start:,}"
+        raise UsageError(problem, ENCODING_HINT) from error
+
+
+def parse_lines(
+    path: Path, parse: Callable[[str, str, int], T], what: str, example: str
+) -> tuple[list[T], list[UsageError]]:
+    """Parse the lines of a file that are not blank.
+
+    Args:
+        path: The file.
+        parse: Makes a value of a line, its place for messages, and its number from 1. Raises UsageError.
+        what: What a line is, for messages.
+        example: A line.
+
+    Returns:
+        The values, and the errors of the lines that could not be parsed.
+
+    Raises:
+        UsageError: The file cannot be read, or no line can be parsed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        hint = f"name a text file with lines such as {example}"
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint) from error
+    check_encoding(data, str(path))
+    values, errors = list[T](), list[UsageError]()
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        place = f"{path}, line {number}"
+        try:
+            if line.strip():
+                values.append(parse(decode_text(line, place), place, number))
+        except UsageError as error:
+            errors.append(error)
+        except RecursionError:
+            errors.append(UsageError(f"{place} is nested too deeply", f"write {example}"))
+    if not values:
+        raise errors[0] if errors else UsageError(f"{path} has no {what}", f"write lines such as {example}")
+    return values, errors
