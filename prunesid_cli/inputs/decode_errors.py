@@ -29,6 +29,7 @@ TGA_EXTENSIONS = frozenset({".tga", ".icb", ".vda", ".vst"})
 """TGA has no signature. A file with one of these extensions is tried as TGA; Pillow checks its header."""
 UNUSUAL_JPEG = re.compile(rb"\xff([\xc3\xc5-\xc7\xcb\xcd-\xcf\xf7])\0[\x0b\x11\x14]")
 """The frame header of a JPEG of 1, 3 or 4 colours that is lossless or hierarchical, or of a JPEG-LS."""
+PPM_HEADER = re.compile(rb"P[1-6]\s(\s|#[^\n]*\n)*\d+\s+\d+\s")
 HEIF_SIZE = re.compile(rb"ispe\0{4}(.{8})", re.DOTALL)
 """Width and height of a picture in a HEIC or AVIF file, or of a tile of one."""
 
@@ -58,7 +59,11 @@ def explain_decode_error(source: str, data: bytes, error: Exception) -> MediaErr
     file_type, extension = detect_file_type(data), os.path.splitext(source)[1].lower()
     if file_type is FileType.UNKNOWN and extension in tiff.RAW_EXTENSIONS:
         return camera_raw_error(source, extension[1:].upper())
-    if file_type is FileType.UNKNOWN and extension in TGA_EXTENSIONS and not isinstance(error, UnidentifiedImageError):
+    if not file_type.is_image and PPM_HEADER.match(data):
+        file_type = FileType.PPM
+    elif (
+        file_type is FileType.UNKNOWN and extension in TGA_EXTENSIONS and not isinstance(error, UnidentifiedImageError)
+    ):
         file_type = FileType.TGA
     if not file_type.is_image:
         return MediaError(f"{source}: not an image: {file_type.description}", file_type.hint)

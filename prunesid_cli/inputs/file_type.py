@@ -22,6 +22,9 @@ class FileType(Enum):
     HEIC = True, "HEIC", "copy or download it again"
     AVIF = True, "AVIF image", "copy it again; AVIF needs Pillow 11.3 or newer, or convert it to PNG"
     BMP = True, "BMP", "copy or download it again"
+    ICO = True, "ICO", "copy or download it again"
+    QOI = True, "QOI", "copy or download it again"
+    PPM = True, "PPM", "copy or download it again"  # no signature that a text could not have: known by its header
     SGI = True, "SGI", "copy or download it again"
     PCX = True, "PCX", "copy or download it again"
     TGA = True, "TGA", "copy or download it again"  # has no signature: known by its name
@@ -58,6 +61,8 @@ SIGNATURES = (
     (b"\xff\xd8\xff", FileType.JPEG),
     (b"\x89PNG\r\n\x1a\n", FileType.PNG),
     (b"GIF8", FileType.GIF),
+    (b"\0\0\x01\0", FileType.ICO),
+    (b"qoif", FileType.QOI),
     *((bytes([1, 0xDA, packed, size]), FileType.SGI) for packed in (0, 1) for size in (1, 2)),
     *((bytes([10, version, 1]), FileType.PCX) for version in (0, 2, 3, 4, 5)),
     (b"II*\0\x10\0\0\0CR", FileType.CAMERA_RAW),  # CR2; others that are TIFF files are known by their tags

@@ -178,6 +178,16 @@ def test_older_formats_are_read(format: str, options: dict[str, str]) -> None:
         assert_landmark(load_image_bytes(data, "a"))
 
 
+@pytest.mark.parametrize("format", ["PPM", "ICO", "QOI"])
+def test_half_a_file_is_damaged(format: str) -> None:
+    data = hostile.encoded(hostile.noise(), format)
+    assert refusal(data[: len(data) // 2])[0].startswith(f"damaged or cut short {format} (")
+
+
+def test_a_text_that_begins_like_a_ppm_is_a_text() -> None:
+    assert refusal(b"P1 is the first part, P2 the second one. " * 9)[0] == "not an image: the file is text"
+
+
 def test_tga_has_no_signature_so_it_is_known_by_its_name() -> None:
     data = hostile.encoded(hostile.landmark(), "TGA")
     assert refusal(data, "a.png")[0] == "not an image: the file is of no known image format"
