@@ -268,6 +268,8 @@ def test_a_request_that_cannot_be_answered_ends_the_run(media: list[Any], settin
         ({"fps": "x"}, "fps=x is not a rate"),
         ({"dtype": "fp8"}, "dtype=fp8 is unknown; one of: auto, bf16"),
         ({"attn": "paged"}, "attn=paged is unknown"),
+        ({"fit": "squash"}, "fit=squash is unknown; one of: crop, pad"),
+        ({"allow_special_tokens": "some"}, "allow_special_tokens=some is neither true nor false"),
         ({"batch_size": "many"}, "--batch_size many is not a number"),
         ({"trust_remote_code": True}, "needs code of its own; leave out trust_remote_code"),
     ],

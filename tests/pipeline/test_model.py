@@ -50,6 +50,27 @@ def test_compress_writes_the_bytes_of_the_command(
         assert (tmp_path / "cli" / name).read_bytes() == (tmp_path / "api" / name).read_bytes()
 
 
+def test_options_for_images_and_prompts_are_those_of_the_command(
+    run: Run, pictures: list[Path], tmp_path: Path
+) -> None:
+    path, prompt = tmp_path / "wide.png", "what is </s>?"
+    Image.open(pictures[0]).convert("RGB").resize((400, 100)).save(path)
+    answers = []
+    for options, settings in (
+        ((), {}),
+        (("--fit", "pad"), {"fit": "pad"}),
+        (("--allow-special-tokens",), {"allow_special_tokens": True}),
+    ):
+        printed = run("ask", path, prompt, "-m", "demo", "--json", *options).records[0]
+        model = load("demo", **settings)
+        answer = model.ask(path, prompt)
+        assert (answer.text, answer.prompt_tokens) == (printed["answer"], printed["prompt_tokens"])
+        (item,) = model.encode(path)
+        answers.append((item.layout.visible_share, answer.prompt_tokens))
+    assert [share for share, _ in answers] == [0.25, 1, 0.25]
+    assert answers[0][1] == answers[1][1] > answers[2][1]
+
+
 def test_answer_is_the_command_answer(run: Run, pictures: list[Path], tmp_path: Path) -> None:
     model = load("demo")
     model.compress(pictures[:4], tmp_path / "cache")
@@ -72,6 +93,7 @@ def test_a_cache_of_another_model_is_refused(llava: Path, pictures: list[Path], 
         ({"keep": "none"}, "cannot read 'none' as a budget"),
         ({"method": "prunesit"}, "no selection method called 'prunesit'"),
         ({"dtype": "fp12"}, "dtype='fp12' is unknown"),
+        ({"fit": "squash"}, "fit='squash' is unknown"),
         ({"fps": -1.0}, "-1 is not a rate"),
     ],
 )
