@@ -111,7 +111,7 @@ class BaseLanguageHalf(ABC):
         """See `LanguageHalf.check_prompt`."""
         split_at_tags(prompt, num_items)
         text = MEDIA_TAG.sub("", prompt)
-        for placeholder in self.placeholders if self.allow_special_tokens else ():
+        for placeholder in sorted(self.placeholders) if self.allow_special_tokens else ():
             if placeholder in text:
                 raise UsageError(f"the prompt contains {placeholder}, which stands for an image", hint="leave it out")
         if not text.strip():
