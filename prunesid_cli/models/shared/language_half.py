@@ -118,7 +118,7 @@ class BaseLanguageHalf(ABC):
             raise UsageError("the prompt is not UTF-8 text", "type it again")
         split_at_tags(prompt, num_items)
         text = MEDIA_TAG.sub("", prompt)
-        for placeholder in self.placeholders if self.allow_special_tokens else ():
+        for placeholder in sorted(self.placeholders) if self.allow_special_tokens else ():
             if placeholder in text:
                 raise UsageError(f"the prompt contains {placeholder}, which stands for an image", hint="leave it out")
         if not text.strip():
