@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import PruneSIDError, UnexpectedError
@@ -213,8 +214,10 @@ def prepare_streams() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     else:
         # `captured_stderr` redirects the descriptor while an image is decoded. Messages go to a copy of it.
+        # It has no buffer, whose last flush would fail if stderr is full.
+        copy: Any = open(os.dup(2), "wb", 0)  # noqa: SIM115
         encoding, errors = sys.stderr.encoding, sys.stderr.errors
-        sys.stderr = open(os.dup(2), "w", 1, encoding=encoding, errors=errors)  # noqa: SIM115
+        sys.stderr = TextIOWrapper(copy, encoding, errors, line_buffering=True, write_through=True)
 
 
 def discard_stdout() -> None:

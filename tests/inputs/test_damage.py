@@ -139,7 +139,7 @@ def test_what_is_written_to_the_descriptor_is_caught() -> None:
 def test_the_command_prints_one_line_for_each_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "fax.tif").write_bytes(fax("group4"))
     (tmp_path / "webp.tif").write_bytes(hostile.tiff(bytes(20), {256: 2, 257: 2, 258: 8, 259: 50001}))
-    done = prunesid("compress", tmp_path, "-m", "demo", "--out", tmp_path / "c", "-q")
+    done = prunesid("compress", tmp_path, "-m", "demo", "--fit", "pad", "--out", tmp_path / "c", "-q")
     assert (done.returncode, done.stdout) == (3, "")
     problem = "TIFF of a variant that is not decoded here (1 sample of 8 bits, compression WebP)"
     assert done.stderr == f"error: {tmp_path / 'webp.tif'}: {problem}\nhint: convert it to PNG or JPEG first\n"
