@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_wrong_values_with_right_checksums(name: str, cache: Path, run: Run) -> 
 
     What a reader refuses, commands refuse with its error. What it takes, none of them stumbles over.
     """
-    path = cache / name
+    path, commands = cache / name, cycle(read_commands(cache))
     num_refused = 0
     before = {file.name: file.read_bytes() for file in cache.iterdir()}
     for place in places(read_body(path)):
@@ -165,12 +166,13 @@ def test_wrong_values_with_right_checksums(name: str, cache: Path, run: Run) -> 
             if is_refused(path):
                 num_refused += 1
                 continue
-            for command in read_commands(cache):
-                assert_clean(run(*command), (place, wrong, command[:2]))
+            command = next(commands)
+            assert_clean(run(*command), (place, wrong, command[:2]))
     assert num_refused > 300
 
 
 def test_wrong_values_in_text_files(cache: Path, run: Run) -> None:
+    commands = cycle(read_commands(cache))
     for name in (FAILURES, CALIBRATION):
         path = cache / name
         before = path.read_bytes()
@@ -180,7 +182,8 @@ def test_wrong_values_in_text_files(cache: Path, run: Run) -> None:
                 changed = json.loads(before)
                 put(changed, place, wrong)
                 path.write_text(json.dumps(changed) + "\n")
-                for command in () if is_refused(path) else read_commands(cache):
+                if not is_refused(path):
+                    command = next(commands)
                     assert_clean(run(*command), (name, place, wrong, command[:2]))
         path.write_bytes(before)
 
@@ -192,7 +195,7 @@ def test_wrong_lines_in_a_journal(cache: Path, run: Run, pictures: list[Path]) -
     lines += [["layout", layout] for layout in shard["layouts"]] + [["item", item] for item in shard["items"]]
     for number, line in enumerate(lines):
         for place in places(line):
-            for wrong in WRONG_VALUES:
+            for wrong in WRONG_VALUES[number % 4 :: 4]:
                 changed = json.loads(json.dumps(lines))
                 put(changed[number], place, wrong)
                 texts = [canonical_json(text).encode() for text in changed]
