@@ -16,8 +16,8 @@ DEBUG_OPTION = "--debug"
 MODEL_OPTION = "-m MODEL"
 """Stands in a hint for the options of the command that was typed which choose the model. `cli/` puts them in."""
 INVISIBLE_CHARACTERS = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    r"\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+    r"[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\u2800\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 """Characters that control a terminal, change the direction of text, or cannot be seen. Not the two joiners U+200C and
 U+200D, which words and emoji are written with."""

@@ -127,6 +127,11 @@ class Layout:
         return sum(self.runs)
 
     @property
+    def num_visual(self) -> int:
+        """Number of visual tokens, without structural ones."""
+        return sum(region.rows * region.columns for region in self.regions)
+
+    @property
     def is_clip(self) -> bool:
         return any(region.time is not None for region in self.regions)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ ESCAPE_HINT = r"escape special characters: in JSON, write \\. for . and the same
 FULL_SCORE_VOTES = 3
 """Number of people who must have given an answer for it to score 1 (VQA, arXiv 1505.00468, Sec. 3.3)."""
 MIN_VQA_ANSWERS = 10
+BRACES, MAX_REPEATS = re.compile(r"\{(\d*,?\d+,?)\}"), 100_000
+"""Counted repetitions of a regular expression. Nested ones multiply, and so does the memory that compiling takes."""
 MAX_REGEX_SECONDS = 1.0
 """Time limit of a search for a regular expression. With nested repetitions, one can take hours."""
 
@@ -43,6 +47,9 @@ class Metric:
         if self.score is regex:
             for answer in answers:
                 try:
+                    counts = [max(map(int, re.findall(r"\d{1,9}", braces))) for braces in BRACES.findall(answer)]
+                    if math.prod(counts) > MAX_REPEATS:
+                        raise UsageError(f"{location}: {answer!r} repeats too often", "use smaller numbers in {}")
                     patterns.compile(answer)
                 except patterns.error as error:
                     problem = f"{location}: {answer!r} is not a regular expression: {error}"
@@ -104,12 +111,13 @@ def regex(answer: str, expected: Sequence[str]) -> float:
     """1 if an expected answer, as a regular expression, matches in the answer.
 
     Raises:
-        PruneSIDError: The search takes longer than `MAX_REGEX_SECONDS`, as with nested repetitions.
+        PruneSIDError: The search takes longer than `MAX_REGEX_SECONDS`, as with nested repetitions, or too much memory,
+            as with recursion.
     """
     try:
         return float(any(patterns.search(text, answer, timeout=MAX_REGEX_SECONDS) for text in expected))
-    except TimeoutError as error:
-        problem = f"its regular expression takes longer than {MAX_REGEX_SECONDS:g} s on the answer"
+    except (TimeoutError, MemoryError, RecursionError) as error:
+        problem = f"its regular expression takes longer than {MAX_REGEX_SECONDS:g} s on the answer, or too much memory"
         raise PruneSIDError(problem, "avoid repetitions within repetitions, as in (a+)+") from error
 
 

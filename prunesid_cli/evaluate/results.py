@@ -153,7 +153,7 @@ def open_results(path: Path | None, context: str) -> Iterator[Results]:
     if path is None:
         yield Results(None, context)
         return
-    with open_lines(path, LINE_PATTERN, last_field="context") as file:
+    with open_lines(path, LINE_PATTERN) as file:
         results = Results(file, context)
         file.append([])
         yield results

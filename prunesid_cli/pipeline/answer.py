@@ -101,11 +101,18 @@ def answer(
         batch_size=1 if samples else batch_size,
         shares_prefixes=language.can_share_prefix and not samples,
     )
+    language.tokenize("?", [])  # a model without a chat template fails at once, and not for each item
     for window in batched(queries, SORTED_BATCHES * answerer.batch_size):
         finished, waiting = dict[int, Reply](), [query.number for query in reversed(window)]
-        tokenized = [answerer.tokenize(query) for query in window]
-        for group in group_by_length(tokenized, answerer.batch_size, answerer.shares_prefixes):
-            for reply in answerer.answer_group(group):
+        tokenized = list[TokenizedQuery]()
+        for query in window:
+            try:
+                tokenized.append(answerer.tokenize(query))
+            except PruneSIDError as error:  # of the text of its layout
+                finished[query.number] = Reply(query, None, 0.0, _name_item(query, error))
+        groups = group_by_length(tokenized, answerer.batch_size, answerer.shares_prefixes)
+        for group in groups or [[]]:
+            for reply in answerer.answer_group(group) if group else ():
                 finished[reply.query.number] = reply
             ready = list[Reply]()
             while waiting and waiting[-1] in finished:
@@ -158,6 +165,13 @@ def shared_prefix_length(queries: Sequence[TokenizedQuery]) -> int:
     return count - len(item.layout.runs) + item.kept if count >= prefix_length else 0
 
 
+def _name_item(query: Query, error: PruneSIDError) -> CacheError:
+    """The error of one item, which names it."""
+    source = query.item.source
+    problem = error.problem if source in error.problem else f"{source}: {error.problem}"
+    return CacheError(problem, error.hint)
+
+
 @dataclass(frozen=True)
 class BatchAnswerer:
     """Answers groups of queries.
@@ -189,7 +203,7 @@ class BatchAnswerer:
                 tokens[source] = next(read_tokens(first.shard, [first.item]))
                 self.language.check_item(tokens[source])
             except PruneSIDError as error:
-                errors[source] = error
+                errors[source] = _name_item(first, error)
         readable = [query for query in group if query.source not in errors]
         prefix_caches = self._read_prefixes(readable, tokens) if self.shares_prefixes else {}
         results = dict[int, Answer | PruneSIDError]()

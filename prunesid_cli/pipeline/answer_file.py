@@ -167,5 +167,5 @@ def open_answers(path: Path, answered_by: str) -> Iterator[AnswerFile]:
         UsageError: The file has other contents, or cannot be written.
         PruneSIDError: Another run writes to it.
     """
-    with open_lines(path, LINE_PATTERN, last_field="by") as file:
+    with open_lines(path, LINE_PATTERN) as file:
         yield AnswerFile(file, answered_by)

@@ -15,6 +15,8 @@ import regex
 from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.runtime.output_file import is_stream, open_stream
 
+CUT_VALUE = r"t|tr|tru|f|fa|fal|fals|n|nu|nul|-?[\d.eE+-]{0,24}"
+"""What is left of a line from where it is no JSON any more, if it ends in a word or a number: perhaps nothing."""
 OTHER_FILE_HINT = "name another --out, or move the file away"
 
 
@@ -25,23 +27,23 @@ class LineFile:
     Attributes:
         path: The file.
         pattern: Regular expression of our lines.
-        last_field: A field that each of our lines has near its end.
         stream: Descriptor of a stream, to which lines only go out; None for a regular file.
         end: Bytes of the complete lines, once they were read.
+        lacks_line_end: Whether the last of them has no line end: all of it was written but that.
     """
 
     path: Path
     pattern: bytes
-    last_field: str
     stream: int | None = None
     end: int = 0
+    lacks_line_end: bool = False
 
     def read(self) -> Iterator[bytes]:
         """The complete lines, and at the end any text that is not the beginning of a line of ours.
 
         The beginning of a line of ours is what an interrupted run left: it is ignored, and removed by `append`.
         """
-        self.end = 0
+        self.end, self.lacks_line_end = 0, False
         if self.stream is not None or not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -49,16 +51,21 @@ class LineFile:
                 if not line.endswith(b"\n") and self._is_cut_short(line):
                     return
                 self.end += len(line)
+                self.lacks_line_end = not line.endswith(b"\n")
                 yield line
 
     def _is_cut_short(self, line: bytes) -> bool:
-        """Whether a text is the beginning of a line of ours, and not a JSON object of someone else."""
-        if not regex.fullmatch(self.pattern, line, partial=True):
+        """Whether a text is the beginning of a line of ours: of JSON that could go on where the text ends."""
+        if b"\r" in line or not regex.fullmatch(self.pattern, line, partial=True):
             return False
         try:
-            return self.last_field in json.loads(line)
-        except ValueError:
-            return True
+            json.loads(line)
+        except json.JSONDecodeError as error:
+            is_in_string = error.msg.startswith(("Unterminated string", "Invalid \\uXXXX escape"))
+            return is_in_string or bool(regex.fullmatch(CUT_VALUE, error.doc[error.pos :]))
+        except (ValueError, RecursionError):
+            return False
+        return False
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Adds lines and syncs them to the disk. Without any, only checks that the file can be written.
@@ -68,6 +75,8 @@ class LineFile:
             PruneSIDError: They could not be written; the file has none of them.
         """
         data = b"".join(lines)
+        if data and self.lacks_line_end and self.end:
+            data = b"\n" + data
         try:
             if self.stream is not None:
                 _write(self.stream, data)
@@ -85,6 +94,7 @@ class LineFile:
         except OSError as error:
             raise self.write_error(error) from error
         self.end += len(data)
+        self.lacks_line_end = False
 
     def not_ours(self, number: int) -> UsageError:
         """The error of a line that is not one of ours; `number` is from 1."""
@@ -103,13 +113,12 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 @contextmanager
-def open_lines(path: Path, pattern: bytes, last_field: str) -> Iterator[LineFile]:
+def open_lines(path: Path, pattern: bytes) -> Iterator[LineFile]:
     """Opens a file of lines for reading and writing, and locks it. It need not exist.
 
     Args:
         path: The file, or a stream.
         pattern: Regular expression of our lines. What does not begin so is never removed.
-        last_field: A field that each of our lines has near its end.
 
     Raises:
         UsageError: The file cannot be written.
@@ -123,7 +132,7 @@ def open_lines(path: Path, pattern: bytes, last_field: str) -> Iterator[LineFile
         except OSError as error:
             raise UsageError(f"cannot write to {path}: {error.strerror}", "name another --out") from error
         try:
-            yield LineFile(path, pattern, last_field, stream)
+            yield LineFile(path, pattern, stream)
         finally:
             os.close(stream)
         return
@@ -141,7 +150,7 @@ def open_lines(path: Path, pattern: bytes, last_field: str) -> Iterator[LineFile
         raise UsageError(f"cannot write to {path.parent}: {error.strerror}", "name another --out") from error
     is_new = not path.exists()
     try:
-        yield LineFile(path, pattern, last_field)
+        yield LineFile(path, pattern)
     finally:
         if is_new and path.exists() and not path.stat().st_size:  # a failed run leaves no empty file
             path.unlink()

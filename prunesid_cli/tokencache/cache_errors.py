@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import shard_name
 
+NO_FILE_ERRORS = (errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EPERM)
+"""What the system, or `cache_file`, says of a folder, a link or a pipe that has the name of a file."""
+
 
 def read_error(path: Path, error: Exception, hint: str = "check it with: ls -l") -> CacheError:
     """The error for a file that cannot be read, or whose contents cannot be right."""
+    hint = f"move {path} away" if getattr(error, "errno", None) in NO_FILE_ERRORS else hint
     return CacheError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint)
 
 
 def write_error(path: Path, error: OSError) -> CacheError:
     """The error for a file that the system cannot write."""
-    return CacheError(f"cannot write {path}: {error.strerror}", "free some space, then run the same command")
+    hint = "free some space, then run the same command"
+    hint = f"move {path} away" if error.errno in NO_FILE_ERRORS else hint
+    return CacheError(f"cannot write {path}: {error.strerror or error}", hint)
 
 
 def damaged_item(path: Path, source: str) -> CacheError:

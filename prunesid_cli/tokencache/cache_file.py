@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import fields
@@ -20,7 +21,7 @@ import msgspec
 
 T = TypeVar("T")
 
-OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Links are refused, and a pipe does not block."""
 
 
@@ -40,18 +41,19 @@ def open_file(path: Path, mode: str = "rb") -> BinaryIO:
             second name.
     """
     try:
-        file: Any = open(path, mode, opener=lambda name, flags: os.open(name, flags | OPEN_FLAGS))  # noqa: SIM115
+        descriptor = os.open(path, (os.O_RDWR if "+" in mode else os.O_RDONLY) | OPEN_FLAGS)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link, and not a file") from error
         raise
-    status = os.fstat(file.fileno())
+    status = os.fstat(descriptor)
     problem = "" if stat.S_ISREG(status.st_mode) else "it is not a regular file"
     if "+" in mode and status.st_nlink > 1:
         problem = "it has a second name (a hard link)"
     if problem:
-        file.close()
+        os.close(descriptor)
         raise OSError(errno.EINVAL, problem)
+    file: Any = open(descriptor, mode)  # noqa: SIM115
     opened: BinaryIO = file
     return opened
 
@@ -95,6 +97,21 @@ def parse_json(text: bytes | str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def split_check(text: str) -> tuple[str, bytes]:
+    """Split JSON with sorted keys into its first field, `check`, and the JSON without it.
+
+    Returns:
+        The checksum, and the text that it is of.
+
+    Raises:
+        ValueError: It does not begin with a checksum.
+    """
+    match = re.match(r'\{"check":"([0-9a-f]{32})",', text)
+    if not match:
+        raise ValueError("it has no checksum")
+    return match[1], b"{" + text[match.end() :].encode()
 
 
 def build_record(record: Mapping[str, Any], cls: type[T]) -> T:

@@ -76,7 +76,8 @@ def read_calibration(folder: Path) -> Calibration | None:
         if data is None:
             return None
         calibration = build_record(parse_json(data), Calibration)
-        if not calibration.values or not all(MIN_PHI <= value <= MAX_PHI for value in calibration.values):
+        all_phi = (calibration.phi, *calibration.values)
+        if not (calibration.images > 0 and calibration.values and all(MIN_PHI <= phi <= MAX_PHI for phi in all_phi)):
             raise ValueError("its values are not between 0 and 2")
     except (OSError, ValueError) as error:
         raise CacheError(

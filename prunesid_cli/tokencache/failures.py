@@ -25,7 +25,7 @@ def read_failures(folder: Path) -> list[dict[str, str]]:
     try:
         lines = (read_file(path, MAX_FAILURES_BYTES) or b"").split(b"\n")
         records = [parse_json(line) for line in lines if line]
-        failures = [{name: str(record[name]) for name in ("source", "error", "hint")} for record in records]
+        failures = [{name: record[name] for name in ("source", "error", "hint")} for record in records]
         os.fsencode("".join(text for record in failures for text in record.values()))  # else no file has such a name
         return failures
     except (OSError, ValueError, LookupError, TypeError) as error:

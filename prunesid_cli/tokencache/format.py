@@ -165,6 +165,7 @@ class Item(Provenance):
             "size": min(self.size) > 0,
             "phi": MIN_PHI <= self.phi <= MAX_PHI,
             "rows": 0 <= self.rows[0] < self.rows[1] and self.rows[1] - self.rows[0] == len(self.slots),
+            "whole": not self.is_unpruned or len(slots - {CLS_NOT_READ}) >= self.layout.num_visual,
             "slots": len(slots) == len(self.slots) - max(num_cls - 1, 0)
             and min(slots, default=0) >= CLS_NOT_READ
             and max(slots, default=-1) < self.layout.total,
@@ -198,7 +199,8 @@ def layout_from_record(record: dict[str, Any]) -> Layout:
     layout = build_record(values | {"regions": regions, "mrope_deltas": record["advances"]}, Layout)
     layout.text.encode()  # a lone surrogate is a ValueError
     has_bad_runs = min(layout.runs, default=0) < 0 or not 0 < layout.total <= MAX_SLOTS
-    if has_bad_runs or len(layout.mrope_deltas) not in (0, len(layout.runs)):
+    deltas = layout.mrope_deltas
+    if has_bad_runs or len(deltas) not in (0, len(layout.runs)) or not all(0 <= delta <= MAX_SLOTS for delta in deltas):
         raise ValueError("the runs of a layout cannot be right")
     num_visual = 0
     for region in regions:
@@ -206,6 +208,7 @@ def layout_from_record(record: dict[str, Any]) -> Layout:
         end = region.first + (region.rows - 1) * region.stride + region.columns
         is_grid = min(region.rows, region.columns) > 0 and region.stride >= region.columns
         is_inside = region.first >= 0 and end <= layout.total and num_visual <= layout.total
+        is_inside = is_inside and 0 <= region.tick <= MAX_SLOTS
         if not (is_grid and is_inside and all(map(math.isfinite, (*region.box, region.time or 0.0)))):
             raise ValueError("a region of a layout cannot be right")
     return layout

@@ -38,16 +38,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.cache_errors import write_error
-from prunesid_cli.tokencache.cache_file import build_record, parse_json, read_file
+from prunesid_cli.tokencache.cache_file import read_file, split_check
 from prunesid_cli.tokencache.format import (
     INDEX,
     MAX_PHI,
     MAX_SHARDS,
+    MAX_SLOTS,
     METADATA_KEY,
     MIN_PHI,
     Run,
@@ -59,6 +61,7 @@ from prunesid_cli.tokencache.format import (
 )
 from prunesid_cli.tokencache.index import Index, MissingShards, ShardInfo, find_missing_shards, index_with_shards
 from prunesid_cli.tokencache.index_table import COLUMNS, ShardPosition, Table, copy_stamps
+from prunesid_cli.tokencache.quantization import SAFETENSORS_DTYPES, STORES
 from prunesid_cli.tokencache.shard import read_header
 
 INDEX_FORMAT = 1
@@ -73,8 +76,9 @@ STAMP_TENSORS = {"names": "names", "digests": "digests", "stamps": "stamps"}
 
 @dataclass(frozen=True)
 class IndexBody:
-    """The JSON of the index file, apart from `format` and `check`."""
+    """The JSON of the index file."""
 
+    format: int
     run: Run | None
     sampling: str
     shards: tuple[tuple[int, int, int], ...]
@@ -127,14 +131,14 @@ def load_index(folder: Path, with_stamps: bool = False) -> LoadedIndex:
 def read_index(folder: Path) -> Index | None:
     """Read the saved index, without stamps. Returns None if there is none, or if it is damaged."""
     saved = _read_table(folder / INDEX, INDEX_TENSORS)
-    if saved is None or saved.body.get("format") != INDEX_FORMAT:
+    if saved is None:
         return None
     try:
-        run = saved.body["run"] and build_record(saved.body["run"], Run)
-        body = build_record({name: saved.body[name] for name in IndexBody.__annotations__} | {"run": run}, IndexBody)
-    except (ValueError, LookupError, TypeError):
-        return None
-    if not _fits(body, saved.table):
+        # Decoded by the types of the fields: JSON of other types is refused before it takes much memory.
+        body = msgspec.json.decode(saved.text, type=IndexBody)
+        if body.format != INDEX_FORMAT or not _fits(body, saved.table):
+            return None
+    except (ValueError, RecursionError, OverflowError):
         return None
     return Index(
         run=body.run,
@@ -149,21 +153,30 @@ def read_index(folder: Path) -> Index | None:
 
 def _fits(body: IndexBody, table: Table) -> bool:
     """Whether the shards have exactly the items that the table and the superseded items are, each once."""
-    numbers = [*(number for number, _, _ in body.shards), *body.given_up]
+    num_items = {number: items for number, _, items in body.shards}
+    numbers = [*num_items, *body.given_up]
     if not (0 <= body.given <= MAX_SHARDS and all(0 <= number < body.given for number in numbers)):
         return False
-    num_items = np.zeros(body.given, np.int64)
-    for number, _, items in body.shards:
-        num_items[number] = items
+    run = body.run
+    if run and not (run.store in STORES and run.dtype in SAFETENSORS_DTYPES) or (body.shards and not run):
+        return False
     positions = np.concatenate([table.positions, np.array(body.dead, np.int64).reshape(-1, 2)])
-    if min(num_items, default=0) < 0 or num_items.sum() != len(positions) or (positions[:, 0] >= body.given).any():
+    is_counted = len(num_items) == len(body.shards) and all(items >= 0 for items in num_items.values())
+    if not is_counted or sum(num_items.values()) != len(positions):
         return False
-    if (positions < 0).any() or (positions[:, 1] >= num_items[positions[:, 0]]).any():
+    ends = np.zeros(body.given, np.int64)
+    ends[list(num_items)] = list(num_items.values())
+    if (positions < 0).any() or (positions[:, 0] >= body.given).any():
         return False
-    flat = np.cumsum(num_items)[positions[:, 0]] - 1 - positions[:, 1]
-    is_each_once = len(positions) == 0 or np.bincount(flat).max() == 1
-    is_plausible = (table.counts >= 0).all() and (table.phi >= MIN_PHI).all() and (table.phi <= MAX_PHI).all()
-    return bool(is_each_once and is_plausible)
+    if (positions[:, 1] >= ends[positions[:, 0]]).any():
+        return False
+    places = np.cumsum(ends)[positions[:, 0]] - 1 - positions[:, 1]
+    is_each_once = len(places) == 0 or np.bincount(places).max() == 1
+    high, low = np.ascontiguousarray(table.names).view(">u8").T
+    is_sorted = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
+    is_plausible = (table.counts >= 0) & (table.counts <= MAX_SLOTS)
+    has_phi = (table.phi >= MIN_PHI) & (table.phi <= MAX_PHI)
+    return bool(is_each_once and is_sorted.all() and is_plausible.all() and has_phi.all())
 
 
 def read_stamps(folder: Path) -> Table:
@@ -173,7 +186,9 @@ def read_stamps(folder: Path) -> Table:
 
 
 class _SavedTable(NamedTuple):
-    body: dict[str, Any]
+    """A table and the JSON beside it, whose checksum is right."""
+
+    text: str
     table: Table
 
 
@@ -185,24 +200,25 @@ def _read_table(path: Path, tensors: Mapping[str, str]) -> _SavedTable | None:
     try:
         data = read_file(path, MAX_INDEX_BYTES) or b""
         (header_bytes,) = struct.unpack_from("<Q", data)
-        body = parse_json(parse_json(data[8 : 8 + header_bytes])["__metadata__"][METADATA_KEY])
+        header = msgspec.json.decode(data[8 : 8 + header_bytes], type=dict[str, dict[str, str | list[int]]])
+        text = str(header["__metadata__"][METADATA_KEY])
+        check, checked = split_check(text)
         loaded = load(data)
         columns = {column: loaded[tensor] for column, tensor in tensors.items()}
-        check = body.pop("check")
         blank = Table.blank(len(columns["names"]))
-    except (OSError, SafetensorError, struct.error, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, SafetensorError, struct.error, ValueError, LookupError, TypeError, RecursionError):
         return None
     table = replace(blank, **columns)
     for name in COLUMNS:
         column, expected = getattr(table, name), getattr(blank, name)
         if column.dtype != expected.dtype or column.shape != expected.shape:
             return None
-    return _SavedTable(body, table) if check == _table_checksum(body, columns.values()) else None
+    return _SavedTable(text, table) if check == _table_checksum(checked, columns.values()) else None
 
 
-def _table_checksum(body: dict[str, Any], columns: Iterable[NDArray[Any]]) -> str:
+def _table_checksum(text: bytes, columns: Iterable[NDArray[Any]]) -> str:
     data = (np.ascontiguousarray(column).view(np.uint8).data for column in columns)  # not copied
-    return checksum(canonical_json(body).encode(), *data)  # type: ignore[arg-type]
+    return checksum(text, *data)  # type: ignore[arg-type]
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -228,7 +244,8 @@ def _write_table(path: Path, body: dict[str, Any], table: Table, tensors: Mappin
     from safetensors.numpy import save
 
     columns = {tensor: np.ascontiguousarray(getattr(table, column)) for column, tensor in tensors.items()}
-    metadata = {METADATA_KEY: canonical_json(body | {"check": _table_checksum(body, columns.values())})}
+    check = _table_checksum(canonical_json(body).encode(), columns.values())
+    metadata = {METADATA_KEY: canonical_json(body | {"check": check})}
     try:
         write_atomically(path, lambda file: file.write(save(columns, metadata)))
     except OSError as error:

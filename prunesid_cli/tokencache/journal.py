@@ -18,11 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
-from prunesid_cli.tokencache.cache_errors import read_error, write_error
+from prunesid_cli.tokencache.cache_errors import read_error, repair_hint, write_error
 from prunesid_cli.tokencache.cache_file import build_record, create_file, open_file, parse_json
 from prunesid_cli.tokencache.format import (
     FORMAT,
+    MAX_SHARDS,
     Item,
     Run,
     Shard,
@@ -34,6 +36,7 @@ from prunesid_cli.tokencache.format import (
     shard_name,
 )
 from prunesid_cli.tokencache.quantization import DTYPE_BYTES, STORES, stored_dtype
+from prunesid_cli.tokencache.run_mismatch import describe_mismatch, mismatch_hint
 from prunesid_cli.tokencache.shard import (
     MAX_HEADER_BYTES,
     PackedRows,
@@ -82,6 +85,9 @@ class ShardJournal:
         """
         count = item.rows[1] - item.rows[0]
         self.channels = self.channels or rows.channels
+        if rows.channels != self.channels:
+            problem = f"{self.path} has tokens of {self.channels} channels, and {item.source} of {rows.channels}"
+            raise CacheError(problem, repair_hint(self.path))
         is_new_layout = item.layout not in self.layouts
         layout_number = self.layouts.setdefault(item.layout, len(self.layouts))
         item = replace(item, rows=(self.num_rows, self.num_rows + count))
@@ -200,17 +206,24 @@ def resume_shard(shard: Shard) -> ShardJournal:
     return journal
 
 
-def recover(folder: Path) -> None:
+def recover(folder: Path, run: Run) -> None:
     """Write the shard of a run that was killed, from what it had synced.
 
+    Args:
+        folder: The cache.
+        run: Settings of the cache.
+
     Raises:
-        CacheError: It cannot be written.
+        CacheError: It cannot be written, or is not of this cache.
     """
     for log_path in folder.glob(LOG_GLOB):
         try:
             journal = _read_log(folder, log_path)
         except OSError as error:
             raise read_error(log_path, error) from error
+        if journal is not None and journal.run != run:
+            mismatch = describe_mismatch(journal.run, run)
+            raise CacheError(f"{log_path} was left by a run {mismatch}", mismatch_hint(journal.run, run))
         if journal is not None:
             num_written = len(read_header(journal.path).items) if journal.path.exists() else 0
             if len(journal.items) > num_written:
@@ -241,7 +254,8 @@ def _read_log(folder: Path, log_path: Path) -> ShardJournal | None:
         journal = ShardJournal(folder, int(head["number"]), run, str(head["tool"]), channels)
         row_bytes = channels * DTYPE_BYTES[stored_dtype(run.store, run.dtype)]
         row_bytes += STORES[run.store].scales_per_row(channels) * DTYPE_BYTES["F32"]
-        if journal.log_path.name != log_path.name or row_bytes <= 0:
+        is_number = 0 <= journal.number < MAX_SHARDS
+        if not is_number or journal.log_path.name != log_path.name or row_bytes <= 0:
             return None
         journal.rows_file = open_file(journal.rows_path)
         rows_end = os.fstat(journal.rows_file.fileno()).st_size

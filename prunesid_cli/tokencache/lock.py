@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
+from prunesid_cli.tokencache.cache_errors import NO_FILE_ERRORS, write_error
 from prunesid_cli.tokencache.cache_file import open_file
 from prunesid_cli.tokencache.format import CALIBRATION, FAILURES, is_cache_folder
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+LOCK = ".prunesid.lock"
 PARTIAL_FILE_GLOBS = (".prunesid-*.part", "..prunesid-*.part", f".{FAILURES}.*.part", f".{CALIBRATION}.*.part")
 """Files of a cache that were not written to their end."""
 
@@ -31,11 +33,11 @@ def acquire_lock(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".prunesid.lock")
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            open_file(folder / ".prunesid.lock", "r+b").close()  # FileLock empties what it opens
+            open_file(folder / LOCK, "r+b").close()  # FileLock empties what it opens
         lock.acquire(timeout=0)
         for pattern in PARTIAL_FILE_GLOBS:
             for path in folder.glob(pattern):
@@ -47,6 +49,8 @@ def acquire_lock(folder: Path) -> tuple[BaseFileLock, CacheError | None]:
         raise CacheError(f"another run is writing to {folder}", "wait for it, or name another --out") from error
     except OSError as error:
         unwritable = CacheError(f"cannot write to {folder}: {error.strerror}", "name another --out")
+        if error.errno in NO_FILE_ERRORS:
+            unwritable = write_error(Path(error.filename or folder / LOCK), error)
         if is_cache_folder(folder):
             return lock, unwritable
         raise unwritable from error

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.text import command_line
-from prunesid_cli.tokencache.format import Item, Shard, shard_name
+from prunesid_cli.tokencache.format import Item, Shard
 from prunesid_cli.tokencache.index_table import ShardPosition
 from prunesid_cli.tokencache.reader import Cache, open_cache
 from prunesid_cli.tokencache.run_mismatch import describe_mismatch
-from prunesid_cli.tokencache.shard import read_header, read_rows
+from prunesid_cli.tokencache.shard import read_rows
 from prunesid_cli.tokencache.writer import CacheWriter, ShardLimits
 
 
@@ -34,7 +34,7 @@ class _ShardByShard:
 
     def read_item(self, position: ShardPosition) -> tuple[Shard, Item]:
         if self.header is None or self.header.number != position.shard:
-            self.header = read_header(self.cache.folder / shard_name(position.shard))
+            self.header = self.cache.read_shard(position.shard)
         return self.header, self.header.items[position.item]
 
 

@@ -52,13 +52,29 @@ class Cache:
         """
         for shard_number in sorted(self.index.shards):
             try:
-                shard = read_header(self.folder / shard_name(shard_number))
+                shard = self.read_shard(shard_number)
             except CacheError as error:
                 self.faults[error.problem] = error
                 continue
-            for item_number in range(self.index.shards[shard_number].items):
+            for item_number in range(len(shard.items)):
                 if (shard_number, item_number) not in self.index.superseded:
                     yield shard, item_number
+
+    def read_shard(self, number: int) -> Shard:
+        """Read the header of a shard of the index.
+
+        Raises:
+            CacheError: It is damaged, or has not as many items as the index says.
+        """
+        return self._check(read_header(self.folder / shard_name(number)))
+
+    def _check(self, shard: Shard) -> Shard:
+        if len(shard.items) != self.index.shards[shard.number].items:
+            raise self._index_error()
+        return shard
+
+    def _index_error(self) -> CacheError:
+        return CacheError(f"{self.folder / INDEX} does not fit the shards", f"delete {self.folder / INDEX}")
 
     def items(self) -> Iterator[tuple[Shard, Item]]:
         """Yield each item that counts, like `positions`."""
@@ -75,7 +91,7 @@ class Cache:
             return None
         shard, item = self._read_item(entry.position)
         if item.source != source:
-            raise CacheError(f"{self.folder / INDEX} does not fit the shards", f"delete {self.folder / INDEX}")
+            raise self._index_error()
         return shard, item
 
     def find_by_digest_prefix(self, prefix: str) -> list[tuple[Shard, Item]]:
@@ -83,7 +99,8 @@ class Cache:
         return [self._read_item(position) for position in self.index.find_by_digest_prefix(prefix)]
 
     def _read_item(self, position: ShardPosition) -> tuple[Shard, Item]:
-        shard = _read_header_cached(self.folder / shard_name(position.shard))
+        num_bytes = self.index.shards[position.shard].bytes  # a shard that has grown is read again
+        shard = self._check(_read_header_cached(self.folder / shard_name(position.shard), num_bytes))
         return shard, shard.items[position.item]
 
     def failures(self) -> list[dict[str, str]]:
@@ -95,7 +112,9 @@ class Cache:
         return {record["source"] for record in self.failures() if self.index.find(record["source"])}
 
 
-_read_header_cached = lru_cache(MAX_CACHED_HEADERS)(read_header)
+@lru_cache(MAX_CACHED_HEADERS)
+def _read_header_cached(path: Path, num_bytes: int) -> Shard:
+    return read_header(path)
 
 
 def open_cache(folder: str | Path, with_stamps: bool = False) -> Cache:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.cache_errors import damaged_item, misplaced_shard, read_error, repair_hint
-from prunesid_cli.tokencache.cache_file import UnknownFieldError, build_record, open_file, parse_json
+from prunesid_cli.tokencache.cache_file import UnknownFieldError, build_record, open_file, parse_json, split_check
 from prunesid_cli.tokencache.format import (
     FORMAT,
     METADATA_KEY,
@@ -28,13 +28,11 @@ from prunesid_cli.tokencache.format import (
     layout_from_record,
     parse_shard_number,
 )
-from prunesid_cli.tokencache.quantization import DTYPE_BYTES, STORES, stored_dtype
+from prunesid_cli.tokencache.quantization import DTYPE_BYTES, SAFETENSORS_DTYPES, STORES, stored_dtype
 from prunesid_cli.types import TokenSet
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
-CHECK_PREFIX = '{"check":"'
-CHECK_CHARACTERS = 32
 
 
 class PackedRows(NamedTuple):
@@ -101,10 +99,8 @@ def read_header(path: Path) -> Shard:
         problem = f"{path} has cache format {version}, which is no longer read"
         raise CacheError(problem, "compress again, to another --out")
     try:
-        # `check` is the first key of the JSON, because keys are sorted.
-        check_end = len(CHECK_PREFIX) + CHECK_CHARACTERS
-        unchecked = "{" + text[check_end + len('",') :]
-        if not text.startswith(CHECK_PREFIX) or text[len(CHECK_PREFIX) : check_end] != checksum(unchecked.encode()):
+        check, checked = split_check(text)
+        if check != checksum(checked):
             raise ValueError("its checksum is wrong")
         shard, end = _build_shard(path, body, tensors, data_start=8 + length)
     except UnknownFieldError as error:
@@ -129,8 +125,9 @@ def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data
     layouts = {number: layout_from_record(record) for number, record in enumerate(body["layouts"])}
     items = tuple(Item.from_record(record, layouts) for record in body["items"])
     number, tool = body["number"], body["tool"]
-    if not (isinstance(number, int) and isinstance(tool, str) and run.store in STORES):
-        raise ValueError("its number, tool or store cannot be right")
+    is_known = run.store in STORES and run.dtype in SAFETENSORS_DTYPES
+    if not (type(number) is int and isinstance(tool, str) and is_known):
+        raise ValueError("its number, tool, store or dtype cannot be right")
     records = {name: build_record(tensor, TensorRecord) for name, tensor in tensors.items()}
     num_rows, channels = records["tokens"].shape
     groups = STORES[run.store].scales_per_row(channels)
@@ -142,13 +139,14 @@ def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data
         row_bytes = DTYPE_BYTES[record.dtype] * record.shape[1]
         locations[name] = TensorLocation(start=data_start + end, row_bytes=row_bytes)
         start, end = end, end + row_bytes * num_rows
-        if record.data_offsets != (start, end) or row_bytes < 0:
+        if record.data_offsets != (start, end) or row_bytes <= 0:
             raise ValueError(f"the offsets of {name} cannot be right")
     described = {name: {"dtype": record.dtype, "shape": [*record.shape]} for name, record in records.items()}
     if not (body["tensors"] == described == shapes) or num_rows < 0:
         raise ValueError("its tensors are not those of its run")
-    if max((item.rows[1] for item in items), default=0) > num_rows:
-        raise ValueError("it has items without rows")
+    edges = [0, *(item.rows[1] for item in items)]
+    if [item.rows[0] for item in items] != edges[:-1] or edges[-1] != num_rows:
+        raise ValueError("the rows of its items do not follow each other")
     shard = Shard(
         path=path,
         number=number,

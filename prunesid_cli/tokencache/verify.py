@@ -129,7 +129,12 @@ def _is_index_right(folder: Path, saved: Index, expected: Index) -> bool:
         index = load_index(folder).index
     except CacheError:  # it is of another run
         return False
-    if (index.run, index.shards, index.superseded) != (expected.run, expected.shards, expected.superseded):
+    if (index.run, index.sampling, index.shards, index.superseded) != (
+        expected.run,
+        expected.sampling,
+        expected.shards,
+        expected.superseded,
+    ):
         return False
     return all(np.array_equal(getattr(index.table, name), getattr(expected.table, name)) for name in INDEX_TENSORS)
 

@@ -83,7 +83,7 @@ class CacheWriter:
         self.lock, self.unwritable = acquire_lock(folder)
         try:
             if not self.unwritable:
-                recover(folder)
+                recover(folder, run)
             loaded = LoadedIndex(Index(), MissingShards(folder), is_saved=True)
             if is_cache_folder(folder):
                 loaded = load_index(folder, with_stamps=True)

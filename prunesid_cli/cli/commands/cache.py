@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +69,7 @@ def list_items(
 
 def _print_row(source: str, cells: list[str], record: Mapping[str, object], null: bool, as_json: bool) -> None:
     if null:
-        printer.raw(os.fsencode(source) + b"\0")
+        printer.result(source, end="\0")
     elif as_json:
         printer.record(dict(record))
     else:

@@ -54,6 +54,7 @@ class BaseLanguageHalf(ABC):
         placeholder_texts: The placeholder of an image (False) and of a clip (True) in a rendered prompt; None if none.
         uses_mrope: Whether visual tokens have positions in time, row and column.
         checked_channels: Widths of tokens that `project` is known to take.
+        checked_layouts: Layouts whose text has a place for each run.
         placeholders: All texts that stand for visual tokens, before or after the processor has expanded a prompt.
         control_tokens: The control tokens, and how text is encoded.
         item_pattern: The control tokens that the text of an image or clip may contain.
@@ -76,7 +77,7 @@ class BaseLanguageHalf(ABC):
         self.placeholder_ids = placeholder_ids(model.config)
         self.placeholder_texts = {is_clip: placeholder_text(processor, is_clip) for is_clip in (False, True)}
         self.uses_mrope = hasattr(model.base_model, "get_rope_index")
-        self.checked_channels = set[int]()
+        self.checked_channels, self.checked_layouts = set[int](), set[Layout]()
         placeholders = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
         self.placeholders = {text for text in (*self.placeholder_texts.values(), *placeholders) if text}
         chat_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
@@ -129,6 +130,12 @@ class BaseLanguageHalf(ABC):
         """See `LanguageHalf.check_item`."""
         channels, weights = item.tokens.shape[1], self.model.get_input_embeddings().weight
         is_right = bool(item.layout.mrope_deltas) == self.uses_mrope
+        if is_right and item.layout not in self.checked_layouts:
+            ids = self.tokenize("?", [item.layout])
+            num_places = int(torch.isin(ids, torch.tensor(sorted(self.placeholder_ids))).sum())
+            is_right = num_places == len(item.layout.runs)
+            if is_right:
+                self.checked_layouts.add(item.layout)
         if is_right and channels not in self.checked_channels:
             try:
                 self.project(weights.new_zeros(1, channels))
