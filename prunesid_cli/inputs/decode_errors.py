@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs import tiff
-from prunesid_cli.inputs.file_type import FileType, detect_file_type
+from prunesid_cli.inputs.file_type import RAW_EXTENSIONS, FileType, detect_file_type
 from prunesid_cli.inputs.source import ERROR_TEXTS, to_media_error
 
 MAX_PIXELS = 100_000_000  # about 400 MB once decoded: Pillow takes four bytes a pixel
@@ -57,7 +57,7 @@ def explain_decode_error(source: str, data: bytes, error: Exception) -> MediaErr
     if "MAX_TEXT" in str(error):  # Pillow's limit for the compressed text in a PNG, which may be a bomb
         return MediaError(f"{source}: it holds too much text", "save it again without the text")
     file_type, extension = detect_file_type(data), os.path.splitext(source)[1].lower()
-    if file_type is FileType.UNKNOWN and extension in tiff.RAW_EXTENSIONS:
+    if file_type is FileType.UNKNOWN and extension in RAW_EXTENSIONS:
         return camera_raw_error(source, extension[1:].upper())
     if not file_type.is_image and PPM_HEADER.match(data):
         file_type = FileType.PPM

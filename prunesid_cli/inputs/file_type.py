@@ -8,6 +8,11 @@ HEADER_BYTES = 1024
 """Number of bytes at the start of a file from which its type is detected."""
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
+RAW_EXTENSIONS = frozenset(
+    {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw"}
+    | {".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+)
+"""Extensions of camera raw."""
 
 
 class FileType(Enum):
@@ -28,10 +33,11 @@ class FileType(Enum):
     SGI = True, "SGI", "copy or download it again"
     PCX = True, "PCX", "copy or download it again"
     TGA = True, "TGA", "copy or download it again"  # has no signature: known by its name
-    PSD = True, "PSD", "export it as a PNG image first"
+    PSD = True, "PSD", "copy or download it again"
     CAMERA_RAW = False, "the file is camera raw", "convert it to JPEG or TIFF first, for example with darktable-cli"
     PDF = False, "the file is a PDF", "turn its pages into PNG images first"
     POSTSCRIPT = False, "the file is PostScript", "turn it into a PNG image first"
+    FITS = False, "the file is a FITS image", "convert it to PNG or JPEG first"
     PHOTOSHOP = False, "the file is a large Photoshop document (PSB)", "export it as a PNG image first"
     ARCHIVE = False, "the file is an archive", "unpack it first"
     VIDEO = False, "the file is a video", "name its file: clips are not read from stdin"
@@ -65,7 +71,6 @@ SIGNATURES = (
     (b"qoif", FileType.QOI),
     *((bytes([1, 0xDA, packed, size]), FileType.SGI) for packed in (0, 1) for size in (1, 2)),
     *((bytes([10, version, 1]), FileType.PCX) for version in (0, 2, 3, 4, 5)),
-    (b"II*\0\x10\0\0\0CR", FileType.CAMERA_RAW),  # CR2; others that are TIFF files are known by their tags
     (b"IIU\0", FileType.CAMERA_RAW),  # RW2
     (b"IIRO", FileType.CAMERA_RAW),  # ORF
     (b"IIRS", FileType.CAMERA_RAW),
@@ -79,7 +84,9 @@ SIGNATURES = (
     (b"II+\0", FileType.TIFF),  # with positions of 64 bits
     (b"MM\0+", FileType.TIFF),
     (b"\0\0\0\x0cjP  ", FileType.JPEG2000),
+    (b"\xffO\xffQ", FileType.JPEG2000),  # without a container
     (b"BM", FileType.BMP),
+    (b"SIMPLE  =", FileType.FITS),
     (b"%PDF", FileType.PDF),
     (b"%!PS", FileType.POSTSCRIPT),
     (b"8BPS\0\x01", FileType.PSD),
@@ -114,6 +121,8 @@ def detect_file_type(data: bytes) -> FileType:
         return FileType.VIDEO
     if header[4:8] == b"ftyp":
         return BRANDS.get(header[8:12], FileType.VIDEO)
+    if header[:4] == b"II*\0" and header[8:11] == b"CR\2":  # CR2; other raw TIFF files are known by their tags
+        return FileType.CAMERA_RAW
     for signature, file_type in SIGNATURES:
         if header.startswith(signature):
             return file_type

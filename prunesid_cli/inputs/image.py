@@ -39,7 +39,7 @@ from prunesid_cli.inputs.decode_errors import (
 )
 from prunesid_cli.inputs.decoding import DEFAULT_DECODING, PICTURE_SECONDS, READ_IN_PARTS, Decoding, TimedFile
 from prunesid_cli.inputs.file_type import FileType, detect_file_type
-from prunesid_cli.inputs.loaders import LOADERS
+from prunesid_cli.inputs.loaders import LOADERS, psd_channels_left_out
 from prunesid_cli.inputs.source import LOCAL, FileSource, to_media_error
 from prunesid_cli.types import Provenance
 
@@ -64,6 +64,7 @@ SEQUENCE_NOTES = {
     "HEIF": "{} pictures in the file: the main one is used",
     "PSD": "{} layers: the picture that is saved with them is used",
 }
+PSD_CHANNELS_NOTE = "number of further channels, such as transparency, that are left out: {}"
 STRICT_HINT = "copy or download it again, or leave out --strict"
 
 # Pillow warns on stderr about what is decided or noted here: pictures over 89 MP (`MAX_PIXELS` decides), odd EXIF, odd
@@ -207,10 +208,12 @@ def _decode(
         rgb, color_note = to_rgb(file, data)
         transpose, orientation_note = read_orientation(file)
         frame_count = getattr(file, "n_frames", 1)  # may seek, so after the pixels were read
+        left_out = psd_channels_left_out(file, data) if file.format == "PSD" else 0
         notes = (
             SEQUENCE_NOTES.get(file.format or "", "").format(frame_count) if frame_count > 1 else "",
             f"decoded at 1/{scale} of its size" if scale > 1 else "",
             color_note,
+            PSD_CHANNELS_NOTE.format(left_out) if left_out else "",
             orientation_note,
             DAMAGE_NOTE.format(file_type.description, damage) if damage else "",
         )
@@ -228,7 +231,7 @@ def _prepare_tiff(data: bytes, source: str) -> bytes:
         MediaError: The first picture is not the one that a user means, or it is too large.
     """
     tags = tiff.read_tags(data)
-    if kind := tiff.camera_raw_kind(tags, source):
+    if kind := tiff.camera_raw_kind(data, tags, source):
         raise camera_raw_error(source, kind)
     if tiff.is_thumbnail(tags):
         raise MediaError(f"{source}: a TIFF that begins with a thumbnail", "save its full picture alone")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.file_type import HEADER_BYTES, FileType, detect_file_type, is_transport_stream
+from prunesid_cli.inputs.file_type import HEADER_BYTES, RAW_EXTENSIONS, FileType, detect_file_type, is_transport_stream
 from prunesid_cli.inputs.glob_paths import expand_glob, is_glob
 from prunesid_cli.inputs.source import LOCAL, FileSource, FolderEntry, to_media_error
 
@@ -26,7 +26,8 @@ VIDEO_EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".3g2"}
     | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".mxf"}
 )
-EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS | RAW_EXTENSIONS
+"""Camera raw is listed, so that each such file is refused by name, and none is left out without a word."""
 SHARED_EXTENSIONS = frozenset({".ts", ".mts"})
 """Extensions of clips that other files have, too: here source files of TypeScript. Their first bytes decide."""
 HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"

@@ -8,6 +8,7 @@ libtiff writes to stderr, which is caught.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ MAX_PADDING_BYTES = 64
 MAX_USUAL_SCANS, SMALL_BLOCK_BYTES = 100, 256
 """A JPEG with more scans is read in small blocks: in 64 KiB, Pillow's choice, thousands of scans can take minutes."""
 PSD_VERSION_INFO, PSD_MULTICHANNEL = 1057, 7  # a resource, and a colour mode
+PSD_CHANNELS_OFFSET, ROW_LENGTH_BYTES = 12, 2
 
 
 def _load_jpeg(file: Any, data: bytes) -> str:
@@ -47,13 +49,30 @@ def _load_tiff(file: Any, data: bytes) -> str:
 
 
 def _load_psd(file: Any, data: bytes) -> str:
-    """Load the composite picture. Raises `ValueError` if there is none, or if its colours are unknown inks."""
+    """Load the composite picture.
+
+    The lengths of all compressed rows precede the first row. Pillow skips only those of the channels that it reads.
+
+    Raises:
+        ValueError: There is none, it is compressed by ZIP, or its colours are unknown inks.
+    """
     if any(kind == PSD_VERSION_INFO and body[4:5] == b"\0" for kind, _, body in file.resources):
         raise ValueError("saved without the composite picture, which is not supported")
     if data[25] == PSD_MULTICHANNEL:
         raise ValueError("multichannel colours are not supported")
+    if not file.tile:
+        raise ValueError("ZIP compression is not supported")
+    if file.tile[0].codec_name == "packbits":
+        skipped = psd_channels_left_out(file, data) * file.height * ROW_LENGTH_BYTES
+        file.tile = [tile._replace(offset=tile.offset + skipped) for tile in file.tile]
     file.load()
     return ""
+
+
+def psd_channels_left_out(file: Any, data: bytes) -> int:
+    """Number of channels of a PSD that Pillow does not read: transparency of grey or CMYK, inks, stored selections."""
+    (count,) = struct.unpack_from(">H", data, PSD_CHANNELS_OFFSET)
+    return int(count) - len(file.getbands())
 
 
 def jpeg_damage(warning: str, data: bytes) -> str:

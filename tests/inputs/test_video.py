@@ -280,12 +280,13 @@ TRANSPARENT = {
 """Name -> encoder, its pixels and its options."""
 
 
-def transparent_film(path: Path, left_alpha: int, right_alpha: int) -> Path:
-    """Twelve numbered frames; the left and right half of each have these alphas."""
+def transparent_film(path: Path, left_alpha: int, right_alpha: int, tags: dict[str, str] | None = None) -> Path:
+    """Twelve numbered frames; the left and right half of each have these alphas, and the stream has these tags."""
     codec, pixels, options = TRANSPARENT[path.name]
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt, stream.options = *SIZE, pixels, options
+        stream.metadata.update(tags or {})
         for number in range(12):
             alpha = np.full((SIZE[1], SIZE[0], 1), right_alpha, np.uint8)
             alpha[:, : SIZE[0] // 2] = left_alpha
@@ -306,6 +307,14 @@ def test_transparent_parts_are_white(name: str, tmp_path: Path) -> None:
         assert pixels[BLOCK + 8 :, : SIZE[0] // 2 - 8].min() > 250
         assert abs(pixels[BLOCK + 8 : -BLOCK - 8, SIZE[0] // 2 + 8 :] - 90).max() < 12
     assert "decord cannot be trusted" in refusal(tmp_path / name, FrameSampling(backend="decord")).problem
+
+
+def test_the_mark_of_separate_alpha_is_known_in_any_case(tmp_path: Path) -> None:
+    """As a tag, which FFmpeg writes in upper case, it hides the one that FFmpeg makes of the field in the header."""
+    path = transparent_film(tmp_path / "vp9.webm", 0, 255, {"alpha_mode": "1"})
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].metadata["ALPHA_MODE"] == "1"
+    assert load_media(path, FrameSampling(3)).notes == ("transparency composited on white",)
 
 
 @pytest.mark.parametrize("name", TRANSPARENT)

@@ -128,7 +128,7 @@ def probe_clip(file: Any, size: int) -> ClipProbe:
 
 def has_separate_alpha(stream: Any) -> bool:
     """Whether a stream of VP8 or VP9 has an alpha channel, which is beside the pictures."""
-    return stream.metadata.get("alpha_mode") == "1"
+    return any(name.lower() == "alpha_mode" and value == "1" for name, value in stream.metadata.items())
 
 
 def has_alpha(pixel_format: Any) -> bool:
