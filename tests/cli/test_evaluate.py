@@ -22,7 +22,6 @@ from prunesid_cli.evaluate.report import SettingSummary, summarize
 from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer
 from prunesid_cli.evaluate.search import BudgetSearch
 from prunesid_cli.evaluate.statistics import RelativeAccuracy, detection, relative_accuracy, unpruned_accuracy
-from tests.cli.processes import shell
 from tests.conftest import Run
 
 
@@ -284,12 +283,21 @@ def test_a_run_that_fails_leaves_no_empty_file(run: Run, questions: Path, llava:
     assert (ran.code, out.exists()) == (1, False), ran.err
 
 
-def test_answers_go_to_stdout_by_name(questions: Path, llava: Path, tmp_path: Path) -> None:
-    command = f"prunesid evaluate {questions} -m {llava} --keep 8 --max-new-tokens 2"
-    assert shell(f"{command} --out {tmp_path}/a.jsonl --json").returncode == 0
-    done = shell(f"{command} --out /dev/stdout --json")
-    stored = (tmp_path / "a.jsonl").read_text()
-    assert (done.returncode, done.stdout.startswith(stored)) == (0, True), done.stderr
+def test_answers_go_to_stdout_by_name(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the table to stderr."""
+    path, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"media": str(pictures[0]), "prompt": "what?"}))
+    command = ("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 2)
+    ran = run(*command, "--out", out)
+    capfd.readouterr()
+    again = run(*command, "--out", "/dev/stdout")
+    assert (again.code, again.out, capfd.readouterr().out) == (0, "", out.read_text())
+    assert ran.out in again.err and ran.out.startswith("setting")
+    assert [json.loads(line)["setting"] for line in run(*command, "--out", "/dev/null", "--json").out.splitlines()] == [
+        "all", "8 prunesid",
+    ]  # fmt: skip
 
 
 def test_a_plot_replaces_only_a_plot(run: Run, questions: Path, tmp_path: Path) -> None:
@@ -307,10 +315,16 @@ def test_a_plot_replaces_only_a_plot(run: Run, questions: Path, tmp_path: Path) 
     assert (tmp_path / "notes.png").read_text() == "dear notes"
 
 
-def test_a_regular_expression_has_a_time_limit(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_regular_expression_has_a_time_limit() -> None:
     assert METRICS["regex"].score("a" * 200, ["a+b?$"]) == 1
     with pytest.raises(PruneSIDError, match="takes longer than 1 s"):
         METRICS["regex"].score("a" * 200 + "!", ["(a|aa)+$"])
+
+
+@pytest.mark.slow
+def test_a_record_with_a_slow_expression_fails_alone(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     path, out = tmp_path / "q.jsonl", tmp_path / "answers.jsonl"
     slow = "^(.|..|...)*[\u2602\u2603]$"  # no answer has these characters
     questions = [

@@ -18,7 +18,7 @@ from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS, Fit
-from prunesid_cli.runtime.output_file import is_stdout
+from prunesid_cli.runtime.output_file import is_stdout, is_stream
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import align_columns, plural
 
@@ -110,7 +110,7 @@ def evaluate(
     Example: prunesid evaluate questions.jsonl --keep all,128,64,32 --method prunesid,random --plot plot.png
     """
     printer.check_stdout()
-    printer.resumable = out is not None
+    printer.resumable = out is not None and not is_stream(out)
     from prunesid_cli.evaluate.plot import check_plot, draw_plot
     from prunesid_cli.evaluate.records import read_records
     from prunesid_cli.evaluate.report import measure_name, summarize
