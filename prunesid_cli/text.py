@@ -16,11 +16,13 @@ DEBUG_OPTION = "--debug"
 MODEL_OPTION = "-m MODEL"
 """Stands in a hint for the options of the command that was typed which choose the model. `cli/` puts them in."""
 INVISIBLE_CHARACTERS = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f"
     r"\u2800\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""Characters that control a terminal, change the direction of text, or cannot be seen. Not the two joiners U+200C and
-U+200D, which words and emoji are written with."""
+"""Characters that control a terminal, change the direction of text, cannot be seen, or look like a space. Not the two
+joiners U+200C and U+200D, which words and emoji are written with."""
+SPACES = "\xa0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f"
+"""Those that look like a space. They belong into sentences, but in the name of a file they deceive."""
 
 
 def plural(count: int, word: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from typing import Annotated, Any
@@ -30,6 +31,9 @@ from prunesid_cli.cli.terminal import (
 from prunesid_cli.cli.usage_errors import format_parser_error
 from prunesid_cli.errors import ExitCode, PruneSIDError, UnexpectedError
 from prunesid_cli.text import DEBUG_OPTION
+
+FOLDER_VARIABLES = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+"""Variables that count as unset if they are empty."""
 
 app = typer.Typer(
     cls=PlainGroup,
@@ -87,6 +91,9 @@ def run() -> int:
     Returns:
         The exit code.
     """
+    for name in FOLDER_VARIABLES:
+        if os.environ.get(name) == "":  # else files would be written to / or to the current folder
+            del os.environ[name]
     printer.reset(debug="--debug" in sys.argv)
     connect_logging()
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from prunesid_cli.errors import UsageError
+from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.text import nearest
 
@@ -100,7 +100,8 @@ def set_model(name: str) -> Path:
         The path of the file.
 
     Raises:
-        UsageError: The file cannot be read, written, or changed without breaking it.
+        UsageError: The file cannot be read, or changed without breaking it.
+        PruneSIDError: The file cannot be written.
     """
     load_config()
     path = config_path()
@@ -116,6 +117,9 @@ def set_model(name: str) -> Path:
             raise ValueError("the name cannot be written as TOML")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(text.encode()))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        hint = "make a folder there that can be written, or set XDG_CONFIG_HOME"
+        raise PruneSIDError(f"cannot set the model in {path}: {error.strerror or error}", hint) from error
+    except ValueError as error:
         raise UsageError(f"cannot set the model in {path}: {error}", hint="write it there by hand") from error
     return path

@@ -8,6 +8,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from prunesid_cli.cli.terminal import printer
+
 COMMON, MODEL, PRUNING, CLIPS, ANSWERING, OUTPUT, ADVANCED = (
     "Options", "Model and device", "Pruning", "Clips", "Answering", "Output", "Rarely used",
 )  # fmt: skip
@@ -32,6 +34,7 @@ class PlainGroup(TyperGroup):
 
 
 def _write_help(command: Any, context: Any, formatter: Any) -> None:
+    printer.check_stdout()
     arguments = [_names(one) for one in command.params if one.param_type_name == "argument"]
     words = ["[OPTIONS]", *arguments, *(["COMMAND"] if getattr(command, "commands", None) else [])]
     formatter.write_usage(context.command_path, " ".join(words))

@@ -32,8 +32,14 @@ def warn_if_cropped(seen: Sequence[float], num_inputs: int, noun: str = "input")
     lost = [1 - share for share in seen if share < FULLY_VISIBLE]
     if lost:
         counts = f"{len(lost):,} of {plural(num_inputs, noun)}"
-        shares = f"{fmean(lost):.0%} of their area, at most {max(lost):.0%} of one"
+        shares = f"{format_share(fmean(lost))} of their area, at most {format_share(max(lost))} of one"
+        shares = shares if len(lost) > 1 else f"{format_share(lost[0])} of its area"
         printer.warning(f"cropped: {counts}; the model does not see {shares}; to keep all of it: --fit pad")
+
+
+def format_share(share: float) -> str:
+    """A share as a percentage, which is 100% only if it is all."""
+    return f"{share if share == 1 else min(share, 0.99):.0%}"
 
 
 def note_if_all_kept(budget: Budget, total: int) -> bool:

@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import PruneSIDError, UnexpectedError
-from prunesid_cli.text import DEBUG_OPTION, MODEL_OPTION, command_line, escape_invisible
+from prunesid_cli.text import DEBUG_OPTION, MODEL_OPTION, SPACES, command_line, escape_invisible
 
 if TYPE_CHECKING:
     from prunesid_cli.cli.progress import ProgressBar
@@ -53,7 +53,7 @@ class Printer:
         self.model_options: list[str] = []
 
     def result(self, text: str, end: str = "\n", is_styled: bool = False) -> None:
-        """Prints a result and flushes. On a terminal, invisible characters are escaped, but for line breaks and tabs.
+        """Prints a result and flushes. On a terminal, invisible characters are escaped, but not white space.
 
         Args:
             text: The result. Undecodable file names in it reach a pipe as the bytes that they are.
@@ -62,7 +62,7 @@ class Printer:
         """
         self.check_stdout()
         if stdout_is_terminal() and not is_styled:
-            text = escape_invisible(text, keep="\n\t")
+            text = escape_invisible(text, keep="\n\t" + SPACES)
         if UNDECODABLE_BYTES.search(text) and not sys.stdout.isatty():
             text = OTHER_SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
             self.raw(os.fsencode(text + end))

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.metrics import METRICS, choose_metric
-from prunesid_cli.inputs.text_file import parse_lines
-from prunesid_cli.text import SURROGATE_HINT, is_encodable
+from prunesid_cli.inputs.text_file import check_name, check_text, parse_json, parse_lines
 
 EXAMPLE_LINE = '{"media": "a.jpg", "prompt": "what colour is the car?", "answer": "red", "kind": "colour"}'
+HINT = f"write {EXAMPLE_LINE}"
 FIELDS = {"media", "prompt", "answer", "kind", "metric"}
 
 
@@ -68,25 +69,24 @@ def read_records(path: Path, default_metric: str | None = None) -> tuple[list[Re
 
 
 def _parse_record(line: str, location: str, number: int, folder: Path, default_metric: str | None) -> Record:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{location} is not JSON: {error}", EXAMPLE_LINE) from error
+    fields = parse_json(line, location, EXAMPLE_LINE)
     if not isinstance(fields, dict):
-        raise UsageError(f"{location} is not an object", EXAMPLE_LINE)
+        raise UsageError(f"{location} is not an object", HINT)
     if unknown := sorted(fields.keys() - FIELDS):
-        raise UsageError(f"{location} has an unknown field {unknown[0]!r}", f"known: {', '.join(sorted(FIELDS))}")
+        raise UsageError(f"{location} has an unknown field '{unknown[0]}'", f"known: {', '.join(sorted(FIELDS))}")
     media, answers = _read_texts(fields, "media", location), tuple(_read_texts(fields, "answer", location))
     prompt, kind = fields.get("prompt"), fields.get("kind", "")
     if not media or not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f"{location} needs media and a prompt", EXAMPLE_LINE)
-    if not is_encodable(prompt):
-        raise UsageError(f"{location}: the prompt holds half of a surrogate pair", SURROGATE_HINT)
+        raise UsageError(f"{location} needs media and a prompt", HINT)
     if not isinstance(kind, str):
-        raise UsageError(f"{location}: kind is not text", EXAMPLE_LINE)
+        raise UsageError(f"{location}: kind is not text", HINT)
+    for what, text in (("the prompt", prompt), ("the kind", kind), *(("an answer", answer) for answer in answers)):
+        check_text(text, location, what)
+    for name in media:
+        check_name(name, location)
     metric = fields.get("metric", default_metric) or choose_metric(answers)
     if not isinstance(metric, str) or metric not in METRICS:
-        raise UsageError(f"{location}: no metric called {metric!r}", f"one of: {', '.join(METRICS)}")
+        raise UsageError(f"{location}: no metric called '{metric}'", f"one of: {', '.join(METRICS)}")
     _check_answers(fields, answers, location)
     METRICS[metric].check(answers, location)
     question = json.dumps([media, prompt, answers, kind, metric])
@@ -118,6 +118,8 @@ def _read_texts(fields: dict[str, Any], name: str, location: str) -> list[str]:
     texts = []
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise UsageError(f"{location}: {name} is neither a text nor a list of texts", EXAMPLE_LINE)
+            raise UsageError(f"{location}: {name} is neither a text nor a list of texts", HINT)
+        if isinstance(item, float) and not isfinite(item):  # Python reads NaN, which is not JSON
+            raise UsageError(f"{location}: {name} is not a finite number", HINT)
         texts.append(str(item))
     return texts

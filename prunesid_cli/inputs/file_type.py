@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from enum import Enum
 
 HEADER_BYTES = 1024
@@ -100,7 +101,6 @@ SIGNATURES = (
     (b"\0\0\x01\xb3", FileType.VIDEO),
     (b"version https://git-lfs", FileType.LFS),
 )
-TRANSPORT_SYNC, TRANSPORT_PACKET_BYTES, MIN_TRANSPORT_PACKETS = 0x47, (188, 192, 204), 3
 RIFF_TYPES = {b"WEBP": FileType.WEBP, b"AVI ": FileType.VIDEO}
 BRANDS = (
     dict.fromkeys(HEIF_BRANDS, FileType.HEIC)
@@ -109,6 +109,8 @@ BRANDS = (
 )
 QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide"})
 """First boxes of QuickTime files that have no brand."""
+CONTROL_CHARACTERS = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
+"""Bytes that text does not have."""
 MARKUP = (("<svg", FileType.SVG), ("<!doctype html", FileType.HTML), ("<html", FileType.HTML))
 
 
@@ -129,23 +131,23 @@ def detect_file_type(data: bytes) -> FileType:
     return _detect_text_type(header)
 
 
-def is_transport_stream(header: bytes) -> bool:
-    """Whether a file of this header is an MPEG transport stream: each packet begins with a sync byte.
+def is_text(header: bytes) -> bool:
+    """Whether a file is text: in UTF-8, in UTF-16 with a byte order mark, or in an encoding of one byte a character.
 
     Args:
-        header: Its first `HEADER_BYTES` bytes. They may begin in the middle of a packet.
+        header: Its first `HEADER_BYTES` bytes. An empty file is no text.
     """
-    return any(
-        len(syncs := header[start::step]) >= MIN_TRANSPORT_PACKETS and set(syncs) == {TRANSPORT_SYNC}
-        for step in TRANSPORT_PACKET_BYTES
-        for start in range(step)
-    )
+    if header.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    num_ascii = sum(byte < 0x80 for byte in header)
+    has_control_characters = bool(CONTROL_CHARACTERS.intersection(header))
+    is_one_byte_text = not has_control_characters and num_ascii > len(header) // 2
+    return bool(header) and (is_one_byte_text or _detect_text_type(header) is not FileType.UNKNOWN)
 
 
 def _detect_text_type(header: bytes) -> FileType:
     text = header.decode("utf-8", errors="ignore")  # a character may be cut at the end of the header
-    has_control_characters = any(char < " " and char not in "\t\n\r\f\x1b" for char in text)
-    if len(text.encode()) < len(header) - 3 or has_control_characters:
+    if len(text.encode()) < len(header) - 3 or CONTROL_CHARACTERS.intersection(header):
         return FileType.UNKNOWN
     start = text.lstrip("\ufeff \t\r\n").lower()
     if start.startswith("<?xml"):

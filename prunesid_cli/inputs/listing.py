@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.file_type import HEADER_BYTES, RAW_EXTENSIONS, FileType, detect_file_type, is_transport_stream
+from prunesid_cli.inputs.file_type import HEADER_BYTES, RAW_EXTENSIONS, FileType, detect_file_type, is_text
 from prunesid_cli.inputs.glob_paths import expand_glob, is_glob
 from prunesid_cli.inputs.source import LOCAL, FileSource, FolderEntry, to_media_error
 
@@ -29,7 +29,7 @@ VIDEO_EXTENSIONS = frozenset(
 EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS | RAW_EXTENSIONS
 """Camera raw is listed, so that each such file is refused by name, and none is left out without a word."""
 SHARED_EXTENSIONS = frozenset({".ts", ".mts"})
-"""Extensions of clips that other files have, too: here source files of TypeScript. Their first bytes decide."""
+"""Extensions of clips that other files have, too: here TypeScript. They are clips unless they are text."""
 HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"
 FILE_MARK, LINK_MARK, FOLDER_MARK = "f", "l", "d"
 SKIP_REASONS = {"h": HIDDEN, "o": OTHER, "x": LINK}
@@ -175,10 +175,7 @@ class Listing(Iterable[ListedFile]):
                 header = file.read(HEADER_BYTES)
         except OSError:  # reading the file reports the error
             return True
-        file_type = detect_file_type(header)
-        if file_type is FileType.UNKNOWN:
-            return is_transport_stream(header)
-        return file_type.is_image or file_type in (FileType.VIDEO, FileType.LFS)
+        return detect_file_type(header) is FileType.LFS or not is_text(header)
 
     def _skip(self, reason: str, path: str) -> None:
         self.skipped[reason] += 1

@@ -26,21 +26,20 @@ def read_list(stream: BinaryIO, null_separated: bool = False) -> Iterator[str]:
     Raises:
         UsageError: The paths are separated the other way, or are not UTF-8 but UTF-16.
     """
-    separator, other = (b"\0", b"\n") if null_separated else (b"\n", b"\0")
+    separator = b"\0" if null_separated else b"\n"
     # Past the buffer, if there is one: a thread that waits inside it for a pipe would keep the process from ending.
     source: BinaryIO | io.RawIOBase = getattr(stream, "raw", stream)
     read = getattr(source, "read1", source.read)  # `read` of a buffer would wait for a whole chunk from a pipe
-    rest, is_first, is_one_name = b"", True, True
+    rest, is_first = b"", True
     while chunk := read(CHUNK_BYTES):
-        *names, rest = (rest + chunk).split(separator)
-        is_one_name = is_one_name and not names
-        if is_one_name and len(rest) > CHUNK_BYTES:  # checked now, or the whole list would be read first
-            _check_separator(rest, other)
+        data = rest + chunk
+        if separator in data or len(data) > CHUNK_BYTES:  # before any of its names is given
+            _check_list(data, null_separated, is_first)
+        *names, rest = data.split(separator)
         for name in names:
             yield from _read_name(name, is_first, null_separated)
             is_first = False
-    if is_one_name:
-        _check_separator(rest, other)
+    _check_list(rest, null_separated, is_first)
     yield from _read_name(rest, is_first, null_separated)
 
 
@@ -50,22 +49,30 @@ def _read_name(name: bytes, is_first: bool, null_separated: bool) -> Iterator[st
     A line may end in a carriage return or in blanks, and the first one may begin with a byte order mark. These are left
     out, unless a file has that very name.
     """
-    plain = name if null_separated else name.rstrip()
-    if is_first:
-        check_encoding(name, LIST)
-        plain = plain.removeprefix(codecs.BOM_UTF8)
-    path = os.fsdecode(plain)
-    if plain != name:
+    plain = name.removeprefix(codecs.BOM_UTF8) if is_first else name
+    path = os.fsdecode(plain) if null_separated else os.fsdecode(plain).rstrip()  # also blanks that are not ASCII
+    if os.fsencode(path) != name:
         candidates = [os.fsdecode(name), os.fsdecode(name.removesuffix(b"\r")), path]
         path = next((path for path in candidates if LOCAL.exists(path, follow_links=False)), path)
     if path:
         yield path
 
 
-def _check_separator(name: bytes, other: bytes) -> None:
-    """Raise UsageError if the only name so far is a list with the other separator."""
-    if other == b"\0":
-        check_encoding(name, LIST)
-    if other in name.rstrip(other) and not LOCAL.exists(os.fsdecode(name), follow_links=False):
-        separator, hint = ("NUL", "add -0") if other == b"\0" else ("line", "leave out -0")
-        raise UsageError(f"{LIST} is separated by {separator}", hint)
+def _check_list(data: bytes, null_separated: bool, is_start: bool) -> None:
+    """Raise UsageError if a part of a list is UTF-16, or is separated the other way.
+
+    Args:
+        data: The part: some names, or the beginning of one.
+        null_separated: Whether NUL should separate the names, or the end of a line.
+        is_start: Whether it is the first part.
+    """
+    if null_separated and not is_start:
+        return
+    first = os.fsdecode(data.split(b"\0", 1)[0])
+    if not null_separated or not LOCAL.exists(first, follow_links=False):  # names of one byte look like UTF-16
+        check_encoding(data if is_start else b"\n" + data, LIST)
+    if null_separated and b"\n" in data.rstrip(b"\n") and not (b"\0" in data or LOCAL.exists(first)):
+        raise UsageError(f"{LIST} is separated by line", "leave out -0")
+    num_nulls, num_lines = data.count(b"\0"), data.count(b"\n")
+    if not null_separated and num_nulls > num_lines and (is_start or num_lines):  # fewer are damage of single names
+        raise UsageError(f"{LIST} is separated by NUL", "add -0")

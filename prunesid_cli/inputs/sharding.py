@@ -57,7 +57,7 @@ def parse_partition(text: str | None, environment: Mapping[str, str]) -> Partiti
         return _read_environment(environment)
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not match:
-        raise _usage_error(f"cannot read --shard {text!r}")
+        raise _usage_error(f"cannot read --shard '{text}'")
     return _make_partition(int(match[1]), int(match[2]))
 
 

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple, Protocol
 
 from prunesid_cli.errors import MediaError
+from prunesid_cli.text import SURROGATE_HINT
 
+NUL_PROBLEM, NUL_HINT = "a name cannot hold a NUL", "take the NUL out of it"
 ERROR_TEXTS = {
     FileNotFoundError: ("no such file or folder", "check the spelling; quote names that hold spaces"),
     NotADirectoryError: ("no such file or folder", "a part of this path is a file, not a folder"),
     PermissionError: ("no permission to read it", "check it with: ls -l"),
+    UnicodeEncodeError: ("no file can have this name", SURROGATE_HINT),
     MemoryError: ("not enough memory to decode it", "make the picture smaller, or load fewer at once"),
 }
 """Error -> problem and hint."""
@@ -102,6 +105,8 @@ def to_media_error(path: str, error: Exception, files: FileSource = LOCAL) -> Me
     """Turn an error of a file source into one that names the path."""
     reason = getattr(error, "strerror", None) or str(error)
     problem, hint = ERROR_TEXTS.get(type(error), (reason, "check that it is a file or folder that can be read"))
+    if "\0" in path:  # a ValueError of Python
+        problem, hint = NUL_PROBLEM, NUL_HINT
     if isinstance(error, FileNotFoundError) and files.exists(path, follow_links=False):
         problem, hint = "a link that leads nowhere", "repair or remove it"
     return MediaError(f"{path or repr(path)}: {problem}", hint)

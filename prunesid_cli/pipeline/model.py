@@ -69,11 +69,11 @@ def load(model: str = "demo", **settings: Any) -> Model:
     known = [one.name for one in fields(Settings)]
     for name, value in settings.items():
         if name not in known:
-            raise UsageError(f"no setting {name!r}", did_you_mean(name, known, f"one of: {', '.join(known)}"))
+            raise UsageError(f"no setting '{name}'", did_you_mean(name, known, f"one of: {', '.join(known)}"))
         if name in ENUMS:
             values = [member.value for member in ENUMS[name]]
             if value not in values:
-                raise UsageError(f"{name}={value!r} is unknown", f"one of: {', '.join(values)}")
+                raise UsageError(f"{name}='{value}' is unknown", f"one of: {', '.join(values)}")
             settings[name] = ENUMS[name](value)
     chosen = Settings(model=model, **settings)
     chosen.check_method()

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.glob_paths import is_glob
-from prunesid_cli.inputs.text_file import parse_lines
-from prunesid_cli.text import SURROGATE_HINT, is_encodable
+from prunesid_cli.inputs.text_file import check_name, check_text, parse_lines
 from prunesid_cli.tokencache import Cache, Item
 
 if TYPE_CHECKING:
@@ -27,20 +26,28 @@ MIN_DIGEST_DIGITS = 8
 
 
 def matches_path(source: str, pattern: str) -> bool:
-    """Whether a glob matches a path, or only its name if the glob has no slash. `*` matches slashes, too."""
-    return fnmatchcase(source, pattern) or ("/" not in pattern and fnmatchcase(PurePath(source).name, pattern))
+    """Whether a glob matches a path, or only its name if the glob has no slash. `*` matches slashes, too.
+
+    "./a.png" matches the path "a.png", and not the name of a file in another folder.
+    """
+    if "/" not in pattern and fnmatchcase(PurePath(source).name, pattern):
+        return True
+    return fnmatchcase(source, pattern) or fnmatchcase(source, pattern.removeprefix("./"))
 
 
 def escape_names(patterns: Iterable[str], cache: Cache) -> dict[str, str]:
-    """Patterns that are the path or the name of an item -> globs that match nothing else.
+    """Patterns that are the path of an item, or else the name of some -> globs that match nothing else.
 
     A file named like a glob, such as "photo [1].png", is a file, as in `inputs.listing`.
     """
-    globs = {pattern for pattern in patterns if is_glob(pattern)}
-    if not globs:
-        return {}
-    names = (name for _, item in cache.items() for name in (item.source, PurePath(item.source).name))
-    return {name: glob.escape(name) for name in names if name in globs}
+    wanted = {pattern for pattern in patterns if is_glob(pattern) or "/" not in pattern}
+    escaped = dict[str, str]()
+    for source in (item.source for _, item in cache.items() if wanted):
+        if source in wanted:
+            escaped[source] = glob.escape(source if "/" in source else f"./{source}")
+        elif (name := PurePath(source).name) in wanted:
+            escaped.setdefault(name, glob.escape(name))
+    return escaped
 
 
 SELECTORS: dict[str, Callable[[Cache, str], object]] = {
@@ -187,15 +194,13 @@ def _parse_line(line: str, place: str, number: int) -> Prompt:
         text, names = None, {}
     if not isinstance(text, str) or not text.strip() or not all(isinstance(name, str) for name in names.values()):
         raise UsageError(f"{place} is not a prompt", hint=f"write {EXAMPLE_LINE}")
-    if not is_encodable(text):
-        raise UsageError(f"{place}: the prompt holds half of a surrogate pair", SURROGATE_HINT)
+    check_text(text, place, "the prompt")
     if unknown := sorted(record.keys() - {"prompt", *SELECTORS}):  # with a misspelt field it would be for all items
-        raise UsageError(f"{place} has an unknown field {unknown[0]!r}", f"known: prompt, {', '.join(SELECTORS)}")
+        raise UsageError(f"{place} has an unknown field '{unknown[0]}'", f"known: prompt, {', '.join(SELECTORS)}")
     if len(names) > 1:
         raise UsageError(f"{place} names items by {' and by '.join(names)}", "leave out all but one")
     selector, name = next(iter(names.items()), ("", ""))
-    if not is_encodable(name, "surrogateescape"):
-        raise UsageError(f"{place}: no file can have the name {name!r}", SURROGATE_HINT)
+    check_name(name, place)
     if selector == "digest":
         name = name.lower()
         if not re.fullmatch(rf"[0-9a-f]{{{MIN_DIGEST_DIGITS},64}}", name):

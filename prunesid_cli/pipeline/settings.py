@@ -111,7 +111,7 @@ class Settings:
         """Raises `UsageError` if there is no such method."""
         if self.method not in METHODS:
             hint = did_you_mean(self.method, METHODS, f"one of: {', '.join(METHODS)}")
-            raise UsageError(f"no selection method called {self.method!r}", hint)
+            raise UsageError(f"no selection method called '{self.method}'", hint)
 
     def budget(self) -> Budget:
         """The budget that `keep` and `dynamic` mean. Raises `UsageError` if `keep` cannot be read."""

@@ -103,7 +103,8 @@ class LineFile:
     def write_error(self, error: OSError) -> PruneSIDError:
         """The error of a file that could not be written."""
         problem = f"cannot write to {self.path}: {error.strerror}"
-        return PruneSIDError(problem, "free some space: the same command continues from here")
+        hint = "free some space: the same command continues from here" if self.stream is None else "name another --out"
+        return PruneSIDError(problem, hint)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -32,6 +32,11 @@ def is_stream(path: Path) -> bool:
     return str(path).startswith(STREAM_FOLDERS) and (is_special or os.path.samestat(status, os.fstat(1)))
 
 
+def is_stdout(path: Path) -> bool:
+    """Whether a path is a stream that leads to stdout."""
+    return is_stream(path) and os.path.samestat(path.stat(), os.fstat(1))
+
+
 def open_stream(path: Path) -> int:
     """Open a stream for writing. Stdout is duplicated: a socket cannot be opened by its name.
 
@@ -41,7 +46,7 @@ def open_stream(path: Path) -> int:
     Raises:
         OSError: It cannot be opened.
     """
-    return os.dup(1) if os.path.samestat(path.stat(), os.fstat(1)) else os.open(path, os.O_WRONLY)
+    return os.dup(1) if is_stdout(path) else os.open(path, os.O_WRONLY)
 
 
 def check_output(path: Path, option: str, kind: str, is_kind: Callable[[bytes], bool]) -> None:

@@ -62,7 +62,7 @@ def load_method(name: str) -> Method:
         UsageError: There is no method of this name.
     """
     if name not in METHODS:
-        raise UsageError(f"no selection method called {name!r}", hint=f"one of: {', '.join(METHODS)}")
+        raise UsageError(f"no selection method called '{name}'", hint=f"one of: {', '.join(METHODS)}")
     module, function = METHODS[name].path.split(":")
     method: Method = getattr(import_module(f"{__name__}.methods.{module}"), function)
     return method

@@ -81,7 +81,7 @@ class Budget:
             hint = HINT
             if re.fullmatch(r"0?\.\d+", text, re.ASCII) and Fraction(text) > 0:  # most likely meant as a share
                 hint = f"did you mean {_format_decimal(Fraction(text) * 100)}%? {HINT}"
-            raise UsageError(f"cannot read {text!r} as a budget", hint=hint)
+            raise UsageError(f"cannot read '{text}' as a budget", hint=hint)
         value = Fraction(text.rstrip("%"))
         if value <= 0:
             raise UsageError(f"a budget must be more than nothing, not {text}", hint=HINT)

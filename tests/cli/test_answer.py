@@ -234,6 +234,26 @@ def test_an_exact_name_wins_over_a_glob(run: Run, llava: Path, pictures: list[Pa
         assert [Path(record["source"]).name for record in asked.records] == expected
 
 
+@pytest.mark.parametrize("name", ["photo [1].png", "a.png"])
+def test_a_path_wins_over_the_name_of_a_file_elsewhere(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    for picture, path in zip(pictures, (name, f"sub/{name}"), strict=False):
+        shutil.copy(picture, path)
+    run("compress", name, "sub", "-m", llava, "--out", "c")
+    prompts = write_jsonl(Path("p.jsonl"), {"prompt": "count", "where": name})
+    for args, expected in (
+        (("count", "--where", name), [name]),
+        (("--prompts", prompts), [name]),
+        (("count", "--where", f"sub/{name}"), [f"sub/{name}"]),
+        (("count", "--where", "./*.png"), [name, f"sub/{name}"]),
+    ):
+        asked = run("answer", "c", *args, *SHORT)
+        assert [record["source"] for record in asked.records] == expected, asked.err
+
+
 def test_prompts_keep_their_characters(run: Run, scene_cache: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "p.jsonl"
     prompt = "what\u2028is \u0085shown?"

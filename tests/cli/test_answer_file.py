@@ -52,7 +52,8 @@ def test_a_truncated_file_is_completed(
         out.write_bytes(b"".join(lines[:num_lines]) + lines[num_lines][:num_bytes])
         result = run(*command, "--out", out)
         assert (result.code, stored_answers(out)) == (0, complete)
-        assert result.err.startswith(f"{20 - num_lines} answers in")
+        num_kept = num_lines + (num_bytes == -1)
+        assert result.err.startswith(f"{20 - num_kept} answer")
         assert out.read_bytes().startswith(b"".join(lines[:num_lines]))
 
 
@@ -178,18 +179,28 @@ def test_paths_that_cannot_be_written_are_refused(run: Run, scene_cache: Path, t
         assert (result.code != 0, words in result.err) == (True, True), result.err
 
 
-def test_answers_go_to_stdout_by_name(run: Run, scene_cache: Path, prompts_file: Path, tmp_path: Path) -> None:
-    """In a pipe, and in a file that the shell has opened."""
-    out = tmp_path / "answers.jsonl"
-    command = f"answer {scene_cache} --prompts {prompts_file} {' '.join(SHORT)} --out"
+def test_answers_go_to_stdout_by_name(
+    run: Run, scene_cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, command = tmp_path / "answers.jsonl", ("answer", scene_cache, "count", *SHORT, "--out")
+    run(*command, out)
+    capfd.readouterr()
+    assert run(*command, "/dev/stdout").code == 0
+    (tmp_path / "printed").write_text(capfd.readouterr().out)
+    assert stored_answers(tmp_path / "printed") == stored_answers(out) != []
+    hint = "\nhint: name another --out\n"
+    for target, code, words in (("null", 0, "5 answers in"), ("full", 1, f"/dev/full: No space left on device{hint}")):
+        result = run(*command, f"/dev/{target}")
+        assert (result.code, words in result.err, result.out) == (code, True, ""), result.err
+
+
+@pytest.mark.slow
+def test_answers_go_into_a_pipe(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    out, command = tmp_path / "answers.jsonl", f"answer {scene_cache} count {' '.join(SHORT)} --out"
     run(*command.split(), out)
-    for line in (f"prunesid {command} /dev/stdout", f"prunesid {command} /dev/stdout >{tmp_path}/b; cat {tmp_path}/b"):
-        done = shell(line)
-        (tmp_path / "printed").write_text(done.stdout)
-        assert (done.returncode, stored_answers(tmp_path / "printed")) == (0, stored_answers(out)), done.stderr
-    for target, code, words in (("/dev/null", 0, "20 answers in"), ("/dev/full", 1, "cannot write to /dev/full")):
-        done = shell(f"prunesid {command} {target}")
-        assert (done.returncode, words in done.stderr, done.stdout) == (code, True, ""), done.stderr
+    done = shell(f"prunesid {command} /dev/stdout")
+    (tmp_path / "printed").write_text(done.stdout)
+    assert (done.returncode, stored_answers(tmp_path / "printed")) == (0, stored_answers(out)), done.stderr
     done = shell(f"prunesid {command} /dev/stdout | true")
     assert (done.returncode, "rror" in done.stderr) == (0, False), done.stderr
 

@@ -25,7 +25,6 @@ from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation, Placement
-from tests.cli.processes import shell
 from tests.conftest import Run
 from tests.models.tiny import write_checkpoint
 
@@ -286,11 +285,12 @@ def test_a_report_replaces_only_a_report(run: Run, llava: Path, pictures: list[P
         assert (ran.code, [json.loads(report.read_text())], link.is_symlink()) == (0, ran.records, True), ran.err
 
 
-def test_a_report_goes_to_stdout_by_name(llava: Path, pictures: list[Path]) -> None:
-    options = " ".join(map(str, SHORT))
-    done = shell(f"prunesid bench {options} {pictures[0]} -m {llava} --out /dev/stdout --json -q")
-    *report, line = done.stdout.splitlines()
-    assert json.loads("\n".join(report)) == json.loads(line), done.stderr
+def test_a_report_goes_to_stdout_by_name(
+    run: Run, llava: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    ran = run("bench", *SHORT, pictures[0], "-m", llava, "--out", "/dev/stdout", "--json")
+    assert [json.loads(capfd.readouterr().out)] == ran.records, ran.err
 
 
 def test_mini_gemini_has_no_random_weights(run: Run, tmp_path: Path) -> None:

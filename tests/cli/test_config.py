@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -60,6 +61,22 @@ def test_an_input_may_have_the_name_of_a_command(
     config.write_text("keep = ")
     broken = run("compress", "models", "--out", "d")
     assert (broken.code, str(config) in broken.err) == (2, True)
+
+
+def test_empty_variables_of_folders_count_as_unset(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, "")
+    assert run("--version").code == 0
+    assert not {"HOME", "XDG_CONFIG_HOME"} & os.environ.keys()
+    home = config_path().parts[:2]
+    assert home not in (("/", ".config"), ("prunesid", "config.toml"))
+
+
+def test_a_folder_that_cannot_be_made(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    ran = run("models", "use", "demo")
+    assert (ran.code, "config.toml: Not a directory\nhint: " in ran.err) == (1, True), ran.err
 
 
 def test_the_help_names_the_sources_of_options(run: Run) -> None:

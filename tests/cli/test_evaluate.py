@@ -22,7 +22,6 @@ from prunesid_cli.evaluate.report import SettingSummary, summarize
 from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer
 from prunesid_cli.evaluate.search import BudgetSearch
 from prunesid_cli.evaluate.statistics import RelativeAccuracy, detection, relative_accuracy, unpruned_accuracy
-from tests.cli.processes import shell
 from tests.conftest import Run
 
 
@@ -125,8 +124,8 @@ def test_a_kind_that_suffers_is_named_only_if_that_is_certain() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "line 2 is not JSON"),
-        ("[]", "line 2 is not an object"),
+        ("nonsense", "line 1 is not JSON"),
+        ("[]", "line 1 is not an object"),
         ('{"media": "a.png"}', "needs media and a prompt"),
         ('{"media": [], "prompt": "x"}', "needs media and a prompt"),
         ('{"media": "a.png", "prompt": "x", "answers": "y"}', "unknown field 'answers'"),
@@ -138,22 +137,33 @@ def test_a_kind_that_suffers_is_named_only_if_that_is_certain() -> None:
         ('{"media": "a.png", "prompt": "x", "answer": []}', "has an empty list, but no answer"),
         ('{"media": "a.png", "prompt": "x", "metric": "vqa"}', "has a metric, but no answer"),
         ('{"media": "a.png", "prompt": "x", "kind": 3}', "kind is not text"),
-        ('{"media": "a.png", "prompt": "\\udc80"}', "half of a surrogate pair"),
+        ('{"media": "a.png", "prompt": "\\udc80"}', "the prompt holds half of a surrogate pair"),
+        ('{"media": "a.png", "prompt": "x", "answer": ["y", "\\ud800"]}', "an answer holds half of a surrogate pair"),
+        ('{"media": "a.png", "prompt": "x", "kind": "\\ud800"}', "the kind holds half of a surrogate pair"),
+        ('{"media": "a\\ud800.png", "prompt": "x"}', r"no file can have the name 'a\ud800.png'"),
+        ('{"media": "a\\u0000.png", "prompt": "x"}', r"a name cannot hold a NUL: a\x00.png"),
+        ('{"media": "a.png", "prompt": "x", "answer": NaN}', "answer is not a finite number"),
+        ('{"media": "a.png", "prompt": "x", "answer": [1e400]}', "answer is not a finite number"),
+        ('{"media": "a.png", "prompt": "x", "answer": ' + "9" * 5000 + "}", "holds a number of too many digits"),
     ],
 )
-def test_a_bad_record_is_named_and_skipped(
-    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, line: str, message: str
-) -> None:
+def test_a_bad_record_is_named(run: Run, tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(line)
     ran = run("evaluate", path, "-m", tmp_path / "none")
-    assert (ran.code, ran.out, f"{path}, line 1" in ran.err, message.replace("line 2", "line 1") in ran.err) == (
-        2, "", True, True
-    ), ran.err  # fmt: skip
-    good = json.dumps({"media": str(pictures[0]), "prompt": "what?"})
+    assert (ran.code, ran.out, f"{path}, line 1" in ran.err, message in ran.err) == (2, "", True, True), ran.err
+    assert "hint: {" not in ran.err and "sys." not in ran.err
+    good = '{"media": "a.png", "prompt": "what?"}'
     path.write_text(f"{good}\n{line}\n{good}\n")
+    records, errors = read_records(path)
+    assert ([record.line_number for record in records], len(errors)) == ([1, 3], 1)
+
+
+def test_a_bad_record_is_skipped(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    path, good = tmp_path / "q.jsonl", json.dumps({"media": str(pictures[0]), "prompt": "what?"})
+    path.write_text(f"{good}\nnonsense\n{good}\n")
     ran = run("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 2, "--json")
-    assert (ran.code, f"{path}, line 2" in ran.err, message in ran.err) == (3, True, True), ran.err
+    assert (ran.code, f"{path}, line 2 is not JSON" in ran.err) == (3, True), ran.err
     assert [record["records"] for record in ran.records] == [2, 2]
 
 
@@ -232,12 +242,12 @@ def test_a_record_that_the_model_refuses_fails_alone(
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(lines))
     command = ("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 2, "--json", "--divergence")
-    for size in (1, 8):
-        ran = run(*command, "--batch-size", size)
+    hint = f"see more with: prunesid evaluate {path} -m {llava}"
+    for size, words, *debug in ((1, hint), (8, "in fail_on_odd", "--debug")):
+        ran = run(*command, "--batch-size", size, *debug)
         assert (ran.code, [record["records"] for record in ran.records]) == (3, [2, 2]), ran.err
         assert "line 2: " in ran.err and f"line 3: {tmp_path}/odd.png: the image processor failed" in ran.err, ran.err
-        assert f"see more with: prunesid evaluate {path} -m {llava}" in ran.err
-    assert "in fail_on_odd" in run(*command, "--debug").err
+        assert words in ran.err, ran.err
     path.write_text("\n".join([lines[0], lines[3]]))
     assert [record | {"records": 2} for record in run(*command).records] == ran.records
 
@@ -273,12 +283,21 @@ def test_a_run_that_fails_leaves_no_empty_file(run: Run, questions: Path, llava:
     assert (ran.code, out.exists()) == (1, False), ran.err
 
 
-def test_answers_go_to_stdout_by_name(questions: Path, llava: Path, tmp_path: Path) -> None:
-    command = f"prunesid evaluate {questions} -m {llava} --keep 8 --max-new-tokens 2"
-    assert shell(f"{command} --out {tmp_path}/a.jsonl --json").returncode == 0
-    done = shell(f"{command} --out /dev/stdout --json")
-    stored = (tmp_path / "a.jsonl").read_text()
-    assert (done.returncode, done.stdout.startswith(stored)) == (0, True), done.stderr
+def test_answers_go_to_stdout_by_name(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the table to stderr."""
+    path, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"media": str(pictures[0]), "prompt": "what?"}))
+    command = ("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 2)
+    ran = run(*command, "--out", out)
+    capfd.readouterr()
+    again = run(*command, "--out", "/dev/stdout")
+    assert (again.code, again.out, capfd.readouterr().out) == (0, "", out.read_text())
+    assert ran.out in again.err and ran.out.startswith("setting")
+    assert [json.loads(line)["setting"] for line in run(*command, "--out", "/dev/null", "--json").out.splitlines()] == [
+        "all", "8 prunesid",
+    ]  # fmt: skip
 
 
 def test_a_plot_replaces_only_a_plot(run: Run, questions: Path, tmp_path: Path) -> None:
@@ -296,10 +315,16 @@ def test_a_plot_replaces_only_a_plot(run: Run, questions: Path, tmp_path: Path) 
     assert (tmp_path / "notes.png").read_text() == "dear notes"
 
 
-def test_a_regular_expression_has_a_time_limit(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_regular_expression_has_a_time_limit() -> None:
     assert METRICS["regex"].score("a" * 200, ["a+b?$"]) == 1
     with pytest.raises(PruneSIDError, match="takes longer than 1 s"):
         METRICS["regex"].score("a" * 200 + "!", ["(a|aa)+$"])
+
+
+@pytest.mark.slow
+def test_a_record_with_a_slow_expression_fails_alone(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     path, out = tmp_path / "q.jsonl", tmp_path / "answers.jsonl"
     slow = "^(.|..|...)*[\u2602\u2603]$"  # no answer has these characters
     questions = [

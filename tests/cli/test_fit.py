@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from prunesid_cli.cli.notices import warn_if_cropped
 from tests.conftest import Run
 
 CROPPED = "cropped: "
@@ -37,6 +38,22 @@ def test_ask_says_what_is_cropped(run: Run, banners: list[Path]) -> None:
     for more in ((banners[2], "what?"), (*banners, "what?", "--fit", "pad")):
         ran = run("ask", *more, "--json", "--max-new-tokens", 1)
         assert (ran.code, warnings(ran.err), "seen" in ran.records[0]) == (0, [], False)
+
+
+@pytest.mark.parametrize(
+    ("seen", "lost"),
+    [
+        ([0.25], "75% of its area;"),
+        ([0.001], "99% of its area;"),
+        ([0.0], "100% of its area;"),
+        ([0.994], "1% of its area;"),
+        ([0.25, 1.0], "75% of its area;"),
+        ([0.002, 0.004], "99% of their area, at most 99% of one;"),
+    ],
+)
+def test_lost_shares(seen: list[float], lost: str, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_if_cropped(seen, 2)
+    assert f"of 2 inputs; the model does not see {lost} to keep" in capsys.readouterr().err
 
 
 def test_compress_says_once_what_is_cropped(run: Run, banners: list[Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,21 @@ def test_the_note_about_the_embedded_model_ends_when_one_is_chosen(
     monkeypatch.delenv("PRUNESID_MODEL")
     assert run("models", "use", "demo").code == 0
     assert run(*ask).err == run("show", pictures[0]).err == ""
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="Flash Attention is installed")
+def test_without_flash_attention_the_hint_helps(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    """This model does not run with SDPA either."""
+    ask = ("ask", pictures[0], PROMPT, "-m", write_checkpoint("internvl-gpt_oss", tmp_path / "model"), *SHORT)
+    ran = run(*ask, "--attn", "flash_attention_2")
+    assert (ran.code, ran.err.endswith("\nhint: leave out --attn\n")) == (1, True), ran.err
+    assert run(*ask).code == 0
+
+
+def test_bytes_of_a_name_are_escaped(run: Run, pictures: list[Path]) -> None:
+    for option in ("-m", "--keep", "--method"):
+        ran = run("ask", pictures[0], PROMPT, option, "x\udcff")
+        assert (ran.code > 0, r"'x\xff'" in ran.err) == (True, True), ran.err
 
 
 def test_a_folder_has_no_revisions(

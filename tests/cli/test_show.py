@@ -13,7 +13,6 @@ from PIL import Image
 
 from prunesid_cli.visualization.contact_sheet import GAP_PIXELS, TITLE_PIXELS
 from tests.caches import items_by_source
-from tests.cli.processes import shell
 from tests.conftest import Run
 from tests.films import film
 from tests.models.tiny import write_checkpoint
@@ -239,13 +238,14 @@ def test_only_pictures_are_overwritten(run: Run, llava: Path, pictures: list[Pat
     assert sorted(tmp_path.glob("*.*")) == [picture, text], "no temporary file is left"
 
 
-def test_a_picture_goes_to_stdout_by_name(llava: Path, pictures: list[Path], tmp_path: Path) -> None:
-    show = f"prunesid show {pictures[0]} -m {llava} --out"
-    streams = f"{show} /dev/stdout >{tmp_path}/b && {show} /dev/stdout | cat >{tmp_path}/c"
-    done = shell(f"{show} {tmp_path}/a.png && {streams}")
-    assert done.returncode == 0, done.stderr
-    for name in ("b", "c"):
-        assert (tmp_path / name).read_bytes() == (tmp_path / "a.png").read_bytes()
+def test_a_picture_goes_to_stdout_by_name(
+    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    show = ("show", pictures[0], "-m", llava, "--out")
+    assert run(*show, tmp_path / "a.png").code == 0
+    capfdbinary.readouterr()
+    ran = run(*show, "/dev/stdout")
+    assert (ran.code, ran.out, capfdbinary.readouterr().out) == (0, "", (tmp_path / "a.png").read_bytes()), ran.err
 
 
 def test_wrong_options_are_refused_before_a_model_is_loaded(run: Run, pictures: list[Path], tmp_path: Path) -> None:

@@ -24,10 +24,13 @@ def test_stdin_is_a_picture_a_prompt_or_a_list(run: Run, llava: Path, pictures: 
 
 def test_invisible_characters_are_escaped_in_messages(run: Run, tmp_path: Path) -> None:
     names = {"a\ufeff.png": r"a\ufeff.png", "\u202egnp.exe": r"\u202egnp.exe", "b\u200b.png": r"b\u200b.png"}
+    names |= {"c\xa0d.png": r"c\xa0d.png"}
     result = run("compress", "-", "--out", tmp_path / "c", stdin="".join(f"{name}\n" for name in names).encode())
     assert result.code == 3
     for shown in names.values():
         assert f"error: {shown}: no such file or folder\n" in result.err
+    result = run("compress", "-", "--out", tmp_path / "c", stdin=b"none.png\nb\0.png\n")
+    assert "error: b\\x00.png: a name cannot hold a NUL\n" in result.err
 
 
 def test_a_list_may_have_a_byte_order_mark_and_blanks(
@@ -93,7 +96,14 @@ def test_closed_streams(llava: Path, pictures: list[Path], tmp_path: Path) -> No
     ask = f"prunesid ask -m {llava} {pictures[0]} 'what is shown?'"
     compress = f"prunesid compress -m {llava} {pictures[0]} --out {tmp_path}/c"
     message = "error: stdout is closed, there is nowhere to write a result\nhint: leave out >&-\n"
-    for command in (ask, f"{compress} --json", "prunesid models", "prunesid --version"):
+    for command in (
+        ask,
+        f"{compress} --json",
+        "prunesid models",
+        "prunesid --version",
+        "prunesid --help",
+        "prunesid ask -h",
+    ):
         done = shell(f"{command} >&-")
         assert (done.returncode, done.stderr) == (1, message), command
     done = shell(f"{compress} -q >&-; prunesid cache verify {tmp_path}/c")

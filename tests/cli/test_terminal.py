@@ -71,4 +71,4 @@ def test_answers_keep_what_words_are_written_with() -> None:
     text = "a\tb\nمی\u200cخواهم 👩\u200d🚀 ❤\ufe0f"
     assert escape_invisible(text, keep="\n\t") == text
     assert escape_invisible("\x1b[31m\u202e\u200b\x00\x85\U000e0041") == r"\x1b[31m\u202e\u200b\x00\x85\U000e0041"
-    assert escape_invisible("a\nb") == r"a\nb"
+    assert escape_invisible("a\nb\xa0\u2009") == r"a\nb\xa0\u2009"

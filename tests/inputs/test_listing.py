@@ -78,7 +78,7 @@ def test_a_named_file_is_listed_whatever_its_extension(tree: Path, name: str) ->
 
 
 def test_source_files_with_the_extension_of_a_clip_are_no_clips(tree: Path) -> None:
-    """A clip with this extension may begin in the middle of a packet, and have packets of 188, 192 or 204 bytes."""
+    """What is not text is listed, so that damaged clips are reported. A clip may begin in the middle of a packet."""
     folder = tree / "web"
     folder.mkdir()
     clip = film(folder / "clip.ts", 3).read_bytes()
@@ -86,14 +86,21 @@ def test_source_files_with_the_extension_of_a_clip_are_no_clips(tree: Path) -> N
     packets = [clip[start : start + 188] for start in range(0, len(clip), 188)]
     (folder / "disc.MTS").write_bytes(b"".join(b"\0\0\0\0" + packet for packet in packets))
     (folder / "app.ts").write_text("export const GREETING = 'GGGG';\n" * 50)
+    (folder / "latin.ts").write_bytes("// Grüße\n".encode("latin-1") * 200)
+    (folder / "wide.ts").write_text("export {}\n", encoding="utf-16")
+    (folder / "zh.ts").write_text("<TS>" + "图片" * 500, encoding="utf-8")
     (folder / "empty.ts").touch()
+    (folder / "damaged.ts").write_bytes(bytes(range(256)) * 8)
+    (folder / "filled.ts").write_bytes(b"\xff" * 2000)
+    (folder / "short.ts").write_bytes(clip[:150])
     (folder / "conf.mts").write_text("export default {}\n")
     (folder / "lost.ts").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     listing = Listing(["web", "web/app.ts"])
     assert [file.source for file in listing] == [
-        "web/clip.ts", "web/cut.mts", "web/disc.MTS", "web/lost.ts", "web/app.ts"
+        "web/clip.ts", "web/cut.mts", "web/damaged.ts", "web/disc.MTS", "web/empty.ts", "web/filled.ts", "web/lost.ts",
+        "web/short.ts", "web/app.ts",
     ]  # fmt: skip
-    assert listing.skipped == {OTHER: 3}
+    assert listing.skipped == {OTHER: 5}
 
 
 def test_named_hidden_folder_is_walked(tree: Path) -> None:

@@ -23,6 +23,9 @@ LISTS = [
     (b"\xef\xbb\xbfa.png\0b.png \0", True, ["a.png", "b.png "]),
     (b"a.png\n\xef\xbb\xbfb.png", False, ["a.png", "\ufeffb.png"]),
     (b" a.png", False, [" a.png"]),
+    ("a.png\xa0\nb.png\u3000\r\n".encode(), False, ["a.png", "b.png"]),
+    (b"a.png\nb\0.png\nc.png\nd\0", False, ["a.png", "b\0.png", "c.png", "d\0"]),
+    (b"1\0folder\0", True, ["1", "folder"]),
     (b"", False, []),
     (b"", True, []),
 ]
@@ -33,7 +36,7 @@ def test_lists(data: bytes, null_separated: bool, expected: list[str]) -> None:
     assert list(read_list(io.BytesIO(data), null_separated)) == expected
 
 
-@pytest.mark.parametrize("name", ["a.png ", "a.png\r", "\ufeffa.png", " "])
+@pytest.mark.parametrize("name", ["a.png ", "a.png\r", "\ufeffa.png", " ", "a.png\xa0"])
 def test_a_file_with_the_very_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
@@ -41,15 +44,33 @@ def test_a_file_with_the_very_name_wins(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(read_list(io.BytesIO(f"{name}\r\n".encode()))) == [name]
 
 
-@pytest.mark.parametrize("text", ["a.png\r\nb.png\r\n", "photo.png\n", "图.png\n", "photo.png"])
+@pytest.mark.parametrize(
+    "text", ["a.png\r\nb.png\r\n", "photo.png\n", "图.png\n", "éа.png\n", "图片\na.png\n", "photo.png"]
+)
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf_16_is_named(text: str, encoding: str) -> None:
     data = text.encode(encoding)
-    if text[0] > "\xff" and encoding != "utf-16":
-        pytest.skip("without a mark, it is told by the zeros of ASCII text")
     for stream in (io.BytesIO(data), OneByteAtATime(data)):
         with pytest.raises(UsageError, match="the list on stdin is UTF-16, not UTF-8"):
             list(read_list(cast(BinaryIO, stream)))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_before_the_first_name_is_given(encoding: str) -> None:
+    for text, null_separated in (("a.png\0b.png\0", True), ("图片\0a.png\0", True), ("图片\na.png\n", False)):
+        with pytest.raises(UsageError, match="the list on stdin is UTF-16, not UTF-8"):
+            next(read_list(io.BytesIO(text.encode(encoding)), null_separated))
+
+
+def test_names_of_one_byte_are_no_utf_16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert list(read_list(io.BytesIO(b"1\x002\x003\0"), True)) == ["1", "2", "3"]
+
+
+def test_a_list_of_names_with_newlines_that_is_separated_by_nul() -> None:
+    with pytest.raises(UsageError, match="is separated by NUL"):
+        next(read_list(io.BytesIO(b"two\nlines.png\0b.png\0")))
 
 
 class OneByteAtATime(io.RawIOBase):

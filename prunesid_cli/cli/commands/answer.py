@@ -21,6 +21,7 @@ from prunesid_cli.models.loading.checkpoint import is_local
 from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, escape_names, read_prompt_file
 from prunesid_cli.pipeline.session import Session, check_cache_model
 from prunesid_cli.pipeline.settings import DEFAULTS, Settings
+from prunesid_cli.runtime.output_file import is_stream
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
 from prunesid_cli.text import command_line, escape_invisible, format_duration, plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
@@ -97,7 +98,7 @@ def answer(
     """
     if out is None or as_json:
         printer.check_stdout()
-    printer.resumable = out is not None
+    printer.resumable = out is not None and not is_stream(out)
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name the file with --out")
     asked = _read_prompts(cache, prompt, prompts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,7 @@ from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS, Fit
+from prunesid_cli.runtime.output_file import is_stdout, is_stream
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import align_columns, plural
 
@@ -72,7 +73,10 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", metavar="ANSWERS.jsonl", help="File for all answers; the same command continues from it."
+            "-o",
+            "--out",
+            metavar="ANSWERS.jsonl",
+            help="File for all answers; the same command continues from it. With /dev/stdout the table goes to stderr.",
         ),
     ] = None,
     plot: Annotated[
@@ -106,7 +110,7 @@ def evaluate(
     Example: prunesid evaluate questions.jsonl --keep all,128,64,32 --method prunesid,random --plot plot.png
     """
     printer.check_stdout()
-    printer.resumable = out is not None
+    printer.resumable = out is not None and not is_stream(out)
     from prunesid_cli.evaluate.plot import check_plot, draw_plot
     from prunesid_cli.evaluate.records import read_records
     from prunesid_cli.evaluate.report import measure_name, summarize
@@ -156,7 +160,8 @@ def evaluate(
                     variants += _search(runner, method, records, results, target_share)
     stop.raise_if_requested()
     summaries = summarize(variants, records, results, target_share)
-    _report(summaries, records, results, target_share, as_json)
+    print_result = printer.requested if out and is_stdout(out) else printer.result
+    _report(summaries, records, results, target_share, as_json, print_result)
     if plot:
         draw_plot(summaries, plot, measure_name(records))
         printer.note(f"plotted: {plot}")
@@ -225,6 +230,7 @@ def _report(
     results: Results,
     target: float | None,
     as_json: bool,
+    print_result: Callable[[str], object],
 ) -> None:
     from prunesid_cli.evaluate.advice import advise_budgets, find_warnings
     from prunesid_cli.evaluate.report import make_table, measure_name, to_record
@@ -243,10 +249,10 @@ def _report(
         run_fields: dict[str, Any] = {"measure": measure, "records": len(records) - len(results.failed)}
         run_fields |= {"cropped": len(seen), "seen": fmean(seen)} if seen else {}
         for summary in summaries:
-            printer.record(to_record(summary) | run_fields)
+            print_result(json.dumps(to_record(summary) | run_fields))
     else:
         for line in align_columns(make_table(summaries, measure)):
-            printer.result(line)
+            print_result(line)
     warn_if_cropped(seen, len(unpruned), "record")
     for warning in find_warnings(summaries, records, target):
         printer.warning(warning)

@@ -10,7 +10,7 @@ import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_settings
-from prunesid_cli.cli.notices import FULLY_VISIBLE, note_if_all_kept
+from prunesid_cli.cli.notices import FULLY_VISIBLE, format_share, note_if_all_kept
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.file_type import detect_file_type
@@ -185,7 +185,7 @@ def _caption(item: Media, explanation: PruningExplanation, groups: bool) -> str:
         parts.append(plural(sum(len(set(segment.groups or ())) for segment in explanation.segments), "group"))
     if layout.visible_share < FULLY_VISIBLE:
         what = "each frame" if item.is_clip else "the picture"
-        parts.append(f"{1 - layout.visible_share:.0%} of {what} is not seen: cropped off")
+        parts.append(f"{format_share(1 - layout.visible_share)} of {what} is not seen: cropped off")
     return "   ".join(parts)
 
 

@@ -99,7 +99,7 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
         raise ModelError(f"no such model folder: {name}", hint="name a folder that holds a config.json, or a repo id")
     similar = None if "/" in name else nearest(name, (DEMO, *ALIASES))
     if similar:  # the hub has no readable model with so short a name
-        raise ModelError(f"no model called {name!r}", f"did you mean {similar}? see: prunesid models")
+        raise ModelError(f"no model called '{name}'", f"did you mean {similar}? see: prunesid models")
     return _resolve_repo(name, revision or "main")
 
 

@@ -109,11 +109,11 @@ def explain_hub_error(repo: str, revision: str, error: Exception) -> PruneSIDErr
     # The order matters: some of these classes are subclasses of others.
     table: tuple[tuple[type[Exception], str, str], ...] = (
         (errors.GatedRepoError, f"{repo} is gated", "accept its licence on its page, then: hf auth login"),
-        (errors.RepositoryNotFoundError, f"no model called {repo!r}", "see: prunesid models"),
-        (errors.RevisionNotFoundError, f"{repo} has no revision {revision!r}", "leave out --revision for the newest"),
+        (errors.RepositoryNotFoundError, f"no model called '{repo}'", "see: prunesid models"),
+        (errors.RevisionNotFoundError, f"{repo} has no revision '{revision}'", "leave out --revision for the newest"),
         (errors.RemoteEntryNotFoundError, f"{repo} has no {CONFIG_FILE}", "it is not a transformers checkpoint"),
         (errors.LocalEntryNotFoundError, f"{repo} is not on this machine and the hub cannot be reached", offline),
-        (errors.HFValidationError, f"{repo!r} is neither a folder nor a repo id", "see: prunesid models"),
+        (errors.HFValidationError, f"'{repo}' is neither a folder nor a repo id", "see: prunesid models"),
     )
     for error_class, problem, hint in table:
         if isinstance(error, error_class):

@@ -74,7 +74,7 @@ def read_pretrained(
     except torch.OutOfMemoryError as error:
         raise memory_error(checkpoint, placement) from error
     except ImportError as error:
-        hint = "install what it names" if is_quantised else "try --attn sdpa"
+        hint = "leave out --attn" if placement.attention and not is_quantised else "install what it names"
         raise ModelError(f"cannot load {checkpoint.name}: {first_line(error)}", hint) from error
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
         if placement.attention and "attn_implementation" in str(error):

@@ -131,5 +131,5 @@ def _make_random_model(
             raise
         raise memory_error(checkpoint, placement) from error
     except ImportError as error:
-        raise ModelError(f"cannot make {checkpoint.name}: {first_line(error)}", "try --attn sdpa") from error
+        raise ModelError(f"cannot make {checkpoint.name}: {first_line(error)}", "leave out --attn") from error
     return model.eval().requires_grad_(False)

@@ -18,7 +18,7 @@ MODEL_TYPES_WITHOUT_FLASH = ("gemma3", "paligemma")
 def refuse_flash_attention(placement: Placement, model_name: str) -> None:
     """Raise a `UsageError` if the user asked for Flash Attention, which has no bidirectional masks."""
     if "flash" in (placement.attention or ""):
-        raise UsageError(f"{model_name} reads in both directions, which Flash Attention cannot", hint="try --attn sdpa")
+        raise UsageError(f"{model_name} reads in both directions, which Flash Attention cannot", "leave out --attn")
 
 
 class BidirectionalLanguageHalf(BaseLanguageHalf):
