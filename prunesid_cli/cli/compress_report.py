@@ -79,7 +79,7 @@ class CompressReport:
         counts, folder = self.counts, writer.folder
         if self.seen:
             warn_if_cropped(self.seen, counts["encoded"])
-        parts = [self._work_done(is_complete, len(writer.index.table) - self.num_items_before)]
+        parts = [self._work_done(is_complete, len(writer.index.table) - self.num_items_before, len(writer.failed))]
         parts += [f"partition {self.partition}"] if self.partition.count > 1 else []
         parts += [f"{plural(number, reason)} skipped" for reason, number in sorted(self.num_skipped.items())]
         if counts["failed"]:
@@ -99,11 +99,15 @@ class CompressReport:
             size = decimal(writer.index.size)
             printer.note(f"visual tokens {total:,} -> {kept:,} ({kept / total:.1%})   cache {size}")
 
-    def _work_done(self, is_complete: bool, num_new: int) -> str:
+    def _work_done(self, is_complete: bool, num_new: int, num_failed: int) -> str:
         counts, seconds = self.counts, time.perf_counter() - self.start
         cached = f"{counts['cached']:,} already in the cache"
         if is_complete and not counts["encoded"] + counts["failed"]:
-            nothing = "no failed inputs are listed" if self.is_retry else "no images or clips found"
+            nothing = "no images or clips found"
+            if self.is_retry:
+                nothing = "no failed inputs are listed"
+                if num_failed:
+                    nothing = f"none of {plural(num_failed, 'failed input')} is among these paths"
             return f"nothing to do: {cached if counts['cached'] else nothing}"
         num_clips, num_images = counts["clips"], counts["encoded"] - counts["clips"]
         done = [plural(num_images, "image")] if num_images or not num_clips else []

@@ -196,6 +196,8 @@ def test_retry_failed_retries_what_is_named_only(run: Run, llava: Path, folder: 
     records = [json.dumps({"source": source, "error": "", "hint": ""}) + "\n" for source in sources]
     (out / "failures.jsonl").write_text("".join(records))
     before = set(items_by_source(out))
+    result = run("compress", tmp_path / "elsewhere", "--retry-failed", "--out", out, "-m", llava)
+    assert "none of 5 failed inputs is among these paths" in result.err
     assert run("compress", folder, "--retry-failed", "--out", out, "-m", llava).code == 0
     assert set(items_by_source(out)) - before == {str(folder / "new.png")}
     assert {record["source"] for record in open_cache(out).failures()} == set(sources[:4])

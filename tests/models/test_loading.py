@@ -99,3 +99,23 @@ def test_an_attention_that_a_model_does_not_support_is_not_the_fault_of_its_file
     asked = run("ask", pictures[0], "what?", "-m", folder, "--attn", "sdpa")
     assert (asked.code, "does not run with sdpa attention" in asked.err) == (1, True)
     assert asked.err.splitlines()[-1].endswith("leave out --attn")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "[" * 100_000),
+        ("config.json", "[]"),
+        ("tokenizer_config.json", "[" * 100_000),
+        ("processor_config.json", "[" * 100_000),
+        ("chat_template.jinja", "{{ ''.__class__.__mro__ }}"),
+        ("chat_template.jinja", "{{ nothing.at.all }}"),
+    ],
+)
+def test_files_of_a_model_that_cannot_be_right(
+    file: str, text: str, tmp_path: Path, run: Run, pictures: list[Path]
+) -> None:
+    folder = write_checkpoint("llava", tmp_path / "model")
+    (folder / file).write_text(text)
+    result = run("ask", pictures[0], PROMPT, "-m", folder, "--max-new-tokens", 1)
+    assert (result.code, "bug" in result.err, "hint: " in result.err) == (1, False, True), result.err

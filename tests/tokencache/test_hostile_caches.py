@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from prunesid_cli import __version__
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache import read_calibration, read_header
 from prunesid_cli.tokencache.failures import read_failures
 from prunesid_cli.tokencache.format import CALIBRATION, FAILURES, INDEX, MEASUREMENT_LOG, canonical_json, checksum
 from prunesid_cli.tokencache.index_file import read_index
-from tests.caches import edit_header
+from tests.caches import edit_header, make_entry, write_shard
 from tests.conftest import PROMPT, CommandResult, Run, isolate, run_command
 
 SHARD = "prunesid-00000.safetensors"
@@ -188,6 +189,7 @@ def test_wrong_values_in_text_files(cache: Path, run: Run) -> None:
         path.write_bytes(before)
 
 
+@pytest.mark.slow
 def test_wrong_lines_in_a_journal(cache: Path, run: Run, pictures: list[Path]) -> None:
     """The journal of a killed run is recovered as far as it can be right."""
     shard = read_body(cache / SHARD)
@@ -291,3 +293,28 @@ def test_special_numbers_of_shards(cache: Path, run: Run) -> None:
     (cache / SHARD).rename(cache / "prunesid-30000000.safetensors")
     for command in read_commands(cache):
         assert_clean(run(*command), command[:2])
+
+
+def test_one_bad_item_fails_alone(sound_cache: Path, cache: Path, run: Run) -> None:
+    """The others are answered, and the error names the item."""
+    (cache / INDEX).unlink()
+
+    def spoil(body: dict[str, Any]) -> None:
+        body["layouts"].append({**body["layouts"][0], "text": "no place for an image"})
+        body["items"][0]["layout"] = 1
+
+    edit_header(cache / SHARD, spoil)
+    source = read_body(cache / SHARD)["items"][0]["source"]
+    result = run("answer", cache, PROMPT, "--max-new-tokens", 2, "--json")
+    assert (result.code, len([record for record in result.records if "answer" in record])) == (3, 1)
+    assert f"{source}: the tokens are not those of this model" in result.err
+
+
+def test_a_shard_of_another_width_is_never_continued(cache: Path, run: Run, pictures: list[Path]) -> None:
+    writer_run = read_header(cache / SHARD).run
+    narrow = write_shard(cache, 0, writer_run, __version__, [make_entry(0)])
+    (cache / INDEX).unlink()
+    before = narrow.read_bytes()
+    result = run("compress", pictures[3], "--out", cache, "-m", "demo", "-q")
+    assert (result.code, "channels" in result.err) == (1, True)
+    assert narrow.read_bytes() == before

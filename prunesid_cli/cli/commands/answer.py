@@ -101,6 +101,7 @@ def answer(
     printer.resumable = out is not None and not is_stream(out)
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name the file with --out")
+    settings = read_settings(context)
     asked = _read_prompts(cache, prompt, prompts)
     for error in asked.errors:
         printer.error(error)
@@ -121,7 +122,7 @@ def answer(
         items = plural(len(stale), "item")
         listed_by = command_line("cache", "ls", cache, "--failed")
         printer.warning(f"{items} of an earlier version: the new one failed: {listed_by}")
-    session = _open_session(run, read_settings(context))
+    session = _open_session(run, settings)
     from prunesid_cli.pipeline.answer_file import describe_answerer
     from prunesid_cli.types import Generation
 

@@ -182,10 +182,12 @@ def _read_config(config_path: Path, settings_path: Path | None) -> dict[str, Any
         settings = {}
         if settings_path and settings_path.is_file():
             settings = json.loads(settings_path.read_text(encoding="utf-8"))
+        if not (isinstance(config, dict) and isinstance(settings, dict)):
+            raise ValueError("it is no object")
     except OSError as error:
         raise ModelError(f"cannot read {config_path}: {error.strerror}", "check it with: ls -lL") from error
-    except ValueError as error:
-        raise ModelError(f"{config_path} is not JSON: {error}", hint="download the model again") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{config_path} is no JSON of a model: {error}", "download the model again") from error
     model_type, original_config = str(config.get("model_type", "unknown")), None
     if "mm_vision_tower" in config and model_type in ORIGINAL_MODEL_TYPES:
         model_type = "llava_next" if "anyres" in str(config.get("image_aspect_ratio")) else "llava"

@@ -29,7 +29,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
             return build_config(checkpoint)
         return AutoConfig.from_pretrained(checkpoint.location, revision=checkpoint.commit, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise loading_error(checkpoint, f"cannot read the configuration of {checkpoint.name}", error) from error
 
 

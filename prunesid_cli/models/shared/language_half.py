@@ -14,6 +14,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -203,6 +204,8 @@ class BaseLanguageHalf(ABC):
         except ValueError as error:
             hint = "use an instruction-tuned model"
             raise ModelError(f"the model has no chat template: {error}", hint) from error
+        except TemplateError as error:  # also of what a template may not do
+            raise ModelError(f"the chat template of the model fails: {error}", "download the model again") from error
         return text
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ def load_processor(checkpoint: Checkpoint, processor_class: Any = None, image_pr
         PartialProcessor.__name__ = processor_class.__name__
         arguments = [parts.get(name) for name in processor_class.get_attributes()]
         return PartialProcessor.from_args_and_dict(arguments, load_processor_settings(checkpoint))
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise loading_error(checkpoint, f"cannot load the processor of {checkpoint.name}", error) from error
 
 
