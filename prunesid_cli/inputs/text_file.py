@@ -37,8 +37,8 @@ def check_encoding(start: bytes, name: str) -> None:
         UsageError: It is.
     """
     encoding = next((encoding for mark, encoding in OTHER_ENCODINGS.items() if start.startswith(mark)), None)
-    if encoding is None and b"\0" in start and UTF_16_TEXT.search(start):
-        encoding = "UTF-16"  # without a mark
+    if encoding is None and b"\0" in start:  # perhaps without a mark
+        encoding = "UTF-16" if UTF_16_TEXT.search(start) else "UTF-32" if b"\0\0\0" in start else None
     if encoding:
         raise UsageError(f"{name} is {encoding}, not UTF-8", ENCODING_HINT)
 

@@ -55,10 +55,10 @@ def test_utf_16_is_named(text: str, encoding: str) -> None:
             list(read_list(cast(BinaryIO, stream)))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf_16_is_named_before_the_first_name_is_given(encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_other_encodings_are_named_before_the_first_name_is_given(encoding: str) -> None:
     for text, null_separated in (("a.png\0b.png\0", True), ("图片\0a.png\0", True), ("图片\na.png\n", False)):
-        with pytest.raises(UsageError, match="the list on stdin is UTF-16, not UTF-8"):
+        with pytest.raises(UsageError, match=f"the list on stdin is {encoding[:6].upper()}, not UTF-8"):
             next(read_list(io.BytesIO(text.encode(encoding)), null_separated))
 
 
