@@ -12,8 +12,9 @@ from rich.filesize import decimal
 from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.inputs.sharding import Partition
-from prunesid_cli.pipeline.load import CachedInput, FailedInput
+from prunesid_cli.pipeline.unchanged import CachedInput, FailedInput
 from prunesid_cli.text import command_line, format_duration, plural
+from prunesid_cli.tokencache import Cache
 from prunesid_cli.types import WHOLE_IMAGE
 
 if TYPE_CHECKING:
@@ -74,12 +75,18 @@ class CompressReport:
         if self.as_json:
             printer.record(record)
 
-    def print_summary(self, writer: CacheWriter, is_complete: bool) -> None:
-        """Prints what was done. `is_complete`: no one asked to stop before the inputs ended."""
+    def print_summary(self, writer: CacheWriter | Cache, is_complete: bool) -> None:
+        """Prints what was done.
+
+        Args:
+            writer: The cache.
+            is_complete: Whether no one asked to stop before the inputs ended.
+        """
         counts, folder = self.counts, writer.folder
         if self.seen:
             warn_if_cropped(self.seen, counts["encoded"])
-        parts = [self._work_done(is_complete, len(writer.index.table) - self.num_items_before, len(writer.failed))]
+        num_failed = len(writer.failures()) if isinstance(writer, Cache) else len(writer.failed)
+        parts = [self._work_done(is_complete, len(writer.index.table) - self.num_items_before, num_failed)]
         parts += [f"partition {self.partition}"] if self.partition.count > 1 else []
         parts += [f"{plural(number, reason)} skipped" for reason, number in sorted(self.num_skipped.items())]
         if counts["failed"]:

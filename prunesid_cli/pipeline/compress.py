@@ -9,15 +9,15 @@ from pathlib import Path
 from prunesid_cli.errors import MediaError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
-from prunesid_cli.pipeline.load import CachedInput, FailedInput, LoadedInput
+from prunesid_cli.pipeline.load import LoadedInput
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information, to_host
-from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.session import Session, run_of
 from prunesid_cli.pipeline.settings import TokenStore
 from prunesid_cli.pipeline.token_budgets import TokenAllocator
+from prunesid_cli.pipeline.unchanged import CachedInput, FailedInput
 from prunesid_cli.runtime.isolate import run_without_bad_items
-from prunesid_cli.selection.budget import Spread
-from prunesid_cli.tokencache import CacheWriter, Entry, Run, ShardLimits
+from prunesid_cli.tokencache import CacheWriter, Entry, ShardLimits
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS
 
 Result = Entry | CachedInput | FailedInput
@@ -113,17 +113,5 @@ def open_writer(
     Raises:
         CacheError: The folder cannot be written, or holds a cache that was made otherwise.
     """
-    checkpoint, budget = session.checkpoint, pruner.budget
-    run = Run(
-        model=checkpoint.name,
-        revision=checkpoint.revision,
-        family=checkpoint.model_type,
-        method=str(pruner.method),
-        keep=str(budget),
-        dynamic=budget.spread is Spread.ACROSS_ITEMS,
-        even=budget.spread is Spread.NONE,
-        dtype=session.dtype_name,
-        store=store.value,
-        fit=session.settings.fit.value,
-    )
+    run = run_of(session.checkpoint, session.settings, pruner.budget, session.dtype_name, store)
     return CacheWriter(folder, run, tool, ShardLimits(max_shard_items), str(pruner.sampling))

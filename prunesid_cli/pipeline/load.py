@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from prunesid_cli.errors import PruneSIDError, UnexpectedError
 from prunesid_cli.inputs.image import hash_bytes, load_image_bytes, read_bytes
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.inputs.source import LOCAL
 from prunesid_cli.inputs.video.load import hash_clip, is_clip_file, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.unchanged import CachedInput, FailedInput, read_stamp
 from prunesid_cli.text import DEBUG_OPTION
-from prunesid_cli.tokencache import CacheWriter, IndexEntry, Stamp
+from prunesid_cli.tokencache import CacheWriter, Stamp
 from prunesid_cli.types import Pixels, Provenance
-
-CLOCK_GRAIN_NS = 2 * 10**9
-"""A file that changed this recently may change again without getting another modification time."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +39,6 @@ class LoadedInput:
     @property
     def source(self) -> str:
         return self.provenance.source
-
-
-@dataclass(frozen=True)
-class CachedInput:
-    """An input that is in the cache already. `new_stamp` is set if its file has another stamp than the cache knows."""
-
-    source: str
-    entry: IndexEntry
-    new_stamp: Stamp | None = None
-    num_images: ClassVar[int] = 0
-    nbytes: ClassVar[int] = 0
-
-
-@dataclass(frozen=True)
-class FailedInput:
-    """An input that could not be read, or not be encoded."""
-
-    source: str
-    error: PruneSIDError
-    num_images: ClassVar[int] = 0
-    nbytes: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
@@ -130,17 +104,3 @@ def input_error(source: str, error: Exception) -> PruneSIDError:
     failure = UnexpectedError(problem, f"see more with: {DEBUG_OPTION}")
     failure.__cause__ = error
     return failure
-
-
-def read_stamp(source: str) -> Stamp | None:
-    """Size and modification time of a file, which tell whether it changed.
-
-    Returns:
-        None if the file changed within `CLOCK_GRAIN_NS`, or cannot be looked at: reading it will say why.
-    """
-    try:
-        status = LOCAL.stat(source)
-    except (OSError, ValueError):
-        return None
-    is_settled = status.mtime_ns < time.time_ns() - CLOCK_GRAIN_NS
-    return Stamp(status.size, status.mtime_ns) if is_settled else None

@@ -12,7 +12,9 @@ from prunesid_cli.errors import CacheError
 from prunesid_cli.inputs.decoding import Decoding
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
-from prunesid_cli.pipeline.settings import Fit, Settings
+from prunesid_cli.pipeline.settings import Fit, Settings, TokenStore
+from prunesid_cli.selection.budget import Spread
+from prunesid_cli.tokencache import Run
 
 if TYPE_CHECKING:
     from prunesid_cli.inputs.image import Media
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.runtime.batch_size import BatchSizeTuner
     from prunesid_cli.selection.budget import Budget
-    from prunesid_cli.tokencache import Run
     from prunesid_cli.types import Encoded, Pixels, Placement
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,7 @@ class Session:
             ModelError: There is no such model, or it is not supported.
             UsageError: There is no such device.
         """
-        if checkpoint is None:
-            if settings.model is None:
-                logger.info(DEMO_NOTE)
-            checkpoint = resolve(settings.model or DEMO, settings.revision)
+        checkpoint = checkpoint or find_checkpoint(settings)
         family = load_family(checkpoint.model_type)
         from prunesid_cli.models.loading.placement import choose_placement
         from prunesid_cli.models.loading.weights import load_config
@@ -122,6 +120,41 @@ class Session:
         if self.settings.batch_size or self.placement.device.type == "cpu":
             return BatchSizeTuner.fixed(self.settings.batch_size or CPU_BATCH_SIZE)
         return BatchSizeTuner(FIRST_TOWER_BATCH, MAX_TOWER_BATCH)
+
+
+def find_checkpoint(settings: Settings) -> Checkpoint:
+    """Finds the model of the settings, without torch.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    if settings.model is None:
+        logger.info(DEMO_NOTE)
+    return resolve(settings.model or DEMO, settings.revision)
+
+
+def run_of(checkpoint: Checkpoint, settings: Settings, budget: Budget, dtype: str, store: TokenStore) -> Run:
+    """What all items of a cache that is made with these settings have in common.
+
+    Args:
+        checkpoint: The model.
+        settings: Its settings.
+        budget: The budget.
+        dtype: The precision, as torch calls it.
+        store: How tokens are stored.
+    """
+    return Run(
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        family=checkpoint.model_type,
+        method=settings.method,
+        keep=str(budget),
+        dynamic=budget.spread is Spread.ACROSS_ITEMS,
+        even=budget.spread is Spread.NONE,
+        dtype=dtype,
+        store=store.value,
+        fit=settings.fit.value,
+    )
 
 
 def check_cache_model(run: Run, checkpoint: Checkpoint) -> None:

@@ -314,3 +314,25 @@ def test_a_second_signal_ends_at_once() -> None:
         began = time.monotonic()
         assert process.wait(timeout=50) == 130
         assert time.monotonic() - began < 30
+
+
+def test_nothing_to_do_is_known_without_torch(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    command = ["compress", str(folder), "--out", str(tmp_path / "c"), "-m", str(llava)]
+    code = (
+        "import sys; from prunesid_cli.cli.app import run\n"
+        f"sys.argv = ['prunesid', *{command!r}]; code = run()\n"
+        "print(int(code), *({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert run(*command).code == 0
+    before = cache_files(tmp_path / "c")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, "already in the cache" in done.stderr) == ("0\n", True), done.stderr
+    assert cache_files(tmp_path / "c") == before
+
+
+def test_other_settings_are_not_nothing_to_do(run: Run, llava: Path, folder: Path, tmp_path: Path) -> None:
+    command = ("compress", folder, "--out", tmp_path / "c", "-m", llava)
+    assert run(*command).code == 0
+    for options in (("-k", "13"), ("--dynamic",), ("--dtype", "bf16"), ("--store", "int8"), ("--method", "grid")):
+        assert run(*command, *options).code == 1, options
+    assert "nothing to do" in run(*command, "--dtype", "fp32").err

@@ -16,21 +16,22 @@ import typer
 from prunesid_cli import __version__
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, overrides_fixed, read_budget, read_settings
+from prunesid_cli.cli.compress_report import CompressReport
 from prunesid_cli.cli.help import COMMON, PRUNING
+from prunesid_cli.cli.input_paths import InputPaths
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.inputs.sharding import parse_partition
-from prunesid_cli.pipeline.session import LazyVision, Session
-from prunesid_cli.pipeline.settings import DEFAULTS, TokenStore
+from prunesid_cli.pipeline.session import LazyVision, Session, find_checkpoint, run_of
+from prunesid_cli.pipeline.settings import DEFAULTS, DTYPE_NAMES, Settings, TokenStore
+from prunesid_cli.pipeline.unchanged import count_unchanged, open_finished_cache
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import MODEL_OPTION, command_line, format_stages, plural
-from prunesid_cli.tokencache import Calibration, calibration_sample, write_calibration
+from prunesid_cli.tokencache import Calibration, Run, calibration_sample, write_calibration
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, require_cache
 from prunesid_cli.tokencache.partition_marker import check_partition, record_partition
 
 if TYPE_CHECKING:
-    from prunesid_cli.cli.compress_report import CompressReport
-    from prunesid_cli.cli.input_paths import InputPaths
     from prunesid_cli.inputs.listing import ListedFile
     from prunesid_cli.pipeline.batches import BatchRunner
     from prunesid_cli.pipeline.compress import Result
@@ -116,19 +117,22 @@ def compress(
         require_cache(out)
     if not calibrate:
         check_partition(out, partition)
-    session = Session.open(settings)
-    from prunesid_cli.cli.compress_report import CompressReport
-    from prunesid_cli.cli.input_paths import InputPaths
+    checkpoint, inputs = find_checkpoint(settings), InputPaths(paths or [], null, partition)
+    reads_more = calibrate or retry_failed or checksum or as_json or verbose or usage or draft or "-" in inputs.paths
+    run = run_of(checkpoint, settings, budget, DTYPE_NAMES[settings.dtype], store)
+    if not reads_more and _is_done(out, run, settings, inputs):
+        return
+    session = Session.open(settings, checkpoint)
     from prunesid_cli.inputs.named_sources import select_named
     from prunesid_cli.pipeline.batches import BatchRunner
     from prunesid_cli.pipeline.compress import open_writer
     from prunesid_cli.pipeline.load import InputLoader
     from prunesid_cli.tokencache import MeasurementLog
 
-    checkpoint, vision = session.checkpoint, LazyVision(session.load_vision)
+    vision = LazyVision(session.load_vision)
     sample = () if calibrate else calibration_sample(out, checkpoint.name, checkpoint.revision)
     pruner = replace(session.pruner(budget, sample, vision), downscale=draft)
-    inputs, batch_sizes = InputPaths(paths or [], null, partition), session.tower_batch_size()
+    batch_sizes = session.tower_batch_size()
     if calibrate:
         with graceful_shutdown() as stop:
             _calibrate(BatchRunner(InputLoader(pruner), batch_sizes, stop), inputs, out, session, as_json)
@@ -156,6 +160,22 @@ def compress(
     stop.raise_if_requested()
     if report.counts["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
+
+
+def _is_done(out: Path, run: Run, settings: Settings, inputs: InputPaths) -> bool:
+    """Whether the cache holds all inputs, and says so if it does. No torch is imported, which would take seconds."""
+    cache = open_finished_cache(out, run, str(settings.sampling()), inputs.partition)
+    if cache is None:
+        return False
+    report = CompressReport(False, settings.budget(), inputs.partition, False, len(cache))
+    listing = inputs.listing()
+    with printer.progress("checking", None, prints_results=False) as bar:
+        count = count_unchanged(cache, inputs.of_this_machine(listing), bar.advance)
+    if count is None:
+        return False
+    report.counts["cached"], report.num_skipped = count, listing.skipped
+    report.print_summary(cache, is_complete=True)
+    return True
 
 
 def _check_options(context: typer.Context) -> None:
@@ -192,8 +212,8 @@ def _compress(
         KeyboardInterrupt: The user asked to stop while images were measured.
     """
     from prunesid_cli.pipeline.compress import compress, write_results
-    from prunesid_cli.pipeline.load import FailedInput
     from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
+    from prunesid_cli.pipeline.unchanged import FailedInput
     from prunesid_cli.runtime.background_writer import BackgroundWriter
 
     with closing(writer), BackgroundWriter(writer.on_idle) as background:

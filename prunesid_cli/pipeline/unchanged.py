@@ -1,0 +1,104 @@
+"""Inputs that need no work, because the cache holds them: recognised without torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from prunesid_cli.errors import CacheError, PruneSIDError
+from prunesid_cli.inputs.listing import ListedFile
+from prunesid_cli.inputs.sharding import Partition
+from prunesid_cli.inputs.source import LOCAL
+from prunesid_cli.tokencache import Cache, IndexEntry, Run, Stamp, open_cache
+from prunesid_cli.tokencache.format import MEASUREMENT_LOG
+from prunesid_cli.tokencache.journal import LOG_GLOB
+from prunesid_cli.tokencache.partition_marker import read_partition
+
+CLOCK_GRAIN_NS = 2 * 10**9
+"""A file that changed this recently may change again without getting another modification time."""
+
+
+@dataclass(frozen=True)
+class CachedInput:
+    """An input that is in the cache already. `new_stamp` is set if its file has another stamp than the cache knows."""
+
+    source: str
+    entry: IndexEntry
+    new_stamp: Stamp | None = None
+    num_images: ClassVar[int] = 0
+    nbytes: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class FailedInput:
+    """An input that could not be read, or not be encoded."""
+
+    source: str
+    error: PruneSIDError
+    num_images: ClassVar[int] = 0
+    nbytes: ClassVar[int] = 0
+
+
+def read_stamp(source: str) -> Stamp | None:
+    """Size and modification time of a file, which tell whether it changed.
+
+    Returns:
+        None if the file changed within `CLOCK_GRAIN_NS`, or cannot be looked at: reading it will say why.
+    """
+    try:
+        status = LOCAL.stat(source)
+    except (OSError, ValueError):
+        return None
+    is_settled = status.mtime_ns < time.time_ns() - CLOCK_GRAIN_NS
+    return Stamp(status.size, status.mtime_ns) if is_settled else None
+
+
+def open_finished_cache(folder: Path, run: Run, sampling: str, partition: Partition) -> Cache | None:
+    """Open a cache that an earlier run with these settings finished.
+
+    Args:
+        folder: The cache.
+        run: The settings. An empty `dtype` stands for any.
+        sampling: How the frames of clips are chosen.
+        partition: The inputs of this machine.
+
+    Returns:
+        The cache; None if there is none, or if something is left to do or to say whatever the inputs are: it was
+        interrupted or damaged, inputs of it failed, or it was made with other settings.
+    """
+    try:
+        cache = open_cache(folder, with_stamps=True)
+        is_finished = not (cache.missing.numbers or cache.failures())
+    except CacheError:
+        return None
+    made_with = cache.run and replace(cache.run, dtype=cache.run.dtype if run.dtype else "")
+    is_same = made_with == run and cache.index.sampling in ("", sampling)
+    has_leftovers = (folder / MEASUREMENT_LOG).exists() or any(folder.glob(LOG_GLOB))
+    is_of_partition = partition.count > 1 or read_partition(folder) is None
+    return cache if is_finished and is_same and is_of_partition and not has_leftovers else None
+
+
+def count_unchanged(
+    cache: Cache, files: Iterable[ListedFile], on_input: Callable[[], object] = lambda: None
+) -> int | None:
+    """Count the inputs of a run.
+
+    Args:
+        cache: The cache, opened with stamps.
+        files: The inputs.
+        on_input: Called for each unchanged input.
+
+    Returns:
+        Their number, if the cache holds all of them and no file has changed; else None, at the first other one.
+    """
+    count = 0
+    for file in files:
+        entry = None if file.error else cache.index.find(file.source)
+        if entry is None or entry.stamp != read_stamp(file.source):
+            return None
+        count += 1
+        on_input()
+    return count
