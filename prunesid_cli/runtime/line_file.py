@@ -94,7 +94,7 @@ class LineFile:
         except OSError as error:
             raise self.write_error(error) from error
         self.end += len(data)
-        self.lacks_line_end = False
+        self.lacks_line_end = self.lacks_line_end and not data
 
     def not_ours(self, number: int) -> UsageError:
         """The error of a line that is not one of ours; `number` is from 1."""

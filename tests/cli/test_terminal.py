@@ -39,7 +39,10 @@ def test_a_terminal_shows_text_instead_of_json(run: Run, llava: Path, pictures: 
     assert stdout_on_terminal("answer", tmp_path / "c", PROMPT) == text
 
 
-@pytest.mark.parametrize("command", ["answer", "info", "ls", "ask", "verify", "show"])
+@pytest.mark.parametrize(
+    "command",
+    ["info", "ls", *(pytest.param(name, marks=pytest.mark.slow) for name in ("answer", "ask", "verify", "show"))],
+)
 def test_a_terminal_gets_no_escapes_from_a_cache(command: str, run: Run, pictures: list[Path], tmp_path: Path) -> None:
     """Names, models, notes and answers are from strangers: they neither control the terminal nor hide."""
     evil = "\x1b]0;owned\x07\ufeff\u202e\x9b31m"

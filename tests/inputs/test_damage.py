@@ -136,6 +136,7 @@ def test_what_is_written_to_the_descriptor_is_caught() -> None:
     assert lines == ["one", "two \N{REPLACEMENT CHARACTER}"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_line_for_each_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "fax.tif").write_bytes(fax("group4"))
     (tmp_path / "webp.tif").write_bytes(hostile.tiff(bytes(20), {256: 2, 257: 2, 258: 8, 259: 50001}))
@@ -147,6 +148,7 @@ def test_the_command_prints_one_line_for_each_damaged_file(tmp_path: Path) -> No
     assert item.notes[0].startswith("damaged TIFF")
 
 
+@pytest.mark.slow
 def test_a_progress_bar_is_not_caught(tmp_path: Path) -> None:
     """It is drawn while threads decode pictures whose decoder writes to the same descriptor."""
     for number in range(20):

@@ -373,7 +373,7 @@ def test_missing_file_folder_and_bad_names(tmp_path: Path) -> None:
         "file/below.jpg": "no such file",
         "folder.jpg": "a folder, not a regular file",
         "n" * 300: "File name too long",
-        "nul\0.jpg": "null",
+        "nul\0.jpg": "nul",
     }
     for name, expected in cases.items():
         with pytest.raises(MediaError) as caught:
