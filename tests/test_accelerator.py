@@ -164,6 +164,7 @@ def test_commands_print_the_same(
     assert (result.code, result.out) == (0, expected.out), result.err
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures(run: Run, pictures: list[Path], tmp_path: Path) -> None:
     """compress and answer, with all their threads, keep the same tokens and give the same answers as on the CPU.
 

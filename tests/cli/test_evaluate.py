@@ -423,6 +423,7 @@ def test_the_search_halves_the_range(smallest: int, tried: list[int]) -> None:
     assert [int(setting.keep) for setting in search.tried] == tried
 
 
+@pytest.mark.slow
 def test_the_smallest_budget_that_reaches_a_target(run: Run, questions: Path) -> None:
     ran = run("evaluate", questions, "--target", "95%")
     assert ran.code == 0, ran.err

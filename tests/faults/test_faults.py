@@ -11,7 +11,7 @@ import pytest
 SMALL_TRIALS = [
     "kills --items 80 --kills 4",
     "mutations --items 20 --count 150",
-    "disk --items 30 --count 2",
+    "disk --items 20 --count 1",
 ]
 LARGE_TRIALS = [
     "kills --items 1000 --kills 30 --seed 1",

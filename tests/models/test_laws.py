@@ -78,6 +78,7 @@ def test_a_pruned_prompt_is_the_stock_prompt_without_the_pruned_rows(model: Mode
         torch.testing.assert_close(model.language.logits([prompt])[0], expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_settings_about_repetition_see_the_prompt(model: Model) -> None:
     """As in the stock model: ids of the prompt are penalised, too. Alone, in a batch, and with a shared prefix."""
     settings = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2}

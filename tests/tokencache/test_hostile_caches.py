@@ -147,7 +147,7 @@ def is_refused(path: Path) -> bool:
         return True
 
 
-@pytest.mark.parametrize("name", [SHARD, INDEX])
+@pytest.mark.parametrize("name", [pytest.param(SHARD, marks=pytest.mark.slow), INDEX])
 def test_wrong_values_with_right_checksums(name: str, cache: Path, run: Run) -> None:
     """Each value of a header is replaced by values of other types and sizes, or left out.
 

@@ -16,15 +16,12 @@ import typer
 from prunesid_cli import __version__
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, overrides_fixed, read_budget, read_settings
-from prunesid_cli.cli.compress_report import CompressReport
 from prunesid_cli.cli.help import COMMON, PRUNING
-from prunesid_cli.cli.input_paths import InputPaths
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.inputs.sharding import parse_partition
 from prunesid_cli.pipeline.session import LazyVision, Session, find_checkpoint, run_of
 from prunesid_cli.pipeline.settings import DEFAULTS, DTYPE_NAMES, Settings, TokenStore
-from prunesid_cli.pipeline.unchanged import count_unchanged, open_finished_cache
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import MODEL_OPTION, command_line, format_stages, plural
 from prunesid_cli.tokencache import Calibration, Run, calibration_sample, write_calibration
@@ -32,6 +29,8 @@ from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, require_cache
 from prunesid_cli.tokencache.partition_marker import check_partition, record_partition
 
 if TYPE_CHECKING:
+    from prunesid_cli.cli.compress_report import CompressReport
+    from prunesid_cli.cli.input_paths import InputPaths
     from prunesid_cli.inputs.listing import ListedFile
     from prunesid_cli.pipeline.batches import BatchRunner
     from prunesid_cli.pipeline.compress import Result
@@ -117,6 +116,9 @@ def compress(
         require_cache(out)
     if not calibrate:
         check_partition(out, partition)
+    from prunesid_cli.cli.compress_report import CompressReport
+    from prunesid_cli.cli.input_paths import InputPaths
+
     checkpoint, inputs = find_checkpoint(settings), InputPaths(paths or [], null, partition)
     reads_more = calibrate or retry_failed or checksum or as_json or verbose or usage or draft or "-" in inputs.paths
     run = run_of(checkpoint, settings, budget, DTYPE_NAMES[settings.dtype], store)
@@ -164,6 +166,9 @@ def compress(
 
 def _is_done(out: Path, run: Run, settings: Settings, inputs: InputPaths) -> bool:
     """Whether the cache holds all inputs, and says so if it does. No torch is imported, which would take seconds."""
+    from prunesid_cli.cli.compress_report import CompressReport
+    from prunesid_cli.pipeline.unchanged import count_unchanged, open_finished_cache
+
     cache = open_finished_cache(out, run, str(settings.sampling()), inputs.partition)
     if cache is None:
         return False
