@@ -103,6 +103,7 @@ def test_the_table_has_the_measured_figures(run: Run, llava: Path, pictures: lis
     assert lines["times faster"][0] == "1.00" and lines["pays from: visual tokens"][0] == "-"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["gemma3", "idefics3", "internvl", "llava_next", "qwen2_5_vl"])
 def test_a_configuration_is_enough(variant: str, run: Run, tmp_path: Path) -> None:
     """In every family, the stock model reads as many tokens as `--keep all`, and `--keep 10%` keeps a tenth of them."""

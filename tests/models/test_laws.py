@@ -181,7 +181,7 @@ def test_a_batch_gives_the_results_of_single_items(model: Model, method: str) ->
     torch.testing.assert_close(model.language.logits(prompts), single_logits, **CLOSE)
 
 
-@pytest.mark.parametrize("keep", ["all", "23"])
+@pytest.mark.parametrize("keep", [pytest.param("all", marks=pytest.mark.slow), "23"])
 def test_a_shared_prefix_changes_no_answer(model: Model, keep: str) -> None:
     """Prompts of all lengths about items of all sizes, in one batch."""
     config = model.language.model.config
@@ -229,7 +229,7 @@ def test_prompts_of_a_list_get_the_answers_of_single_prompts(model: Model, run: 
             (answer,) = model.language.generate([model.language.embed(text, [tokens])], GENERATION)
             expected.append(answer.text)
     command = ("answer", tmp_path / "cache", "--max-new-tokens", GENERATION.max_new_tokens)
-    for size in (1, 3, 8):
+    for size in (3, 8):
         ran = run(*command, "--prompts", tmp_path / "prompts", "--batch-size", size)
         assert (ran.code, [record["answer"] for record in ran.records]) == (0, expected), size
 

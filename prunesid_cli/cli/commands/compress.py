@@ -25,7 +25,7 @@ from prunesid_cli.pipeline.settings import DEFAULTS, DTYPE_NAMES, Settings, Toke
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import MODEL_OPTION, command_line, format_stages, plural
 from prunesid_cli.tokencache import Calibration, Run, calibration_sample, write_calibration
-from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, require_cache
+from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, is_cache_folder, require_cache
 from prunesid_cli.tokencache.partition_marker import check_partition, record_partition
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def compress(
     checkpoint, inputs = find_checkpoint(settings), InputPaths(paths or [], null, partition)
     reads_more = calibrate or retry_failed or checksum or as_json or verbose or usage or draft or "-" in inputs.paths
     run = run_of(checkpoint, settings, budget, DTYPE_NAMES[settings.dtype], store)
-    if not reads_more and _is_done(out, run, settings, inputs):
+    if is_cache_folder(out) and not reads_more and _is_done(out, run, settings, inputs):
         return
     session = Session.open(settings, checkpoint)
     from prunesid_cli.inputs.named_sources import select_named
