@@ -25,6 +25,10 @@ OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getat
 """Links are refused, and a pipe does not block."""
 
 
+MAX_CONTAINERS = 4_000_000
+"""Most lists and objects in JSON. Two characters of text become an object of 64 bytes or more."""
+
+
 class UnknownFieldError(ValueError):
     """A record has a field that this version does not know."""
 
@@ -87,8 +91,11 @@ def parse_json(text: bytes | str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: It is no JSON, holds NaN or infinity, or is nested too deeply.
+        ValueError: It is no JSON, holds NaN or infinity, is nested too deeply, or has too many lists and objects.
     """
+    characters = text if isinstance(text, str) else text.decode("latin-1")
+    if characters.count("[") + characters.count("{") > MAX_CONTAINERS:
+        raise ValueError("it has too many lists and objects")
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:

@@ -62,7 +62,7 @@ from prunesid_cli.tokencache.format import (
 from prunesid_cli.tokencache.index import Index, MissingShards, ShardInfo, find_missing_shards, index_with_shards
 from prunesid_cli.tokencache.index_table import COLUMNS, ShardPosition, Table, copy_stamps
 from prunesid_cli.tokencache.quantization import SAFETENSORS_DTYPES, STORES
-from prunesid_cli.tokencache.shard import read_header
+from prunesid_cli.tokencache.shard import MAX_HEADER_BYTES, read_header
 
 INDEX_FORMAT = 1
 MAX_INDEX_BYTES = 1 << 30
@@ -200,6 +200,8 @@ def _read_table(path: Path, tensors: Mapping[str, str]) -> _SavedTable | None:
     try:
         data = read_file(path, MAX_INDEX_BYTES) or b""
         (header_bytes,) = struct.unpack_from("<Q", data)
+        if header_bytes > MAX_HEADER_BYTES:
+            return None
         header = msgspec.json.decode(data[8 : 8 + header_bytes], type=dict[str, dict[str, str | list[int]]])
         text = str(header["__metadata__"][METADATA_KEY])
         check, checked = split_check(text)
