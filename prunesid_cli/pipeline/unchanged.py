@@ -14,7 +14,8 @@ from prunesid_cli.inputs.sharding import Partition
 from prunesid_cli.inputs.source import LOCAL
 from prunesid_cli.tokencache import Cache, IndexEntry, Run, Stamp, open_cache
 from prunesid_cli.tokencache.format import MEASUREMENT_LOG
-from prunesid_cli.tokencache.journal import LOG_GLOB
+from prunesid_cli.tokencache.journal import LOG_GLOB, ROWS_GLOB
+from prunesid_cli.tokencache.lock import PARTIAL_FILE_GLOBS
 from prunesid_cli.tokencache.partition_marker import read_partition
 
 CLOCK_GRAIN_NS = 2 * 10**9
@@ -71,12 +72,13 @@ def open_finished_cache(folder: Path, run: Run, sampling: str, partition: Partit
     """
     try:
         cache = open_cache(folder, with_stamps=True)
-        is_finished = not (cache.missing.numbers or cache.failures())
+        is_finished = cache.is_saved and not (cache.missing.numbers or cache.failures())
     except CacheError:
         return None
     made_with = cache.run and replace(cache.run, dtype=cache.run.dtype if run.dtype else "")
     is_same = made_with == run and cache.index.sampling in ("", sampling)
-    has_leftovers = (folder / MEASUREMENT_LOG).exists() or any(folder.glob(LOG_GLOB))
+    patterns = (MEASUREMENT_LOG, LOG_GLOB, ROWS_GLOB, *PARTIAL_FILE_GLOBS)
+    has_leftovers = any(any(folder.glob(pattern)) for pattern in patterns)
     is_of_partition = partition.count > 1 or read_partition(folder) is None
     return cache if is_finished and is_same and is_of_partition and not has_leftovers else None
 

@@ -29,12 +29,14 @@ class Cache:
         folder: The cache.
         index: What it holds.
         missing: Shards that were lost.
+        is_saved: Whether the index file holds this index. It may be behind after a crash.
         faults: Errors of the shards that were skipped because their headers are damaged, by their texts.
     """
 
     folder: Path
     index: Index
     missing: MissingShards
+    is_saved: bool = True
     faults: dict[str, CacheError] = field(default_factory=dict)
 
     @property
@@ -133,4 +135,4 @@ def open_cache(folder: str | Path, with_stamps: bool = False) -> Cache:
     from prunesid_cli.tokencache.index_file import load_index  # imports numpy, which --help does without
 
     loaded = load_index(folder, with_stamps)
-    return Cache(folder, loaded.index, loaded.missing)
+    return Cache(folder, loaded.index, loaded.missing, loaded.is_saved)
