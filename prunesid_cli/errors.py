@@ -70,6 +70,11 @@ class NonFiniteError(PruneSIDError):
         self.rows = list(rows)
 
 
+def misfit_error() -> CacheError:
+    """The error of a cached item that is not of the model that is to read it."""
+    return CacheError("the tokens are not those of this model", "compress again, to another --out")
+
+
 def non_finite_error(source: str) -> NonFiniteError:
     """The error of an input whose visual tokens have NaN or infinity."""
     return NonFiniteError(f"{source}: the vision tower gives NaN or infinity", hint="try --dtype fp32")

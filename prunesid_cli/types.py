@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Precision as options name it -> as torch calls it."""
 CLS_NOT_READ = -1
 """Slot of a CLS token that the stock model does not read."""
 Box = tuple[float, float, float, float]

@@ -12,15 +12,13 @@ from rich.filesize import decimal
 from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.inputs.sharding import Partition
-from prunesid_cli.pipeline.unchanged import CachedInput, FailedInput
+from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.text import command_line, format_duration, plural
-from prunesid_cli.tokencache import Cache
-from prunesid_cli.types import WHOLE_IMAGE
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.compress import Result
     from prunesid_cli.selection.budget import Budget
-    from prunesid_cli.tokencache import CacheWriter
+    from prunesid_cli.tokencache import Cache, CacheWriter
 
 
 @dataclass
@@ -31,7 +29,7 @@ class CompressReport:
         as_json: Print a JSON line for each input.
         budget: The budget, to say once if it is larger than an item.
         partition: The partition of this machine.
-        is_retry: Whether only failed inputs are retried.
+        num_listed: Failed inputs that the cache lists, if only they are retried; else None.
         num_items_before: Items that the cache had before.
         num_skipped: Paths that the listing skipped, by reason.
         counts: Counts of what the summary names.
@@ -41,7 +39,7 @@ class CompressReport:
     as_json: bool
     budget: Budget
     partition: Partition
-    is_retry: bool
+    num_listed: int | None
     num_items_before: int
     num_skipped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
@@ -68,8 +66,7 @@ class CompressReport:
             for note in provenance.notes:
                 printer.note(f"{result.source}: {note}")
             record |= {"digest": provenance.digest, "tokens": total, "kept": kept}
-            layout = result.tokens.layout
-            if layout.regions[0].box != WHOLE_IMAGE and (share := round(layout.visible_share, 4)) < 1:
+            if (share := round(result.tokens.layout.visible_share, 4)) < 1:
                 self.seen.append(share)
                 record |= {"seen": share}
         if self.as_json:
@@ -85,18 +82,17 @@ class CompressReport:
         counts, folder = self.counts, writer.folder
         if self.seen:
             warn_if_cropped(self.seen, counts["encoded"])
-        num_failed = len(writer.failures()) if isinstance(writer, Cache) else len(writer.failed)
-        parts = [self._work_done(is_complete, len(writer.index.table) - self.num_items_before, num_failed)]
+        parts = [self._work_done(is_complete, len(writer.index.table) - self.num_items_before)]
         parts += [f"partition {self.partition}"] if self.partition.count > 1 else []
         parts += [f"{plural(number, reason)} skipped" for reason, number in sorted(self.num_skipped.items())]
         if counts["failed"]:
             parts.append(f"{counts['failed']:,} failed, listed by: {command_line('cache', 'ls', folder, '--failed')}")
         found_nothing = is_complete and not counts["encoded"] + counts["cached"] + counts["failed"]
         # A partition may well be empty, and so may the list of failures.
-        is_suspicious = found_nothing and not self.is_retry and self.partition.count == 1
+        is_suspicious = found_nothing and self.num_listed is None and self.partition.count == 1
         (printer.warning if is_suspicious else printer.note)("   ".join(parts))
         num_lost = writer.missing.items - counts["encoded"]
-        if is_complete and not self.is_retry and num_lost > 0:
+        if is_complete and self.num_listed is None and num_lost > 0:
             printer.warning(
                 f"{folder} is missing {num_lost:,} of the {writer.missing.items:,} items of its lost shards: they are "
                 "not among these inputs"
@@ -106,15 +102,13 @@ class CompressReport:
             size = decimal(writer.index.size)
             printer.note(f"visual tokens {total:,} -> {kept:,} ({kept / total:.1%})   cache {size}")
 
-    def _work_done(self, is_complete: bool, num_new: int, num_failed: int) -> str:
+    def _work_done(self, is_complete: bool, num_new: int) -> str:
         counts, seconds = self.counts, time.perf_counter() - self.start
         cached = f"{counts['cached']:,} already in the cache"
         if is_complete and not counts["encoded"] + counts["failed"]:
-            nothing = "no images or clips found"
-            if self.is_retry:
-                nothing = "no failed inputs are listed"
-                if num_failed:
-                    nothing = f"none of {plural(num_failed, 'failed input')} is among these paths"
+            nothing = "no images or clips found" if self.num_listed is None else "no failed inputs are listed"
+            if self.num_listed:
+                nothing = f"none of {plural(self.num_listed, 'failed input')} is among these paths"
             return f"nothing to do: {cached if counts['cached'] else nothing}"
         num_clips, num_images = counts["clips"], counts["encoded"] - counts["clips"]
         done = [plural(num_images, "image")] if num_images or not num_clips else []

@@ -35,6 +35,7 @@ IGNORED_PARAMETERS: dict[str, tuple[str, ...]] = {
 
 
 NO_HOME = "~"
+"""First part of the path if the home folder is unknown."""
 
 
 def config_path() -> Path:

@@ -25,7 +25,7 @@ def warn_if_cropped(seen: Sequence[float], num_inputs: int, noun: str = "input")
     """Prints one warning if the model's processor crops images, so that the model does not see all of them.
 
     Args:
-        seen: Share of the area that the model sees, of each input of which it does not see everything.
+        seen: For each cropped input, the share of its area that the model sees.
         num_inputs: Number of all inputs.
         noun: What an input is called.
     """

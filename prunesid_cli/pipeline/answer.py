@@ -10,9 +10,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 
-from prunesid_cli.errors import CacheError, PruneSIDError
+from prunesid_cli.errors import CacheError, PruneSIDError, misfit_error
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
 from prunesid_cli.runtime.batch_size import batched
@@ -104,16 +104,15 @@ def answer(
     language.tokenize("?", [])  # a model without a chat template fails at once, and not for each item
     for window in batched(queries, SORTED_BATCHES * answerer.batch_size):
         finished, waiting = dict[int, Reply](), [query.number for query in reversed(window)]
-        tokenized = list[TokenizedQuery]()
+        tokenized, refused = list[TokenizedQuery](), list[Reply]()
         for query in window:
             try:
                 tokenized.append(answerer.tokenize(query))
-            except PruneSIDError as error:  # of the text of its layout
-                finished[query.number] = Reply(query, None, 0.0, _name_item(query, error))
+            except PruneSIDError as error:
+                refused.append(Reply(query, None, 0.0, _name_item(query, error)))
         groups = group_by_length(tokenized, answerer.batch_size, answerer.shares_prefixes)
-        for group in groups or [[]]:
-            for reply in answerer.answer_group(group) if group else ():
-                finished[reply.query.number] = reply
+        for replies in chain([refused] if refused else [], map(answerer.answer_group, groups)):
+            finished |= {reply.query.number: reply for reply in replies}
             ready = list[Reply]()
             while waiting and waiting[-1] in finished:
                 ready.append(finished.pop(waiting.pop()))
@@ -189,10 +188,12 @@ class BatchAnswerer:
     shares_prefixes: bool
 
     def tokenize(self, query: Query) -> TokenizedQuery:
+        """Raises `PruneSIDError` if the text of the item's layout is not one of this model."""
         ids = tuple(self.language.tokenize(query.prompt, [query.item.layout]).tolist())
-        placeholders = self.language.placeholder_ids
-        prefix_length = max((end for end, token in enumerate(ids, 1) if token in placeholders), default=0)
-        return TokenizedQuery(query, ids, prefix_length)
+        ends = [end for end, token in enumerate(ids, 1) if token in self.language.placeholder_ids]
+        if len(ends) != len(query.item.layout.runs):
+            raise misfit_error()
+        return TokenizedQuery(query, ids, prefix_length=ends[-1])
 
     def answer_group(self, group: Sequence[TokenizedQuery]) -> list[Reply]:
         """Reads the items of a group from the cache, and answers its prompts."""

@@ -11,11 +11,11 @@ from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.load import LoadedInput
 from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.pipeline.segments import item_information, to_host
-from prunesid_cli.pipeline.session import Session, run_of
+from prunesid_cli.pipeline.session import Session, make_run
 from prunesid_cli.pipeline.settings import TokenStore
 from prunesid_cli.pipeline.token_budgets import TokenAllocator
-from prunesid_cli.pipeline.unchanged import CachedInput, FailedInput
 from prunesid_cli.runtime.isolate import run_without_bad_items
 from prunesid_cli.tokencache import CacheWriter, Entry, ShardLimits
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS
@@ -113,5 +113,5 @@ def open_writer(
     Raises:
         CacheError: The folder cannot be written, or holds a cache that was made otherwise.
     """
-    run = run_of(session.checkpoint, session.settings, pruner.budget, session.dtype_name, store)
+    run = make_run(session.checkpoint, session.settings, pruner.budget, session.dtype_name, store)
     return CacheWriter(folder, run, tool, ShardLimits(max_shard_items), str(pruner.sampling))

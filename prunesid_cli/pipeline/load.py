@@ -10,7 +10,8 @@ from prunesid_cli.inputs.image import hash_bytes, load_image_bytes, read_bytes
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.video.load import hash_clip, is_clip_file, load_clip
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.unchanged import CachedInput, FailedInput, read_stamp
+from prunesid_cli.pipeline.results import CachedInput, FailedInput
+from prunesid_cli.pipeline.unchanged import read_stamp
 from prunesid_cli.text import DEBUG_OPTION
 from prunesid_cli.tokencache import CacheWriter, Stamp
 from prunesid_cli.types import Pixels, Provenance

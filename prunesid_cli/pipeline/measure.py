@@ -11,8 +11,9 @@ from prunesid_cli.errors import PruneSIDError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.load import LoadedInput
+from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.pipeline.segments import item_information
-from prunesid_cli.pipeline.unchanged import CachedInput, FailedInput, read_stamp
+from prunesid_cli.pipeline.unchanged import read_stamp
 from prunesid_cli.tokencache import Measurement, MeasurementLog
 
 

@@ -26,10 +26,10 @@ from prunesid_cli.pipeline.compress import compress, open_writer, write_results
 from prunesid_cli.pipeline.load import InputLoader
 from prunesid_cli.pipeline.measure import measure
 from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.pipeline.session import LazyVision, Session, check_cache_model
 from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings, TokenStore, VideoBackend
 from prunesid_cli.pipeline.token_budgets import TokenAllocator, allocate_on_arrival, plan_tokens
-from prunesid_cli.pipeline.unchanged import CachedInput, FailedInput
 from prunesid_cli.text import did_you_mean
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import Answer, Generation, TokenSet

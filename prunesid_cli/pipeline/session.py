@@ -9,7 +9,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.inputs.decoding import Decoding
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.pipeline.settings import Fit, Settings, TokenStore
@@ -100,7 +99,7 @@ class Session:
             method=self.settings.method,
             sample=sample or self.checkpoint.typical_information,
             sampling=self.settings.sampling(),
-            decoding=Decoding(self.settings.strict, self.settings.limit),
+            decoding=self.settings.decoding(),
         )
 
     @property
@@ -133,7 +132,7 @@ def find_checkpoint(settings: Settings) -> Checkpoint:
     return resolve(settings.model or DEMO, settings.revision)
 
 
-def run_of(checkpoint: Checkpoint, settings: Settings, budget: Budget, dtype: str, store: TokenStore) -> Run:
+def make_run(checkpoint: Checkpoint, settings: Settings, budget: Budget, dtype: str, store: TokenStore) -> Run:
     """What all items of a cache that is made with these settings have in common.
 
     Args:

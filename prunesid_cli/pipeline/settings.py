@@ -26,10 +26,6 @@ class Dtype(str, Enum):
     fp32 = "fp32"
 
 
-DTYPE_NAMES = {Dtype.auto: "", Dtype.bf16: "bfloat16", Dtype.fp16: "float16", Dtype.fp32: "float32"}
-"""Precision -> its name in torch; empty if the device decides."""
-
-
 class Attention(str, Enum):
     """Attention kernels; auto is sdpa where a part of the model supports it, else eager."""
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
-from prunesid_cli.errors import CacheError, PruneSIDError
+from prunesid_cli.errors import CacheError
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.sharding import Partition
 from prunesid_cli.inputs.source import LOCAL
-from prunesid_cli.tokencache import Cache, IndexEntry, Run, Stamp, open_cache
+from prunesid_cli.tokencache import Cache, Run, Stamp, open_cache
 from prunesid_cli.tokencache.format import MEASUREMENT_LOG
 from prunesid_cli.tokencache.journal import LOG_GLOB, ROWS_GLOB
 from prunesid_cli.tokencache.lock import PARTIAL_FILE_GLOBS
@@ -20,27 +19,6 @@ from prunesid_cli.tokencache.partition_marker import read_partition
 
 CLOCK_GRAIN_NS = 2 * 10**9
 """A file that changed this recently may change again without getting another modification time."""
-
-
-@dataclass(frozen=True)
-class CachedInput:
-    """An input that is in the cache already. `new_stamp` is set if its file has another stamp than the cache knows."""
-
-    source: str
-    entry: IndexEntry
-    new_stamp: Stamp | None = None
-    num_images: ClassVar[int] = 0
-    nbytes: ClassVar[int] = 0
-
-
-@dataclass(frozen=True)
-class FailedInput:
-    """An input that could not be read, or not be encoded."""
-
-    source: str
-    error: PruneSIDError
-    num_images: ClassVar[int] = 0
-    nbytes: ClassVar[int] = 0
 
 
 def read_stamp(source: str) -> Stamp | None:

@@ -20,13 +20,14 @@ from prunesid_cli.cli.help import COMMON, PRUNING
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.inputs.sharding import parse_partition
-from prunesid_cli.pipeline.session import LazyVision, Session, find_checkpoint, run_of
-from prunesid_cli.pipeline.settings import DEFAULTS, DTYPE_NAMES, Settings, TokenStore
+from prunesid_cli.pipeline.session import LazyVision, Session, find_checkpoint, make_run
+from prunesid_cli.pipeline.settings import DEFAULTS, Settings, TokenStore
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import MODEL_OPTION, command_line, format_stages, plural
 from prunesid_cli.tokencache import Calibration, Run, calibration_sample, write_calibration
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, is_cache_folder, require_cache
 from prunesid_cli.tokencache.partition_marker import check_partition, record_partition
+from prunesid_cli.types import DTYPE_NAMES
 
 if TYPE_CHECKING:
     from prunesid_cli.cli.compress_report import CompressReport
@@ -121,8 +122,8 @@ def compress(
 
     checkpoint, inputs = find_checkpoint(settings), InputPaths(paths or [], null, partition)
     reads_more = calibrate or retry_failed or checksum or as_json or verbose or usage or draft or "-" in inputs.paths
-    run = run_of(checkpoint, settings, budget, DTYPE_NAMES[settings.dtype], store)
-    if is_cache_folder(out) and not reads_more and _is_done(out, run, settings, inputs):
+    run = make_run(checkpoint, settings, budget, DTYPE_NAMES.get(settings.dtype.value, ""), store)
+    if is_cache_folder(out) and not reads_more and _report_if_done(out, run, settings, inputs):
         return
     session = Session.open(settings, checkpoint)
     from prunesid_cli.inputs.named_sources import select_named
@@ -150,7 +151,8 @@ def compress(
     plans_ahead = pruner.spreads_across_items and not is_stream
     keeps_log = plans_ahead and not (retry_failed or writer.unwritable)
     log = MeasurementLog(writer, draft) if keeps_log else None
-    report = CompressReport(as_json, budget, partition, retry_failed, len(writer.index.table))
+    num_listed = len(writer.failed) if retry_failed else None
+    report = CompressReport(as_json, budget, partition, num_listed, len(writer.index.table))
     with graceful_shutdown() as stop:
         runner = BatchRunner(InputLoader(pruner, writer, checksum, vision.load), batch_sizes, stop)
         _compress(runner, inputs, writer, report, log, plans_ahead)
@@ -164,7 +166,7 @@ def compress(
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _is_done(out: Path, run: Run, settings: Settings, inputs: InputPaths) -> bool:
+def _report_if_done(out: Path, run: Run, settings: Settings, inputs: InputPaths) -> bool:
     """Whether the cache holds all inputs, and says so if it does. No torch is imported, which would take seconds."""
     from prunesid_cli.cli.compress_report import CompressReport
     from prunesid_cli.pipeline.unchanged import count_unchanged, open_finished_cache
@@ -172,7 +174,7 @@ def _is_done(out: Path, run: Run, settings: Settings, inputs: InputPaths) -> boo
     cache = open_finished_cache(out, run, str(settings.sampling()), inputs.partition)
     if cache is None:
         return False
-    report = CompressReport(False, settings.budget(), inputs.partition, False, len(cache))
+    report = CompressReport(False, settings.budget(), inputs.partition, num_listed=None, num_items_before=len(cache))
     listing = inputs.listing()
     with printer.progress("checking", None, prints_results=False) as bar:
         count = count_unchanged(cache, inputs.of_this_machine(listing), bar.advance)
@@ -217,8 +219,8 @@ def _compress(
         KeyboardInterrupt: The user asked to stop while images were measured.
     """
     from prunesid_cli.pipeline.compress import compress, write_results
+    from prunesid_cli.pipeline.results import FailedInput
     from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
-    from prunesid_cli.pipeline.unchanged import FailedInput
     from prunesid_cli.runtime.background_writer import BackgroundWriter
 
     with closing(writer), BackgroundWriter(writer.on_idle) as background:

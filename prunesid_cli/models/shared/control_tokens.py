@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from prunesid_cli.errors import UsageError
 
 MARK = uuid4().hex
-"""Breaks up control tokens in a text from outside until the text is encoded. Nobody can type it by chance."""
+"""Inserted into control tokens of a text from outside until it is encoded. It is random, so no text contains it."""
 
 
 class ControlTokens:

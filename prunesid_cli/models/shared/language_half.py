@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import DynamicCache
 
-from prunesid_cli.errors import CacheError, ModelError, UsageError
+from prunesid_cli.errors import ModelError, UsageError, misfit_error
 from prunesid_cli.models.shared.control_tokens import ControlTokens
 from prunesid_cli.models.shared.generation import generate_options, left_pad, left_pad_ids
 from prunesid_cli.models.shared.processor import item_tokens, placeholder_ids, placeholder_text
@@ -37,6 +37,7 @@ from prunesid_cli.models.shared.shared_prefix import (
     split_prefix_caches,
 )
 from prunesid_cli.runtime.device import to_device
+from prunesid_cli.runtime.out_of_memory import is_out_of_memory
 from prunesid_cli.text import is_encodable
 from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt, TokenSet
 
@@ -55,7 +56,6 @@ class BaseLanguageHalf(ABC):
         placeholder_texts: The placeholder of an image (False) and of a clip (True) in a rendered prompt; None if none.
         uses_mrope: Whether visual tokens have positions in time, row and column.
         checked_channels: Widths of tokens that `project` is known to take.
-        checked_layouts: Layouts whose text has a place for each run.
         placeholders: All texts that stand for visual tokens, before or after the processor has expanded a prompt.
         control_tokens: The control tokens, and how text is encoded.
         item_pattern: The control tokens that the text of an image or clip may contain.
@@ -78,7 +78,7 @@ class BaseLanguageHalf(ABC):
         self.placeholder_ids = placeholder_ids(model.config)
         self.placeholder_texts = {is_clip: placeholder_text(processor, is_clip) for is_clip in (False, True)}
         self.uses_mrope = hasattr(model.base_model, "get_rope_index")
-        self.checked_channels, self.checked_layouts = set[int](), set[Layout]()
+        self.checked_channels = set[int]()
         placeholders = self.tokenizer.convert_ids_to_tokens(sorted(self.placeholder_ids))
         self.placeholders = {text for text in (*self.placeholder_texts.values(), *placeholders) if text}
         chat_template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
@@ -131,20 +131,16 @@ class BaseLanguageHalf(ABC):
         """See `LanguageHalf.check_item`."""
         channels, weights = item.tokens.shape[1], self.model.get_input_embeddings().weight
         is_right = bool(item.layout.mrope_deltas) == self.uses_mrope
-        if is_right and item.layout not in self.checked_layouts:
-            ids = self.tokenize("?", [item.layout])
-            num_places = int(torch.isin(ids, torch.tensor(sorted(self.placeholder_ids))).sum())
-            is_right = num_places == len(item.layout.runs)
-            if is_right:
-                self.checked_layouts.add(item.layout)
         if is_right and channels not in self.checked_channels:
             try:
                 self.project(weights.new_zeros(1, channels))
                 self.checked_channels.add(channels)
-            except RuntimeError:  # matrices that do not fit
-                is_right = False
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                is_right = False  # matrices that do not fit
         if not is_right:
-            raise CacheError("the tokens are not those of this model", "compress again, to another --out")
+            raise misfit_error()
 
     @torch.no_grad()
     def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
