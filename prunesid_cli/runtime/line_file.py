@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,24 +58,23 @@ class LineFile:
         """Whether a text is the beginning of a line of ours: of JSON that could go on where the text ends."""
         if b"\r" in line or not regex.fullmatch(self.pattern, line, partial=True):
             return False
-        try:
-            json.loads(line)
-        except json.JSONDecodeError as error:
-            is_in_string = error.msg.startswith(("Unterminated string", "Invalid \\uXXXX escape"))
-            return is_in_string or bool(regex.fullmatch(CUT_VALUE, error.doc[error.pos :]))
-        except (ValueError, RecursionError):
-            return False
+        with suppress(RecursionError, ValueError):
+            try:
+                json.loads(line)
+            except json.JSONDecodeError as error:
+                is_in_string = error.msg.startswith(("Unterminated string", r"Invalid \uXXXX escape"))
+                return is_in_string or bool(regex.fullmatch(CUT_VALUE, error.doc[error.pos :]))
         return False
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Adds lines and syncs them to the disk. Without any, only checks that the file can be written.
 
         Raises:
-            BrokenPipeError: It is a stream that nobody reads any more.
+            BrokenPipeError: It is a stream whose reader has closed it.
             PruneSIDError: They could not be written; the file has none of them.
         """
         data = b"".join(lines)
-        if data and self.lacks_line_end and self.end:
+        if data and self.lacks_line_end:
             data = b"\n" + data
         try:
             if self.stream is not None:

@@ -19,7 +19,7 @@ from prunesid_cli.runtime.atomic_write import write_atomically
 
 STREAM_FOLDERS = ("/dev/", "/proc/")
 HEADER_BYTES = 1024
-"""Number of bytes at the start of a file by which its kind is told."""
+"""Number of bytes at the start of a file from which its kind is detected."""
 
 
 def is_stream(path: Path) -> bool:
@@ -91,7 +91,7 @@ def replace_output(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write: Writes the contents to the file that it is given.
 
     Raises:
-        BrokenPipeError: It is a stream that nobody reads any more.
+        BrokenPipeError: It is a stream whose reader has closed it.
         PruneSIDError: The file cannot be written.
     """
     try:

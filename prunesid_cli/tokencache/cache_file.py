@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Links are refused, and a pipe does not block."""
-
-
 MAX_CONTAINERS = 4_000_000
-"""Most lists and objects in JSON. Two characters of text become an object of 64 bytes or more."""
+"""Most lists and objects in JSON. Two characters of text become an object of 56 bytes or more."""
+PARSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
+"""What is raised while JSON of an unexpected form is parsed, checked and built."""
 
 
 class UnknownFieldError(ValueError):

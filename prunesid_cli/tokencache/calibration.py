@@ -10,6 +10,7 @@ from pathlib import Path
 from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.text import calibrate_command
+from prunesid_cli.tokencache.cache_errors import read_error
 from prunesid_cli.tokencache.cache_file import build_record, parse_json, read_file
 from prunesid_cli.tokencache.format import CALIBRATION, MAX_PHI, MIN_PHI, canonical_json
 from prunesid_cli.tokencache.reader import open_cache
@@ -80,9 +81,7 @@ def read_calibration(folder: Path) -> Calibration | None:
         if not (calibration.images > 0 and calibration.values and all(MIN_PHI <= phi <= MAX_PHI for phi in all_phi)):
             raise ValueError("its values are not between 0 and 2")
     except (OSError, ValueError) as error:
-        raise CacheError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}", f"delete {path}, or calibrate again"
-        ) from error
+        raise read_error(path, error, f"delete {path}, or calibrate again") from error
     return calibration
 
 

@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
-from prunesid_cli.tokencache.cache_errors import write_error
-from prunesid_cli.tokencache.cache_file import parse_json, read_file
+from prunesid_cli.tokencache.cache_errors import read_error, write_error
+from prunesid_cli.tokencache.cache_file import PARSE_ERRORS, parse_json, read_file
 from prunesid_cli.tokencache.format import FAILURES, canonical_json
 
 MAX_FAILURES_BYTES = 1 << 28
@@ -28,11 +27,8 @@ def read_failures(folder: Path) -> list[dict[str, str]]:
         failures = [{name: record[name] for name in ("source", "error", "hint")} for record in records]
         os.fsencode("".join(text for record in failures for text in record.values()))  # else no file has such a name
         return failures
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise CacheError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
-            f"delete {path}: failed inputs are tried again",
-        ) from error
+    except (OSError, *PARSE_ERRORS) as error:
+        raise read_error(path, error, f"delete {path}: failed inputs are tried again") from error
 
 
 def write_failures(folder: Path, records: Iterable[dict[str, str]]) -> None:

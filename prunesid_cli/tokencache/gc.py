@@ -33,7 +33,7 @@ class Garbage:
         gone: Positions of the items whose input is gone.
         bytes: Bytes of the rows of both.
         failures: Sources of failures whose input is gone.
-        unknown: Inputs of which the system cannot say whether they are gone, with the reason. They are kept.
+        unknown: Inputs that could not be looked up, with the reason. They are kept.
         suspicion: Why the inputs may not be gone, but in another folder or on a missing drive; empty if there is no
             reason to think so.
     """

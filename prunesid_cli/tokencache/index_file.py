@@ -136,7 +136,7 @@ def read_index(folder: Path) -> Index | None:
     try:
         # Decoded by the types of the fields: JSON of other types is refused before it takes much memory.
         body = msgspec.json.decode(saved.text, type=IndexBody)
-        if body.format != INDEX_FORMAT or not _fits(body, saved.table):
+        if body.format != INDEX_FORMAT or not _is_consistent(body, saved.table):
             return None
     except (ValueError, RecursionError, OverflowError):
         return None
@@ -151,7 +151,7 @@ def read_index(folder: Path) -> Index | None:
     )
 
 
-def _fits(body: IndexBody, table: Table) -> bool:
+def _is_consistent(body: IndexBody, table: Table) -> bool:
     """Whether the shards have exactly the items that the table and the superseded items are, each once."""
     num_items = {number: items for number, _, items in body.shards}
     numbers = [*num_items, *body.given_up]

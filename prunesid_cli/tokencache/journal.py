@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from prunesid_cli.errors import CacheError
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.tokencache.cache_errors import read_error, repair_hint, write_error
-from prunesid_cli.tokencache.cache_file import build_record, create_file, open_file, parse_json
+from prunesid_cli.tokencache.cache_file import PARSE_ERRORS, build_record, create_file, open_file, parse_json
 from prunesid_cli.tokencache.format import (
     FORMAT,
     MAX_SHARDS,
@@ -259,16 +259,16 @@ def _read_log(folder: Path, log_path: Path) -> ShardJournal | None:
             return None
         journal.rows_file = open_file(journal.rows_path)
         rows_end = os.fstat(journal.rows_file.fileno()).st_size
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+    except (FileNotFoundError, *PARSE_ERRORS):
         return None
-    with suppress(
-        ValueError, LookupError, TypeError, AttributeError
-    ):  # what follows a line that cannot be right is not read
+    layouts = dict[int, Layout]()
+    with suppress(*PARSE_ERRORS):  # of a line that cannot be right: what follows it is not read
         for kind, record in lines:
             if kind == "layout":
-                journal.layouts[layout_from_record(record)] = len(journal.layouts)
+                layout = layout_from_record(record)
+                layouts[len(layouts)], journal.layouts[layout] = layout, len(layouts)
                 continue
-            item = Item.from_record(record, dict(enumerate(journal.layouts)))
+            item = Item.from_record(record, layouts)
             end = journal.num_bytes + row_bytes * len(item.slots)
             if item.rows[0] != journal.num_rows or end > rows_end:
                 break

@@ -6,8 +6,9 @@ import shlex
 from dataclasses import asdict
 
 from prunesid_cli.tokencache.format import Run
+from prunesid_cli.types import DTYPE_NAMES
 
-DTYPE_OPTIONS = {"float32": "--dtype fp32", "bfloat16": "--dtype bf16", "float16": "--dtype fp16"}
+DTYPE_OPTIONS = {name: f"--dtype {option}" for option, name in DTYPE_NAMES.items()}
 SPREAD_OPTIONS = {(True, False): "--dynamic", (False, True): "--fixed"}
 """(dynamic, even) -> option."""
 MODEL_FIELDS = ("revision", "family", "dtype")

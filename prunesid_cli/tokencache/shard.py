@@ -15,7 +15,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.cache_errors import damaged_item, misplaced_shard, read_error, repair_hint
-from prunesid_cli.tokencache.cache_file import UnknownFieldError, build_record, open_file, parse_json, split_check
+from prunesid_cli.tokencache.cache_file import (
+    PARSE_ERRORS,
+    UnknownFieldError,
+    build_record,
+    open_file,
+    parse_json,
+    split_check,
+)
 from prunesid_cli.tokencache.format import (
     FORMAT,
     METADATA_KEY,
@@ -91,7 +98,7 @@ def read_header(path: Path) -> Shard:
         text = tensors.pop("__metadata__")[METADATA_KEY]
         body = parse_json(text)
         version = body["format"]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except PARSE_ERRORS as error:
         raise CacheError(f"{path} is cut short or is no cache shard", repair_hint(path)) from error
     if not isinstance(version, int) or version > FORMAT:
         raise CacheError(f"{path} has cache format {version}, newer than {FORMAT}", "upgrade prunesid")
@@ -105,7 +112,7 @@ def read_header(path: Path) -> Shard:
         shard, end = _build_shard(path, body, tensors, data_start=8 + length)
     except UnknownFieldError as error:
         raise CacheError(f"{path} has {error}, which a later version added", "upgrade prunesid") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except PARSE_ERRORS as error:
         raise CacheError(f"{path} has a damaged header: {error}", repair_hint(path)) from error
     if file_bytes != end:
         raise CacheError(f"{path} is cut short", repair_hint(path))
@@ -118,7 +125,7 @@ def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data
     """Build a shard from the JSON of its header. Also returns where the file must end.
 
     Raises:
-        ValueError, LookupError, TypeError, AttributeError: The parts of the header are of wrong types, or do not fit
+        PARSE_ERRORS: The parts of the header are of wrong types, or do not fit
             each other.
     """
     run = build_record(body["run"], Run)

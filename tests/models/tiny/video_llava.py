@@ -93,7 +93,7 @@ def _clip(pixels: Pixels) -> dict[str, object]:
 
 
 SIZES = ((224, 224), (400, 130), (90, 300), (5, 7), (60, 1), (30, 3), (3, 3), (1, 60))
-# The stock processor guesses where the channels are, wrongly for an image 1 or 3 pixels high, unless it is told.
+# The stock processor guesses where the channels are. For an image 1 or 3 pixels high it guesses wrong.
 TOLD = {"input_data_format": "channels_last"}
 PLAIN = TinyModel(video_llava, SIZES, _clip, processor_options=TOLD)
 FULL = TinyModel(partial(video_llava, strategy="full"), SIZES, _clip, processor_options=TOLD)
