@@ -147,16 +147,34 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class PixelScale:
+    """What an image processor computes of each number of an image: (number * factor - mean) / std.
+
+    Attributes:
+        factor: The rescaling.
+        mean: One for each channel.
+        std: One for each channel.
+    """
+
+    factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Pixels:
     """One item as input of the vision tower.
 
     Attributes:
-        tensors: Tensors by the names of the tower's arguments. They hold the rows of this item only.
+        tensors: Tensors by the names of the tower's arguments; first the pixels: [S, 3, H, W], or patches [P, 3 * E].
+            They hold the rows of this item only.
         layout: How the stock model reads the item.
+        scale: What the tower reads of the pixels, which are whole numbers then; None if they were scaled already.
     """
 
     tensors: Mapping[str, Tensor]
     layout: Layout
+    scale: PixelScale | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from prunesid_cli.runtime import device as runtime_device
 
 aten = torch.ops.aten
 GPU, MPS = torch.device("cuda:0"), torch.device("mps:0")
@@ -54,6 +56,8 @@ class DeviceTensor(Tensor):
 
     def cuda(self, *_: object) -> Tensor:
         return self
+
+    def record_stream(self, stream: object) -> None: ...
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         if args and isinstance(args[0], Tensor):
@@ -172,6 +176,22 @@ class _Event:
         WAITS["event"] += 1
 
 
+class _Stream:
+    """A stream on which work is done at once."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def wait_stream(self, stream: object) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def record_event(self, event: object = None) -> _Event:
+        return _Event()
+
+    def synchronize(self) -> None:
+        WAITS["stream"] += 1
+
+
 @contextmanager
 def accelerator(device: torch.device = GPU, max_tensor_bytes: int = _max_tensor_bytes[0]) -> Iterator[Counter[str]]:
     """Simulate a device inside the block.
@@ -198,6 +218,9 @@ def accelerator(device: torch.device = GPU, max_tensor_bytes: int = _max_tensor_
         "reset_peak_memory_stats": lambda device=None: None,
         "get_device_name": lambda device=None: "stand-in",
         "get_device_capability": lambda device=None: (7, 0),
+        "Stream": _Stream,
+        "stream": lambda stream: nullcontext(),
+        "current_stream": lambda device=None: _Stream(),
     }
     with ExitStack() as stack:
         stack.callback(
@@ -214,6 +237,10 @@ def accelerator(device: torch.device = GPU, max_tensor_bytes: int = _max_tensor_
             values.append(value)
             stack.callback(values.pop)
         stack.enter_context(patch.object(torch, "Event", _Event))
+        # Only with a GPU has torch pinned memory.
+        stack.enter_context(
+            patch.object(runtime_device, "empty_pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
+        )
         stack.enter_context(patch.object(torch.mps, "synchronize", lambda: WAITS.update(["synchronize"])))
         stack.enter_context(_Mode())
         WAITS.clear()

@@ -23,6 +23,7 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_received_attention
 from prunesid_cli.models.shared.generation import left_pad
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
 from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, process_image, resized_short_side
 from prunesid_cli.models.shared.requirements import check_requirements
@@ -67,32 +68,32 @@ class Gemma3Vision:
         self.tower = self.model.model.vision_tower
         self.projector = self.model.model.multi_modal_projector
         self.processor = load_processor(checkpoint)
-        self.pan_and_scan = {
-            name: value
-            for name in PAN_AND_SCAN_SETTINGS
-            if (value := getattr(self.processor.image_processor, name, None)) is not None
+        images = self.processor.image_processor
+        pan_and_scan = {
+            name: value for name in PAN_AND_SCAN_SETTINGS if (value := getattr(images, name, None)) is not None
         }
-        if not self.pan_and_scan.get("do_pan_and_scan"):
-            self.fixed_short_side = resized_short_side(self.processor.image_processor)
+        self.scale, options = split_scale(images, do_pan_and_scan=False)
+        self.options = options | pan_and_scan
+        if not pan_and_scan.get("do_pan_and_scan"):
+            self.fixed_short_side = resized_short_side(images)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> the whole image and its crops [S, 3, H, W]."""
-        processed = process_image(self.processor, self.placeholder_ids, media.image, **self.pan_and_scan)
+        processed = process_image(self.processor, self.placeholder_ids, media.image, **self.options)
         side = self.projector.tokens_per_side
         regions = tuple(
             Region(number * side**2, side, side, side, box)
             for number, box in enumerate(crop_boxes(media.size, len(processed.runs) - 1))
         )
         layout = Layout(processed.text, processed.runs, regions)
-        return Pixels({"pixel_values": processed.tensors["pixel_values"]}, layout)
+        return Pixels({"pixel_values": processed.tensors["pixel_values"]}, layout, self.scale)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images -> a segment for the whole image and for each crop."""
-        batch = torch.cat([item.tensors["pixel_values"] for item in items])
         encoder = getattr(self.tower, "vision_model", self.tower).encoder
         with record_received_attention(encoder.layers[-1].self_attn) as attention:
-            states = self.tower(pixel_values=batch.to(self.placement.device, self.placement.dtype)).last_hidden_state
+            states = self.tower(pixel_values=upload_pixels(items, self.placement)).last_hidden_state
         # Average pooling, as of the states, then times the size of a block: the sum of its patches.
         side = self.projector.patches_per_image
         blocks = self.projector.avg_pool(attention[0].view(-1, 1, side, side)) * self.projector.kernel_size**2

@@ -31,6 +31,7 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_received_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import (
     collapse_text,
     load_processor,
@@ -102,37 +103,40 @@ class Idefics3Vision:
         self.placement = placement
         self.model = load_vision_model(model_class, checkpoint, config, placement)
         self.processor = load_smolvlm_processor(checkpoint)
-        self.frame_options = read_frame_options(checkpoint, self.processor.image_processor)
+        images = self.processor.image_processor
+        self.scale, self.options = split_scale(images)
+        frame_options = {"do_image_splitting": False, **read_frame_options(checkpoint, images)}
         # The frame size can also be in `video_sampling`, where it only counts if there is no other.
         sampling = load_video_settings(checkpoint).get("video_sampling") or {}
         if "video_size" in sampling:
-            self.frame_options = {"size": sampling["video_size"]} | self.frame_options
+            frame_options = {"size": sampling["video_size"]} | frame_options
+        self.frame_scale, self.frame_options = split_scale(images, **frame_options)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> tiles and the whole image, clip -> frames: [S, 3, H, W]."""
         if media.is_clip:
             return self._preprocess_clip(media)
-        processed = process_image(self.processor, self.placeholder_ids, media.image)
+        processed = process_image(self.processor, self.placeholder_ids, media.image, **self.options)
         tiles = [(int(row), int(column)) for row, column in TILE_TEXT.findall(processed.text)]
         rows, columns = max(tiles, default=(1, 1))
         layout = Layout(processed.text, processed.runs, tile_regions(processed.runs[0], rows, columns))
-        return Pixels({"pixel_values": processed.tensors["pixel_values"][0]}, layout)
+        return Pixels({"pixel_values": processed.tensors["pixel_values"][0]}, layout, self.scale)
 
     def _preprocess_clip(self, media: Media) -> Pixels:
         check_clips_supported(self.processor, self.model.config)
-        pixels = preprocess_frames(self.processor, media.frames, do_image_splitting=False, **self.frame_options)
+        pixels = preprocess_frames(self.processor, media.frames, **self.frame_options)
         metadata = SimpleNamespace(fps=1.0, timestamps=media.times, duration=None)
         written = self.processor.replace_video_token({"pixel_values": pixels, "video_metadata": [metadata]}, 0)
         text, runs = collapse_text(self.processor, self.placeholder_ids, written)
-        return Pixels({"pixel_values": pixels[0]}, Layout(text, runs, frame_regions(runs[0], media.times)))
+        layout = Layout(text, runs, frame_regions(runs[0], media.times))
+        return Pixels({"pixel_values": pixels[0]}, layout, self.frame_scale)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images and clips -> a segment for each tile, whole image and frame."""
-        batch = torch.cat([item.tensors["pixel_values"] for item in items])
         tower, connector = self.model.model.vision_model, self.model.model.connector
         with record_received_attention(tower.encoder.layers[-1].self_attn) as attention:
-            states = tower(batch.to(self.placement.device, self.placement.dtype)).last_hidden_state
+            states = tower(upload_pixels(items, self.placement)).last_hidden_state
         saliency = connector.pixel_shuffle(attention[0][..., None], connector.scale_factor).sum(-1)
         return split_by_item(connector(states), saliency, items)
 

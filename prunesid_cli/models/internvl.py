@@ -23,6 +23,7 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_cls_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import (
     collapse_text,
     load_processor,
@@ -72,34 +73,37 @@ class InternVLVision:
         self.placement = placement
         self.model = load_vision_model(InternVLForConditionalGeneration, checkpoint, config, placement)
         self.processor = load_processor(checkpoint)
-        self.frame_options = read_frame_options(checkpoint, self.processor.image_processor)
+        images = self.processor.image_processor
+        self.scale, self.options = split_scale(images)
+        frame_options = {"crop_to_patches": False, **read_frame_options(checkpoint, images)}
+        self.frame_scale, self.frame_options = split_scale(images, **frame_options)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> tiles and the whole image, clip -> frames: [S, 3, H, W]."""
         if media.is_clip:
             return self._preprocess_clip(media)
-        processed = process_image(self.processor, self.placeholder_ids, media.image)
+        processed = process_image(self.processor, self.placeholder_ids, media.image, **self.options)
         pixels, rows, columns = processed.tensors["pixel_values"], 1, 1
         if len(pixels) > 1:
             images, (width, height) = self.processor.image_processor, media.image.size
             tile = (images.size["height"], images.size["width"])
             columns, rows = get_optimal_tiled_canvas((height, width), tile, images.min_patches, images.max_patches)
         regions = tile_regions(processed.runs[0] // len(pixels), rows, columns)
-        return Pixels({"pixel_values": pixels}, Layout(processed.text, processed.runs, regions))
+        return Pixels({"pixel_values": pixels}, Layout(processed.text, processed.runs, regions), self.scale)
 
     def _preprocess_clip(self, media: Media) -> Pixels:
-        pixels = preprocess_frames(self.processor, media.frames, crop_to_patches=False, **self.frame_options)
+        pixels = preprocess_frames(self.processor, media.frames, **self.frame_options)
         written = self.processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
         text, runs = collapse_text(self.processor, self.placeholder_ids, written)
-        return Pixels({"pixel_values": pixels}, Layout(text, runs, frame_regions(runs[0], media.times)))
+        layout = Layout(text, runs, frame_regions(runs[0], media.times))
+        return Pixels({"pixel_values": pixels}, layout, self.frame_scale)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images and clips -> a segment for each tile, whole image and frame."""
-        batch = torch.cat([item.tensors["pixel_values"] for item in items])
         tower = self.model.model.vision_tower
         with record_cls_attention(tower.encoder.layer[-1].attention) as attention:
-            states = tower(batch.to(self.placement.device, self.placement.dtype)).last_hidden_state[:, 1:]
+            states = tower(upload_pixels(items, self.placement)).last_hidden_state[:, 1:]
         features = self.model.model.multi_modal_projector(self.shuffle(states))
         return split_by_item(features, self.shuffle(attention[0][..., None]).sum(-1), items)
 

@@ -22,6 +22,7 @@ from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import (
     load_processor,
     load_processor_settings,
@@ -69,6 +70,7 @@ class LlavaVision:
         self.tower = VisionTower(tower_type(config), self.model.model.vision_tower, feature_layers)
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
+        self.scale, self.options = split_scale(self.processor.image_processor)
         reads_cls = self.tower.type.has_cls and config.vision_feature_select_strategy == "full"
         self.cls_slot = 0 if reads_cls else CLS_NOT_READ
         # The layout is the same for all images, but for the part of the image that it shows.
@@ -79,8 +81,8 @@ class LlavaVision:
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]."""
         region = replace(self.layout.regions[0], box=visible_box(self.processor.image_processor, media.size))
-        pixels = preprocess_frames(self.processor, media.frames)
-        return Pixels({"pixel_values": pixels}, replace(self.layout, regions=(region,)))
+        pixels = preprocess_frames(self.processor, media.frames, **self.options)
+        return Pixels({"pixel_values": pixels}, replace(self.layout, regions=(region,)), self.scale)
 
     def pad_to_square(self) -> None:
         """See `VisionHalf`."""
@@ -89,8 +91,7 @@ class LlavaVision:
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images -> one segment each."""
-        batch = torch.cat([item.tensors["pixel_values"] for item in items])
-        features, saliency = self.tower(batch.to(self.placement.device, self.placement.dtype))
+        features, saliency = self.tower(upload_pixels(items, self.placement))
         encoded = []
         for number, item in enumerate(items):
             if self.tower.type.has_cls:
@@ -118,16 +119,18 @@ class PixtralVision:
         self.model = load_vision_model(LlavaForConditionalGeneration, checkpoint, config, placement)
         self.tower = VisionTower("pixtral", self.model.model.vision_tower, feature_layers)
         self.processor = load_processor(checkpoint)
+        self.scale, self.options = split_scale(self.processor.image_processor, patch_size=self.patch_size)
         settings = load_processor_settings(checkpoint)
         self.break_text = settings.get("image_break_token", "[IMG_BREAK]")
         self.end_text = settings.get("image_end_token", "[IMG_END]")
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]. The text is written here, as transformers' processor needs torchvision."""
-        pixels = preprocess_frames(self.processor, media.frames, patch_size=self.patch_size)
+        pixels = preprocess_frames(self.processor, media.frames, **self.options)
         rows, columns = (length // self.patch_size for length in pixels.shape[-2:])
         text = self.break_text.join([str(placeholder_text(self.processor, False))] * rows) + self.end_text
-        return Pixels({"pixel_values": pixels}, Layout(text, (columns,) * rows, (Region(0, rows, columns, columns),)))
+        layout = Layout(text, (columns,) * rows, (Region(0, rows, columns, columns),))
+        return Pixels({"pixel_values": pixels}, layout, self.scale)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
@@ -137,8 +140,7 @@ class PixtralVision:
         """
         encoded = []
         for item in items:
-            pixels = item.tensors["pixel_values"].to(self.placement.device, self.placement.dtype)
-            features, saliency = self.tower(pixels)
+            features, saliency = self.tower(upload_pixels([item], self.placement))
             (region,) = item.layout.regions
             segments = window_segments(region, WINDOW_SIDE, features[0], saliency[0])
             encoded.append(Encoded(tuple(segments), item.layout))

@@ -24,6 +24,7 @@ from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import load_processor, placeholder_text
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.token_grid import with_grid_box
@@ -97,16 +98,18 @@ class LlavaNextVision:
         self.model = load_vision_model(self.model_class, checkpoint, config, placement)
         self.tower = VisionTower(tower_type(config), self.model.model.vision_tower, feature_layers)
         self.processor = load_processor(checkpoint)
+        self.scale, self.options = split_scale(self.processor.image_processor)
         self.side: int = config.vision_config.image_size // config.vision_config.patch_size
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> base tile and tiles [T, 3, H, W], and the image's size [1, 2]."""
-        processed = self.processor.image_processor(images=[media.image], return_tensors="pt")
+        processed = self.processor.image_processor(images=[media.image], return_tensors="pt", **self.options)
         tensors = {"pixel_values": processed["pixel_values"][0], "image_sizes": processed["image_sizes"]}
         packed = self.pack_patch_numbers(tensors)
         canvases = self.model.config.image_grid_pinpoints
         regions = with_grid_box(packed_regions(packed, self.side), media.size, canvases)
-        return Pixels(tensors, Layout(str(placeholder_text(self.processor, False)), (len(packed),), regions))
+        layout = Layout(str(placeholder_text(self.processor, False)), (len(packed),), regions)
+        return Pixels(tensors, layout, self.scale)
 
     def pack_patch_numbers(self, tensors: Mapping[str, Tensor]) -> list[int]:
         """Run the stock model's packing on the numbers of the patches.
@@ -130,13 +133,12 @@ class LlavaNextVision:
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images, and for LLaVA-NeXT-Video clips -> a segment for each tile or frame."""
-        pixels = [next(iter(item.tensors.values())) for item in items]
-        states, saliency = self.tower(torch.cat(pixels).to(self.placement.device, self.placement.dtype))
+        states, saliency = self.tower(upload_pixels(items, self.placement))
         grid, num_cls = (self.side, self.side), int(self.tower.type.has_cls)
         features, saliency = states[:, num_cls:].unflatten(1, grid), saliency.unflatten(1, grid)
         encoded, start = [], 0
-        for item, item_pixels in zip(items, pixels, strict=True):
-            tiles = slice(start, start + len(item_pixels))
+        for item in items:
+            tiles = slice(start, start + len(next(iter(item.tensors.values()))))
             output = TowerOutput(features[tiles], saliency[tiles], states[tiles, 0] if num_cls else None)
             encoded.append(Encoded(self.make_segments(item, output), item.layout))
             start = tiles.stop

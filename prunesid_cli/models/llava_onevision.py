@@ -25,6 +25,7 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_received_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import load_frame_processor, load_processor, placeholder_text
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.token_grid import with_grid_box
@@ -70,6 +71,8 @@ class LlavaOnevisionVision:
         self.tower = getattr(self.model.model.vision_tower, "vision_model", self.model.model.vision_tower)
         self.processor = load_processor(checkpoint)
         self.frame_processor = load_frame_processor(checkpoint, self.processor.image_processor)
+        self.scale, self.options = split_scale(self.processor.image_processor)
+        self.frame_scale, self.frame_options = split_scale(self.frame_processor)
         self.aspect_ratio = config.vision_aspect_ratio
         self.side = config.vision_config.image_size // config.vision_config.patch_size
 
@@ -79,14 +82,14 @@ class LlavaOnevisionVision:
         An image with other images in its prompt is not tiled.
         """
         if media.is_clip:
-            frames = self.frame_processor(images=list(media.frames), return_tensors="pt")["pixel_values"]
-            return Pixels({CLIP_PIXELS: frames}, self._clip_layout(media.times))
+            processed = self.frame_processor(images=list(media.frames), return_tensors="pt", **self.frame_options)
+            return Pixels({CLIP_PIXELS: processed["pixel_values"]}, self._clip_layout(media.times), self.frame_scale)
         # The processor tiles an image unless it gets a list of several for the same prompt.
         images = [[media.image, Image.new("RGB", (1, 1))]] if num_other_images else [media.image]
-        processed = self.processor.image_processor(images=images, return_tensors="pt")
+        processed = self.processor.image_processor(images=images, return_tensors="pt", **self.options)
         tiles, image_sizes = processed[IMAGE_PIXELS][0], processed["image_sizes"][:1]
         layout = self._image_layout(len(tiles), image_sizes, media.size)
-        return Pixels({IMAGE_PIXELS: tiles, "image_sizes": image_sizes}, layout)
+        return Pixels({IMAGE_PIXELS: tiles, "image_sizes": image_sizes}, layout, self.scale)
 
     def _clip_layout(self, times: Sequence[float]) -> Layout:
         side = (self.side + 1) // 2
@@ -116,9 +119,9 @@ class LlavaOnevisionVision:
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images and clips -> a segment for each window of at most a tile."""
-        pixels = [item.tensors[CLIP_PIXELS if item.layout.is_clip else IMAGE_PIXELS] for item in items]
-        counts = [len(item_pixels) for item_pixels in pixels]
-        features, saliency = (output.split(counts) for output in self._run_tower(torch.cat(pixels)))
+        counts = [len(item.tensors[CLIP_PIXELS if item.layout.is_clip else IMAGE_PIXELS]) for item in items]
+        outputs = self._run_tower(upload_pixels(items, self.placement))
+        features, saliency = (output.split(counts) for output in outputs)
         encoded = []
         for number, item in enumerate(items):
             outputs = (features[number], saliency[number])  # [T, N, D] and [T, N, 1]
@@ -137,7 +140,6 @@ class LlavaOnevisionVision:
 
     def _run_tower(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles and frames [S, 3, H, W] -> projected tokens [S, N, D] and their saliency [S, N, 1]."""
-        pixels = pixels.to(self.placement.device, self.placement.dtype)
         states = []
         with record_received_attention(self.tower.encoder.layers[-1].self_attn) as attention:
             for batch in pixels.split(MAX_TOWER_BATCH):

@@ -21,6 +21,7 @@ from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_received_attention
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
 from prunesid_cli.models.shared.processor import (
     load_processor,
@@ -64,21 +65,22 @@ class PaliGemmaVision:
         self.tower = self.model.model.vision_tower
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
+        self.scale, self.options = split_scale(self.processor.image_processor)
         side = config.vision_config.image_size // config.vision_config.patch_size
         text = str(placeholder_text(self.processor, False))
         self.layout = Layout(text, (side**2,), (Region(0, side, side, side),))
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]."""
-        return Pixels({"pixel_values": preprocess_frames(self.processor, [media.image])}, self.layout)
+        pixels = preprocess_frames(self.processor, [media.image], **self.options)
+        return Pixels({"pixel_values": pixels}, self.layout, self.scale)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images -> a segment for each window of the raster."""
-        batch = torch.cat([item.tensors["pixel_values"] for item in items])
         encoder = getattr(self.tower, "vision_model", self.tower).encoder
         with record_received_attention(encoder.layers[-1].self_attn) as attention:
-            states = self.tower(pixel_values=batch.to(self.placement.device, self.placement.dtype)).last_hidden_state
+            states = self.tower(pixel_values=upload_pixels(items, self.placement)).last_hidden_state
         encoded = []
         for features, saliency, item in zip(states, attention[0], items, strict=True):
             segments = window_segments(item.layout.regions[0], WINDOW_SIDE, features, saliency)

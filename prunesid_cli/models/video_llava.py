@@ -23,6 +23,7 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_cls_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.pixel_scale import first_tensor, split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import (
     load_frame_processor,
     load_processor,
@@ -73,6 +74,9 @@ class VideoLlavaVision:
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
         self.frame_processor = load_frame_processor(checkpoint, self.processor.image_processor)
+        # Told where the channels are, the processor does not guess: of an image 1 or 3 pixels high it guesses wrongly.
+        self.scale, self.options = split_scale(self.processor.image_processor, input_data_format="channels_last")
+        self.frame_scale, self.frame_options = split_scale(self.frame_processor, input_data_format="channels_last")
         # The layout is the same for all images, but for the part of the image that it shows.
         self.side = config.vision_config.image_size // config.vision_config.patch_size
         image = Image.new("RGB", (self.side, self.side))
@@ -83,14 +87,13 @@ class VideoLlavaVision:
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W], clip -> frames [T, 3, H, W]."""
         processor = self.frame_processor if media.is_clip else self.processor.image_processor
-        # Told where the channels are, the processor does not guess: of an image 1 or 3 pixels high it guesses wrongly.
-        processed = processor(images=list(media.frames), return_tensors="pt", input_data_format="channels_last")
-        pixels = next(iter(processed.values()))  # the only tensor, whose name depends on the processor
+        options = self.frame_options if media.is_clip else self.options
+        pixels = first_tensor(processor(images=list(media.frames), return_tensors="pt", **options))
         box = visible_box(processor, media.size)
         if media.is_clip:
-            return Pixels({CLIP_PIXELS: pixels}, self._clip_layout(media.times, box))
+            return Pixels({CLIP_PIXELS: pixels}, self._clip_layout(media.times, box), self.frame_scale)
         region = replace(self.image_layout.regions[0], box=box)
-        return Pixels({IMAGE_PIXELS: pixels}, replace(self.image_layout, regions=(region,)))
+        return Pixels({IMAGE_PIXELS: pixels}, replace(self.image_layout, regions=(region,)), self.scale)
 
     def pad_to_square(self) -> None:
         """See `VisionHalf`."""
@@ -114,9 +117,9 @@ class VideoLlavaVision:
             numbers = [number for number, item in enumerate(items) if name in item.tensors]
             if not numbers:
                 continue
-            batch = torch.cat([items[number].tensors[name] for number in numbers])
+            pixels = upload_pixels([items[number] for number in numbers], self.placement)
             with record_cls_attention(getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn) as attention:
-                states = tower(batch.to(self.placement.device, self.placement.dtype)).last_hidden_state
+                states = tower(pixels).last_hidden_state
             rows = zip(states, attention[0], strict=True)
             for number in numbers:
                 layout = items[number].layout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,34 @@ def to_device(data: Tensor | Sequence[float], device: torch.device, dtype: torch
     not awaited.
     """
     return torch.as_tensor(data).to(device, dtype, non_blocking=device.type == "cuda")
+
+
+def upload(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Join tensors along their first axis, on a device.
+
+    From the host to CUDA, the copy goes from pinned memory and on a stream of its own: it runs beside earlier work.
+    """
+    if device.type != "cuda" or parts[0].device.type == "cuda":
+        return torch.cat(list(parts)).to(device)
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    pinned = torch.cat(list(parts), out=empty_pinned(shape, parts[0].dtype))
+    stream, current = copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        copied = pinned.to(device, non_blocking=True)
+    current.wait_stream(stream)
+    copied.record_stream(current)  # its memory is not used anew before the current stream has read it
+    return copied
+
+
+def empty_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in memory of the host from which CUDA copies without the host."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+@cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of copies to a device."""
+    return torch.cuda.Stream(device)
 
 
 def true_rows(mask: Tensor) -> list[int]:

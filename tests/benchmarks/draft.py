@@ -27,6 +27,7 @@ from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.models.shared.pixel_scale import scale_pixels
 from prunesid_cli.models.shared.processor import fixed_short_side
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
@@ -50,7 +51,7 @@ def seen(pruner: Pruner, data: bytes, min_decode_side: int | None) -> tuple[floa
     pixels = pruner.preprocess(load_image_bytes(data, "photograph", "-", min_decode_side))
     seconds = time.process_time() - began
     (kept,) = pruner.prune(pruner.encode([pixels]))
-    return seconds, pixels.tensors["pixel_values"], frozenset(kept.slots)
+    return seconds, scale_pixels(pixels.tensors["pixel_values"], pixels.scale, torch.float32), frozenset(kept.slots)
 
 
 def compared(pruner: Pruner, megapixels: float, count: int) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from tests.models.tiny import write_checkpoint
+from tests.models.tiny.base import tower_pixels
 
 LoadVision = Callable[[str], Any]
 SIZES = ((500, 200), (90, 400), (336, 336), (333, 331))
@@ -64,7 +65,7 @@ def test_a_square_shows_its_box(load: LoadVision, variant: str, is_clip: bool, s
     def preprocess(image: Image.Image) -> tuple[torch.Tensor, Any]:
         media = media_from_frames((image, image), (0.0, 1.0)) if is_clip else media_from_image(image)
         pixels = load(variant).preprocess(media)
-        return next(iter(pixels.tensors.values())).flatten(0, -4)[0].mean(0), pixels.layout.regions[0].box
+        return tower_pixels(pixels)[0].mean(0), pixels.layout.regions[0].box
 
     plain = [preprocess(Image.new("RGB", size, color))[0] for color in ("black", "white")]
     black, white = (square[len(square) // 2, len(square) // 2] for square in plain)
@@ -91,7 +92,7 @@ def test_a_tile_grid_shows_its_box(load: LoadVision, variant: str, size: tuple[i
     """
     vision = load(variant)
     pixels = vision.preprocess(media_from_image(Image.new("RGB", size, "white")))
-    region, tiles = pixels.layout.regions[1], next(iter(pixels.tensors.values()))
+    region, tiles = pixels.layout.regions[1], tower_pixels(pixels)
     base, parts = tiles[:1], tiles[1:]
     white = (parts - parts.min()) / (parts.max() - parts.min()) if (parts < 0).any() else torch.ones_like(parts)
     patch = vision.model.config.vision_config.patch_size

@@ -15,6 +15,7 @@ from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from tests.models.harness import CPU, make_image
 from tests.models.tiny import write_checkpoint
+from tests.models.tiny.base import tower_pixels
 
 SIZES = ((1200, 300), (90, 400), (333, 331), (336, 336), (501, 200))
 CROPPING = [
@@ -36,7 +37,7 @@ def preprocess(vision: Any, image: Image.Image, is_clip: bool) -> tuple[torch.Te
     """The pixels of an image, or of a clip of two equal frames, and the layout."""
     media = media_from_frames((image, image), (0.0, 1.0)) if is_clip else media_from_image(image)
     pixels = vision.preprocess(media)
-    return next(iter(pixels.tensors.values())), pixels.layout
+    return tower_pixels(pixels), pixels.layout
 
 
 def measure_visible_share(vision: Any, size: tuple[int, int], is_clip: bool) -> float:

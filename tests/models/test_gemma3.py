@@ -16,7 +16,7 @@ from prunesid_cli.models.gemma3 import crop_boxes
 from prunesid_cli.models.loading.checkpoint import resolve
 from tests.models.harness import CLOSE, CPU, GENERATION, PROMPT, Model, check_keeping_all, make_image
 from tests.models.tiny import tiny_model, write_checkpoint
-from tests.models.tiny.base import TinyModel
+from tests.models.tiny.base import TinyModel, tower_pixels
 from tests.models.tiny.gemma3 import gemma3
 
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def test_saliency_is_the_eager_attention_that_a_block_receives(model: Model) -> None:
     pixels = [model.vision.preprocess(media) for media in model.images()]
-    batch = torch.cat([item.tensors["pixel_values"] for item in pixels])
+    batch = torch.cat([tower_pixels(item) for item in pixels])
     with torch.no_grad():
         tower = model.stock.model.vision_tower
         attention = tower(pixel_values=batch, output_attentions=True).attentions[-1]
@@ -99,7 +99,7 @@ def test_the_real_size_is_the_stock_model(tmp_path: Path) -> None:
     (item,) = model.vision.encode([pixels])
     with torch.no_grad():
         tower = model.stock.model.vision_tower
-        attention = tower(pixel_values=pixels.tensors["pixel_values"], output_attentions=True).attentions[-1]
+        attention = tower(pixel_values=tower_pixels(pixels), output_attentions=True).attentions[-1]
     received = attention.mean((1, 2)).view(16, 4, 16, 4).sum((1, 3)).flatten()
     torch.testing.assert_close(item.segments[0].saliency, received, **CLOSE)
     (kept,) = model.pruner("64").prune([item])

@@ -14,6 +14,7 @@ from prunesid_cli.models.shared import attention_saliency as saliency
 from prunesid_cli.types import Layout, Region
 from tests.models.harness import PROMPT, Model, make_clip, make_image
 from tests.models.tiny import tiny_model, write_checkpoint
+from tests.models.tiny.base import tower_pixels
 
 
 def make_model(variant: str, factory: pytest.TempPathFactory) -> Model:
@@ -53,7 +54,7 @@ def test_saliency_is_the_attention_that_the_patches_receive(
     monkeypatch.setattr(saliency, "MAX_ATTENTION_WEIGHTS", max_weights)
     pixels = model.vision.preprocess(media_from_image(make_image(3, (500, 200))))
     (item,) = model.vision.encode([pixels])
-    config, values = model.stock.config, pixels.tensors["pixel_values"]
+    config, values = model.stock.config, tower_pixels(pixels)
     with torch.no_grad():
         received = model.stock.model.vision_model(values, output_attentions=True).attentions[-1].mean((1, 2))
         stock = model.stock.get_image_features(values[None], return_dict=True).pooler_output
@@ -98,7 +99,7 @@ def test_a_tile_shows_its_box(plain: Model) -> None:
     image = make_image(0, (728, 728)).point(lambda value: 0)
     image.paste((255, 255, 255), (0, 364, 364, 728))
     pixels = plain.vision.preprocess(media_from_image(image))
-    bright = [i for i, tile in enumerate(pixels.tensors["pixel_values"]) if tile.mean() > 0.9]
+    bright = [i for i, tile in enumerate(tower_pixels(pixels)) if tile.mean() > 0.9]
     assert [pixels.layout.regions[i].box for i in bright] == [(0.0, 0.5, 0.5, 1.0)]
 
 
@@ -116,7 +117,7 @@ def test_a_clip_is_written_frame_by_frame(smolvlm: Model) -> None:
     assert pixels.layout.text == f"{intro}{frames}\n\n"
     assert pixels.layout.runs == (64,) * 3
     assert [region.time for region in pixels.layout.regions] == [0.0, 0.5, 1.0]
-    assert pixels.tensors["pixel_values"].shape == (3, 3, 512, 512)
+    assert tower_pixels(pixels).shape == (3, 3, 512, 512)
 
 
 @pytest.mark.skipif(not is_num2words_available(), reason="SmolVLM writes about clips with num2words")
@@ -138,7 +139,7 @@ def test_a_clip_is_processed_as_by_the_video_processor(smolvlm: Model) -> None:
     pixels = smolvlm.vision.preprocess(media)
     text = stock.tokenizer.decode(processed["input_ids"][0]).replace("<image>" * 64, "<image>")
     assert text == pixels.layout.text
-    assert_close(pixels.tensors["pixel_values"], processed["pixel_values"][0], atol=0.05, rtol=0)
+    assert_close(tower_pixels(pixels), processed["pixel_values"][0], atol=0.05, rtol=0)
 
 
 def test_images_need_no_num2words(smolvlm: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from tests.models.harness import CPU, Model, make_clip, make_image
 from tests.models.tiny import tiny_model, write_checkpoint
+from tests.models.tiny.base import tower_pixels
 
 
 @pytest.fixture(scope="module", params=["internvl", "internvl-large", "internvl-inner"])
@@ -43,9 +44,9 @@ def test_saliency_is_the_attention_of_cls_in_the_layer_that_is_read(model: Model
     config = model.stock.config
     layer = config.vision_feature_layer
     with torch.no_grad():
-        output = model.stock.model.vision_tower(pixels.tensors["pixel_values"], output_attentions=True)
+        output = model.stock.model.vision_tower(tower_pixels(pixels), output_attentions=True)
         cls_row = output.attentions[layer].sum(1)[:, 0, 1:].view(-1, 16, 2, 16, 2)
-        stock = model.stock.get_image_features(pixels.tensors["pixel_values"], return_dict=True).pooler_output
+        stock = model.stock.get_image_features(tower_pixels(pixels), return_dict=True).pooler_output
     assert_close(
         torch.stack([segment.saliency for segment in item.segments]), cls_row.sum((2, 4)).flatten(1), atol=1e-5, rtol=0
     )
@@ -73,7 +74,7 @@ def test_a_tile_shows_its_box(plain: Model) -> None:
     image = make_image(0, (1792, 448)).point(lambda value: 0)
     image.paste((255, 255, 255), (896, 0, 1344, 448))
     pixels = plain.vision.preprocess(media_from_image(image))
-    bright = [i for i, tile in enumerate(pixels.tensors["pixel_values"]) if tile.mean() > 1.5]
+    bright = [i for i, tile in enumerate(tower_pixels(pixels)) if tile.mean() > 1.5]
     assert [pixels.layout.regions[i].box for i in bright] == [(0.5, 0.0, 0.75, 1.0)]
 
 
@@ -97,7 +98,7 @@ def test_a_clip_is_processed_as_by_the_video_processor(plain: Model) -> None:
     assert len(places) == pixels.layout.total
     text = stock.tokenizer.decode(ids).replace("<IMG_CONTEXT>" * 256, "<IMG_CONTEXT>")
     assert text == pixels.layout.text
-    assert_close(pixels.tensors["pixel_values"], processed["pixel_values"], atol=0.05, rtol=0)
+    assert_close(tower_pixels(pixels), processed["pixel_values"], atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(

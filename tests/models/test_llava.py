@@ -15,6 +15,7 @@ from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.shared.attention_saliency import mean_received_attention
 from tests.models.harness import Model, check_keeping_all
 from tests.models.tiny import tiny_model, write_checkpoint
+from tests.models.tiny.base import tower_pixels
 
 SALIENCY_LAYER = {"llava": -2, "llava-layers": -1, "llava-pixtral": -1, "llava-siglip": -2, "llava-siglip-last": -1}
 """The layer whose attention gives the saliency."""
@@ -30,7 +31,7 @@ def test_saliency_is_the_eager_attention(model: Model, request: pytest.FixtureRe
     tower, layer = model.stock.model.vision_tower, SALIENCY_LAYER[request.node.callspec.params["model"]]
     pixels = model.vision.preprocess(model.images()[1])
     with torch.no_grad():
-        weights = tower(pixel_values=pixels.tensors["pixel_values"], output_attentions=True).attentions[layer]
+        weights = tower(pixel_values=tower_pixels(pixels), output_attentions=True).attentions[layer]
     expected = weights.mean((1, 2))[0]
     if model.vision.tower.type.has_cls:
         expected = weights[0, :, 0, 1:].sum(0)

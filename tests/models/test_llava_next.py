@@ -24,6 +24,7 @@ from prunesid_cli.models.shared.processor import load_frame_processor, load_vide
 from prunesid_cli.types import CLS_NOT_READ, Segment
 from tests.models.harness import CPU, Model, make_clip, make_image
 from tests.models.tiny import tiny_model, write_checkpoint
+from tests.models.tiny.base import tower_pixels
 from tests.models.tiny.llava_next import GRID_336, GRID_384, NARROW
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -84,7 +85,7 @@ def test_tiles_are_as_the_eager_tower_sees_them(models: dict[str, Model], varian
     model = models[variant]
     pixels = model.vision.preprocess(media_from_image(make_image(3, (900, 500))))
     (item,) = model.vision.encode([pixels])
-    features, attention, config = run_stock_tower(model, pixels.tensors["pixel_values"])
+    features, attention, config = run_stock_tower(model, tower_pixels(pixels))
     has_cls = config.vision_feature_select_strategy == "default"
     patches = features[:, int(has_cls) :]
     saliency = attention[:, :, 0, 1:].sum(1) if has_cls else attention.mean((1, 2))
@@ -103,7 +104,7 @@ def test_frames_are_pooled_as_the_stock_model_does(models: dict[str, Model]) -> 
     model = models["llava_next_video"]
     pixels = model.vision.preprocess(make_clip(5, 3))
     (item,) = model.vision.encode([pixels])
-    features, attention, _ = run_stock_tower(model, pixels.tensors["pixel_values_videos"])
+    features, attention, _ = run_stock_tower(model, tower_pixels(pixels))
     pooled = model.stock.model.vision_resampler(features[:, 1:])
     saliency = attention[:, :, 0, 1:].sum(1).view(3, 6, 2, 6, 2).sum((2, 4)).flatten(1)
     for frame, segment in enumerate(item.segments):
@@ -283,5 +284,5 @@ def test_frames_are_as_the_stock_video_processor_makes_them(models: dict[str, Mo
 
     model, media = models["llava_next_video"], make_clip(4, 3, (500, 410))
     processed = AutoVideoProcessor.from_pretrained(model.folder)(videos=[list(media.frames)], return_tensors="pt")
-    frames = model.vision.preprocess(media).tensors["pixel_values_videos"]
+    frames = tower_pixels(model.vision.preprocess(media))
     assert (processed["pixel_values_videos"][0] - frames).abs().max() < 0.05

@@ -30,6 +30,7 @@ from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Generation
 from tests.models.harness import CPU, make_clip, make_image
 from tests.models.tiny import write_checkpoint
+from tests.models.tiny.base import tower_pixels
 from tests.models.tiny.llava_onevision import llava_onevision
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
@@ -74,7 +75,7 @@ def test_saliency_is_the_eager_attention_that_is_received(model: Model) -> None:
     """That of the whole image is unchanged; that of the tiles is packed like the tokens."""
     item = model.vision.preprocess(media_from_image(make_image(1, SHRUNK)))
     (encoded,) = model.vision.encode([item])
-    expected = model.received(item.tensors["pixel_values"])
+    expected = model.received(tower_pixels(item))
     packed, _ = model.stock.model.pack_image_features(
         [expected[..., None]], item.tensors["image_sizes"], torch.full((1,), torch.nan)
     )
@@ -86,7 +87,7 @@ def test_saliency_is_the_eager_attention_that_is_received(model: Model) -> None:
 def test_saliency_of_a_clip_is_pooled_as_its_frames_are(model: Model) -> None:
     item = model.vision.preprocess(make_clip(1, 3))
     (encoded,) = model.vision.encode([item])
-    pooled = model.stock.model.apply_pooling(model.received(item.tensors["pixel_values_videos"])[..., None])
+    pooled = model.stock.model.apply_pooling(model.received(tower_pixels(item))[..., None])
     for segment, expected in zip(encoded.segments, pooled[..., 0], strict=True):
         torch.testing.assert_close(segment.saliency, expected, **EXACT)
 
@@ -119,7 +120,7 @@ def test_only_the_whole_of_a_very_narrow_image_is_left(tmp_path: Path, size: tup
 def test_an_image_with_others_in_its_prompt_is_not_tiled(model: Model, size: tuple[int, int]) -> None:
     side = model.vision.side
     item = model.vision.preprocess(media_from_image(make_image(1, size)), num_other_images=1)
-    assert (len(item.tensors["pixel_values"]), item.layout.total, len(item.layout.regions)) == (1, side**2 + 1, 1)
+    assert (len(tower_pixels(item)), item.layout.total, len(item.layout.regions)) == (1, side**2 + 1, 1)
 
 
 def test_rasters_are_cut_into_windows_of_at_most_a_tile(model: Model) -> None:
@@ -131,7 +132,7 @@ def test_rasters_are_cut_into_windows_of_at_most_a_tile(model: Model) -> None:
 
 def test_frames_are_squeezed_to_a_square_as_the_settings_for_clips_say(model: Model) -> None:
     media = make_clip(1, 2, (640, 200))
-    pixels = model.vision.preprocess(media).tensors["pixel_values_videos"]
+    pixels = tower_pixels(model.vision.preprocess(media))
     frame = media.frames[1].resize((384, 384), Image.Resampling.BICUBIC)
     expected = torch.from_numpy(np.asarray(frame) / 127.5 - 1).permute(2, 0, 1).float()
     torch.testing.assert_close(pixels[1], expected, **EXACT)
@@ -143,7 +144,7 @@ def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
     stock = AutoVideoProcessor.from_pretrained(model.folder)
     frames = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in media.frames])
     expected = stock(videos=[frames], return_tensors="pt")["pixel_values_videos"][0]
-    frames = model.vision.preprocess(media).tensors["pixel_values_videos"]
+    frames = tower_pixels(model.vision.preprocess(media))
     torch.testing.assert_close(frames, expected, atol=0.03, rtol=0.0)
 
 
@@ -156,7 +157,10 @@ def test_a_prompt_about_an_image_and_a_clip_is_the_stock_model(model: Model) -> 
     pruner = Pruner(model.vision, Budget.parse("all"), "prunesid", ())
     language = LlavaOnevisionLanguage(resolve(str(model.folder)), CPU)
     _, items = ask(pruner, language, media, prompt, Generation(max_new_tokens=2))
-    image, frames = (model.vision.preprocess(item).tensors for item in media)
+    image, frames = (
+        dict(item.tensors) | {next(iter(item.tensors)): tower_pixels(item)}
+        for item in map(model.vision.preprocess, media)
+    )
     layouts = [item.layout for item in items]
     ids = language.tokenize(prompt, layouts).tolist()
     runs = iter([layout.total for layout in layouts])

@@ -17,7 +17,7 @@ from prunesid_cli.models.loading.original_processor import CHATML, MISTRAL, choo
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.models.shared.processor import load_processor
 from tests.models.harness import CPU, PROMPT, Model, check_keeping_all
-from tests.models.tiny.base import TinyModel
+from tests.models.tiny.base import TinyModel, tower_pixels
 from tests.models.tiny.original import ANYRES, PLAIN, TILE_SETTINGS, build_tokenizer, sibling, write_original
 
 
@@ -115,7 +115,7 @@ def test_all_model_types_of_the_authors_are_read(model_type: str, tmp_path: Path
 def test_images_are_padded_only_if_the_settings_ask_for_it(tmp_path: Path) -> None:
     model = write_model(tmp_path)
     media = model.images()[1]
-    padded = model.vision.preprocess(media).tensors["pixel_values"]
+    padded = tower_pixels(model.vision.preprocess(media))
     change_config(model.folder, image_aspect_ratio="square")
     plain = load_processor(resolve(str(model.folder))).image_processor(media.image, return_tensors="pt")
     assert padded[0, :, 0].std(-1).max() == 0 != plain["pixel_values"][0, :, 0].std(-1).max()

@@ -13,6 +13,7 @@ from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from tests.models.harness import CPU, PROMPT, Model
 from tests.models.tiny import tiny_model, write_checkpoint
+from tests.models.tiny.base import tower_pixels
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def test_saliency_is_the_eager_attention_that_a_patch_receives(model: Model) -> None:
     pixels = [model.vision.preprocess(media) for media in model.images()]
-    batch = torch.cat([item.tensors["pixel_values"] for item in pixels])
+    batch = torch.cat([tower_pixels(item) for item in pixels])
     with torch.no_grad():
         attention = model.stock.model.vision_tower(pixel_values=batch, output_attentions=True).attentions[-1]
     saliency = torch.stack([item.segments[0].saliency for item in model.vision.encode(pixels)])

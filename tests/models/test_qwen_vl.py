@@ -43,6 +43,7 @@ from tests.models.harness import (
     make_image,
 )
 from tests.models.tiny import TINY, tiny_model, write_checkpoint
+from tests.models.tiny.base import tower_pixels
 
 VARIANTS = sorted(name for name in TINY if name.startswith("qwen"))
 EXACT = {"atol": 1e-5, "rtol": 0.0}
@@ -89,8 +90,8 @@ def rows_by_slot(items: list[Encoded], part: str) -> Tensor:
 
 
 def tower_inputs(items: list[Pixels]) -> tuple[Tensor, Tensor]:
-    tensors = [list(item.tensors.values())[:2] for item in items]
-    return torch.cat([patches for patches, _ in tensors]), torch.cat([grid for _, grid in tensors])
+    grids = [list(item.tensors.values())[1] for item in items]
+    return torch.cat([tower_pixels(item) for item in items]), torch.cat(grids)
 
 
 def test_saliency_is_the_attention_that_the_stock_tower_pays(
@@ -203,7 +204,7 @@ def test_extreme_sizes_are_read_as_the_stock_processor_does(model: Model, size: 
     media = media_from_image(make_image(1, size))
     pixels = model.vision.preprocess(media)
     inputs = model.stock_inputs([media], PROMPT)
-    assert torch.equal(pixels.tensors["pixel_values"], inputs["pixel_values"])
+    assert torch.equal(tower_pixels(pixels), inputs["pixel_values"])
     (region,) = pixels.layout.regions
     assert [1, 2 * region.rows, 2 * region.columns] == inputs["image_grid_thw"][0].tolist()
     upright = region.rows >= region.columns if size[1] >= size[0] else region.rows <= region.columns
@@ -227,15 +228,15 @@ def test_a_clip_of_one_frame_is_read_twice(model: Model) -> None:
     doubled = media_from_frames((clip.image, clip.image), (0.0, 0.0))
     a, b = model.vision.preprocess(clip), model.vision.preprocess(doubled)
     assert a.layout == b.layout
-    assert torch.equal(a.tensors["pixel_values_videos"], b.tensors["pixel_values_videos"])
+    assert torch.equal(tower_pixels(a), tower_pixels(b))
 
 
 def test_frames_of_a_pair_share_a_patch(model: Model) -> None:
     """A clip without motion has the patches of its image, if both have the same size."""
     still = make_image(4, (320, 320))
     media = media_from_frames((still,) * 4, (0.0, 0.5, 1.0, 1.5))
-    pixels = model.vision.preprocess(media).tensors["pixel_values_videos"]
-    image = model.vision.preprocess(media_from_image(still)).tensors["pixel_values"]
+    pixels = tower_pixels(model.vision.preprocess(media))
+    image = tower_pixels(model.vision.preprocess(media_from_image(still)))
     assert torch.equal(pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :])
     if image.shape == pixels[: len(pixels) // 2].shape:
         torch.testing.assert_close(pixels[: len(image)], image, **EXACT)
@@ -279,7 +280,7 @@ def test_clips_are_those_of_the_stock_video_processor(
         videos_kwargs={"video_metadata": [metadata], "do_sample_frames": False, "return_metadata": True},
     )
     assert torch.equal(ours.tensors["video_grid_thw"], stock_inputs["video_grid_thw"])
-    difference = (ours.tensors["pixel_values_videos"] - stock_inputs["pixel_values_videos"]).abs()
+    difference = (tower_pixels(ours) - stock_inputs["pixel_values_videos"]).abs()
     # Pillow and torchvision resize the same frame up to two of 255 steps apart. That is .030 here, as measured, and
     # above .02 for at most 4e-4 of a clip. Where nothing is resized, nothing may differ.
     step = 1 / 255 / min(stock.video_processor.image_std)

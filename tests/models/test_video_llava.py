@@ -23,6 +23,7 @@ from prunesid_cli.models.video_llava import CLIP_PIXELS, IMAGE_PIXELS, VideoLlav
 from prunesid_cli.types import CLS_NOT_READ
 from tests.models.harness import CPU, make_clip, make_image
 from tests.models.tiny import write_checkpoint
+from tests.models.tiny.base import tower_pixels
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
 FRAME = 1 + 16 * 16
@@ -53,9 +54,9 @@ def test_features_and_saliency_are_those_of_the_right_tower(model: Model, pixels
     )
     tower = model.stock.model.video_tower if pixels_name == CLIP_PIXELS else model.stock.model.image_tower
     with torch.no_grad():
-        output = tower(item.tensors[pixels_name], output_attentions=True, output_hidden_states=True)
+        output = tower(tower_pixels(item), output_attentions=True, output_hidden_states=True)
     (encoded,) = model.vision.encode([item])
-    assert len(encoded.segments) == len(item.tensors[pixels_name])
+    assert len(encoded.segments) == len(tower_pixels(item))
     for number, segment in enumerate(encoded.segments):
         states = output.hidden_states[-2][number]
         torch.testing.assert_close(segment.features, states[1:], **EXACT)
@@ -94,7 +95,7 @@ def test_frames_follow_the_settings_for_clips(model: Model, tmp_path: Path) -> N
     mean, std, path = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], folder / "video_preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": mean, "image_std": std}))
     media = make_clip(1, 2, (224, 224))
-    frames = VideoLlavaVision(resolve(str(folder)), CPU).preprocess(media).tensors[CLIP_PIXELS]
+    frames = tower_pixels(VideoLlavaVision(resolve(str(folder)), CPU).preprocess(media))
     expected = (np.asarray(media.frames[1]) / 255 - mean) / std
     torch.testing.assert_close(frames[1], torch.from_numpy(expected).permute(2, 0, 1).float(), **EXACT)
 
@@ -105,7 +106,7 @@ def test_frames_are_those_of_the_stock_processor(model: Model) -> None:
     stock = AutoVideoProcessor.from_pretrained(model.folder)
     frames = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in media.frames])
     expected = stock(videos=[frames], return_tensors="pt")["pixel_values_videos"][0]
-    torch.testing.assert_close(model.vision.preprocess(media).tensors[CLIP_PIXELS], expected, atol=0.03, rtol=0.0)
+    torch.testing.assert_close(tower_pixels(model.vision.preprocess(media)), expected, atol=0.03, rtol=0.0)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,6 @@ def test_the_channels_of_flat_images_are_the_last_axis(model: Model, size: tuple
 
     def pixels(image: Image.Image) -> torch.Tensor:
         media = media_from_frames((image,), (0.0,)) if is_clip else media_from_image(image)
-        (tensor,) = model.vision.preprocess(media).tensors.values()
-        return tensor.flatten()
+        return tower_pixels(model.vision.preprocess(media)).flatten()
 
     assert torch.cosine_similarity(pixels(flat), pixels(large), 0) > 0.9

@@ -44,6 +44,7 @@ from prunesid_cli.models.mini_gemini.stored_names import PROJECTOR
 from prunesid_cli.models.mini_gemini.weights import find_checkpoint_weights, find_tower, load_mgm_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_cls_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.token_grid import square_box
 from prunesid_cli.types import Box, Encoded, Layout, Pixels, Placement, Region, Segment
@@ -112,6 +113,9 @@ class MGMVision:
                 f"{checkpoint.name} has image_size_aux {self.config.image_size_aux}",
                 hint=f"supported: multiples of {multiple}, so that patches are whole",
             )
+        side = self.config.image_size_aux
+        size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+        self.scale, self.options = split_scale(self.image_processor, **size)
         self.model = load_mgm_vision_model(checkpoint, self.config, clip, placement)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
@@ -122,10 +126,8 @@ class MGMVision:
             canvas = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in self.image_processor.image_mean))
             canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
             image = canvas
-        side = self.config.image_size_aux
-        size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        pixels = self.image_processor(images=[image], return_tensors="pt", **size)["pixel_values"]
-        return Pixels({"pixel_values": pixels}, self._layout(square_box(media.image.size, is_padded)))
+        pixels = self.image_processor(images=[image], return_tensors="pt", **self.options)["pixel_values"]
+        return Pixels({"pixel_values": pixels}, self._layout(square_box(media.image.size, is_padded)), self.scale)
 
     def pad_to_square(self) -> None:
         """See `VisionHalf`."""
@@ -146,7 +148,7 @@ class MGMVision:
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images -> a segment for each view."""
-        images = torch.cat([item.tensors["pixel_values"] for item in items]).to(self.placement.device)
+        images = upload_pixels(items, self.placement, torch.float32)
         side = self.view_pixels * self.grid
         views = split_views(resize_bilinear(images, (side, side)), self.grid, self.has_global_view)  # [B, K, 3, H, W]
         with record_cls_attention(self.model.clip.encoder.layers[-1].self_attn) as attention:

@@ -27,6 +27,7 @@ from prunesid_cli.models.qwen_vl.processor import QwenPreprocessor
 from prunesid_cli.models.qwen_vl.saliency import append_saliency
 from prunesid_cli.models.shared.generation import left_pad
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.processor import load_processor
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.window_segments import window_segments
@@ -91,16 +92,13 @@ class QwenVision:
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images and clips -> a segment for each window of each raster."""
-        patches, grids = [], []
-        for item in items:
-            is_clip = item.layout.is_clip
-            patches.append(item.tensors["pixel_values_videos" if is_clip else "pixel_values"])
-            grids.append(item.tensors["video_grid_thw" if is_clip else "image_grid_thw"])
-        device, dtype, grid = self.placement.device, self.placement.dtype, torch.cat(grids)
+        grids = [item.tensors["video_grid_thw" if item.layout.is_clip else "image_grid_thw"] for item in items]
+        grid = torch.cat(grids)
         lengths = [height * width for time, height, width in grid.tolist() for _ in range(time)]
         with append_saliency(self.saliency_attention, self.tower.merger, lengths):
-            output = self.tower(torch.cat(patches).to(device, dtype), grid_thw=grid.to(device))
-        features, saliency = output.pooler_output[:, :-1].to(dtype), output.pooler_output[:, -1]
+            output = self.tower(upload_pixels(items, self.placement), grid_thw=grid.to(self.placement.device))
+        features = output.pooler_output[:, :-1].to(self.placement.dtype)
+        saliency = output.pooler_output[:, -1]
         deepstack = getattr(output, "deepstack_features", None)
         extra = torch.cat(deepstack, -1) if deepstack else None
         encoded, start = [], 0

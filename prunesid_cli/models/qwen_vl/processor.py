@@ -22,6 +22,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.models.shared.pixel_scale import split_scale
 from prunesid_cli.models.shared.processor import load_processor, load_video_settings, placeholder_ids, process_image
 from prunesid_cli.types import Layout, Pixels, Region
 
@@ -144,13 +145,18 @@ class QwenPreprocessor:
         self.get_rope_index = get_rope_index
         self.counts_seconds = checkpoint.model_type == "qwen2_5_vl"
         self.frame_size = FRAME_SIZING[checkpoint.model_type].frame_size
+        images = self.processor.image_processor
+        self.scale, self.options = split_scale(images)
+        frame_options = {name: getattr(self.settings, name) for name in PATCH_SETTINGS}
+        self.frame_scale, self.frame_options = split_scale(images, **frame_options)
 
     def process_image(self, image: Image) -> Pixels:
         """Image -> patches [H * W, E] and their grid [1, 3]."""
-        processed = process_image(self.processor, self.placeholder_ids, image)
+        processed = process_image(self.processor, self.placeholder_ids, image, **self.options)
         grids = {"image_grid_thw": processed.tensors["image_grid_thw"]}
         layout = self._layout(processed.text, processed.runs, IMAGE_TYPE, grids, times=(None,))
-        return Pixels({"pixel_values": processed.tensors["pixel_values"], **grids}, layout)
+        patches = processed.tensors["pixel_values"]
+        return Pixels({"pixel_values": patches.to(torch.uint8) if self.scale else patches, **grids}, layout, self.scale)
 
     def process_clip(self, media: Media) -> Pixels:
         """Clip -> patches [T * H * W, E] and their grid [1, 3]; Qwen2.5-VL also takes the seconds of each patch."""
@@ -167,7 +173,7 @@ class QwenPreprocessor:
         run = re.compile(f"(?:{re.escape(token)})+")
         runs = tuple(len(match) // len(token) for match in run.findall(written))
         layout = self._layout(run.sub(token, written), runs, VIDEO_TYPE, grids, times[::temporal])
-        return Pixels({"pixel_values_videos": patches, **grids}, layout)
+        return Pixels({"pixel_values_videos": patches, **grids}, layout, self.frame_scale)
 
     def _clip_patches(self, frames: Sequence[Image]) -> tuple[Tensor, Tensor]:
         """Frames -> patches [T * H * W, E] and their grid [1, 3]. The last frame fills up the last temporal patch."""
@@ -176,12 +182,12 @@ class QwenPreprocessor:
             height, width = self.frame_size(len(frames), *frames[0].size, settings)
             frames = [frame.resize((width, height), Resampling(settings.resample)) for frame in frames]
         frames = [*frames, *[frames[-1]] * (-len(frames) % temporal)]
-        options = {name: getattr(settings, name) for name in PATCH_SETTINGS}
         processed = self.processor.image_processor(
-            images=frames, return_tensors="pt", do_resize=False, temporal_patch_size=1, **options
+            images=frames, return_tensors="pt", do_resize=False, temporal_patch_size=1, **self.frame_options
         )
         (_, rows, columns), channels = processed["image_grid_thw"][0].tolist(), 3
-        patches = processed["pixel_values"].view(-1, temporal, rows * columns, channels, settings.patch_size**2)
+        patches = processed["pixel_values"].to(torch.uint8 if self.frame_scale else torch.float32)
+        patches = patches.view(-1, temporal, rows * columns, channels, settings.patch_size**2)
         # Each patch of a frame -> the patches of the frames of a temporal patch, channel by channel.
         joined = patches.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(1)
         return joined, torch.tensor([[len(patches), rows, columns]])

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunesid_cli.types import Pixels
+from prunesid_cli.models.shared.pixel_scale import upload_pixels
+from prunesid_cli.types import Pixels, Placement
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -48,3 +49,8 @@ def save(model_class: Any, config: object, folder: Path, seed: int = 0) -> None:
                 torch.nn.init.normal_(parameter, std=0.15)
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.save_pretrained(folder)
+
+
+def tower_pixels(pixels: Pixels) -> Tensor:
+    """The pixels of an item as its tower reads them, in fp32 on the CPU."""
+    return upload_pixels([pixels], Placement(torch.device("cpu"), torch.float32, None))

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import is_num2words_available
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.base import TinyModel, save, tower_pixels
 from tests.models.tiny.tokenizers import build_byte_level_tokenizer
 
 TILES = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
@@ -131,7 +131,7 @@ def smol(name: str) -> Callable[[Path], None]:
 
 
 def _clip(pixels: Pixels) -> Mapping[str, Tensor]:
-    return {"pixel_values": pixels.tensors["pixel_values"][None]}
+    return {"pixel_values": tower_pixels(pixels)[None]}
 
 
 SIZES = ((364, 364), (500, 200), (90, 400), (8, 8))

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.base import TinyModel, save, tower_pixels
 from tests.models.tiny.tokenizers import build_byte_level_tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<unk>")
@@ -131,7 +131,7 @@ def internvl_gpt_oss(folder: Path) -> None:
 
 
 def _clip(pixels: Pixels) -> Mapping[str, Tensor]:
-    return {"pixel_values": pixels.tensors["pixel_values"]}
+    return {"pixel_values": tower_pixels(pixels)}
 
 
 SIZES = ((448, 448), (900, 880), (1200, 300), (60, 240), (8, 8))

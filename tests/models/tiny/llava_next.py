@@ -28,7 +28,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tests.models.tiny.base import Sizes, TinyModel, save
+from tests.models.tiny.base import Sizes, TinyModel, save, tower_pixels
 
 GRID_336 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 GRID_384 = [[384 * rows, 384 * columns] for rows in range(1, 11) for columns in range(1, 11) if rows * columns <= 10]
@@ -215,7 +215,7 @@ def write_llava_next_video(
 
 
 def _frames(pixels: Any) -> dict[str, Any]:
-    return {"pixel_values_videos": pixels.tensors["pixel_values_videos"][None]}
+    return {"pixel_values_videos": tower_pixels(pixels)[None]}
 
 
 MISTRAL = TinyModel(partial(write_llava_next, tower=_clip(), vocabulary=MISTRAL_VOCABULARY, text=MistralConfig), GRIDS)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.base import TinyModel, save, tower_pixels
 from tests.models.tiny.tokenizers import build_uppercase_tokenizer
 
 SIDE, STANDARD = 384, [0.5, 0.5, 0.5]
@@ -99,7 +99,7 @@ def llava_onevision(folder: Path, patch: int = 42, layer: int = -1) -> None:
 
 
 def _clip(pixels: Pixels) -> dict[str, object]:
-    return {"pixel_values_videos": pixels.tensors["pixel_values_videos"][None]}
+    return {"pixel_values_videos": tower_pixels(pixels)[None]}
 
 
 GRIDS = ((384, 384), (700, 500), (1500, 200), (150, 1300), (1100, 1900), (20, 30))

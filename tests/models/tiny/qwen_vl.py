@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.base import TinyModel, save, tower_pixels
 
 SPECIAL = (
     "<|endoftext|>",
@@ -157,7 +157,8 @@ def qwen3_vl(folder: Path) -> None:
 
 def as_clip(pixels: Pixels) -> Mapping[str, Tensor]:
     """The tensors already have the names of the stock model's arguments."""
-    return pixels.tensors
+    (name, _), *others = pixels.tensors.items()
+    return {name: tower_pixels(pixels), **dict(others)}
 
 
 TWO, TWO_AND_A_HALF, THREE = (TinyModel(write, SIZES, as_clip) for write in (qwen2_vl, qwen2_5_vl, qwen3_vl))

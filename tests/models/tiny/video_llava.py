@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoL
 from transformers.models.video_llava.image_processing_video_llava import VideoLlavaImageProcessor
 
 from prunesid_cli.types import Pixels
-from tests.models.tiny.base import TinyModel, save
+from tests.models.tiny.base import TinyModel, save, tower_pixels
 from tests.models.tiny.tokenizers import build_uppercase_tokenizer
 
 SIDE, PATCH = 224, 14
@@ -89,7 +89,7 @@ def video_llava(folder: Path, strategy: str = "default") -> None:
 
 
 def _clip(pixels: Pixels) -> dict[str, object]:
-    return {"pixel_values_videos": pixels.tensors["pixel_values_videos"][None]}
+    return {"pixel_values_videos": tower_pixels(pixels)[None]}
 
 
 SIZES = ((224, 224), (400, 130), (90, 300), (5, 7), (60, 1), (30, 3), (3, 3), (1, 60))

@@ -1,0 +1,107 @@
+"""Pixels travel as whole numbers, 0 to 255, and become what the tower reads on the tower's device.
+
+An image processor ends with the same arithmetic for each number: rescale, then normalize. It is taken out of the
+processor here, and done by a table of the 256 possible results for each channel. So the tower reads the same bits as
+from the processor, on every device; a quarter of the bytes is moved; and the host does none of the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prunesid_cli.runtime.device import upload
+from prunesid_cli.types import Pixels, PixelScale, Placement
+
+NUM_LEVELS, NUM_CHANNELS = 256, 3
+SCALE_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+PROBE_SIZE = (32, 48)
+
+
+def split_scale(image_processor: Any, **options: Any) -> tuple[PixelScale | None, dict[str, Any]]:
+    """Find out how an image processor gives whole numbers, 0 to 255, and what it else makes of them.
+
+    Args:
+        image_processor: An image processor of transformers with the PIL backend.
+        options: Arguments of its calls.
+
+    Returns:
+        The arithmetic, and the arguments of calls that leave it out. None, and the same arguments, if the processor
+        does more with the numbers than this arithmetic, which is tried on an image.
+    """
+    settings = {name: getattr(image_processor, name) for name in SCALE_SETTINGS} | options
+    mean, std = (
+        tuple(float(number) for number in np.broadcast_to(settings[name], NUM_CHANNELS))
+        for name in ("image_mean", "image_std")
+    )
+    scale = PixelScale(
+        factor=settings["rescale_factor"] if settings["do_rescale"] else 1.0,
+        mean=mean if settings["do_normalize"] else (0.0,) * NUM_CHANNELS,
+        std=std if settings["do_normalize"] else (1.0,) * NUM_CHANNELS,
+    )
+    whole = {**options, "do_rescale": False, "do_normalize": False}
+    probe = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*PROBE_SIZE, NUM_CHANNELS), dtype=np.uint8))
+    numbers, expected = (
+        first_tensor(image_processor(images=[probe], return_tensors="pt", **call)) for call in (whole, options)
+    )
+    is_same = torch.equal(scale_pixels(numbers.to(torch.uint8), scale, torch.float32), expected.float())
+    return (scale, whole) if is_same else (None, options)
+
+
+def first_tensor(tensors: Mapping[str, Any]) -> Tensor:
+    """The pixels that an image processor gives: [S, 3, H, W], or patches [P, 3 * E]."""
+    pixels: Tensor = next(iter(tensors.values()))
+    return pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
+
+
+def _per_channel(value: Any) -> tuple[float, ...]:
+    return tuple(float(number) for number in np.broadcast_to(value, NUM_CHANNELS))
+
+
+def upload_pixels(items: Sequence[Pixels], placement: Placement, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy the pixels of a batch to the tower's device, as the tower reads them.
+
+    Args:
+        items: The first tensor of each holds its pixels: [S, 3, H, W], or patches [P, 3 * E].
+        placement: The device, and the precision.
+        dtype: Another precision.
+
+    Returns:
+        The pixels of all items, one after the other.
+    """
+    parts = []
+    for scale, group in groupby(items, lambda item: item.scale):
+        numbers = upload([next(iter(item.tensors.values())) for item in group], placement.device)
+        parts.append(scale_pixels(numbers, scale, dtype or placement.dtype))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def scale_pixels(numbers: Tensor, scale: PixelScale | None, dtype: torch.dtype) -> Tensor:
+    """Whole numbers -> what an image processor makes of them.
+
+    Args:
+        numbers: uint8, [S, 3, ...] or [P, 3 * E].
+        scale: The arithmetic; None if the numbers were scaled already.
+        dtype: Precision of the result.
+    """
+    if scale is None:
+        return numbers.to(dtype)
+    table = _device_table(scale, numbers.device, dtype)
+    offsets = torch.arange(0, table.numel(), NUM_LEVELS, dtype=torch.int32, device=numbers.device)[:, None]
+    places = numbers.view(len(numbers), NUM_CHANNELS, -1).int() + offsets
+    return table.index_select(0, places.flatten()).view(numbers.shape)
+
+
+@cache
+def _device_table(scale: PixelScale, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The values of all levels of all channels, [3 * 256]. The order of operations is that of transformers."""
+    levels = (np.arange(NUM_LEVELS).astype(np.float64) * scale.factor).astype(np.float32)
+    mean, std = (np.asarray(values, np.float32)[:, None] for values in (scale.mean, scale.std))
+    return torch.from_numpy((levels - mean) / std).flatten().to(device, dtype)
