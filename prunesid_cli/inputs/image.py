@@ -200,12 +200,13 @@ def _decode(
             file.draft(None, (min_decode_side, min_decode_side))  # type: ignore[arg-type]
         scale = round(width / file.width)
         if load := LOADERS.get(file.format or ""):
-            damage = load(file, data)
+            image, damage = load(file, data)
         else:
             file.load()
+            image = file
         if damage and strict:
             raise MediaError(f"{source}: damaged {file_type.description} ({damage})", STRICT_HINT)
-        rgb, color_note = to_rgb(file, data)
+        rgb, color_note = to_rgb(image, data)
         transpose, orientation_note = read_orientation(file)
         frame_count = getattr(file, "n_frames", 1)  # may seek, so after the pixels were read
         left_out = psd_channels_left_out(file, data) if file.format == "PSD" else 0

@@ -68,6 +68,18 @@ def test_damage_inside_a_jpeg_is_noted_or_refused(mode: str, options: dict[str, 
     assert caught.value.hint == "copy or download it again, or leave out --strict"
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(320, 240), (333, 211), (17, 23), (1, 1), (64, 1)])
+@pytest.mark.parametrize("options", [*JPEG_OPTIONS, {"subsampling": 1}, {"keep_rgb": True}])
+def test_a_jpeg_has_the_pixels_that_pillow_reads(mode: str, size: tuple[int, int], options: dict[str, object]) -> None:
+    if mode != "RGB":
+        options = options | {"keep_rgb": False}
+    data = hostile.encoded(photo(*size).convert(mode), "JPEG", **options)
+    with Image.open(BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(load_image_bytes(data, "a.jpg").image, expected)
+
+
 def test_damage_is_found_at_a_reduced_size_too() -> None:
     notes = load_image_bytes(damaged(jpeg(), "zeroed"), "x", "", 30).notes
     assert notes[0] == "decoded at 1/8 of its size"
