@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from traceback import format_exception
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -30,6 +32,23 @@ class PruneSIDError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, an error keeps its cause as text."""
+        cause = self.__cause__
+        text = "".join(format_exception(type(cause), cause, cause.__traceback__)) if cause else ""
+        return _rebuild, (type(self), self.args, self.__dict__, text)
+
+
+class RemoteCause(Exception):
+    """The cause of an error in another process. Its text is a traceback."""
+
+
+def _rebuild(error_class: Any, args: tuple[Any, ...], state: dict[str, Any], cause: str) -> PruneSIDError:
+    error: PruneSIDError = error_class(*args)
+    error.__dict__ |= state
+    error.__cause__ = RemoteCause(f"\n{cause}") if cause else None
+    return error
 
 
 class UsageError(PruneSIDError):

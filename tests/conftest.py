@@ -44,6 +44,8 @@ def isolate(monkeypatch: pytest.MonkeyPatch, config_home: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(config_home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PRUNESID_MODEL", raising=False)
+    # Worker processes take seconds to start, too long for hundreds of commands. Tests of them choose another number.
+    monkeypatch.setenv("PRUNESID_WORKERS", "0")
 
 
 def run_command(*args: object, stdin: bytes | None = b"") -> CommandResult:

@@ -196,6 +196,15 @@ TowerBatchSize = Annotated[
         help="How many pictures, tiles and frames the vision tower encodes together. It is halved if memory runs out.",
     ),
 ]  # fmt: skip
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", min=0, envvar="PRUNESID_WORKERS", rich_help_panel=ADVANCED,
+        show_default="2 on a CPU; with a GPU, all cores but one",
+        help="How many processes read and decode inputs. 0 decodes in the main process: for debuggers, and where no "
+        "processes can be started; an input that crashes its decoder then ends the run.",
+    ),
+]  # fmt: skip
 Checksum = Annotated[
     bool,
     typer.Option(

@@ -30,6 +30,11 @@ class Decoding:
 DEFAULT_DECODING = Decoding()
 
 
+def picture_limit(decoding: Decoding) -> float:
+    """Seconds after which decoding of a picture is given up; 0: never."""
+    return PICTURE_SECONDS if decoding.limit is None else decoding.limit
+
+
 class TimedFile(BytesIO):
     """Bytes of a file that can be read until a deadline, by `time.monotonic`. It ends decoders that read in parts."""
 

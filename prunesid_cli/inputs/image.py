@@ -37,7 +37,7 @@ from prunesid_cli.inputs.decode_errors import (
     explain_decode_error,
     too_many_pixels,
 )
-from prunesid_cli.inputs.decoding import DEFAULT_DECODING, PICTURE_SECONDS, READ_IN_PARTS, Decoding, TimedFile
+from prunesid_cli.inputs.decoding import DEFAULT_DECODING, READ_IN_PARTS, Decoding, TimedFile, picture_limit
 from prunesid_cli.inputs.file_type import FileType, detect_file_type
 from prunesid_cli.inputs.loaders import LOADERS, psd_channels_left_out
 from prunesid_cli.inputs.source import LOCAL, FileSource, to_media_error
@@ -161,8 +161,8 @@ def load_image_bytes(
     """
     if not data:
         raise MediaError(f"{source}: empty file", "copy or download it again")
-    limit = PICTURE_SECONDS if decoding.limit is None else decoding.limit or math.inf
-    deadline = time.monotonic() + limit
+    limit = picture_limit(decoding)
+    deadline = time.monotonic() + (limit or math.inf)
     try:
         image, size, notes = _decode(data, source, min_decode_side, decoding.strict, deadline)
         if time.monotonic() > deadline:

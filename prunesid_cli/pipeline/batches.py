@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.load import InputLoader, LoadedInput
+from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.batch_size import BatchSizeTuner
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import Prefetcher
@@ -39,13 +40,17 @@ class BatchRunner:
     """What a run over many inputs works with.
 
     Attributes:
+        pruner: Encodes the inputs and selects their tokens.
         loader: Loads the inputs.
         batch_size: Chooses how many images a batch has.
+        num_loading: How many inputs are loaded at the same time.
         stop: Whether the user asked to stop.
     """
 
+    pruner: Pruner
     loader: InputLoader
     batch_size: BatchSizeTuner
+    num_loading: int = 1
     stop: StopRequest = field(default_factory=StopRequest)
 
     def load_batches(self, files: Iterable[ListedFile], load: Callable[[int, ListedFile], L]) -> Iterator[Sequence[L]]:
@@ -54,8 +59,9 @@ class BatchRunner:
             enumerate(files),
             lambda numbered: load(*numbered),
             num_bytes=lambda item: item.nbytes,
-            max_ahead=lambda: PREFETCHED_BATCHES * self.batch_size.size + PREFETCHED_ITEMS,
+            max_ahead=lambda: PREFETCHED_BATCHES * (self.batch_size.size + self.num_loading) + PREFETCHED_ITEMS,
             stop=self.stop,
+            num_threads=self.num_loading,
         )
         with prefetcher as loaded:
             yield from loaded.batches(

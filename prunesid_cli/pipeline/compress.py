@@ -41,7 +41,7 @@ def compress(
     Yields:
         The result of each file, in the order of the listing.
     """
-    prune = partial(prune_batch, runner.loader.pruner, allocator=allocator)
+    prune = partial(prune_batch, runner.pruner, allocator=allocator)
 
     def on_bad_item(item: LoadedInput) -> Result:
         return FailedInput(item.source, non_finite_error(item.source))

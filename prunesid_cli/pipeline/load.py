@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from prunesid_cli.errors import PruneSIDError, UnexpectedError
-from prunesid_cli.inputs.image import hash_bytes, load_image_bytes, read_bytes
+from prunesid_cli.inputs.decoding import Decoding, picture_limit
+from prunesid_cli.inputs.image import Media, hash_bytes, load_image_bytes, read_bytes
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.inputs.video.load import hash_clip, is_clip_file, load_clip
+from prunesid_cli.inputs.video.load import ended_error, hash_clip, is_clip_file, load_clip, read_clip
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.results import CachedInput, FailedInput
+from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.unchanged import read_stamp
+from prunesid_cli.pipeline.workers import WorkerSetup
+from prunesid_cli.runtime.worker_pool import WorkerEnded, WorkerPool
+from prunesid_cli.runtime.worker_server import end_after
 from prunesid_cli.text import DEBUG_OPTION
 from prunesid_cli.tokencache import CacheWriter, Stamp
-from prunesid_cli.types import Pixels, Provenance
+from prunesid_cli.types import Pixels, Placement, Provenance
+
+PICTURE_GRACE_SECONDS = 5.0
+"""How much longer than the limit a worker may take for a picture. Most decoders notice the limit themselves."""
 
 
 @dataclass(frozen=True)
@@ -43,58 +56,93 @@ class LoadedInput:
 
 
 @dataclass(frozen=True)
-class InputLoader:
-    """Reads, decodes and preprocesses the inputs that a cache does not hold. May be called from several threads.
+class DecodeRequest:
+    """A file to decode.
 
     Attributes:
-        pruner: Preprocesses the inputs.
-        writer: The cache; None if there is none.
-        by_content: Whether to compare file contents even if size and modification time are those that the cache knows.
-        load_model: Called before an input is decoded. Its errors are raised: they are not the fault of an input.
+        number: Its position in the listing, from 0.
+        source: Its path.
+        stamp: Size and modification time.
+        known_digest: It is not decoded if its contents have this digest.
     """
 
-    pruner: Pruner
+    number: int
+    source: str
+    stamp: Stamp | None
+    known_digest: str = ""
+
+
+Decode = Callable[[DecodeRequest], "LoadedInput | FailedInput | None"]
+"""Reads, decodes and preprocesses a file; None if its contents have the known digest. Thread-safe."""
+
+
+@dataclass(frozen=True)
+class InputLoader:
+    """Loads the inputs that a cache does not hold. May be called from several threads.
+
+    Attributes:
+        decode: Decodes a file, in this process or in a worker.
+        writer: The cache; None if there is none.
+        by_content: Whether to compare file contents even if size and modification time are those that the cache knows.
+    """
+
+    decode: Decode
     writer: CacheWriter | None = None
     by_content: bool = False
-    load_model: Callable[[], object] = lambda: None
 
     def __call__(self, number: int, file: ListedFile) -> LoadedInput | CachedInput | FailedInput:
         """Loads one file; `number` is its position in the listing."""
         source = file.source
         if file.error:
             return FailedInput(source, file.error)
-        try:
-            stamp, data, digest, is_clip = read_stamp(source), b"", "", is_clip_file(source)
-            entry = self.writer.index.find(source) if self.writer else None
-            if entry and entry.stamp == stamp and not self.by_content:
-                return CachedInput(source, entry)
-            if not is_clip:
-                data = read_bytes(source)
-                digest = hash_bytes(data)
-            elif entry:  # a new clip is hashed when it is decoded
-                digest = hash_clip(source)
-            if entry and entry.digest == digest:
-                return CachedInput(source, entry, stamp if entry.stamp != stamp else None)
-        except Exception as error:
-            return FailedInput(source, input_error(source, error))
-        self.load_model()
-        try:
-            if is_clip:
-                self.pruner.check_clip(source)
-                media = load_clip(source, self.pruner.sampling, digest, self.pruner.decoding)
-            else:
-                media = load_image_bytes(data, source, digest, self.pruner.min_decode_side, self.pruner.decoding)
-            pixels = self.pruner.preprocess(media)
-            return LoadedInput(
-                number=number,
-                provenance=media.provenance,
-                pixels=pixels,
-                stamp=stamp,
-                num_images=len(pixels.layout.regions),
-                nbytes=sum(tensor.nbytes for tensor in pixels.tensors.values()),
-            )
-        except Exception as error:
-            return FailedInput(source, input_error(source, error))
+        stamp, entry = read_stamp(source), self.writer.index.find(source) if self.writer else None
+        if entry is None:
+            return self.decode(DecodeRequest(number, source, stamp))  # type: ignore[return-value]
+        if entry.stamp == stamp and not self.by_content:
+            return CachedInput(source, entry)
+        loaded = self.decode(DecodeRequest(number, source, stamp, entry.digest))
+        return loaded or CachedInput(source, entry, stamp if entry.stamp != stamp else None)
+
+
+def decode_input(
+    pruner: Pruner, request: DecodeRequest, load_clip: Callable[..., Media] = load_clip
+) -> LoadedInput | FailedInput | None:
+    """Decodes a file in this process; see `Decode`.
+
+    Args:
+        pruner: Preprocesses the input.
+        request: The file.
+        load_clip: Decodes a clip.
+    """
+    source, data = request.source, b""
+    pruner.load_vision()  # its errors are not those of an input
+    try:
+        is_clip = is_clip_file(source)
+        if is_clip:
+            pruner.check_clip(source)
+            digest = hash_clip(source) if request.known_digest else ""  # a new clip is hashed when it is decoded
+        else:
+            data = read_bytes(source)
+            digest = hash_bytes(data)
+        if digest and digest == request.known_digest:
+            return None
+        if is_clip:
+            media = load_clip(source, pruner.sampling, digest, pruner.decoding)
+        else:
+            limit = picture_limit(pruner.decoding)
+            end_after(limit + PICTURE_GRACE_SECONDS if limit else 0)
+            media = load_image_bytes(data, source, digest, pruner.min_decode_side, pruner.decoding)
+        pixels = pruner.preprocess(media)
+    except Exception as error:
+        return FailedInput(source, input_error(source, error))
+    return LoadedInput(
+        number=request.number,
+        provenance=media.provenance,
+        pixels=pixels,
+        stamp=request.stamp,
+        num_images=len(pixels.layout.regions),
+        nbytes=sum(tensor.nbytes for tensor in pixels.tensors.values()),
+    )
 
 
 def input_error(source: str, error: Exception) -> PruneSIDError:
@@ -105,3 +153,33 @@ def input_error(source: str, error: Exception) -> PruneSIDError:
     failure = UnexpectedError(problem, f"see more with: {DEBUG_OPTION}")
     failure.__cause__ = error
     return failure
+
+
+def decode_in_worker(pool: WorkerPool, decoding: Decoding, request: DecodeRequest) -> LoadedInput | FailedInput | None:
+    """Decodes a file in a worker process, which `start_workers` has prepared; see `Decode`."""
+    try:
+        return _map_tensors(torch.from_numpy, pool.call(request))
+    except WorkerEnded as ended:
+        return FailedInput(request.source, ended_error(request.source, ended.exit_code, decoding))
+
+
+def input_decoder(pruner: Pruner, pool: WorkerPool | None) -> Decode:
+    """How inputs are decoded: in the workers of a pool, or in this process."""
+    return partial(decode_in_worker, pool, pruner.decoding) if pool else partial(decode_input, pruner)
+
+
+def make_decoder(setup: WorkerSetup) -> Decode:
+    """What a worker process does. It has a vision half without weights, which preprocesses as any other."""
+    torch.set_num_threads(1)
+    placement = Placement(torch.device("meta"), torch.float32, None)
+    pruner = Session(setup.checkpoint, placement, setup.settings).pruner()
+    pruner = replace(pruner, downscale=setup.downscale)
+    return lambda request: _map_tensors(Tensor.numpy, decode_input(pruner, request, read_clip))
+
+
+def _map_tensors(convert: Callable[[Any], Any], loaded: LoadedInput | FailedInput | None) -> Any:
+    """Tensors to arrays, which a worker can send, or back."""
+    if not isinstance(loaded, LoadedInput):
+        return loaded
+    tensors = {name: convert(tensor) for name, tensor in loaded.pixels.tensors.items()}
+    return replace(loaded, pixels=replace(loaded.pixels, tensors=tensors))

@@ -66,8 +66,8 @@ def measure(
         return loader(number, file)
 
     def measure_batch(batch: Sequence[LoadedInput]) -> list[float]:
-        encoded = loader.pruner.encode([item.pixels for item in batch])
-        information = loader.pruner.information(encoded)
+        encoded = runner.pruner.encode([item.pixels for item in batch])
+        information = runner.pruner.information(encoded)
         return [item_information(values, item) for values, item in zip(information, encoded, strict=True)]
 
     for batch in runner.load_batches(files, load):

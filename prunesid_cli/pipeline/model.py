@@ -23,13 +23,14 @@ from prunesid_cli.pipeline.answer import Query, Reply, answer
 from prunesid_cli.pipeline.ask import ask, encode_media
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
-from prunesid_cli.pipeline.load import InputLoader
+from prunesid_cli.pipeline.load import InputLoader, input_decoder
 from prunesid_cli.pipeline.measure import measure
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.pipeline.session import LazyVision, Session, check_cache_model
 from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings, TokenStore, VideoBackend
 from prunesid_cli.pipeline.token_budgets import TokenAllocator, allocate_on_arrival, plan_tokens
+from prunesid_cli.pipeline.workers import WorkerSetup, count_loading, worker_pool
 from prunesid_cli.text import did_you_mean
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import Answer, Generation, TokenSet
@@ -151,9 +152,14 @@ class Model:
         listed = [paths] if isinstance(paths, str | Path) else paths
         files: Iterable[ListedFile] = Listing([fspath(path) for path in listed])
         summary = CompressSummary()
-        writer = open_writer(self.session, self.pruner, Path(out), TokenStore(store), tool=__version__)
-        with closing(writer):
-            runner = BatchRunner(InputLoader(self.pruner, writer), self.session.tower_batch_size())
+        setup = WorkerSetup(self.session.checkpoint, self.settings)
+        with (
+            worker_pool(setup) as pool,
+            closing(open_writer(self.session, self.pruner, Path(out), TokenStore(store), tool=__version__)) as writer,
+        ):
+            loader = InputLoader(input_decoder(self.pruner, pool), writer)
+            num_loading = count_loading(pool, self.settings, self.session.placement.device.type)
+            runner = BatchRunner(self.pruner, loader, self.session.tower_batch_size(), num_loading)
             allocator: TokenAllocator
             if self.pruner.spreads_across_items:
                 files = list(files)

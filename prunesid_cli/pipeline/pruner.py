@@ -96,6 +96,10 @@ class Pruner:
         check_window(media.source, pixels.layout, self.sampling.window)
         return pixels
 
+    def load_vision(self) -> None:
+        """Loads the vision half now, if it is one that is loaded when it is first used."""
+        getattr(self.vision, "processor", None)
+
     def check_clip(self, source: str) -> None:
         """Raises `MediaError` if the model reads no clips. Called before a clip is decoded."""
         if not supports_clips(self.vision):
@@ -181,6 +185,8 @@ class Pruner:
         capacity = [segment.capacity for segment in item.segments]
         if count >= min(item.layout.total, sum(capacity)):
             return capacity
+        if len(capacity) == 1:
+            return [count]
         means = [count * tokens / sum(capacity) for tokens in capacity]
         weights = [1.0] * len(capacity) if self.budget.spread is Spread.NONE else information
         bounds = [token_bounds(mean, tokens) for mean, tokens in zip(means, capacity, strict=True)]

@@ -16,7 +16,6 @@ from prunesid_cli.runtime.shutdown import StopRequest
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = 2
 MAX_WAITING_BYTES = 1 << 30
 """Bytes of finished results above which no further item is started. At most one result per thread comes on top."""
 POLL_SECONDS = 0.2
@@ -40,6 +39,7 @@ class Prefetcher(Generic[T, R]):
         num_bytes: Size of a result in bytes, for the memory bound.
         max_ahead: Number of items that may be started before their results are taken. Called anew for each item.
         stop: Once a stop is requested, no more results are given.
+        num_threads: Number of items that are worked on at the same time.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class Prefetcher(Generic[T, R]):
         num_bytes: Callable[[R], int],
         max_ahead: Callable[[], int],
         stop: StopRequest,
+        num_threads: int = 2,
     ) -> None:
         self._items, self._work, self._num_bytes, self._max_ahead = iter(items), work, num_bytes, max_ahead
-        self._stop = stop
+        self._stop, self._num_threads = stop, num_threads
         self._items_lock, self._changed = Lock(), Condition()
         self._results = dict[int, R | Failure]()
         self._num_started = self._num_taken = self._waiting_bytes = 0
@@ -146,7 +147,7 @@ class Prefetcher(Generic[T, R]):
                 self._changed.notify_all()
 
     def __enter__(self) -> Prefetcher[T, R]:
-        for _ in range(THREADS):
+        for _ in range(self._num_threads):
             Thread(target=self._run_worker, name="prefetch", daemon=True).start()
         return self
 

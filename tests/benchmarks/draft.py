@@ -27,10 +27,11 @@ from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.models.shared.pixel_scale import scale_pixels
+from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.processor import fixed_short_side
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
+from prunesid_cli.types import Placement
 
 TIMES = (4, 2, 1)
 NOISE = 4.0
@@ -51,7 +52,7 @@ def seen(pruner: Pruner, data: bytes, min_decode_side: int | None) -> tuple[floa
     pixels = pruner.preprocess(load_image_bytes(data, "photograph", "-", min_decode_side))
     seconds = time.process_time() - began
     (kept,) = pruner.prune(pruner.encode([pixels]))
-    return seconds, scale_pixels(pixels.tensors["pixel_values"], pixels.scale, torch.float32), frozenset(kept.slots)
+    return seconds, upload_pixels([pixels], Placement(torch.device("cpu"), torch.float32, None)), frozenset(kept.slots)
 
 
 def compared(pruner: Pruner, megapixels: float, count: int) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,15 @@ from prunesid_cli.inputs.image import load_image
 from prunesid_cli.inputs.listing import Listing
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
-from prunesid_cli.pipeline.load import InputLoader
+from prunesid_cli.pipeline.load import InputLoader, input_decoder
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Settings, TokenStore
 from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
+from prunesid_cli.pipeline.workers import WorkerSetup, count_loading, worker_pool
 from prunesid_cli.runtime.background_writer import BackgroundWriter
 from prunesid_cli.runtime.batch_size import BatchSizeTuner, batched
+from prunesid_cli.runtime.worker_pool import WorkerPool
 from prunesid_cli.tokencache import Entry
 from tests.benchmarks import halves
 
@@ -46,6 +48,7 @@ class Subject:
     pruner: Pruner
     paths: Sequence[Path]
     batch: int
+    pool: WorkerPool | None = None
 
 
 def tower(subject: Subject) -> float:
@@ -73,7 +76,9 @@ def run_pipeline(subject: Subject) -> float:
         start = time.perf_counter()
         writer = open_writer(subject.session, subject.pruner, Path(folder), TokenStore.model, "benchmark")
         with closing(writer), BackgroundWriter() as background:
-            runner = BatchRunner(InputLoader(subject.pruner, writer), BatchSizeTuner.fixed(subject.batch))
+            loader = InputLoader(input_decoder(subject.pruner, subject.pool), writer)
+            num_loading = count_loading(subject.pool, subject.session.settings, subject.session.placement.device.type)
+            runner = BatchRunner(subject.pruner, loader, BatchSizeTuner.fixed(subject.batch), num_loading)
             write = lambda results: background.submit(partial(write_results, writer, results))  # noqa: E731
             allocator = allocate_on_arrival(subject.pruner, ())
             results = compress(runner, Listing(map(str, subject.paths)), allocator, write)
@@ -111,7 +116,7 @@ def subject_of(options: argparse.Namespace, folder: Path) -> Subject:
         (folder / "clip").mkdir()
         halves.make(folder / "clip")
         model = str(folder / "clip")
-    session = Session.open(Settings(model=model, device=options.device))
+    session = Session.open(Settings(model=model, device=options.device, workers=options.workers))
     return Subject(session, session.pruner(), paths, options.batch)
 
 
@@ -122,6 +127,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, help="as of compress")
     parser.add_argument(
         "--clip", action="store_true", help="use a LLaVA with CLIP-L/336 and random weights; on a CPU with --images 8"
     )
@@ -129,7 +135,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         subject = subject_of(options, Path(folder))
-        seconds = measure(subject, options.repeats)
+        with worker_pool(WorkerSetup(subject.session.checkpoint, subject.session.settings)) as pool:
+            seconds = measure(replace(subject, pool=pool), options.repeats)
     rates = {way: len(subject.paths) / min(spent) for way, spent in seconds.items()}
     shares = {f"compress / {other}": rates["compress"] / rates[other] for other in ("tower", "loop")}
     device, dtype = str(subject.session.placement.device), subject.session.dtype_name

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,16 +18,19 @@ import pytest
 from PIL import Image
 
 from prunesid_cli.errors import MediaError
+from prunesid_cli.inputs.decoding import Decoding
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.inputs.video import load
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES, FrameSampling
 from prunesid_cli.inputs.video.load import is_clip_file, load_clip, load_media
+from prunesid_cli.runtime.worker_pool import WorkerPool
+from prunesid_cli.runtime.worker_server import end_after
 from tests.caches import items_by_source
 from tests.conftest import Run
 from tests.films import BLOCK, SIZE, av, film, number_of, numbered, sound, turned
 from tests.models.tiny import write_checkpoint
 
-pyav_decoder, worker = (pytest.importorskip(f"prunesid_cli.inputs.video.{name}") for name in ("pyav_decoder", "worker"))
+pyav_decoder, decode = (pytest.importorskip(f"prunesid_cli.inputs.video.{name}") for name in ("pyav_decoder", "decode"))
 ASK = "what happens?"
 FILMS: dict[str, tuple[str, dict[str, Any]]] = {
     "h264.mp4": ("libx264", {}),
@@ -120,11 +126,11 @@ def test_decord_gives_right_frames_or_refuses(name: str, tmp_path: Path) -> None
 
 
 def test_the_error_says_that_decord_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "find_spec", lambda name: None)
+    monkeypatch.setattr(decode, "find_spec", lambda name: None)
     path = str(film(tmp_path / "a.mp4", 3))
     with pytest.raises(MediaError, match="it is not installed"):
-        list(worker.decode_clip(path, FrameSampling(backend="decord")))
-    assert len(list(worker.decode_clip(path, FrameSampling()))) == 3 + 1
+        decode.decode_clip(path, FrameSampling(backend="decord"))
+    assert len(decode.decode_clip(path, FrameSampling()).frames) == 3
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
@@ -203,22 +209,17 @@ def test_a_clip_without_a_declared_length_is_read_to_its_end(tmp_path: Path) -> 
 
 def test_skipping_unneeded_frames_changes_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "a.mp4", 60, bf=3, g=60, **{"x264-params": "b-pyramid=normal:b-adapt=0"})
-    frames = [message for message in worker.decode_clip(str(path), FrameSampling(7)) if is_frame(message)]
+    frames = decode.decode_clip(str(path), FrameSampling(7)).frames
     monkeypatch.setattr(pyav_decoder, "SKIP_FRAME_CODECS", ())
-    assert frames == [message for message in worker.decode_clip(str(path), FrameSampling(7)) if is_frame(message)]
+    assert frames == decode.decode_clip(str(path), FrameSampling(7)).frames
     assert [number_of(frame) for frame in frames] == [0, 9, 19, 29, 39, 49, 59]
 
 
-def is_frame(message: object) -> bool:
-    return isinstance(message, Image.Image)
-
-
 def test_frames_too_large_for_memory_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "MAX_TOTAL_PIXELS", 5 * SIZE[0] * SIZE[1] // 4)
-    *frames, info = worker.decode_clip(str(film(tmp_path / "a.mp4", 5)), FrameSampling())
-    assert isinstance(info, worker.ClipInfo)
-    assert info.notes == (f"frames of {SIZE[0]}x{SIZE[1]} reduced to {SIZE[0] // 2}x{SIZE[1] // 2}",)
-    assert [number_of(frame.resize(SIZE)) for frame in frames] == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(decode, "MAX_TOTAL_PIXELS", 5 * SIZE[0] * SIZE[1] // 4)
+    clip = decode.decode_clip(str(film(tmp_path / "a.mp4", 5)), FrameSampling())
+    assert clip.notes == (f"frames of {SIZE[0]}x{SIZE[1]} reduced to {SIZE[0] // 2}x{SIZE[1] // 2}",)
+    assert [number_of(frame.resize(SIZE)) for frame in clip.frames] == [0, 1, 2, 3, 4]
 
 
 def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,27 +392,34 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
     assert "a pipe or device" in refusal(tmp_path / "a.mp4").problem
 
 
-def test_a_decoder_that_hangs_or_crashes_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = film(tmp_path / "a.mp4", 2)
-    monkeypatch.setattr(load, "BASE_TIMEOUT_SECONDS", 0.5)
+def hostile_clip_reader(kind: str) -> Callable[[Any], Media]:
+    """What a worker does whose decoder hangs or crashes."""
+
+    def read(request: Any) -> Media:
+        end_after(load.clip_limit(request[0], request[3]))
+        if kind == "crash":
+            os.abort()
+        ctypes.PyDLL(None).sleep(60)  # a call into C that keeps Python's lock
+        raise AssertionError
+
+    return read
+
+
+@pytest.mark.parametrize(("kind", "problem"), [
+    ("hang", "not decoded within 0.5 s"),
+    ("crash", "the decoder crashed (SIGABRT)"),
+])  # fmt: skip
+def test_a_decoder_that_hangs_or_crashes_is_killed(
+    kind: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(film(tmp_path / "a.mp4", 2))
+    pool = WorkerPool(f"{__name__}:hostile_clip_reader", kind)
+    monkeypatch.setattr(load, "_clip_pool", lambda: pool)
     start = time.monotonic()
-    monkeypatch.setattr(load, "WORKER_CODE", "import time; time.sleep(60)")
-    assert "not decoded within" in refusal(path).problem
-    monkeypatch.setattr(load, "WORKER_CODE", "print('{\"frame\": [8, 8]}', flush=True); import time; time.sleep(60)")
-    assert "not decoded within" in refusal(path).problem
-    monkeypatch.setattr(load, "WORKER_CODE", "import os; os.abort()")
-    assert "the video decoder crashed (" in refusal(path).problem
+    with closing(pool), pytest.raises(MediaError) as caught:
+        load_clip(path, FrameSampling(), decoding=Decoding(limit=0.5))
+    assert caught.value.problem == f"{path}: {problem}"
     assert time.monotonic() - start < 30
-
-
-def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = load.WORKER_CODE.replace("main; main()", "exit_with_stdin; exit_with_stdin()")
-    monkeypatch.setattr(load, "WORKER_CODE", start)
-    worker_process = load.start_worker(str(tmp_path), FrameSampling())
-    assert worker_process.stdin and worker_process.stdout
-    with worker_process:
-        worker_process.stdin.close()
-        assert worker_process.wait(30) == 1
 
 
 def test_no_decoder_is_loaded_before_a_clip_is_read() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from prunesid_cli import load
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.pipeline.load import InputLoader, LoadedInput
+from prunesid_cli.pipeline.load import InputLoader, LoadedInput, input_decoder
 from tests.conftest import Run
 from tests.films import film
 from tests.models.tiny import write_checkpoint
@@ -44,7 +44,7 @@ def test_a_cls_token_that_is_not_finite_is_found(run: Run, llava: Path, pictures
 
 def test_a_clip_counts_its_frames(tmp_path: Path) -> None:
     model = load(str(write_checkpoint("video_llava", tmp_path / "model")), frames=4)
-    clip = InputLoader(model.pruner)(0, ListedFile(str(film(tmp_path / "clip.mp4", 12))))
+    clip = InputLoader(input_decoder(model.pruner, None))(0, ListedFile(str(film(tmp_path / "clip.mp4", 12))))
     assert isinstance(clip, LoadedInput)
     assert clip.num_images == 4
     assert clip.nbytes == sum(tensor.nbytes for tensor in clip.pixels.tensors.values()) > 0

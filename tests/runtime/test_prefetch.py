@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunesid_cli.runtime.prefetch import THREADS, Prefetcher
+from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
 
 MAX_ITEMS = 7
@@ -53,11 +53,11 @@ def test_waiting_results_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPa
         return number
 
     with Prefetcher(
-        range(50), work, num_bytes=lambda result: 4, max_ahead=lambda: 40, stop=StopRequest()
+        range(50), work, num_bytes=lambda result: 4, max_ahead=lambda: 40, stop=StopRequest(), num_threads=3
     ) as prefetcher:
         prefetcher.next_result()
         time.sleep(0.3)
-        assert len(started) <= 1 + 10 // 4 + 1 + THREADS
+        assert len(started) <= 1 + 10 // 4 + 1 + 3
         assert [prefetcher.next_result() for _ in range(49)] == list(range(1, 50))
 
 

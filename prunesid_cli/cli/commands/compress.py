@@ -22,6 +22,7 @@ from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.inputs.sharding import parse_partition
 from prunesid_cli.pipeline.session import LazyVision, Session, find_checkpoint, make_run
 from prunesid_cli.pipeline.settings import DEFAULTS, Settings, TokenStore
+from prunesid_cli.pipeline.workers import WorkerSetup, count_loading, worker_pool
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import MODEL_OPTION, command_line, format_stages, plural
 from prunesid_cli.tokencache import Calibration, Run, calibration_sample, write_calibration
@@ -84,6 +85,7 @@ def compress(
     dtype: o.Dtype = DEFAULTS.dtype,
     attention: o.Attention = DEFAULTS.attention,
     batch_size: o.TowerBatchSize = DEFAULTS.batch_size,
+    workers: o.Workers = DEFAULTS.workers,
     shard: o.Partition = None,
     retry_failed: o.RetryFailed = False,
     checksum: o.Checksum = False,
@@ -125,45 +127,48 @@ def compress(
     run = make_run(checkpoint, settings, budget, DTYPE_NAMES.get(settings.dtype.value, ""), store)
     if is_cache_folder(out) and not reads_more and _report_if_done(out, run, settings, inputs):
         return
-    session = Session.open(settings, checkpoint)
-    from prunesid_cli.inputs.named_sources import select_named
-    from prunesid_cli.pipeline.batches import BatchRunner
-    from prunesid_cli.pipeline.compress import open_writer
-    from prunesid_cli.pipeline.load import InputLoader
-    from prunesid_cli.tokencache import MeasurementLog
+    with worker_pool(WorkerSetup(checkpoint, settings, draft)) as pool:  # before torch is imported here
+        session = Session.open(settings, checkpoint)
+        from prunesid_cli.inputs.named_sources import select_named
+        from prunesid_cli.pipeline.batches import BatchRunner
+        from prunesid_cli.pipeline.compress import open_writer
+        from prunesid_cli.pipeline.load import InputLoader, input_decoder
+        from prunesid_cli.tokencache import MeasurementLog
 
-    vision = LazyVision(session.load_vision)
-    sample = () if calibrate else calibration_sample(out, checkpoint.name, checkpoint.revision)
-    pruner = replace(session.pruner(budget, sample, vision), downscale=draft)
-    batch_sizes = session.tower_batch_size()
-    if calibrate:
+        vision = LazyVision(session.load_vision)
+        sample = () if calibrate else calibration_sample(out, checkpoint.name, checkpoint.revision)
+        pruner = replace(session.pruner(budget, sample, vision), downscale=draft)
+        batch_sizes, decode = session.tower_batch_size(), input_decoder(pruner, pool)
+        num_loading = count_loading(pool, settings, session.placement.device.type)
+        if calibrate:
+            with graceful_shutdown() as stop:
+                runner = BatchRunner(pruner, InputLoader(decode), batch_sizes, num_loading, stop)
+                _calibrate(runner, inputs, out, session, as_json)
+            return
+        writer = open_writer(session, pruner, out, store, __version__, shard_items)
+        if retry_failed:
+            inputs = InputPaths(select_named(list(writer.failed), inputs.expanded()), exact=True)
+        else:
+            if not writer.unwritable:
+                record_partition(out, partition, is_new=not writer.index.shards)
+            if writer.missing.numbers:
+                printer.warning(f"{writer.missing.error.problem}; what is among these inputs is encoded again")
+        plans_ahead = pruner.spreads_across_items and not is_stream
+        keeps_log = plans_ahead and not (retry_failed or writer.unwritable)
+        log = MeasurementLog(writer, draft) if keeps_log else None
+        num_listed = len(writer.failed) if retry_failed else None
+        report = CompressReport(as_json, budget, partition, num_listed, len(writer.index.table))
         with graceful_shutdown() as stop:
-            _calibrate(BatchRunner(InputLoader(pruner), batch_sizes, stop), inputs, out, session, as_json)
-        return
-    writer = open_writer(session, pruner, out, store, __version__, shard_items)
-    if retry_failed:
-        inputs = InputPaths(select_named(list(writer.failed), inputs.expanded()), exact=True)
-    else:
-        if not writer.unwritable:
-            record_partition(out, partition, is_new=not writer.index.shards)
-        if writer.missing.numbers:
-            printer.warning(f"{writer.missing.error.problem}; what is among these inputs is encoded again")
-    plans_ahead = pruner.spreads_across_items and not is_stream
-    keeps_log = plans_ahead and not (retry_failed or writer.unwritable)
-    log = MeasurementLog(writer, draft) if keeps_log else None
-    num_listed = len(writer.failed) if retry_failed else None
-    report = CompressReport(as_json, budget, partition, num_listed, len(writer.index.table))
-    with graceful_shutdown() as stop:
-        runner = BatchRunner(InputLoader(pruner, writer, checksum, vision.load), batch_sizes, stop)
-        _compress(runner, inputs, writer, report, log, plans_ahead)
-        report.print_summary(writer, is_complete=not stop.requested)
-    if draft and vision.is_loaded and pruner.min_decode_side is None:
-        printer.note("--draft changed nothing: this model reads more of a larger image")
-    if usage:
-        printer.requested(f"batches of {batch_sizes.size}   {format_stages(pruner.stopwatch.seconds)}".rstrip())
-    stop.raise_if_requested()
-    if report.counts["failed"]:
-        raise typer.Exit(ExitCode.PARTIAL)
+            runner = BatchRunner(pruner, InputLoader(decode, writer, checksum), batch_sizes, num_loading, stop)
+            _compress(runner, inputs, writer, report, log, plans_ahead)
+            report.print_summary(writer, is_complete=not stop.requested)
+        if draft and vision.is_loaded and pruner.min_decode_side is None:
+            printer.note("--draft changed nothing: this model reads more of a larger image")
+        if usage:
+            printer.requested(f"batches of {batch_sizes.size}   {format_stages(pruner.stopwatch.seconds)}".rstrip())
+        stop.raise_if_requested()
+        if report.counts["failed"]:
+            raise typer.Exit(ExitCode.PARTIAL)
 
 
 def _report_if_done(out: Path, run: Run, settings: Settings, inputs: InputPaths) -> bool:
@@ -237,7 +242,7 @@ def _compress(
         if plans_ahead:
             allocator, files, total = _plan(runner, files, inputs, log)
         else:
-            allocator = allocate_on_arrival(runner.loader.pruner, writer.index.entries())
+            allocator = allocate_on_arrival(runner.pruner, writer.index.entries())
         with printer.progress("compressing", total, prints_results=report.as_json) as bar:
             if total is None:
                 inputs.count_in_background(bar)
@@ -269,7 +274,7 @@ def _plan(
                 yield item
             runner.stop.raise_if_requested()
 
-        allocator = plan_tokens(runner.loader.pruner, measured())
+        allocator = plan_tokens(runner.pruner, measured())
     if counts["recalled"]:
         printer.note(f"the information of {plural(counts['recalled'], 'image')} is known from an earlier run")
     return allocator, replayable.replay(), replayable.count

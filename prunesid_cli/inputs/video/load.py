@@ -1,54 +1,37 @@
-"""A video file -> `Media`: some of its frames, upright, with their times. No decoder runs in this process.
+"""A video file -> `Media`: some of its frames, upright, with their times.
 
-Each clip is decoded by a process of its own (`worker`), which is killed if it takes too long: a decoder that hangs or
-crashes on a file fails that file alone. The process is started afresh, not forked: decord deadlocks in forks. Every
+Clips are decoded in worker processes, which end if they take too long: a decoder that hangs or crashes on a file fails
+that file alone. decord is imported in the workers only, as it deadlocks in forks of a process that has used it. Every
 failure is a `MediaError` that names the file. All functions are thread-safe.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
-import subprocess
-import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event, Timer
 from typing import Any
 
-from PIL import Image
-
 from prunesid_cli.errors import MediaError
-from prunesid_cli.inputs.decoding import DEFAULT_DECODING, Decoding
+from prunesid_cli.inputs.decoding import DEFAULT_DECODING, Decoding, picture_limit
 from prunesid_cli.inputs.file_type import HEADER_BYTES, FileType, detect_file_type
 from prunesid_cli.inputs.image import Media, hash_bytes, load_image, read_bytes
 from prunesid_cli.inputs.listing import VIDEO_EXTENSIONS
 from prunesid_cli.inputs.source import LOCAL, FileSource, to_media_error
 from prunesid_cli.inputs.video.frame_sampling import FrameSampling
+from prunesid_cli.runtime.worker_pool import WorkerEnded, WorkerPool, describe_exit, is_supported
+from prunesid_cli.runtime.worker_server import end_after
 
 MAX_BYTES = 64 << 30
 CHUNK_BYTES = 1 << 20
 BASE_TIMEOUT_SECONDS = 120.0
 TIMEOUT_BYTES_PER_SECOND = 5e6
 """The timeout of a clip grows by one second for this number of bytes."""
-
-# The interpreter starts isolated, so that no file in the working folder is imported as a module.
-WORKER_CODE = (
-    "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); "
-    "from prunesid_cli.inputs.video.worker import main; main()"
-)
-
-# The messages of decoders are of no use to a user. The worker ends when its stdin is closed, so it never outlives this
-# process. In a session of its own, it gets no interrupt from the terminal: this process handles it.
-WORKER_OPTIONS: dict[str, Any] = {
-    "stdin": subprocess.PIPE,
-    "stdout": subprocess.PIPE,
-    "stderr": subprocess.DEVNULL,
-    "start_new_session": True,
-}
 
 
 def load_media(source: str | Path, sampling: FrameSampling, decoding: Decoding = DEFAULT_DECODING) -> Media:
@@ -98,84 +81,81 @@ def hash_clip(path: str, files: FileSource = LOCAL) -> str:
 
 
 def load_clip(path: str, sampling: FrameSampling, digest: str = "", decoding: Decoding = DEFAULT_DECODING) -> Media:
-    """Decode some frames of a local video file.
+    """Decode some frames of a local video file in a worker process, where the system has workers.
 
     Args:
         path: The file.
         sampling: Which frames to take.
         digest: Result of `hash_clip(path)`, if it is known already.
-        decoding: The time limit; None: `BASE_TIMEOUT_SECONDS`, and more for a large file.
+        decoding: The time limit.
 
     Raises:
         MediaError: The clip cannot be decoded.
     """
+    if not is_supported():
+        return read_clip(path, sampling, digest, decoding)
+    digest = digest or hash_clip(path)  # raises for what is no regular file
+    require_decoder(path)
+    try:
+        media: Media = _clip_pool().call((path, sampling, digest, decoding))
+    except WorkerEnded as ended:
+        raise ended_error(path, ended.exit_code, decoding) from ended
+    return media
+
+
+def read_clip(path: str, sampling: FrameSampling, digest: str = "", decoding: Decoding = DEFAULT_DECODING) -> Media:
+    """`load_clip` in this process. In a worker, the process ends after the time limit."""
     digest = digest or hash_clip(path)
-    if not find_spec("av"):
-        raise MediaError(f"{path}: clips need a package that is not installed", "pip install av")
-    timeout = decoding.limit
-    if timeout is None:
-        timeout = BASE_TIMEOUT_SECONDS + LOCAL.stat(path).size / TIMEOUT_BYTES_PER_SECOND
-    is_timed_out = Event()
-    with start_worker(path, sampling) as worker:
+    require_decoder(path)
+    from prunesid_cli.inputs.video.decode import decode_clip
 
-        def end_worker() -> None:
-            is_timed_out.set()
-            worker.kill()
-
-        timer = Timer(timeout, end_worker)
-        timer.daemon = True
-        if timeout:
-            timer.start()
-        try:
-            info, frames = _receive(worker, path)
-            if not info:
-                code = worker.wait()  # before `is_timed_out` is read: the timer may be what ends the worker
-                raise _explain_exit(path, code, timeout if is_timed_out.is_set() else None)
-        finally:
-            timer.cancel()
-            worker.kill()
+    end_after(clip_limit(path, decoding))
+    try:
+        # An absolute path is never the name of one of FFmpeg's protocols.
+        clip = decode_clip(os.path.abspath(path), sampling)
+    except MediaError as error:
+        raise MediaError(f"{path}: {error.problem}", error.hint) from error
     return Media(
         source=path,
         digest=digest,
-        size=frames[0].size,
-        notes=tuple(info["notes"]),
+        size=clip.frames[0].size,
+        notes=clip.notes,
         sampling=str(sampling),
-        decoder=info["decoder"],
-        frames=frames,
-        times=tuple(info["times"]),
+        decoder=clip.decoder,
+        frames=clip.frames,
+        times=clip.times,
     )
 
 
-def start_worker(path: str, sampling: FrameSampling) -> subprocess.Popen[bytes]:
-    """Start the process that decodes a clip; see `worker` for what it writes to its stdout."""
-    # An absolute path is never the name of one of FFmpeg's protocols.
-    args = ["\n".join(sys.path), os.path.abspath(path), json.dumps(asdict(sampling))]
-    return subprocess.Popen([sys.executable, "-I", "-c", WORKER_CODE, *args], **WORKER_OPTIONS)
+def require_decoder(path: str) -> None:
+    """Raises `MediaError` if PyAV is not installed."""
+    if not find_spec("av"):
+        raise MediaError(f"{path}: clips need a package that is not installed", "pip install av")
 
 
-def _receive(worker: subprocess.Popen[bytes], path: str) -> tuple[dict[str, Any], tuple[Image.Image, ...]]:
-    """What a worker reports about a clip, and its frames; nothing if the worker ended before it reported."""
-    assert worker.stdout is not None
-    frames = list[Image.Image]()
-    while (line := worker.stdout.readline()).endswith(b"\n"):
-        message = json.loads(line)
-        if "error" in message:
-            raise MediaError(f"{path}: {message['error']}", message["hint"])
-        if "times" in message:
-            return message, tuple(frames)
-        if "restart" in message:
-            frames.clear()
-            continue
-        width, height = message["frame"]
-        data = worker.stdout.read(width * height * 3)
-        if len(data) < width * height * 3:
-            break
-        frames.append(Image.frombytes("RGB", (width, height), data))
-    return {}, ()
+def clip_limit(path: str, decoding: Decoding) -> float:
+    """Seconds after which decoding of a clip is given up; 0: never. By default, a large file has more."""
+    if decoding.limit is not None:
+        return decoding.limit
+    return BASE_TIMEOUT_SECONDS + LOCAL.stat(path).size / TIMEOUT_BYTES_PER_SECOND
 
 
-def _explain_exit(path: str, code: int, timeout: float | None) -> MediaError:
-    if timeout is not None:
-        return MediaError(f"{path}: not decoded within {timeout:.4g} s", "give it more time with --limit, or cut it")
-    reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return MediaError(f"{path}: the video decoder crashed ({reason})", "try --video-backend pyav, or copy it again")
+def ended_error(path: str, exit_code: int, decoding: Decoding) -> MediaError:
+    """The error of an input that ended the worker process that decoded it."""
+    if exit_code == -signal.SIGALRM:
+        limit = clip_limit(path, decoding) if is_clip_file(path) else picture_limit(decoding)
+        return MediaError(f"{path}: not decoded within {limit:.4g} s", "give it more time with --limit, or cut it")
+    problem = f"{path}: the decoder crashed ({describe_exit(exit_code)})"
+    return MediaError(problem, "copy or download it again; for a clip, try --video-backend pyav")
+
+
+@cache
+def _clip_pool() -> WorkerPool:
+    """The workers that decode clips for this process, which does nothing else with them."""
+    return WorkerPool(f"{__name__}:make_clip_reader")
+
+
+def make_clip_reader(setup: None) -> Callable[[Any], Media]:
+    """What the workers of `load_clip` do."""
+    import_module("prunesid_cli.inputs.video.decode")
+    return lambda request: read_clip(*request)

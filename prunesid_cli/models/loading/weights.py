@@ -76,7 +76,7 @@ def load_model_half(
         model_class: The class of the whole model.
         checkpoint: Where the weights are.
         config: The model's configuration, in which the caller removed the layers of the other half.
-        placement: Where and how it runs.
+        placement: Where and how it runs. On the meta device, no weights are read: what preprocesses needs none.
         resized: Parts of the names of weights whose size the caller changed; these may be missing or of another shape.
 
     Raises:
@@ -88,7 +88,7 @@ def load_model_half(
         # transformers 5.17 to 5.20, and later versions refuse it. The other parts run as asked.
         parts = {**dict.fromkeys(("", *config.sub_configs), placement.attention), "text_config": "eager"}
         placement = replace(placement, attention=parts)
-    if checkpoint.has_random_weights:
+    if checkpoint.has_random_weights and placement.device.type != "meta":
         return _make_random_model(model_class, checkpoint, config, placement)
     options: dict[str, Any] = {"use_safetensors": True}  # other formats are pickles, which can run code
     if checkpoint.original_config:
@@ -96,6 +96,9 @@ def load_model_half(
 
         model_class = original_llava.adapt_model_class(model_class, config)
         options = original_llava.FROM_PRETRAINED_OPTIONS
+    if placement.device.type == "meta":
+        with torch.device("meta"):
+            return model_class._from_config(config, attn_implementation=placement.attention)
     options = {**options, "ignore_mismatched_sizes": bool(resized)}
     model, report = read_pretrained(model_class, checkpoint, config, placement, **options)
     bad_weights = list(report.missing)

@@ -212,6 +212,8 @@ def load_mgm_vision_model(checkpoint: Checkpoint, config: Any, clip: Any, placem
     high_resolution = find_tower_weights(checkpoint, config.mm_vision_tower_aux, CONVNEXT)
     with torch.device("meta"):
         model = MGMVisionModel(clip, placement.attention, *high_resolution.convnext_stages())
+    if placement.device.type == "meta":
+        return model
     mining.load_into(model.mining, placement)
     low_resolution.load_into(model.clip, placement)
     high_resolution.load_into(model.vision_tower_aux, placement)

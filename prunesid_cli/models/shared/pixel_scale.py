@@ -51,7 +51,9 @@ def split_scale(image_processor: Any, **options: Any) -> tuple[PixelScale | None
     numbers, expected = (
         first_tensor(image_processor(images=[probe], return_tensors="pt", **call)) for call in (whole, options)
     )
-    is_same = torch.equal(scale_pixels(numbers.to(torch.uint8), scale, torch.float32), expected.float())
+    scaled = torch.empty(expected.shape)
+    scale_pixels(numbers.to(torch.uint8), scale, scaled)
+    is_same = torch.equal(scaled, expected.float())
     return (scale, whole) if is_same else (None, options)
 
 
@@ -76,32 +78,42 @@ def upload_pixels(items: Sequence[Pixels], placement: Placement, dtype: torch.dt
     Returns:
         The pixels of all items, one after the other.
     """
-    parts = []
-    for scale, group in groupby(items, lambda item: item.scale):
-        numbers = upload([next(iter(item.tensors.values())) for item in group], placement.device)
-        parts.append(scale_pixels(numbers, scale, dtype or placement.dtype))
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    dtype, tensors = dtype or placement.dtype, [next(iter(item.tensors.values())) for item in items]
+    shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
+    batch, start = torch.empty(shape, dtype=dtype, device=placement.device), 0
+    for scale, group in groupby(zip(items, tensors, strict=True), lambda pair: pair[0].scale):
+        numbers = [tensor for _, tensor in group]
+        # On a CPU tensor by tensor: what is in between stays in its caches.
+        for part in numbers if placement.device.type == "cpu" else [upload(numbers, placement.device)]:
+            scale_pixels(part, scale, batch[start : start + len(part)])
+            start += len(part)
+    return batch
 
 
-def scale_pixels(numbers: Tensor, scale: PixelScale | None, dtype: torch.dtype) -> Tensor:
-    """Whole numbers -> what an image processor makes of them.
+def scale_pixels(numbers: Tensor, scale: PixelScale | None, out: Tensor) -> None:
+    """Compute what an image processor makes of whole numbers.
 
     Args:
-        numbers: uint8, [S, 3, ...] or [P, 3 * E].
+        numbers: uint8, [S, 3, ...] or [P, 3 * E], on the device of `out`.
         scale: The arithmetic; None if the numbers were scaled already.
-        dtype: Precision of the result.
+        out: Filled with the result, in its precision; contiguous, of the same shape.
     """
     if scale is None:
-        return numbers.to(dtype)
-    table = _device_table(scale, numbers.device, dtype)
-    offsets = torch.arange(0, table.numel(), NUM_LEVELS, dtype=torch.int32, device=numbers.device)[:, None]
-    places = numbers.view(len(numbers), NUM_CHANNELS, -1).int() + offsets
-    return table.index_select(0, places.flatten()).view(numbers.shape)
+        out.copy_(numbers)
+        return
+    table, offsets = _device_table(scale, out.device, out.dtype)
+    places = numbers.view(len(numbers), NUM_CHANNELS, -1).int().add_(offsets)
+    torch.index_select(table, 0, places.flatten(), out=out.flatten())
 
 
 @cache
-def _device_table(scale: PixelScale, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The values of all levels of all channels, [3 * 256]. The order of operations is that of transformers."""
+def _device_table(scale: PixelScale, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The results for all levels of all channels, [3 * 256], and where each channel begins, [3, 1].
+
+    The order of operations is that of transformers.
+    """
     levels = (np.arange(NUM_LEVELS).astype(np.float64) * scale.factor).astype(np.float32)
     mean, std = (np.asarray(values, np.float32)[:, None] for values in (scale.mean, scale.std))
-    return torch.from_numpy((levels - mean) / std).flatten().to(device, dtype)
+    table = torch.from_numpy((levels - mean) / std).flatten()
+    offsets = torch.arange(0, len(table), NUM_LEVELS, dtype=torch.int32)[:, None]
+    return table.to(device, dtype), offsets.to(device)

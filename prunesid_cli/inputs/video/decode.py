@@ -1,8 +1,4 @@
-"""The process that decodes one clip. If its decoder hangs or crashes, only this process ends.
-
-It is called with a path and a `FrameSampling` as JSON. It writes lines of JSON to stdout: {"frame": [width, height]},
-followed by the RGB bytes, for each frame as it is decoded; {"restart": true} if decoding starts again and the frames so
-far do not count; and last a `ClipInfo`, or {"error", "hint"}. So it never holds more than one frame.
+"""Decodes some frames of a clip in this process.
 
 The backend "auto" is PyAV: it is as fast as decord, reads more formats, and reports most damage, which decord conceals.
 (In VP8, VP9 and HEVC, a flipped bit mostly decodes to something, and no decoder can detect it.)
@@ -13,15 +9,13 @@ and times do not correspond (`ClipProbe.irregularities`), and with codecs and co
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from threading import Thread
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -44,65 +38,34 @@ MAX_ERROR_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
-class ClipInfo:
-    """What is reported about a clip after its frames.
+class DecodedClip:
+    """Some frames of a clip.
 
     Attributes:
+        frames: RGB, upright, all of one size.
         times: Seconds from the start of the clip, one for each frame.
         decoder: Name and version of the decoder.
         notes: What was done to the frames that the user might not expect.
     """
 
+    frames: tuple[Image.Image, ...]
     times: tuple[float, ...]
     decoder: str
     notes: tuple[str, ...]
 
 
-class Restart:
-    """The frames so far do not count: another way to decode is tried."""
-
-
-Message = Image.Image | Restart | ClipInfo
 Decode = Callable[[ClipProbe, Sequence[int], int], Iterator[DecodedFrame]]
 
 
-def main() -> None:
-    """Decode the clip named in `sys.argv`, write it to stdout, and end the process."""
-    path, sampling = sys.argv[1], FrameSampling(**json.loads(sys.argv[2]))
-    Thread(target=exit_with_stdin, daemon=True).start()
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what decoders print must not get among the frames
-    try:
-        for message in decode_clip(path, sampling):
-            if isinstance(message, Image.Image):
-                out.write(_to_line({"frame": message.size}) + message.tobytes())
-            else:
-                out.write(_to_line({"restart": True} if isinstance(message, Restart) else asdict(message)))
-    except MediaError as error:
-        out.write(_to_line({"error": error.problem, "hint": error.hint}))
-    out.flush()
-    os._exit(0)  # decord may wait for its threads forever
-
-
-def _to_line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record).encode() + b"\n"
-
-
-def exit_with_stdin() -> None:
-    """End the process once stdin is closed: the process that asked for the frames has ended."""
-    os.read(0, 1)
-    os._exit(1)
-
-
-def decode_clip(path: str, sampling: FrameSampling) -> Iterator[Message]:
-    """Decode the sampled frames of a clip, all of one size, and then give a `ClipInfo`.
+def decode_clip(path: str, sampling: FrameSampling) -> DecodedClip:
+    """Decode the sampled frames of a clip.
 
     Raises:
         MediaError: The clip cannot be decoded. The message does not name it.
     """
     try:
         with LOCAL.open(path) as file:
-            yield from _decode_file(path, file, os.fstat(file.fileno()).st_size, sampling)
+            return _decode_file(path, file, os.fstat(file.fileno()).st_size, sampling)
     except MediaError:
         raise
     except MemoryError as error:
@@ -113,40 +76,36 @@ def decode_clip(path: str, sampling: FrameSampling) -> Iterator[Message]:
         raise MediaError(problem, COPY_HINT) from error
 
 
-def _decode_file(path: str, file: BinaryIO, size: int, sampling: FrameSampling) -> Iterator[Message]:
+def _decode_file(path: str, file: BinaryIO, size: int, sampling: FrameSampling) -> DecodedClip:
     probe = probe_clip(file, size)
     if sampling.backend == "decord":
         if reason := reason_against_decord(probe, file):
             raise MediaError(f"decord cannot be trusted with it: {reason}", DECORD_HINT)
-        yield from _decode_frames(probe, sampling, partial(_decode_by_decord, path), decord_version())
-        return
+        return _decode_frames(probe, sampling, partial(_decode_by_decord, path), decord_version())
     version = pyav_decoder.pyav_version()
     if probe.keyframes:
-        try:
-            yield from _decode_frames(probe, sampling, partial(pyav_decoder.decode_by_seeking, file), version)
-            return
-        except (SeekError, pyav_decoder.av.FFmpegError):
-            yield Restart()
+        with suppress(SeekError, pyav_decoder.av.FFmpegError):
+            return _decode_frames(probe, sampling, partial(pyav_decoder.decode_by_seeking, file), version)
     probe = pyav_decoder.probe_by_decoding(file, probe)
-    yield from _decode_frames(probe, sampling, partial(pyav_decoder.decode_from_start, file), version)
+    return _decode_frames(probe, sampling, partial(pyav_decoder.decode_from_start, file), version)
 
 
-def _decode_frames(probe: ClipProbe, sampling: FrameSampling, decode: Decode, version: str) -> Iterator[Message]:
+def _decode_frames(probe: ClipProbe, sampling: FrameSampling, decode: Decode, version: str) -> DecodedClip:
     timestamps = [probe.timestamps[index] for index in sampling.select_frames(probe.times)]
     factor = reduction_factor(len(timestamps), probe.size)
-    sizes, times, frame_notes = list[tuple[int, int]](), list[float](), dict[str, None]()
-    for frame in decode(probe, timestamps, factor):
-        sizes.append(frame.image.size)
-        frame_notes |= {frame.note: None} if frame.note else {}
-        times.append(float((frame.timestamp - probe.timestamps[0]) * probe.time_base))
-        yield frame.image if frame.image.size == sizes[0] else frame.image.resize(sizes[0])
-    width, height = sizes[0]
-    notes = [*probe.notes, *frame_notes]
+    decoded = list(decode(probe, timestamps, factor))
+    size = width, height = decoded[0].image.size
+    notes = [*probe.notes, *dict.fromkeys(frame.note for frame in decoded if frame.note)]
     if factor > 1:
         notes.append(f"frames of {probe.size[0]}x{probe.size[1]} reduced to {width}x{height}")
-    if len(set(sizes)) > 1:
+    if any(frame.image.size != size for frame in decoded):
         notes.append(f"frames of several sizes, made {width}x{height}")
-    yield ClipInfo(tuple(times), version, tuple(notes))
+    return DecodedClip(
+        frames=tuple(frame.image if frame.image.size == size else frame.image.resize(size) for frame in decoded),
+        times=tuple(float((frame.timestamp - probe.timestamps[0]) * probe.time_base) for frame in decoded),
+        decoder=version,
+        notes=tuple(notes),
+    )
 
 
 def reason_against_decord(probe: ClipProbe, file: BinaryIO) -> str:
