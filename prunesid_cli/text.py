@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,8 @@ MAX_LISTED_NAMES = 3
 MIN_SIMILARITY = 0.7
 """Share of letters that a suggestion must have in common with the typed word, from 0 to 1."""
 SURROGATE_HINT = r"in JSON, write both halves of the character, or the character itself"
+STATUS = logging.INFO - 5
+"""Level of log records that say what is going on. A terminal shows the last one until there is something else."""
 DEBUG_OPTION = "--debug"
 """Stands in the hint of an `UnexpectedError` for the command that was typed, with this option."""
 MODEL_OPTION = "-m MODEL"

@@ -215,6 +215,8 @@ def accelerator(device: torch.device = GPU, max_tensor_bytes: int = _max_tensor_
         "synchronize": lambda device=None: WAITS.update(["synchronize"]),
         "memory_allocated": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 0,
+        "memory_reserved": lambda device=None: 0,
+        "mem_get_info": lambda device=None: (8 << 30, 16 << 30),
         "reset_peak_memory_stats": lambda device=None: None,
         "get_device_name": lambda device=None: "stand-in",
         "get_device_capability": lambda device=None: (7, 0),

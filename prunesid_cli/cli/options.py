@@ -15,6 +15,7 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
 from prunesid_cli.pipeline import settings
 from prunesid_cli.selection import METHODS
+from prunesid_cli.text import STATUS
 
 
 def _keep_for_hints(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
@@ -185,7 +186,15 @@ AnswerBatchSize = Annotated[
     int,
     typer.Option(
         "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
-        show_default="8 on a CPU, 32 elsewhere", help="How many prompts to answer together.",
+        show_default="64 on a CPU, tuned elsewhere",
+        help="How many prompts to answer together. Fewer are answered together if memory is short.",
+    ),
+]  # fmt: skip
+RecordBatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
+        show_default="8 on a CPU, 32 elsewhere", help="How many records to encode and answer together.",
     ),
 ]  # fmt: skip
 TowerBatchSize = Annotated[
@@ -292,7 +301,7 @@ def _set_verbosity(context: typer.Context, parameter: typer.CallbackParam, value
     setattr(printer, str(parameter.name), value or getattr(printer, str(parameter.name)))
     if is_typed(context, "quiet") and is_typed(context, "verbose"):
         raise UsageError("--quiet and --verbose contradict each other", "leave out one")
-    level = logging.WARNING if printer.quiet else logging.DEBUG if printer.verbose else logging.INFO
+    level = logging.WARNING if printer.quiet else logging.DEBUG if printer.verbose else STATUS
     logging.getLogger("prunesid_cli").setLevel(level)
 
 

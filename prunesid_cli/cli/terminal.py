@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import PruneSIDError, UnexpectedError
-from prunesid_cli.text import DEBUG_OPTION, MODEL_OPTION, SPACES, command_line, escape_invisible
+from prunesid_cli.text import DEBUG_OPTION, MODEL_OPTION, SPACES, STATUS, command_line, escape_invisible
 
 if TYPE_CHECKING:
     from prunesid_cli.cli.progress import ProgressBar
@@ -27,6 +27,9 @@ UNDECODABLE_BYTES = re.compile(r"[\udc80-\udcff]")
 """Bytes of file names that are not valid text, as Python represents them (surrogateescape)."""
 OTHER_SURROGATES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 """Halves of characters, which JSON can hold and UTF-8 cannot."""
+
+
+CLEAR_LINE = "\r\x1b[K"
 
 
 class OutputClosed(Exception):
@@ -51,6 +54,7 @@ class Printer:
         """Sets everything to its default, before a command line is parsed."""
         self.quiet, self.verbose, self.debug, self.resumable = False, False, debug, False
         self.model_options: list[str] = []
+        self.has_status = False
 
     def result(self, text: str, end: str = "\n", is_styled: bool = False) -> None:
         """Prints a result and flushes. On a terminal, invisible characters are escaped, but not white space.
@@ -61,6 +65,7 @@ class Printer:
             is_styled: Whether its escape sequences are our own. It must hold no text from files or models.
         """
         self.check_stdout()
+        self.clear_status()
         if stdout_is_terminal() and not is_styled:
             text = escape_invisible(text, keep="\n\t" + SPACES)
         if UNDECODABLE_BYTES.search(text) and not sys.stdout.isatty():
@@ -116,11 +121,12 @@ class Printer:
         if hint:
             self._print_to_stderr(f"hint: {hint}")
 
-    def _print_to_stderr(self, text: str) -> None:
+    def _print_to_stderr(self, text: str, end: str = "\n") -> None:
         model = f" {shlex.join(self.model_options)}" if self.model_options else ""
         text = text.replace(f" {MODEL_OPTION}", model)
+        self.clear_status()
         with suppress(OSError):  # stderr is full or its reader is gone: there is no other place to say it
-            print(printable(escape_invisible(text), sys.stderr), file=sys.stderr, flush=True)
+            print(printable(escape_invisible(text), sys.stderr), end=end, file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, description: str, total: int | None, prints_results: bool) -> Iterator[ProgressBar]:
@@ -133,11 +139,28 @@ class Printer:
         """
         from prunesid_cli.cli.progress import ProgressBar, new_bar
 
-        if self.quiet or not sys.stderr.isatty() or (prints_results and stdout_is_terminal()):
-            yield ProgressBar(None)
-            return
-        with new_bar(description, total) as bar:
-            yield ProgressBar(bar)
+        self.clear_status()
+        if self.quiet or (prints_results and stdout_is_terminal()):
+            yield ProgressBar(description, total)
+        elif not sys.stderr.isatty():
+            yield ProgressBar(description, total, log=self.note)
+        else:
+            bar = ProgressBar(description, total)
+            with new_bar(bar) as bar.progress:
+                yield bar
+
+    def status(self, text: str) -> None:
+        """Shows on a terminal what is going on, until there is something else to show."""
+        if sys.stderr.isatty() and not self.quiet:
+            self._print_to_stderr(text, end="")
+            self.has_status = True
+
+    def clear_status(self) -> None:
+        """Removes what `status` shows."""
+        if self.has_status:
+            self.has_status = False
+            with suppress(OSError):
+                print(CLEAR_LINE, file=sys.stderr, end="", flush=True)
 
 
 printer = Printer()
@@ -159,13 +182,15 @@ def typed_command(*options: str, moved_to_end: str | None = None) -> str:
 
 
 class PrinterHandler(logging.Handler):
-    """Prints log records of the package: warnings, notes (INFO) and details (DEBUG)."""
+    """Prints log records of the package: warnings, notes (INFO), what is going on (STATUS), and details (DEBUG)."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             printer.warning(record.getMessage())
         elif record.levelno >= logging.INFO:
             printer.note(record.getMessage())
+        elif record.levelno >= STATUS:
+            printer.status(record.getMessage())
         else:
             printer.detail(record.getMessage())
 
@@ -175,7 +200,7 @@ def connect_logging() -> None:
     logger = logging.getLogger("prunesid_cli")
     logger.propagate = False
     logger.handlers = [PrinterHandler()]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(STATUS)
 
 
 @contextmanager

@@ -148,6 +148,14 @@ class LanguageHalf(Protocol):
         """
         ...
 
+    def max_batch_tokens(self) -> int | None:
+        """How many tokens, of all prompts of a batch and their answers, have room for their keys and values.
+
+        Returns:
+            None if that is not known.
+        """
+        ...
+
     def read_prefixes(self, prompts: Sequence[Prompt]) -> list[PrefixCache]:
         """Run the first tokens of prompts through the language model, and return their keys and values.
 

@@ -10,12 +10,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import chain, islice, takewhile
 
 from prunesid_cli.errors import CacheError, PruneSIDError, misfit_error
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
-from prunesid_cli.runtime.batch_size import batched
+from prunesid_cli.runtime.batch_size import BatchSizeTuner, batched
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.tokencache import Item, Shard, read_tokens
 from prunesid_cli.types import Answer, Generation, Prompt, TokenSet
@@ -80,7 +80,7 @@ class TokenizedQuery:
 
 
 def answer(
-    language: LanguageHalf, queries: Iterable[Query], generation: Generation, batch_size: int
+    language: LanguageHalf, queries: Iterable[Query], generation: Generation, batch_sizes: BatchSizeTuner
 ) -> Iterator[list[Reply]]:
     """Answers prompts from cached tokens.
 
@@ -88,7 +88,7 @@ def answer(
         language: The language half of the model.
         queries: Prompts about items. Queries about one item follow each other.
         generation: How to decode. With a temperature, prompts are answered one by one, each as if it were the only one.
-        batch_size: How many prompts are answered together.
+        batch_sizes: How many prompts are answered together. Fewer are, if their keys and values take too much memory.
 
     Yields:
         After each batch, the replies that are next in the order of the queries. An item that cannot be read has an
@@ -98,11 +98,13 @@ def answer(
     answerer = BatchAnswerer(
         language=language,
         generation=generation,
-        batch_size=1 if samples else batch_size,
+        batch_sizes=BatchSizeTuner.fixed(1) if samples else batch_sizes,
+        max_tokens=language.max_batch_tokens(),
         shares_prefixes=language.can_share_prefix and not samples,
     )
     language.tokenize("?", [])  # a model without a chat template fails at once, and not for each item
-    for window in batched(queries, SORTED_BATCHES * answerer.batch_size):
+    source = iter(queries)
+    while window := list(islice(source, SORTED_BATCHES * answerer.batch_sizes.size)):
         finished, waiting = dict[int, Reply](), [query.number for query in reversed(window)]
         tokenized, refused = list[TokenizedQuery](), list[Reply]()
         for query in window:
@@ -110,7 +112,13 @@ def answer(
                 tokenized.append(answerer.tokenize(query))
             except PruneSIDError as error:
                 refused.append(Reply(query, None, 0.0, _name_item(query, error)))
-        groups = group_by_length(tokenized, answerer.batch_size, answerer.shares_prefixes)
+        groups = group_by_length(
+            tokenized,
+            answerer.batch_sizes.size,
+            keep_prefixes_together=answerer.shares_prefixes,
+            max_tokens=answerer.max_tokens,
+            new_tokens=generation.max_new_tokens,
+        )
         for replies in chain([refused] if refused else [], map(answerer.answer_group, groups)):
             finished |= {reply.query.number: reply for reply in replies}
             ready = list[Reply]()
@@ -120,7 +128,11 @@ def answer(
 
 
 def group_by_length(
-    queries: Sequence[TokenizedQuery], batch_size: int, keep_prefixes_together: bool
+    queries: Sequence[TokenizedQuery],
+    batch_size: int,
+    keep_prefixes_together: bool,
+    max_tokens: int | None = None,
+    new_tokens: int = 0,
 ) -> list[list[TokenizedQuery]]:
     """Groups queries of similar length.
 
@@ -128,14 +140,21 @@ def group_by_length(
         queries: The queries.
         batch_size: Size of a group.
         keep_prefixes_together: Whether queries with a common beginning stay together. Groups may then be larger.
+        max_tokens: Largest number of tokens of a group, padding and answers included; None: any number.
+        new_tokens: Longest answer in tokens.
 
     Returns:
         Groups, in the order of the first query of each.
     """
     units = list(group_by_prefix(queries).values()) if keep_prefixes_together else [[query] for query in queries]
     groups = list[list[TokenizedQuery]]()
-    for unit in sorted(units, key=lambda unit: max(query.length for query in unit)):
-        if not groups or len(groups[-1]) + len(unit) > batch_size:
+
+    def longest(unit: Sequence[TokenizedQuery]) -> int:
+        return max(query.length for query in unit)
+
+    for unit in sorted(units, key=longest):
+        size = len(groups[-1]) + len(unit) if groups else batch_size + 1
+        if size > batch_size or (max_tokens is not None and size * (longest(unit) + new_tokens) > max_tokens):
             groups.append([])
         groups[-1] += sorted(unit, key=lambda query: query.length)
     return sorted(groups, key=lambda group: min(query.query.number for query in group))
@@ -178,13 +197,15 @@ class BatchAnswerer:
     Attributes:
         language: The language half of the model.
         generation: How to decode.
-        batch_size: How many prompts are answered together.
+        batch_sizes: How many prompts are answered together.
+        max_tokens: How many tokens they may have together.
         shares_prefixes: Whether common beginnings of prompts are read once.
     """
 
     language: LanguageHalf
     generation: Generation
-    batch_size: int
+    batch_sizes: BatchSizeTuner
+    max_tokens: int | None
     shares_prefixes: bool
 
     def tokenize(self, query: Query) -> TokenizedQuery:
@@ -208,14 +229,17 @@ class BatchAnswerer:
         readable = [query for query in group if query.source not in errors]
         prefix_caches = self._read_prefixes(readable, tokens) if self.shares_prefixes else {}
         results = dict[int, Answer | PruneSIDError]()
-        for batch in batched(readable, self.batch_size):
+        for batch in batched(readable, self.batch_sizes.size):
             answers = run_in_halves_on_oom(
                 lambda part: self._generate(part, tokens, prefix_caches),
                 batch,
                 lambda query: CacheError(f"{query.source}: not enough memory to answer one prompt", "try --device cpu"),
+                lambda batch=batch: self.batch_sizes.shrink(len(batch)),  # type: ignore[misc]
             )
             results |= {query.query.number: result for query, result in zip(batch, answers, strict=True)}
-        ms = (time.perf_counter() - start) * 1000 / len(group)
+        seconds = time.perf_counter() - start
+        self.batch_sizes.record(len(group), seconds)
+        ms = seconds * 1000 / len(group)
         replies = []
         for query in group:
             result = errors.get(query.source) or results[query.query.number]

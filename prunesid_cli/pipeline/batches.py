@@ -85,6 +85,7 @@ class BatchRunner:
         """
         if not batch:
             return []
+        self.pruner.load_vision()
 
         def timed_work(part: Sequence[LoadedInput]) -> list[R]:
             start = time.perf_counter()

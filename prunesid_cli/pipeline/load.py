@@ -115,18 +115,21 @@ def decode_input(
         load_clip: Decodes a clip.
     """
     source, data = request.source, b""
-    pruner.load_vision()  # its errors are not those of an input
     try:
         is_clip = is_clip_file(source)
         if is_clip:
-            pruner.check_clip(source)
             digest = hash_clip(source) if request.known_digest else ""  # a new clip is hashed when it is decoded
         else:
             data = read_bytes(source)
             digest = hash_bytes(data)
-        if digest and digest == request.known_digest:
-            return None
+    except Exception as error:
+        return FailedInput(source, input_error(source, error))
+    if digest and digest == request.known_digest:
+        return None
+    pruner.load_vision()  # its errors are not those of an input
+    try:
         if is_clip:
+            pruner.check_clip(source)
             media = load_clip(source, pruner.sampling, digest, pruner.decoding)
         else:
             limit = picture_limit(pruner.decoding)

@@ -196,7 +196,7 @@ class Model:
             check_cache_model(opened.run, checkpoint)
         self.language.check_prompt(prompt, 1)
         queries = (Query(number, prompt, shard, item) for number, (shard, item) in enumerate(opened.items()))
-        for replies in answer(self.language, queries, self.generation, self.session.answer_batch_size):
+        for replies in answer(self.language, queries, self.generation, self.session.answer_batch_size()):
             yield from replies
 
     def _load(self, media: MediaInput | Sequence[MediaInput]) -> list[Media]:

@@ -98,7 +98,7 @@ class Pruner:
 
     def load_vision(self) -> None:
         """Loads the vision half now, if it is one that is loaded when it is first used."""
-        getattr(self.vision, "processor", None)
+        getattr(self.vision, "load", lambda: None)()
 
     def check_clip(self, source: str) -> None:
         """Raises `MediaError` if the model reads no clips. Called before a clip is decoded."""

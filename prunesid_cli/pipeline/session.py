@@ -13,6 +13,7 @@ from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.pipeline.settings import Fit, Settings, TokenStore
 from prunesid_cli.selection.budget import Spread
+from prunesid_cli.text import STATUS
 from prunesid_cli.tokencache import Run
 
 if TYPE_CHECKING:
@@ -30,8 +31,12 @@ DEMO_NOTE = (
     "choose a real one with: prunesid models use llava-1.5-7b, or keep this one with: prunesid models use demo"
 )
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 32
+"""Items of a batch that is encoded and answered."""
 FIRST_TOWER_BATCH, MAX_TOWER_BATCH = 8, 1024
 """Bounds of the vision tower's batch on a GPU, in images. It grows as long as that increases throughput."""
+CPU_ANSWER_BATCH = 64
+FIRST_ANSWER_BATCH, MAX_ANSWER_BATCH = 32, 512
+"""Bounds of a batch of prompts on a GPU, about cached items. It grows as the tower's."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Session:
             UsageError: There is no such device.
         """
         checkpoint = checkpoint or find_checkpoint(settings)
+        logger.log(STATUS, "loading %s ...", checkpoint.name)
         family = load_family(checkpoint.model_type)
         from prunesid_cli.models.loading.placement import choose_placement
         from prunesid_cli.models.loading.weights import load_config
@@ -108,9 +114,17 @@ class Session:
         return str(self.placement.dtype).removeprefix("torch.")
 
     @property
-    def answer_batch_size(self) -> int:
-        """How many prompts are answered together."""
+    def batch_size(self) -> int:
+        """How many items are encoded and answered together, in commands that do both."""
         return self.settings.batch_size or (CPU_BATCH_SIZE if self.placement.device.type == "cpu" else GPU_BATCH_SIZE)
+
+    def answer_batch_size(self) -> BatchSizeTuner:
+        """How many prompts about cached items are answered together."""
+        from prunesid_cli.runtime.batch_size import BatchSizeTuner
+
+        if self.settings.batch_size or self.placement.device.type == "cpu":
+            return BatchSizeTuner.fixed(self.settings.batch_size or CPU_ANSWER_BATCH)
+        return BatchSizeTuner(FIRST_ANSWER_BATCH, MAX_ANSWER_BATCH)
 
     def tower_batch_size(self) -> BatchSizeTuner:
         """How many pictures, tiles and frames the vision tower encodes together. More gain nothing on a CPU."""

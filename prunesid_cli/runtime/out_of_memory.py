@@ -30,6 +30,16 @@ def available_memory() -> int | None:
     return 1024 * int(MEMINFO.read_text().split("MemAvailable:")[1].split()[0])
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that tensors on a device can still get; None if that is not known."""
+    if device.type == "cpu":
+        return available_memory()
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
 def run_in_halves_on_oom(
     work: Callable[[Sequence[T]], list[R]],
     batch: Sequence[T],

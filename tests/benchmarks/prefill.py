@@ -24,6 +24,7 @@ from prunesid_cli.models import load_family
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.pipeline.answer import Query, answer
+from prunesid_cli.runtime.batch_size import BatchSizeTuner
 from prunesid_cli.tokencache import CacheWriter, Entry, Run, open_cache
 from prunesid_cli.types import Generation, Layout, Placement, Provenance, Region, TokenSet
 
@@ -79,7 +80,11 @@ def queries(cache: Path, items: int, count: int) -> Iterator[Query]:
 def seconds(language: LanguageHalf, asked: list[Query], shares: bool) -> tuple[float, list[str]]:
     kept, language.can_share_prefix = language.can_share_prefix, shares
     began = time.perf_counter()
-    replies = [one for some in answer(language, asked, Generation(max_new_tokens=NEW), BATCH) for one in some]
+    replies = [
+        one
+        for some in answer(language, asked, Generation(max_new_tokens=NEW), BatchSizeTuner.fixed(BATCH))
+        for one in some
+    ]
     language.can_share_prefix = kept
     return time.perf_counter() - began, [one.answer.text for one in replies if one.answer]
 

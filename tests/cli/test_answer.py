@@ -15,6 +15,7 @@ from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.answer import SORTED_BATCHES, answer
 from prunesid_cli.pipeline.prompt_file import Prompt, Prompts
+from prunesid_cli.runtime.batch_size import BatchSizeTuner
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import Generation
 from tests.caches import write_shard
@@ -295,5 +296,5 @@ def test_queries_are_read_only_as_they_are_needed(llava: Path, scene_cache: Path
                 num_read += 1
                 yield query
 
-    replies = answer(language, endless(), Generation(max_new_tokens=1), 2)
+    replies = answer(language, endless(), Generation(max_new_tokens=1), BatchSizeTuner.fixed(2))
     assert sum(len(next(replies)) for _ in range(3)) <= num_read <= 2 * SORTED_BATCHES

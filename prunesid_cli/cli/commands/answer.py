@@ -17,9 +17,9 @@ from prunesid_cli.cli.help import COMMON
 from prunesid_cli.cli.notices import exit_if_incomplete
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
-from prunesid_cli.models.loading.checkpoint import is_local
+from prunesid_cli.models.loading.checkpoint import Checkpoint, is_local
 from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, escape_names, read_prompt_file
-from prunesid_cli.pipeline.session import Session, check_cache_model
+from prunesid_cli.pipeline.session import Session, check_cache_model, find_checkpoint
 from prunesid_cli.pipeline.settings import DEFAULTS, Settings
 from prunesid_cli.runtime.output_file import is_stream
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
@@ -122,13 +122,13 @@ def answer(
         items = plural(len(stale), "item")
         listed_by = command_line("cache", "ls", cache, "--failed")
         printer.warning(f"{items} of an earlier version: the new one failed: {listed_by}")
-    session = _open_session(run, settings)
+    settings, checkpoint = _find_model(run, settings)
     from prunesid_cli.pipeline.answer_file import describe_answerer
     from prunesid_cli.types import Generation
 
     generation = Generation(max_new_tokens, temperature, seed)
     report = AnswerReport(as_json, prints=out is None)
-    job = AnswerRun(session, opened, patterns, generation, report, asked, prompts)
+    job = AnswerRun(settings, checkpoint, opened, patterns, generation, report, asked, prompts)
     if out is None:
         knows_total = not where and not asked.have_selectors
         job.answer(len(opened) * len(asked.texts) if knows_total else None)
@@ -176,8 +176,8 @@ def _report_unmatched(prompts: Sequence[Prompt], cache: Cache, path: Path | None
         printer.warning(f"the cache has no items for {plural(len(prompts) - MAX_LISTED_PROMPTS, 'more name')}")
 
 
-def _open_session(run: Run, settings: Settings) -> Session:
-    """The cache's model, or the one that was named if it is the same.
+def _find_model(run: Run, settings: Settings) -> tuple[Settings, Checkpoint]:
+    """The cache's model, or the one that was named if it is the same. No torch is imported, which would take seconds.
 
     Raises:
         CacheError: The tokens are those of another model.
@@ -186,9 +186,10 @@ def _open_session(run: Run, settings: Settings) -> Session:
     revision = settings.revision
     if revision is None and settings.model is None and not is_local(run.model):
         revision = run.revision
-    session = Session.open(replace(settings, model=settings.model or run.model, revision=revision))
-    check_cache_model(run, session.checkpoint)
-    return session
+    settings = replace(settings, model=settings.model or run.model, revision=revision)
+    checkpoint = find_checkpoint(settings)
+    check_cache_model(run, checkpoint)
+    return settings, checkpoint
 
 
 @dataclass
@@ -229,7 +230,8 @@ class AnswerRun:
     """Answers prompts with the model of a session.
 
     Attributes:
-        session: The model.
+        settings: Where the model runs.
+        checkpoint: The model. It is loaded if there is a query to answer.
         cache: What the prompts are about.
         where: Globs that an item must match, if there are any.
         generation: How to decode.
@@ -238,7 +240,8 @@ class AnswerRun:
         path: The file that they come from, if they do.
     """
 
-    session: Session
+    settings: Settings
+    checkpoint: Checkpoint
     cache: Cache
     where: Sequence[str]
     generation: Generation
@@ -262,7 +265,8 @@ class AnswerRun:
         """
         from prunesid_cli.pipeline.answer import answer
 
-        language = self.session.load_language()
+        session = Session.open(self.settings, self.checkpoint)
+        language = session.load_language()
         self.prompts, refused = self.prompts.without_refused(lambda text: language.check_prompt(text, 1), self.path)
         for error in refused:
             printer.error(error)
@@ -272,7 +276,7 @@ class AnswerRun:
         # Without a file, an interruption need not wait for the end of the batch.
         interruptible = graceful_shutdown() if file else nullcontext(StopRequest())
         with interruptible as stop, printer.progress("answering", total, prints_results) as bar:
-            for replies in answer(language, queries, self.generation, self.session.answer_batch_size):
+            for replies in answer(language, queries, self.generation, session.answer_batch_size()):
                 if file:
                     file.append(replies)
                 for reply in replies:

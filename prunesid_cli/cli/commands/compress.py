@@ -22,7 +22,6 @@ from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.inputs.sharding import parse_partition
 from prunesid_cli.pipeline.session import LazyVision, Session, find_checkpoint, make_run
 from prunesid_cli.pipeline.settings import DEFAULTS, Settings, TokenStore
-from prunesid_cli.pipeline.workers import WorkerSetup, count_loading, worker_pool
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import MODEL_OPTION, command_line, format_stages, plural
 from prunesid_cli.tokencache import Calibration, Run, calibration_sample, write_calibration
@@ -127,6 +126,8 @@ def compress(
     run = make_run(checkpoint, settings, budget, DTYPE_NAMES.get(settings.dtype.value, ""), store)
     if is_cache_folder(out) and not reads_more and _report_if_done(out, run, settings, inputs):
         return
+    from prunesid_cli.pipeline.workers import WorkerSetup, count_loading, worker_pool
+
     with worker_pool(WorkerSetup(checkpoint, settings, draft)) as pool:  # before torch is imported here
         session = Session.open(settings, checkpoint)
         from prunesid_cli.inputs.named_sources import select_named

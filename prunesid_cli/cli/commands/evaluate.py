@@ -95,7 +95,7 @@ def evaluate(
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,
     attention: o.Attention = DEFAULTS.attention,
-    batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
+    batch_size: o.RecordBatchSize = DEFAULTS.batch_size,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     allow_special_tokens: o.AllowSpecialTokens = DEFAULTS.allow_special_tokens,
     as_json: o.Json = False,
@@ -148,7 +148,7 @@ def evaluate(
                 pruners=pruners,
                 language=session.load_language(),
                 generation=Generation(settings.max_new_tokens),
-                batch_size=session.answer_batch_size,
+                batch_size=session.batch_size,
                 with_divergence=divergence,
                 stop=stop,
             )

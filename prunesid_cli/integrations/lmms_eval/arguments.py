@@ -57,7 +57,7 @@ def load(arguments: Mapping[str, Value]) -> LoadedModel:
     return LoadedModel(
         pruner=session.pruner(budget),
         language=session.load_language(),
-        batch_size=session.answer_batch_size,
+        batch_size=session.batch_size,
         device=str(session.placement.device),
     )
 

@@ -37,9 +37,12 @@ from prunesid_cli.models.shared.shared_prefix import (
     split_prefix_caches,
 )
 from prunesid_cli.runtime.device import to_device
-from prunesid_cli.runtime.out_of_memory import is_out_of_memory
+from prunesid_cli.runtime.out_of_memory import free_memory, is_out_of_memory
 from prunesid_cli.text import is_encodable
 from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt, TokenSet
+
+CACHE_SHARE = 0.5
+"""Share of the free memory that keys and values of a batch may take."""
 
 
 class BaseLanguageHalf(ABC):
@@ -86,6 +89,16 @@ class BaseLanguageHalf(ABC):
         self.item_pattern = re.compile("|".join([*map(re.escape, texts), *self.item_tokens]))
         self.control_tokens = ControlTokens(self.tokenizer, chat_template, self.item_pattern, self.placeholders)
         self.can_share_prefix = self.is_causal and caches_every_token(model.config)
+
+    def max_batch_tokens(self) -> int | None:
+        """See `LanguageHalf`."""
+        free, text = free_memory(self.model.device), self.model.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
+        if free is None or heads is None:
+            return None
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        bytes_per_token = 2 * text.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
+        return int(CACHE_SHARE * free) // max(bytes_per_token, 1)
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
