@@ -15,9 +15,10 @@ from itertools import chain, islice, takewhile
 from prunesid_cli.errors import CacheError, PruneSIDError, misfit_error
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
+from prunesid_cli.pipeline.query import Query, Reply
 from prunesid_cli.runtime.batch_size import BatchSizeTuner, batched
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
-from prunesid_cli.tokencache import Item, Shard, read_tokens
+from prunesid_cli.tokencache import read_tokens
 from prunesid_cli.types import Answer, Generation, Prompt, TokenSet
 
 SORTED_BATCHES = 16
@@ -27,26 +28,6 @@ MIN_SHARED_TOKENS = 0.25
 
 PrefixKey = tuple[str, tuple[int, ...]]
 """Source of an item, and the ids of a prompt up to the end of the item."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """One prompt about one cached item. `number` is its position in the output."""
-
-    number: int
-    prompt: str
-    shard: Shard
-    item: Item
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The answer to a query, or why there is none; `ms`: its share of the time of its batch, in milliseconds."""
-
-    query: Query
-    answer: Answer | None
-    ms: float
-    error: PruneSIDError | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from prunesid_cli.runtime.line_file import LineFile, open_lines
 from prunesid_cli.text import plural
 
 if TYPE_CHECKING:
-    from prunesid_cli.pipeline.answer import Query, Reply
+    from prunesid_cli.pipeline.query import Query, Reply
     from prunesid_cli.tokencache import Run
     from prunesid_cli.types import Generation
 

@@ -15,7 +15,7 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.runtime.line_file import OTHER_FILE_HINT, LineFile
 
 if TYPE_CHECKING:
-    from prunesid_cli.pipeline.answer import Query
+    from prunesid_cli.pipeline.query import Query
 
 LINE_PATTERN = rb'\{"id": \d+, "source": .*'
 """Regular expression of a line of such a file."""

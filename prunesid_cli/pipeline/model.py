@@ -19,13 +19,14 @@ from prunesid_cli.inputs.image import Media, media_from_image
 from prunesid_cli.inputs.listing import ListedFile, Listing
 from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.models.base import LanguageHalf, VisionHalf
-from prunesid_cli.pipeline.answer import Query, Reply, answer
+from prunesid_cli.pipeline.answer import answer
 from prunesid_cli.pipeline.ask import ask, encode_media
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
 from prunesid_cli.pipeline.load import InputLoader, input_decoder
 from prunesid_cli.pipeline.measure import measure
 from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.query import Query, Reply
 from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.pipeline.session import LazyVision, Session, check_cache_model
 from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings, TokenStore, VideoBackend

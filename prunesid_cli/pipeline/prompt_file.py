@@ -18,7 +18,7 @@ from prunesid_cli.inputs.text_file import check_name, check_text, parse_lines
 from prunesid_cli.tokencache import Cache, Item
 
 if TYPE_CHECKING:
-    from prunesid_cli.pipeline.answer import Query
+    from prunesid_cli.pipeline.query import Query
 
 EXAMPLE_LINE = '{"prompt": "what is shown?"}'
 MIN_DIGEST_DIGITS = 8
@@ -167,7 +167,7 @@ class Prompts:
             cache: The cache.
             where: Globs that an item must match, if there are any.
         """
-        from prunesid_cli.pipeline.answer import Query
+        from prunesid_cli.pipeline.query import Query
 
         number = 0
         for shard, item in cache.items():

@@ -23,7 +23,8 @@ from prunesid_cli.demo.build import SPECIAL_TOKENS, build_processor, build_token
 from prunesid_cli.models import load_family
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.pipeline.answer import Query, answer
+from prunesid_cli.pipeline.answer import answer
+from prunesid_cli.pipeline.query import Query
 from prunesid_cli.runtime.batch_size import BatchSizeTuner
 from prunesid_cli.tokencache import CacheWriter, Entry, Run, open_cache
 from prunesid_cli.types import Generation, Layout, Placement, Provenance, Region, TokenSet

@@ -9,6 +9,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from prunesid_cli.tokencache import open_cache
 from tests.cli.conftest import QUESTIONS, SHORT
 from tests.cli.helpers import printed_answers, stored_answers, write_jsonl
 from tests.cli.processes import prunesid, running, shell
-from tests.conftest import Run
+from tests.conftest import PROMPT, Run
 
 OTHER_DATA = '{"id": 1, "source": "a.png", "text": "dear"}'
 """A file of someone else whose lines begin like ours, without a line end."""
@@ -276,3 +278,17 @@ def test_interrupted_and_resumed(
     counted = re.match(r"(\d+) answers in", result.err)
     assert counted and int(counted[1]) == 240 - stored
     assert stored_answers(out) == printed_answers(run(*command, "--batch-size", 8))
+
+
+def test_nothing_to_ask_is_known_without_torch(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    command = ["answer", str(scene_cache), PROMPT, "--out", str(tmp_path / "a.jsonl")]
+    code = (
+        "import sys; from prunesid_cli.cli.app import run\n"
+        f"sys.argv = ['prunesid', *{command!r}]; code = run()\n"
+        "print(int(code), *({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert run(*command).code == 0
+    before = (tmp_path / "a.jsonl").read_bytes()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, "answers were there" in done.stderr) == ("0\n", True), done.stderr
+    assert (tmp_path / "a.jsonl").read_bytes() == before

@@ -27,8 +27,8 @@ from prunesid_cli.text import command_line, escape_invisible, format_duration, p
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
 if TYPE_CHECKING:
-    from prunesid_cli.pipeline.answer import Query, Reply
     from prunesid_cli.pipeline.answer_file import AnswerFile
+    from prunesid_cli.pipeline.query import Query, Reply
     from prunesid_cli.types import Generation
 
 MAX_LISTED_PROMPTS = 20
