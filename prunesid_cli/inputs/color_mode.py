@@ -72,7 +72,7 @@ SWAPS_SIDES = {TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def to_rgb(image: Image.Image, data: bytes = b"") -> Converted:
-    """Convert a loaded image of any mode to a new RGB image; transparency is composited on white.
+    """Convert a loaded image of any mode to RGB; transparency is composited on white.
 
     Args:
         image: The image.
@@ -84,7 +84,8 @@ def to_rgb(image: Image.Image, data: bytes = b"") -> Converted:
         return convert(image, data)
     scale = COLOR_SCALERS.get(image.format or "", lambda data: None)(data) if image.mode in COLOR_MODES else None
     if not image.has_transparency_data and not scale:
-        return image.convert("RGB"), ""
+        # An image that is no file has been made for this call, and needs no copy.
+        return image if image.mode == "RGB" and image.format is None else image.convert("RGB"), ""
     if scale and image.mode == "RGB" and image.format == "PNG" and image.has_transparency_data:
         alpha = _clear_color_mask(image, data)
         rgba = image.copy()

@@ -124,12 +124,12 @@ class Idefics3Vision:
 
     def _preprocess_clip(self, media: Media) -> Pixels:
         check_clips_supported(self.processor, self.model.config)
-        pixels = preprocess_frames(self.processor, media.frames, **self.frame_options)
+        pixels = preprocess_frames(self.processor.image_processor, media.frames, **self.frame_options)
         metadata = SimpleNamespace(fps=1.0, timestamps=media.times, duration=None)
-        written = self.processor.replace_video_token({"pixel_values": pixels, "video_metadata": [metadata]}, 0)
+        written = self.processor.replace_video_token({"pixel_values": pixels[None], "video_metadata": [metadata]}, 0)
         text, runs = collapse_text(self.processor, self.placeholder_ids, written)
         layout = Layout(text, runs, frame_regions(runs[0], media.times))
-        return Pixels({"pixel_values": pixels[0]}, layout, self.frame_scale)
+        return Pixels({"pixel_values": pixels}, layout, self.frame_scale)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:

@@ -92,7 +92,7 @@ class InternVLVision:
         return Pixels({"pixel_values": pixels}, Layout(processed.text, processed.runs, regions), self.scale)
 
     def _preprocess_clip(self, media: Media) -> Pixels:
-        pixels = preprocess_frames(self.processor, media.frames, **self.frame_options)
+        pixels = preprocess_frames(self.processor.image_processor, media.frames, **self.frame_options)
         written = self.processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
         text, runs = collapse_text(self.processor, self.placeholder_ids, written)
         layout = Layout(text, runs, frame_regions(runs[0], media.times))

@@ -24,6 +24,7 @@ from prunesid_cli.models.loading.weights import load_config, load_model_half, lo
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import (
+    find_resize,
     load_processor,
     load_processor_settings,
     pad_instead_of_cropping,
@@ -71,6 +72,7 @@ class LlavaVision:
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
         self.scale, self.options = split_scale(self.processor.image_processor)
+        self.resize = find_resize(self.processor.image_processor)
         reads_cls = self.tower.type.has_cls and config.vision_feature_select_strategy == "full"
         self.cls_slot = 0 if reads_cls else CLS_NOT_READ
         # The layout is the same for all images, but for the part of the image that it shows.
@@ -81,12 +83,13 @@ class LlavaVision:
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]."""
         region = replace(self.layout.regions[0], box=visible_box(self.processor.image_processor, media.size))
-        pixels = preprocess_frames(self.processor, media.frames, **self.options)
+        pixels = preprocess_frames(self.processor.image_processor, media.frames, self.resize, **self.options)
         return Pixels({"pixel_values": pixels}, replace(self.layout, regions=(region,)), self.scale)
 
     def pad_to_square(self) -> None:
         """See `VisionHalf`."""
         self.processor.image_processor = pad_instead_of_cropping(self.processor.image_processor)
+        self.resize = find_resize(self.processor.image_processor)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
@@ -126,7 +129,7 @@ class PixtralVision:
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]. The text is written here, as transformers' processor needs torchvision."""
-        pixels = preprocess_frames(self.processor, media.frames, **self.options)
+        pixels = preprocess_frames(self.processor.image_processor, media.frames, **self.options)
         rows, columns = (length // self.patch_size for length in pixels.shape[-2:])
         text = self.break_text.join([str(placeholder_text(self.processor, False))] * rows) + self.end_text
         layout = Layout(text, (columns,) * rows, (Region(0, rows, columns, columns),))

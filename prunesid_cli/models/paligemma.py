@@ -24,6 +24,7 @@ from prunesid_cli.models.shared.attention_saliency import record_received_attent
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
 from prunesid_cli.models.shared.processor import (
+    find_resize,
     load_processor,
     placeholder_text,
     preprocess_frames,
@@ -66,13 +67,14 @@ class PaliGemmaVision:
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
         self.scale, self.options = split_scale(self.processor.image_processor)
+        self.resize = find_resize(self.processor.image_processor)
         side = config.vision_config.image_size // config.vision_config.patch_size
         text = str(placeholder_text(self.processor, False))
         self.layout = Layout(text, (side**2,), (Region(0, side, side, side),))
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]."""
-        pixels = preprocess_frames(self.processor, [media.image], **self.options)
+        pixels = preprocess_frames(self.processor.image_processor, media.frames, self.resize, **self.options)
         return Pixels({"pixel_values": pixels}, self.layout, self.scale)
 
     @torch.no_grad()

@@ -23,13 +23,14 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_cls_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
-from prunesid_cli.models.shared.pixel_scale import first_tensor, split_scale, upload_pixels
+from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import (
     load_frame_processor,
     load_processor,
     pad_instead_of_cropping,
     placeholder_ids,
     placeholder_text,
+    preprocess_frames,
     process_image,
     resized_short_side,
     visible_box,
@@ -88,7 +89,7 @@ class VideoLlavaVision:
         """Image -> pixels [1, 3, H, W], clip -> frames [T, 3, H, W]."""
         processor = self.frame_processor if media.is_clip else self.processor.image_processor
         options = self.frame_options if media.is_clip else self.options
-        pixels = first_tensor(processor(images=list(media.frames), return_tensors="pt", **options))
+        pixels = preprocess_frames(processor, media.frames, **options)
         box = visible_box(processor, media.size)
         if media.is_clip:
             return Pixels({CLIP_PIXELS: pixels}, self._clip_layout(media.times, box), self.frame_scale)

@@ -1,10 +1,10 @@
 """What the host does for each input beside the vision tower: `python -m tests.benchmarks.host`.
 
-The towers are tiny, so `compress` is as fast as the host. For each kind of input, in one run: milliseconds of one core
-for decoding and resizing alone (the floor), in the worker processes, and in the main process without what a GPU would
-do; inputs per second with 1 and 2 workers; and what follows for machines with more cores: all but one feed the main
-process, which
-is the limit if it takes longer than they do. Prints a table and, with --out, writes dated JSON. Needs Linux.
+The tower takes nothing, so `compress` is as fast as the host. For each kind of input, in one run: milliseconds of one
+core for decoding and resizing alone (the floor), in the worker processes, and in the main process, busy (with workers
+that answer at once) and while it waits for workers; inputs per second with 1 and 2 workers; and what follows for
+machines with more cores: all but one feed the main process, which is the limit if it takes longer than they do. Prints
+a table and, with --out, writes dated JSON. Needs Linux.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from importlib.util import find_spec
@@ -26,40 +26,33 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig
 
 from prunesid_cli.bench.environment import describe_machine, package_versions
-from prunesid_cli.demo.build import build_processor
 from prunesid_cli.inputs.listing import Listing
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
-from prunesid_cli.pipeline.load import DecodeRequest, InputLoader, LoadedInput, decode_input, input_decoder
+from prunesid_cli.pipeline.load import Decode, DecodeRequest, InputLoader, input_decoder, make_decoder
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Settings, TokenStore
 from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
-from prunesid_cli.pipeline.workers import WorkerSetup, worker_pool
+from prunesid_cli.pipeline.workers import WorkerSetup
 from prunesid_cli.runtime.background_writer import BackgroundWriter
-from prunesid_cli.runtime.batch_size import BatchSizeTuner, batched
+from prunesid_cli.runtime.batch_size import BatchSizeTuner
+from prunesid_cli.runtime.device import upload
 from prunesid_cli.runtime.worker_pool import WorkerPool
 from prunesid_cli.tokencache import Entry
+from prunesid_cli.types import Encoded, Pixels, Segment
 from tests.films import film
-from tests.models.tiny import tiny_model
-from tests.models.tiny.llava import SIDE, SMALL, llava, words
+from tests.models.tiny import write_checkpoint
 
 BATCH = 32
-FRAMES, PATCH = 8, 28
+FRAMES = 8
+MAX_TOKENS, WIDTH = 8192, 32
+"""Tokens that `NoTower` gives at most, and their width."""
 CORES = (8, 16, 32)
 WARM_UP = 32
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def write_llava(folder: Path) -> None:
-    """A tiny LLaVA with large patches, 144 of an image, as attention takes most of the time of a tiny tower."""
-    processor = build_processor(words())
-    processor.patch_size = PATCH
-    vision = CLIPVisionConfig(**SMALL, num_hidden_layers=2, image_size=SIDE, patch_size=PATCH, projection_dim=32)
-    llava(folder, vision=vision, processor=processor)
 
 
 @dataclass(frozen=True)
@@ -67,13 +60,13 @@ class Case:
     """A kind of input.
 
     Attributes:
-        write: Writes a tiny model, with the image processor of a real one.
+        variant: A tiny model, with the image processor of a real one.
         size: Width and height of the files.
         resized: Width and height to which the processor resizes them.
         count: Number of inputs.
     """
 
-    write: Callable[[Path], object]
+    variant: str
     size: tuple[int, int]
     resized: tuple[int, int]
     count: int
@@ -81,10 +74,10 @@ class Case:
 
 
 CASES = {
-    "JPEG 640x480, CLIP 336": Case(write_llava, (640, 480), (448, 336), 640),
-    "JPEG 12 megapixels, CLIP 336": Case(write_llava, (4000, 3000), (448, 336), 48),
-    "JPEG 1280x960, Qwen2.5-VL": Case(tiny_model("qwen2_5_vl").write, (1280, 960), (1288, 952), 48),
-    "clip 640x480, 8 frames, CLIP 224": Case(tiny_model("video_llava").write, (640, 480), (298, 224), 48, is_clip=True),
+    "JPEG 640x480, CLIP 336": Case("llava", (640, 480), (448, 336), 640),
+    "JPEG 12 megapixels, CLIP 336": Case("llava", (4000, 3000), (448, 336), 48),
+    "JPEG 1280x960, Qwen2.5-VL": Case("qwen2_5_vl", (1280, 960), (1288, 952), 48),
+    "clip 640x480, 8 frames, CLIP 224": Case("video_llava", (640, 480), (298, 224), 48, is_clip=True),
 }
 
 
@@ -125,14 +118,36 @@ def core_ms(work: Callable[[Any], object], items: Sequence[Any]) -> float:
     return min(rounds)
 
 
-def device_ms(pruner: Pruner, paths: Sequence[Path]) -> float:
-    """What a GPU would do: scale the pixels, and run the tower. Joining the pixels of a batch is the host's work."""
-    loaded = [decode_input(pruner, DecodeRequest(number, str(path), None)) for number, path in enumerate(paths)]
-    batches = list(batched([item.pixels for item in loaded if isinstance(item, LoadedInput)], BATCH))
-    numbers = [[next(iter(item.tensors.values())) for item in batch] for batch in batches]
-    joined = torch.empty(sum(map(len, numbers[0])), *numbers[0][0].shape[1:], dtype=numbers[0][0].dtype)
-    joining = core_ms(lambda batch: torch.cat(batch, out=joined.resize_(0)), numbers)
-    return (core_ms(pruner.vision.encode, batches) - joining) * len(batches) / len(paths)
+class NoTower:
+    """A vision half whose tower takes nothing. It joins the pixels of a batch, as any other, and gives fixed tokens."""
+
+    def __init__(self, vision: Any) -> None:
+        self.vision = vision
+        self.features, self.saliency = torch.randn(MAX_TOKENS, WIDTH), torch.rand(MAX_TOKENS)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.vision, name)
+
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        upload([next(iter(item.tensors.values())) for item in items], self.vision.placement.device)
+        lengths = [item.layout.total for item in items]
+        return [
+            Encoded((Segment(self.features[:length], self.saliency[:length]),), item.layout)
+            for item, length in zip(items, lengths, strict=True)
+        ]
+
+
+def make_instant_decoder(setup: WorkerSetup) -> Decode:
+    """Decodes one input, and gives it for each: with such workers, the main process never waits."""
+    decode, results = make_decoder(setup), list[Any]()
+
+    def work(request: DecodeRequest) -> Any:
+        if not results:
+            results.append(decode(request))
+        provenance = replace(results[0].provenance, source=request.source)
+        return replace(results[0], number=request.number, provenance=provenance)
+
+    return work
 
 
 def session_seconds(leader: int) -> float:
@@ -165,15 +180,22 @@ def measure(case: Case, folder: Path, scale: float) -> dict[str, Any]:
     paths = [folder / f"{number:04d}{suffix}" for number in range(count)]
     for number, path in enumerate(paths):
         write_input(case, path, number)
-    case.write(folder / "model")
-    settings = Settings(model=str(folder / "model"), method="grid", keep="11%", frames=FRAMES, device="cpu")
+    settings = Settings(
+        model=str(write_checkpoint(case.variant, folder / "model")),
+        method="grid",
+        keep="11%",
+        frames=FRAMES,
+        device="cpu",
+    )
     session = Session.open(settings)
     pruner, some = session.pruner(), paths[:WARM_UP]
+    pruner = replace(pruner, vision=NoTower(pruner.vision))
     found: dict[str, Any] = {"inputs": count, "floor_ms": core_ms(partial(decode_and_resize, case), some)}
-    found["device_ms"] = device_ms(pruner, some)
+    setup = WorkerSetup(session.checkpoint, settings)
+    with closing(WorkerPool("tests.benchmarks.host:make_instant_decoder", setup)) as pool:
+        found["main_ms"] = core_ms(partial(run_compress, session, pruner, pool, workers=2), [paths] * 2) / count
     for workers in (1, 2):
-        with worker_pool(WorkerSetup(session.checkpoint, settings)) as pool:
-            assert pool
+        with closing(WorkerPool("prunesid_cli.pipeline.load:make_decoder", setup)) as pool:
             run_compress(session, pruner, pool, some, workers)
             start, start_cpu, start_workers = time.perf_counter(), time.process_time(), session_seconds(pool.pid)
             run_compress(session, pruner, pool, paths, workers)
@@ -181,15 +203,13 @@ def measure(case: Case, folder: Path, scale: float) -> dict[str, Any]:
             main_seconds, seconds = time.process_time() - start_cpu, time.perf_counter() - start
         found[f"workers_{workers}"] = {
             "worker_ms": 1000 * worker_seconds / count,
-            "main_ms": 1000 * main_seconds / count - found["device_ms"],
+            "main_ms": 1000 * main_seconds / count,
             "per_second": count / seconds,
         }
     one, two = found["workers_1"], found["workers_2"]
     found["worker_over_floor"] = one["worker_ms"] / found["floor_ms"]
     found["two_over_one"] = two["per_second"] / one["per_second"]
-    found["ceilings"] = {
-        cores: min((cores - 1) * 1000 / one["worker_ms"], 1000 / max(one["main_ms"], 0.001)) for cores in CORES
-    }
+    found["ceilings"] = {cores: min((cores - 1) * 1000 / one["worker_ms"], 1000 / found["main_ms"]) for cores in CORES}
     return found
 
 
@@ -215,7 +235,8 @@ def main() -> None:
         one, two = found["workers_1"], found["workers_2"]
         print(
             f"{name}: floor {found['floor_ms']:.2f} ms, worker {one['worker_ms']:.2f} ms "
-            f"({found['worker_over_floor']:.2f} x), main {one['main_ms']:.2f} ms (device {found['device_ms']:.2f} ms)\n"
+            f"({found['worker_over_floor']:.2f} x), main {found['main_ms']:.2f} ms "
+            f"({one['main_ms']:.2f} ms while it waits)\n"
             f"  {one['per_second']:.0f}/s with 1 worker, {two['per_second']:.0f}/s with 2 "
             f"({found['two_over_one']:.2f} x); ceilings: "
             + ", ".join(f"{cores} cores {rate:.0f}/s" for cores, rate in found["ceilings"].items())
