@@ -33,6 +33,7 @@ class Weighed(Protocol):
 
 R = TypeVar("R")
 L = TypeVar("L", bound=Weighed)
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class BatchRunner:
         loader: Loads the inputs.
         batch_size: Chooses how many images a batch has.
         num_loading: How many inputs are loaded at the same time.
+        overlaps: Whether the next batch is begun before this one is finished.
         stop: Whether the user asked to stop.
     """
 
@@ -51,10 +53,26 @@ class BatchRunner:
     loader: InputLoader
     batch_size: BatchSizeTuner
     num_loading: int = 1
+    overlaps: bool = False
     stop: StopRequest = field(default_factory=StopRequest)
 
-    def load_batches(self, files: Iterable[ListedFile], load: Callable[[int, ListedFile], L]) -> Iterator[Sequence[L]]:
-        """Loads files ahead in threads. Yields batches in the order of the listing."""
+    def load_batches(
+        self,
+        files: Iterable[ListedFile],
+        load: Callable[[int, ListedFile], L],
+        begin: Callable[[Sequence[L]], B] = lambda batch: None,  # type: ignore[assignment, return-value]
+    ) -> Iterator[tuple[Sequence[L], B]]:
+        """Loads files ahead, in the order of the listing.
+
+        Args:
+            files: The files.
+            load: Loads a file, given its position and itself. Called from several threads.
+            begin: Called with each batch. If batches overlap and the next one is loaded, it is called with that before
+                this one is yielded.
+
+        Yields:
+            The batches, each with the result of `begin`.
+        """
         prefetcher = Prefetcher(
             enumerate(files),
             lambda numbered: load(*numbered),
@@ -63,18 +81,26 @@ class BatchRunner:
             stop=self.stop,
             num_threads=self.num_loading,
         )
+        begun: tuple[Sequence[L], B] | None = None
         with prefetcher as loaded:
-            yield from loaded.batches(
-                size_of=lambda item: item.num_images,
-                max_size=lambda: self.batch_size.size,
-                max_items=MAX_BATCH_ITEMS,
-            )
+            for batch in loaded.batches(
+                size_of=lambda item: item.num_images, max_size=lambda: self.batch_size.size, max_items=MAX_BATCH_ITEMS
+            ):
+                previous, begun = begun, (batch, begin(batch))
+                if previous:
+                    yield previous
+                if not (self.overlaps and prefetcher.is_ready(self.batch_size.size)):
+                    yield begun
+                    begun = None
+            if begun:
+                yield begun
 
     def run(
         self,
         work: Callable[[Sequence[LoadedInput]], list[R]],
         batch: Sequence[LoadedInput],
         on_too_large: Callable[[LoadedInput], R],
+        start: float | None = None,
     ) -> list[R]:
         """Runs `work` on a batch, in halves where it does not fit into memory; learns from time and memory.
 
@@ -82,15 +108,16 @@ class BatchRunner:
             work: Maps a batch to one result an item.
             batch: The items.
             on_too_large: Gives the result of an item that does not fit even alone.
+            start: When work on the batch was begun, by `time.perf_counter`; None: now.
         """
         if not batch:
             return []
         self.pruner.load_vision()
 
         def timed_work(part: Sequence[LoadedInput]) -> list[R]:
-            start = time.perf_counter()
+            begun = start if start is not None and part is batch else time.perf_counter()
             results = work(part)
-            self.batch_size.record(sum(item.num_images for item in part), time.perf_counter() - start)
+            self.batch_size.record_span(sum(item.num_images for item in part), begun, time.perf_counter())
             return results
 
         num_images = sum(item.num_images for item in batch)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from prunesid_cli.errors import MediaError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
@@ -16,9 +20,12 @@ from prunesid_cli.pipeline.segments import item_information, to_host
 from prunesid_cli.pipeline.session import Session, make_run
 from prunesid_cli.pipeline.settings import TokenStore
 from prunesid_cli.pipeline.token_budgets import TokenAllocator
+from prunesid_cli.runtime.device import record_event, run_beside
 from prunesid_cli.runtime.isolate import run_without_bad_items
+from prunesid_cli.runtime.out_of_memory import is_out_of_memory
 from prunesid_cli.tokencache import CacheWriter, Entry, ShardLimits
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS
+from prunesid_cli.types import Encoded
 
 Result = Entry | CachedInput | FailedInput
 """What became of an input: tokens for the cache, a hit in the cache, or an error."""
@@ -41,7 +48,11 @@ def compress(
     Yields:
         The result of each file, in the order of the listing.
     """
-    prune = partial(prune_batch, runner.pruner, allocator=allocator)
+
+    def begin(batch: Sequence[LoadedInput | CachedInput | FailedInput]) -> BegunBatch:
+        refused = allocator.refused
+        accepted = [item for item in batch if isinstance(item, LoadedInput) and item.number not in refused]
+        return begin_batch(runner.pruner, accepted) if runner.overlaps and accepted else BegunBatch(accepted)
 
     def on_bad_item(item: LoadedInput) -> Result:
         return FailedInput(item.source, non_finite_error(item.source))
@@ -50,38 +61,77 @@ def compress(
         error = MediaError(f"{item.source}: not enough memory for one image", "try --device cpu")
         return FailedInput(item.source, error)
 
-    for batch in runner.load_batches(files, runner.loader):
-        refused = allocator.refused
-        accepted = [item for item in batch if isinstance(item, LoadedInput) and item.number not in refused]
-        pruned = iter(runner.run(lambda part: run_without_bad_items(prune, part, on_bad_item), accepted, on_too_large))
+    for batch, begun in runner.load_batches(files, runner.loader, begin):
+        prune = partial(prune_batch, runner.pruner, allocator=allocator, begun=begun)
+        isolate = partial(run_without_bad_items, prune, on_bad_item=on_bad_item)
+        pruned = iter(runner.run(isolate, begun.items, on_too_large, begun.start))
         results = list[Result]()
         for item in batch:
             if not isinstance(item, LoadedInput):
                 results.append(item)
-            elif item.number in refused:
-                results.append(FailedInput(item.source, refused[item.number]))
+            elif item.number in allocator.refused:
+                results.append(FailedInput(item.source, allocator.refused[item.number]))
             else:
                 results.append(next(pruned))
         write(results)
         yield from results
 
 
-def prune_batch(pruner: Pruner, batch: Sequence[LoadedInput], allocator: TokenAllocator) -> list[Result]:
-    """Encodes a batch and keeps as many tokens of each item as the allocator says.
+@dataclass(frozen=True)
+class BegunBatch:
+    """A batch that waits for its selection.
+
+    Attributes:
+        items: The items that are encoded.
+        encoded: What the tower gives, or will give; empty if it was not begun yet.
+        event: Comes when the tower is done.
+        start: When the batch was begun, in seconds of `time.perf_counter`.
+    """
+
+    items: Sequence[LoadedInput]
+    encoded: Sequence[Encoded] = ()
+    event: torch.Event | None = None
+    start: float = field(default_factory=time.perf_counter)
+
+
+def begin_batch(pruner: Pruner, items: Sequence[LoadedInput]) -> BegunBatch:
+    """Gives a batch to the tower, and does not wait for it. If memory runs out, it is encoded later, in parts."""
+    pruner.load_vision()
+    start = time.perf_counter()
+    try:
+        encoded = pruner.encode([item.pixels for item in items])
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return BegunBatch(items)
+    return BegunBatch(items, encoded, record_event(features_device(encoded)), start)
+
+
+def prune_batch(
+    pruner: Pruner, batch: Sequence[LoadedInput], allocator: TokenAllocator, begun: BegunBatch
+) -> list[Result]:
+    """Encodes a batch, unless that was begun, and keeps as many tokens of each item as the allocator says.
 
     Raises:
         NonFiniteError: Tokens of some items have NaN or infinity; `rows` are their rows in the batch.
     """
-    encoded = pruner.encode([item.pixels for item in batch])
-    information = pruner.information(encoded)
-    phis = [item_information(values, item) for values, item in zip(information, encoded, strict=True)]
-    counts = allocator.token_counts(batch, phis)
-    kept = to_host(pruner.keep(encoded, counts, information))
+    is_begun = batch is begun.items and begun.encoded
+    encoded = begun.encoded if is_begun else pruner.encode([item.pixels for item in batch])
+    with run_beside(begun.event if is_begun else None, features_device(encoded)):
+        information = pruner.information(encoded)
+        phis = [item_information(values, item) for values, item in zip(information, encoded, strict=True)]
+        counts = allocator.token_counts(batch, phis)
+        kept = to_host(pruner.keep(encoded, counts, information))
     allocator.record(batch, phis, counts)
     return [
         Entry(provenance=item.provenance, tokens=tokens, phi=phi, stamp=item.stamp)
         for item, tokens, phi in zip(batch, kept, phis, strict=True)
     ]
+
+
+def features_device(encoded: Sequence[Encoded]) -> torch.device:
+    """The device of the visual tokens of a batch."""
+    return encoded[0].segments[0].features.device
 
 
 def write_results(writer: CacheWriter, results: Sequence[Result]) -> None:

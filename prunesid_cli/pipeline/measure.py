@@ -70,7 +70,7 @@ def measure(
         information = runner.pruner.information(encoded)
         return [item_information(values, item) for values, item in zip(information, encoded, strict=True)]
 
-    for batch in runner.load_batches(files, load):
+    for batch, _ in runner.load_batches(files, load):
         loaded = [item for item in batch if isinstance(item, LoadedInput)]
         # An item that does not fit into memory counts as empty: the error is reported when it is encoded.
         phis = runner.run(measure_batch, loaded, lambda item: 0.0)

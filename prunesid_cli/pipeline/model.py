@@ -159,8 +159,9 @@ class Model:
             closing(open_writer(self.session, self.pruner, Path(out), TokenStore(store), tool=__version__)) as writer,
         ):
             loader = InputLoader(input_decoder(self.pruner, pool), writer)
-            num_loading = count_loading(pool, self.settings, self.session.placement.device.type)
-            runner = BatchRunner(self.pruner, loader, self.session.tower_batch_size(), num_loading)
+            device_type = self.session.placement.device.type
+            num_loading, overlaps = count_loading(pool, self.settings, device_type), device_type == "cuda"
+            runner = BatchRunner(self.pruner, loader, self.session.tower_batch_size(), num_loading, overlaps)
             allocator: TokenAllocator
             if self.pruner.spreads_across_items:
                 files = list(files)

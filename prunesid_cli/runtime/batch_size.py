@@ -35,12 +35,14 @@ class BatchSizeTuner:
         max_size: Limit of `size`. If both are equal, the size does not grow.
         best_rate: Images, tiles and frames per second at the last size that was accepted.
         trial_rates: Rates measured at the present size.
+        busy_until: When the last batch was done.
     """
 
     size: int
     max_size: int
     best_rate: float = 0.0
     trial_rates: list[float] = field(default_factory=list)
+    busy_until: float = 0.0
 
     @classmethod
     def fixed(cls, size: int) -> BatchSizeTuner:
@@ -67,6 +69,11 @@ class BatchSizeTuner:
         else:
             self.size //= 2
             self.max_size = self.size
+
+    def record_span(self, count: int, start: float, end: float) -> None:
+        """Record when a batch was begun and done. If batches overlap, each counts from the end of the one before."""
+        self.record(count, end - max(start, self.busy_until))
+        self.busy_until = end
 
     def shrink(self, count: int) -> None:
         """Halve the size for good, after a batch of `count` did not fit into memory."""

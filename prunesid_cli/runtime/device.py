@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -34,6 +35,33 @@ def upload(parts: Sequence[Tensor], device: torch.device) -> Tensor:
     current.wait_stream(stream)
     copied.record_stream(current)  # its memory is not used anew before the current stream has read it
     return copied
+
+
+def record_event(device: torch.device) -> torch.Event | None:
+    """An event that comes when the work which was given to a device so far is done; None on other devices than CUDA."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+
+@contextmanager
+def run_beside(event: torch.Event | None, device: torch.device) -> Iterator[None]:
+    """Run what is in the block on a stream of its own, after an event and beside what was given to the device later.
+
+    Before the block ends, the host must have waited for all that was computed in it: the memory of its inputs may be
+    used anew after that. Without an event, nothing changes.
+    """
+    if event is None:
+        yield
+        return
+    stream = side_stream(device)
+    stream.wait_event(event)
+    with torch.cuda.stream(stream):
+        yield
+
+
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of `run_beside`, whose small kernels do not wait for the large ones of the tower."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def empty_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

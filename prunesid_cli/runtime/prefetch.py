@@ -84,6 +84,14 @@ class Prefetcher(Generic[T, R]):
             raise result.error
         return result
 
+    def is_ready(self, count: int) -> bool:
+        """Whether the next `count` results are there, or all that are left. It does not wait."""
+        with self._changed:
+            last = self._num_taken + count
+            if self._is_exhausted:
+                last = min(last, self._num_started)
+            return all(number in self._results for number in range(self._num_taken, last))
+
     def batches(self, *, size_of: Callable[[R], int], max_size: Callable[[], int], max_items: int) -> Iterator[list[R]]:
         """Group the results into batches, in order. Nothing is given once a stop was requested.
 
@@ -144,7 +152,8 @@ class Prefetcher(Generic[T, R]):
             with self._changed:
                 self._results[number] = result
                 self._waiting_bytes += 0 if isinstance(result, Failure) else self._num_bytes(result)
-                self._changed.notify_all()
+                if number == self._num_taken or self._is_closed:  # else nobody waits for it
+                    self._changed.notify_all()
 
     def __enter__(self) -> Prefetcher[T, R]:
         for _ in range(self._num_threads):

@@ -140,10 +140,11 @@ def compress(
         sample = () if calibrate else calibration_sample(out, checkpoint.name, checkpoint.revision)
         pruner = replace(session.pruner(budget, sample, vision), downscale=draft)
         batch_sizes, decode = session.tower_batch_size(), input_decoder(pruner, pool)
-        num_loading = count_loading(pool, settings, session.placement.device.type)
+        device_type = session.placement.device.type
+        num_loading, overlaps = count_loading(pool, settings, device_type), device_type == "cuda"
         if calibrate:
             with graceful_shutdown() as stop:
-                runner = BatchRunner(pruner, InputLoader(decode), batch_sizes, num_loading, stop)
+                runner = BatchRunner(pruner, InputLoader(decode), batch_sizes, num_loading, overlaps, stop)
                 _calibrate(runner, inputs, out, session, as_json)
             return
         writer = open_writer(session, pruner, out, store, __version__, shard_items)
@@ -160,7 +161,9 @@ def compress(
         num_listed = len(writer.failed) if retry_failed else None
         report = CompressReport(as_json, budget, partition, num_listed, len(writer.index.table))
         with graceful_shutdown() as stop:
-            runner = BatchRunner(pruner, InputLoader(decode, writer, checksum), batch_sizes, num_loading, stop)
+            runner = BatchRunner(
+                pruner, InputLoader(decode, writer, checksum), batch_sizes, num_loading, overlaps, stop
+            )
             _compress(runner, inputs, writer, report, log, plans_ahead)
             report.print_summary(writer, is_complete=not stop.requested)
         if draft and vision.is_loaded and pruner.min_decode_side is None:
