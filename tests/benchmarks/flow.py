@@ -63,7 +63,7 @@ def trace_calls(call: Callable[[], object]) -> Trace:
 def trace_compress(picture: Path) -> Trace:
     """Traces `prunesid compress PICTURE` with the embedded model."""
     with tempfile.TemporaryDirectory() as folder:
-        sys.argv = ["prunesid", "compress", str(picture), "--out", folder, "-m", "demo", "--quiet"]
+        sys.argv = ["prunesid", "compress", str(picture), "--out", folder, "-m", "demo", "--quiet", "--workers", "0"]
         return trace_calls(run)
 
 

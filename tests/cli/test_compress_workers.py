@@ -55,13 +55,15 @@ def folder(pictures: list[Path], tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("options", [(), ("--dynamic",)])
+@pytest.mark.parametrize(
+    ("numbers", "options"), [((0, 2), ()), pytest.param((0, 1, 2, 5), ("--dynamic",), marks=pytest.mark.slow)]
+)
 def test_any_number_of_workers_writes_the_same_bytes(
-    run: Run, folder: Path, tmp_path: Path, options: tuple[str, ...]
+    run: Run, folder: Path, tmp_path: Path, numbers: tuple[int, ...], options: tuple[str, ...]
 ) -> None:
     model = write_checkpoint("video_llava", tmp_path / "model")
     results = {}
-    for workers in (0, 1, 2, 5):
+    for workers in numbers:
         command = ("compress", folder, "-m", model, "--frames", "4", "--batch-size", "3", *options)
         results[workers] = run(*command, "--out", tmp_path / str(workers), "--workers", workers, "--json")
     assert {result.code for result in results.values()} == {3}
@@ -128,7 +130,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_run_that_is_ended_leaves_no_process(
     run: Run, llava: Path, pictures: list[Path], tmp_path: Path, sent: signal.Signals
 ) -> None:

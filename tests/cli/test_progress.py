@@ -72,5 +72,3 @@ def test_a_terminal_shows_what_is_loaded_until_the_result_comes() -> None:
     code, out, shown = stderr_on_terminal("ask", "samples/scene1.png", "what is shown?", "-m", "demo")
     assert (code, bool(out)) == (0, True)
     assert shown == "loading demo ...\r\x1b[K"
-    _, _, quiet = stderr_on_terminal("ask", "samples/scene1.png", "what is shown?", "-m", "demo", "--quiet")
-    assert quiet == ""

@@ -3,7 +3,8 @@
 Each run of `prunesid` is a child process, forked from one that has imported everything. Kills are SIGKILL, at random
 moments, or before the n-th file operation on the cache for every n. What they leave must be a valid cache at any time.
 When it is resumed, it must equal, byte for byte, the cache of an undisturbed run. The last line says what was tried.
-The exit code is 1 if anything was lost.
+The exit code is 1 if anything was lost. Inputs are decoded in the main process; to try it with worker processes, set
+PRUNESID_WORKERS=2.
 """
 
 from __future__ import annotations

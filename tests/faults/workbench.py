@@ -67,6 +67,7 @@ class Workbench:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             os.environ["HF_HUB_OFFLINE"] = "1"
+            os.environ.setdefault("PRUNESID_WORKERS", "0")  # workers take seconds to start
             import sys
 
             from prunesid_cli.cli import app
