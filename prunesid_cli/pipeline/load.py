@@ -159,7 +159,7 @@ def input_error(source: str, error: Exception) -> PruneSIDError:
 
 
 def decode_in_worker(pool: WorkerPool, decoding: Decoding, request: DecodeRequest) -> LoadedInput | FailedInput | None:
-    """Decodes a file in a worker process, which `start_workers` has prepared; see `Decode`."""
+    """Decodes a file in a worker process; see `Decode`."""
     try:
         return _map_tensors(torch.from_numpy, pool.call(request))
     except WorkerEnded as ended:

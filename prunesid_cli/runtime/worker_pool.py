@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, LifoQueue
 from threading import Lock
@@ -105,6 +106,7 @@ class WorkerPool:
                 pass_fds=inherited,
                 start_new_session=True,
             )
+        os.close(self._buffer.file)  # the memory stays
         send(self._control, (make, setup))
 
     @property
@@ -181,6 +183,10 @@ class WorkerPool:
         return failure
 
     def close(self) -> None:
-        """End all workers, also those that are in the middle of a call."""
-        self._control.close()
+        """End the server and all workers, also those that are in the middle of a call."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # a thread may be waiting for an answer
+        with suppress(ProcessLookupError):
+            os.killpg(self._server.pid, signal.SIGKILL)
         self._server.wait()
+        self._control.close()

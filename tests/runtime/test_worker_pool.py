@@ -227,3 +227,20 @@ def test_a_region_is_free_once_its_last_array_is_gone() -> None:
     gc.collect()
     assert buffer.allocate(needed_bytes([3, 100])) == Region(0, needed_bytes([3, 100]))
     assert not buffer.write(rest, [memoryview(bytes(1 << 12))])
+
+
+def prepare_slowly(setup: Any) -> None:
+    time.sleep(60)
+
+
+def test_a_pool_ends_at_once_while_it_is_prepared() -> None:
+    """Although a call waits for it."""
+    pool = WorkerPool(f"{__name__}:prepare_slowly")
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pool.call, 1)
+        time.sleep(0.3)
+        start = time.monotonic()
+        pool.close()
+        with pytest.raises(UnexpectedError):
+            waiting.result(10)
+    assert time.monotonic() - start < 10
