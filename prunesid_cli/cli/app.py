@@ -136,12 +136,12 @@ def _run_command() -> int:
             printer.result(str(error.format_message()))  # type: ignore[attr-defined]
             return ExitCode.USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
-            raise format_parser_error(error, _typed_command()) from error
+            raise format_parser_error(error, _command_name()) from error
         problem = f"{type(error).__name__}: {error}"
         raise UnexpectedError(problem, f"this is a bug: report it with the output of: {DEBUG_OPTION}") from error
 
 
-def _typed_command() -> str:
+def _command_name() -> str:
     """The command that was typed, as far as it exists."""
     words = ["prunesid"]
     command: Any = typer.main.get_command(app)

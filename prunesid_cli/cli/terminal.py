@@ -70,18 +70,13 @@ class Printer:
             text = escape_invisible(text, keep="\n\t" + SPACES)
         if UNDECODABLE_BYTES.search(text) and not sys.stdout.isatty():
             text = OTHER_SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-            self.raw(os.fsencode(text + end))
+            with _stdout_errors():
+                sys.stdout.flush()
+                sys.stdout.buffer.write(os.fsencode(text + end))
+                sys.stdout.buffer.flush()
             return
         with _stdout_errors():
             print(printable(text, sys.stdout), end=end, flush=True)
-
-    def raw(self, data: bytes) -> None:
-        """Writes bytes to stdout."""
-        self.check_stdout()
-        with _stdout_errors():
-            sys.stdout.flush()
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
 
     def check_stdout(self) -> None:
         """Raises `PruneSIDError` if stdout is closed. Called before work whose result could not be printed."""

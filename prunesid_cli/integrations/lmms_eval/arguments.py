@@ -19,12 +19,12 @@ from prunesid_cli.models.loading.checkpoint import DEMO
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings
+from prunesid_cli.types import DTYPE_NAMES
 
 Value = str | int | float | bool | None
 """lmms-eval turns what looks like a number or a truth value into one."""
 E = TypeVar("E", bound=Enum)
 AUTO = "auto"
-TORCH_DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _device(name: str, value: Value) -> str:
 
 def _dtype(name: str, value: Value) -> Dtype:
     text = str(value)
-    return _member(Dtype, name, TORCH_DTYPE_NAMES.get(text, text))
+    return _member(Dtype, name, {full: short for short, full in DTYPE_NAMES.items()}.get(text, text))
 
 
 def _fit(name: str, value: Value) -> Fit:

@@ -38,9 +38,9 @@ def find_config(repo: str, revision: str) -> tuple[Path, bool]:
     """
     from huggingface_hub import hf_hub_download
 
-    folder = find_download(repo, revision)
+    is_download = find_download(repo, revision) is not None
     try:
-        return Path(hf_hub_download(repo, CONFIG_FILE, revision=revision, local_files_only=bool(folder))), bool(folder)
+        return Path(hf_hub_download(repo, CONFIG_FILE, revision=revision, local_files_only=is_download)), is_download
     except Exception as error:
         raise explain_hub_error(repo, revision, error) from error
 

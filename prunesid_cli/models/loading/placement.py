@@ -8,9 +8,7 @@ import torch
 from transformers import PretrainedConfig
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.types import Placement
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from prunesid_cli.types import DTYPE_NAMES, Placement
 
 
 def choose_placement(device: str, dtype: str, attention: str, config: PretrainedConfig) -> Placement:
@@ -30,7 +28,7 @@ def choose_placement(device: str, dtype: str, attention: str, config: Pretrained
     """
     chosen_device = _find_device(device)
     if dtype != "auto":
-        chosen_dtype = DTYPES[dtype]
+        chosen_dtype = getattr(torch, DTYPE_NAMES[dtype])
     elif chosen_device.type == "cpu":
         chosen_dtype = torch.float32
     else:
