@@ -129,8 +129,14 @@ def _run_command() -> int:
         if error.errno == errno.ENOSPC:
             problem = f"cannot write {error.filename or 'the result'}: {reason}"
             raise PruneSIDError(problem, "free some space") from error
+        if error.errno == errno.EMFILE:
+            raise PruneSIDError(
+                "too many open files", "allow more with: ulimit -n 1024; or name fewer --workers"
+            ) from error
         problem = f"{error.filename}: {reason}" if error.filename else reason
         raise UnexpectedError(problem, f"check the disk; see more with: {DEBUG_OPTION}") from error
+    except MemoryError as error:
+        raise PruneSIDError("not enough memory", "close other programs, or try a smaller --batch-size") from error
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             printer.result(str(error.format_message()))  # type: ignore[attr-defined]

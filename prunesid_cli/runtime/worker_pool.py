@@ -35,7 +35,7 @@ BUFFER_BYTES = 4 << 30
 """Size of the shared memory. Only what was written to takes memory."""
 FIRST_REGION_BYTES = 1 << 20
 FORK, REQUEST_BYTES = b"fork", 32
-SERVER_HINT = "try it without worker processes: --workers 0"
+SERVER_HINT = "try it again, or without worker processes: --workers 0"
 
 # The interpreter starts isolated, so that no file in the working folder is imported as a module.
 SERVER_CODE = (

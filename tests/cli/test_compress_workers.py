@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import time
@@ -28,7 +29,7 @@ from prunesid_cli.runtime.worker_pool import WorkerPool, is_supported
 from prunesid_cli.runtime.worker_server import end_after
 from prunesid_cli.tokencache import open_cache
 from tests.cli.helpers import cache_files
-from tests.cli.processes import read_sources, running
+from tests.cli.processes import prunesid, read_sources, running
 from tests.conftest import Run
 from tests.films import film
 from tests.models.tiny import write_checkpoint
@@ -77,7 +78,11 @@ def test_any_number_of_workers_writes_the_same_bytes(
 def make_hostile_decoder(setup: WorkerSetup) -> Decode:
     """Decodes as any worker does, but some names crash or hang it."""
     decode = make_decoder(setup)
-    hostile: dict[str, Callable[[], object]] = {"scene3": os.abort, "scene5": lambda: time.sleep(60)}
+    hostile: dict[str, Callable[[], object]] = {
+        "scene3": os.abort,
+        "scene5": lambda: time.sleep(60),
+        "scene7": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    }
 
     def work(request: DecodeRequest) -> object:
         end_after(1.0)
@@ -105,11 +110,20 @@ def test_pictures_that_crash_or_hang_their_decoder_cost_themselves_alone(
     assert failed == {
         "scene3": f"{pictures[3]}: the decoder crashed (SIGABRT)",
         "scene5": f"{pictures[5]}: not decoded within 60 s",
+        "scene7": f"{pictures[7]}: the process that decoded it was killed, perhaps for lack of memory",
     }
     assert [one.source for one in results] == list(map(str, pictures))
     cache = open_cache(tmp_path / "c")
-    assert len(cache) == 8
-    assert {one["source"] for one in cache.failures()} == {str(pictures[3]), str(pictures[5])}
+    assert len(cache) == 7
+    assert {one["source"] for one in cache.failures()} == {str(pictures[number]) for number in (3, 5, 7)}
+
+
+@pytest.mark.slow
+def test_too_few_open_files_are_told(llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (18, 18))
+    command = ("compress", *pictures, "-m", llava, "--out", tmp_path / "c", "--workers", "16")
+    done = prunesid(*command, preexec_fn=limit)
+    assert (done.returncode, "hint: allow more with: ulimit -n 1024" in done.stderr) == (1, True), done.stderr
 
 
 def test_a_model_that_cannot_be_read_is_not_the_fault_of_an_input(

@@ -142,11 +142,15 @@ def clip_limit(path: str, decoding: Decoding) -> float:
 
 def ended_error(path: str, exit_code: int, decoding: Decoding) -> MediaError:
     """The error of an input that ended the worker process that decoded it."""
+    is_clip = is_clip_file(path)
     if exit_code == -signal.SIGALRM:
-        limit = clip_limit(path, decoding) if is_clip_file(path) else picture_limit(decoding)
+        limit = clip_limit(path, decoding) if is_clip else picture_limit(decoding)
         return MediaError(f"{path}: not decoded within {limit:.4g} s", "give it more time with --limit, or cut it")
+    if exit_code == -signal.SIGKILL:
+        problem = f"{path}: the process that decoded it was killed, perhaps for lack of memory"
+        return MediaError(problem, "try it again, with fewer --workers")
     problem = f"{path}: the decoder crashed ({describe_exit(exit_code)})"
-    return MediaError(problem, "copy or download it again; for a clip, try --video-backend pyav")
+    return MediaError(problem, "copy or download it again" + ", or try --video-backend pyav" * is_clip)
 
 
 @cache
