@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -182,29 +182,32 @@ Attention = Annotated[
         help="Attention kernels: auto, sdpa, flash_attention_2 or eager. auto is sdpa where the model supports it.",
     ),
 ]  # fmt: skip
+
+
+def _batch_size(default: str, help: str) -> Any:
+    return typer.Option(
+        "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
+        show_default=default, help=help,
+    )  # fmt: skip
+
+
 AnswerBatchSize = Annotated[
     int,
-    typer.Option(
-        "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
-        show_default="64 on a CPU, tuned elsewhere",
-        help="How many prompts to answer together. Fewer are answered together if memory is short.",
+    _batch_size(
+        "64 on a CPU, tuned elsewhere",
+        "How many prompts to answer together. Fewer are answered together if memory is short.",
     ),
-]  # fmt: skip
+]
 RecordBatchSize = Annotated[
-    int,
-    typer.Option(
-        "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
-        show_default="8 on a CPU, 32 elsewhere", help="How many records to encode and answer together.",
-    ),
-]  # fmt: skip
+    int, _batch_size("8 on a CPU, 32 elsewhere", "How many records to encode and answer together.")
+]
 TowerBatchSize = Annotated[
     int,
-    typer.Option(
-        "--batch-size", metavar="N", min=0, envvar="PRUNESID_BATCH_SIZE", rich_help_panel=ADVANCED,
-        show_default="8 on a CPU, tuned elsewhere",
-        help="How many pictures, tiles and frames the vision tower encodes together. It is halved if memory runs out.",
+    _batch_size(
+        "8 on a CPU, tuned elsewhere",
+        "How many pictures, tiles and frames the vision tower encodes together. It is halved if memory runs out.",
     ),
-]  # fmt: skip
+]
 Workers = Annotated[
     int | None,
     typer.Option(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import simplejpeg
@@ -40,12 +41,10 @@ PSD_CHANNELS_OFFSET, ROW_LENGTH_BYTES = 12, 2
 def _load_jpeg(file: Any, data: bytes) -> Loaded:
     """Load the pixels; the damage is what libjpeg says of it."""
     has_usual_scans = data.count(b"\xff\xda") <= MAX_USUAL_SCANS
-    try:
-        if has_usual_scans and file.mode in JPEG_COLORS and file.decoderconfig in FULL_SIZE:
+    if has_usual_scans and file.mode in JPEG_COLORS and file.decoderconfig in FULL_SIZE:
+        with suppress(ValueError):  # a warning, which is read again below
             pixels = simplejpeg.decode_jpeg(data, JPEG_COLORS[file.mode])
             return Image.fromarray(pixels.squeeze(-1) if file.mode == "L" else pixels), ""
-    except ValueError:
-        pass  # decoded below, with a warning
     if not has_usual_scans:
         file.decodermaxblock = SMALL_BLOCK_BYTES
     file.load()

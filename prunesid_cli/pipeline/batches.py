@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.pipeline.load import InputLoader, LoadedInput
+from prunesid_cli.pipeline.load import InputLoader, LoadedInput, input_decoder
 from prunesid_cli.pipeline.pruner import Pruner
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.workers import count_loading
 from prunesid_cli.runtime.batch_size import BatchSizeTuner
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
+from prunesid_cli.runtime.worker_pool import WorkerPool
+from prunesid_cli.tokencache import CacheWriter
 
 PREFETCHED_BATCHES, PREFETCHED_ITEMS = 2, 8
 """How many batches are loaded ahead, and how many items more: some may be cached already, or damaged."""
@@ -122,3 +126,32 @@ class BatchRunner:
 
         num_images = sum(item.num_images for item in batch)
         return run_in_halves_on_oom(timed_work, batch, on_too_large, lambda: self.batch_size.shrink(num_images))
+
+
+def make_runner(
+    session: Session,
+    pruner: Pruner,
+    pool: WorkerPool | None,
+    writer: CacheWriter | None = None,
+    by_content: bool = False,
+    stop: StopRequest | None = None,
+) -> BatchRunner:
+    """A runner for the device of a session; see `BatchRunner` and `InputLoader` for the arguments.
+
+    Args:
+        session: The model.
+        pruner: See `BatchRunner`.
+        pool: Decodes the inputs; None: they are decoded in this process.
+        writer: See `InputLoader`.
+        by_content: See `InputLoader`.
+        stop: See `BatchRunner`.
+    """
+    device_type = session.placement.device.type
+    return BatchRunner(
+        pruner=pruner,
+        loader=InputLoader(input_decoder(pruner, pool), writer, by_content),
+        batch_size=session.tower_batch_size(),
+        num_loading=count_loading(pool, session.settings, device_type),
+        overlaps=device_type == "cuda",
+        stop=stop or StopRequest(),
+    )

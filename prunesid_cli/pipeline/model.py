@@ -21,9 +21,8 @@ from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.models.base import LanguageHalf, VisionHalf
 from prunesid_cli.pipeline.answer import answer
 from prunesid_cli.pipeline.ask import ask, encode_media
-from prunesid_cli.pipeline.batches import BatchRunner
+from prunesid_cli.pipeline.batches import make_runner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
-from prunesid_cli.pipeline.load import InputLoader, input_decoder
 from prunesid_cli.pipeline.measure import measure
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.query import Query, Reply
@@ -31,7 +30,7 @@ from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.pipeline.session import LazyVision, Session, check_cache_model
 from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings, TokenStore, VideoBackend
 from prunesid_cli.pipeline.token_budgets import TokenAllocator, allocate_on_arrival, plan_tokens
-from prunesid_cli.pipeline.workers import WorkerSetup, count_loading, worker_pool
+from prunesid_cli.pipeline.workers import WorkerSetup, worker_pool
 from prunesid_cli.text import did_you_mean
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import Answer, Generation, TokenSet
@@ -158,10 +157,7 @@ class Model:
             worker_pool(setup) as pool,
             closing(open_writer(self.session, self.pruner, Path(out), TokenStore(store), tool=__version__)) as writer,
         ):
-            loader = InputLoader(input_decoder(self.pruner, pool), writer)
-            device_type = self.session.placement.device.type
-            num_loading, overlaps = count_loading(pool, self.settings, device_type), device_type == "cuda"
-            runner = BatchRunner(self.pruner, loader, self.session.tower_batch_size(), num_loading, overlaps)
+            runner = make_runner(self.session, self.pruner, pool, writer)
             allocator: TokenAllocator
             if self.pruner.spreads_across_items:
                 files = list(files)

@@ -152,7 +152,7 @@ class Prefetcher(Generic[T, R]):
             with self._changed:
                 self._results[number] = result
                 self._waiting_bytes += 0 if isinstance(result, Failure) else self._num_bytes(result)
-                if number == self._num_taken or self._is_closed:  # else nobody waits for it
+                if number == self._num_taken or self._is_closed:  # only the next result is waited for
                     self._changed.notify_all()
 
     def __enter__(self) -> Prefetcher[T, R]:

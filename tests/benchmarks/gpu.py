@@ -8,6 +8,8 @@ tower      CLIP-L/336 in half precision, random weights: images a second with an
 agreement  how many images keep other tokens on a GPU than on a CPU (without a GPU, the GPU's code runs on the CPU), and
            for how many the GPU leaves the directions to the CPU
 rounding   how many images keep other tokens because another batch size changes the last bits of the tower's output
+compress   `compress` beside what can bound it: the bare tower, tower and selection, and the host alone; CLIP-L/336 on
+           JPEGs of 640 x 480, and the tower of Qwen2.5-VL-7B on JPEGs of 1,280 x 960, in half precision, random weights
 stages     LLaVA-NeXT-7B, random weights: what `prunesid bench` measures, all visual tokens of a picture against fewer
 
 It runs on a CPU as well, where --smoke makes it small enough to be tested.
@@ -23,7 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -43,13 +45,19 @@ from prunesid_cli.bench.stock_model import load_stock_model
 from prunesid_cli.bench.timing import LapTimer
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import Media, media_from_image
+from prunesid_cli.inputs.listing import Listing
 from prunesid_cli.models import load_family
 from prunesid_cli.models.base import VisionHalf
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
+from prunesid_cli.pipeline.batches import make_runner
+from prunesid_cli.pipeline.load import LoadedInput
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.runtime.batch_size import batched
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.pipeline.settings import Settings
+from prunesid_cli.pipeline.workers import WorkerSetup, worker_pool
+from prunesid_cli.runtime.batch_size import BatchSizeTuner, batched
 from prunesid_cli.selection import select
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.linalg.batched import SPARE
@@ -59,12 +67,29 @@ from prunesid_cli.selection.methods.explanation import explain
 from prunesid_cli.selection.prunesid_variants import PRUNESID
 from prunesid_cli.selection.psca import centre_tokens, exact_directions
 from prunesid_cli.types import Pixels, Placement
+from tests.benchmarks.host import CASES, run_compress, write_input
 from tests.benchmarks.published import load_published
+from tests.models.tiny import write_checkpoint
 from tests.selection.inputs import attention, scene_like
 
 Record = dict[str, Any]
+UNLIKE_INPUTS = 64
+"""Pictures of `compress` that are drawn; the others are copies."""
 TEXT, NEW = 64, 32
 """Text tokens of a prompt, and tokens of an answer."""
+
+
+QWEN_TOWER = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "window_size": 112,
+}
+"""Vision config of Qwen2.5-VL-7B."""
+COMPRESS_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -81,6 +106,9 @@ class Sizes:
     shape: Shape = SHAPES["llava-next-7b"]
     keep: tuple[str, ...] = ("all", "640", "320", "160")
     rounds: int = 5
+    clip_inputs: int = 6000
+    qwen_inputs: int = 512
+    qwen_tower: dict[str, Any] = field(default_factory=lambda: QWEN_TOWER)
 
 
 SMOKE = Sizes(
@@ -94,6 +122,9 @@ SMOKE = Sizes(
     shape=Shape(64, 64, 1, 2, has_tiles=True, tower_layers=2, vocabulary_size=600),
     keep=("48", "16"),
     rounds=1,
+    clip_inputs=6,
+    qwen_inputs=4,
+    qwen_tower={},
 )
 
 
@@ -289,12 +320,82 @@ def stages(bench: Bench) -> Iterator[Record]:
         yield from to_records(Benchmark(stock, pruners, language, sources, TEXT, NEW, meter).run(1, bench.sizes.rounds))
 
 
+def compress(bench: Bench) -> Iterator[Record]:
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
+        folder = Path(name)
+        clip = checkpoint_from_config(llava_config(replace(bench.sizes.shape, has_tiles=False)), folder / "clip")
+        cases = (
+            (clip, "JPEG 640x480, CLIP 336", bench.sizes.clip_inputs),
+            (qwen_checkpoint(bench, folder / "qwen"), "JPEG 1280x960, Qwen2.5-VL", bench.sizes.qwen_inputs),
+        )
+        for checkpoint, kind, count in cases:
+            paths = [folder / kind[:9] / f"{number:05d}.jpg" for number in range(count)]
+            paths[0].parent.mkdir()
+            for number, path in enumerate(paths):
+                source = paths[number % UNLIKE_INPUTS]
+                if number < UNLIKE_INPUTS:
+                    write_input(CASES[kind], path, number)
+                else:
+                    path.write_bytes(source.read_bytes() + number.to_bytes(4, "big"))  # other contents, as for a cache
+            yield {"kind": kind} | compress_record(bench, checkpoint, paths)
+
+
+def qwen_checkpoint(bench: Bench, folder: Path) -> Checkpoint:
+    """The tower of Qwen2.5-VL-7B with random weights, and a tiny language model."""
+    config = load_config(resolve(str(write_checkpoint("qwen2_5_vl", folder))))
+    for name, value in bench.sizes.qwen_tower.items():
+        setattr(config.vision_config, name, value)
+    config.save_pretrained(folder)
+    return replace(resolve(str(folder)), has_random_weights=True)
+
+
+def compress_record(bench: Bench, checkpoint: Checkpoint, paths: Sequence[Path]) -> Record:
+    """Images per second of compress, and of each of its parts alone."""
+    settings = Settings(model=checkpoint.location, device=str(bench.device), keep="64")
+    session = Session(checkpoint, placed(bench, checkpoint), settings)
+    pruner, some = session.pruner(), paths[: 2 * COMPRESS_BATCH]
+    with worker_pool(WorkerSetup(checkpoint, settings)) as pool:
+        runner = replace(make_runner(session, pruner, pool), batch_size=BatchSizeTuner.fixed(COMPRESS_BATCH))
+
+        def load_all(paths: Sequence[Path]) -> list[Pixels]:
+            batches = runner.load_batches(Listing(map(str, paths)), runner.loader)
+            return [item.pixels for batch, _ in batches for item in batch if isinstance(item, LoadedInput)]
+
+        on_device = [there(pixels, bench.device) for pixels in load_all(some)]
+        batches = list(batched(on_device, COMPRESS_BATCH))
+
+        def run_tower(work: Callable[[Sequence[Pixels]], object]) -> float:
+            milliseconds = bench.measured(lambda: [work(batch) for batch in batches])["ms"]
+            return 1000 * len(on_device) / milliseconds
+
+        def keep(batch: Sequence[Pixels]) -> object:
+            return encode_and_keep(pruner, batch, [64] * len(batch))
+
+        record: Record = {"inputs": len(paths), "batch": COMPRESS_BATCH, "num_loading": runner.num_loading}
+        record["tower_per_second"] = run_tower(pruner.vision.encode)
+        record["tower_and_selection_per_second"] = run_tower(keep)
+        start = time.perf_counter()
+        load_all(paths)
+        record["host_per_second"] = len(paths) / (time.perf_counter() - start)
+        pruner.stopwatch.seconds.clear()
+        start, start_cpu = time.perf_counter(), time.process_time()
+        run_compress(session, pruner, pool, paths, runner.num_loading, COMPRESS_BATCH)
+        seconds = time.perf_counter() - start
+    record["compress_per_second"] = len(paths) / seconds
+    record["compress_over_tower"] = record["compress_per_second"] / record["tower_per_second"]
+    record["main_ms"] = 1000 * (time.process_time() - start_cpu) / len(paths)
+    record["stage_seconds"] = dict(pruner.stopwatch.seconds)
+    return record
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Record]]] = {
     "selection": selection,
     "eigenproblems": eigenproblems,
     "tower": tower,
     "agreement": agreement,
     "rounding": rounding,
+    "compress": compress,
     "stages": stages,
 }
 

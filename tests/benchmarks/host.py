@@ -29,9 +29,9 @@ from PIL import Image
 
 from prunesid_cli.bench.environment import describe_machine, package_versions
 from prunesid_cli.inputs.listing import Listing
-from prunesid_cli.pipeline.batches import BatchRunner
+from prunesid_cli.pipeline.batches import make_runner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
-from prunesid_cli.pipeline.load import Decode, DecodeRequest, InputLoader, input_decoder, make_decoder
+from prunesid_cli.pipeline.load import Decode, DecodeRequest, make_decoder
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Settings, TokenStore
@@ -163,12 +163,15 @@ def session_seconds(leader: int) -> float:
     return ticks / CLOCK_TICKS
 
 
-def run_compress(session: Session, pruner: Pruner, pool: WorkerPool, paths: Sequence[Path], workers: int) -> None:
+def run_compress(
+    session: Session, pruner: Pruner, pool: WorkerPool | None, paths: Sequence[Path], workers: int, batch: int = BATCH
+) -> None:
+    """Compress files into a cache that is removed again."""
     with tempfile.TemporaryDirectory() as folder:
         writer = open_writer(session, pruner, Path(folder), TokenStore.model, "benchmark")
         with closing(writer), BackgroundWriter() as background:
-            loader = InputLoader(input_decoder(pruner, pool), writer)
-            runner = BatchRunner(pruner, loader, BatchSizeTuner.fixed(BATCH), workers)
+            runner = make_runner(session, pruner, pool, writer)
+            runner = replace(runner, batch_size=BatchSizeTuner.fixed(batch), num_loading=workers)
             write = lambda results: background.submit(partial(write_results, writer, results))  # noqa: E731
             results = compress(runner, Listing(map(str, paths)), allocate_on_arrival(pruner, ()), write)
             assert sum(isinstance(result, Entry) for result in results) == len(paths)

@@ -27,14 +27,13 @@ from PIL import Image
 from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
 from prunesid_cli.inputs.image import load_image
 from prunesid_cli.inputs.listing import Listing
-from prunesid_cli.pipeline.batches import BatchRunner
+from prunesid_cli.pipeline.batches import make_runner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
-from prunesid_cli.pipeline.load import InputLoader, input_decoder
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Settings, TokenStore
 from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
-from prunesid_cli.pipeline.workers import WorkerSetup, count_loading, worker_pool
+from prunesid_cli.pipeline.workers import WorkerSetup, worker_pool
 from prunesid_cli.runtime.background_writer import BackgroundWriter
 from prunesid_cli.runtime.batch_size import BatchSizeTuner, batched
 from prunesid_cli.runtime.worker_pool import WorkerPool
@@ -76,9 +75,8 @@ def run_pipeline(subject: Subject) -> float:
         start = time.perf_counter()
         writer = open_writer(subject.session, subject.pruner, Path(folder), TokenStore.model, "benchmark")
         with closing(writer), BackgroundWriter() as background:
-            loader = InputLoader(input_decoder(subject.pruner, subject.pool), writer)
-            num_loading = count_loading(subject.pool, subject.session.settings, subject.session.placement.device.type)
-            runner = BatchRunner(subject.pruner, loader, BatchSizeTuner.fixed(subject.batch), num_loading)
+            runner = make_runner(subject.session, subject.pruner, subject.pool, writer)
+            runner = replace(runner, batch_size=BatchSizeTuner.fixed(subject.batch))
             write = lambda results: background.submit(partial(write_results, writer, results))  # noqa: E731
             allocator = allocate_on_arrival(subject.pruner, ())
             results = compress(runner, Listing(map(str, subject.paths)), allocator, write)

@@ -126,26 +126,21 @@ def compress(
     run = make_run(checkpoint, settings, budget, DTYPE_NAMES.get(settings.dtype.value, ""), store)
     if is_cache_folder(out) and not reads_more and _report_if_done(out, run, settings, inputs):
         return
-    from prunesid_cli.pipeline.workers import WorkerSetup, count_loading, worker_pool
+    from prunesid_cli.pipeline.workers import WorkerSetup, worker_pool
 
     with worker_pool(WorkerSetup(checkpoint, settings, draft)) as pool:  # before torch is imported here
         session = Session.open(settings, checkpoint)
         from prunesid_cli.inputs.named_sources import select_named
-        from prunesid_cli.pipeline.batches import BatchRunner
+        from prunesid_cli.pipeline.batches import make_runner
         from prunesid_cli.pipeline.compress import open_writer
-        from prunesid_cli.pipeline.load import InputLoader, input_decoder
         from prunesid_cli.tokencache import MeasurementLog
 
         vision = LazyVision(session.load_vision)
         sample = () if calibrate else calibration_sample(out, checkpoint.name, checkpoint.revision)
         pruner = replace(session.pruner(budget, sample, vision), downscale=draft)
-        batch_sizes, decode = session.tower_batch_size(), input_decoder(pruner, pool)
-        device_type = session.placement.device.type
-        num_loading, overlaps = count_loading(pool, settings, device_type), device_type == "cuda"
         if calibrate:
             with graceful_shutdown() as stop:
-                runner = BatchRunner(pruner, InputLoader(decode), batch_sizes, num_loading, overlaps, stop)
-                _calibrate(runner, inputs, out, session, as_json)
+                _calibrate(make_runner(session, pruner, pool, stop=stop), inputs, out, session, as_json)
             return
         writer = open_writer(session, pruner, out, store, __version__, shard_items)
         if retry_failed:
@@ -161,15 +156,15 @@ def compress(
         num_listed = len(writer.failed) if retry_failed else None
         report = CompressReport(as_json, budget, partition, num_listed, len(writer.index.table))
         with graceful_shutdown() as stop:
-            runner = BatchRunner(
-                pruner, InputLoader(decode, writer, checksum), batch_sizes, num_loading, overlaps, stop
-            )
+            runner = make_runner(session, pruner, pool, writer, checksum, stop)
             _compress(runner, inputs, writer, report, log, plans_ahead)
             report.print_summary(writer, is_complete=not stop.requested)
         if draft and vision.is_loaded and pruner.min_decode_side is None:
             printer.note("--draft changed nothing: this model reads more of a larger image")
         if usage:
-            printer.requested(f"batches of {batch_sizes.size}   {format_stages(pruner.stopwatch.seconds)}".rstrip())
+            printer.requested(
+                f"batches of {runner.batch_size.size}   {format_stages(pruner.stopwatch.seconds)}".rstrip()
+            )
         stop.raise_if_requested()
         if report.counts["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)

@@ -46,25 +46,20 @@ def split_scale(image_processor: Any, **options: Any) -> tuple[PixelScale | None
         mean=mean if settings["do_normalize"] else (0.0,) * NUM_CHANNELS,
         std=std if settings["do_normalize"] else (1.0,) * NUM_CHANNELS,
     )
-    whole = {**options, "do_rescale": False, "do_normalize": False}
+    unscaled = {**options, "do_rescale": False, "do_normalize": False}
     probe = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*PROBE_SIZE, NUM_CHANNELS), dtype=np.uint8))
     numbers, expected = (
-        first_tensor(image_processor(images=[probe], return_tensors="pt", **call)) for call in (whole, options)
+        first_tensor(image_processor(images=[probe], return_tensors="pt", **call)) for call in (unscaled, options)
     )
     scaled = torch.empty(expected.shape)
     scale_pixels(numbers.to(torch.uint8), scale, scaled)
-    is_same = torch.equal(scaled, expected.float())
-    return (scale, whole) if is_same else (None, options)
+    return (scale, unscaled) if torch.equal(scaled, expected.float()) else (None, options)
 
 
 def first_tensor(tensors: Mapping[str, Any]) -> Tensor:
     """The pixels that an image processor gives: [S, 3, H, W], or patches [P, 3 * E]."""
     pixels: Tensor = next(iter(tensors.values()))
     return pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
-
-
-def _per_channel(value: Any) -> tuple[float, ...]:
-    return tuple(float(number) for number in np.broadcast_to(value, NUM_CHANNELS))
 
 
 def upload_pixels(items: Sequence[Pixels], placement: Placement, dtype: torch.dtype | None = None) -> Tensor:
