@@ -243,17 +243,16 @@ class Prompt:
 
     Attributes:
         ids: [L], token ids, with a placeholder for each visual token.
-        embeds: [L, D], embeddings.
         visual: [L] bool, which are visual tokens, structural ones included.
+        features: Embeddings of the V visual tokens, [V, D]; or [V, D * (1 + K)] if something is added to them after
+            each of the first K layers (deepstack).
         positions: [3, L], time, row and column under M-RoPE; None if tokens are simply counted.
-        deepstack: [K, V, D], what is added to the V visual tokens after each of the first K layers; None if nothing is.
     """
 
     ids: Tensor
-    embeds: Tensor
     visual: Tensor
+    features: Tensor
     positions: Tensor | None = None
-    deepstack: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from prunesid_cli.bench.stock_model import can_run_stock_model, load_stock_model
 from prunesid_cli.bench.timing import LapTimer
 from prunesid_cli.errors import OutOfMemory, PruneSIDError
 from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.models.shared.prefix_lm import MODEL_TYPES_WITHOUT_FLASH
+from prunesid_cli.models.shared.requirements import MODEL_TYPES_WITHOUT_FLASH
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Attention, Settings

@@ -136,7 +136,7 @@ class Benchmark:
             laps,
             tokens=sum(item.layout.total for item in items),
             kept=sum(item.kept for item in items),
-            text=sum(len(prompt.embeds) - int(prompt.visual.sum()) for prompt in embedded),
+            text=sum(len(prompt.ids) - int(prompt.visual.sum()) for prompt in embedded),
         )
 
     def _generate(self, prompts: Sequence[Prompt]) -> tuple[Lap, Lap]:

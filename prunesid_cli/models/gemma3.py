@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration
 
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_received_attention
-from prunesid_cli.models.shared.generation import left_pad
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
-from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
 from prunesid_cli.models.shared.processor import load_processor, placeholder_ids, process_image, resized_short_side
-from prunesid_cli.models.shared.requirements import check_requirements
+from prunesid_cli.models.shared.requirements import check_requirements, refuse_flash_attention
 from prunesid_cli.models.shared.token_grid import split_by_item
 from prunesid_cli.models.shared.vision_tower import tower_type
-from prunesid_cli.types import WHOLE_IMAGE, Box, Encoded, Layout, Pixels, Placement, Prompt, Region
+from prunesid_cli.types import WHOLE_IMAGE, Box, Encoded, Layout, Pixels, Placement, Region
 
 PAN_AND_SCAN_SETTINGS = (
     "do_pan_and_scan",
@@ -120,8 +117,10 @@ def crop_boxes(size: tuple[int, int], num_crops: int) -> list[Box]:
     return boxes
 
 
-class Gemma3Language(BidirectionalLanguageHalf):
+class Gemma3Language(BaseLanguageHalf):
     """Language half: Gemma 3, with bidirectional attention among the tokens of an image."""
+
+    list_modalities = ()
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         refuse_flash_attention(placement, "Gemma 3")
@@ -129,13 +128,3 @@ class Gemma3Language(BidirectionalLanguageHalf):
         config.vision_config.num_hidden_layers = 0
         model = load_model_half(Gemma3ForConditionalGeneration, checkpoint, config, placement)
         super().__init__(model, load_processor(checkpoint))
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """[T, D] -> the same: tokens were projected before the cut."""
-        return tokens
-
-    def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Add the types of the tokens: 1 for visual tokens, so that those of an image attend to each other."""
-        inputs = super().model_inputs(prompts)
-        types = left_pad([prompt.visual[:, None] for prompt in prompts])[0].squeeze(-1)
-        return inputs | {"token_type_ids": types.to(inputs["attention_mask"])}

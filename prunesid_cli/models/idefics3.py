@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
@@ -145,16 +144,13 @@ class Idefics3Language(BaseLanguageHalf):
     """Language half: Llama."""
 
     item_tokens = (TILE_TEXT.pattern,)
+    list_modalities = ()
 
     def __init__(self, model_class: Any, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
         model = load_model_half(model_class, checkpoint, config, placement)
         super().__init__(model, load_smolvlm_processor(checkpoint))
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """[T, D] -> the same: tokens were projected before the cut."""
-        return tokens
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
         """Refuse clips that the processor cannot write, as `preprocess` does: tokens may come from a cache."""

@@ -117,12 +117,10 @@ class InternVLVision:
 class InternVLLanguage(BaseLanguageHalf):
     """Language half: any causal language model."""
 
+    list_modalities = ()
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0
         model = load_model_half(InternVLForConditionalGeneration, checkpoint, config, placement)
         super().__init__(model, load_processor(checkpoint))
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """[T, D] -> the same: tokens were projected before the cut."""
-        return tokens

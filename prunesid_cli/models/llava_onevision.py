@@ -150,6 +150,8 @@ class LlavaOnevisionVision:
 class LlavaOnevisionLanguage(BaseLanguageHalf):
     """Language half: Qwen2."""
 
+    list_modalities = ("image",)
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         trim_tower(config)
@@ -157,7 +159,3 @@ class LlavaOnevisionLanguage(BaseLanguageHalf):
         model = load_model_half(LlavaOnevisionForConditionalGeneration, checkpoint, config, placement)
         super().__init__(model, load_processor(checkpoint))
         self.newline_embedding = self.model.model.image_newline
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """[T, D] -> the same: tokens were projected before the cut."""
-        return tokens

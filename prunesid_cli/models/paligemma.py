@@ -21,8 +21,8 @@ from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.shared.attention_saliency import record_received_attention
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
-from prunesid_cli.models.shared.prefix_lm import BidirectionalLanguageHalf, refuse_flash_attention
 from prunesid_cli.models.shared.processor import (
     find_resize,
     load_processor,
@@ -30,7 +30,7 @@ from prunesid_cli.models.shared.processor import (
     preprocess_frames,
     resized_short_side,
 )
-from prunesid_cli.models.shared.requirements import check_requirements
+from prunesid_cli.models.shared.requirements import check_requirements, refuse_flash_attention
 from prunesid_cli.models.shared.vision_tower import tower_type
 from prunesid_cli.models.shared.window_segments import window_segments
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, Region
@@ -90,10 +90,11 @@ class PaliGemmaVision:
         return encoded
 
 
-class PaliGemmaLanguage(BidirectionalLanguageHalf):
+class PaliGemmaLanguage(BaseLanguageHalf):
     """Language half: projector and Gemma, in which a prompt attends to itself in both directions."""
 
     is_causal = False  # visual tokens attend to the question that comes after them
+    list_modalities = ()
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         refuse_flash_attention(placement, "PaliGemma")
@@ -107,9 +108,9 @@ class PaliGemmaLanguage(BidirectionalLanguageHalf):
         embeds: Tensor = self.model.model.multi_modal_projector(tokens)
         return embeds
 
-    def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Add the types of the tokens: 0 for all of a prompt, so that it attends to itself."""
-        inputs = super().model_inputs(prompts)
+    def model_inputs(self, prompts: Sequence[Prompt], num_cached: int = 0) -> dict[str, Any]:
+        """Set the types of the tokens: 0 for all of a prompt, so that it attends to itself."""
+        inputs = super().model_inputs(prompts, num_cached)
         return inputs | {"token_type_ids": torch.zeros_like(inputs["attention_mask"])}
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:

@@ -142,6 +142,8 @@ class VideoLlavaVision:
 class VideoLlavaLanguage(BaseLanguageHalf):
     """Language half: projector and Vicuna."""
 
+    list_modalities = ()
+
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         config.vision_config.num_hidden_layers = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -25,7 +25,7 @@ from prunesid_cli.models.shared.processor import placeholder_ids
 from prunesid_cli.pipeline.ask import ask
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
-from prunesid_cli.types import CLS_NOT_READ, Encoded, Generation, Layout, Placement, TokenSet
+from prunesid_cli.types import CLS_NOT_READ, Encoded, Generation, Layout, Placement, Prompt, TokenSet
 from tests.models.tiny import TINY
 from tests.models.tiny.base import TinyModel
 
@@ -167,14 +167,23 @@ class Model:
 
     def stock_language_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The arguments that the stock model passes to its language model."""
-        arguments: dict[str, Any] = {}
-        hook = self.stock_language_model.register_forward_pre_hook(
-            lambda module, args, kwargs: arguments.update(kwargs), with_kwargs=True
-        )
-        with torch.no_grad():
-            self.stock(**inputs)
-        hook.remove()
-        return arguments
+        return recorded_arguments(self.stock_language_model, lambda: self.stock(**inputs))
+
+    def language_inputs(self, prompt: Prompt) -> dict[str, Any]:
+        """The arguments that our language half makes the stock model pass to its language model."""
+        model = self.language.model.model
+        language_model = getattr(model, "language_model", None) or getattr(model, "text_model", model)
+        return recorded_arguments(language_model, lambda: self.language.logits([prompt]))
+
+
+def recorded_arguments(module: Any, call: Callable[[], object]) -> dict[str, Any]:
+    """The arguments with which a module is called first."""
+    calls: list[dict[str, Any]] = []
+    hook = module.register_forward_pre_hook(lambda module, args, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
+    with torch.no_grad():
+        call()
+    hook.remove()
+    return calls[0]
 
 
 def expand_placeholders(language: BaseLanguageHalf, prompt: str, layout: Layout) -> Tensor:
@@ -192,7 +201,7 @@ def check_keeping_all(model: Model, media: list[Media], prompt: str) -> None:
     inputs = model.stock_inputs(media, prompt)
     assert all(item.is_unpruned and item.layout.regions for item in items)
     embedded = model.language.embed(prompt, items)
-    assert len(embedded.embeds) == inputs["input_ids"].shape[1] == answer.prompt_tokens
+    assert len(embedded.ids) == inputs["input_ids"].shape[1] == answer.prompt_tokens
     with torch.no_grad():
         expected = model.stock(**inputs).logits[0, -1]
     torch.testing.assert_close(model.language.logits([embedded])[0], expected, **CLOSE)
@@ -216,10 +225,10 @@ def kept_rows(model: Model, inputs: dict[str, Any], items: Sequence[TokenSet]) -
     return torch.tensor(kept)
 
 
-def unread_cls_rows(model: Model, items: Sequence[TokenSet], embeds: Tensor) -> Tensor:
+def unread_cls_rows(prompt: Prompt, items: Sequence[TokenSet]) -> Tensor:
     """Which rows of a prompt are CLS tokens that the stock model does not read: the first rows of their item."""
-    is_cls = torch.zeros(len(embeds), dtype=torch.bool)
-    visual = model.language.embed(PROMPT, items).visual.nonzero().flatten()
+    is_cls = torch.zeros(len(prompt.ids), dtype=torch.bool)
+    visual = prompt.visual.nonzero().flatten()
     start = 0
     for item in items:
         is_cls[visual[start : start + sum(slot == CLS_NOT_READ for slot in item.slots)]] = True

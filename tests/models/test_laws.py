@@ -63,16 +63,17 @@ def test_a_pruned_prompt_is_the_stock_prompt_without_the_pruned_rows(model: Mode
         items = model.pruner("23", method).prune(stock_prompt.encoded)
         prompt = model.language.embed(PROMPT, items)
         stock, kept = stock_prompt.language_inputs, kept_rows(model, stock_prompt.inputs, items)
-        is_stock_row = ~unread_cls_rows(model, items, prompt.embeds)
-        torch.testing.assert_close(prompt.embeds[is_stock_row], stock["inputs_embeds"][0, kept], **CLOSE)
+        inputs = model.language_inputs(prompt)
+        is_stock_row = ~unread_cls_rows(prompt, items)
+        torch.testing.assert_close(inputs["inputs_embeds"][0][is_stock_row], stock["inputs_embeds"][0, kept], **CLOSE)
         assert prompt.visual.sum() == sum(item.kept for item in items)
         if prompt.positions is not None:
             assert torch.equal(prompt.positions, stock["position_ids"][-3:, 0, kept])
-        deepstack = [] if prompt.deepstack is None else prompt.deepstack
+        deepstack = inputs.get("deepstack_visual_embeds") or []
         for layer, stock_layer in zip(deepstack, kept_deepstack(stock, kept), strict=True):
             torch.testing.assert_close(layer, stock_layer, **CLOSE)
         with torch.no_grad():
-            pruned_inputs = prune_stock_inputs(model.tiny, stock, kept, prompt.embeds)
+            pruned_inputs = prune_stock_inputs(model.tiny, stock, kept, inputs["inputs_embeds"][0])
             state = model.stock_language_model(**pruned_inputs).last_hidden_state[:, -1]
             expected = model.stock.lm_head(state)[0]
         torch.testing.assert_close(model.language.logits([prompt])[0], expected, **CLOSE)
@@ -100,6 +101,25 @@ def test_settings_about_repetition_see_the_prompt(model: Model) -> None:
         for config, attributes in zip(configs, plain, strict=True):
             vars(config).update(attributes)
     assert model.language.generate(prompts, GENERATION) != answers
+
+
+@pytest.mark.slow
+def test_beams_are_those_of_the_stock_model(model: Model) -> None:
+    """The checkpoint's own settings may ask for beams. Alone, and in a batch of prompts of several lengths."""
+    configs = [model.language.model.generation_config, model.stock_generation_config]
+    try:
+        for config in configs:
+            config.num_beams = 3
+        media = model.images()[:2]
+        check_keeping_all(model, media[:1], PROMPT)
+        check_keeping_all(model, media, PROMPT)
+        items = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(item) for item in media]))
+        prompts = [model.language.embed(question, [item]) for item in items for question in QUESTIONS]
+        answers = model.language.generate(prompts, GENERATION)
+        assert answers == [model.language.generate([prompt], GENERATION)[0] for prompt in prompts]
+    finally:
+        for config in configs:
+            config.num_beams = 1
 
 
 def prune_stock_inputs(tiny: TinyModel, stock: dict[str, Any], kept: Tensor, embeds: Tensor) -> dict[str, Any]:
@@ -205,10 +225,10 @@ def test_a_shared_prefix_changes_no_answer(model: Model, keep: str) -> None:
 
 
 def shared_prefix_length(prompts: Sequence[Prompt]) -> int:
-    """Number of embeddings that all prompts have in common at their start, fewer than any prompt has."""
-    max_length = min(len(prompt.embeds) for prompt in prompts) - 1
-    rows = torch.stack([prompt.embeds[:max_length] for prompt in prompts])
-    return int((rows == rows[0]).all(0).all(-1).long().cumprod(0).sum())
+    """Number of tokens that all prompts have in common at their start, fewer than any prompt has."""
+    max_length = min(len(prompt.ids) for prompt in prompts) - 1
+    rows = torch.stack([prompt.ids[:max_length] for prompt in prompts])
+    return int((rows == rows[0]).all(0).long().cumprod(0).sum())
 
 
 def save_images(model: Model, folder: Path) -> None:

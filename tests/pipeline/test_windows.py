@@ -198,8 +198,9 @@ def test_kept_tokens_of_windows_have_the_positions_of_the_stock_model(model: Mod
     inputs = model.stock_inputs([media], PROMPT)
     stock, kept = model.stock_language_inputs(inputs), kept_rows(model, inputs, [item])
     prompt = model.language.embed(PROMPT, [item])
-    is_stock_row = ~unread_cls_rows(model, [item], prompt.embeds)
-    torch.testing.assert_close(prompt.embeds[is_stock_row], stock["inputs_embeds"][0, kept], **CLOSE)
+    embeds = model.language_inputs(prompt)["inputs_embeds"][0]
+    is_stock_row = ~unread_cls_rows(prompt, [item])
+    torch.testing.assert_close(embeds[is_stock_row], stock["inputs_embeds"][0, kept], **CLOSE)
     if prompt.positions is not None:
         assert torch.equal(prompt.positions, stock["position_ids"][-3:, 0, kept])
 

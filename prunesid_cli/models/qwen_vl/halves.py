@@ -11,13 +11,10 @@ Saliency: there is no CLS; it is the attention that a cell receives in the last 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import transformers
-from torch import Tensor
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.image import Media
@@ -25,14 +22,13 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint, first_line
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
 from prunesid_cli.models.qwen_vl.processor import QwenPreprocessor
 from prunesid_cli.models.qwen_vl.saliency import append_saliency
-from prunesid_cli.models.shared.generation import left_pad
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.processor import load_processor
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.window_segments import window_segments
 from prunesid_cli.selection.methods.published import published_qwen
-from prunesid_cli.types import Encoded, Pixels, Placement, Prompt
+from prunesid_cli.types import Encoded, Pixels, Placement
 
 MODEL_CLASSES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -126,41 +122,3 @@ class QwenLanguage(BaseLanguageHalf):
                 setattr(config.vision_config, name, [])
         model_class = getattr(transformers, MODEL_CLASSES[checkpoint.model_type])
         super().__init__(load_model_half(model_class, checkpoint, config, placement), load_processor(checkpoint))
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """[T, D * (1 + K)] -> the same: the merger puts tokens out as the language model reads them."""
-        return tokens
-
-    def generation_context(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
-        """Pass the features of deepstack to the language model, if the prompts have any."""
-        deepstack = [prompt.deepstack for prompt in prompts if prompt.deepstack is not None]
-        if not deepstack:
-            return nullcontext()
-        return pass_deepstack(self.model.model.language_model, prompts, torch.cat(deepstack, 1))
-
-
-@contextmanager
-def pass_deepstack(language_model: Any, prompts: Sequence[Prompt], deepstack: Tensor) -> Iterator[None]:
-    """While open, pass the language model what it adds to visual tokens after each of its first layers.
-
-    `generate` has no argument for that, so a hook adds it to the first call.
-
-    Args:
-        language_model: Called with a left-padded batch of the prompts, or with its last columns.
-        prompts: The prompts of the batch.
-        deepstack: [K, V, D], V visual tokens of all prompts.
-    """
-    is_visual = left_pad([prompt.visual[:, None].long() for prompt in prompts])[0][..., 0].bool()
-
-    def add_arguments(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        hook.remove()  # all later calls read words
-        first = is_visual.shape[1] - kwargs["inputs_embeds"].shape[1]
-        mask = is_visual[:, first:].to(kwargs["inputs_embeds"].device)
-        read = deepstack[:, (is_visual.nonzero()[:, 1] >= first).to(deepstack.device)]
-        return args, {**kwargs, "visual_pos_masks": mask, "deepstack_visual_embeds": list(read)}
-
-    hook = language_model.register_forward_pre_hook(add_arguments, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()

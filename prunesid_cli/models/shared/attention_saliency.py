@@ -92,7 +92,7 @@ def record_received_attention(
         yield rows
 
 
-def mean_received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def mean_received_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Average the attention weights softmax(q k^T * scale) over heads and queries.
 
     Heads are processed in chunks, and so are the queries if the weights of a single head are too many.
@@ -101,6 +101,7 @@ def mean_received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
         query: Queries [B, heads, N, d].
         key: Keys [B, heads, N, d].
         scale: Factor of the products.
+        mask: Which keys each query sees, bool [N, N]; None: all.
 
     Returns:
         The column means of the attention weights [B, N], fp32.
@@ -112,6 +113,11 @@ def mean_received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     key_chunks = key.float().flatten(0, 1).split(heads_per_chunk)
     sums = []
     for queries, keys in zip(query_chunks, key_chunks, strict=True):
-        partial_sums = [(part @ keys.mT).softmax(-1).sum(1) for part in queries.split(queries_per_chunk, 1)]
+        partial_sums = []
+        for start in range(0, count, queries_per_chunk):
+            scores = queries[:, start : start + queries_per_chunk] @ keys.mT
+            if mask is not None:
+                scores = scores.masked_fill(~mask[start : start + queries_per_chunk], -torch.inf)
+            partial_sums.append(scores.softmax(-1).sum(1))
         sums.append(torch.stack(partial_sums).sum(0))
     return torch.cat(sums).view(batch, -1, count).mean(1) / count

@@ -12,34 +12,21 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 from prunesid_cli.types import Generation
 
 
-def left_pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad rows on the left with zeros.
+def left_pad(rows: Sequence[Tensor], fills: Sequence[int] | None = None) -> Tensor:
+    """Pad rows on the left.
 
     Args:
-        rows: B tensors [L, D], of different lengths L.
+        rows: B tensors [L, ...], of different lengths L.
+        fills: What each row is padded with; None: zeros.
 
     Returns:
-        The batch [B, max L, D], and its attention mask [B, max L]: 1 for tokens, 0 for padding.
+        The batch [B, max L, ...].
     """
     longest = max(len(row) for row in rows)
-    padded = [torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows]
-    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
-    for number, row in enumerate(rows):
-        mask[number, longest - len(row) :] = 1
-    return torch.stack(padded), mask
-
-
-def left_pad_ids(rows: Sequence[Tensor]) -> Tensor:
-    """Pad token ids on the left, each row with its own first id: so what penalises the ids of a prompt sees no others.
-
-    Args:
-        rows: B tensors [L], of different lengths L.
-
-    Returns:
-        The batch [B, max L].
-    """
-    longest = max(len(row) for row in rows)
-    return torch.stack([torch.cat([row[:1].expand(longest - len(row)), row]) for row in rows])
+    padded = []
+    for row, fill in zip(rows, fills or [0] * len(rows), strict=True):
+        padded.append(torch.cat([row.new_full((longest - len(row), *row.shape[1:]), fill), row]))
+    return torch.stack(padded)
 
 
 def generate_options(generation: Generation, tokenizer: Any) -> dict[str, Any]:

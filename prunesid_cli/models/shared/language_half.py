@@ -1,30 +1,32 @@
 """What all language halves share: building prompts, batching and decoding.
 
 A prompt is built as if no token had been pruned; then the pruned slots are left out, and the positions of the others
-are kept. Processor, chat template, special tokens and stop conditions are the checkpoint's own.
+are kept. The stock model is given token ids with a placeholder for each kept token, and in place of pixels what its own
+vision side would have made of them (`mm_encoder_outputs`). So it does the rest itself: it puts the features in their
+places, masks, and penalises repeated ids. Processor, chat template, special tokens and stop conditions are the
+checkpoint's own.
 """
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import zip_longest
+from inspect import signature
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from prunesid_cli.errors import ModelError, UsageError, misfit_error
 from prunesid_cli.models.shared.control_tokens import ControlTokens
-from prunesid_cli.models.shared.generation import generate_options, left_pad, left_pad_ids
-from prunesid_cli.models.shared.processor import item_tokens, placeholder_ids, placeholder_text
+from prunesid_cli.models.shared.generation import generate_options, left_pad
+from prunesid_cli.models.shared.processor import item_tokens, modality_ids, placeholder_ids, placeholder_text
 from prunesid_cli.models.shared.prompt_pieces import (
     MEDIA_TAG,
-    PromptPiece,
+    VisualRun,
     mrope_coordinates,
     split_at_tags,
     user_content,
@@ -43,13 +45,16 @@ from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt,
 
 CACHE_SHARE = 0.5
 """Share of the free memory that keys and values of a batch may take."""
+TYPE_ARGUMENTS = ("token_type_ids", "mm_token_type_ids")
+"""Arguments of stock models that say what each token is: 0 for text, 1 for images, 2 for clips."""
 
 
-class BaseLanguageHalf(ABC):
+class BaseLanguageHalf:
     """A language model with its projector; implements `LanguageHalf`.
 
-    A family implements `project`. It overrides `model_inputs` and `generation_context` if its model needs more than
-    embeddings, mask and positions, and `render_chat` and `tokenize_text` if it writes prompts in a way of its own.
+    A family implements `project`, or leaves it out if its cut is where the language model reads tokens. It overrides
+    `model_inputs` if its model needs other arguments, and `render_chat` and `tokenize_text` if it writes prompts in a
+    way of its own.
 
     Attributes:
         model: The stock model, without its vision tower.
@@ -67,10 +72,13 @@ class BaseLanguageHalf(ABC):
         item_tokens: Patterns of further control tokens that the processor writes for an image or clip.
         newline_embedding: The embedding of structural slots [D]; None if the family has none.
         is_causal: Whether the start of a prompt is read in the same way whatever follows it.
+        list_modalities: Of which modalities the stock model reads features as a list of tensors; else as one tensor.
+        modalities: The name of the stock model for visual tokens -> their placeholder: "image", and mostly "video".
     """
 
     newline_embedding: Tensor | None = None
     is_causal = True
+    list_modalities: tuple[str, ...] = ("image", "video")
     allow_special_tokens = False
     item_tokens: tuple[str, ...] = ()
 
@@ -79,6 +87,8 @@ class BaseLanguageHalf(ABC):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder_ids = placeholder_ids(model.config)
+        self.modalities = modality_ids(model.config)
+        self.arguments = signature(model.forward).parameters
         self.placeholder_texts = {is_clip: placeholder_text(processor, is_clip) for is_clip in (False, True)}
         self.uses_mrope = hasattr(model.base_model, "get_rope_index")
         self.checked_channels = set[int]()
@@ -100,7 +110,6 @@ class BaseLanguageHalf(ABC):
         bytes_per_token = 2 * text.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
         return int(CACHE_SHARE * free) // max(bytes_per_token, 1)
 
-    @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
         """Turn kept tokens into embeddings of the language model.
 
@@ -110,22 +119,88 @@ class BaseLanguageHalf(ABC):
         Returns:
             Embeddings [T, D], or [T, D * (1 + K)] if something is added to them after each of the first K layers.
         """
+        width = self.model.get_input_embeddings().embedding_dim
+        if tokens.shape[-1] % width:
+            raise RuntimeError(f"tokens {tokens.shape[-1]} wide, embeddings {width}")
+        return tokens
 
-    def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The arguments of `generate` for a left-padded batch of prompts."""
-        embeds, mask = left_pad([prompt.embeds for prompt in prompts])
-        inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask}
+    def model_inputs(self, prompts: Sequence[Prompt], num_cached: int = 0) -> dict[str, Any]:
+        """The arguments of `generate` for a left-padded batch of prompts.
+
+        Args:
+            prompts: B prompts.
+            num_cached: Number of columns of the batch whose keys and values are given; no features are passed there.
+        """
+        # Each row is padded with an id of its own, so what penalises the ids of a prompt sees no others.
+        fills = [int(prompt.ids[~prompt.visual][0]) for prompt in prompts]
+        ids = left_pad([prompt.ids for prompt in prompts], fills)
+        mask = left_pad([torch.ones_like(prompt.ids) for prompt in prompts])
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        types = sum((ids == token_id) * number for number, token_id in enumerate(self.modalities.values(), 1))
+        inputs |= {name: types for name in TYPE_ARGUMENTS if name in self.arguments}
+        if ids.max() >= self.model.get_input_embeddings().num_embeddings:
+            return self._embedded_inputs(prompts, fills, mask)
         positions = [prompt.positions for prompt in prompts if prompt.positions is not None]
         if positions:
             # transformers expects plain positions, which show where padding ends, before those of M-RoPE.
             plain = (mask.cumsum(-1) - 1).clamp(min=0)
-            padded = left_pad([position.mT for position in positions])[0].permute(2, 0, 1)
+            padded = left_pad([position.mT for position in positions]).permute(2, 0, 1)
             inputs["position_ids"] = torch.cat([plain[None], padded])
+        inputs = {name: to_device(tensor, self.model.device) for name, tensor in inputs.items()}
+        if outputs := self._encoder_outputs(prompts, ids[:, num_cached:]):
+            inputs["mm_encoder_outputs"] = outputs
         return inputs
 
-    def generation_context(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
-        """A context that is open while a batch of prompts is generated."""
-        return nullcontext()
+    def _embedded_inputs(self, prompts: Sequence[Prompt], fills: Sequence[int], mask: Tensor) -> dict[str, Any]:
+        """`model_inputs` for models whose vocabulary has no placeholder: they are given embeddings.
+
+        The ids are for settings such as `repetition_penalty`; another id of the prompt stands in for placeholders.
+        """
+        words = self.model.get_input_embeddings()
+        device = words.weight.device
+        ids = [prompt.ids.masked_fill(prompt.visual, fill) for prompt, fill in zip(prompts, fills, strict=True)]
+        embeds = [words(to_device(row, device)) for row in ids]
+        for prompt, row in zip(prompts, embeds, strict=True):
+            row[to_device(prompt.visual, device)] = prompt.features
+        inputs = {"input_ids": left_pad(ids, fills), "attention_mask": mask, "inputs_embeds": left_pad(embeds)}
+        return {name: to_device(tensor, device) for name, tensor in inputs.items()}
+
+    def _encoder_outputs(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Any]:
+        """Features of visual tokens, as the stock model's vision side gives them.
+
+        Args:
+            prompts: B prompts.
+            ids: The last columns of the batch of their ids [B, L].
+        """
+        outputs = {}
+        for modality, token_id in self.modalities.items():
+            rows = []
+            for prompt, row in zip(prompts, ids, strict=True):
+                is_modality = prompt.ids[prompt.visual] == token_id
+                features = prompt.features[to_device(is_modality, prompt.features.device)]
+                rows.append(features[len(features) - int((row == token_id).sum()) :])
+            rows = [features for features in rows if len(features)]
+            if rows:
+                outputs[modality] = self.encoder_output(rows, modality)
+        return outputs
+
+    def encoder_output(self, rows: Sequence[Tensor], modality: str) -> BaseModelOutputWithPooling:
+        """What the stock model's vision side returns for images or clips.
+
+        Args:
+            rows: For each prompt its features, [V, D] or [V, D * (1 + K)].
+            modality: "image" or "video".
+        """
+        width = self.model.get_input_embeddings().embedding_dim
+        first, *deepstack = zip(*(features.split(width, -1) for features in rows), strict=True)
+        # [V, 1, D]: each token is an image of its own. So the numbers of tokens may differ where images are counted by
+        # the first axis: in one tensor, and for beams, for which transformers repeats the images of each prompt.
+        features = [layer[:, None] for layer in first]
+        is_list = modality in self.list_modalities
+        output = BaseModelOutputWithPooling(pooler_output=features if is_list else torch.cat(features))
+        if deepstack:
+            output["deepstack_features"] = [list(layer) for layer in deepstack]
+        return output
 
     def check_prompt(self, prompt: str, num_items: int) -> None:
         """See `LanguageHalf.check_prompt`."""
@@ -161,28 +236,22 @@ class BaseLanguageHalf(ABC):
         self.check_prompt(prompt, len(items))
         ids = self.tokenize(prompt, [item.layout for item in items])
         is_placeholder = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids)))
-        pieces = self._split_prompt(ids, is_placeholder, items)
-        repeats = torch.ones_like(ids)
-        repeats[is_placeholder] = torch.tensor([len(piece.embeds) for piece in pieces if piece.is_visual])
-        words = self.model.get_input_embeddings()
-        width = words.embedding_dim
-        visual = torch.cat([piece.embeds for piece in pieces if piece.is_visual])
-        deepstack = None
-        if visual.shape[-1] > width:
-            deepstack = visual[:, width:].unflatten(-1, (-1, width)).movedim(1, 0)
+        runs = [run for item in items for run in self._visual_runs(item)]
+        if int(is_placeholder.sum()) != len(runs):
+            raise ModelError("the chat template does not place every image", hint="give one image at a time")
+        repeats, advances = torch.ones_like(ids), torch.ones_like(ids)
+        repeats[is_placeholder] = torch.tensor([len(run.features) for run in runs])
+        advances[is_placeholder] = torch.tensor([run.advance for run in runs])
+        visual = is_placeholder.repeat_interleave(repeats)
         positions = None
         if any(item.layout.mrope_deltas for item in items):
-            starts = torch.tensor([0, *(piece.advance for piece in pieces[:-1])]).cumsum(0).tolist()
-            shifted = [start + piece.positions for start, piece in zip(starts, pieces, strict=True)]
-            positions = to_device(torch.cat(shifted, 1), visual.device)
-        # A placeholder outside of the vocabulary cannot be penalised; another id of the prompt stands in for it.
-        is_unknown = ids >= words.num_embeddings
+            positions = (advances.cumsum(0) - advances).repeat_interleave(repeats).repeat(3, 1)
+            positions[:, visual] += torch.cat([run.coordinates for run in runs], 1)
         return Prompt(
-            ids=ids.masked_fill(is_unknown, int(ids[~is_unknown][0])).repeat_interleave(repeats),
-            embeds=torch.cat([piece.embeds[:, :width] for piece in pieces]),
-            visual=torch.cat([torch.full((len(piece.embeds),), piece.is_visual) for piece in pieces]),
+            ids=ids.repeat_interleave(repeats),
+            visual=visual,
+            features=torch.cat([run.features for run in runs]),
             positions=positions,
-            deepstack=deepstack,
         )
 
     def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
@@ -233,7 +302,7 @@ class BaseLanguageHalf(ABC):
         for prompt, ids in zip(prompts, new_ids, strict=True):
             length = next((number for number, token in enumerate(ids) if token in stop_ids), len(ids))
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-            answers.append(Answer(text=text, prompt_tokens=len(prompt.embeds), new_tokens=length))
+            answers.append(Answer(text=text, prompt_tokens=len(prompt.ids), new_tokens=length))
         return answers
 
     @torch.no_grad()
@@ -242,7 +311,7 @@ class BaseLanguageHalf(ABC):
         # Without a configuration, layers with a sliding window keep all tokens, which another row may need.
         cache = DynamicCache()
         self._generate(prompts, (), max_new_tokens=1, do_sample=False, **{CACHE_ARGUMENT: cache})
-        return split_prefix_caches(cache, [len(prompt.embeds) for prompt in prompts])
+        return split_prefix_caches(cache, [len(prompt.ids) for prompt in prompts])
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache] = ()) -> Tensor:
@@ -261,34 +330,14 @@ class BaseLanguageHalf(ABC):
 
     def _generate(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **options: Any) -> Any:
         """Run the stock `generate` on a left-padded batch of prompts, given the caches of their prefixes, if any."""
+        num_cached = 0
         if prefix_caches:
-            options[CACHE_ARGUMENT] = batch_prefix_caches(prefix_caches, [len(prompt.embeds) for prompt in prompts])
-        inputs = self.model_inputs(prompts)
-        # The model reads the embeddings alone. The ids are for settings such as `repetition_penalty`.
-        inputs["input_ids"] = to_device(
-            left_pad_ids([prompt.ids for prompt in prompts]), inputs["inputs_embeds"].device
-        )
-        with self.generation_context(prompts):
-            return self.model.generate(**inputs, pad_token_id=self.pad_token_id(), **options)
+            cache = batch_prefix_caches(prefix_caches, [len(prompt.ids) for prompt in prompts])
+            options[CACHE_ARGUMENT], num_cached = cache, cache.get_seq_length()
+        inputs = self.model_inputs(prompts, num_cached)
+        return self.model.generate(**inputs, pad_token_id=self.pad_token_id(), **options)
 
-    def _split_prompt(self, ids: Tensor, is_placeholder: Tensor, items: Sequence[TokenSet]) -> list[PromptPiece]:
-        """The pieces of a prompt in their order: text and runs of visual tokens in turn."""
-        places = is_placeholder.nonzero().flatten().tolist()
-        runs = [piece for item in items for piece in self._visual_pieces(item)]
-        if len(places) != len(runs):
-            raise ModelError("the chat template does not place every image", hint="give one image at a time")
-        # The embeddings of placeholders are not used, and their ids may lie outside of the vocabulary.
-        words = self.model.get_input_embeddings()(to_device(ids.masked_fill(is_placeholder, 0), self.model.device))
-        pieces = []
-        starts, ends = [0, *(place + 1 for place in places)], [*places, len(ids)]
-        for start, end, run in zip_longest(starts, ends, runs):
-            positions = torch.arange(end - start).expand(3, -1)
-            pieces.append(PromptPiece(words[start:end], is_visual=False, positions=positions, advance=end - start))
-            if run:
-                pieces.append(run)
-        return pieces
-
-    def _visual_pieces(self, item: TokenSet) -> Iterator[PromptPiece]:
+    def _visual_runs(self, item: TokenSet) -> Iterator[VisualRun]:
         """The kept tokens of an item, run by run. The first run starts with the tokens at CLS_NOT_READ."""
         weights = self.model.get_input_embeddings().weight
         embeds = self.project(to_device(item.tokens, weights.device, weights.dtype))
@@ -304,10 +353,9 @@ class BaseLanguageHalf(ABC):
             is_inside = (slots >= start) & (slots < start + length)
             is_inside |= (slots == CLS_NOT_READ) & (start == 0)
             rows = is_inside.nonzero().flatten()
-            yield PromptPiece(
-                embeds=embeds[to_device(rows, embeds.device)],
-                is_visual=True,
-                positions=coordinates[:, slots[rows]],
+            yield VisualRun(
+                features=embeds[to_device(rows, embeds.device)],
+                coordinates=coordinates[:, slots[rows]],
                 advance=item.layout.mrope_deltas[number] if item.layout.mrope_deltas else len(rows),
             )
             start += length

@@ -45,7 +45,6 @@ ITEM_TOKEN_NAMES = (
 """Attributes of processors and tokenizers that hold a token which a processor writes for an image or clip."""
 PROBE_SHAPES = ((31, 50, 3), (77, 40, 3))
 """Height, width and channels of images on which a processor is tried."""
-PLACEHOLDER_ID_SETTINGS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 
 
 def load_processor(checkpoint: Checkpoint, processor_class: Any = None, image_processor_class: Any = None) -> Any:
@@ -140,8 +139,18 @@ def item_tokens(processor: Any) -> set[str]:
 
 def placeholder_ids(config: Any) -> frozenset[int]:
     """The token ids whose embeddings a model replaces by visual tokens."""
-    values = [getattr(config, name, None) for name in PLACEHOLDER_ID_SETTINGS]
-    return frozenset(value for value in values if isinstance(value, int))
+    return frozenset(modality_ids(config).values())
+
+
+def modality_ids(config: Any) -> dict[str, int]:
+    """The name of a stock model for visual tokens -> their placeholder: "image", and "video" if it is another one."""
+    ids = dict[str, int]()
+    for modality in ("image", "video"):
+        values = [getattr(config, f"{modality}_token_{suffix}", None) for suffix in ("id", "index")]
+        token_id = next((value for value in values if isinstance(value, int)), None)
+        if token_id is not None and token_id not in ids.values():
+            ids[modality] = token_id
+    return ids
 
 
 def supports_clips(vision: Any) -> bool:

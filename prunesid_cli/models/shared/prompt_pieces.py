@@ -1,4 +1,4 @@
-"""The parts of a prompt: the user's text, the places of images and clips in it, and the positions of each part."""
+"""The parts of a prompt: the user's text, the places of images and clips in it, and the runs of visual tokens."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ MEDIA_TAG = re.compile("<image>|<video>")
 
 
 @dataclass(frozen=True)
-class PromptPiece:
-    """A part of a prompt: text, or one run of visual tokens.
+class VisualRun:
+    """The kept tokens of one run of an item.
 
     Attributes:
-        embeds: Embeddings [P, D]; wider if more is added to visual tokens in later layers.
-        is_visual: Whether the tokens are visual ones.
-        positions: M-RoPE positions [3, P], counted from the start of the piece.
-        advance: Where the next piece starts, counted from the start of this one.
+        features: Embeddings [T, D]; [T, D * (1 + K)] with deepstack.
+        coordinates: M-RoPE positions [3, T], counted from the start of the run.
+        advance: Where what follows it starts, counted from the start of the run.
     """
 
-    embeds: Tensor
-    is_visual: bool
-    positions: Tensor
+    features: Tensor
+    coordinates: Tensor
     advance: int
 
 

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.errors import UnsupportedModel, UsageError
 from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.types import Placement
+
+MODEL_TYPES_WITHOUT_FLASH = ("gemma3", "paligemma")
+"""Types of models that read images, or whole prompts, in both directions."""
+
+
+def refuse_flash_attention(placement: Placement, model_name: str) -> None:
+    """Raise a `UsageError` if the user asked for Flash Attention, which has no bidirectional masks."""
+    if "flash" in (placement.attention or ""):
+        raise UsageError(f"{model_name} reads in both directions, which Flash Attention cannot", "leave out --attn")
 
 
 def check_requirements(checkpoint: Checkpoint, family: str, requirements: Sequence[tuple[bool, str, str]]) -> None:

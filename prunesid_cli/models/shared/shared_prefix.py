@@ -22,7 +22,7 @@ from prunesid_cli.types import Prompt
 
 _ARGUMENTS = signature(GenerationMixin.prepare_inputs_for_generation).parameters
 CACHE_ARGUMENT = "cache" if "cache" in _ARGUMENTS else "past_key_values"
-"""The argument of `generate` for the keys and values of earlier tokens; the second name up to a release after 5.17."""
+"""The argument of `generate` for the keys and values of earlier tokens; the second name up to a release after 5.18."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,9 @@ def prompt_prefix(prompt: Prompt, length: int) -> Prompt:
     return replace(
         prompt,
         ids=prompt.ids[:length],
-        embeds=prompt.embeds[:length],
         visual=visual,
+        features=prompt.features[: int(visual.sum())],
         positions=None if prompt.positions is None else prompt.positions[:, :length],
-        deepstack=None if prompt.deepstack is None else prompt.deepstack[:, : int(visual.sum())],
     )
 
 
