@@ -154,7 +154,9 @@ def _to_host(value: Any) -> Any:
 
 def _check_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
     """Refuse CPU tensors as CUDA's kernels do: only copies, scalars, and indices may be on the CPU."""
-    if func in (aten._to_copy.default, aten.copy_.default):
+    # The formulas of gradients create zeros where the memory is, which is the CPU.
+    is_backward = torch._C._current_graph_task_id() != -1
+    if is_backward or func in (aten._to_copy.default, aten.copy_.default):
         return
     cpu_tensors = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor) and tensor.ndim]
     if cpu_tensors and not (func in INDEXING and isinstance(args[0], DeviceTensor)):

@@ -111,6 +111,10 @@ def check_indices(kept: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         assert torch.equal(indices.cpu(), cpu_indices)
 
 
+NOT_SIMULATED = ("cosmos3_edge", "gemma4")
+"""Types whose towers resize in half precision, or call `one_hot`, which asks for the device below Python."""
+
+
 @pytest.mark.parametrize(
     ("device", "dtype"),
     [
@@ -124,6 +128,8 @@ def test_every_family_keeps_the_same_tokens_and_gives_the_same_answers(
     variant: str, device: torch.device, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     """Images, and a clip if the family reads clips."""
+    if variant.startswith(NOT_SIMULATED):
+        pytest.skip("it uses an operation that the stand-in does not simulate")
     on_cpu = Model(write_checkpoint(variant, tmp_path / variant), tiny_model(variant), replace(CPU, dtype=dtype))
     media = on_cpu.images() + ([make_clip(1)] if on_cpu.tiny.clip_inputs else [])
     with accelerator(device):

@@ -6,11 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import UnsupportedModel
+from prunesid_cli.models.spliced.table import TYPES as SPLICED_TYPES
 
 if TYPE_CHECKING:
     from prunesid_cli.models.base import Family
 
+SPLICED = "spliced.halves:Spliced"
 FAMILIES = {
+    **dict.fromkeys(SPLICED_TYPES, SPLICED),
     "gemma3": "gemma3:Gemma3",
     "idefics3": "idefics3:Idefics3",
     "internvl": "internvl:InternVL",
@@ -27,26 +30,43 @@ FAMILIES = {
     "paligemma": "paligemma:PaliGemma",
     "qwen2_5_vl": "qwen_vl.halves:QwenVL",
     "qwen2_vl": "qwen_vl.halves:QwenVL",
+    "qwen3_5": "qwen_vl.halves:QwenVL",
+    "qwen3_5_moe": "qwen_vl.halves:QwenVL",
     "qwen3_vl": "qwen_vl.halves:QwenVL",
+    "qwen3_vl_moe": "qwen_vl.halves:QwenVL",
     "smolvlm": "idefics3:SmolVLM",
     "video_llava": "video_llava:VideoLlava",
 }
 """`model_type` in config.json -> module and class of its adapter."""
+OTHER_CUTS = {
+    "reads images by cross-attention, so images have no tokens in its prompt": (
+        "mllama", "idefics", "evolla",
+    ),
+    "reads images through a fixed number of queries, so its visual tokens show no places": (
+        "blip-2", "instructblip", "instructblipvideo", "granite4_vision", "kosmos-2", "kosmos-2.5",
+    ),
+    "gives images to the encoder of an encoder-decoder": (
+        "florence2", "pix2struct", "udop", "t5gemma2", "vision-encoder-decoder", "pp_formulanet", "blip", "git",
+    ),
+    "turns images into words of a code book": ("emu3", "chameleon", "apertus1p5", "glm_image"),
+    "has no vision side of its own": ("fuyu",),
+}  # fmt: skip
+"""Why a type of model cannot be cut in two halves -> the types."""
 
 
 def load_family(model_type: str) -> Family:
     """Import and create the adapter for a model type. Other families are not imported.
 
     Args:
-        model_type: A key of `FAMILIES`.
+        model_type: A key of `FAMILIES`, or another type, which the generic adapter may be able to run.
 
     Raises:
-        UnsupportedModel: There is no adapter for it.
+        UnsupportedModel: It cannot be cut in two halves.
     """
-    if model_type not in FAMILIES:
-        raise UnsupportedModel(
-            f"no adapter for models of type {model_type!r}", hint=f"supported types: {', '.join(sorted(FAMILIES))}"
-        )
-    module, class_name = FAMILIES[model_type].split(":")
+    for reason, types in OTHER_CUTS.items():
+        if model_type in types:
+            hint = "see the types that are supported: prunesid models"
+            raise UnsupportedModel(f"a model of type {model_type!r} {reason}; it cannot be pruned", hint)
+    module, class_name = FAMILIES.get(model_type, SPLICED).split(":")
     family: Family = getattr(import_module(f"{__name__}.{module}"), class_name)()
     return family

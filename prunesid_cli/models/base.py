@@ -32,6 +32,7 @@ class VisionHalf(Protocol):
 
     A vision half may also have these attributes:
         processor: The checkpoint's processor. Clips are accepted only if it has a `video_token`.
+        reads_clips: Whether clips are accepted then.
         fixed_short_side: Number of pixels of an image's shorter side that the model reads, whatever the image's size;
             None if it reads more of a larger image. Larger images can be downscaled while they are decoded.
         methods: Name of a selection method -> the method that this family uses under that name.

@@ -120,6 +120,7 @@ def crop_boxes(size: tuple[int, int], num_crops: int) -> list[Box]:
 class Gemma3Language(BaseLanguageHalf):
     """Language half: Gemma 3, with bidirectional attention among the tokens of an image."""
 
+    joins_images = True
     list_modalities = ()
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:

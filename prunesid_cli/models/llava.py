@@ -29,11 +29,11 @@ from prunesid_cli.models.shared.processor import (
     load_processor_settings,
     pad_instead_of_cropping,
     placeholder_ids,
-    placeholder_text,
     preprocess_frames,
     process_image,
     resized_short_side,
     visible_box,
+    write_rows,
 )
 from prunesid_cli.models.shared.vision_tower import VisionTower, check_tower, tower_type, trim_tower
 from prunesid_cli.models.shared.window_segments import window_segments
@@ -123,16 +123,15 @@ class PixtralVision:
         self.tower = VisionTower("pixtral", self.model.model.vision_tower, feature_layers)
         self.processor = load_processor(checkpoint)
         self.scale, self.options = split_scale(self.processor.image_processor, patch_size=self.patch_size)
-        settings = load_processor_settings(checkpoint)
-        self.break_text = settings.get("image_break_token", "[IMG_BREAK]")
-        self.end_text = settings.get("image_end_token", "[IMG_END]")
+        self.settings = load_processor_settings(checkpoint)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]. The text is written here, as transformers' processor needs torchvision."""
         pixels = preprocess_frames(self.processor.image_processor, media.frames, **self.options)
         rows, columns = (length // self.patch_size for length in pixels.shape[-2:])
-        text = self.break_text.join([str(placeholder_text(self.processor, False))] * rows) + self.end_text
-        layout = Layout(text, (columns,) * rows, (Region(0, rows, columns, columns),))
+        layout = Layout(
+            write_rows(self.processor, self.settings, rows), (columns,) * rows, (Region(0, rows, columns, columns),)
+        )
         return Pixels({"pixel_values": pixels}, layout, self.scale)
 
     @torch.no_grad()

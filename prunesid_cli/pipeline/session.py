@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.models import load_family
+from prunesid_cli.models import FAMILIES, load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, Checkpoint, resolve
 from prunesid_cli.pipeline.settings import Fit, Settings, TokenStore
 from prunesid_cli.selection.budget import Spread
@@ -69,6 +69,10 @@ class Session:
         placement = choose_placement(
             settings.device, settings.dtype.value, settings.attention.value, load_config(checkpoint)
         )
+        if checkpoint.model_type not in FAMILIES:
+            from prunesid_cli.models.spliced.trial import try_type
+
+            checkpoint = try_type(checkpoint, placement)
         logger.debug("%s model %s, revision %s", checkpoint.model_type, checkpoint.name, checkpoint.revision)
         attention = placement.attention or "sdpa where supported"
         logger.debug("device %s, dtype %s, attention %s", placement.device, placement.dtype, attention)

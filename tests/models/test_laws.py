@@ -15,6 +15,7 @@ from prunesid_cli.errors import MediaError
 from prunesid_cli.models import FAMILIES
 from prunesid_cli.models.shared.processor import supports_clips
 from prunesid_cli.models.shared.shared_prefix import prompt_prefix
+from prunesid_cli.models.spliced.table import TYPES as SPLICED_TYPES
 from prunesid_cli.pipeline.ask import ask
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import METHODS
@@ -76,7 +77,8 @@ def test_a_pruned_prompt_is_the_stock_prompt_without_the_pruned_rows(model: Mode
             pruned_inputs = prune_stock_inputs(model.tiny, stock, kept, inputs["inputs_embeds"][0])
             state = model.stock_language_model(**pruned_inputs).last_hidden_state[:, -1]
             expected = model.stock.lm_head(state)[0]
-        torch.testing.assert_close(model.language.logits([prompt])[0], expected, **CLOSE)
+        # Some models scale what their head puts out.
+        torch.testing.assert_close(model.head_scores(prompt), expected, **CLOSE)
 
 
 @pytest.mark.slow
@@ -111,8 +113,10 @@ def test_beams_are_those_of_the_stock_model(model: Model) -> None:
         for config in configs:
             config.num_beams = 3
         media = model.images()[:2]
-        check_keeping_all(model, media[:1], PROMPT)
-        check_keeping_all(model, media, PROMPT)
+        check_keeping_all(model, media[:1], PROMPT, allow_empty=True)
+        # In transformers, models of GLM interleave the images of a prompt when they repeat them for each beam.
+        if "_expand_multimodal_outputs" not in vars(type(model.stock)):
+            check_keeping_all(model, media, PROMPT, allow_empty=True)
         items = model.pruner("23").prune(model.pruner().encode([model.vision.preprocess(item) for item in media]))
         prompts = [model.language.embed(question, [item]) for item in items for question in QUESTIONS]
         answers = model.language.generate(prompts, GENERATION)
@@ -207,7 +211,10 @@ def test_a_shared_prefix_changes_no_answer(model: Model, keep: str) -> None:
     config = model.language.model.config
     kinds_of_layers = {*(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])}
     has_other_state = not kinds_of_layers <= {"full_attention", "sliding_attention"}
-    assert model.language.can_share_prefix == (config.model_type != "paligemma" and not has_other_state)
+    is_shared_type = SPLICED_TYPES[config.model_type].shares_prefix if config.model_type in SPLICED_TYPES else True
+    assert model.language.can_share_prefix == (
+        config.model_type != "paligemma" and is_shared_type and not has_other_state
+    )
     pruner = model.pruner(keep)
     items = pruner.prune(pruner.encode([model.vision.preprocess(media) for media in model.media()]))
     batch, prefixes = [], []

@@ -24,10 +24,10 @@ from prunesid_cli.errors import MediaError, ModelError, UnsupportedModel
 from prunesid_cli.inputs.image import Media, media_from_frames, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.qwen_vl import saliency as qwen_saliency
-from prunesid_cli.models.qwen_vl.halves import WINDOW_SIDE
 from prunesid_cli.models.qwen_vl.processor import FRAME_SIZING, load_clip_settings
+from prunesid_cli.models.shared import attention_saliency
 from prunesid_cli.models.shared.processor import placeholder_ids
+from prunesid_cli.models.spliced.halves import WINDOW_SIDE
 from prunesid_cli.selection import select
 from prunesid_cli.types import Encoded, Pixels, TokenSet
 from tests.conftest import Run
@@ -41,11 +41,12 @@ from tests.models.harness import (
     kept_rows,
     make_clip,
     make_image,
+    variant_marks,
 )
 from tests.models.tiny import TINY, tiny_model, write_checkpoint
 from tests.models.tiny.base import tower_pixels
 
-VARIANTS = sorted(name for name in TINY if name.startswith("qwen"))
+VARIANTS = [pytest.param(name, marks=variant_marks(name)) for name in sorted(TINY) if name.startswith("qwen")]
 EXACT = {"atol": 1e-5, "rtol": 0.0}
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="stock video processors need it")
 
@@ -97,7 +98,7 @@ def tower_inputs(items: list[Pixels]) -> tuple[Tensor, Tensor]:
 def test_saliency_is_the_attention_that_the_stock_tower_pays(
     model: Model, attention_weights: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qwen_saliency, "MAX_ATTENTION_WEIGHTS", 5000)  # several parts
+    monkeypatch.setattr(attention_saliency, "MAX_ATTENTION_WEIGHTS", 5000)  # several parts
     pixels = [model.vision.preprocess(media) for media in (model.media()[1], model.media()[2], make_clip(3, 3))]
     patches, grids = tower_inputs(pixels)
     tower = model.stock.model.visual
@@ -137,7 +138,7 @@ def test_large_images_are_cut_into_windows(model: Model) -> None:
     (item,) = model.vision.encode([pixels])
     assert item.layout.total > WINDOW_SIDE * WINDOW_SIDE and len(item.segments) == 2
     with torch.no_grad():
-        stock = model.vision.tower(*tower_inputs([pixels])).pooler_output
+        stock = model.vision.base.visual(*tower_inputs([pixels])).pooler_output
     assert torch.equal(rows_by_slot([item], "features"), stock)
     (kept,) = model.pruner("50").prune([item])
     torch.testing.assert_close(kept.tokens[:, : stock.shape[1]], stock[list(kept.slots)], **CLOSE)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import ModelError, UsageError
 from prunesid_cli.models.loading.hub import CONFIG_FILE, find_config
 from prunesid_cli.text import nearest
+
+if TYPE_CHECKING:
+    from prunesid_cli.models.spliced.table import SplicedType
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[2] / "demo" / "model"
@@ -26,6 +30,21 @@ ALIASES = {
     "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "qwen3-vl-30b": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3.5-27b": "Qwen/Qwen3.5-27B",
+    "qwen3.5-35b": "Qwen/Qwen3.5-35B-A3B",
+    "gemma-4-e2b": "google/gemma-4-E2B-it",
+    "gemma-4-12b": "google/gemma-4-12B-it",
+    "mistral-small-3.1-24b": "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+    "glm-4.1v-9b": "zai-org/GLM-4.1V-9B-Thinking",
+    "glm-4.5v": "zai-org/GLM-4.5V",
+    "glm-ocr": "zai-org/GLM-OCR",
+    "minicpm-v-4.6": "openbmb/MiniCPM-V-4.6",
+    "lfm2-vl-1.6b": "LiquidAI/LFM2-VL-1.6B",
+    "kimi-k2.6": "moonshotai/Kimi-K2.6",
+    "paddleocr-vl": "PaddlePaddle/PaddleOCR-VL",
+    "ernie-4.5-vl-28b": "baidu/ERNIE-4.5-VL-28B-A3B-PT",
+    "aya-vision-8b": "CohereForAI/aya-vision-8b",
     "internvl3-8b": "OpenGVLab/InternVL3-8B-hf",
     "idefics3-8b": "HuggingFaceM4/Idefics3-8B-Llama3",
     "smolvlm2-2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
@@ -56,6 +75,7 @@ class Checkpoint:
             equivalent model of transformers.
         settings: The contents of prunesid.json; empty if there is none.
         original_config: The contents of config.json if it has the format of LLaVA's authors; else None.
+        spliced_type: How the generic adapter treats a type of model that is in no table; None if it was not tried.
         has_random_weights: Whether to draw the weights at random instead of reading them. For benchmarks, which need
             only a model's size.
     """
@@ -67,6 +87,7 @@ class Checkpoint:
     model_type: str
     settings: dict[str, Any]
     original_config: dict[str, Any] | None = None
+    spliced_type: SplicedType | None = None
     has_random_weights: bool = False
 
     @property
@@ -138,6 +159,8 @@ def loading_error(checkpoint: Checkpoint, problem: str, error: Exception) -> Mod
     if "trust_remote_code" in str(error):
         own_code = f"{problem}: it needs Python code that comes with the model, and prunesid runs no such code"
         return ModelError(own_code, "choose a checkpoint that transformers reads by itself")
+    if isinstance(error, ImportError) or re.search("torchvision|requirements", str(error)):  # a class is missing
+        return ModelError(f"{problem}: {first_line(error)}", "pip install -U transformers torchvision")
     return ModelError(f"{problem}: {first_line(error)}", REINSTALL_HINT)
 
 

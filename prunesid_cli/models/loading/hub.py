@@ -45,6 +45,19 @@ def find_config(repo: str, revision: str) -> tuple[Path, bool]:
         raise explain_hub_error(repo, revision, error) from error
 
 
+def find_weights(repo: str) -> Path | None:
+    """The folder of a repo's download if its weights are in it; None if not. Nothing is asked of the hub.
+
+    Args:
+        repo: A repo id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, CONFIG_FILE)
+    folder = Path(config).parent if isinstance(config, str) else None
+    return folder if folder and any(folder.glob("*.safetensors")) else None
+
+
 def find_download(repo: str, revision: str = "main") -> Path | None:
     """The folder of a repo's download if the hub cannot be reached; None if the libraries may ask the hub.
 

@@ -89,7 +89,7 @@ class FrameSizing:
 FRAME_SIZING = {
     "qwen2_vl": FrameSizing(28, 128000, frame_size_per_frame),
     "qwen2_5_vl": FrameSizing(28, 128000, frame_size_per_frame),
-    "qwen3_vl": FrameSizing(32, 768, frame_size_per_clip),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), FrameSizing(32, 768, frame_size_per_clip)),
 }
 """By model_type."""
 

@@ -15,7 +15,9 @@ from inspect import signature
 from typing import Any
 
 import torch
+import transformers
 from jinja2 import TemplateError
+from packaging import version
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -43,6 +45,8 @@ from prunesid_cli.runtime.out_of_memory import free_memory, is_out_of_memory
 from prunesid_cli.text import is_encodable
 from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt, TokenSet
 
+CONTINUES_IMAGES = version.parse(transformers.__version__) >= version.parse("5.23")
+"""Whether an image of which some tokens are in the cache is read in both directions. Earlier releases forget them."""
 CACHE_SHARE = 0.5
 """Share of the free memory that keys and values of a batch may take."""
 TYPE_ARGUMENTS = ("token_type_ids", "mm_token_type_ids")
@@ -72,12 +76,14 @@ class BaseLanguageHalf:
         item_tokens: Patterns of further control tokens that the processor writes for an image or clip.
         newline_embedding: The embedding of structural slots [D]; None if the family has none.
         is_causal: Whether the start of a prompt is read in the same way whatever follows it.
+        joins_images: Whether tokens of an image attend to each other in both directions.
         list_modalities: Of which modalities the stock model reads features as a list of tensors; else as one tensor.
         modalities: The name of the stock model for visual tokens -> their placeholder: "image", and mostly "video".
     """
 
     newline_embedding: Tensor | None = None
     is_causal = True
+    joins_images = False
     list_modalities: tuple[str, ...] = ("image", "video")
     allow_special_tokens = False
     item_tokens: tuple[str, ...] = ()
@@ -103,12 +109,16 @@ class BaseLanguageHalf:
     def max_batch_tokens(self) -> int | None:
         """See `LanguageHalf`."""
         free, text = free_memory(self.model.device), self.model.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
-        if free is None or heads is None:
+        if free is None:
             return None
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        bytes_per_token = 2 * text.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
-        return int(CACHE_SHARE * free) // max(bytes_per_token, 1)
+        numbers_per_token = 0
+        # Layers of Gemma 4 differ in their heads.
+        is_mixed = getattr(text, "is_heterogeneous", False)
+        for layer in text.per_layer_config if is_mixed else [text] * text.num_hidden_layers:
+            heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+            head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+            numbers_per_token += heads * head_dim
+        return int(CACHE_SHARE * free) // max(2 * numbers_per_token * self.model.dtype.itemsize, 1)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Turn kept tokens into embeddings of the language model.
@@ -333,7 +343,10 @@ class BaseLanguageHalf:
         num_cached = 0
         if prefix_caches:
             cache = batch_prefix_caches(prefix_caches, [len(prompt.ids) for prompt in prompts])
-            options[CACHE_ARGUMENT], num_cached = cache, cache.get_seq_length()
+            width = max(len(prompt.ids) for prompt in prompts)
+            ends = [width - len(prompt.ids) + int(prompt.visual.nonzero()[-1]) for prompt in prompts]
+            if CONTINUES_IMAGES or not self.joins_images or max(ends) < cache.get_seq_length():
+                options[CACHE_ARGUMENT], num_cached = cache, cache.get_seq_length()
         inputs = self.model_inputs(prompts, num_cached)
         return self.model.generate(**inputs, pad_token_id=self.pad_token_id(), **options)
 

@@ -7,6 +7,7 @@ transformers need torchvision, so they are not used; frames go through the image
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -38,22 +39,26 @@ FRAME_SETTINGS = (
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
 )  # fmt: skip
 """Settings for a single frame that image processors and video processors have under the same names."""
-ITEM_TOKEN_NAMES = (
-    "image_token", "video_token", "vision_start_token", "vision_end_token", "start_image_token", "end_image_token",
-    "boi_token", "eoi_token", "fake_image_token", "global_image_tag", "global_image_token",
-)  # fmt: skip
+ITEM_TOKEN_NAME = re.compile("(?=.*(im(a)?ge?|video|vision|tile|slice|boi|eoi)).*_(token|tag)")
 """Attributes of processors and tokenizers that hold a token which a processor writes for an image or clip."""
 PROBE_SHAPES = ((31, 50, 3), (77, 40, 3))
 """Height, width and channels of images on which a processor is tried."""
 
 
-def load_processor(checkpoint: Checkpoint, processor_class: Any = None, image_processor_class: Any = None) -> Any:
+def load_processor(
+    checkpoint: Checkpoint,
+    processor_class: Any = None,
+    image_processor_class: Any = None,
+    needs_video_processor: bool = False,
+) -> Any:
     """Load a checkpoint's processor: image processor, tokenizer and chat template, but no video processor.
 
     Args:
         checkpoint: Where its files are.
         processor_class: Its class; None for the one that transformers has for the configuration.
         image_processor_class: The class of its image processor; None for the one that transformers finds.
+        needs_video_processor: Whether its class reads settings of the video processor; those of the image processor
+            take their place.
 
     Raises:
         ModelError: Its files cannot be read.
@@ -72,12 +77,15 @@ def load_processor(checkpoint: Checkpoint, processor_class: Any = None, image_pr
         else:
             image_processor = AutoImageProcessor.from_pretrained(**source, backend="pil")
         parts = {"image_processor": image_processor, "tokenizer": AutoTokenizer.from_pretrained(**source)}
+        if needs_video_processor:
+            parts["video_processor"] = image_processor
 
         class PartialProcessor(processor_class):  # type: ignore[misc, valid-type]
-            """Accepts None for a part, here the video processor."""
+            """Accepts anything as its video processor, which is not used."""
 
             def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-                return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+                is_unused = argument is None or argument_name == "video_processor"
+                return None if is_unused else super().check_argument_for_proper_class(argument_name, argument)
 
         PartialProcessor.__name__ = processor_class.__name__
         arguments = [parts.get(name) for name in processor_class.get_attributes()]
@@ -128,13 +136,14 @@ def read_frame_options(checkpoint: Checkpoint, image_processor: Any) -> dict[str
 
 def placeholder_text(processor: Any, is_clip: bool) -> str | None:
     """The text that a chat template writes for an image or clip, and that the processor then expands; None if none."""
-    return getattr(processor, "video_token" if is_clip else "image_token", None)
+    names = ("video_token",) if is_clip else ("image_placeholder_token", "image_token")
+    return next((text for name in names if (text := getattr(processor, name, None))), None)
 
 
 def item_tokens(processor: Any) -> set[str]:
     """The tokens that a processor writes into a prompt for an image or clip, as far as it names them."""
-    sources = (processor, processor.tokenizer)
-    return {token for source in sources for name in ITEM_TOKEN_NAMES if (token := getattr(source, name, None))}
+    named = {**getattr(processor.tokenizer, "_special_tokens_map", {}), **vars(processor.tokenizer), **vars(processor)}
+    return {text for name, text in named.items() if ITEM_TOKEN_NAME.fullmatch(name) and isinstance(text, str) and text}
 
 
 def placeholder_ids(config: Any) -> frozenset[int]:
@@ -155,7 +164,8 @@ def modality_ids(config: Any) -> dict[str, int]:
 
 def supports_clips(vision: Any) -> bool:
     """Whether a prompt for a vision half's checkpoint can contain a clip."""
-    return placeholder_text(getattr(vision, "processor", None), True) is not None
+    has_text = placeholder_text(getattr(vision, "processor", None), True) is not None
+    return has_text and getattr(vision, "reads_clips", True)
 
 
 def fixed_short_side(vision: Any) -> int | None:
@@ -263,6 +273,18 @@ class ProcessedImage:
     tensors: Mapping[str, Any]
     text: str
     runs: tuple[int, ...]
+
+
+def write_rows(processor: Any, settings: Mapping[str, Any], rows: int) -> str:
+    """The text that Pixtral's processor writes for an image, which needs torchvision: a placeholder for each row.
+
+    Args:
+        processor: The processor, whose placeholder is written.
+        settings: The checkpoint's settings of the processor.
+        rows: Rows of visual tokens.
+    """
+    line_end, end = settings.get("image_break_token", "[IMG_BREAK]"), settings.get("image_end_token", "[IMG_END]")
+    return str(line_end).join([str(placeholder_text(processor, False))] * rows) + str(end)
 
 
 def process_image(processor: Any, placeholder_ids: frozenset[int], image: Image, **options: Any) -> ProcessedImage:

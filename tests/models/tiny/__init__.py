@@ -8,9 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from prunesid_cli.models.spliced.table import TYPES as SPLICED_TYPES
 from tests.models.tiny.base import TinyModel
 
 TINY = {
+    **{model_type: f"spliced:{model_type}" for model_type in SPLICED_TYPES},
     "gemma3": "gemma3:PLAIN",
     "gemma3-crops": "gemma3:CROPS",
     "idefics3": "idefics3:PLAIN",
@@ -56,10 +58,15 @@ TINY = {
     "paligemma-two": "paligemma:TWO",
     "qwen2_5_vl": "qwen_vl:TWO_AND_A_HALF",
     "qwen2_vl": "qwen_vl:TWO",
+    "qwen3_5": "qwen_vl:THREE_AND_A_HALF",
+    "qwen3_5_moe": "qwen_vl:THREE_AND_A_HALF_MOE",
     "qwen3_vl": "qwen_vl:THREE",
+    "qwen3_vl_moe": "qwen_vl:THREE_MOE",
     "smolvlm": "idefics3:SMOLVLM2",
     "video_llava": "video_llava:PLAIN",
     "video_llava-full": "video_llava:FULL",
+    "gemma4-experts": "spliced:gemma4__experts",
+    "gemma4-vision": "spliced:gemma4__vision",
 }
 """Variant -> module and name of its `TinyModel`; the part of the variant before the first hyphen is the model_type."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     CLIPVisionConfig,
@@ -102,10 +103,12 @@ class PixtralProcessor:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.images = PixtralImageProcessorPil.from_pretrained(folder)
+        self.settings = json.loads((folder / "processor_config.json").read_text())
 
     def __call__(self, images: list[Any], text: list[str], **options: Any) -> dict[str, Any]:
-        processed = dict(self.images(images, return_tensors="pt"))
-        grids = [(height // 16, width // 16) for height, width in processed["image_sizes"]]
+        side = self.settings["patch_size"] * self.settings.get("spatial_merge_size", 1)
+        processed = dict(self.images(images, return_tensors="pt", patch_size=side))
+        grids = [(height // side, width // side) for height, width in processed["image_sizes"]]
         rows = iter(["[IMG_BREAK]".join(["[IMG]" * columns] * rows) + "[IMG_END]" for rows, columns in grids])
         text = [re.sub(r"\[IMG\]", lambda _: next(rows), prompt) for prompt in text]
         return {**self.tokenizer(text, **options), **processed}
@@ -113,7 +116,7 @@ class PixtralProcessor:
 
 def load_stock_pixtral(folder: Path) -> Any:
     """Load the stock model, with the real processor if torchvision is installed."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
     model.processor = (
         AutoProcessor.from_pretrained(folder, backend="pil") if find_spec("torchvision") else PixtralProcessor(folder)
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
@@ -16,8 +18,6 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
 )
 
 from prunesid_cli.types import Pixels
@@ -138,21 +138,24 @@ def qwen2_5_vl(folder: Path) -> None:
     save(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(vision_config=vision, text_config=text, **IDS), folder)
 
 
-def qwen3_vl(folder: Path) -> None:
+def qwen3(folder: Path, name: str = "Qwen3VL", rope: Mapping[str, Any] | None = None, **more: Any) -> None:
+    """Qwen3-VL and Qwen3.5; the latter has no deepstack, and a language model with layers of linear attention."""
     files = {"preprocessor_config.json": IMAGES_16, "video_preprocessor_config.json": CLIPS_16}
     words = _write(folder, "Qwen3VLProcessor", TURNS, files)
-    vision = {
+    vision: dict[str, Any] = {
         "depth": 4,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_heads": 2,
         "out_hidden_size": 64,
         "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": [0, 1, 2],
     }
-    rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "mrope_interleaved": True, "rope_theta": 5e6}
-    text = _text(words, head_dim=16, rope_parameters=rope)
-    save(Qwen3VLForConditionalGeneration, Qwen3VLConfig(vision_config=vision, text_config=text, **IDS), folder)
+    if "VL" in name:
+        vision["deepstack_visual_indexes"] = [0, 1, 2]
+    positions = {"rope_type": "default", "mrope_section": [3, 3, 2], "mrope_interleaved": True, "rope_theta": 5e6}
+    text = _text(words, head_dim=16, rope_parameters={**positions, **(rope or {})}, **more)
+    config = getattr(transformers, f"{name}Config")(vision_config=vision, text_config=text, **IDS)
+    save(getattr(transformers, f"{name}ForConditionalGeneration"), config, folder)
 
 
 def as_clip(pixels: Pixels) -> Mapping[str, Tensor]:
@@ -161,4 +164,21 @@ def as_clip(pixels: Pixels) -> Mapping[str, Tensor]:
     return {name: tower_pixels(pixels), **dict(others)}
 
 
-TWO, TWO_AND_A_HALF, THREE = (TinyModel(write, SIZES, as_clip) for write in (qwen2_vl, qwen2_5_vl, qwen3_vl))
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+HYBRID = {
+    "rope": {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+TWO, TWO_AND_A_HALF, THREE = (TinyModel(write, SIZES, as_clip) for write in (qwen2_vl, qwen2_5_vl, qwen3))
+THREE_MOE = TinyModel(partial(qwen3, name="Qwen3VLMoe", **EXPERTS), SIZES, as_clip)
+THREE_AND_A_HALF = TinyModel(partial(qwen3, name="Qwen3_5", **HYBRID), SIZES, as_clip)
+THREE_AND_A_HALF_MOE = TinyModel(partial(qwen3, name="Qwen3_5Moe", **HYBRID, **EXPERTS), SIZES, as_clip)

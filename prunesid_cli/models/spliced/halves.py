@@ -1,0 +1,236 @@
+"""The two halves of any model whose stock class takes features in place of pixels (`mm_encoder_outputs`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+import torch
+import transformers
+from packaging import version
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from prunesid_cli.errors import MediaError, ModelError, UnsupportedModel
+from prunesid_cli.inputs.image import Media, media_from_image
+from prunesid_cli.models.loading.checkpoint import Checkpoint, first_line
+from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.mrope import with_mrope
+from prunesid_cli.models.shared.pixel_scale import upload_pixels
+from prunesid_cli.models.shared.requirements import refuse_flash_attention
+from prunesid_cli.models.shared.window_segments import window_segments
+from prunesid_cli.models.spliced.layouts import REGIONS, ImageParts
+from prunesid_cli.models.spliced.processor import SplicedProcessor, random_image, row_of
+from prunesid_cli.models.spliced.saliency import TowerSaliency, UnreadableTower
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt
+
+WINDOW_SIDE = 32
+"""A segment has at most this many tokens squared."""
+PROBE_SIZE = (640, 480)
+"""Width and height of the image on which a tower's attention is looked for; larger than its windows."""
+DEPTH_SETTINGS = ("num_hidden_layers", "depth")
+LAYER_SETTINGS = ("deepstack_visual_indexes", "fullatt_block_indexes", "layer_types")
+"""Settings that say how many layers a tower has, and that name some of them."""
+
+
+class Spliced:
+    """Family of the types in `table.TYPES`, and of those that are in no table."""
+
+    def check_supported(self, checkpoint: Checkpoint) -> None:
+        """Refuse a type that the installed transformers does not know, or has no features in place of pixels for."""
+        model_class(checkpoint)
+
+    def load_vision_half(self, checkpoint: Checkpoint, placement: Placement) -> SplicedVision:
+        return SplicedVision(checkpoint, placement)
+
+    def load_language_half(self, checkpoint: Checkpoint, placement: Placement) -> SplicedLanguage:
+        return SplicedLanguage(checkpoint, placement)
+
+
+def model_class(checkpoint: Checkpoint) -> Any:
+    """The stock class of a checkpoint's type.
+
+    Raises:
+        UnsupportedModel: The installed transformers has none that takes features in place of pixels.
+    """
+    name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(checkpoint.model_type)
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    since, installed = row_of(checkpoint).since, transformers.__version__
+    is_old = version.parse(installed) < version.parse(since)
+    if found is None or is_old or "mm_encoder_outputs" not in signature(found.forward).parameters:
+        problem = f"transformers {installed} cannot split models of type {checkpoint.model_type!r}"
+        raise UnsupportedModel(problem, hint=f"pip install -U 'transformers>={since}'")
+    return found
+
+
+class SplicedVision:
+    """Vision half: an image of any kind of pixels -> tokens as the language model reads them."""
+
+    reads_clips = False
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        config = load_config(checkpoint)
+        self.row = row_of(checkpoint)
+        if self.row.joins_images:
+            refuse_flash_attention(placement, checkpoint.model_type)
+        self.placement = placement
+        if self.row.drops_audio:
+            config.audio_config = None
+        self.model = load_vision_model(model_class(checkpoint), checkpoint, config, placement, ("language_model.",))
+        self.base = self.model.base_model
+        self.processor = self.load_processor(checkpoint)
+        self.saliency = TowerSaliency(self.base, self.base.get_decoder())
+
+    def load_processor(self, checkpoint: Checkpoint) -> Any:
+        """Load what `preprocess` needs, and return the checkpoint's processor."""
+        self.images = SplicedProcessor(checkpoint)
+        self.arguments = signature(self.base.get_image_features).parameters
+        return self.images.processor
+
+    def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
+        """Image -> the arguments of the stock model's `get_image_features`."""
+        try:
+            processed = self.images.process(media.image)
+        except ValueError as error:
+            width, height = media.size
+            problem = f"{media.source}: {width} x {height} pixels cannot be read by this model: {first_line(error)}"
+            raise MediaError(problem, hint="crop it, so that no side is many times the other") from error
+        tensors = {name: value for name, value in processed.tensors.items() if name in self.arguments}
+        pixels = tensors.pop("pixel_values")
+        tensors = {
+            "pixel_values": pixels.to(torch.uint8) if self.images.scale else pixels,
+            **{name: torch.as_tensor(value) for name, value in tensors.items()},
+        }
+        regions = REGIONS[self.row.pixels](ImageParts(processed, media.size, self.processor, self.model.config))
+        layout = Layout(processed.text, processed.runs, regions)
+        if layout.num_visual != layout.total or any(region.stride != region.columns for region in regions):
+            problem = (
+                f"the grids of {media.source or 'an image'} cover {layout.num_visual} of its {layout.total} tokens"
+            )
+            raise ModelError(
+                problem, f"kind of pixels {self.row.pixels!r} is wrong for {self.model.config.model_type!r}"
+            )
+        if hasattr(self.base, "get_rope_index"):
+            layout = with_mrope(layout, 1, self.images.image_id, self.base.get_rope_index, tensors)
+        return Pixels(tensors, layout, self.images.scale)
+
+    @torch.no_grad()
+    def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
+        """Images -> a segment for each window of each grid of tokens."""
+        if not self.saliency.is_probed:
+            probe = self.preprocess(media_from_image(random_image(PROBE_SIZE)))
+            self.saliency.probe(lambda: self.features([probe])[0])
+        if not self.row.batched and len(items) > 1:
+            return [encoded for item in items for encoded in self.encode([item])]
+        keys = [grid_key(item) for item in items]
+        with self.saliency.watch(keys) as recorded:
+            tokens, extra = self.features(items)
+        counts = [item.layout.total for item in items]
+        rows = [len(next(iter(item.tensors.values()))) for item in items]
+        try:
+            saliency = self.saliency.saliency(recorded, tokens, keys, counts, rows)
+        except UnreadableTower as error:
+            if len(items) > 1:
+                return [encoded for item in items for encoded in self.encode([item])]
+            raise ModelError(f"the saliency of this image cannot be found: {error}", "report it") from error
+        tokens, encoded, start = tokens.detach(), list[Encoded](), 0
+        for item in items:
+            segments = []
+            for region in item.layout.regions:
+                slots = slice(start + region.first, start + region.first + region.rows * region.columns)
+                others = None if extra is None else extra[slots]
+                segments += window_segments(region, WINDOW_SIDE, tokens[slots], saliency[slots], others)
+            encoded.append(Encoded(tuple(segments), item.layout))
+            start += item.layout.total
+        return encoded
+
+    def features(self, items: Sequence[Pixels]) -> tuple[Tensor, Tensor | None]:
+        """Run the tower and the projector on a batch.
+
+        Returns:
+            Tokens [T, D], and what is added to them in later layers (deepstack), [T, K * D] or None.
+        """
+        output = self.base.get_image_features(**tower_inputs(items, self.placement), return_dict=True)
+        deepstack = getattr(output, "deepstack_features", None)
+        extra = torch.cat([join(layer).detach() for layer in deepstack], -1) if deepstack else None
+        return join(output.pooler_output), extra
+
+
+def tower_inputs(items: Sequence[Pixels], placement: Placement) -> dict[str, Tensor]:
+    """The arguments of the stock model's `get_image_features` for a batch."""
+    inputs = {"pixel_values": upload_pixels(items, placement)}
+    for name in list(items[0].tensors)[1:]:
+        inputs[name] = torch.cat([item.tensors[name] for item in items]).to(placement.device)
+    return inputs
+
+
+def join(features: Any) -> Tensor:
+    """Features of images, as a list of tensors or as one tensor -> [T, D]."""
+    if isinstance(features, torch.Tensor):
+        return features.flatten(0, -2)
+    return torch.cat([image.flatten(0, -2) for image in features])
+
+
+def grid_key(item: Pixels) -> Hashable:
+    """What the way from patches to tokens depends on: the shape of the pixels, and all other arguments."""
+    pixels, *others = item.tensors.values()
+    return (pixels.shape, *(tensor.numpy().tobytes() for tensor in others))
+
+
+def remove_layers(config: Any) -> None:
+    """Remove the layers of a tower from its configuration."""
+    for name in DEPTH_SETTINGS:
+        if hasattr(config, name):
+            setattr(config, name, 0)
+    for name in LAYER_SETTINGS:
+        if getattr(config, name, None) is not None:
+            setattr(config, name, [])
+
+
+class SplicedLanguage(BaseLanguageHalf):
+    """Language half: the stock model without the layers of its tower."""
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        row, config = row_of(checkpoint), load_config(checkpoint)
+        if row.joins_images:
+            refuse_flash_attention(placement, checkpoint.model_type)
+        images = SplicedProcessor(checkpoint)
+        self.joins_images, self.is_causal = row.joins_images, row.shares_prefix
+        self.item_tokens = images.item_patterns()
+        self.list_modalities = ("image", "video") if row.reads_list else ()
+        if row.drops_audio:
+            config.audio_config = None
+        remove_layers(config.vision_config)
+        model = load_model_half(model_class(checkpoint), checkpoint, config, placement)
+        super().__init__(model, images.processor)
+
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
+        """Number the images of a prompt, where the processor does."""
+        if start := getattr(self.processor, "image_id_start_token", None):
+            number = re.compile(re.escape(start) + r"\d+")
+            layouts = [
+                replace(layout, text=number.sub(f"{start}{place}", layout.text)) for place, layout in enumerate(layouts)
+            ]
+        return super().tokenize(prompt, layouts)
+
+    def encoder_output(self, rows: Sequence[Tensor], modality: str) -> BaseModelOutputWithPooling:
+        """Add the embeddings that Ovis2 has for the marks around its tiles, which come last in its table."""
+        output = super().encoder_output(rows, modality)
+        if (marks := getattr(self.model.base_model, "visual_indicator_token_ids", None)) is not None:
+            output["visual_indicator_features"] = self.model.base_model.visual_embeddings_table.weight[-len(marks) :]
+        return output
+
+    def model_inputs(self, prompts: Sequence[Prompt], num_cached: int = 0) -> dict[str, Any]:
+        """Add which tokens go to the experts for images, where a model has any: those of images and their ends."""
+        inputs = super().model_inputs(prompts, num_cached)
+        if "moe_mm_token_type_ids" in self.arguments:
+            names = [f"{kind}_{end}_token_id" for kind in ("image", "video") for end in ("start", "end")]
+            ends = [value for name in names if (value := getattr(self.model.config, name, None)) is not None]
+            is_end = torch.isin(inputs["input_ids"], torch.tensor(ends, device=inputs["input_ids"].device))
+            inputs["moe_mm_token_type_ids"] = inputs["mm_token_type_ids"] | is_end
+        return inputs
