@@ -22,7 +22,14 @@ finally:
 
 def test_help_and_listing_start_without_torch(tmp_path: Path) -> None:
     """Nor do they import other large packages."""
-    for args in (["--help"], ["ask", "--help"], ["bench", "--help"], ["models"], ["cache", "ls", str(tmp_path)]):
+    for args in (
+        ["--help"],
+        ["ask", "--help"],
+        ["bench", "--help"],
+        ["models"],
+        ["models", "ls"],
+        ["cache", "ls", str(tmp_path)],
+    ):
         done = subprocess.run([sys.executable, "-c", PROGRAM, *args], capture_output=True, text=True, timeout=60)
         assert done.stderr.splitlines()[-1] == "[]", (args, done.stderr)
 

@@ -12,12 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from prunesid_cli.models.loading.checkpoint import ALIASES
+from prunesid_cli.pipeline.model_info import count_parameters
+from prunesid_cli.tokencache import open_cache, read_tokens
 from tests.cli.conftest import SHORT
 from tests.cli.helpers import cache_files
 from tests.cli.processes import prunesid
 from tests.conftest import PROMPT, Run
-from tests.models.tiny import write_checkpoint
+from tests.models.harness import Model
+from tests.models.tiny import tiny_model, write_checkpoint
 
 
 def test_models_use_sets_the_default(
@@ -29,6 +34,49 @@ def test_models_use_sets_the_default(
     monkeypatch.chdir(tmp_path)
     assert run("ask", pictures[0], PROMPT).out == run("ask", "-m", llava, pictures[0], PROMPT).out
     assert run("models", "use", "./nowhere").code == 1
+
+
+def test_models_are_listed_with_what_is_downloaded(run: Run) -> None:
+    records = run("models", "ls", "--json").records
+    assert [record["alias"] for record in records] == ["demo", *ALIASES]
+    demo, *others = records
+    assert demo["downloaded"]
+    assert demo["disk_bytes"] > demo["vision_bytes"] > 0
+    assert not any(record["downloaded"] for record in others)
+    assert run("models", "ls").out == run("models").out
+
+
+def test_a_downloaded_repo_is_listed_with_its_size(
+    run: Run, llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = tmp_path / f"models--{ALIASES['llava-1.5-7b'].replace('/', '--')}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("1" * 40)
+    shutil.copytree(llava, repo / "snapshots" / ("1" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    listed = {record["alias"]: record for record in run("models", "ls", "--json").records}
+    assert listed["llava-1.5-7b"]["downloaded"]
+    assert listed["llava-1.5-7b"]["disk_bytes"] == sum(path.stat().st_size for path in llava.rglob("*"))
+    assert not listed["llava-1.5-13b"]["downloaded"]
+
+
+@pytest.mark.parametrize("variant", ["llava", "qwen3_vl", "glm4v", "mgm", "internvl"])
+def test_what_is_told_of_a_model_is_what_compress_does(run: Run, tmp_path: Path, variant: str) -> None:
+    folder = write_checkpoint(variant, tmp_path / "model")
+    described = run("models", "info", folder, "--json").records[0]
+    Image.effect_noise((1280, 960), 60).convert("RGB").save(tmp_path / "picture.png")
+    assert run("compress", tmp_path / "picture.png", "-m", folder, "--out", tmp_path / "cache").code == 0
+    item = next(iter(open_cache(tmp_path / "cache").items()))
+    (tokens,) = read_tokens(item[0], [item[1]])
+    assert described["image_tokens"] == tokens.layout.num_visual
+    assert described["token_width"] == tokens.tokens.shape[1]
+    assert described["kept_tokens"] == tokens.kept
+    model = Model(folder, tiny_model(variant))
+    halves = {"vision": model.vision, "language": model.language}
+    for name, half in halves.items():
+        assert described[f"{name}_parameters"] == count_parameters(half)
+    text = run("models", "info", folder)
+    assert f"{described['image_tokens']:,} visual tokens" in text.out
 
 
 def test_the_note_about_the_embedded_model_ends_when_one_is_chosen(
