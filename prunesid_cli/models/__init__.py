@@ -39,17 +39,15 @@ FAMILIES = {
 }
 """`model_type` in config.json -> module and class of its adapter."""
 OTHER_CUTS = {
-    "reads images by cross-attention, so images have no tokens in its prompt": (
-        "mllama", "idefics", "evolla",
-    ),
+    "reads images by cross-attention, so images have no tokens in its prompt": ("mllama", "idefics", "blip"),
     "reads images through a fixed number of queries, so its visual tokens show no places": (
-        "blip-2", "instructblip", "instructblipvideo", "granite4_vision", "kosmos-2", "kosmos-2.5",
+        "blip-2", "instructblip", "instructblipvideo", "kosmos-2", "kosmos-2.5",
     ),
     "gives images to the encoder of an encoder-decoder": (
-        "florence2", "pix2struct", "udop", "t5gemma2", "vision-encoder-decoder", "pp_formulanet", "blip", "git",
+        "florence2", "pix2struct", "udop", "t5gemma2", "vision-encoder-decoder", "pp_formulanet",
     ),
     "turns images into words of a code book": ("emu3", "chameleon", "apertus1p5", "glm_image"),
-    "has no vision side of its own": ("fuyu",),
+    "has no vision tower, only a projection of pixels": ("fuyu",),
 }  # fmt: skip
 """Why a type of model cannot be cut in two halves -> the types."""
 

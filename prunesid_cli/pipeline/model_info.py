@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,9 +59,6 @@ class ModelInfo:
     kept_tokens: int
     token_width: int
     cache_bytes: int
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def describe_model(checkpoint: Checkpoint) -> ModelInfo:

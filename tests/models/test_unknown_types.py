@@ -41,6 +41,7 @@ def test_a_type_that_can_be_split_is_tried_once(
     known = run(*ask, "7").out
     monkeypatch.delitem(FAMILIES, model_type)
     monkeypatch.delitem(TYPES, model_type)
+    assert "the first run compares its two halves" in run("models", "info", folder).err
     first, second = run(*ask, "7"), run(*ask, "7")
     assert (first.code, first.out, second.code, second.out) == (0, known, 0, known)
     assert TRYING in first.err

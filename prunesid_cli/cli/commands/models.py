@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -97,13 +98,15 @@ def info(
     }
     for title, text in lines.items():
         printer.result(f"{title:18} {text}")
+    if record["model_type"] not in FAMILIES:
+        printer.note("this type is in no table: the first run compares its two halves with the whole model")
 
 
 def _describe(name: str) -> dict[str, Any]:
     """What is known of a model by its configuration."""
     from prunesid_cli.pipeline.model_info import describe_model
 
-    return describe_model(resolve(name)).as_json()
+    return asdict(describe_model(resolve(name)))
 
 
 @app.command(cls=PlainCommand)

@@ -46,7 +46,7 @@ from prunesid_cli.text import is_encodable
 from prunesid_cli.types import CLS_NOT_READ, Answer, Generation, Layout, Prompt, TokenSet
 
 CONTINUES_IMAGES = version.parse(transformers.__version__) >= version.parse("5.23")
-"""Whether an image of which some tokens are in the cache is read in both directions. Earlier releases forget them."""
+"""Whether transformers still attends in both directions within an image when some of its tokens are cached already."""
 CACHE_SHARE = 0.5
 """Share of the free memory that keys and values of a batch may take."""
 TYPE_ARGUMENTS = ("token_type_ids", "mm_token_type_ids")
@@ -77,7 +77,8 @@ class BaseLanguageHalf:
         newline_embedding: The embedding of structural slots [D]; None if the family has none.
         is_causal: Whether the start of a prompt is read in the same way whatever follows it.
         joins_images: Whether tokens of an image attend to each other in both directions.
-        list_modalities: Of which modalities the stock model reads features as a list of tensors; else as one tensor.
+        list_modalities: The modalities whose features the stock model takes as a list of tensors. It takes those of the
+            others as one tensor.
         modalities: The name of the stock model for visual tokens -> their placeholder: "image", and mostly "video".
     """
 
@@ -115,7 +116,9 @@ class BaseLanguageHalf:
         # Layers of Gemma 4 differ in their heads.
         is_mixed = getattr(text, "is_heterogeneous", False)
         for layer in text.per_layer_config if is_mixed else [text] * text.num_hidden_layers:
-            heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+            heads = getattr(layer, "num_key_value_heads", None) or getattr(layer, "num_attention_heads", None)
+            if heads is None:
+                return None
             head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
             numbers_per_token += heads * head_dim
         return int(CACHE_SHARE * free) // max(2 * numbers_per_token * self.model.dtype.itemsize, 1)

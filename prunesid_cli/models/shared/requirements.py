@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from prunesid_cli.errors import UnsupportedModel, UsageError
 from prunesid_cli.models.loading.checkpoint import Checkpoint
+from prunesid_cli.models.spliced.table import TYPES
 from prunesid_cli.types import Placement
 
-MODEL_TYPES_WITHOUT_FLASH = ("gemma3", "paligemma")
+MODEL_TYPES_WITHOUT_FLASH = ("gemma3", "paligemma", *(name for name, row in TYPES.items() if row.joins_images))
 """Types of models that read images, or whole prompts, in both directions."""
 
 

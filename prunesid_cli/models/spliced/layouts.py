@@ -45,7 +45,7 @@ def raster(rows: int, columns: int, box: Box = WHOLE_IMAGE) -> tuple[Region, ...
 
 
 def of_patch_grid(parts: ImageParts) -> tuple[Region, ...]:
-    """Images of any size in patches, of which merge x merge are a token: `image_grid_thw`."""
+    """Images of any size, with their grid of patches in `image_grid_thw`. A token is a square of patches."""
     _, rows, columns = parts.processed.tensors["image_grid_thw"][0].tolist()
     merge = isqrt(rows * columns // parts.total)
     return raster(rows // merge, columns // merge)
@@ -66,7 +66,7 @@ def of_square(parts: ImageParts) -> tuple[Region, ...]:
 
 
 def of_squares(parts: ImageParts) -> tuple[Region, ...]:
-    """Squares of which it is not known what they show, if there are several."""
+    """One square, or several. It is not known which part of the image each of several squares shows."""
     count = len(parts.processed.tensors["pixel_values"])
     if count == 1 or parts.total % count:
         return of_square(parts)
@@ -87,14 +87,14 @@ def of_tiles(parts: ImageParts) -> tuple[Region, ...]:
 
 
 def of_whole_and_tiles(parts: ImageParts) -> tuple[Region, ...]:
-    """The whole image, then square tiles in raster order, with a token after each row: Ovis2."""
+    """The whole image, then square tiles in raster order, with a mark after each row of tiles (Ovis2)."""
     count, rows = len(parts.processed.tensors["pixel_values"]), parts.processed.text.count("<IMG_ROW>") + 1
     side = isqrt(parts.total // count)
     return stack([(side, side)] * count, whole_and_tile_boxes(count, rows))
 
 
 def of_positions(parts: ImageParts) -> tuple[Region, ...]:
-    """Patches with their positions and padding, of which k x k are pooled to a token: `image_position_ids`."""
+    """Padded patches, with their positions in `image_position_ids`. A token is a square of patches."""
     columns, rows = (parts.processed.tensors["image_position_ids"][0].amax(0) + 1).tolist()
     pooled = isqrt(rows * columns // parts.total)
     return raster(rows // pooled, columns // pooled)

@@ -1,7 +1,7 @@
 """Saliency of visual tokens in any tower: what its own attention says of the patches that a token is made of.
 
-Which patches a token is made of is found out by gradients, so that pixel shuffle, pooling, mergers and packing need no
-code of a family. A random vector is sent back from the tokens to the tower's last states, then the same vector with a
+Gradients show which patches a token is made of, so pixel shuffle, pooling, mergers and packing need no code of their
+own. A random vector is sent back from the tokens to the tower's last states, then the same vector with a
 factor for each token. If a patch goes to one token only, its two gradients differ by exactly this factor. Factors are
 powers of two, which are exact in every precision, so a token's number is read digit by digit.
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from prunesid_cli.models.shared.registered_attention import AttentionCall, record_attention
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DIGIT_BITS = 3
 """Bits of a token's number that one gradient tells: factors from 2^-4 to 2^3, which fp16 holds as well."""
@@ -93,7 +93,7 @@ class TowerSaliency:
             self.block, self.attention = self._find_source(recorded, tokens)
         except UnreadableTower as error:
             self.norm_reason = str(error)
-            log.debug("saliency is the norm of a token: %s", self.norm_reason)
+            logger.debug("saliency is the norm of a token: %s", self.norm_reason)
 
     def _find_source(self, recorded: Pass, tokens: Tensor) -> tuple[nn.Module, nn.Module]:
         calls: dict[nn.Module, list[AttentionCall]] = {}
@@ -122,7 +122,7 @@ class TowerSaliency:
         if not widths:
             raise UnreadableTower("the tower's attention is over other patches than its tokens are made of")
         widest = max(widths, key=lambda module: (widths[module], order.index(holders[module])))
-        # A first row of which no token is made is CLS, if all tokens are made of others.
+        # The first row is CLS if it goes into no token, and the second row does.
         self.reads_first = bool(owner[0] < 0) and int(used[0]) == 1
         return last, widest
 
@@ -194,7 +194,7 @@ class TowerSaliency:
         Raises:
             UnreadableTower: Patches of a batch cannot be told apart, or tokens are mixed of them, unlike in the probe.
         """
-        if self.block is None or self.norm_reason:
+        if self.block is None:
             return tokens.detach().float().norm(dim=-1)
         state = recorded.states[self.block]
         if state.requires_grad:
@@ -231,14 +231,14 @@ def random_signs(tokens: Tensor) -> Tensor:
 
 
 def find_owner(tokens: Tensor, state: Tensor) -> Tensor:
-    """Find out of which token each patch becomes a part.
+    """Find the token that each patch goes into.
 
     Args:
         tokens: [T, D], computed from `state`.
         state: Patches [..., C], a leaf with gradients.
 
     Returns:
-        [P], on the CPU: the number of a token; -1 for a patch of which no token is made.
+        [P], on the CPU: the number of a token; -1 for a patch that goes into no token, such as CLS or padding.
 
     Raises:
         UnreadableTower: Tokens are mixed of patches that go to other tokens as well.

@@ -293,14 +293,7 @@ SPECS = {
         prune_inputs=prune_both_masks,
     ),
     "gemma4__experts": replace(GEMMA4, adjust=partial(set_gemma4, **GEMMA4_EXPERTS)),
-    "gemma4_unified": Spec(
-        image="<image_soft_token>",
-        tokens={"image_token": "<image_soft_token>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
-        | {"audio_token": "<audio_soft_token>", "boa_token": "<boa>", "eoa_token": "<eoa>"},
-        images={"max_soft_tokens": 70},
-        adjust=set_gemma4_unified,
-        prune_inputs=prune_gemma4_inputs,
-    ),
+    "gemma4_unified": replace(GEMMA4, adjust=set_gemma4_unified),
     "glm46v": GLM,
     "glm4v": GLM,
     "glm4v_moe": replace(GLM, config=mrope(1, 1, 2), processor_class="Glm4vProcessor", image_type="glm4v"),
