@@ -179,7 +179,7 @@ def join(features: Any) -> Tensor:
 def grid_key(item: Pixels) -> Hashable:
     """What the way from patches to tokens depends on: the shape of the pixels, and all other arguments."""
     pixels, *others = item.tensors.values()
-    return (pixels.shape, *(tensor.numpy().tobytes() for tensor in others))
+    return (pixels.shape, *(tensor.cpu().numpy().tobytes() for tensor in others))
 
 
 def remove_layers(config: Any) -> None:
