@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 SPLICED = "spliced.halves:Spliced"
 FAMILIES = {
     **dict.fromkeys(SPLICED_TYPES, SPLICED),
-    "gemma3": "gemma3:Gemma3",
-    "idefics3": "idefics3:Idefics3",
-    "internvl": "internvl:InternVL",
     "llava": "llava:Llava",
     "llava_next": "llava_next:LlavaNext",
     "llava_next_video": "llava_next_video:LlavaNextVideo",
@@ -34,7 +31,6 @@ FAMILIES = {
     "qwen3_5_moe": "qwen_vl.halves:QwenVL",
     "qwen3_vl": "qwen_vl.halves:QwenVL",
     "qwen3_vl_moe": "qwen_vl.halves:QwenVL",
-    "smolvlm": "idefics3:SmolVLM",
     "video_llava": "video_llava:VideoLlava",
 }
 """`model_type` in config.json -> module and class of its adapter."""

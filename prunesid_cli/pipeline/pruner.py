@@ -102,6 +102,10 @@ class Pruner:
 
     def check_clip(self, source: str) -> None:
         """Raises `MediaError` if the model reads no clips. Called before a clip is decoded."""
+        if package := getattr(self.vision, "clips_need", ""):
+            raise MediaError(
+                f"{source}: this model reads clips only with the package {package}", f"pip install {package}"
+            )
         if not supports_clips(self.vision):
             hint = "give it pictures, or name a model that does: -m qwen2.5-vl-7b (others: prunesid models)"
             raise MediaError(f"{source}: this model reads no clips", hint)

@@ -35,8 +35,9 @@ PROMPT = "what is shown?"
 GENERATION = Generation(max_new_tokens=8)
 CPU = Placement(torch.device("cpu"), torch.float32, None)
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
-QUICK_SPLICED_TYPES = ("glm4v", "mistral3")
-"""The types of the generic adapter whose laws always run: packed patches, and one image at a time."""
+QUICK_SPLICED_TYPES = ("gemma3", "glm4v", "internvl", "mistral3")
+"""The types of the generic adapter whose laws always run: masks in both directions, packed
+patches, clips, and one image at a time."""
 SLOW_TYPES = ("qwen3_vl_moe", "qwen3_5_moe")
 """Other types that differ little from one whose laws always run."""
 

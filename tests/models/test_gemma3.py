@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunesid_cli.errors import UnsupportedModel, UsageError
+from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
-from prunesid_cli.models.gemma3 import crop_boxes
 from prunesid_cli.models.loading.checkpoint import resolve
 from tests.models.harness import CLOSE, CPU, GENERATION, PROMPT, Model, check_keeping_all, make_image
 from tests.models.tiny import tiny_model, write_checkpoint
@@ -60,19 +59,26 @@ def test_kept_tokens_of_an_image_attend_to_each_other(model: Model) -> None:
     assert (bidirectional - causal).abs().max() > 1e-2
 
 
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write_checkpoint("gemma3-crops", tmp_path_factory.mktemp("crops")), tiny_model("gemma3-crops"))
+
+
 @pytest.mark.parametrize(
-    ("size", "crops", "second"),
+    ("size", "num_crops", "second"),
     [((1100, 300), 4, (0.0, 0.0, 0.25, 1.0)), ((300, 800), 3, (0.0, 0.0, 1.0, 267 / 800)), ((9, 9), 0, None)],
 )
-def test_crops_lie_along_the_longer_side(size: tuple[int, int], crops: int, second: tuple[float, ...] | None) -> None:
-    whole, *parts = crop_boxes(size, crops)
-    assert (whole, len(parts)) == ((0.0, 0.0, 1.0, 1.0), crops)
+def test_crops_lie_along_the_longer_side(
+    crops: Model, size: tuple[int, int], num_crops: int, second: tuple[float, ...] | None
+) -> None:
+    layout = crops.vision.preprocess(media_from_image(make_image(0, size))).layout
+    whole, *parts = [region.box for region in layout.regions]
+    assert (whole, len(parts)) == ((0.0, 0.0, 1.0, 1.0), num_crops)
     assert not parts or (parts[0], parts[-1][2:]) == (second, (1.0, 1.0))
 
 
-def test_crops_are_segments_with_text_between(tmp_path: Path) -> None:
-    model = Model(write_checkpoint("gemma3-crops", tmp_path), tiny_model("gemma3-crops"))
-    (item,) = model.vision.encode([model.vision.preprocess(model.images()[0])])
+def test_crops_are_segments_with_text_between(crops: Model) -> None:
+    (item,) = crops.vision.encode([crops.vision.preprocess(crops.images()[0])])
     assert (len(item.segments), item.layout.runs) == (5, (64,) * 5)
     assert "here are some crops" in item.layout.text
 
@@ -82,14 +88,6 @@ def test_flash_attention_is_refused(model: Model) -> None:
     for half in ("vision", "language"):
         with pytest.raises(UsageError, match="both directions"):
             getattr(load_family("gemma3"), f"load_{half}_half")(checkpoint, placement)
-
-
-def test_other_towers_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "gemma3", "vision_config": {"model_type": "clip_vision_model"}}'
-    )
-    with pytest.raises(UnsupportedModel, match="'clip_vision_model'"):
-        load_family("gemma3").check_supported(resolve(str(tmp_path)))
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import torch
 from torch.testing import assert_close
 from transformers.utils import is_num2words_available
 
-from prunesid_cli.errors import ModelError
+from prunesid_cli.errors import MediaError, ModelError
 from prunesid_cli.inputs.image import media_from_image
-from prunesid_cli.models import idefics3
 from prunesid_cli.models.shared import attention_saliency as saliency
+from prunesid_cli.models.spliced import processor as spliced_processor
 from prunesid_cli.types import Layout, Region
 from tests.models.harness import PROMPT, Model, make_clip, make_image
 from tests.models.tiny import tiny_model, write_checkpoint
@@ -104,8 +104,8 @@ def test_a_tile_shows_its_box(plain: Model) -> None:
 
 
 def test_clips_are_for_smolvlm(plain: Model) -> None:
-    with pytest.raises(ModelError, match="Idefics3 takes images and no clips"):
-        plain.vision.preprocess(make_clip(1, 3))
+    with pytest.raises(MediaError, match=r"film\.mp4: this model reads no clips"):
+        plain.pruner().check_clip("film.mp4")
 
 
 @pytest.mark.skipif(not is_num2words_available(), reason="SmolVLM writes about clips with num2words")
@@ -147,14 +147,16 @@ def test_images_need_no_num2words(smolvlm: Model, monkeypatch: pytest.MonkeyPatc
     media = media_from_image(make_image(0, (500, 200)))
     (item,) = smolvlm.pruner("23").prune(smolvlm.vision.encode([smolvlm.vision.preprocess(media)]))
     ids = smolvlm.language.tokenize(PROMPT, [item.layout])
-    monkeypatch.setattr(idefics3, "is_num2words_available", lambda: False)
+    monkeypatch.setattr(spliced_processor, "find_spec", lambda name: None)
     without = Model(smolvlm.folder, smolvlm.tiny)
     pixels = without.vision.preprocess(media)
     assert pixels.layout == item.layout
     assert torch.equal(without.language.tokenize(PROMPT, [item.layout]), ids)
-    with pytest.raises(ModelError, match="package that is missing") as refused:
-        without.vision.preprocess(make_clip(1, 3))
+    with pytest.raises(
+        MediaError, match=r"film\.mp4: this model reads clips only with the package num2words"
+    ) as refused:
+        without.pruner().check_clip("film.mp4")
     assert refused.value.hint == "pip install num2words"
     frame = Layout("<image>", (64,), (Region(0, 8, 8, 8, time=0.0),))
-    with pytest.raises(ModelError, match="package that is missing"):
+    with pytest.raises(ModelError, match="prompts about clips need the package num2words"):
         without.language.tokenize(PROMPT, [frame])

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from inspect import signature
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
-from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.registered_attention import AttentionCall
 from prunesid_cli.models.spliced.halves import grid_key, join, tower_inputs
-from prunesid_cli.models.spliced.saliency import TowerSaliency, UnreadableTower, find_owner
+from prunesid_cli.models.spliced.saliency import UnreadableTower, find_owner
 from prunesid_cli.models.spliced.table import TYPES
 from tests.models.harness import CLOSE, CPU, Model, variant_marks
 from tests.models.tiny import tiny_model, write_checkpoint
 
 TYPES_WITHOUT_ATTENTION = {"gemma4_unified"}
-OWN_ADAPTERS = ("gemma3", "idefics3", "internvl")
-"""Families with an adapter of their own whose stock model gives features in one call, as the generic adapter needs."""
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=variant_marks(name)) for name in sorted(TYPES)])
@@ -93,37 +87,6 @@ def test_a_token_is_made_of_its_patches_alone(spliced: Model) -> None:
             after, _ = vision.features([item])
     moved = (before - after).abs().amax(-1)
     assert moved[~chosen].max() < 1e-6 < moved[chosen].min()
-
-
-@pytest.mark.parametrize("name", OWN_ADAPTERS)
-def test_saliency_is_that_of_adapters_of_their_own(name: str, tmp_path: Path) -> None:
-    model = Model(write_checkpoint(name, tmp_path), tiny_model(name))
-    stock = AutoModelForImageTextToText.from_pretrained(model.folder).eval().requires_grad_(False).base_model
-    generic = TowerSaliency(stock, stock.get_decoder())
-    arguments = signature(stock.get_image_features).parameters
-    for number, media in enumerate(model.images()):
-        item = model.vision.preprocess(media)
-        inputs = {"pixel_values": upload_pixels([item], CPU), **dict(list(item.tensors.items())[1:])}
-        inputs = {name: tensor for name, tensor in inputs.items() if name in arguments}
-        if name in ("idefics3",):
-            inputs["pixel_values"] = inputs["pixel_values"][None]
-
-        def run(inputs: dict[str, Tensor] = inputs) -> Tensor:
-            return join(stock.get_image_features(**inputs, return_dict=True).pooler_output)
-
-        with torch.no_grad():
-            if not number:
-                generic.probe(run)
-            assert not generic.norm_reason
-            with generic.watch([number]) as recorded:
-                tokens = run()
-            rows = len(inputs["pixel_values"].flatten(0, -4) if name == "idefics3" else inputs["pixel_values"])
-            found = generic.saliency(recorded, tokens, [number], [len(tokens)], [rows])
-        (encoded,) = model.vision.encode([item])
-        expected = torch.full((item.layout.total,), torch.nan)
-        for segment in encoded.segments:
-            expected[list(segment.slots)] = segment.saliency
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

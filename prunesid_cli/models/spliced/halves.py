@@ -24,8 +24,9 @@ from prunesid_cli.models.shared.mrope import with_mrope
 from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.requirements import refuse_flash_attention
 from prunesid_cli.models.shared.window_segments import window_segments
+from prunesid_cli.models.spliced.clips import READERS
 from prunesid_cli.models.spliced.layouts import REGIONS, ImageParts
-from prunesid_cli.models.spliced.processor import SplicedProcessor, random_image, row_of
+from prunesid_cli.models.spliced.processor import SplicedProcessor, missing_package, random_image, row_of
 from prunesid_cli.models.spliced.saliency import TowerSaliency, UnreadableTower
 from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt
 
@@ -71,8 +72,6 @@ def model_class(checkpoint: Checkpoint) -> Any:
 class SplicedVision:
     """Vision half: an image of any kind of pixels -> tokens as the language model reads them."""
 
-    reads_clips = False
-
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         config = load_config(checkpoint)
         self.row = row_of(checkpoint)
@@ -90,10 +89,18 @@ class SplicedVision:
         """Load what `preprocess` needs, and return the checkpoint's processor."""
         self.images = SplicedProcessor(checkpoint)
         self.arguments = signature(self.base.get_image_features).parameters
+        self.fixed_short_side = self.images.fixed_short_side()
+        reader = READERS.get(self.row.clips)
+        self.reads_clips = reader is not None
+        self.clips_need = self.images.clips_need or (missing_package(reader.needs) if reader else "")
+        if reader and not self.clips_need:
+            self.clips = reader(checkpoint, self.images, self.model)
         return self.images.processor
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        """Image -> the arguments of the stock model's `get_image_features`."""
+        """Image or clip -> the arguments of the stock model's `get_image_features`."""
+        if media.is_clip:
+            return self.clips.process(media)
         try:
             processed = self.images.process(media.image)
         except ValueError as error:
@@ -102,6 +109,8 @@ class SplicedVision:
             raise MediaError(problem, hint="crop it, so that no side is many times the other") from error
         tensors = {name: value for name, value in processed.tensors.items() if name in self.arguments}
         pixels = tensors.pop("pixel_values")
+        if self.row.has_tile_axis:  # the tiles of one image have one size, so nothing in them is padding
+            pixels, tensors = pixels[0], {}
         tensors = {
             "pixel_values": pixels.to(torch.uint8) if self.images.scale else pixels,
             **{name: torch.as_tensor(value) for name, value in tensors.items()},
@@ -125,7 +134,8 @@ class SplicedVision:
         if not self.saliency.is_probed:
             probe = self.preprocess(media_from_image(random_image(PROBE_SIZE)))
             self.saliency.probe(lambda: self.features([probe])[0])
-        if not self.row.batched and len(items) > 1:
+        is_mixed = len({next(iter(item.tensors)) for item in items}) > 1
+        if len(items) > 1 and (is_mixed or not self.row.batched):
             return [encoded for item in items for encoded in self.encode([item])]
         keys = [grid_key(item) for item in items]
         with self.saliency.watch(keys) as recorded:
@@ -155,16 +165,21 @@ class SplicedVision:
         Returns:
             Tokens [T, D], and what is added to them in later layers (deepstack), [T, K * D] or None.
         """
-        output = self.base.get_image_features(**tower_inputs(items, self.placement), return_dict=True)
+        inputs = tower_inputs(items, self.placement)
+        if self.row.has_tile_axis:
+            inputs["pixel_values"] = inputs["pixel_values"][None]
+        get_features = self.base.get_image_features if "pixel_values" in inputs else self.base.get_video_features
+        output = get_features(**inputs, return_dict=True)
         deepstack = getattr(output, "deepstack_features", None)
         extra = torch.cat([join(layer).detach() for layer in deepstack], -1) if deepstack else None
         return join(output.pooler_output), extra
 
 
 def tower_inputs(items: Sequence[Pixels], placement: Placement) -> dict[str, Tensor]:
-    """The arguments of the stock model's `get_image_features` for a batch."""
-    inputs = {"pixel_values": upload_pixels(items, placement)}
-    for name in list(items[0].tensors)[1:]:
+    """The arguments of the stock model's `get_image_features`, or `get_video_features`, for a batch."""
+    pixels, *others = items[0].tensors
+    inputs = {pixels: upload_pixels(items, placement)}
+    for name in others:
         inputs[name] = torch.cat([item.tensors[name] for item in items]).to(placement.device)
     return inputs
 
@@ -177,9 +192,9 @@ def join(features: Any) -> Tensor:
 
 
 def grid_key(item: Pixels) -> Hashable:
-    """What the way from patches to tokens depends on: the shape of the pixels, and all other arguments."""
-    pixels, *others = item.tensors.values()
-    return (pixels.shape, *(tensor.cpu().numpy().tobytes() for tensor in others))
+    """What the way from patches to tokens depends on: name and shape of the pixels, and all other arguments."""
+    (name, pixels), *others = item.tensors.items()
+    return (name, pixels.shape, *(tensor.cpu().numpy().tobytes() for _, tensor in others))
 
 
 def remove_layers(config: Any) -> None:
@@ -200,6 +215,7 @@ class SplicedLanguage(BaseLanguageHalf):
         if row.joins_images:
             refuse_flash_attention(placement, checkpoint.model_type)
         images = SplicedProcessor(checkpoint)
+        self.clips_need = images.clips_need
         self.joins_images, self.is_causal = row.joins_images, row.shares_prefix
         self.item_tokens = images.item_patterns()
         self.list_modalities = ("image", "video") if row.reads_list else ()
@@ -217,6 +233,14 @@ class SplicedLanguage(BaseLanguageHalf):
                 replace(layout, text=number.sub(f"{start}{place}", layout.text)) for place, layout in enumerate(layouts)
             ]
         return super().tokenize(prompt, layouts)
+
+    def render_chat(self, conversation: list[dict[str, Any]]) -> str:
+        """Refuse clips that the processor cannot write: their tokens may come from a cache."""
+        if self.clips_need and any(part["type"] == "video" for turn in conversation for part in turn["content"]):
+            raise ModelError(
+                f"prompts about clips need the package {self.clips_need}", f"pip install {self.clips_need}"
+            )
+        return super().render_chat(conversation)
 
     def encoder_output(self, rows: Sequence[Tensor], modality: str) -> BaseModelOutputWithPooling:
         """Add the embeddings that Ovis2 has for the marks around its tiles, which come last in its table."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from math import isqrt
+from math import ceil, isqrt
 from typing import Any
 
 from prunesid_cli.models.shared.processor import ProcessedImage, visible_box
@@ -86,6 +86,23 @@ def of_tiles(parts: ImageParts) -> tuple[Region, ...]:
     return tile_regions(parts.total // count, rows, columns)
 
 
+def of_named_tiles(parts: ImageParts) -> tuple[Region, ...]:
+    """Square tiles in raster order, then the whole image; the text before each tile says its place (Idefics3)."""
+    places = [(int(row), int(column)) for row, column in re.findall(r"<row_(\d+)_col_(\d+)>", parts.processed.text)]
+    return tile_regions(parts.processed.runs[0], *max(places, default=(1, 1)))
+
+
+def of_crops(parts: ImageParts) -> tuple[Region, ...]:
+    """The whole image, then the crops of pan-and-scan, side by side along its longer side (Gemma 3)."""
+    runs, (width, height) = parts.processed.runs, parts.size
+    num_crops, side, longer = len(runs) - 1, isqrt(runs[0]), max(parts.size)
+    step, boxes = ceil(longer / max(num_crops, 1)), [WHOLE_IMAGE]
+    for number in range(num_crops):
+        start, end = step * number / longer, min(step * (number + 1), longer) / longer
+        boxes.append((start, 0.0, end, 1.0) if width >= height else (0.0, start, 1.0, end))
+    return stack([(side, side)] * len(runs), boxes)
+
+
 def of_whole_and_tiles(parts: ImageParts) -> tuple[Region, ...]:
     """The whole image, then square tiles in raster order, with a mark after each row of tiles (Ovis2)."""
     count, rows = len(parts.processed.tensors["pixel_values"]), parts.processed.text.count("<IMG_ROW>") + 1
@@ -157,6 +174,8 @@ REGIONS: dict[str, Callable[[ImageParts], tuple[Region, ...]]] = {
     "patch_grid": of_patch_grid,
     "image_size": of_image_size,
     "square": of_square,
+    "crops": of_crops,
+    "named_tiles": of_named_tiles,
     "tiles": of_tiles,
     "whole_and_tiles": of_whole_and_tiles,
     "positions": of_positions,

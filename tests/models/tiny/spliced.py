@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import (
     IMAGE_PROCESSOR_MAPPING_NAMES,
     get_image_processor_class_from_name,
@@ -26,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from tests.models.tiny.base import Sizes, TinyModel, save
 from tests.models.tiny.llava import load_stock_pixtral
+from tests.models.tiny.qwen_vl import as_clip
 from tests.models.tiny.tokenizers import build_byte_level_tokenizer
 
 WIDTH = 64
@@ -53,11 +56,12 @@ SMALL = {
 """Settings that are made small wherever a configuration has them."""
 CHATML = (
     "{{% for turn in messages %}}{{{{ '<|im_start|>' + turn['role'] + '\\n' }}}}{{% for part in turn['content'] %}}"
-    "{{% if part['type'] == 'image' %}}{{{{ '{image}' }}}}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"
+    "{{% if part['type'] == 'image' %}}{{{{ '{image}' }}}}{{% elif part['type'] == 'video' %}}{{{{ '{clip}' }}}}"
+    "{{% else %}}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"
     "{{{{ '<|im_end|>\\n' }}}}{{% endfor %}}"
     "{{% if add_generation_prompt %}}{{{{ '<|im_start|>assistant\\n' }}}}{{% endif %}}"
 )
-"""A chat template; what it writes for an image is filled in."""
+"""A chat template; what it writes for an image and for a clip is filled in."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ class Spec:
 
     Attributes:
         image: What the chat template writes for an image.
+        clip: What it writes for a clip, where the type reads clips.
+        clips: Settings of the video processor.
+        clip_processor: Its class, where transformers names none for the type.
         placeholder: The placeholder of a visual token, where it has no name and is not what the template writes.
         tokens: Names of tokens of the tokenizer -> tokens.
         more_tokens: Tokens without a name.
@@ -80,6 +87,9 @@ class Spec:
     """
 
     image: str = "<|vision_start|><|image_pad|><|vision_end|>"
+    clip: str = ""
+    clips: Mapping[str, Any] = field(default_factory=dict)
+    clip_processor: str = ""
     placeholder: str = ""
     tokens: Mapping[str, str] = field(default_factory=dict)
     more_tokens: tuple[str, ...] = ()
@@ -100,13 +110,22 @@ def mrope(*section: int) -> dict[str, Any]:
 
 
 QWEN_TOKENS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+SMALL_CLIPS = {"size": {"shortest_edge": 56 * 56, "longest_edge": 60_000}}
+"""At most 60,000 pixels in all frames together."""
 GLM = Spec(
     image="<|begin_of_image|><|image|><|end_of_image|>",
+    clip="<|begin_of_video|><|video|><|end_of_video|>",
+    clips=SMALL_CLIPS,
     tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
     more_tokens=("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
     config=mrope(2, 3, 3),
 )
-QWEN_LIKE = Spec(tokens=QWEN_TOKENS, more_tokens=("<|vision_start|>", "<|vision_end|>"))
+QWEN_LIKE = Spec(
+    clip="<|vision_start|><|video_pad|><|vision_end|>",
+    clips=SMALL_CLIPS,
+    tokens=QWEN_TOKENS,
+    more_tokens=("<|vision_start|>", "<|vision_end|>"),
+)
 
 
 GEMMA4_TEXT = {
@@ -207,7 +226,8 @@ def set_muse_spark(config: Any, tokenizer: Any) -> None:
 
 GEMMA4 = Spec(
     image="<image_soft_token>",
-    tokens={"image_token": "<image_soft_token>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    clip="<|video|>",
+    tokens={"image_token": "<image_soft_token>", "video_token": "<|video|>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
     | {"audio_token": "<audio_soft_token>", "boa_token": "<boa>", "eoa_token": "<eoa>"},
     images={"max_soft_tokens": 70},
     adjust=set_gemma4,
@@ -215,6 +235,7 @@ GEMMA4 = Spec(
 )
 MUSE = Spec(
     image="<|patch|>",
+    clip="<|video|>",
     more_tokens=("<|patch|>", "<|image_start|>", "<|image_end|>", "<|video|>", "<|vid_frame_separator|>")
     + ("<|vid_start|>", "<|vid_end|>"),
     config={"out_hidden_size": 256},
@@ -250,8 +271,11 @@ SPECS = {
     ),
     "cohere_compass": Spec(
         image="<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
+        clip="<|VISION_START|><|VIDEO_PAD|><|VISION_END|>",
+        clips=SMALL_CLIPS,
         placeholder="<|IMAGE_PAD|>",
-        more_tokens=("<|VISION_START|>", "<|IMAGE_PAD|>", "<|VISION_END|>", "<|VIDEO_PAD|>"),
+        tokens={"video_token": "<|VIDEO_PAD|>"},
+        more_tokens=("<|VISION_START|>", "<|IMAGE_PAD|>", "<|VISION_END|>"),
         images={"patch_size": 16},
         config={
             "text.rope_parameters": {
@@ -261,7 +285,11 @@ SPECS = {
     ),
     "cosmos3_edge": replace(QWEN_LIKE, config=mrope(3, 3, 2)),
     "cosmos3_omni": replace(
-        QWEN_LIKE, processor_class="Qwen3VLProcessor", config=mrope(3, 3, 2), images={"patch_size": 16}
+        QWEN_LIKE,
+        clip_processor="Qwen3VLVideoProcessor",
+        processor_class="Qwen3VLProcessor",
+        config=mrope(3, 3, 2),
+        images={"patch_size": 16},
     ),
     "deepseek_vl": Spec(
         image="<image_placeholder>",
@@ -272,11 +300,13 @@ SPECS = {
     ),
     "ernie4_5_vl_moe": Spec(
         image="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+        clip="<|VIDEO_START|><|VIDEO_PLACEHOLDER|><|VIDEO_END|>",
+        clips={"draw_on_frames": False, **SMALL_CLIPS},  # the font is not part of transformers
         tokens={"image_token": "<|IMAGE_PLACEHOLDER|>", "video_token": "<|VIDEO_PLACEHOLDER|>"}
         | {f"{end}_token": f"<|{end.upper()}|>" for end in ENDS},
         config=mrope(3, 3, 2),
     ),
-    "exaone4_5": QWEN_LIKE,
+    "exaone4_5": replace(QWEN_LIKE, clip_processor="Qwen2VLVideoProcessor"),
     "gemma4": GEMMA4,
     "idefics2": Spec(
         image="<image>",
@@ -296,9 +326,17 @@ SPECS = {
     "gemma4_unified": replace(GEMMA4, adjust=set_gemma4_unified),
     "glm46v": GLM,
     "glm4v": GLM,
-    "glm4v_moe": replace(GLM, config=mrope(1, 1, 2), processor_class="Glm4vProcessor", image_type="glm4v"),
-    "glm_ocr": replace(GLM, processor_class="Glm46VProcessor", image_type="glm46v"),
-    "hyperclovax_vision_v2": QWEN_LIKE,
+    "glm4v_moe": replace(
+        GLM,
+        config=mrope(1, 1, 2),
+        processor_class="Glm4vProcessor",
+        image_type="glm4v",
+        clip_processor="Glm4vVideoProcessor",
+    ),
+    "glm_ocr": replace(
+        GLM, processor_class="Glm46VProcessor", image_type="glm46v", clip_processor="Glm46VVideoProcessor"
+    ),
+    "hyperclovax_vision_v2": replace(QWEN_LIKE, clip_processor="Qwen2VLVideoProcessor"),
     "janus": Spec(
         image="<image_placeholder>",
         tokens={"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"},
@@ -308,6 +346,8 @@ SPECS = {
     ),
     "kimi_k25": Spec(
         image="<|media_begin|>image<|media_content|><|media_pad|><|media_end|>",
+        clip="<|kimi_k25_video_placeholder|>",
+        clips={"size": {"max_height": 112, "max_width": 112}},
         tokens={"image_token": "<|media_pad|>", "video_token": "<|kimi_k25_video_placeholder|>"},
         more_tokens=("<|media_begin|>", "<|media_content|>", "<|media_end|>"),
         config={"text.num_key_value_heads": 4},
@@ -330,14 +370,18 @@ SPECS = {
     ),
     "minicpmv4_6": Spec(
         image="<unk_image>",
+        clip="<unk_video>",
+        clips={"scale_resolution": 224},
         tokens=MINICPM_TOKENS,
         config={"vision.patch_size": 14, "insert_layer_id": 0, "vision.insert_layer_id": 0},
         images={"scale_resolution": 224},
     ),
     "minimax_m3_vl": Spec(
         image="]<]image[>[",
+        clip="]<]video[>[",
         config={"merged_hidden_size": 256},
-        more_tokens=("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>["),
+        tokens={"video_token": "]<]video[>["},
+        more_tokens=("]<]image[>[", "]<]start of image[>[", "]<]end of image[>["),
     ),
     "mistral3": Spec(
         image="[IMG]",
@@ -355,7 +399,9 @@ SPECS = {
         load_stock=load_stock_pixtral,
     ),
     "muse_glimmer": MUSE,
-    "muse_spark": replace(MUSE, image_type="muse_glimmer", adjust=set_muse_spark),
+    "muse_spark": replace(
+        MUSE, image_type="muse_glimmer", clip_processor="MuseGlimmerVideoProcessor", adjust=set_muse_spark
+    ),
     "ovis2": Spec(
         image="<image>",
         placeholder="<IMG_ATOM>",
@@ -380,7 +426,7 @@ SPECS = {
         images=TILES,
         processor={"image_seq_length": 16},
     ),
-    "video_llama_3": replace(QWEN_LIKE, config={"vision.patch_size": 14}),
+    "video_llama_3": replace(QWEN_LIKE, clip="", config={"vision.patch_size": 14}),
     "vipllava": Spec(
         image="<image>\\n",
         placeholder="<image>",
@@ -418,7 +464,7 @@ def write_spliced(folder: Path, model_type: str, spec: Spec) -> None:
         "<|im_start|>",
         *dict.fromkeys((*spec.tokens.values(), *spec.more_tokens, "<|video|>")),
     ]
-    template = CHATML.format(image=spec.image)
+    template = CHATML.format(image=spec.image, clip=spec.clip)
     tokenizer = build_byte_level_tokenizer(
         special,
         pad_token="<pad>",
@@ -435,6 +481,10 @@ def write_spliced(folder: Path, model_type: str, spec: Spec) -> None:
     settings = {**images.to_dict(), "processor_class": processor_class}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, default=str))
     (folder / "processor_config.json").write_text(json.dumps({**spec.processor, "processor_class": processor_class}))
+    if spec.clip:
+        kind = spec.clip_processor or VIDEO_PROCESSOR_MAPPING_NAMES[model_type]["torchvision"]
+        settings = {**spec.clips, "video_processor_type": kind}
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
     config = AutoConfig.for_model(model_type)
     shrink(config)
     for name, value in spec.config.items():
@@ -469,4 +519,11 @@ def __getattr__(name: str) -> TinyModel:
     """The tiny model of a type, or of a variant of it, after a double underline."""
     spec = SPECS[name]
     write = partial(write_spliced, model_type=name.partition("__")[0], spec=spec)
-    return TinyModel(write, spec.sizes, load_stock=spec.load_stock, prune_inputs=spec.prune_inputs)
+    has_clips = spec.clip and find_spec("torchvision") is not None
+    return TinyModel(
+        write,
+        spec.sizes,
+        as_clip if has_clips else None,
+        load_stock=spec.load_stock,
+        prune_inputs=spec.prune_inputs,
+    )
