@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from prunesid_cli.models import FAMILIES, SPLICED
-from tests.models.harness import QUICK_SPLICED_TYPES, VARIANTS, Model
+from tests.models.harness import VARIANTS, Model, is_slow
 from tests.models.tiny import tiny_model, write_checkpoint
 
-METHODS_OF_SLOW_TYPES = ("prunesid", "prunesid-published")
+METHODS_OF_SLOW_VARIANTS = ("prunesid", "prunesid-published")
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
@@ -16,16 +15,19 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Try two methods of selection for types of the generic adapter whose laws are slow: one keeps the order of slots.
+    """Try two methods of selection for variants whose laws are slow: one of them keeps the order of slots.
 
-    Their halves are the same code, and a method sees nothing of them but tensors.
+    A method sees nothing of a variant but tensors, and a variant of each family is tried with all methods. All tests of
+    a variant run in one worker of pytest-xdist (`--dist loadgroup`), so its checkpoint is made once.
     """
-    dropped = []
+    dropped = set()
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        is_slow_generic = FAMILIES.get(params.get("model")) == SPLICED and params["model"] not in QUICK_SPLICED_TYPES
-        if is_slow_generic and params.get("method") not in (None, *METHODS_OF_SLOW_TYPES):
-            dropped.append(item)
+        if "model" not in params:
+            continue
+        item.add_marker(pytest.mark.xdist_group(params["model"]))
+        if is_slow(params["model"]) and params.get("method") not in (None, *METHODS_OF_SLOW_VARIANTS):
+            dropped.add(item)
     if dropped:
-        config.hook.pytest_deselected(items=dropped)
+        config.hook.pytest_deselected(items=list(dropped))
         items[:] = [item for item in items if item not in dropped]

@@ -44,13 +44,16 @@ SLOW_TYPES = ("qwen3_vl_moe", "qwen3_5_moe")
 
 def variant_marks(name: str) -> list[pytest.MarkDecorator]:
     """One variant of each family always runs; the others run with the slow tests, as far as torchvision is there."""
-    marks = []
-    is_slow_type = name in SLOW_TYPES or (FAMILIES.get(name) == SPLICED and name not in QUICK_SPLICED_TYPES)
-    if "-" in name or is_slow_type:
-        marks.append(pytest.mark.slow)
+    marks = [pytest.mark.slow] if is_slow(name) else []
     if needs_torchvision(name) and find_spec("torchvision") is None:
         marks.append(pytest.mark.skip(reason="the stock image processor of this type needs torchvision"))
     return marks
+
+
+def is_slow(name: str) -> bool:
+    """Whether the laws of a variant run with the slow tests."""
+    is_slow_generic = FAMILIES.get(name) == SPLICED and name not in QUICK_SPLICED_TYPES
+    return "-" in name or name in SLOW_TYPES or is_slow_generic
 
 
 def needs_torchvision(name: str) -> bool:
