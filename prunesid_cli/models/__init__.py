@@ -43,6 +43,7 @@ OTHER_CUTS = {
         "florence2", "pix2struct", "udop", "t5gemma2", "vision-encoder-decoder", "pp_formulanet",
     ),
     "turns images into words of a code book": ("emu3", "chameleon", "apertus1p5", "glm_image"),
+    "gives the text between the parts of an image places of its own, which a cache does not hold": ("minicpmv4_7",),
     "has no vision tower, only a projection of pixels": ("fuyu",),
 }  # fmt: skip
 """Why a type of model cannot be cut in two halves -> the types."""
