@@ -23,10 +23,10 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
-from prunesid_cli.models.shared.attention_saliency import record_received_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import load_frame_processor, load_processor, placeholder_text
+from prunesid_cli.models.shared.registered_attention import record_attention
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.token_grid import with_grid_box
 from prunesid_cli.models.shared.vision_tower import tower_type, trim_tower
@@ -141,10 +141,11 @@ class LlavaOnevisionVision:
     def _run_tower(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles and frames [S, 3, H, W] -> projected tokens [S, N, D] and their saliency [S, N, 1]."""
         states = []
-        with record_received_attention(self.tower.encoder.layers[-1].self_attn) as attention:
+        with record_attention([self.tower.encoder.layers[-1].self_attn]) as calls:
             for batch in pixels.split(MAX_TOWER_BATCH):
                 states.append(self.tower.encoder(inputs_embeds=self.tower.embeddings(batch)).last_hidden_state)
-        return self.model.model.multi_modal_projector(torch.cat(states)), torch.cat(attention)[..., None]
+        saliency = torch.cat([call.received() for call in calls])
+        return self.model.model.multi_modal_projector(torch.cat(states)), saliency[..., None]
 
 
 class LlavaOnevisionLanguage(BaseLanguageHalf):

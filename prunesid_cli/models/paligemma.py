@@ -20,7 +20,6 @@ from transformers import PaliGemmaForConditionalGeneration
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
-from prunesid_cli.models.shared.attention_saliency import record_received_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import (
@@ -30,6 +29,7 @@ from prunesid_cli.models.shared.processor import (
     preprocess_frames,
     resized_short_side,
 )
+from prunesid_cli.models.shared.registered_attention import record_attention
 from prunesid_cli.models.shared.requirements import check_requirements, refuse_flash_attention
 from prunesid_cli.models.shared.vision_tower import tower_type
 from prunesid_cli.models.shared.window_segments import window_segments
@@ -81,10 +81,10 @@ class PaliGemmaVision:
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
         """Images -> a segment for each window of the raster."""
         encoder = getattr(self.tower, "vision_model", self.tower).encoder
-        with record_received_attention(encoder.layers[-1].self_attn) as attention:
+        with record_attention([encoder.layers[-1].self_attn]) as calls:
             states = self.tower(pixel_values=upload_pixels(items, self.placement)).last_hidden_state
         encoded = []
-        for features, saliency, item in zip(states, attention[0], items, strict=True):
+        for features, saliency, item in zip(states, calls[0].received(), items, strict=True):
             segments = window_segments(item.layout.regions[0], WINDOW_SIDE, features, saliency)
             encoded.append(Encoded(tuple(segments), item.layout))
         return encoded

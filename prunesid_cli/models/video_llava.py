@@ -21,7 +21,6 @@ from transformers import VideoLlavaForConditionalGeneration
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
-from prunesid_cli.models.shared.attention_saliency import record_cls_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import (
@@ -35,6 +34,7 @@ from prunesid_cli.models.shared.processor import (
     resized_short_side,
     visible_box,
 )
+from prunesid_cli.models.shared.registered_attention import record_attention
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.vision_tower import tower_type, trim_tower
 from prunesid_cli.types import CLS_NOT_READ, Box, Encoded, Layout, Pixels, Placement, Region, Segment
@@ -119,9 +119,9 @@ class VideoLlavaVision:
             if not numbers:
                 continue
             pixels = upload_pixels([items[number] for number in numbers], self.placement)
-            with record_cls_attention(getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn) as attention:
+            with record_attention([getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn]) as calls:
                 states = tower(pixels).last_hidden_state
-            rows = zip(states, attention[0], strict=True)
+            rows = zip(states, calls[0].of_first()[:, 1:], strict=True)
             for number in numbers:
                 layout = items[number].layout
                 segments = []

@@ -9,7 +9,7 @@ from transformers.utils import is_num2words_available
 
 from prunesid_cli.errors import MediaError, ModelError
 from prunesid_cli.inputs.image import media_from_image
-from prunesid_cli.models.shared import attention_saliency as saliency
+from prunesid_cli.models.shared import registered_attention as saliency
 from prunesid_cli.models.spliced import processor as spliced_processor
 from prunesid_cli.types import Layout, Region
 from tests.models.harness import PROMPT, Model, make_clip, make_image

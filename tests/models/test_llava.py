@@ -12,7 +12,7 @@ import torch
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.shared.attention_saliency import mean_received_attention
+from prunesid_cli.models.shared.registered_attention import mean_received_attention
 from tests.models.harness import Model, check_keeping_all
 from tests.models.tiny import tiny_model, write_checkpoint
 from tests.models.tiny.base import tower_pixels
@@ -52,7 +52,7 @@ def test_received_attention_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatc
     query, key = torch.randn(2, 2, 6, 50, 8).unbind()
     expected = (query * 0.3 @ key.mT).softmax(-1).mean((1, 2))
     for max_weights in (10**9, 50 * 50 * 5, 50 * 7, 1):
-        monkeypatch.setattr("prunesid_cli.models.shared.attention_saliency.MAX_ATTENTION_WEIGHTS", max_weights)
+        monkeypatch.setattr("prunesid_cli.models.shared.registered_attention.MAX_ATTENTION_WEIGHTS", max_weights)
         torch.testing.assert_close(mean_received_attention(query, key, 0.3), expected)
 
 

@@ -25,7 +25,7 @@ from prunesid_cli.inputs.image import Media, media_from_frames, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.qwen_vl.processor import FRAME_SIZING, load_clip_settings
-from prunesid_cli.models.shared import attention_saliency
+from prunesid_cli.models.shared import registered_attention
 from prunesid_cli.models.shared.processor import placeholder_ids
 from prunesid_cli.models.spliced.halves import WINDOW_SIDE
 from prunesid_cli.selection import select
@@ -98,7 +98,7 @@ def tower_inputs(items: list[Pixels]) -> tuple[Tensor, Tensor]:
 def test_saliency_is_the_attention_that_the_stock_tower_pays(
     model: Model, attention_weights: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_saliency, "MAX_ATTENTION_WEIGHTS", 5000)  # several parts
+    monkeypatch.setattr(registered_attention, "MAX_ATTENTION_WEIGHTS", 5000)  # several parts
     pixels = [model.vision.preprocess(media) for media in (model.media()[1], model.media()[2], make_clip(3, 3))]
     patches, grids = tower_inputs(pixels)
     tower = model.stock.model.visual

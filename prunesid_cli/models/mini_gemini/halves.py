@@ -42,9 +42,9 @@ from prunesid_cli.models.mini_gemini.model import (
 )
 from prunesid_cli.models.mini_gemini.stored_names import PROJECTOR
 from prunesid_cli.models.mini_gemini.weights import find_checkpoint_weights, find_tower, load_mgm_vision_model
-from prunesid_cli.models.shared.attention_saliency import record_cls_attention
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
+from prunesid_cli.models.shared.registered_attention import record_attention
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.token_grid import square_box
 from prunesid_cli.types import Box, Encoded, Layout, Pixels, Placement, Region, Segment
@@ -151,10 +151,10 @@ class MGMVision:
         images = upload_pixels(items, self.placement, torch.float32)
         side = self.view_pixels * self.grid
         views = split_views(resize_bilinear(images, (side, side)), self.grid, self.has_global_view)  # [B, K, 3, H, W]
-        with record_cls_attention(self.model.clip.encoder.layers[-1].self_attn) as attention:
+        with record_attention([self.model.clip.encoder.layers[-1].self_attn]) as calls:
             states = self.model.vision_tower(views.flatten(0, 1).to(self.placement.dtype)).last_hidden_state
         patches = states.unflatten(0, views.shape[:2])[:, :, 1:]
-        saliency = attention[0].unflatten(0, views.shape[:2])
+        saliency = calls[0].of_first()[:, 1:].unflatten(0, views.shape[:2])
         encoded = []
         for number, item in enumerate(items):
             # One image at a time: the maps are far larger than the image.

@@ -19,9 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prunesid_cli.models.shared.attention_saliency import mean_received_attention
-
 FUNCTION_NAME = "prunesid_recorded"
+MAX_ATTENTION_WEIGHTS = 1 << 24
+"""Number of attention weights in memory at a time: 64 MB. All weights of a layer over 4,096 tokens would take 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class AttentionCall:
         return torch.stack(rows)
 
     def of_first(self) -> Tensor:
-        """Attention of the first token to each token, summed over heads [B, N], fp32."""
+        """Attention of the first token to each token, summed over heads [B, N], fp32 (PruneSID, Sec. 3.3)."""
         # Products are summed token by token: the kernel of a batched product, and with it the rounding, may depend on
         # the size of the batch.
         scores = (self.query[:, :, :1].float() * self.scale * self.key.float()).sum(-1)
@@ -72,6 +72,37 @@ class AttentionCall:
         assert self.mask is not None
         mask = self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
         return mask[:, 0].expand(len(self.key), self.query.shape[2], self.key.shape[2])
+
+
+def mean_received_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Average the attention weights softmax(q k^T * scale) over heads and queries.
+
+    Heads are processed in chunks, and so are the queries if the weights of a single head are too many.
+
+    Args:
+        query: Queries [B, heads, N, d].
+        key: Keys [B, heads, N, d].
+        scale: Factor of the products.
+        mask: Which keys each query sees, bool [N, N]; None: all.
+
+    Returns:
+        The column means of the attention weights [B, N], fp32.
+    """
+    batch, _, count, _ = query.shape
+    heads_per_chunk = max(MAX_ATTENTION_WEIGHTS // count**2, 1)
+    queries_per_chunk = max(MAX_ATTENTION_WEIGHTS // count, 1)
+    query_chunks = (query.float() * scale).flatten(0, 1).split(heads_per_chunk)
+    key_chunks = key.float().flatten(0, 1).split(heads_per_chunk)
+    sums = []
+    for queries, keys in zip(query_chunks, key_chunks, strict=True):
+        partial_sums = []
+        for start in range(0, count, queries_per_chunk):
+            scores = queries[:, start : start + queries_per_chunk] @ keys.mT
+            if mask is not None:
+                scores = scores.masked_fill(~mask[start : start + queries_per_chunk], -torch.inf)
+            partial_sums.append(scores.softmax(-1).sum(1))
+        sums.append(torch.stack(partial_sums).sum(0))
+    return torch.cat(sums).view(batch, -1, count).mean(1) / count
 
 
 _RECORDS: WeakKeyDictionary[nn.Module, list[AttentionCall]] = WeakKeyDictionary()

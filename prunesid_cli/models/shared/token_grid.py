@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import isqrt
 
-from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from prunesid_cli.types import WHOLE_IMAGE, Box, Encoded, Pixels, Region, Segment
+from prunesid_cli.types import WHOLE_IMAGE, Box, Region
 
 
 def centered_box(width: float, height: float) -> Box:
@@ -94,25 +93,6 @@ def frame_regions(tokens: int, times: Sequence[float], box: Box = WHOLE_IMAGE) -
     """
     side = isqrt(tokens)
     return tuple(Region(number * tokens, side, side, side, box, time) for number, time in enumerate(times))
-
-
-def split_by_item(features: Tensor, saliency: Tensor, items: Sequence[Pixels]) -> list[Encoded]:
-    """Split a batch of tiles and frames into the items that they belong to.
-
-    Args:
-        features: Tokens of the tiles and frames of all items [S, N, C].
-        saliency: Their saliency [S, N].
-        items: The items, whose layouts have S regions in all.
-
-    Returns:
-        The items, with one segment for each region.
-    """
-    rows = iter(zip(features, saliency, strict=True))
-    encoded = []
-    for item in items:
-        segments = tuple(Segment(*next(rows), slots=tuple(region.slots)) for region in item.layout.regions)
-        encoded.append(Encoded(segments, item.layout))
-    return encoded
 
 
 def window_slices(rows: int, columns: int, side: int) -> list[tuple[slice, slice]]:

@@ -15,23 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.pixtral.modeling_pixtral import apply_rotary_pos_emb
 
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.shared.attention_saliency import (
-    QueryKeyProjection,
-    project_heads,
-    project_query_key,
-    record_cls_attention,
-    record_received_attention,
-)
-
-
-def _project_pixtral_query_key(module: Any, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
-    """`QueryKeyProjection` of Pixtral, which has rotary positions."""
-    query, key = project_heads(module, "q", states), project_heads(module, "k", states)
-    return *apply_rotary_pos_emb(query, key, *kwargs["position_embeddings"], unsqueeze_dim=0), module.scaling
+from prunesid_cli.models.shared.registered_attention import record_attention
 
 
 @dataclass(frozen=True)
@@ -42,19 +29,17 @@ class TowerType:
         layers: Attribute path from the tower to the list of its layers.
         attention: Attribute of a layer that is its attention module.
         has_cls: Whether the first token is a CLS token.
-        project: Computes queries and keys; used for the saliency in a tower without CLS.
     """
 
     layers: str
     attention: str
     has_cls: bool
-    project: QueryKeyProjection = project_query_key
 
 
 TOWER_TYPES = {
     "clip_vision_model": TowerType("encoder.layers", "self_attn", has_cls=True),
     "siglip_vision_model": TowerType("encoder.layers", "self_attn", has_cls=False),
-    "pixtral": TowerType("transformer.layers", "attention", has_cls=False, project=_project_pixtral_query_key),
+    "pixtral": TowerType("transformer.layers", "attention", has_cls=False),
 }
 """model_type of the vision config -> its parts."""
 
@@ -141,13 +126,9 @@ class VisionTower:
             Features [B, N, C], including CLS as the first token if there is one; saliency of the patches [B, N],
             without CLS.
         """
-        attention = getattr(self.layers[-1], self.type.attention)
         outputs: dict[int, Tensor] = {}
         with ExitStack() as hooks:
-            if self.type.has_cls:
-                saliency = hooks.enter_context(record_cls_attention(attention))
-            else:
-                saliency = hooks.enter_context(record_received_attention(attention, self.type.project))
+            calls = hooks.enter_context(record_attention([getattr(self.layers[-1], self.type.attention)]))
             for number in set(self.feature_layers):
 
                 def keep(module: Any, args: Any, output: Tensor, number: int = number) -> None:
@@ -155,4 +136,6 @@ class VisionTower:
 
                 hooks.enter_context(self.layers[number - 1].register_forward_hook(keep))
             self.module(pixels, **kwargs)
-        return torch.cat([outputs[number] for number in self.feature_layers], -1), saliency[0]
+        (call,) = calls
+        saliency = call.of_first()[:, 1:] if self.type.has_cls else call.received()
+        return torch.cat([outputs[number] for number in self.feature_layers], -1), saliency
