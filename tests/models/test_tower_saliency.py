@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from prunesid_cli.models.shared.registered_attention import AttentionCall
-from prunesid_cli.models.spliced.halves import grid_key, join, tower_inputs
+from prunesid_cli.models.spliced.halves import grid_key
 from prunesid_cli.models.spliced.saliency import UnreadableTower, find_owner
 from prunesid_cli.models.spliced.table import TYPES
-from tests.models.harness import CLOSE, CPU, Model, variant_marks
+from tests.models.harness import CLOSE, Model, variant_marks
 from tests.models.tiny import tiny_model, write_checkpoint
 
 TYPES_WITHOUT_ATTENTION = {"gemma4_unified"}
@@ -26,7 +26,7 @@ def spliced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_saliency_is_the_attention_of_the_patches_of_a_token(spliced: Model) -> None:
     vision = spliced.vision
-    for media in spliced.images():
+    for media in spliced.media():
         item = vision.preprocess(media)
         (encoded,) = vision.encode([item])
         found = torch.full((item.layout.total,), torch.nan)
@@ -34,7 +34,7 @@ def test_saliency_is_the_attention_of_the_patches_of_a_token(spliced: Model) -> 
             found[list(segment.slots)] = segment.saliency
         if spliced.stock.config.model_type in TYPES_WITHOUT_ATTENTION:
             assert vision.saliency.norm_reason
-            expected = join(vision.base.get_image_features(**tower_inputs([item], CPU)).pooler_output).norm(dim=-1)
+            expected = vision.features([item])[0].norm(dim=-1)
             torch.testing.assert_close(found, expected, **CLOSE)
             continue
         assert not vision.saliency.norm_reason

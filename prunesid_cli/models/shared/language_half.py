@@ -77,6 +77,7 @@ class BaseLanguageHalf:
         newline_embedding: The embedding of structural slots [D]; None if the family has none.
         is_causal: Whether the start of a prompt is read in the same way whatever follows it.
         joins_images: Whether tokens of an image attend to each other in both directions.
+        num_deepstack: Number of layers after which something is added to visual tokens.
         list_modalities: The modalities whose features the stock model takes as a list of tensors. It takes those of the
             others as one tensor.
         modalities: The name of the stock model for visual tokens -> their placeholder: "image", and mostly "video".
@@ -85,6 +86,7 @@ class BaseLanguageHalf:
     newline_embedding: Tensor | None = None
     is_causal = True
     joins_images = False
+    num_deepstack = 0
     list_modalities: tuple[str, ...] = ("image", "video")
     allow_special_tokens = False
     item_tokens: tuple[str, ...] = ()
@@ -132,9 +134,9 @@ class BaseLanguageHalf:
         Returns:
             Embeddings [T, D], or [T, D * (1 + K)] if something is added to them after each of the first K layers.
         """
-        width = self.model.get_input_embeddings().embedding_dim
-        if tokens.shape[-1] % width:
-            raise RuntimeError(f"tokens {tokens.shape[-1]} wide, embeddings {width}")
+        width = self.model.get_input_embeddings().embedding_dim * (1 + self.num_deepstack)
+        if tokens.shape[-1] != width:
+            raise RuntimeError(f"tokens {tokens.shape[-1]} wide, not {width}")
         return tokens
 
     def model_inputs(self, prompts: Sequence[Prompt], num_cached: int = 0) -> dict[str, Any]:

@@ -221,6 +221,7 @@ class SplicedLanguage(BaseLanguageHalf):
         self.list_modalities = ("image", "video") if row.reads_list else ()
         if row.drops_audio:
             config.audio_config = None
+        self.num_deepstack = len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
         remove_layers(config.vision_config)
         model = load_model_half(model_class(checkpoint), checkpoint, config, placement)
         super().__init__(model, images.processor)
