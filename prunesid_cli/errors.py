@@ -94,6 +94,12 @@ def misfit_error() -> CacheError:
     return CacheError("the tokens are not those of this model", "compress again, to another --out")
 
 
+def name_item(source: str, error: PruneSIDError) -> CacheError:
+    """The error of one cached item, which names it."""
+    problem = error.problem if source in error.problem else f"{source}: {error.problem}"
+    return CacheError(problem, error.hint)
+
+
 def non_finite_error(source: str) -> NonFiniteError:
     """The error of an input whose visual tokens have NaN or infinity."""
     return NonFiniteError(f"{source}: the vision tower gives NaN or infinity", hint="try --dtype fp32")

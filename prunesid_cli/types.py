@@ -39,12 +39,15 @@ class Placement:
         attention: The attention kernels, as transformers calls them, for the model or by part; None lets transformers
             choose for each part.
         multi_gpu: Whether a language model may be spread over all GPUs.
+        has_language_layers: Whether the layers of a language model are loaded. Without them, a language half makes
+            prompts, and another engine answers them.
     """
 
     device: torch.device
     dtype: torch.dtype
     attention: str | Mapping[str, str | None] | None
     multi_gpu: bool = False
+    has_language_layers: bool = True
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,20 @@ AnswerBatchSize = Annotated[
         "How many prompts to answer together. Fewer are answered together if memory is short.",
     ),
 ]
+Engine = Annotated[
+    settings.Engine,
+    typer.Option(
+        "--engine", rich_help_panel=MODEL,
+        help="What runs the language model: transformers (builtin), or vLLM. Greedy answers are the same.",
+    ),
+]  # fmt: skip
+EngineArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-args", metavar="NAME=VALUE", rich_help_panel=ADVANCED,
+        help="An argument of vllm.LLM for --engine vllm: tensor_parallel_size=2. Repeatable.",
+    ),
+]  # fmt: skip
 RecordBatchSize = Annotated[
     int, _batch_size("8 on a CPU, 32 elsewhere", "How many records to encode and answer together.")
 ]

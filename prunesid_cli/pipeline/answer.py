@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile
 
-from prunesid_cli.errors import CacheError, PruneSIDError, misfit_error
+from prunesid_cli.errors import CacheError, PruneSIDError, misfit_error, name_item
 from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
 from prunesid_cli.pipeline.query import Query, Reply
@@ -92,7 +92,7 @@ def answer(
             try:
                 tokenized.append(answerer.tokenize(query))
             except PruneSIDError as error:
-                refused.append(Reply(query, None, 0.0, _name_item(query, error)))
+                refused.append(Reply(query, None, 0.0, name_item(query.item.source, error)))
         groups = group_by_length(
             tokenized,
             answerer.batch_sizes.size,
@@ -164,13 +164,6 @@ def shared_prefix_length(queries: Sequence[TokenizedQuery]) -> int:
     return count - len(item.layout.runs) + item.kept if count >= prefix_length else 0
 
 
-def _name_item(query: Query, error: PruneSIDError) -> CacheError:
-    """The error of one item, which names it."""
-    source = query.item.source
-    problem = error.problem if source in error.problem else f"{source}: {error.problem}"
-    return CacheError(problem, error.hint)
-
-
 @dataclass(frozen=True)
 class BatchAnswerer:
     """Answers groups of queries.
@@ -206,7 +199,7 @@ class BatchAnswerer:
                 tokens[source] = next(read_tokens(first.shard, [first.item]))
                 self.language.check_item(tokens[source])
             except PruneSIDError as error:
-                errors[source] = _name_item(first, error)
+                errors[source] = name_item(source, error)
         readable = [query for query in group if query.source not in errors]
         prefix_caches = self._read_prefixes(readable, tokens) if self.shares_prefixes else {}
         results = dict[int, Answer | PruneSIDError]()

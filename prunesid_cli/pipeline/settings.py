@@ -58,6 +58,13 @@ class TokenStore(str, Enum):
     int8 = "int8"
 
 
+class Engine(str, Enum):
+    """What runs the language model in answer."""
+
+    builtin = "builtin"
+    vllm = "vllm"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Which model runs where, which tokens it keeps, how clips are read, and how answers are generated.

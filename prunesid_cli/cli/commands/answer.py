@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,13 +21,14 @@ from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.models.loading.checkpoint import Checkpoint, is_local
 from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, escape_names, read_prompt_file
 from prunesid_cli.pipeline.session import Session, check_cache_model, find_checkpoint
-from prunesid_cli.pipeline.settings import DEFAULTS, Settings
+from prunesid_cli.pipeline.settings import DEFAULTS, Engine, Settings
 from prunesid_cli.runtime.output_file import is_stream
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
 from prunesid_cli.text import command_line, escape_invisible, format_duration, plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
 if TYPE_CHECKING:
+    from prunesid_cli.models.base import LanguageHalf
     from prunesid_cli.pipeline.answer_file import AnswerFile
     from prunesid_cli.pipeline.query import Query, Reply
     from prunesid_cli.types import Generation
@@ -77,6 +79,8 @@ def answer(
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,
     attention: o.Attention = DEFAULTS.attention,
+    engine: o.Engine = Engine.builtin,
+    engine_args: o.EngineArgs = None,
     batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     temperature: o.Temperature = DEFAULTS.temperature,
@@ -102,6 +106,7 @@ def answer(
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name the file with --out")
     settings = read_settings(context)
+    chosen_engine = EngineChoice(engine, read_engine_args(engine, engine_args or ()))
     asked = _read_prompts(cache, prompt, prompts)
     for error in asked.errors:
         printer.error(error)
@@ -128,7 +133,7 @@ def answer(
 
     generation = Generation(max_new_tokens, temperature, seed)
     report = AnswerReport(as_json, prints=out is None)
-    job = AnswerRun(settings, checkpoint, opened, patterns, generation, report, asked, prompts)
+    job = AnswerRun(settings, checkpoint, opened, patterns, generation, report, asked, prompts, chosen_engine)
     if out is None:
         knows_total = not where and not asked.have_selectors
         job.answer(len(opened) * len(asked.texts) if knows_total else None)
@@ -136,7 +141,7 @@ def answer(
         answered_by = describe_answerer(run, generation, allow_special_tokens)
         job.answer_into(out, answered_by, forget)
     if usage and report.num_replies:
-        printer.requested(report.rate())
+        printer.requested("   ".join([report.rate(), *job.usage]))
     exit_if_incomplete(opened)
     if report.num_failed or unmatched or job.prompts.errors:
         raise typer.Exit(ExitCode.PARTIAL)
@@ -152,6 +157,26 @@ def _read_prompts(cache: Path, prompt: str | None, path: Path | None) -> Prompts
         example = command_line("answer", cache, "what is shown?")
         raise UsageError("answer needs a prompt, or --prompts FILE.jsonl", hint=example)
     return Prompts([Prompt(read_prompt(prompt))])
+
+
+def read_engine_args(engine: Engine, pairs: Sequence[str]) -> dict[str, Any]:
+    """Reads NAME=VALUE pairs; a value is JSON, or else a text.
+
+    Raises:
+        UsageError: A pair has no name, or the engine takes no arguments.
+    """
+    if pairs and engine is not Engine.vllm:
+        raise UsageError("--engine-args is for vLLM", "add --engine vllm")
+    arguments = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not (name and sign):
+            raise UsageError(f"--engine-args {pair} is not NAME=VALUE", "--engine-args tensor_parallel_size=2")
+        try:
+            arguments[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            arguments[name.replace("-", "_")] = value
+    return arguments
 
 
 def _open_cache(folder: Path) -> tuple[Cache, Run]:
@@ -225,6 +250,14 @@ class AnswerReport:
         return f"{answers} in {format_duration(seconds)} ({self.num_replies / seconds:.1f}/s)"
 
 
+@dataclass(frozen=True)
+class EngineChoice:
+    """What runs the language model, and its arguments."""
+
+    name: Engine
+    arguments: Mapping[str, Any]
+
+
 @dataclass
 class AnswerRun:
     """Answers prompts with the model of a session.
@@ -238,6 +271,8 @@ class AnswerRun:
         report: Prints the answers.
         prompts: The prompts; once the model is loaded, without those that it refuses.
         path: The file that they come from, if they do.
+        engine: What runs the language model.
+        usage: What the engine says of its work, after it.
     """
 
     settings: Settings
@@ -248,6 +283,8 @@ class AnswerRun:
     report: AnswerReport
     prompts: Prompts
     path: Path | None
+    engine: EngineChoice
+    usage: list[str] = field(default_factory=list)
 
     def queries(self) -> Iterator[Query]:
         """All queries, item by item."""
@@ -263,10 +300,8 @@ class AnswerRun:
         Raises:
             UsageError: The model refuses all prompts.
         """
-        from prunesid_cli.pipeline.answer import answer
-
         session = Session.open(self.settings, self.checkpoint)
-        language = session.load_language()
+        language, answer = self._load_engine(session)
         self.prompts, refused = self.prompts.without_refused(lambda text: language.check_prompt(text, 1), self.path)
         for error in refused:
             printer.error(error)
@@ -276,13 +311,27 @@ class AnswerRun:
         # Without a file, an interruption need not wait for the end of the batch.
         interruptible = graceful_shutdown() if file else nullcontext(StopRequest())
         with interruptible as stop, printer.progress("answering", total, prints_results) as bar:
-            for replies in answer(language, queries, self.generation, session.answer_batch_size()):
+            for replies in answer(queries):
                 if file:
                     file.append(replies)
                 for reply in replies:
                     self.report.add(reply)
                     bar.advance()
                 stop.raise_if_requested()
+
+    def _load_engine(self, session: Session) -> tuple[LanguageHalf, Callable[[Iterator[Query]], Iterator[list[Reply]]]]:
+        """Loads the language half, and returns it with the function that answers queries."""
+        if self.engine.name is Engine.vllm:
+            from prunesid_cli.integrations.vllm.engine import VllmEngine
+
+            engine = VllmEngine(session, self.generation, self.engine.arguments)
+            self.usage = engine.usage
+            return engine.language, engine.answer
+        from prunesid_cli.pipeline.answer import answer
+
+        language = session.load_language()
+        batch_sizes = session.answer_batch_size()
+        return language, lambda queries: answer(language, queries, self.generation, batch_sizes)
 
     def answer_into(self, path: Path, answered_by: str, forget: bool) -> None:
         """Answers the queries that have no answer in a file yet, and prints a summary.

@@ -53,13 +53,10 @@ def load_vision_model(
         ModelError: See `load_model_half`.
     """
     text = config.text_config
-    text.num_hidden_layers = 0
     text.vocab_size = 1
     text.pad_token_id = None  # the stored id is beyond a vocabulary of one word
-    if getattr(text, "layer_types", None) is not None:
-        text.layer_types = []
     # A tower is small, and with all of it on one device the selection runs there.
-    single_device = replace(placement, multi_gpu=False)
+    single_device = replace(placement, multi_gpu=False, has_language_layers=False)
     return load_model_half(model_class, checkpoint, config, single_device, ("embed_tokens", "lm_head", *resized))
 
 
@@ -83,6 +80,11 @@ def load_model_half(
         ModelError: Weights are missing or of another shape, cannot be read, or do not fit into memory. Weights are
             never left random, unless `checkpoint.has_random_weights`.
     """
+    if not placement.has_language_layers:
+        text = config.get_text_config()
+        text.num_hidden_layers = 0
+        if getattr(text, "layer_types", None) is not None:
+            text.layer_types = []
     if placement.attention in (None, "sdpa") and getattr(config.get_text_config(), "attn_logit_softcapping", None):
         # Language models that cap attention scores, such as Gemma 2, are run eagerly. SDPA leaves that out in
         # transformers 5.17 to 5.20, and later versions refuse it. The other parts run as asked.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,24 @@ class TinyModel:
     processor_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save(model_class: Any, config: object, folder: Path, seed: int = 0) -> None:
+ADJUSTMENTS: list[Callable[[Any], None]] = []
+"""Functions that change the configuration of each model that is saved."""
+
+
+@contextmanager
+def adjusted(change: Callable[[Any], None]) -> Iterator[None]:
+    """Change the configurations of the models that are saved while the context is open."""
+    ADJUSTMENTS.append(change)
+    try:
+        yield
+    finally:
+        ADJUSTMENTS.remove(change)
+
+
+def save(model_class: Any, config: Any, folder: Path, seed: int = 0) -> None:
     """Save a model with random weights, large enough that attention and answers depend on the image."""
+    for change in ADJUSTMENTS:
+        change(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)

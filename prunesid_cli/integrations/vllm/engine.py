@@ -1,0 +1,216 @@
+"""The engine of vLLM: cached tokens and prompts -> answers, in the order of the queries."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from prunesid_cli.errors import CacheError, ModelError, PruneSIDError, UsageError, name_item
+from prunesid_cli.integrations.vllm.mrope_models import PLACES, PREFIX
+from prunesid_cli.integrations.vllm.support import (
+    MROPE_CLASSES,
+    check_generation,
+    check_model,
+    check_packages,
+)
+from prunesid_cli.models import load_family
+from prunesid_cli.models.loading.checkpoint import first_line
+from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.pipeline.query import Query, Reply
+from prunesid_cli.pipeline.session import Session
+from prunesid_cli.tokencache import read_tokens
+from prunesid_cli.types import Answer, Generation, Prompt
+
+WINDOW = 1024
+"""Queries that the engine is given at a time. It batches them itself, and idles at the end of each window."""
+ARGS_HINT = "see the arguments of vllm.LLM, which --engine-args takes: --engine-args gpu_memory_utilization=0.8"
+MAX_RUNS = 999
+"""Most runs of visual tokens of a prompt, where vLLM wants a limit."""
+ENVIRONMENT = {
+    # In this process, so that an interruption or an error of the engine is one of this command.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Variables of vLLM, unless they are set."""
+
+
+class VllmEngine:
+    """A language model that vLLM runs.
+
+    Args:
+        session: The model, and where it runs.
+        generation: How to decode.
+        engine_args: Arguments of `vllm.LLM`, which go before those that are chosen here.
+
+    Attributes:
+        language: The model's language half without its layers, which makes the prompts.
+        usage: What was saved, in words, after the first window.
+
+    Raises:
+        UnsupportedModel: vLLM would give other answers for this type of model.
+        UsageError: It would for these settings, or an argument is wrong.
+        ModelError: Packages do not go together, or vLLM cannot load the model.
+    """
+
+    def __init__(self, session: Session, generation: Generation, engine_args: Mapping[str, Any]) -> None:
+        checkpoint, self.generation = session.checkpoint, generation
+        check_model(checkpoint)
+        check_packages()
+        self.is_mrope = checkpoint.model_type in MROPE_CLASSES
+        placement = replace(session.placement, multi_gpu=False, has_language_layers=False)
+        language = load_family(checkpoint.model_type).load_language_half(checkpoint, placement)
+        language.allow_special_tokens = session.settings.allow_special_tokens
+        assert isinstance(language, BaseLanguageHalf)
+        self.language = language
+        settings: GenerationConfig = language.model.generation_config
+        check_generation(generation, settings.to_dict())
+        stop_ids = settings.eos_token_id
+        self.stop_ids = [stop_ids] if isinstance(stop_ids, int) else list(stop_ids or ())
+        self.num_prompt_tokens, self.num_cached_tokens, self.usage = 0, 0, list[str]()
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        arguments: dict[str, Any] = {
+            "model": str(checkpoint.location),
+            "revision": checkpoint.commit,
+            "dtype": session.dtype_name,
+            "enable_prefix_caching": True,
+            "enforce_eager": placement.device.type == "cpu",
+            "block_size": 32,
+            "skip_mm_profiling": True,
+            "use_tqdm_on_load": False,
+            # Nothing of the vision side is loaded where vLLM can do without.
+            "limit_mm_per_prompt": dict.fromkeys(language.modalities, 0),
+        }
+        if self.is_mrope:
+            self.merge_size = language.model.config.vision_config.spatial_merge_size
+            if checkpoint.model_type == "qwen3_vl":  # it adds deepstack features only if images are allowed
+                arguments["limit_mm_per_prompt"] |= {"image": MAX_RUNS}
+            arguments |= {
+                "enable_mm_embeds": True,
+                "hf_overrides": {"architectures": [f"{PREFIX}{MROPE_CLASSES[checkpoint.model_type]}"]},
+            }
+        else:
+            arguments["enable_prompt_embeds"] = True
+        try:
+            self.engine = LLM(**(arguments | dict(engine_args)))
+        except TypeError as error:
+            raise UsageError(f"--engine-args: {first_line(error)}", "see the arguments of vllm.LLM") from error
+        except (ValueError, RuntimeError, OSError) as error:
+            # Errors of arguments begin with their number, and say what is wrong in their third line.
+            reason = re.search(r"^ *Value error, (.{,300})", str(error), re.MULTILINE)
+            problem = f"vLLM cannot load {checkpoint.name}: {reason[1] if reason else first_line(error)}"
+            raise ModelError(problem, ARGS_HINT) from error
+        self.max_length: int = self.engine.model_config.max_model_len
+
+    def answer(self, queries: Iterable[Query]) -> Iterator[list[Reply]]:
+        """Answer prompts from cached tokens.
+
+        Args:
+            queries: Prompts about items. Queries about one item follow each other.
+
+        Yields:
+            The replies to each window of queries. An item that cannot be read, and a prompt that is too long, have an
+            error in their replies.
+        """
+        source = iter(queries)
+        while window := list(islice(source, WINDOW)):
+            yield self._answer_window(window)
+
+    def _answer_window(self, window: list[Query]) -> list[Reply]:
+        from vllm import SamplingParams
+
+        start = time.perf_counter()
+        requests, results = dict[int, Any](), dict[int, Answer | PruneSIDError]()
+        for _, group in groupby(window, lambda query: query.item.source):
+            item_queries = list(group)
+            first = item_queries[0]
+            try:
+                tokens = next(read_tokens(first.shard, [first.item]))
+                self.language.check_item(tokens)
+            except PruneSIDError as error:
+                results |= {query.number: name_item(first.item.source, error) for query in item_queries}
+                continue
+            for query in item_queries:
+                try:
+                    prompt = self.language.embed(query.prompt, [tokens])
+                    self._check_length(query, prompt)
+                    requests[query.number] = self._request(prompt)
+                except PruneSIDError as error:
+                    results[query.number] = name_item(first.item.source, error)
+        sampling = SamplingParams(
+            temperature=0, max_tokens=self.generation.max_new_tokens, stop_token_ids=self.stop_ids, detokenize=False
+        )
+        outputs = self.engine.generate(list(requests.values()), sampling, use_tqdm=False) if requests else []
+        for number, output in zip(requests, outputs, strict=True):
+            results[number] = self._read_answer(output)
+        share = self.num_cached_tokens / max(self.num_prompt_tokens, 1)
+        self.usage[:] = [f"{share:.0%} of {self.num_prompt_tokens:,} prompt tokens were read before (vLLM)"]
+        ms = (time.perf_counter() - start) * 1000 / len(window)
+        replies = []
+        for query in window:
+            result = results[query.number]
+            if isinstance(result, PruneSIDError):
+                replies.append(Reply(query, None, ms, result))
+            else:
+                replies.append(Reply(query, result, ms))
+        return replies
+
+    def _check_length(self, query: Query, prompt: Prompt) -> None:
+        """Raise `CacheError` if a prompt and its answer may be too long: vLLM would stop all prompts of a window."""
+        length = len(prompt.ids) + self.generation.max_new_tokens
+        if length > self.max_length:
+            problem = f"a prompt of {len(prompt.ids)} tokens and its answer are longer than {self.max_length} tokens"
+            raise CacheError(problem, f"--engine-args max_model_len={length}, or fewer --max-new-tokens")
+
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt as vLLM takes it."""
+        features, ids = prompt.features.cpu(), prompt.ids
+        if not self.is_mrope:
+            embeds = features.new_zeros(len(ids), features.shape[-1])
+            embeds[prompt.visual] = features
+            return {
+                "prompt_token_ids": ids.tolist(),
+                "prompt_is_token_ids": (~prompt.visual).tolist(),
+                "prompt_embeds": embeds,
+            }
+        # Each run of visual tokens is an image; a word stands before it and after it.
+        assert prompt.positions is not None
+        edges = torch.diff(prompt.visual.int(), prepend=torch.zeros(1), append=torch.zeros(1))
+        places, grids, is_read = [], [], ~prompt.visual
+        for begin, end in zip((edges == 1).nonzero().flatten(), (edges == -1).nonzero().flatten(), strict=True):
+            origin = prompt.positions[0, begin - 1] + 1
+            advance = (prompt.positions[0, end] - origin).expand(int(end - begin), 1)
+            places.append(torch.cat([(prompt.positions[:, begin:end] - origin).T, advance], 1))
+            grids.append([1, self.merge_size, self.merge_size * int(end - begin)])
+            is_read[begin] = True
+        image_id = self.language.modalities["image"]
+        return {
+            "prompt_token_ids": ids.masked_fill(prompt.visual, image_id)[is_read].tolist(),
+            "multi_modal_data": {
+                "image": {
+                    "image_embeds": features,
+                    "image_grid_thw": torch.tensor(grids),
+                    PLACES: torch.cat(places),
+                }
+            },
+        }
+
+    def _read_answer(self, output: Any) -> Answer:
+        """An answer of vLLM, decoded as the built-in engine does."""
+        ids = list(output.outputs[0].token_ids)
+        length = next((number for number, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        self.num_prompt_tokens += len(output.prompt_token_ids)
+        self.num_cached_tokens += output.num_cached_tokens or 0
+        text = self.language.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        return Answer(text.strip(), len(output.prompt_token_ids), length)
