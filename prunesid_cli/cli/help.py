@@ -10,10 +10,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from prunesid_cli.cli.terminal import printer
 
-COMMON, MODEL, PRUNING, CLIPS, ANSWERING, OUTPUT, ADVANCED = (
-    "Options", "Model and device", "Pruning", "Clips", "Answering", "Output", "Rarely used",
+COMMON, MODEL, PRUNING, CLIPS, ANSWERING, OUTPUT, CLUSTER, ADVANCED = (
+    "Options", "Model and device", "Pruning", "Clips", "Answering", "Output", "Several machines", "Rarely used",
 )  # fmt: skip
-PANELS = (COMMON, MODEL, PRUNING, CLIPS, ANSWERING, OUTPUT, ADVANCED)
+PANELS = (COMMON, MODEL, PRUNING, CLIPS, ANSWERING, OUTPUT, CLUSTER, ADVANCED)
 """Panels of options, in the order of the help page."""
 MAX_OPTION_COLUMN = 26
 """Characters of the column with the options' names; longer names have a line of their own."""

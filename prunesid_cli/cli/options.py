@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from prunesid_cli.cli.arguments import is_typed
-from prunesid_cli.cli.help import ADVANCED, ANSWERING, CLIPS, COMMON, MODEL, OUTPUT, PRUNING
+from prunesid_cli.cli.help import ADVANCED, ANSWERING, CLIPS, CLUSTER, COMMON, MODEL, OUTPUT, PRUNING
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
@@ -23,6 +24,14 @@ def _keep_for_hints(context: typer.Context, parameter: typer.CallbackParam, valu
     if value is not None and is_typed(context, str(parameter.name)):
         printer.model_options += [parameter.opts[0], value]
     return value
+
+
+def read_worker_count(text: Any) -> Any:
+    """A number of workers, or a pair of MIN-MAX."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
+    if match is None or (match[2] and int(match[2]) < max(int(match[1]), 1)):
+        raise typer.BadParameter(f"{text!r} is not a number of workers: 4, or with --ray 2-8")
+    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 
 Model = Annotated[
@@ -223,12 +232,36 @@ TowerBatchSize = Annotated[
     ),
 ]
 Workers = Annotated[
-    int | None,
+    Any,
     typer.Option(
-        "--workers", metavar="N", min=0, envvar="PRUNESID_WORKERS", rich_help_panel=ADVANCED,
+        "--workers", metavar="N", parser=read_worker_count, envvar="PRUNESID_WORKERS", rich_help_panel=ADVANCED,
         show_default="2 on a CPU; with a GPU, all cores but one",
         help="How many processes read and decode inputs. 0 decodes in the main process: for debuggers, and where no "
-        "processes can be started; an input that crashes its decoder then ends the run.",
+        "processes can be started; an input that crashes its decoder then ends the run. With --ray: how many workers "
+        "encode, as N or MIN-MAX; the run begins when MIN of them are there.",
+    ),
+]  # fmt: skip
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", metavar="ADDRESS", rich_help_panel=CLUSTER,
+        help="Encode on the machines of a Ray cluster: auto, local, or HOST:PORT. auto starts one on this machine if "
+        "there is none. The inputs, and the model if it is a folder, must have the same paths on all machines.",
+    ),
+]  # fmt: skip
+GPUsPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-worker", metavar="N", min=0, rich_help_panel=CLUSTER, show_default="1, or 0 in a cluster without",
+        help="GPUs of a worker of the cluster.",
+    ),
+]  # fmt: skip
+CPUsPerWorker = Annotated[
+    int | None,
+    typer.Option(
+        "--cpus-per-worker", metavar="N", min=1, rich_help_panel=CLUSTER,
+        show_default="its share of the cluster's; 1 without GPUs",
+        help="Cores of a worker of the cluster, of which all but one decode.",
     ),
 ]  # fmt: skip
 Checksum = Annotated[

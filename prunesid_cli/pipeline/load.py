@@ -72,7 +72,7 @@ class DecodeRequest:
     known_digest: str = ""
 
 
-Decode = Callable[[DecodeRequest], "LoadedInput | FailedInput | None"]
+Decode = Callable[[DecodeRequest], "LoadedInput | CachedInput | FailedInput | None"]
 """Reads, decodes and preprocesses a file; None if its contents have the known digest. Thread-safe."""
 
 

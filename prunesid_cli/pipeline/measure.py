@@ -10,7 +10,7 @@ from typing import ClassVar
 from prunesid_cli.errors import PruneSIDError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
-from prunesid_cli.pipeline.load import LoadedInput
+from prunesid_cli.pipeline.load import InputLoader, LoadedInput
 from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.pipeline.unchanged import read_stamp
@@ -40,6 +40,16 @@ class MeasuredInput:
     nbytes: ClassVar[int] = 0
 
 
+def recall(loader: InputLoader, log: MeasurementLog | None, file: ListedFile) -> MeasuredInput | None:
+    """What an earlier run that was interrupted measured of a file that is not cached; None if nothing."""
+    is_cached = loader.writer is not None and loader.writer.index.find(file.source) is not None
+    if log is None or file.error or loader.by_content or is_cached:
+        return None
+    stamp = read_stamp(file.source)
+    recalled = log.find(file.source, stamp) if stamp else None
+    return MeasuredInput(file.source, *recalled, is_recalled=True) if recalled else None
+
+
 def measure(
     runner: BatchRunner, files: Iterable[ListedFile], log: MeasurementLog | None = None
 ) -> Iterator[MeasuredInput]:
@@ -53,17 +63,9 @@ def measure(
     Yields:
         The information of each file, in the order of the listing. Cached inputs have the value that the cache holds.
     """
-    loader = runner.loader
 
     def load(number: int, file: ListedFile) -> LoadedInput | CachedInput | FailedInput | MeasuredInput:
-        is_cached = loader.writer is not None and loader.writer.index.find(file.source) is not None
-        if log is not None and not (file.error or loader.by_content or is_cached):
-            stamp = read_stamp(file.source)
-            recalled = log.find(file.source, stamp) if stamp else None
-            if recalled:
-                phi, total = recalled
-                return MeasuredInput(file.source, phi, total, is_recalled=True)
-        return loader(number, file)
+        return recall(runner.loader, log, file) or runner.loader(number, file)
 
     def measure_batch(batch: Sequence[LoadedInput]) -> list[float]:
         encoded = runner.pruner.encode([item.pixels for item in batch])

@@ -91,7 +91,8 @@ class Settings:
         seed: Seed of sampling, with a temperature.
         allow_special_tokens: Whether special tokens in a prompt have their meaning, instead of being text.
         batch_size: Items per batch; 0: chosen by the device.
-        workers: Processes that decode inputs; 0: decode in this process. None: chosen by cores and device.
+        workers: Processes that decode inputs; 0: decode in this process. None: chosen by cores and device. A pair is
+            the fewest and the most workers of a cluster.
     """
 
     model: str | None = None
@@ -114,7 +115,7 @@ class Settings:
     seed: int = 0
     allow_special_tokens: bool = False
     batch_size: int = 0
-    workers: int | None = None
+    workers: int | tuple[int, int] | None = None
 
     def check_method(self) -> None:
         """Raises `UsageError` if there is no such method."""

@@ -54,7 +54,7 @@ def count_loading(pool: WorkerPool | None, settings: Settings, device_type: str)
     """
     if pool is None:
         return THREADS_WITHOUT_WORKERS
-    if settings.workers:
+    if settings.workers and not isinstance(settings.workers, tuple):
         return settings.workers
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(THREADS_WITHOUT_WORKERS, num_cores) if device_type == "cpu" else max(1, num_cores - 1)

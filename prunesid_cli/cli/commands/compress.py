@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from prunesid_cli.cli.compress_report import CompressReport
     from prunesid_cli.cli.input_paths import InputPaths
     from prunesid_cli.inputs.listing import ListedFile
+    from prunesid_cli.integrations.ray.cluster import RayOptions
     from prunesid_cli.pipeline.batches import BatchRunner
     from prunesid_cli.pipeline.compress import Result
+    from prunesid_cli.pipeline.stages import Stages
     from prunesid_cli.pipeline.token_budgets import TokenAllocator
     from prunesid_cli.tokencache import CacheWriter, MeasurementLog
 
@@ -85,6 +87,9 @@ def compress(
     attention: o.Attention = DEFAULTS.attention,
     batch_size: o.TowerBatchSize = DEFAULTS.batch_size,
     workers: o.Workers = DEFAULTS.workers,
+    ray: o.Ray = None,
+    gpus_per_worker: o.GPUsPerWorker = None,
+    cpus_per_worker: o.CPUsPerWorker = None,
     shard: o.Partition = None,
     retry_failed: o.RetryFailed = False,
     checksum: o.Checksum = False,
@@ -108,6 +113,7 @@ def compress(
         printer.check_stdout()
     _check_options(context)
     settings = read_settings(context)
+    cluster, settings = read_cluster_options(ray, settings, gpus_per_worker, cpus_per_worker)
     is_stream = stream and overrides_fixed(context, "stream", "--stream")
     settings = replace(settings, dynamic=True) if is_stream else settings
     budget = read_budget(context, settings)
@@ -128,11 +134,17 @@ def compress(
         return
     from prunesid_cli.pipeline.workers import WorkerSetup, worker_pool
 
-    with worker_pool(WorkerSetup(checkpoint, settings, draft)) as pool:  # before torch is imported here
-        session = Session.open(settings, checkpoint)
+    # Workers are started before torch is imported here.
+    with worker_pool(WorkerSetup(checkpoint, settings, draft)) as pool, ExitStack() as resources:
+        session, actors = Session.open(settings, checkpoint), None
+        if cluster:
+            from prunesid_cli.integrations.ray.start import start_actors
+
+            session, actors = resources.enter_context(start_actors(cluster, session, draft))
         from prunesid_cli.inputs.named_sources import select_named
         from prunesid_cli.pipeline.batches import make_runner
         from prunesid_cli.pipeline.compress import open_writer
+        from prunesid_cli.pipeline.stages import LocalStages
         from prunesid_cli.tokencache import MeasurementLog
 
         vision = LazyVision(session.load_vision)
@@ -157,7 +169,13 @@ def compress(
         report = CompressReport(as_json, budget, partition, num_listed, len(writer.index.table))
         with graceful_shutdown() as stop:
             runner = make_runner(session, pruner, pool, writer, checksum, stop)
-            _compress(runner, inputs, writer, report, log, plans_ahead)
+            if actors:
+                from prunesid_cli.integrations.ray.compress import RayStages
+
+                stages: Stages = RayStages(actors, runner.loader)
+            else:
+                stages = LocalStages(runner)
+            _compress(runner, stages, inputs, writer, report, log, plans_ahead)
             report.print_summary(writer, is_complete=not stop.requested)
         if draft and vision.is_loaded and pruner.min_decode_side is None:
             printer.note("--draft changed nothing: this model reads more of a larger image")
@@ -168,6 +186,27 @@ def compress(
         stop.raise_if_requested()
         if report.counts["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
+
+
+def read_cluster_options(
+    address: str | None, settings: Settings, num_gpus: float | None, num_cpus: int | None
+) -> tuple[RayOptions | None, Settings]:
+    """Where workers of a Ray cluster run, and the settings of the driver, which decodes nothing.
+
+    Raises:
+        UsageError: Options of a cluster without --ray.
+    """
+    workers = settings.workers
+    if address is None:
+        if isinstance(workers, tuple) or num_gpus is not None or num_cpus is not None:
+            raise UsageError(
+                "--workers MIN-MAX, --gpus-per-worker and --cpus-per-worker need a cluster", "add --ray auto"
+            )
+        return None, settings
+    from prunesid_cli.integrations.ray.cluster import RayOptions
+
+    fewest, most = workers if isinstance(workers, tuple) else (1, workers or None)
+    return RayOptions(address, fewest, most, num_gpus, num_cpus), replace(settings, workers=0)
 
 
 def _report_if_done(out: Path, run: Run, settings: Settings, inputs: InputPaths) -> bool:
@@ -202,6 +241,9 @@ def _check_options(context: typer.Context) -> None:
             "--retry-failed needs the paths to retry" if params["retry_failed"] else "compress needs images or clips"
         )
         raise UsageError(needs, "name files, folders or globs; see: prunesid compress --help")
+    for name in ("calibrate", "stream"):
+        if params["ray"] and params[name] and is_typed(context, name):
+            raise UsageError(f"--ray and --{name} do not go together", "leave out one of them")
     for name in ("calibrate", "shard"):
         if params["retry_failed"] and params[name]:
             problem = f"--retry-failed and --{name} contradict each other"
@@ -210,6 +252,7 @@ def _check_options(context: typer.Context) -> None:
 
 def _compress(
     runner: BatchRunner,
+    stages: Stages,
     inputs: InputPaths,
     writer: CacheWriter,
     report: CompressReport,
@@ -222,7 +265,7 @@ def _compress(
         CacheError: The cache cannot be written.
         KeyboardInterrupt: The user asked to stop while images were measured.
     """
-    from prunesid_cli.pipeline.compress import compress, write_results
+    from prunesid_cli.pipeline.compress import write_results
     from prunesid_cli.pipeline.results import FailedInput
     from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
     from prunesid_cli.runtime.background_writer import BackgroundWriter
@@ -239,13 +282,13 @@ def _compress(
         listing = inputs.listing(clear_failure)
         files, total = inputs.of_this_machine(listing), None
         if plans_ahead:
-            allocator, files, total = _plan(runner, files, inputs, log)
+            allocator, files, total = _plan(runner, stages, files, inputs, log)
         else:
             allocator = allocate_on_arrival(runner.pruner, writer.index.entries())
         with printer.progress("compressing", total, prints_results=report.as_json) as bar:
             if total is None:
                 inputs.count_in_background(bar)
-            with closing(compress(runner, files, allocator, write)) as results:
+            with closing(stages.compress(files, allocator, write)) as results:
                 for result in results:
                     report.add(result)
                     bar.advance(has_failed=isinstance(result, FailedInput))
@@ -255,11 +298,11 @@ def _compress(
 
 
 def _plan(
-    runner: BatchRunner, files: Iterator[ListedFile], inputs: InputPaths, log: MeasurementLog | None
+    runner: BatchRunner, stages: Stages, files: Iterator[ListedFile], inputs: InputPaths, log: MeasurementLog | None
 ) -> tuple[TokenAllocator, Iterator[ListedFile], int]:
     """Measures all inputs. Returns how many tokens each keeps, the inputs once more, and their number."""
     from prunesid_cli.inputs.replay import ReplayableListing
-    from prunesid_cli.pipeline.measure import MeasuredInput, measure
+    from prunesid_cli.pipeline.measure import MeasuredInput
     from prunesid_cli.pipeline.token_budgets import plan_tokens
 
     replayable, counts = ReplayableListing(files), Counter[str]()
@@ -267,7 +310,7 @@ def _plan(
         inputs.count_in_background(bar)
 
         def measured() -> Iterator[MeasuredInput]:
-            for item in measure(runner, replayable.first_pass(), log):
+            for item in stages.measure(replayable.first_pass(), log):
                 bar.advance(has_failed=item.error is not None)
                 counts["recalled"] += item.is_recalled
                 yield item

@@ -1,0 +1,203 @@
+"""Connects to a Ray cluster, starts actors, and gives them blocks of work whose results come in order."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Generic, TypeVar
+
+from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
+from prunesid_cli.runtime.shutdown import StopRequest
+
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Variables of Ray, unless they are set: no statistics are sent."""
+BLOCKS_OF_ACTOR, WAITING_BLOCKS = 2, 4
+"""Blocks of an actor at a time, so that it need not wait; and blocks an actor that wait for their turn."""
+MAX_TRIES = 3
+"""How often a block is tried again whose actor died."""
+POLL_SECONDS = 0.2
+
+Block = TypeVar("Block")
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where the actors run.
+
+    Attributes:
+        address: "auto", "local" or an address, as `ray.init` takes it.
+        min_actors: Actors that must be there before the run begins.
+        max_actors: Most actors; None: as many as the cluster has room for.
+        num_gpus: GPUs of an actor; None: one, if the cluster has any.
+        num_cpus: Cores of an actor; None: its share of the cluster's if it has a GPU, else one.
+    """
+
+    address: str
+    min_actors: int = 1
+    max_actors: int | None = None
+    num_gpus: float | None = None
+    num_cpus: int | None = None
+
+
+@contextmanager
+def connect(options: RayOptions) -> Iterator[None]:
+    """Connect to a cluster, and leave it at the end. With "auto" and no cluster, one is started on this machine.
+
+    Raises:
+        ModelError: Ray is not installed.
+        UsageError: There is no such cluster.
+    """
+    if find_spec("ray") is None:
+        raise ModelError("--ray needs the package ray", "pip install 'prunesid[ray]'")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    try:
+        ray.init(address=options.address, **quiet)
+    except ConnectionError as error:
+        if options.address != "auto":
+            problem = f"there is no Ray cluster at {options.address}"
+            raise UsageError(problem, "start one with: ray start --head, or use --ray local") from error
+        ray.init(address="local", include_dashboard=False, **quiet)
+    except ValueError as error:
+        raise UsageError(f"--ray {options.address}: {error}", "auto, local, or HOST:PORT") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class ActorPool(Generic[Block]):
+    """Actors of one class.
+
+    Args:
+        actor_class: The class. Its method `prepare` makes an actor ready, or raises `PruneSIDError`. What it returns
+            must be the same for all.
+        make_setup: Cores of an actor -> the argument of the class.
+        options: How many actors there are, and what each takes.
+
+    Attributes:
+        stop: Whether the user asked to stop.
+        facts: What `prepare` returned, for each actor that is ready.
+    """
+
+    def __init__(self, actor_class: type, make_setup: Callable[[int], object], options: RayOptions) -> None:
+        import ray
+
+        self.ray, self.stop = ray, StopRequest()
+        resources = ray.cluster_resources()
+        num_gpus = min(resources.get("GPU", 0), 1) if options.num_gpus is None else options.num_gpus
+        num_cpus = options.num_cpus or cpus_of_actor(num_gpus, resources)
+        count = options.max_actors or room_for(num_gpus, num_cpus, resources)
+        setup = make_setup(num_cpus)
+        remote = ray.remote(actor_class).options(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            max_restarts=-1,
+            max_task_retries=MAX_TRIES,
+            scheduling_strategy="SPREAD",
+        )
+        self.actors = [remote.remote(setup) for _ in range(max(count, options.min_actors))]
+        # Reference to the result of `prepare` -> actor.
+        self.preparing = {actor.prepare.remote(): actor for actor in self.actors}
+        self.ready: list[Any] = []
+        self.facts: list[Any] = []
+        while len(self.ready) < options.min_actors:
+            self._take_prepared(POLL_SECONDS)
+
+    def _take_prepared(self, timeout: float) -> None:
+        """Add the actors that became ready. Raises what `prepare` raised."""
+        if self.preparing:
+            done, _ = self.ray.wait(list(self.preparing), num_returns=1, timeout=timeout)
+            for reference in done:
+                self.facts.append(self.get(reference))
+                if self.facts[-1] != self.facts[0]:
+                    problem = f"the nodes of the cluster differ: {self.facts[0]} and {self.facts[-1]}"
+                    raise ModelError(problem, "name --dtype and --device")
+                self.ready.append(self.preparing.pop(reference))
+
+    def get(self, reference: Any) -> Any:
+        """The result of a call.
+
+        Raises:
+            PruneSIDError: The call raised it, or failed otherwise.
+        """
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, PruneSIDError):
+                raise error.cause from None
+            raise
+
+    def run_in_order(
+        self,
+        take_block: Callable[[], Block | None],
+        call: Callable[[Any, Block], Any],
+        on_lost: Callable[[Block, str], Any],
+    ) -> Iterator[tuple[Block, Any]]:
+        """Give blocks to actors.
+
+        Args:
+            take_block: Gives the next block; None if there is none for now. Raises StopIteration after the last one.
+            call: Starts the work on a block by an actor, and returns a reference to its result. None: there is nothing
+                to do for this block.
+            on_lost: Gives the result of a block whose actor died too often, and is told why.
+
+        Yields:
+            Each block with its result, in the order of the blocks. Few results wait in memory, also behind a slow one.
+        """
+        waiting = deque[tuple[Block, Any, Any]]()  # block, actor, reference
+        load = Counter[Any]()
+        has_more = True
+        while has_more or waiting:
+            self._take_prepared(0)
+            self.stop.raise_if_requested()
+            while has_more and len(waiting) < WAITING_BLOCKS * len(self.ready):
+                actor = min(self.ready, key=lambda actor: load[actor])
+                if load[actor] >= BLOCKS_OF_ACTOR:
+                    break
+                try:
+                    block = take_block()
+                except StopIteration:
+                    has_more = False
+                    break
+                if block is None:
+                    break
+                reference = call(actor, block)
+                waiting.append((block, actor, reference))
+                load[actor] += reference is not None
+            pending = [reference for _, _, reference in waiting if reference is not None]
+            if pending and waiting[0][2] is not None:
+                self.ray.wait(pending[:1], timeout=POLL_SECONDS)
+            finished = set(self.ray.wait(pending, num_returns=len(pending), timeout=0)[0]) if pending else set()
+            load = Counter(
+                actor for _, actor, reference in waiting if reference is not None and reference not in finished
+            )
+            while waiting and (waiting[0][2] is None or waiting[0][2] in finished):
+                block, _, reference = waiting.popleft()
+                try:
+                    result = None if reference is None else self.get(reference)
+                except self.ray.exceptions.RayActorError as error:
+                    result = on_lost(block, type(error).__name__)
+                yield block, result
+
+
+def cpus_of_actor(num_gpus: float, resources: Mapping[str, float]) -> int:
+    """Cores of an actor: its share of those of the cluster if it has a GPU, which they feed."""
+    if not num_gpus or not resources.get("GPU"):
+        return 1
+    return max(1, int(resources.get("CPU", 1) * num_gpus / resources["GPU"]))
+
+
+def room_for(num_gpus: float, num_cpus: int, resources: Mapping[str, float]) -> int:
+    """How many actors a cluster has room for; at least one, for which it may grow."""
+    rooms = [resources.get("CPU", 0) // num_cpus]
+    if num_gpus:
+        rooms.append(resources.get("GPU", 0) // num_gpus)
+    return max(1, int(min(rooms)))
