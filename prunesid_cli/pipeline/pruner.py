@@ -13,7 +13,7 @@ from prunesid_cli.errors import MediaError, NonFiniteError, UsageError
 from prunesid_cli.inputs.decoding import DEFAULT_DECODING, Decoding
 from prunesid_cli.inputs.video.frame_sampling import DEFAULT_SAMPLING, FrameSampling
 from prunesid_cli.models.base import VisionHalf
-from prunesid_cli.models.shared.processor import fixed_short_side, supports_clips
+from prunesid_cli.models.shared.processor import supports_clips
 from prunesid_cli.pipeline.frame_windows import check_window, join_windows
 from prunesid_cli.pipeline.segments import (
     OPTIONAL_TENSORS,
@@ -113,7 +113,7 @@ class Pruner:
     @property
     def min_decode_side(self) -> int | None:
         """Smallest shorter side, in pixels, of a JPEG that is decoded smaller; None: decode at full size."""
-        side = fixed_short_side(self.vision) if self.downscale else None
+        side = getattr(self.vision, "fixed_short_side", None) if self.downscale else None
         return None if side is None else DOWNSCALE_MARGIN * side
 
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from prunesid_cli import __version__
 from prunesid_cli.errors import MediaError, ModelError
@@ -24,6 +25,7 @@ from prunesid_cli.pipeline.settings import Settings
 from tests.cli.helpers import cache_files
 from tests.cli.processes import prunesid, running
 from tests.conftest import Run
+from tests.docs.markdown import ROOT
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 SETUP = ActorSetup(Settings(model="demo", device="cpu"), resolve("demo").revision, __version__, os.getcwd(), False, 1)
@@ -239,3 +241,18 @@ def test_what_does_not_go_together_is_refused(run: Run, pictures: list[Path], tm
     if find_spec("ray") is None:
         ran = run(*command, "--ray", "auto")
         assert (ran.code, "pip install 'prunesid[ray]'" in ran.err) == (1, True), ran.err
+
+
+def test_the_manifest_runs_a_command_that_exists(run: Run) -> None:
+    manifest = yaml.safe_load((ROOT / "samples" / "ray" / "rayjob.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    command = manifest["spec"]["entrypoint"].split()
+    assert command[:2] == ["prunesid", "compress"]
+    known = run("compress", "--help").out
+    assert all(word in known for word in command if word.startswith("--"))
+    cluster = manifest["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert all(any(word.startswith(path) for path in mounted) for word in command if word.startswith("/"))

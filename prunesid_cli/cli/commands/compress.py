@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from prunesid_cli.cli.compress_report import CompressReport
     from prunesid_cli.cli.input_paths import InputPaths
     from prunesid_cli.inputs.listing import ListedFile
-    from prunesid_cli.integrations.ray.cluster import RayOptions
     from prunesid_cli.pipeline.batches import BatchRunner
     from prunesid_cli.pipeline.compress import Result
-    from prunesid_cli.pipeline.stages import Stages
+    from prunesid_cli.pipeline.measure import MeasuredInput
     from prunesid_cli.pipeline.token_budgets import TokenAllocator
     from prunesid_cli.tokencache import CacheWriter, MeasurementLog
 
@@ -113,7 +112,13 @@ def compress(
         printer.check_stdout()
     _check_options(context)
     settings = read_settings(context)
-    cluster, settings = read_cluster_options(ray, settings, gpus_per_worker, cpus_per_worker)
+    cluster = None
+    if ray:
+        from prunesid_cli.integrations.ray.cluster import RayOptions
+
+        fewest, most = settings.workers if isinstance(settings.workers, tuple) else (1, settings.workers or None)
+        cluster = RayOptions(ray, fewest, most, gpus_per_worker, cpus_per_worker)
+        settings = replace(settings, workers=0)  # this process decodes nothing
     is_stream = stream and overrides_fixed(context, "stream", "--stream")
     settings = replace(settings, dynamic=True) if is_stream else settings
     budget = read_budget(context, settings)
@@ -143,8 +148,9 @@ def compress(
             session, actors = resources.enter_context(start_actors(cluster, session, draft))
         from prunesid_cli.inputs.named_sources import select_named
         from prunesid_cli.pipeline.batches import make_runner
+        from prunesid_cli.pipeline.compress import compress as compress_files
         from prunesid_cli.pipeline.compress import open_writer
-        from prunesid_cli.pipeline.stages import LocalStages
+        from prunesid_cli.pipeline.measure import measure
         from prunesid_cli.tokencache import MeasurementLog
 
         vision = LazyVision(session.load_vision)
@@ -170,11 +176,12 @@ def compress(
         with graceful_shutdown() as stop:
             runner = make_runner(session, pruner, pool, writer, checksum, stop)
             if actors:
-                from prunesid_cli.integrations.ray.compress import RayStages
+                from prunesid_cli.integrations.ray.compress import RayRunner
 
-                stages: Stages = RayStages(actors, runner.loader)
+                remote = RayRunner(actors, runner.loader)
+                stages = Stages(remote.compress, remote.measure)
             else:
-                stages = LocalStages(runner)
+                stages = Stages(partial(compress_files, runner), partial(measure, runner))
             _compress(runner, stages, inputs, writer, report, log, plans_ahead)
             report.print_summary(writer, is_complete=not stop.requested)
         if draft and vision.is_loaded and pruner.min_decode_side is None:
@@ -188,25 +195,17 @@ def compress(
             raise typer.Exit(ExitCode.PARTIAL)
 
 
-def read_cluster_options(
-    address: str | None, settings: Settings, num_gpus: float | None, num_cpus: int | None
-) -> tuple[RayOptions | None, Settings]:
-    """Where workers of a Ray cluster run, and the settings of the driver, which decodes nothing.
+@dataclass(frozen=True)
+class Stages:
+    """The two stages that need the vision tower, here or on other machines. Results come in the order of the files.
 
-    Raises:
-        UsageError: Options of a cluster without --ray.
+    Attributes:
+        compress: As `pipeline.compress.compress`, without its runner.
+        measure: As `pipeline.measure.measure`, without its runner.
     """
-    workers = settings.workers
-    if address is None:
-        if isinstance(workers, tuple) or num_gpus is not None or num_cpus is not None:
-            raise UsageError(
-                "--workers MIN-MAX, --gpus-per-worker and --cpus-per-worker need a cluster", "add --ray auto"
-            )
-        return None, settings
-    from prunesid_cli.integrations.ray.cluster import RayOptions
 
-    fewest, most = workers if isinstance(workers, tuple) else (1, workers or None)
-    return RayOptions(address, fewest, most, num_gpus, num_cpus), replace(settings, workers=0)
+    compress: Callable[..., Generator[Result, None, None]]
+    measure: Callable[..., Iterator[MeasuredInput]]
 
 
 def _report_if_done(out: Path, run: Run, settings: Settings, inputs: InputPaths) -> bool:
@@ -241,6 +240,10 @@ def _check_options(context: typer.Context) -> None:
             "--retry-failed needs the paths to retry" if params["retry_failed"] else "compress needs images or clips"
         )
         raise UsageError(needs, "name files, folders or globs; see: prunesid compress --help")
+    has_cluster_options = params["gpus_per_worker"] is not None or params["cpus_per_worker"] is not None
+    if params["ray"] is None and (has_cluster_options or isinstance(params["workers"], tuple)):
+        problem = "--workers MIN-MAX, --gpus-per-worker and --cpus-per-worker are about a cluster"
+        raise UsageError(problem, "add --ray auto")
     for name in ("calibrate", "stream"):
         if params["ray"] and params[name] and is_typed(context, name):
             raise UsageError(f"--ray and --{name} do not go together", "leave out one of them")
@@ -302,7 +305,6 @@ def _plan(
 ) -> tuple[TokenAllocator, Iterator[ListedFile], int]:
     """Measures all inputs. Returns how many tokens each keeps, the inputs once more, and their number."""
     from prunesid_cli.inputs.replay import ReplayableListing
-    from prunesid_cli.pipeline.measure import MeasuredInput
     from prunesid_cli.pipeline.token_budgets import plan_tokens
 
     replayable, counts = ReplayableListing(files), Counter[str]()

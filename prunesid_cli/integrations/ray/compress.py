@@ -41,7 +41,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class RayStages:
+class RayRunner:
     """Runs over many inputs by the actors of a cluster. Results come in the order of the listing.
 
     Attributes:

@@ -168,14 +168,6 @@ def supports_clips(vision: Any) -> bool:
     return has_text and getattr(vision, "reads_clips", True)
 
 
-def fixed_short_side(vision: Any) -> int | None:
-    """Number of pixels of an image's shorter side that a vision half reads, whatever the image's size.
-
-    None if it reads more pixels of a larger image. Larger images may then not be downscaled while decoding.
-    """
-    return getattr(vision, "fixed_short_side", None)
-
-
 def resized_short_side(image_processor: Any) -> int | None:
     """Number of pixels of an image's shorter side after an image processor resized it; None if it does not resize."""
     lengths = [length for name in ("shortest_edge", "height", "width") if (length := image_processor.size.get(name))]
