@@ -28,7 +28,6 @@ from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.models.shared.pixel_scale import upload_pixels
-from prunesid_cli.models.shared.processor import fixed_short_side
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Placement
@@ -56,7 +55,7 @@ def seen(pruner: Pruner, data: bytes, min_decode_side: int | None) -> tuple[floa
 
 
 def compared(pruner: Pruner, megapixels: float, count: int) -> Iterator[dict[str, Any]]:
-    side = fixed_short_side(pruner.vision)
+    side = getattr(pruner.vision, "fixed_short_side", None)
     assert side
     step = 255 * torch.tensor(pruner.vision.processor.image_processor.image_std).view(3, 1, 1)  # type: ignore[attr-defined]
     photographs = [photograph(number, megapixels) for number in range(count)]
