@@ -144,7 +144,10 @@ def compress(
         session, actors = Session.open(settings, checkpoint), None
         if cluster:
             from prunesid_cli.integrations.ray.start import start_actors
+            from prunesid_cli.tokencache.lock import acquire_lock
 
+            # The writer locks the folder once the workers are there, for which another run may make this one wait.
+            acquire_lock(out)[0].release()
             session, actors = resources.enter_context(start_actors(cluster, session, draft))
         from prunesid_cli.inputs.named_sources import select_named
         from prunesid_cli.pipeline.batches import make_runner
