@@ -181,6 +181,7 @@ def compress(
             if actors:
                 from prunesid_cli.integrations.ray.compress import RayRunner
 
+                actors.stop = stop
                 remote = RayRunner(actors, runner.loader)
                 stages = Stages(remote.compress, remote.measure)
             else:

@@ -83,7 +83,7 @@ class ActorPool(Generic[Block]):
         options: How many actors there are, and what each takes.
 
     Attributes:
-        stop: Whether the user asked to stop.
+        stop: Whether the user asked to stop; set by the owner.
         facts: What `prepare` returned, for each actor that is ready.
     """
 
@@ -151,13 +151,13 @@ class ActorPool(Generic[Block]):
 
         Yields:
             Each block with its result, in the order of the blocks. Few results wait in memory, also behind a slow one.
+            Nothing is given once a stop was requested.
         """
         waiting = deque[tuple[Block, Any, Any]]()  # block, actor, reference
         load = Counter[Any]()
         has_more = True
-        while has_more or waiting:
+        while (has_more or waiting) and not self.stop.requested:
             self._take_prepared(0)
-            self.stop.raise_if_requested()
             while has_more and len(waiting) < WAITING_BLOCKS * len(self.ready):
                 actor = min(self.ready, key=lambda actor: load[actor])
                 if load[actor] >= BLOCKS_OF_ACTOR:
