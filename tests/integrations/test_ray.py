@@ -108,7 +108,7 @@ def test_a_lost_actor_or_node_loses_nothing(cluster: Any, what: str, folder: Pat
             cluster.remove_node(node, allow_graceful=False)
         else:
             os.kill(pids_of("ray::EncodeActor")[0], signal.SIGKILL)
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=400)
     assert process.returncode == 3, err
     assert cache_files(tmp_path / "ray") == cache_files(tmp_path / "plain")
 
@@ -131,7 +131,7 @@ def test_plain_compress_finishes_what_a_driver_began(
         second = prunesid(*command, "--ray", cluster.address, input=f"{folder}/11.png\n")
         assert (second.returncode, "another" in second.stderr) == (1, True), second.stderr
         process.send_signal(sent)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=200)
     os.close(writing)
     assert process.returncode == (-9 if sent == signal.SIGKILL else 130), err
     assert run("compress", folder, "--keep", "40", "--out", tmp_path / "ray").code == 3
@@ -151,7 +151,7 @@ def pids_of(title: str) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -55,7 +55,7 @@ def answer_by_vllm(*args: object, **environment: str) -> CommandResult:
     """In a process of its own, which can hold one engine."""
     command = [sys.executable, "-W", "ignore", "-m", "prunesid_cli", "answer", *map(str, args), "--engine", "vllm"]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, timeout=600)
     return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
@@ -67,8 +67,13 @@ def write_prompts(folder: Path) -> Path:
 
 @needs_vllm
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["23", "all"])
-@pytest.mark.parametrize("model_type", sorted(EMBEDS_TYPES | set(MROPE_CLASSES)))
+@pytest.mark.parametrize(
+    ("model_type", "keep"),
+    [
+        *((model_type, "23") for model_type in sorted(EMBEDS_TYPES | set(MROPE_CLASSES))),
+        *((model_type, "all") for model_type in ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl")),
+    ],
+)
 def test_answers_are_those_of_the_built_in_engine(model_type: str, keep: str, run: Run, tmp_path: Path) -> None:
     """Images of several grids, and prompts with a common beginning, which is read once."""
     with adjusted(enlarge):
