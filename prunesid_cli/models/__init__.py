@@ -42,8 +42,9 @@ OTHER_CUTS = {
     "gives images to the encoder of an encoder-decoder": (
         "florence2", "pix2struct", "udop", "t5gemma2", "vision-encoder-decoder", "pp_formulanet",
     ),
-    "turns images into words of a code book": ("emu3", "chameleon", "apertus1p5", "glm_image"),
+    "turns images into words of a codebook": ("emu3", "chameleon", "apertus1p5", "glm_image"),
     "gives the text between the parts of an image places of its own, which a cache does not hold": ("minicpmv4_7",),
+    "fails in transformers 5.24 with any prompt": ("llama4",),
     "has no vision tower, only a projection of pixels": ("fuyu",),
 }  # fmt: skip
 """Why a type of model cannot be cut in two halves -> the types."""
@@ -61,7 +62,7 @@ def load_family(model_type: str) -> Family:
     for reason, types in OTHER_CUTS.items():
         if model_type in types:
             hint = "see the types that are supported: prunesid models"
-            raise UnsupportedModel(f"a model of type {model_type!r} {reason}; it cannot be pruned", hint)
+            raise UnsupportedModel(f"a model of type {model_type!r} {reason}", hint)
     module, class_name = FAMILIES.get(model_type, SPLICED).split(":")
     family: Family = getattr(import_module(f"{__name__}.{module}"), class_name)()
     return family

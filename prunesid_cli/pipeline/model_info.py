@@ -35,7 +35,8 @@ class ModelInfo:
         model_type: The type of transformers.
         family: The adapter that runs it.
         cut: "before the projector" or "after the projector".
-        clips: Whether it reads clips.
+        clips: Whether it reads clips here.
+        clips_need: A package that is missing, with which it does; else empty.
         vision_parameters: Parameters of the vision half.
         language_parameters: Parameters of the language half.
         vision_bytes: Memory of the vision half's weights in bf16.
@@ -51,6 +52,7 @@ class ModelInfo:
     family: str
     cut: str
     clips: bool
+    clips_need: str
     vision_parameters: int
     language_parameters: int
     vision_bytes: int
@@ -85,7 +87,8 @@ def describe_model(checkpoint: Checkpoint) -> ModelInfo:
         model_type=checkpoint.model_type,
         family=type(family).__name__,
         cut=cut,
-        clips=supports_clips(vision),
+        clips=supports_clips(vision) and not getattr(vision, "clips_need", ""),
+        clips_need=getattr(vision, "clips_need", ""),
         vision_parameters=vision_parameters,
         language_parameters=language_parameters,
         vision_bytes=BYTES_PER_NUMBER * vision_parameters,
@@ -107,8 +110,7 @@ def token_width(language: BaseLanguageHalf, config: Any) -> tuple[int, str]:
     """Numbers of a token at the cut, and where the cut is."""
     width, tower = language.model.get_input_embeddings().embedding_dim, getattr(config, "vision_config", None)
     if type(language).project is BaseLanguageHalf.project:
-        num_added = len(getattr(tower, "deepstack_visual_indexes", None) or ())
-        return width * (1 + num_added), "after the projector"
+        return width * (1 + language.num_deepstack), "after the projector"
     tower_width = tower.hidden_size if tower else config.mm_hidden_size
     for count in range(1, MAX_FEATURE_LAYERS):  # the projectors of some models read features of several layers
         try:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 
 from prunesid_cli.errors import UnsupportedModel
 from prunesid_cli.models import FAMILIES, OTHER_CUTS, load_family
@@ -97,4 +98,4 @@ def test_a_type_that_transformers_does_not_know_is_refused(run: Run, tmp_path: P
     result = run("ask", picture, PROMPT, "-m", tmp_path)
     assert (result.code, result.out) == (1, "")
     assert "'not_yet_invented'" in result.err
-    assert "pip install -U 'transformers>=" in result.err.splitlines()[-1]
+    assert f"pip install -U 'transformers>{transformers.__version__}'" in result.err.splitlines()[-1]

@@ -88,10 +88,11 @@ def info(
         printer.record(record)
         return
     vision, language = (decimal(record[f"{half}_bytes"]) for half in ("vision", "language"))
+    needed = f", and clips with the package {record['clips_need']}" if record["clips_need"] else ""
     lines = {
         "model": f"{record['name']} ({record['model_type']})",
         "adapter": f"{record['family']}, cut {record['cut']}",
-        "reads": "images and clips" if record["clips"] else "images",
+        "reads": "images and clips" if record["clips"] else f"images{needed}",
         "weights in bf16": f"vision half {vision}, language half {language}",
         "1280 x 960 pixels": f"{record['image_tokens']:,} visual tokens, {record['kept_tokens']:,} kept by default",
         "in a cache": f"{decimal(record['cache_bytes'])} an image, {record['token_width']:,} numbers a token",
@@ -99,7 +100,7 @@ def info(
     for title, text in lines.items():
         printer.result(f"{title:18} {text}")
     if record["model_type"] not in FAMILIES:
-        printer.note("this type is in no table: the first run compares its two halves with the whole model")
+        printer.note("this type was not tried yet: the first run compares its two halves with the whole model")
 
 
 def _describe(name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,8 @@ def loading_error(checkpoint: Checkpoint, problem: str, error: Exception) -> Mod
     if "trust_remote_code" in str(error):
         own_code = f"{problem}: it needs Python code that comes with the model, and prunesid runs no such code"
         return ModelError(own_code, "choose a checkpoint that transformers reads by itself")
+    if "torchvision" in str(error) and find_spec("torchvision") is None:
+        return ModelError(f"{checkpoint.name} needs the package torchvision", "pip install torchvision")
     if isinstance(error, ImportError) or re.search("torchvision|requirements", str(error)):  # a class is missing
         return ModelError(f"{problem}: {first_line(error)}", "pip install -U transformers torchvision")
     return ModelError(f"{problem}: {first_line(error)}", REINSTALL_HINT)

@@ -83,17 +83,21 @@ class VideoProcessorClips:
             )
         except (OSError, ValueError) as error:
             raise loading_error(checkpoint, f"cannot load the video processor of {checkpoint.name}", error) from error
+        self.num_joined = getattr(self.processor.video_processor, "temporal_patch_size", 1)
         self.ids = modality_ids(model.config)
         self.arguments = signature(model.base_model.get_video_features).parameters
         self.get_rope_index = getattr(model.base_model, "get_rope_index", None)
 
     def process(self, media: Media) -> Pixels:
         """Clip -> the arguments of the stock model's `get_video_features`."""
+        frames, times = list(media.frames), list(media.times)
+        if len(frames) == 1 and self.num_joined == 2:  # processors of GLM refuse a pair of which one is missing
+            frames, times = 2 * frames, 2 * times
         # At one frame a second, times in seconds are frame numbers.
-        metadata = VideoMetadata(total_num_frames=len(media.frames), fps=1.0, frames_indices=list(media.times))
+        metadata = VideoMetadata(total_num_frames=len(frames), fps=1.0, frames_indices=times)
         processed = self.processor(
             text=[placeholder_text(self.processor, True)],
-            videos=[list(media.frames)],
+            videos=[frames],
             video_metadata=[metadata],
             do_sample_frames=False,
             # MiniMax's processor expects frames that were resized.
@@ -131,8 +135,7 @@ class VideoProcessorClips:
                 boxes += parts
                 part_times += [time] * len(parts)
         else:
-            num_joined = getattr(self.processor.video_processor, "temporal_patch_size", 1)
-            part_times = list(times[::num_joined])
+            part_times = list(times[:: self.num_joined])
             if "video_grid_thw" in processed:
                 shape = processed["video_grid_thw"][0, 1:].tolist()
             else:

@@ -13,6 +13,7 @@ import transformers
 from packaging import version
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from prunesid_cli.errors import MediaError, ModelError, UnsupportedModel
@@ -34,6 +35,7 @@ WINDOW_SIDE = 32
 """A segment has at most this many tokens squared."""
 PROBE_SIZE = (640, 480)
 """Width and height of the image on which a tower's attention is looked for; larger than its windows."""
+OTHER_TYPES_HINT = "see the types that are supported: prunesid models"
 DEPTH_SETTINGS = ("num_hidden_layers", "depth")
 LAYER_SETTINGS = ("deepstack_visual_indexes", "fullatt_block_indexes", "layer_types")
 """Settings that say how many layers a tower has, and that name some of them."""
@@ -63,9 +65,15 @@ def model_class(checkpoint: Checkpoint) -> Any:
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     since, installed = row_of(checkpoint).since, transformers.__version__
     is_old = version.parse(installed) < version.parse(since)
-    if found is None or is_old or "mm_encoder_outputs" not in signature(found.forward).parameters:
-        problem = f"transformers {installed} cannot split models of type {checkpoint.model_type!r}"
-        raise UnsupportedModel(problem, hint=f"pip install -U 'transformers>={since}'")
+    model_type = checkpoint.model_type
+    if is_old or (found is None and model_type not in CONFIG_MAPPING_NAMES):
+        problem = f"transformers {installed} does not run models of type {model_type!r}"
+        raise UnsupportedModel(problem, f"pip install -U 'transformers{f'>={since}' if is_old else f'>{installed}'}'")
+    if found is None:
+        raise UnsupportedModel(f"a model of type {model_type!r} reads no images in a prompt", OTHER_TYPES_HINT)
+    if "mm_encoder_outputs" not in signature(found.forward).parameters:
+        problem = f"the model of type {model_type!r} in transformers takes no visual tokens in place of pixels"
+        raise UnsupportedModel(problem, OTHER_TYPES_HINT)
     return found
 
 

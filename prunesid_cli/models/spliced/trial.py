@@ -69,7 +69,7 @@ def _compare(checkpoint: Checkpoint, placement: Placement) -> dict[str, Any]:
         share of the largest score.
     """
     logger.warning(
-        "models of type %r are in no table: trying this one once, first in two halves, then as a whole",
+        "models of type %r were not tried yet: trying this one once, first in two halves, then as a whole",
         checkpoint.model_type,
     )
     placement = replace(placement, multi_gpu=False)
