@@ -241,12 +241,20 @@ Workers = Annotated[
         "encode, as N or MIN-MAX; the run begins when MIN of them are there.",
     ),
 ]  # fmt: skip
+ClusterWorkers = Annotated[
+    Any,
+    typer.Option(
+        "--workers", metavar="N", parser=read_worker_count, rich_help_panel=CLUSTER,
+        show_default="as many as there is room for",
+        help="How many workers of the cluster answer, as N or MIN-MAX. The run begins when MIN of them are there.",
+    ),
+]  # fmt: skip
 Ray = Annotated[
     str | None,
     typer.Option(
         "--ray", metavar="ADDRESS", rich_help_panel=CLUSTER,
-        help="Encode on the machines of a Ray cluster: auto, local, or HOST:PORT. auto starts one on this machine if "
-        "there is none. The inputs, and the model if it is a folder, must have the same paths on all machines.",
+        help="Work on the machines of a Ray cluster: auto, local, or HOST:PORT. auto starts one on this machine if "
+        "there is none. The folders of the run must have the same paths on all machines.",
     ),
 ]  # fmt: skip
 GPUsPerWorker = Annotated[

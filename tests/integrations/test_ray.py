@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import yaml
 
 from prunesid_cli import __version__
 from prunesid_cli.errors import MediaError, ModelError
+from prunesid_cli.integrations.ray import answer as ray_answer
 from prunesid_cli.integrations.ray import compress as ray_compress
 from prunesid_cli.integrations.ray.actor import ActorSetup, EncodeActor
 from prunesid_cli.integrations.ray.cluster import ActorPool, RayOptions, cpus_of_actor, room_for
@@ -28,7 +30,7 @@ from tests.conftest import Run
 from tests.docs.markdown import ROOT
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-SETUP = ActorSetup(Settings(model="demo", device="cpu"), resolve("demo").revision, __version__, os.getcwd(), False, 1)
+SETUP = ActorSetup(Settings(model="demo", device="cpu"), resolve("demo").revision, __version__, os.getcwd(), 1)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,32 @@ def test_an_average_over_all_images_is_that_of_plain_compress(
     assert (plain.code, spread.code) == (3, 3), spread.err
     assert plain.out == spread.out
     assert cache_files(tmp_path / "ray") == cache_files(tmp_path / "plain")
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_answers_are_those_of_plain_answer(cluster: Any, folder: Path, run: Run, tmp_path: Path) -> None:
+    """In blocks of seven queries, into a file that plain `answer` began."""
+    assert run("compress", folder, "--keep", "40", "--out", tmp_path / "cache").code == 3
+    first, both = tmp_path / "first.jsonl", tmp_path / "both.jsonl"
+    lines = [json.dumps({"prompt": text}) + "\n" for text in ("what is shown?", "how many shapes are there?")]
+    first.write_text(lines[0])
+    both.write_text("".join(lines))
+    assert run("answer", tmp_path / "cache", "--prompts", both, "--out", tmp_path / "plain.jsonl").code == 0
+    assert run("answer", tmp_path / "cache", "--prompts", first, "--out", tmp_path / "ray.jsonl").code == 0
+    command = ("answer", tmp_path / "cache", "--prompts", both, "--ray", cluster.address, "--workers", "1-2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_answer, "BLOCK_QUERIES", 7)
+        spread = run(*command, "--out", tmp_path / "ray.jsonl")
+    assert spread.code == 0, spread.err
+    assert "38 were there" in spread.err
+    plain, ray = (
+        [json.loads(line) | {"ms": 0} for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("plain", "ray")
+    )
+    assert len(plain) == 76
+    assert ray == plain
 
 
 @needs_ray

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,10 +29,14 @@ from prunesid_cli.text import command_line, escape_invisible, format_duration, p
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
 if TYPE_CHECKING:
+    from prunesid_cli.integrations.ray.actor import ActorSetup
+    from prunesid_cli.integrations.ray.cluster import RayOptions
     from prunesid_cli.models.base import LanguageHalf
     from prunesid_cli.pipeline.answer_file import AnswerFile
     from prunesid_cli.pipeline.query import Query, Reply
     from prunesid_cli.types import Generation
+
+    AnswerQueries = Callable[[Iterator[Query], StopRequest], Iterator[list[Reply]]]
 
 MAX_LISTED_PROMPTS = 20
 """Prompts without items that are listed one by one."""
@@ -81,6 +86,10 @@ def answer(
     attention: o.Attention = DEFAULTS.attention,
     engine: o.Engine = Engine.builtin,
     engine_args: o.EngineArgs = None,
+    ray: o.Ray = None,
+    workers: o.ClusterWorkers = None,
+    gpus_per_worker: o.GPUsPerWorker = None,
+    cpus_per_worker: o.CPUsPerWorker = None,
     batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     temperature: o.Temperature = DEFAULTS.temperature,
@@ -106,7 +115,14 @@ def answer(
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name the file with --out")
     settings = read_settings(context)
+    if ray is None and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
+        raise UsageError("--workers, --gpus-per-worker and --cpus-per-worker are about a cluster", "add --ray auto")
     chosen_engine = EngineChoice(engine, read_engine_args(engine, engine_args or ()))
+    if ray:
+        from prunesid_cli.integrations.ray.cluster import RayOptions
+
+        options = RayOptions.from_options(ray, workers, gpus_per_worker, cpus_per_worker)
+        chosen_engine = replace(chosen_engine, cluster=options)
     asked = _read_prompts(cache, prompt, prompts)
     for error in asked.errors:
         printer.error(error)
@@ -252,10 +268,11 @@ class AnswerReport:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What runs the language model, and its arguments."""
+    """What runs the language model, its arguments, and the cluster on which it runs, if it does."""
 
     name: Engine
     arguments: Mapping[str, Any]
+    cluster: RayOptions | None = None
 
 
 @dataclass
@@ -311,27 +328,36 @@ class AnswerRun:
         # Without a file, an interruption need not wait for the end of the batch.
         interruptible = graceful_shutdown() if file else nullcontext(StopRequest())
         with interruptible as stop, printer.progress("answering", total, prints_results) as bar:
-            for replies in answer(queries):
+            for replies in answer(queries, stop):
                 if file:
                     file.append(replies)
                 for reply in replies:
                     self.report.add(reply)
                     bar.advance()
                 stop.raise_if_requested()
+            stop.raise_if_requested()  # a cluster gives no more replies then
 
-    def _load_engine(self, session: Session) -> tuple[LanguageHalf, Callable[[Iterator[Query]], Iterator[list[Reply]]]]:
+    def _load_engine(self, session: Session) -> tuple[LanguageHalf, AnswerQueries]:
         """Loads the language half, and returns it with the function that answers queries."""
+        if self.engine.cluster:
+            from prunesid_cli.integrations.ray.answer import AnswerSetup, answer_on_cluster, load_prompt_maker
+
+            def make_setup(machine: ActorSetup) -> AnswerSetup:
+                folder = str(self.cache.folder)
+                return AnswerSetup(machine, folder, self.generation, self.engine.name, self.engine.arguments)
+
+            return load_prompt_maker(session), partial(answer_on_cluster, self.engine.cluster, session, make_setup)
         if self.engine.name is Engine.vllm:
             from prunesid_cli.integrations.vllm.engine import VllmEngine
 
             engine = VllmEngine(session, self.generation, self.engine.arguments)
             self.usage = engine.usage
-            return engine.language, engine.answer
+            return engine.language, lambda queries, stop: engine.answer(queries)
         from prunesid_cli.pipeline.answer import answer
 
         language = session.load_language()
         batch_sizes = session.answer_batch_size()
-        return language, lambda queries: answer(language, queries, self.generation, batch_sizes)
+        return language, lambda queries, stop: answer(language, queries, self.generation, batch_sizes)
 
     def answer_into(self, path: Path, answered_by: str, forget: bool) -> None:
         """Answers the queries that have no answer in a file yet, and prints a summary.

@@ -116,8 +116,7 @@ def compress(
     if ray:
         from prunesid_cli.integrations.ray.cluster import RayOptions
 
-        fewest, most = settings.workers if isinstance(settings.workers, tuple) else (1, settings.workers or None)
-        cluster = RayOptions(ray, fewest, most, gpus_per_worker, cpus_per_worker)
+        cluster = RayOptions.from_options(ray, settings.workers, gpus_per_worker, cpus_per_worker)
         settings = replace(settings, workers=0)  # this process decodes nothing
     is_stream = stream and overrides_fixed(context, "stream", "--stream")
     settings = replace(settings, dynamic=True) if is_stream else settings

@@ -1,4 +1,4 @@
-"""What runs on the machines of the cluster: an actor that encodes and prunes blocks of inputs."""
+"""What runs on the machines of the cluster: actors, each with a model. This one encodes and prunes inputs."""
 
 from __future__ import annotations
 
@@ -30,35 +30,39 @@ class ActorSetup:
     """What all actors of a run have in common.
 
     Attributes:
-        settings: The settings of the run.
+        settings: The settings of the run, with the model's commit.
         revision: The model's revision on the driver.
         version: Version of prunesid on the driver.
         folder: The driver's current folder, to which paths are relative.
-        downscale: Whether large JPEGs are decoded smaller.
         num_cpus: Cores of an actor.
+        downscale: Whether large JPEGs are decoded smaller.
     """
 
     settings: Settings
     revision: str
     version: str
     folder: str
-    downscale: bool
     num_cpus: int
+    downscale: bool = False
 
 
-@dataclass(frozen=True)
-class BlockItem:
-    """An input for an actor, and what the cache holds of an earlier version of it."""
+def actor_setup(session: Session, num_cpus: int, downscale: bool = False) -> ActorSetup:
+    """The setup for a model that the driver found."""
+    checkpoint = session.checkpoint
+    settings = replace(session.settings, model=checkpoint.name, revision=checkpoint.commit)
+    return ActorSetup(settings, checkpoint.revision, __version__, os.getcwd(), num_cpus, downscale)
 
-    request: DecodeRequest
-    entry: IndexEntry | None
 
-
-class EncodeActor:
-    """Encodes and prunes blocks of inputs, with worker processes of its own that decode them."""
+class Actor:
+    """An actor with a model, which a subclass loads."""
 
     def __init__(self, setup: ActorSetup) -> None:
-        self.setup, self.resources, self.sees_inputs = setup, ExitStack(), False
+        self.setup = setup
+
+    @property
+    def session(self) -> Session:
+        """The model as this machine found it. Loads it."""
+        raise NotImplementedError
 
     def prepare(self) -> str:
         """Load the model, and check that this machine is like the driver's.
@@ -74,21 +78,41 @@ class EncodeActor:
         if __version__ != setup.version:
             problem = f"node {node} has prunesid {__version__}, and the driver {setup.version}"
             raise ModelError(problem, "install the same version everywhere")
-        self._see(os.chdir, setup.folder)
-        _, session = self._loaded
-        revision = session.checkpoint.revision
+        see(os.chdir, setup.folder)
+        revision = self.session.checkpoint.revision
         if revision != setup.revision:
             problem = f"node {node} has the model at {revision}, and the driver at {setup.revision}"
             raise ModelError(problem, "give all nodes the same files, or name --revision")
-        return session.dtype_name
+        return self.session.dtype_name
 
-    def _see(self, look_at: Callable[[str], object], path: str) -> None:
-        """Look at a path that the driver sees. Raises `MediaError` if it is not here: nothing else would be, either."""
-        try:
-            look_at(path)
-        except OSError as error:
-            problem = f"node {os.uname().nodename} does not see {path}: {error.strerror}"
-            raise MediaError(problem, "mount the folders of the inputs at the same places on all nodes") from error
+
+def see(look_at: Callable[[str], object], path: str) -> None:
+    """Look at a path that the driver sees. Raises `MediaError` if it is not here: nothing else would be, either."""
+    try:
+        look_at(path)
+    except OSError as error:
+        problem = f"node {os.uname().nodename} does not see {path}: {error.strerror}"
+        raise MediaError(problem, "mount the folders of the run at the same places on all nodes") from error
+
+
+@dataclass(frozen=True)
+class BlockItem:
+    """An input for an actor, and what the cache holds of an earlier version of it."""
+
+    request: DecodeRequest
+    entry: IndexEntry | None
+
+
+class EncodeActor(Actor):
+    """Encodes and prunes blocks of inputs, with worker processes of its own that decode them."""
+
+    def __init__(self, setup: ActorSetup) -> None:
+        super().__init__(setup)
+        self.resources, self.sees_inputs = ExitStack(), False
+
+    @property
+    def session(self) -> Session:
+        return self._loaded[1]
 
     @cached_property
     def _loaded(self) -> tuple[BatchRunner, Session]:
@@ -136,7 +160,7 @@ class EncodeActor:
         if not self.sees_inputs:
             for item in block[:1]:
                 if item.request.stamp:
-                    self._see(LOCAL.stat, item.request.source)
+                    see(LOCAL.stat, item.request.source)
                     self.sees_inputs = True
         runner, _ = self._loaded
         decode_input = runner.loader.decode

@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 from prunesid_cli.errors import ModelError, PruneSIDError, UsageError
+from prunesid_cli.models.loading.checkpoint import first_line
 from prunesid_cli.runtime.shutdown import StopRequest
 
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Variables of Ray, unless they are set: no statistics are sent."""
 BLOCKS_OF_ACTOR, WAITING_BLOCKS = 2, 4
 """Blocks of an actor at a time, so that it need not wait; and blocks an actor that wait for their turn."""
 MAX_TRIES = 3
@@ -42,6 +41,14 @@ class RayOptions:
     num_gpus: float | None = None
     num_cpus: int | None = None
 
+    @classmethod
+    def from_options(
+        cls, address: str, workers: int | tuple[int, int] | None, num_gpus: float | None, num_cpus: int | None
+    ) -> RayOptions:
+        """From a command line, where `workers` is the largest number of actors, or a pair with the smallest."""
+        fewest, most = workers if isinstance(workers, tuple) else (1, workers or None)
+        return cls(address, fewest, most, num_gpus, num_cpus)
+
 
 @contextmanager
 def connect(options: RayOptions) -> Iterator[None]:
@@ -53,8 +60,7 @@ def connect(options: RayOptions) -> Iterator[None]:
     """
     if find_spec("ray") is None:
         raise ModelError("--ray needs the package ray", "pip install 'prunesid[ray]'")
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
@@ -116,7 +122,11 @@ class ActorPool(Generic[Block]):
         if self.preparing:
             done, _ = self.ray.wait(list(self.preparing), num_returns=1, timeout=timeout)
             for reference in done:
-                self.facts.append(self.get(reference))
+                try:
+                    self.facts.append(self.get(reference))
+                except self.ray.exceptions.RayActorError as error:
+                    problem = f"a worker of the cluster died while it loaded the model: {first_line(error)}"
+                    raise ModelError(problem, "see its log in /tmp/ray/session_latest/logs, on its node") from error
                 if self.facts[-1] != self.facts[0]:
                     problem = f"the nodes of the cluster differ: {self.facts[0]} and {self.facts[-1]}"
                     raise ModelError(problem, "name --dtype and --device")
@@ -183,7 +193,9 @@ class ActorPool(Generic[Block]):
                 block, _, reference = waiting.popleft()
                 try:
                     result = None if reference is None else self.get(reference)
-                except self.ray.exceptions.RayActorError as error:
+                except self.ray.exceptions.RayTaskError:
+                    raise
+                except self.ray.exceptions.RayError as error:  # its actor, its node, or its result was lost too often
                     result = on_lost(block, type(error).__name__)
                 yield block, result
 

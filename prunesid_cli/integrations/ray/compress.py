@@ -64,9 +64,7 @@ class RayRunner:
         write: Callable[[Sequence[Result]], object],
     ) -> Generator[Result, None, None]:
         """As `pipeline.compress.compress`."""
-        plan = allocator.plan if isinstance(allocator, PlannedAllocator) else None
-
-        find = self.look_up
+        plan, find = allocator.plan if isinstance(allocator, PlannedAllocator) else None, self.look_up
 
         def look_up(number: int, file: ListedFile) -> Any:
             refused = allocator.refused.get(number)
@@ -82,7 +80,6 @@ class RayRunner:
 
     def measure(self, files: Iterable[ListedFile], log: MeasurementLog | None = None) -> Iterator[MeasuredInput]:
         """As `pipeline.measure.measure`."""
-
         find = self.look_up
 
         def look_up(number: int, file: ListedFile) -> Any:

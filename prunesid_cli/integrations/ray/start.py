@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from prunesid_cli import __version__
-from prunesid_cli.integrations.ray.actor import ActorSetup, EncodeActor
+from prunesid_cli.integrations.ray.actor import EncodeActor, actor_setup
 from prunesid_cli.integrations.ray.cluster import ActorPool, RayOptions, connect
 from prunesid_cli.pipeline.session import Session
 
@@ -32,17 +31,7 @@ def start_actors(options: RayOptions, session: Session, downscale: bool) -> Iter
         PruneSIDError: There is no cluster, or a node of it is not like the driver.
     """
 
-    def make_setup(num_cpus: int) -> ActorSetup:
-        return ActorSetup(
-            settings=replace(session.settings, model=session.checkpoint.name),
-            revision=session.checkpoint.revision,
-            version=__version__,
-            folder=os.getcwd(),
-            downscale=downscale,
-            num_cpus=num_cpus,
-        )
-
     with connect(options):
-        actors = ActorPool[Any](EncodeActor, make_setup, options)
+        actors = ActorPool[Any](EncodeActor, partial(actor_setup, session, downscale=downscale), options)
         placement = replace(session.placement, dtype=getattr(torch, actors.facts[0]))
         yield replace(session, placement=placement), actors
