@@ -195,11 +195,12 @@ class Sleeper:
     def prepare(self) -> str:
         return "ready"
 
-    def work(self, number: int) -> int:
+    def work(self, numbers: list[int]) -> list[int]:
+        number = numbers[0]
         if number == 7:
             os._exit(1)
         time.sleep(2 if number == 0 else 0.02)
-        return number**2
+        return [number**2]
 
 
 @needs_ray
@@ -211,18 +212,21 @@ def test_results_come_in_order_and_few_wait(cluster: Any) -> None:
 
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
     try:
-        pool = ActorPool[int](Sleeper, lambda num_cpus: num_cpus, RayOptions(cluster.address, 1, 2))
+        pool = ActorPool[list[int]](Sleeper, lambda num_cpus: num_cpus, RayOptions(cluster.address, 1, 2))
         numbers, taken = iter(range(60)), []
 
-        def take() -> int:
+        def take() -> list[int]:
             taken.append(next(numbers))
-            return taken[-1]
+            return [taken[-1]]
 
         results = []
-        for number, result in pool.run_in_order(
-            take, lambda actor, number: actor.work.remote(number), lambda number, reason: -number
+        for block, result in pool.run_in_order(
+            take,
+            call=lambda actor, block: actor.work.remote(block),
+            split=lambda block: [block],
+            on_lost=lambda block, reason: -block[0],
         ):
-            results.append((number, result))
+            results.append((*block, *result))
             assert len(taken) - len(results) <= 8
     finally:
         ray.shutdown()

@@ -109,17 +109,21 @@ def answer_on_cluster(
             raise StopIteration
         return block
 
-    def on_lost(block: Sequence[Query], reason: str) -> list[Reply]:
-        problem, hint = "each process that worked on it was lost", "the same command tries it again"
-        return [
-            Reply(query, None, 0.0, CacheError(f"{query.item.source}: {problem} ({reason})", hint)) for query in block
-        ]
+    def on_lost(block: Sequence[Query], reason: str) -> Reply:
+        source, hint = block[0].item.source, "the same command tries it again"
+        problem = f"{source}: each process that worked on it was lost ({reason})"
+        return Reply(block[0], None, 0.0, CacheError(problem, hint))
 
     with connect(options):
         setup = partial(actor_setup, session)
         pool = ActorPool[list[Query]](AnswerActor, lambda num_cpus: make_setup(setup(num_cpus)), options)
         pool.stop = stop
-        for _, replies in pool.run_in_order(take_block, lambda actor, block: actor.answer.remote(block), on_lost):
+        for _, replies in pool.run_in_order(
+            take_block,
+            call=lambda actor, block: actor.answer.remote(block),
+            split=lambda block: [[query] for query in block],
+            on_lost=on_lost,
+        ):
             yield replies
 
 

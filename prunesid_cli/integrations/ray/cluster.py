@@ -16,11 +16,12 @@ from prunesid_cli.runtime.shutdown import StopRequest
 
 BLOCKS_OF_ACTOR, WAITING_BLOCKS = 2, 4
 """Blocks of an actor at a time, so that it need not wait; and blocks an actor that wait for their turn."""
-MAX_TRIES = 3
-"""How often a block is tried again whose actor died."""
+MAX_RETRIES = 1
+"""How often Ray tries a block again whose actor died. After that, each part of it is tried alone."""
 POLL_SECONDS = 0.2
 
 Block = TypeVar("Block")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class ActorPool(Generic[Block]):
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             max_restarts=-1,
-            max_task_retries=MAX_TRIES,
+            max_task_retries=MAX_RETRIES,
             scheduling_strategy="SPREAD",
         )
         self.actors = [remote.remote(setup) for _ in range(max(count, options.min_actors))]
@@ -149,18 +150,21 @@ class ActorPool(Generic[Block]):
         self,
         take_block: Callable[[], Block | None],
         call: Callable[[Any, Block], Any],
-        on_lost: Callable[[Block, str], Any],
-    ) -> Iterator[tuple[Block, Any]]:
+        split: Callable[[Block], list[Block]],
+        on_lost: Callable[[Block, str], R],
+    ) -> Iterator[tuple[Block, list[R]]]:
         """Give blocks to actors.
 
         Args:
             take_block: Gives the next block; None if there is none for now. Raises StopIteration after the last one.
-            call: Starts the work on a block by an actor, and returns a reference to its result. None: there is nothing
-                to do for this block.
-            on_lost: Gives the result of a block whose actor died too often, and is told why.
+            call: Starts the work on a block by an actor, and returns a reference to its list of results. None: there is
+                nothing to do for this block.
+            split: A block -> blocks of one part each. They are tried alone if the actor died: perhaps because of one of
+                them, or of another block.
+            on_lost: Gives the result of a part whose actor died again, and is told why.
 
         Yields:
-            Each block with its result, in the order of the blocks. Few results wait in memory, also behind a slow one.
+            Each block with its results, in the order of the blocks. Few results wait in memory, also behind a slow one.
             Nothing is given once a stop was requested.
         """
         waiting = deque[tuple[Block, Any, Any]]()  # block, actor, reference
@@ -191,13 +195,22 @@ class ActorPool(Generic[Block]):
             )
             while waiting and (waiting[0][2] is None or waiting[0][2] in finished):
                 block, _, reference = waiting.popleft()
-                try:
-                    result = None if reference is None else self.get(reference)
-                except self.ray.exceptions.RayTaskError:
-                    raise
-                except self.ray.exceptions.RayError as error:  # its actor, its node, or its result was lost too often
-                    result = on_lost(block, type(error).__name__)
-                yield block, result
+                results = [] if reference is None else self.get_or_lose(reference)
+                if isinstance(results, str):
+                    results = list[R]()
+                    for part in split(block):
+                        found = self.get_or_lose(call(min(self.ready, key=lambda actor: load[actor]), part))
+                        results += [on_lost(part, found)] if isinstance(found, str) else found
+                yield block, results
+
+    def get_or_lose(self, reference: Any) -> Any:
+        """As `get`; the name of the error if an actor, a node or a result was lost more often than Ray tries again."""
+        try:
+            return self.get(reference)
+        except self.ray.exceptions.RayTaskError:
+            raise
+        except self.ray.exceptions.RayError as error:
+            return type(error).__name__
 
 
 def cpus_of_actor(num_gpus: float, resources: Mapping[str, float]) -> int:

@@ -119,12 +119,13 @@ class RayRunner:
             The results of a block, and what of it went to an actor.
         """
 
-        def on_lost(block: Block, reason: str) -> list[Any]:
-            hint = "the same command tries it again"
-            return [
-                fail(source, MediaError(f"{source}: each process that worked on it was lost ({reason})", hint))
-                for source in (item.request.source for item in block.items)
-            ]
+        def split(block: Block) -> list[Block]:
+            return [Block([None], [item], [number]) for item, number in zip(block.items, block.numbers, strict=True)]
+
+        def on_lost(block: Block, reason: str) -> Any:
+            source = block.items[0].request.source
+            problem = f"{source}: each process that worked on it was lost ({reason})"
+            return fail(source, MediaError(problem, "the same command tries it again"))
 
         prefetcher = Prefetcher(
             enumerate(files),
@@ -135,8 +136,8 @@ class RayRunner:
         )
         with prefetcher:
             take_block = partial(self._take_block, prefetcher)
-            for block, encoded in self.pool.run_in_order(take_block, call, on_lost):
-                by_actor = iter(encoded or ())
+            for block, encoded in self.pool.run_in_order(take_block, call, split, on_lost):
+                by_actor = iter(encoded)
                 yield [next(by_actor) if known is None else known for known in block.known], block.items
 
     def _take_block(self, prefetcher: Prefetcher[Any, Any]) -> Block | None:
