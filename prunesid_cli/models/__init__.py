@@ -43,7 +43,6 @@ OTHER_CUTS = {
         "florence2", "pix2struct", "udop", "t5gemma2", "vision-encoder-decoder", "pp_formulanet",
     ),
     "turns images into words of a codebook": ("emu3", "chameleon", "apertus1p5", "glm_image"),
-    "gives the text between the parts of an image places of its own, which a cache does not hold": ("minicpmv4_7",),
     "fails in transformers 5.24 with any prompt": ("llama4",),
     "has no vision tower, only a projection of pixels": ("fuyu",),
 }  # fmt: skip

@@ -83,6 +83,7 @@ class VideoProcessorClips:
             )
         except (OSError, ValueError) as error:
             raise loading_error(checkpoint, f"cannot load the video processor of {checkpoint.name}", error) from error
+        self.places_text = images.row.places_text
         self.num_joined = getattr(self.processor.video_processor, "temporal_patch_size", 1)
         self.ids = modality_ids(model.config)
         self.arguments = signature(model.base_model.get_video_features).parameters
@@ -113,7 +114,9 @@ class VideoProcessorClips:
         if layout.num_visual != layout.total:
             problem = f"the grids of {media.source or 'a clip'} cover {layout.num_visual} of its {layout.total} tokens"
             raise ModelError(problem, "report it, with the type of the model")
-        if self.get_rope_index:
+        if self.places_text:
+            layout = replace(layout, mrope_deltas=runs)
+        elif self.get_rope_index:
             layout = with_mrope(layout, 2, self.ids["video"], self.get_rope_index, tensors)
         return Pixels(tensors, layout)
 

@@ -29,7 +29,7 @@ from prunesid_cli.models.spliced.clips import READERS
 from prunesid_cli.models.spliced.layouts import REGIONS, ImageParts
 from prunesid_cli.models.spliced.processor import SplicedProcessor, missing_package, random_image, row_of
 from prunesid_cli.models.spliced.saliency import TowerSaliency, UnreadableTower
-from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt
+from prunesid_cli.types import Encoded, Layout, Pixels, Placement, Prompt, TokenSet
 
 WINDOW_SIDE = 32
 """A segment has at most this many tokens squared."""
@@ -132,7 +132,9 @@ class SplicedVision:
             raise ModelError(
                 problem, f"kind of pixels {self.row.pixels!r} is wrong for {self.model.config.model_type!r}"
             )
-        if hasattr(self.base, "get_rope_index"):
+        if self.row.places_text:
+            layout = replace(layout, mrope_deltas=layout.runs)  # the language half counts all positions
+        elif hasattr(self.base, "get_rope_index"):
             layout = with_mrope(layout, 1, self.images.image_id, self.base.get_rope_index, tensors)
         return Pixels(tensors, layout, self.images.scale)
 
@@ -220,6 +222,7 @@ class SplicedLanguage(BaseLanguageHalf):
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         row, config = row_of(checkpoint), load_config(checkpoint)
+        self.places_text = row.places_text
         if row.joins_images:
             refuse_flash_attention(placement, checkpoint.model_type)
         images = SplicedProcessor(checkpoint)
@@ -242,6 +245,32 @@ class SplicedLanguage(BaseLanguageHalf):
                 replace(layout, text=number.sub(f"{start}{place}", layout.text)) for place, layout in enumerate(layouts)
             ]
         return super().tokenize(prompt, layouts)
+
+    def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
+        """See `LanguageHalf.embed`. The stock model counts positions if text between parts of an image has places."""
+        made = super().embed(prompt, items)
+        if not self.places_text or not items:
+            return made
+        ids, layouts = self.tokenize(prompt, [item.layout for item in items]), [item.layout for item in items]
+        is_visual, repeats = torch.isin(ids, torch.tensor(sorted(self.placeholder_ids))), torch.ones_like(ids)
+        repeats[is_visual] = torch.tensor([run for layout in layouts for run in layout.runs])
+        ids, is_visual = ids.repeat_interleave(repeats), is_visual.repeat_interleave(repeats)
+        types = torch.zeros_like(ids)
+        for number, token_id in enumerate(self.modalities.values(), 1):
+            types[ids == token_id] = number
+        merge = 2 if self.model.config.downsample_mode == "4x" else 4
+        sizes = {
+            name: torch.tensor([[merge * region.rows, merge * region.columns] for region in regions])
+            for name, is_clip in (("target_sizes", False), ("target_sizes_videos", True))
+            if (regions := [region for layout in layouts if layout.is_clip == is_clip for region in layout.regions])
+        }
+        positions, _ = self.model.base_model.get_rope_index(ids[None], mm_token_type_ids=types[None], **sizes)
+        is_read = ~is_visual
+        is_kept = [torch.zeros(layout.total, dtype=torch.bool) for layout in layouts]
+        for kept, item in zip(is_kept, items, strict=True):
+            kept[list(item.slots)] = True
+        is_read[is_visual] = torch.cat(is_kept)
+        return replace(made, positions=positions[:, 0, is_read])
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
         """Refuse clips that the processor cannot write: their tokens may come from a cache."""

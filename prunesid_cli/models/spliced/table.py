@@ -25,6 +25,7 @@ class SplicedType:
             needs torchvision.
         drops_audio: Whether the stock class can be built without its audio tower, which is then not loaded.
         since: The first release of transformers with which the type was tried, where the oldest one does not run it.
+        places_text: Whether the text between the parts of an image has positions in row and column as well.
         shares_prefix: Whether the common prefix of prompts may be read once. Not where the stock model counts the
             padding of a batch as positions.
     """
@@ -39,6 +40,7 @@ class SplicedType:
     joins_images: bool = False
     writes_rows: bool = False
     drops_audio: bool = False
+    places_text: bool = False
     shares_prefix: bool = True
     since: str = "5.18"
 
@@ -69,6 +71,9 @@ TYPES = {
     "lfm2_vl": SplicedType("spatial_shapes"),
     "lighton_ocr": SplicedType("image_size", batched=False),
     "minicpmv4_6": SplicedType("slices", clips="video_processor", batched=False, since="5.24"),
+    "minicpmv4_7": SplicedType(
+        "slices", clips="video_processor", batched=False, places_text=True, shares_prefix=False, since="5.24"
+    ),
     "minimax_m3_vl": SplicedType("patch_grid", clips="video_processor"),
     "mistral3": SplicedType("image_size", batched=False, processor="llava:LlavaProcessor", writes_rows=True),
     "muse_glimmer": SplicedType("patch_grid", clips="video_processor"),

@@ -214,6 +214,15 @@ MINICPM_TOKENS = {
     "image_id_start_token": "<image_id>",
     "image_id_end_token": "</image_id>",
 }
+
+
+def set_minicpmv4_7(config: Any, tokenizer: Any) -> None:
+    """The tokens on which positions around an image are anchored."""
+    for name in ("image_start", "image_end", "slice_start", "slice_end"):
+        setattr(config, f"{name}_id", tokenizer.convert_tokens_to_ids(MINICPM_TOKENS[f"{name}_token"]))
+    (config.newline_id,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
+
+
 ENDS = ("image_start", "image_end", "video_start", "video_end")
 
 
@@ -375,6 +384,17 @@ SPECS = {
         tokens=MINICPM_TOKENS,
         config={"vision.patch_size": 14, "insert_layer_id": 0, "vision.insert_layer_id": 0},
         images={"scale_resolution": 224},
+    ),
+    "minicpmv4_7": Spec(
+        image="<unk_image>",
+        clip="<unk_video>",
+        clips={"scale_resolution": 224},
+        clip_processor="MiniCPMV4_6VideoProcessor",
+        image_type="minicpmv4_6",
+        tokens=MINICPM_TOKENS,
+        config={"vision.patch_size": 14, "insert_layer_id": 0, "vision.insert_layer_id": 0, **mrope(3, 3, 2)},
+        images={"scale_resolution": 224},
+        adjust=set_minicpmv4_7,
     ),
     "minimax_m3_vl": Spec(
         image="]<]image[>[",
