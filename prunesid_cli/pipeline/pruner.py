@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -104,7 +105,7 @@ class Pruner:
         """Raises `MediaError` if the model reads no clips. Called before a clip is decoded."""
         if package := getattr(self.vision, "clips_need", ""):
             raise MediaError(
-                f"{source}: this model reads clips only with the package {package}", f"pip install {package}"
+                f"{source}: this model reads clips only with the package {package}", f"pip install {quote(package)}"
             )
         if not supports_clips(self.vision):
             hint = "give it pictures, or name a model that does: -m qwen2.5-vl-7b (others: prunesid models)"

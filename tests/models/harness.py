@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging import version
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
@@ -24,6 +26,7 @@ from prunesid_cli.models import FAMILIES, SPLICED, load_family
 from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.processor import placeholder_ids
+from prunesid_cli.models.spliced.table import TYPES
 from prunesid_cli.pipeline.ask import ask
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection.budget import Budget
@@ -47,6 +50,9 @@ def variant_marks(name: str) -> list[pytest.MarkDecorator]:
     marks = [pytest.mark.slow] if is_slow(name) else []
     if needs_torchvision(name) and find_spec("torchvision") is None:
         marks.append(pytest.mark.skip(reason="the stock image processor of this type needs torchvision"))
+    since = TYPES[name.split("-")[0]].since if name.split("-")[0] in TYPES else "0"
+    if version.parse(transformers.__version__) < version.parse(since):
+        marks.append(pytest.mark.skip(reason=f"the type was tried with transformers {since} and newer"))
     return marks
 
 
@@ -141,7 +147,8 @@ class Model:
 
     def media(self) -> list[Media]:
         """Images, and clips if the family takes them."""
-        return self.images() + ([make_clip(1), make_clip(2, 3)] if self.tiny.clip_inputs else [])
+        reads_clips = self.tiny.clip_inputs and not getattr(self.vision, "clips_need", "")
+        return self.images() + ([make_clip(1), make_clip(2, 3)] if reads_clips else [])
 
     @cached_property
     def encoded(self) -> list[Encoded]:

@@ -101,6 +101,8 @@ class SplicedVision:
         reader = READERS.get(self.row.clips)
         self.reads_clips = reader is not None
         self.clips_need = self.images.clips_need or (missing_package(reader.needs) if reader else "")
+        if version.parse(transformers.__version__) < version.parse(self.row.clips_since):
+            self.clips_need = f"transformers>={self.row.clips_since}"
         if reader and not self.clips_need:
             self.clips = reader(checkpoint, self.images, self.model)
         return self.images.processor

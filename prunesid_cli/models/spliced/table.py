@@ -19,6 +19,7 @@ class SplicedType:
         clips: How clips are read, a key of `clips.READERS`; empty if they are not.
         clips_need: A package that the type's own processor needs for clips alone. Where it is missing, `processor` is
             used, which reads images only.
+        clips_since: The first release of transformers that runs clips of any length.
         has_tile_axis: Whether pixels are [1, S, 3, H, W]: an axis for images, then one for the tiles of each.
         joins_images: Whether tokens of an image attend to each other in both directions.
         writes_rows: Whether an image's text is a run for each row of tokens, as Pixtral's processor writes it, which
@@ -36,6 +37,7 @@ class SplicedType:
     processor: str = ""
     clips: str = ""
     clips_need: str = ""
+    clips_since: str = "5.18"
     has_tile_axis: bool = False
     joins_images: bool = False
     writes_rows: bool = False
@@ -67,7 +69,7 @@ TYPES = {
     "idefics3": SplicedType("named_tiles", reads_list=False, has_tile_axis=True),
     "internvl": SplicedType("tiles", reads_list=False, clips="frames"),
     "janus": SplicedType("square", reads_list=False),
-    "kimi_k25": SplicedType("patch_grid", clips="video_processor"),
+    "kimi_k25": SplicedType("patch_grid", clips="video_processor", clips_since="5.24"),
     "lfm2_vl": SplicedType("spatial_shapes"),
     "lighton_ocr": SplicedType("image_size", batched=False),
     "minicpmv4_6": SplicedType("slices", clips="video_processor", batched=False, since="5.24"),
