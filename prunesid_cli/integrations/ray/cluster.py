@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
@@ -16,8 +17,8 @@ from prunesid_cli.runtime.shutdown import StopRequest
 
 BLOCKS_OF_ACTOR, WAITING_BLOCKS = 2, 4
 """Blocks of an actor at a time, so that it need not wait; and blocks an actor that wait for their turn."""
-MAX_RETRIES = 1
-"""How often Ray tries a block again whose actor died. After that, each part of it is tried alone."""
+MAX_FAILED_STARTS = 8
+"""How many actors may die, or be lost with their machines, before they have loaded the model."""
 POLL_SECONDS = 0.2
 
 Block = TypeVar("Block")
@@ -102,21 +103,23 @@ class ActorPool(Generic[Block]):
         num_gpus = min(resources.get("GPU", 0), 1) if options.num_gpus is None else options.num_gpus
         num_cpus = options.num_cpus or cpus_of_actor(num_gpus, resources)
         count = options.max_actors or room_for(num_gpus, num_cpus, resources)
-        setup = make_setup(num_cpus)
+        # Ray does not restart them: a dead actor would wait for its place, which another one may have taken.
         remote = ray.remote(actor_class).options(
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            max_restarts=-1,
-            max_task_retries=MAX_RETRIES,
-            scheduling_strategy="SPREAD",
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="SPREAD"
         )
-        self.actors = [remote.remote(setup) for _ in range(max(count, options.min_actors))]
-        # Reference to the result of `prepare` -> actor.
-        self.preparing = {actor.prepare.remote(): actor for actor in self.actors}
+        self.start = partial(remote.remote, make_setup(num_cpus))
+        self.preparing = dict[Any, Any]()  # reference to the result of `prepare` -> actor
         self.ready: list[Any] = []
         self.facts: list[Any] = []
+        self.num_failed_starts = 0
+        for _ in range(max(count, options.min_actors)):
+            self._start_actor()
         while len(self.ready) < options.min_actors:
             self._take_prepared(POLL_SECONDS)
+
+    def _start_actor(self) -> None:
+        actor = self.start()
+        self.preparing[actor.prepare.remote()] = actor
 
     def _take_prepared(self, timeout: float) -> None:
         """Add the actors that became ready. Raises what `prepare` raised."""
@@ -126,6 +129,11 @@ class ActorPool(Generic[Block]):
                 try:
                     self.facts.append(self.get(reference))
                 except self.ray.exceptions.RayActorError as error:
+                    self.preparing.pop(reference)
+                    self.num_failed_starts += 1
+                    if self.num_failed_starts <= MAX_FAILED_STARTS:
+                        self._start_actor()
+                        continue
                     problem = f"a worker of the cluster died while it loaded the model: {first_line(error)}"
                     raise ModelError(problem, "see its log in /tmp/ray/session_latest/logs, on its node") from error
                 if self.facts[-1] != self.facts[0]:
@@ -159,9 +167,8 @@ class ActorPool(Generic[Block]):
             take_block: Gives the next block; None if there is none for now. Raises StopIteration after the last one.
             call: Starts the work on a block by an actor, and returns a reference to its list of results. None: there is
                 nothing to do for this block.
-            split: A block -> blocks of one part each. They are tried alone if the actor died: perhaps because of one of
-                them, or of another block.
-            on_lost: Gives the result of a part whose actor died again, and is told why.
+            split: A block -> blocks of one part each, which are tried if actors die of the block.
+            on_lost: Gives the result of a part of which an actor died again, and is told why.
 
         Yields:
             Each block with its results, in the order of the blocks. Few results wait in memory, also behind a slow one.
@@ -171,8 +178,8 @@ class ActorPool(Generic[Block]):
         load = Counter[Any]()
         has_more = True
         while (has_more or waiting) and not self.stop.requested:
-            self._take_prepared(0)
-            while has_more and len(waiting) < WAITING_BLOCKS * len(self.ready):
+            self._take_prepared(0 if self.ready else POLL_SECONDS)
+            while has_more and self.ready and len(waiting) < WAITING_BLOCKS * len(self.ready):
                 actor = min(self.ready, key=lambda actor: load[actor])
                 if load[actor] >= BLOCKS_OF_ACTOR:
                     break
@@ -194,22 +201,37 @@ class ActorPool(Generic[Block]):
                 actor for _, actor, reference in waiting if reference is not None and reference not in finished
             )
             while waiting and (waiting[0][2] is None or waiting[0][2] in finished):
-                block, _, reference = waiting.popleft()
-                results = [] if reference is None else self.get_or_lose(reference)
+                block, actor, reference = waiting.popleft()
+                results = [] if reference is None else self._get_or_lose(actor, reference)
+                if isinstance(results, str):  # first the block again, then its parts, one of which may be the reason
+                    results = self._try_again(block, call)
                 if isinstance(results, str):
-                    results = list[R]()
-                    for part in split(block):
-                        found = self.get_or_lose(call(min(self.ready, key=lambda actor: load[actor]), part))
-                        results += [on_lost(part, found)] if isinstance(found, str) else found
+                    tried = [(part, self._try_again(part, call)) for part in split(block)]
+                    results = [
+                        result
+                        for part, found in tried
+                        for result in ([on_lost(part, found)] if isinstance(found, str) else found)
+                    ]
                 yield block, results
 
-    def get_or_lose(self, reference: Any) -> Any:
-        """As `get`; the name of the error if an actor, a node or a result was lost more often than Ray tries again."""
+    def _try_again(self, block: Block, call: Callable[[Any, Block], Any]) -> Any:
+        """The results of a block by an actor that is alive, while the driver waits; or why it died, too."""
+        while not self.ready:
+            self._take_prepared(POLL_SECONDS)
+            self.stop.raise_if_requested()
+        actor = self.ready[0]
+        return self._get_or_lose(actor, call(actor, block))
+
+    def _get_or_lose(self, actor: Any, reference: Any) -> Any:
+        """As `get`; the name of the error if the actor, its node or the result was lost. A dead actor is replaced."""
         try:
             return self.get(reference)
         except self.ray.exceptions.RayTaskError:
             raise
         except self.ray.exceptions.RayError as error:
+            if isinstance(error, self.ray.exceptions.RayActorError) and actor in self.ready:
+                self.ready.remove(actor)
+                self._start_actor()
             return type(error).__name__
 
 
