@@ -19,7 +19,6 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
-from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import (
     IMAGE_PROCESSOR_MAPPING_NAMES,
     get_image_processor_class_from_name,
@@ -72,7 +71,7 @@ class Spec:
         image: What the chat template writes for an image.
         clip: What it writes for a clip, where the type reads clips.
         clips: Settings of the video processor.
-        clip_processor: Its class, where transformers names none for the type.
+        clip_processor: Its class, where it is not named like the type.
         placeholder: The placeholder of a visual token, where it has no name and is not what the template writes.
         tokens: Names of tokens of the tokenizer -> tokens.
         more_tokens: Tokens without a name.
@@ -399,6 +398,7 @@ SPECS = {
     "minimax_m3_vl": Spec(
         image="]<]image[>[",
         clip="]<]video[>[",
+        clip_processor="MiniMaxM3VLVideoProcessor",
         config={"merged_hidden_size": 256},
         tokens={"video_token": "]<]video[>["},
         more_tokens=("]<]image[>[", "]<]start of image[>[", "]<]end of image[>["),
@@ -502,7 +502,8 @@ def write_spliced(folder: Path, model_type: str, spec: Spec) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, default=str))
     (folder / "processor_config.json").write_text(json.dumps({**spec.processor, "processor_class": processor_class}))
     if spec.clip:
-        kind = spec.clip_processor or VIDEO_PROCESSOR_MAPPING_NAMES[model_type]["torchvision"]
+        model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]
+        kind = spec.clip_processor or model_class.replace("ForConditionalGeneration", "VideoProcessor")
         settings = {**spec.clips, "video_processor_type": kind}
         (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
     config = AutoConfig.for_model(model_type)
