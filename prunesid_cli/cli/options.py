@@ -269,7 +269,7 @@ CPUsPerWorker = Annotated[
     typer.Option(
         "--cpus-per-worker", metavar="N", min=1, rich_help_panel=CLUSTER,
         show_default="its share of the cluster's; 1 without GPUs",
-        help="Cores of a worker of the cluster, of which all but one decode.",
+        help="Cores of a worker of the cluster. All but one of them decode.",
     ),
 ]  # fmt: skip
 Checksum = Annotated[

@@ -168,7 +168,7 @@ class ActorPool(Generic[Block]):
             call: Starts the work on a block by an actor, and returns a reference to its list of results. None: there is
                 nothing to do for this block.
             split: A block -> blocks of one part each, which are tried if actors die of the block.
-            on_lost: Gives the result of a part of which an actor died again, and is told why.
+            on_lost: Gives the result of a part that was lost again. Its second argument is the name of the error.
 
         Yields:
             Each block with its results, in the order of the blocks. Few results wait in memory, also behind a slow one.
@@ -203,7 +203,7 @@ class ActorPool(Generic[Block]):
             while waiting and (waiting[0][2] is None or waiting[0][2] in finished):
                 block, actor, reference = waiting.popleft()
                 results = [] if reference is None else self._get_or_lose(actor, reference)
-                if isinstance(results, str):  # first the block again, then its parts, one of which may be the reason
+                if isinstance(results, str):  # try the whole block again, and then each part alone
                     results = self._try_again(block, call)
                 if isinstance(results, str):
                     tried = [(part, self._try_again(part, call)) for part in split(block)]

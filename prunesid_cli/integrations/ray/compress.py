@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prunesid_cli.pipeline.compress import Result
 
 BLOCK_INPUTS, BLOCK_FILES = 64, 1024
-"""Inputs of a block for an actor; and files of a block, most of which may be in the cache already."""
+"""A block ends after so many inputs for an actor, or so many files, those in the cache included."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class VideoProcessorClips:
     def process(self, media: Media) -> Pixels:
         """Clip -> the arguments of the stock model's `get_video_features`."""
         frames, times = list(media.frames), list(media.times)
-        if len(frames) == 1 and self.num_joined == 2:  # processors of GLM refuse a pair of which one is missing
+        if len(frames) == 1 and self.num_joined == 2:  # GLM joins pairs of frames, and refuses a single frame
             frames, times = 2 * frames, 2 * times
         # At one frame a second, times in seconds are frame numbers.
         metadata = VideoMetadata(total_num_frames=len(frames), fps=1.0, frames_indices=times)
@@ -131,7 +131,7 @@ class VideoProcessorClips:
         """
         if "target_sizes_videos" in processed:
             shapes, boxes, part_times = processed["target_sizes_videos"].tolist(), list[Box](), list[float]()
-            # Whole frames, each with its slices, of which the processor writes a line for each row (MiniCPM-V).
+            # MiniCPM-V: each whole frame is followed by its slices. The text has a line for each row of slices.
             _, *frames = text.split(self.processor.image_start_token)
             for time, frame in zip(times, frames, strict=True):
                 parts = whole_and_tile_boxes(1 + frame.count(self.processor.slice_start_token), frame.count("\n") + 1)
