@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +85,12 @@ class Session:
             vision.pad_to_square()
         return vision
 
-    def load_language(self) -> LanguageHalf:
-        """Reads the weights of the language half."""
-        language = load_family(self.checkpoint.model_type).load_language_half(self.checkpoint, self.placement)
+    def load_language(self, has_layers: bool = True) -> LanguageHalf:
+        """Reads the weights of the language half. Without layers, it makes prompts that another engine answers."""
+        placement = (
+            self.placement if has_layers else replace(self.placement, multi_gpu=False, has_language_layers=False)
+        )
+        language = load_family(self.checkpoint.model_type).load_language_half(self.checkpoint, placement)
         language.allow_special_tokens = self.settings.allow_special_tokens
         return language
 

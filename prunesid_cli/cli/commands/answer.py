@@ -340,13 +340,15 @@ class AnswerRun:
     def _load_engine(self, session: Session) -> tuple[LanguageHalf, AnswerQueries]:
         """Loads the language half, and returns it with the function that answers queries."""
         if self.engine.cluster:
-            from prunesid_cli.integrations.ray.answer import AnswerSetup, answer_on_cluster, load_prompt_maker
+            from prunesid_cli.integrations.ray.answer import AnswerSetup, answer_on_cluster
 
             def make_setup(machine: ActorSetup) -> AnswerSetup:
                 folder = str(self.cache.folder)
                 return AnswerSetup(machine, folder, self.generation, self.engine.name, self.engine.arguments)
 
-            return load_prompt_maker(session), partial(answer_on_cluster, self.engine.cluster, session, make_setup)
+            return session.load_language(has_layers=False), partial(
+                answer_on_cluster, self.engine.cluster, session, make_setup
+            )
         if self.engine.name is Engine.vllm:
             from prunesid_cli.integrations.vllm.engine import VllmEngine
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -125,13 +125,3 @@ def answer_on_cluster(
             on_lost=on_lost,
         ):
             yield replies
-
-
-def load_prompt_maker(session: Session) -> Any:
-    """The language half without its layers, which checks prompts on the driver."""
-    from prunesid_cli.models import load_family
-
-    placement = replace(session.placement, multi_gpu=False, has_language_layers=False)
-    language = load_family(session.checkpoint.model_type).load_language_half(session.checkpoint, placement)
-    language.allow_special_tokens = session.settings.allow_special_tokens
-    return language

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any
 
@@ -21,7 +20,6 @@ from prunesid_cli.integrations.vllm.support import (
     check_model,
     check_packages,
 )
-from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import first_line
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.pipeline.query import Query, Reply
@@ -66,9 +64,7 @@ class VllmEngine:
         check_model(checkpoint)
         check_packages()
         self.is_mrope = checkpoint.model_type in MROPE_CLASSES
-        placement = replace(session.placement, multi_gpu=False, has_language_layers=False)
-        language = load_family(checkpoint.model_type).load_language_half(checkpoint, placement)
-        language.allow_special_tokens = session.settings.allow_special_tokens
+        language = session.load_language(has_layers=False)
         assert isinstance(language, BaseLanguageHalf)
         self.language = language
         settings: GenerationConfig = language.model.generation_config
@@ -85,7 +81,7 @@ class VllmEngine:
             "revision": checkpoint.commit,
             "dtype": session.dtype_name,
             "enable_prefix_caching": True,
-            "enforce_eager": placement.device.type == "cpu",
+            "enforce_eager": session.placement.device.type == "cpu",
             "block_size": 32,
             "skip_mm_profiling": True,
             "use_tqdm_on_load": False,

