@@ -6,6 +6,7 @@ place wins; two that were both typed are an error. Errors about a value that was
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from prunesid_cli.cli.terminal import printer, typed_command
 from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.inputs.text_file import decode_text
 from prunesid_cli.models.loading.checkpoint import DEMO, is_local
-from prunesid_cli.pipeline.settings import Settings
+from prunesid_cli.pipeline.settings import Engine, Settings
 from prunesid_cli.text import is_encodable, plural
 
 if TYPE_CHECKING:
@@ -176,3 +177,23 @@ def read_media(sources: Sequence[str], settings: Settings) -> list[Media]:
         for note in item.notes:
             printer.note(f"{item.source}: {note}")
     return media
+
+
+def read_engine_args(engine: Engine, pairs: Sequence[str]) -> dict[str, Any]:
+    """Reads NAME=VALUE pairs; a value is JSON, or else a text.
+
+    Raises:
+        UsageError: A pair has no name, or the engine takes no arguments.
+    """
+    if pairs and engine is not Engine.vllm:
+        raise UsageError("--engine-args is for vLLM", "add --engine vllm")
+    arguments = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not (name and sign):
+            raise UsageError(f"--engine-args {pair} is not NAME=VALUE", "--engine-args tensor_parallel_size=2")
+        try:
+            arguments[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            arguments[name.replace("-", "_")] = value
+    return arguments

@@ -5,9 +5,10 @@ Answers that are in the results already are not generated again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import Protocol
 
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from prunesid_cli.evaluate.metrics import METRICS
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer, combine_digests
 from prunesid_cli.inputs.video.load import load_media
-from prunesid_cli.models.base import LanguageHalf
 from prunesid_cli.pipeline.ask import preprocess_media
 from prunesid_cli.pipeline.load import input_error
 from prunesid_cli.pipeline.pruner import Pruner
@@ -25,7 +25,7 @@ from prunesid_cli.runtime.isolate import run_without_bad_items
 from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
-from prunesid_cli.types import Encoded, Generation, Pixels, Prompt, TokenSet
+from prunesid_cli.types import Answer, Encoded, Generation, Pixels, Prompt, TokenSet
 
 PREFETCHED_BATCHES = 2
 
@@ -58,24 +58,37 @@ class FailedRecord:
     nbytes: int = 0
 
 
+class Answerer(Protocol):
+    """What answers prompts: a language half, or another engine."""
+
+    def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
+        """See `LanguageHalf.embed`."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], generation: Generation) -> list[Answer]:
+        """See `LanguageHalf.generate`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Runner:
     """What an evaluation works with.
 
     Attributes:
         pruners: Setting -> its pruner; all have the same vision half, and one setting is without pruning.
-        language: The language half.
+        answerer: Answers the prompts.
         generation: How to decode.
         batch_size: Records per batch.
-        with_divergence: Whether to measure the divergence of the first token from the unpruned one.
+        logits: Prompts -> scores of the first token of each answer, to measure their divergence from the unpruned
+            ones; None: it is not measured.
         stop: Whether the user asked to stop.
     """
 
     pruners: dict[PruningSetting, Pruner]
-    language: LanguageHalf
+    answerer: Answerer
     generation: Generation
     batch_size: int
-    with_divergence: bool = False
+    logits: Callable[[Sequence[Prompt]], Tensor] | None = None
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
@@ -107,7 +120,7 @@ class Runner:
                 yield len(batch)
 
     def _has(self, results: Results, record: Record, setting: PruningSetting) -> bool:
-        return results.has(record, setting, self.with_divergence)
+        return results.has(record, setting, self.logits is not None)
 
     def _load(self, record: Record) -> LoadedRecord | FailedRecord:
         pruner = self.pruners[self.unpruned]
@@ -154,7 +167,7 @@ class Runner:
         answers = list[list[ScoredAnswer]]([[] for _ in batch])
         unpruned_log_probs = None
         for setting, pruner in self.pruners.items():
-            needs_reference = self.with_divergence and setting == self.unpruned
+            needs_reference = self.logits is not None and setting == self.unpruned
             if not needs_reference and all(self._has(results, item.record, setting) for item in batch):
                 continue
             counts = _token_counts(pruner, batch, encoded, information)
@@ -168,13 +181,13 @@ class Runner:
             prompts = dict[int, Prompt]()  # the rows that fail here are the same under each setting
             for row, (item, tokens) in enumerate(zip(batch, token_sets, strict=True)):
                 try:
-                    prompts[row] = self.language.embed(item.record.prompt, tokens)
+                    prompts[row] = self.answerer.embed(item.record.prompt, tokens)
                 except PruneSIDError as error:
                     results.failed[item.record.key] = error
             if not prompts:
                 break
-            generated = self.language.generate([*prompts.values()], self.generation)
-            log_probs = self.language.logits([*prompts.values()]).log_softmax(-1) if self.with_divergence else None
+            generated = self.answerer.generate([*prompts.values()], self.generation)
+            log_probs = self.logits([*prompts.values()]).log_softmax(-1) if self.logits else None
             if unpruned_log_probs is None:
                 unpruned_log_probs = log_probs
             for number, (row, answer) in enumerate(zip(prompts, generated, strict=True)):

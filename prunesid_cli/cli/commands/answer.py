@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import read_prompt, read_settings
+from prunesid_cli.cli.arguments import read_engine_args, read_prompt, read_settings
 from prunesid_cli.cli.help import COMMON
 from prunesid_cli.cli.notices import exit_if_incomplete
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal
@@ -173,26 +172,6 @@ def _read_prompts(cache: Path, prompt: str | None, path: Path | None) -> Prompts
         example = command_line("answer", cache, "what is shown?")
         raise UsageError("answer needs a prompt, or --prompts FILE.jsonl", hint=example)
     return Prompts([Prompt(read_prompt(prompt))])
-
-
-def read_engine_args(engine: Engine, pairs: Sequence[str]) -> dict[str, Any]:
-    """Reads NAME=VALUE pairs; a value is JSON, or else a text.
-
-    Raises:
-        UsageError: A pair has no name, or the engine takes no arguments.
-    """
-    if pairs and engine is not Engine.vllm:
-        raise UsageError("--engine-args is for vLLM", "add --engine vllm")
-    arguments = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not (name and sign):
-            raise UsageError(f"--engine-args {pair} is not NAME=VALUE", "--engine-args tensor_parallel_size=2")
-        try:
-            arguments[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            arguments[name.replace("-", "_")] = value
-    return arguments
 
 
 def _open_cache(folder: Path) -> tuple[Cache, Run]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import is_typed, read_budget, read_settings, split_list
+from prunesid_cli.cli.arguments import is_typed, read_budget, read_engine_args, read_settings, split_list
 from prunesid_cli.cli.notices import warn_if_cropped
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.pipeline.session import Session
-from prunesid_cli.pipeline.settings import DEFAULTS, Fit
+from prunesid_cli.pipeline.settings import DEFAULTS, Engine, Fit
 from prunesid_cli.runtime.output_file import is_stdout, is_stream
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import align_columns, plural
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prunesid_cli.evaluate.records import Record
     from prunesid_cli.evaluate.report import SettingSummary
     from prunesid_cli.evaluate.results import PruningSetting, Results
-    from prunesid_cli.evaluate.runner import Runner
+    from prunesid_cli.evaluate.runner import Answerer, Runner
 
 DEFAULT_BUDGETS = "all,192,128,64,32,16"
 EXAMPLE_METHODS = "prunesid,random"
@@ -95,6 +95,8 @@ def evaluate(
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,
     attention: o.Attention = DEFAULTS.attention,
+    engine: o.Engine = Engine.builtin,
+    engine_args: o.EngineArgs = None,
     batch_size: o.RecordBatchSize = DEFAULTS.batch_size,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     allow_special_tokens: o.AllowSpecialTokens = DEFAULTS.allow_special_tokens,
@@ -120,6 +122,9 @@ def evaluate(
 
     if target and is_typed(context, "keep"):
         raise UsageError("--target and --keep contradict each other", "--target searches for a budget: leave out one")
+    engine_arguments = read_engine_args(engine, engine_args or ())
+    if divergence and engine is Engine.vllm:
+        raise UsageError("--divergence needs scores that vLLM does not give", "leave out --divergence or --engine vllm")
     if plot:
         check_plot(plot)
     target_share = _parse_share(target)
@@ -137,19 +142,25 @@ def evaluate(
         variant: read_budget(context, replace(settings, keep=variant.keep, method=variant.method))
         for variant in variants
     }
-    session = Session.open(settings)
+    session, generation = Session.open(settings), Generation(settings.max_new_tokens)
     with open_results(out, _describe_context(session)) as results:
         if num_changed := results.forget_changed(records):
             printer.note(f"asked again, as their media have changed: {plural(num_changed, 'record')}")
+        if engine is Engine.vllm:
+            from prunesid_cli.integrations.vllm.engine import VllmEngine
+
+            answerer: Answerer = VllmEngine(session, generation, engine_arguments)
+        else:
+            answerer = language = session.load_language()
         first = session.pruner(budgets[variants[0]])
         pruners = {variant: replace(first, budget=budgets[variant], method=variant.method) for variant in variants}
         with graceful_shutdown() as stop:
             runner = Runner(
                 pruners=pruners,
-                language=session.load_language(),
-                generation=Generation(settings.max_new_tokens),
+                answerer=answerer,
+                generation=generation,
                 batch_size=session.batch_size,
-                with_divergence=divergence,
+                logits=language.logits if divergence else None,
                 stop=stop,
             )
             if target_share is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
@@ -25,7 +25,7 @@ from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.pipeline.query import Query, Reply
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.tokencache import read_tokens
-from prunesid_cli.types import Answer, Generation, Prompt
+from prunesid_cli.types import Answer, Generation, Prompt, TokenSet
 
 WINDOW = 1024
 """Queries that the engine is given at a time. It batches them itself, and idles at the end of each window."""
@@ -39,6 +39,48 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Variables of vLLM, unless they are set."""
+
+
+def _load_engine(session: Session, modalities: Iterable[str], engine_args: Mapping[str, Any]) -> Any:
+    """Create a `vllm.LLM`. See `VllmEngine`.
+
+    Args:
+        session: The model, and where it runs.
+        modalities: What its prompts may hold: "image", "video".
+        engine_args: See `VllmEngine`.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+
+    checkpoint = session.checkpoint
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint.location),
+        "revision": checkpoint.commit,
+        "dtype": session.dtype_name,
+        "enable_prefix_caching": True,
+        "enforce_eager": session.placement.device.type == "cpu",
+        "block_size": 32,
+        "skip_mm_profiling": True,
+        "use_tqdm_on_load": False,
+        # Nothing of the vision side is loaded where vLLM can do without.
+        "limit_mm_per_prompt": dict.fromkeys(modalities, 0),
+    }
+    if class_name := MROPE_CLASSES.get(checkpoint.model_type):
+        if checkpoint.model_type == "qwen3_vl":  # it adds deepstack features only if images are allowed
+            arguments["limit_mm_per_prompt"] |= {"image": MAX_RUNS}
+        arguments |= {"enable_mm_embeds": True, "hf_overrides": {"architectures": [f"{PREFIX}{class_name}"]}}
+    else:
+        arguments["enable_prompt_embeds"] = True
+    try:
+        return LLM(**(arguments | dict(engine_args)))
+    except Exception as error:  # of any kind: an argument, the checkpoint, memory, a kernel
+        if isinstance(error, TypeError) and "unexpected keyword" in str(error):
+            raise UsageError(f"--engine-args: {first_line(error)}", "see the arguments of vllm.LLM") from error
+        # Errors of arguments begin with their number, and say what is wrong in their third line.
+        reason = re.search(r"^ *Value error, (.{,300})", str(error), re.MULTILINE)
+        problem = f"vLLM cannot load {checkpoint.name}: {reason[1] if reason else first_line(error)}"
+        raise ModelError(problem, ARGS_HINT) from error
 
 
 class VllmEngine:
@@ -63,7 +105,6 @@ class VllmEngine:
         checkpoint, self.generation = session.checkpoint, generation
         check_model(checkpoint)
         check_packages()
-        self.is_mrope = checkpoint.model_type in MROPE_CLASSES
         language = session.load_language(has_layers=False)
         assert isinstance(language, BaseLanguageHalf)
         self.language = language
@@ -72,41 +113,10 @@ class VllmEngine:
         stop_ids = settings.eos_token_id
         self.stop_ids = [stop_ids] if isinstance(stop_ids, int) else list(stop_ids or ())
         self.num_prompt_tokens, self.num_cached_tokens, self.usage = 0, 0, list[str]()
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from vllm import LLM
-
-        arguments: dict[str, Any] = {
-            "model": str(checkpoint.location),
-            "revision": checkpoint.commit,
-            "dtype": session.dtype_name,
-            "enable_prefix_caching": True,
-            "enforce_eager": session.placement.device.type == "cpu",
-            "block_size": 32,
-            "skip_mm_profiling": True,
-            "use_tqdm_on_load": False,
-            # Nothing of the vision side is loaded where vLLM can do without.
-            "limit_mm_per_prompt": dict.fromkeys(language.modalities, 0),
-        }
+        self.is_mrope = checkpoint.model_type in MROPE_CLASSES
         if self.is_mrope:
             self.merge_size = language.model.config.vision_config.spatial_merge_size
-            if checkpoint.model_type == "qwen3_vl":  # it adds deepstack features only if images are allowed
-                arguments["limit_mm_per_prompt"] |= {"image": MAX_RUNS}
-            arguments |= {
-                "enable_mm_embeds": True,
-                "hf_overrides": {"architectures": [f"{PREFIX}{MROPE_CLASSES[checkpoint.model_type]}"]},
-            }
-        else:
-            arguments["enable_prompt_embeds"] = True
-        try:
-            self.engine = LLM(**(arguments | dict(engine_args)))
-        except Exception as error:  # of any kind: an argument, the checkpoint, memory, a kernel
-            if isinstance(error, TypeError) and "unexpected keyword" in str(error):
-                raise UsageError(f"--engine-args: {first_line(error)}", "see the arguments of vllm.LLM") from error
-            # Errors of arguments begin with their number, and say what is wrong in their third line.
-            reason = re.search(r"^ *Value error, (.{,300})", str(error), re.MULTILINE)
-            problem = f"vLLM cannot load {checkpoint.name}: {reason[1] if reason else first_line(error)}"
-            raise ModelError(problem, ARGS_HINT) from error
+        self.engine = _load_engine(session, language.modalities, engine_args)
         self.max_length: int = self.engine.model_config.max_model_len
 
     def answer(self, queries: Iterable[Query]) -> Iterator[list[Reply]]:
@@ -123,11 +133,37 @@ class VllmEngine:
         while window := list(islice(source, WINDOW)):
             yield self._answer_window(window)
 
-    def _answer_window(self, window: list[Query]) -> list[Reply]:
+    def embed(self, prompt: str, items: Sequence[TokenSet]) -> Prompt:
+        """Build a prompt with its kept tokens. See `LanguageHalf.embed`.
+
+        Raises:
+            CacheError: The prompt and its answer may be too long, for which vLLM would stop all prompts of a window.
+        """
+        embedded, new_tokens = self.language.embed(prompt, items), self.generation.max_new_tokens
+        num_tokens = len(embedded.ids)
+        if num_tokens + new_tokens > self.max_length:
+            problem = f"a prompt of {num_tokens} tokens and its answer are longer than {self.max_length} tokens"
+            hint = f"--engine-args max_model_len={num_tokens + new_tokens}, or fewer --max-new-tokens"
+            raise CacheError(problem, hint)
+        return embedded
+
+    def generate(self, prompts: Sequence[Prompt], generation: Generation) -> list[Answer]:
+        """Answer prompts. See `LanguageHalf.generate`."""
         from vllm import SamplingParams
 
+        sampling = SamplingParams(
+            temperature=0, max_tokens=generation.max_new_tokens, stop_token_ids=self.stop_ids, detokenize=False
+        )
+        requests = [self._request(prompt) for prompt in prompts]
+        outputs = self.engine.generate(requests, sampling, use_tqdm=False) if requests else []
+        answers = [self._read_answer(output) for output in outputs]
+        share = self.num_cached_tokens / max(self.num_prompt_tokens, 1)
+        self.usage[:] = [f"{share:.0%} of {self.num_prompt_tokens:,} prompt tokens were read before (vLLM)"]
+        return answers
+
+    def _answer_window(self, window: list[Query]) -> list[Reply]:
         start = time.perf_counter()
-        requests, results = dict[int, Any](), dict[int, Answer | PruneSIDError]()
+        prompts, results = dict[int, Prompt](), dict[int, Answer | PruneSIDError]()
         for _, group in groupby(window, lambda query: query.item.source):
             item_queries = list(group)
             first = item_queries[0]
@@ -139,19 +175,10 @@ class VllmEngine:
                 continue
             for query in item_queries:
                 try:
-                    prompt = self.language.embed(query.prompt, [tokens])
-                    self._check_length(query, prompt)
-                    requests[query.number] = self._request(prompt)
+                    prompts[query.number] = self.embed(query.prompt, [tokens])
                 except PruneSIDError as error:
                     results[query.number] = name_item(first.item.source, error)
-        sampling = SamplingParams(
-            temperature=0, max_tokens=self.generation.max_new_tokens, stop_token_ids=self.stop_ids, detokenize=False
-        )
-        outputs = self.engine.generate(list(requests.values()), sampling, use_tqdm=False) if requests else []
-        for number, output in zip(requests, outputs, strict=True):
-            results[number] = self._read_answer(output)
-        share = self.num_cached_tokens / max(self.num_prompt_tokens, 1)
-        self.usage[:] = [f"{share:.0%} of {self.num_prompt_tokens:,} prompt tokens were read before (vLLM)"]
+        results |= zip(prompts, self.generate([*prompts.values()], self.generation), strict=True)
         ms = (time.perf_counter() - start) * 1000 / len(window)
         replies = []
         for query in window:
@@ -161,13 +188,6 @@ class VllmEngine:
             else:
                 replies.append(Reply(query, result, ms))
         return replies
-
-    def _check_length(self, query: Query, prompt: Prompt) -> None:
-        """Raise `CacheError` if a prompt and its answer may be too long: vLLM would stop all prompts of a window."""
-        length = len(prompt.ids) + self.generation.max_new_tokens
-        if length > self.max_length:
-            problem = f"a prompt of {len(prompt.ids)} tokens and its answer are longer than {self.max_length} tokens"
-            raise CacheError(problem, f"--engine-args max_model_len={length}, or fewer --max-new-tokens")
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         """A prompt as vLLM takes it."""

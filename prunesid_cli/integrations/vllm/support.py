@@ -43,19 +43,23 @@ def check_packages() -> None:
     Raises:
         ModelError: It is not.
     """
-    installed = {name: distribution for name in DISTRIBUTIONS if (distribution := _distribution(name))}
-    if not installed:
+    vllm = installed_vllm()
+    if vllm is None:
         raise ModelError("--engine vllm needs the package vllm", "pip install 'prunesid[vllm]'")
-    name, distribution = next(iter(installed.items()))
-    for text in distribution.requires or ():
+    for text in vllm.requires or ():
         needed = Requirement(text)
         if needed.name not in SHARED_PACKAGES or (needed.marker and not needed.marker.evaluate()):
             continue
         found = _distribution(needed.name)
         version = found.version if found else "not installed"
         if found is None or not needed.specifier.contains(version, prereleases=True):
-            problem = f"{name} {distribution.version} needs {needed.name}{needed.specifier}, and {version} is there"
+            problem = f"{vllm.name} {vllm.version} needs {needed.name}{needed.specifier}, and {version} is there"
             raise ModelError(problem, f"pip install '{needed.name}{needed.specifier}' 'prunesid[vllm]'")
+
+
+def installed_vllm() -> metadata.Distribution | None:
+    """The installed package of vLLM: for GPUs, or for CPUs."""
+    return next(filter(None, map(_distribution, DISTRIBUTIONS)), None)
 
 
 def _distribution(name: str) -> metadata.Distribution | None:
