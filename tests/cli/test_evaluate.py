@@ -444,3 +444,9 @@ def test_a_picture_that_cannot_be_read_fails_only_its_records(
     assert [record["records"] for record in ran.records] == [2, 2]
     path.write_text(json.dumps({"media": "gone.png", "prompt": "what?"}))
     assert run("evaluate", path, "-m", llava, "--keep", "8").code == 1
+
+
+def test_an_engine_without_scores_is_refused(run: Run, questions: Path) -> None:
+    ran = run("evaluate", questions, "--divergence", "--engine", "vllm")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--divergence needs scores" in ran.err

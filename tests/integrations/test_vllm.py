@@ -26,8 +26,9 @@ from prunesid_cli.models import FAMILIES
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.types import Generation
 from tests.conftest import CommandResult, Run, run_command
+from tests.films import film
 from tests.models.harness import make_image
-from tests.models.tiny import write_checkpoint
+from tests.models.tiny import tiny_model, write_checkpoint
 from tests.models.tiny.base import adjusted
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -51,9 +52,9 @@ def enlarge(config: Any) -> None:
         vision.hidden_size = 128
 
 
-def answer_by_vllm(*args: object, **environment: str) -> CommandResult:
+def run_with_vllm(*args: object, **environment: str) -> CommandResult:
     """In a process of its own, which can hold one engine."""
-    command = [sys.executable, "-W", "ignore", "-m", "prunesid_cli", "answer", *map(str, args), "--engine", "vllm"]
+    command = [sys.executable, "-W", "ignore", "-m", "prunesid_cli", *map(str, args), "--engine", "vllm"]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, timeout=600)
     return CommandResult(done.returncode, done.stdout, done.stderr)
@@ -75,18 +76,24 @@ def write_prompts(folder: Path) -> Path:
     ],
 )
 def test_answers_are_those_of_the_built_in_engine(model_type: str, keep: str, run: Run, tmp_path: Path) -> None:
-    """Images of several grids, and prompts with a common beginning, which is read once."""
+    """Images of several grids, a clip, and prompts with a common beginning, which is read once."""
     with adjusted(enlarge):
         model = write_checkpoint(model_type, tmp_path / "model")
     (tmp_path / "images").mkdir()
     for number, size in enumerate(((336, 336), (500, 200), (90, 400))):
         make_image(number, size).save(tmp_path / "images" / f"{number}.png")
+    has_clip = tiny_model(model_type).clip_inputs is not None
+    if has_clip:
+        film(tmp_path / "images" / "clip.mp4")
     cache, prompts = tmp_path / "cache", write_prompts(tmp_path)
-    assert run("compress", tmp_path / "images", "-m", model, "-k", keep, "--out", cache).code == 0
+    command = ("compress", tmp_path / "images", "-m", model, "-k", keep, "--frames", 4, "--out", cache)
+    compressed = run(*command)
+    assert compressed.code == 0, compressed.err
+    assert (len(run("cache", "ls", cache, "--json").records) == 4) == has_clip
     command = (cache, "--prompts", prompts, "--max-new-tokens", 12)
     expected = run("answer", *command).records
     assert len({record["answer"] for record in expected}) > 1
-    ran = answer_by_vllm(*command, "--usage")
+    ran = run_with_vllm("answer", *command, "--usage")
     assert ran.code == 0, ran.err
     assert [without_time(record) for record in ran.records] == [without_time(record) for record in expected]
     assert keep == "23" or " 0% of" not in ran.err
@@ -121,7 +128,7 @@ def test_answers_do_not_depend_on_how_the_engine_runs(
     options, environment = ((), options) if isinstance(options, dict) else (options, {})
     command = (cache, "--prompts", write_prompts(tmp_path))
     expected = run("answer", *command, *(options if "--dtype" in options else ()))
-    ran = answer_by_vllm(*command, *options, **environment)
+    ran = run_with_vllm("answer", *command, *options, **environment)
     assert (ran.code, expected.code) == (0, 0), ran.err
     assert [without_time(record) for record in ran.records] == [without_time(record) for record in expected.records]
 
@@ -136,14 +143,14 @@ def test_one_engine_continues_what_the_other_began(cache: Path, run: Run, tmp_pa
     first = tmp_path / "first.jsonl"
     first.write_text("".join(prompts.read_text().splitlines(keepends=True)[:2]))
     assert run("answer", cache, "--prompts", first, "--out", out).code == 0
-    ran = answer_by_vllm(cache, "--prompts", prompts, "--out", out)
+    ran = run_with_vllm("answer", cache, "--prompts", prompts, "--out", out)
     assert ran.code == 0, ran.err
     assert "20 were there" in ran.err
     files = [[without_time(json.loads(line)) for line in path.read_text().splitlines()] for path in (out, expected)]
     assert files[0] == files[1]
     with prompts.open("a") as file:
         file.write(json.dumps({"prompt": "what is shown? " * 40}) + "\n")
-    ran = answer_by_vllm(cache, "--prompts", prompts, "--engine-args", "max_model_len=256")
+    ran = run_with_vllm("answer", cache, "--prompts", prompts, "--engine-args", "max_model_len=256")
     errors = [record for record in ran.records if "error" in record]
     assert (ran.code, len(ran.records), len(errors)) == (3, 50, 10), ran.err
     assert "longer than 256 tokens" in errors[0]["error"]
@@ -152,8 +159,31 @@ def test_one_engine_continues_what_the_other_began(cache: Path, run: Run, tmp_pa
 
 @needs_vllm
 @pytest.mark.slow
+def test_evaluations_are_those_of_the_built_in_engine(pictures: list[Path], run: Run, tmp_path: Path) -> None:
+    """And a record that is too long fails alone."""
+    prompts = (*PROMPTS[:2], "what is shown? " * 40)
+    records = [{"media": str(picture), "prompt": prompt} for picture in pictures[:4] for prompt in prompts]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ("evaluate", data, "--keep", "all,40", "--method", "prunesid,random", "--json", "--out")
+    assert run(*command, tmp_path / "expected.jsonl").code == 0
+    engine_args = ("--engine-args", "max_model_len=768")
+    ran = run_with_vllm(*command, tmp_path / "answers.jsonl", *engine_args)
+    assert ran.code == 3, ran.err
+    assert ran.err.count("longer than 768 tokens") == 4
+    found, expected = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("answers", "expected")
+    )
+    short = [record for record in expected if record["line"] % 3]
+    assert len(short) == 4 * 2 * 3
+    assert found == short
+
+
+@needs_vllm
+@pytest.mark.slow
 def test_a_wrong_argument_is_refused(cache: Path) -> None:
-    ran = answer_by_vllm(cache, "what is shown?", "--engine-args", "no_such_argument=1")
+    ran = run_with_vllm("answer", cache, "what is shown?", "--engine-args", "no_such_argument=1")
     assert (ran.code, ran.out) == (2, "")
     assert "no_such_argument" in ran.err
 

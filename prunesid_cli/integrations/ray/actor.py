@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -53,16 +54,16 @@ def actor_setup(session: Session, num_cpus: int, downscale: bool = False) -> Act
     return ActorSetup(settings, checkpoint.revision, __version__, os.getcwd(), num_cpus, downscale)
 
 
-class Actor:
+class Actor(ABC):
     """An actor with a model, which a subclass loads."""
 
     def __init__(self, setup: ActorSetup) -> None:
         self.setup = setup
 
     @property
+    @abstractmethod
     def session(self) -> Session:
         """The model as this machine found it. Loads it."""
-        raise NotImplementedError
 
     def prepare(self) -> str:
         """Load the model, and check that this machine is like the driver's.
