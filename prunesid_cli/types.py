@@ -12,7 +12,7 @@ clip. A "slot" is the position of a token in the sequence that the stock model r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -269,6 +269,7 @@ class Generation:
         on_text: Called with each piece of the text of an answer that is generated alone.
         force_full_length: Whether every answer gets `max_new_tokens`, even after an end token. For benchmarks.
         on_token: Called after each token of a batch.
+        choices: The possible answers, which are scored, so that nothing is generated; empty for any answer.
     """
 
     max_new_tokens: int = 128
@@ -277,6 +278,7 @@ class Generation:
     on_text: Callable[[str], None] | None = None
     force_full_length: bool = False
     on_token: Callable[[], object] | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -286,9 +288,17 @@ class Answer:
     Attributes:
         text: Its text, without special tokens.
         prompt_tokens: Length of the prompt, visual tokens included.
-        new_tokens: Length of the answer.
+        new_tokens: Length of the answer; 0 if it was chosen.
+        probabilities: The probability of each choice; empty if none were given.
     """
 
     text: str
     prompt_tokens: int
     new_tokens: int
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def probability_record(self) -> dict[str, dict[str, float]]:
+        """The probabilities as JSON records have them; empty if no choices were given."""
+        rounded = {choice: round(probability, 6) for choice, probability in self.probabilities.items()}
+        return {"p": rounded} if rounded else {}

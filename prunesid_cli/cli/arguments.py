@@ -7,6 +7,7 @@ place wins; two that were both typed are an error. Errors about a value that was
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -151,6 +152,27 @@ def read_prompt(text: str) -> str:
     if not text.strip():
         raise UsageError("the prompt is empty", 'ask something: "what is shown?"')
     return text
+
+
+def read_choices(text: str | None) -> tuple[str, ...]:
+    """The values of --choices, or the lines of the file that it names. None gives none.
+
+    Raises:
+        UsageError: There are less than two.
+    """
+    if text is None:
+        return ()
+    if os.path.isfile(text):
+        with open(text, "rb") as file:
+            values = decode_text(file.read(), text).splitlines()
+    else:
+        values = text.split(",")
+    choices = tuple(dict.fromkeys(value.strip() for value in values if value.strip()))
+    if len(choices) < 2:
+        raise UsageError(f"--choices {text} has less than two choices", "separate them by commas: --choices Yes,No")
+    if not all(map(is_encodable, choices)):
+        raise UsageError("--choices is not UTF-8 text", "type it again")
+    return choices
 
 
 def read_media(sources: Sequence[str], settings: Settings) -> list[Media]:

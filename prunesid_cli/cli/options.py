@@ -298,8 +298,24 @@ RetryFailed = Annotated[
 MaxNewTokens = Annotated[
     int,
     typer.Option(
-        "--max-new-tokens", metavar="N", min=1, envvar="PRUNESID_MAX_NEW_TOKENS", rich_help_panel=ANSWERING,
-        help="Maximum length of an answer, in tokens.",
+        "--max-new-tokens", "--max-tokens", metavar="N", min=1, envvar="PRUNESID_MAX_NEW_TOKENS",
+        rich_help_panel=ANSWERING, help="Maximum length of an answer, in tokens.",
+    ),
+]  # fmt: skip
+System = Annotated[
+    str,
+    typer.Option(
+        "--system", metavar="TEXT", envvar="PRUNESID_SYSTEM", rich_help_panel=ANSWERING, show_default="the model's own",
+        help="A system prompt: how the model is to answer.",
+    ),
+]  # fmt: skip
+Choices = Annotated[
+    str | None,
+    typer.Option(
+        "--choices", metavar="A,B,...", rich_help_panel=ANSWERING,
+        help="The possible answers, separated by commas, or a file with one a line. Nothing is generated: the answer "
+        "is the one that the model finds most probable, and JSON has the probability of each. Write them as the "
+        "model does: Yes,No.",
     ),
 ]  # fmt: skip
 Temperature = Annotated[

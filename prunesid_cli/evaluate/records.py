@@ -16,7 +16,7 @@ from typing import Any
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.metrics import METRICS, choose_metric
-from prunesid_cli.inputs.text_file import check_name, check_text, parse_json, parse_lines
+from prunesid_cli.inputs.text_file import check_name, check_text, parse_json, parse_lines, read_text_file
 
 EXAMPLE_LINE = '{"media": "a.jpg", "prompt": "what colour is the car?", "answer": "red", "kind": "colour"}'
 HINT = f"write {EXAMPLE_LINE}"
@@ -65,7 +65,7 @@ def read_records(path: Path, default_metric: str | None = None) -> tuple[list[Re
     def parse(line: str, place: str, number: int) -> Record:
         return _parse_record(line, place, number, path.parent, default_metric)
 
-    return parse_lines(path, parse, "records", EXAMPLE_LINE)
+    return parse_lines(read_text_file(path, EXAMPLE_LINE), str(path), parse, "records", EXAMPLE_LINE)
 
 
 def _parse_record(line: str, location: str, number: int, folder: Path, default_metric: str | None) -> Record:

@@ -108,13 +108,27 @@ def check_name(name: str, place: str) -> None:
         raise UsageError(f"{place}: no file can have the name {name!r}", SURROGATE_HINT)
 
 
+def read_text_file(path: Path, example: str) -> bytes:
+    """The bytes of a text file.
+
+    Raises:
+        UsageError: It cannot be read. The hint has `example`, a line that is right.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        hint = f"name a text file with lines such as {example}"
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint) from error
+
+
 def parse_lines(
-    path: Path, parse: Callable[[str, str, int], T], what: str, example: str
+    data: bytes, name: str, parse: Callable[[str, str, int], T], what: str, example: str
 ) -> tuple[list[T], list[UsageError]]:
-    """Parse the lines of a file that are not blank.
+    """Parse the lines of a text that are not blank.
 
     Args:
-        path: The file.
+        data: The text.
+        name: Its file, for messages.
         parse: Makes a value of a line, its place for messages, and its number from 1. Raises UsageError.
         what: What a line is, for messages.
         example: A line.
@@ -123,17 +137,12 @@ def parse_lines(
         The values, and the errors of the lines that could not be parsed.
 
     Raises:
-        UsageError: The file cannot be read, or no line can be parsed.
+        UsageError: No line can be parsed.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        hint = f"name a text file with lines such as {example}"
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint) from error
-    check_encoding(data, str(path))
+    check_encoding(data, name)
     values, errors = list[T](), list[UsageError]()
     for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        place = f"{path}, line {number}"
+        place = f"{name}, line {number}"
         try:
             if line.strip():
                 values.append(parse(decode_text(line, place), place, number))
@@ -142,5 +151,5 @@ def parse_lines(
         except RecursionError:
             errors.append(UsageError(f"{place} is nested too deeply", f"write {example}"))
     if not values:
-        raise errors[0] if errors else UsageError(f"{path} has no {what}", f"write lines such as {example}")
+        raise errors[0] if errors else UsageError(f"{name} has no {what}", f"write lines such as {example}")
     return values, errors

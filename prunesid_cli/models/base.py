@@ -79,11 +79,13 @@ class LanguageHalf(Protocol):
             if earlier tokens attend to later ones, or if a layer keeps a state besides keys and values.
         allow_special_tokens: Whether special tokens in a prompt have their meaning; else they are plain text. In the
             layouts of items they never do, except those that the processor itself writes for an item.
+        system: A system prompt; empty: that of the chat template, if it has one.
     """
 
     placeholder_ids: frozenset[int]
     can_share_prefix: bool
     allow_special_tokens: bool
+    system: str
 
     def check_prompt(self, prompt: str, num_items: int) -> None:
         """Check a prompt before anything is computed for it.

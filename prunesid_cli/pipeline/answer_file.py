@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     from prunesid_cli.types import Generation
 
 
-def describe_answerer(run: Run, generation: Generation, allow_special_tokens: bool = False) -> str:
+def describe_answerer(run: Run, generation: Generation, allow_special_tokens: bool = False, system: str = "") -> str:
     """All that an answer depends on beside the prompt and the input. Equal for two runs with the same answers."""
     stored = f" stored as {run.store}" if run.store != "model" else ""
     spread = ", dynamic" if run.dynamic else ", even" if run.even else ""
     sampled = f"temperature {generation.temperature:g}, seed {generation.seed}"
     decoding = sampled if generation.temperature > 0 else "greedy"
+    if generation.choices:
+        decoding = f"one of {', '.join(generation.choices)}"
     padded = ", padded" if run.fit == "pad" else ""
     decoding += ", special tokens" if allow_special_tokens else ""
+    decoding += f", told {system!r}" if system else ""
     return (
         f"{run.model} at {run.revision}, {run.method} {run.keep}{spread}{padded}, {run.dtype}{stored}; "
         f"{generation.max_new_tokens} new tokens, {decoding}"
@@ -47,11 +50,14 @@ def reply_record(reply: Reply) -> dict[str, Any]:
     """A reply as `answer` prints it."""
     query = reply.query
     record: dict[str, Any] = {"id": query.number, "source": query.item.source, "prompt": query.prompt}
+    record |= query.fields
     if reply.answer is None:
         error = reply.error or CacheError("no answer")
         return record | {"error": error.problem, "hint": error.hint}
     counts = {"tokens": query.item.layout.total, "kept": query.item.kept}
-    return record | {"answer": reply.answer.text} | counts | {"ms": round(reply.ms, 1)}
+    return (
+        record | {"answer": reply.answer.text} | reply.answer.probability_record | counts | {"ms": round(reply.ms, 1)}
+    )
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,8 @@ class AnswerFile:
         for reply in replies:
             item = reply.query.item
             # Tells the input, and the frames of a clip, from earlier ones of the same name.
-            version = {"digest": item.digest} | ({"sampling": item.sampling} if item.sampling else {})
+            version: dict[str, Any] = {"digest": item.digest} | ({"sampling": item.sampling} if item.sampling else {})
+            version |= {"fields": list(reply.query.fields)} if reply.query.fields else {}
             lines.append(json.dumps(reply_record(reply) | version | {"by": self.answered_by}).encode() + b"\n")
         self.file.append(lines)
 
@@ -140,7 +147,8 @@ class AnswerFile:
                 for query in queries:
                     row = self.index.find(query)
                     if row is not None:
-                        record = _read_record(lines, self.index.offsets[row]) | {"id": query.number}
+                        record = _read_record(lines, self.index.offsets[row])
+                        record |= {"id": query.fields.get("id", query.number)}
                         file.write(json.dumps(record).encode() + b"\n")
 
         try:

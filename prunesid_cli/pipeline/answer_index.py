@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from prunesid_cli.runtime.line_file import OTHER_FILE_HINT, LineFile
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.query import Query
 
-LINE_PATTERN = rb'\{"id": \d+, "source": .*'
+LINE_PATTERN = rb'\{"id": (?:"(?:[^"\\]|\\.)*"|[-+.\w]+), "source": .*'
 """Regular expression of a line of such a file."""
 
 
@@ -26,7 +27,7 @@ class AnswerIndex:
     """The last record about each source and prompt, sorted by `keys`.
 
     Attributes:
-        keys: Hashes of source and prompt.
+        keys: Hashes of source, prompt and the user's own fields.
         digests: Hashes of the input's digest and of how the frames of a clip were chosen; 0 for an error.
         offsets: Byte at which the record's line begins.
         numbers: Number of that line, from 0.
@@ -41,7 +42,7 @@ class AnswerIndex:
 
     def find(self, query: Query) -> int | None:
         """The row of the record about a query, whether it is an answer or an error."""
-        key = _hash(query.item.source, query.prompt)
+        key = _query_hash(query.item.source, query.prompt, query.fields)
         row = int(np.searchsorted(self.keys, np.uint64(key)))
         return row if row < len(self.keys) and int(self.keys[row]) == key else None
 
@@ -84,7 +85,9 @@ def _hash_record(line: bytes, file: LineFile, number: int, answered_by: str) -> 
     """Key and digest of a record."""
     try:
         record = json.loads(line)
-        key, digest = _hash(record["source"], record["prompt"]), _hash(record["digest"], record.get("sampling", ""))
+        fields = {name: record[name] for name in record.get("fields", ())}
+        key = _query_hash(record["source"], record["prompt"], fields)
+        digest = _hash(record["digest"], record.get("sampling", ""))
         by, is_error = str(record["by"]), "answer" not in record
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise file.not_ours(number) from error
@@ -92,6 +95,11 @@ def _hash_record(line: bytes, file: LineFile, number: int, answered_by: str) -> 
         problem = f"{file.path}, line {number} was answered by {by}, not by {answered_by}"
         raise UsageError(problem, OTHER_FILE_HINT)
     return key, 0 if is_error else digest
+
+
+def _query_hash(source: str, prompt: str, fields: Mapping[str, Any]) -> int:
+    """Stands for a query in a file of answers."""
+    return _hash(source, prompt, *([json.dumps(fields, sort_keys=True)] if fields else []))
 
 
 def _hash(*parts: str) -> int:

@@ -20,7 +20,8 @@ def ask(
         The answer, and the kept tokens of each image or clip.
     """
     language.check_prompt(prompt, len(media))
-    return answer_encoded(pruner, language, media, encode_media(pruner, media), prompt, generation)
+    items = keep_tokens(pruner, media, encode_media(pruner, media))
+    return answer_items(pruner, language, items, prompt, generation), items
 
 
 def encode_media(pruner: Pruner, media: Sequence[Media]) -> list[Encoded]:
@@ -38,23 +39,22 @@ def preprocess_media(pruner: Pruner, media: Sequence[Media]) -> list[Pixels]:
         return pixels
 
 
-def answer_encoded(
-    pruner: Pruner,
-    language: LanguageHalf,
-    media: Sequence[Media],
-    encoded: Sequence[Encoded],
-    prompt: str,
-    generation: Generation,
-) -> tuple[Answer, list[TokenSet]]:
-    """Prunes encoded images and clips, and answers a prompt from what is kept.
+def keep_tokens(pruner: Pruner, media: Sequence[Media], encoded: Sequence[Encoded]) -> list[TokenSet]:
+    """Prunes encoded images and clips.
 
     Raises:
         NonFiniteError: The vision tower gave NaN or infinity.
     """
     try:
-        items = pruner.prune(encoded)
+        return pruner.prune(encoded)
     except NonFiniteError as error:
         raise non_finite_error(media[error.rows[0]].source) from error
+
+
+def answer_items(
+    pruner: Pruner, language: LanguageHalf, items: Sequence[TokenSet], prompt: str, generation: Generation
+) -> Answer:
+    """Answers a prompt from kept tokens."""
     with pruner.stopwatch.stage("generate"):
         (answer,) = language.generate([language.embed(prompt, items)], generation)
-    return answer, items
+    return answer

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.base import LanguageHalf
-from prunesid_cli.pipeline.ask import answer_encoded, encode_media
+from prunesid_cli.pipeline.ask import answer_items, encode_media, keep_tokens
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.runtime.stopwatch import Stopwatch
 from prunesid_cli.selection.budget import Budget
@@ -47,6 +47,7 @@ class Outcome:
         """As `ask --json` prints it."""
         return {
             "answer": self.answer.text,
+            **self.answer.probability_record,
             "kept": self.kept,
             "prompt_tokens": self.answer.prompt_tokens,
             "new_tokens": self.answer.new_tokens,
@@ -69,7 +70,8 @@ def compare(
     def answer(budget: Budget, max_new_tokens: int) -> Outcome:
         own = replace(pruner, budget=budget, stopwatch=Stopwatch())
         decoding = replace(generation, max_new_tokens=max_new_tokens)
-        result, items = answer_encoded(own, language, media, encoded, prompt, decoding)
+        items = keep_tokens(own, media, encoded)
+        result = answer_items(own, language, items, prompt, decoding)
         return Outcome(result, items, pruner.stopwatch.seconds | own.stopwatch.seconds, max_new_tokens)
 
     answer(pruner.budget, 1)  # a warm-up: the first answer of a process is slower

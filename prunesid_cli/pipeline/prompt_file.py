@@ -1,26 +1,35 @@
-"""The prompts of `answer`: read from a file, and matched with the items of a cache."""
+"""The prompts of `answer`: read from a file, and matched with the items of a cache.
+
+A file has a prompt in each line (.txt), or a table with a column `prompt` (.csv), or else a JSON object in each line.
+Columns `source`, `digest` and `where` select items. Others, such as the user's own `id`, are copied to the answers.
+"""
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.glob_paths import is_glob
-from prunesid_cli.inputs.text_file import check_name, check_text, parse_lines
+from prunesid_cli.inputs.text_file import check_name, check_text, decode_text, parse_lines, read_text_file
+from prunesid_cli.text import nearest
 from prunesid_cli.tokencache import Cache, Item
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.query import Query
 
 EXAMPLE_LINE = '{"prompt": "what is shown?"}'
+ANSWER_FIELDS = ("answer", "error", "hint", "tokens", "kept", "ms", "p", "sampling", "by", "fields")
+"""Fields of an answer that a prompt may not have. An `id` of the user replaces the number of the answer."""
 MIN_DIGEST_DIGITS = 8
 """Fewest digits of a digest that name an input."""
 
@@ -67,12 +76,19 @@ class Prompt:
         selector: A key of `SELECTORS`; empty for all items.
         name: What the selector looks for.
         line: The line of the file, from 1.
+        fields: What the user wrote beside it, which is copied to its answers.
     """
 
     text: str
     selector: str = ""
     name: str = ""
     line: int = 0
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Equal for prompts whose answers about an item would be the same records."""
+        return self.text, json.dumps(self.fields, sort_keys=True)
 
     def selects(self, item: Item) -> bool:
         """Whether the prompt is for an item."""
@@ -153,12 +169,15 @@ class Prompts:
         named = {(prompt.selector, prompt.name): prompt for prompt in reversed(self.all) if prompt.selector}
         return [prompt for (by, name), prompt in reversed(named.items()) if not SELECTORS[by](cache, name)]
 
-    def about(self, item: Item) -> list[str]:
-        """The different texts for an item, in order."""
+    def about(self, item: Item) -> list[Prompt]:
+        """The different prompts for an item, in order."""
         keys = ("source", item.source), ("digest", item.digest[:MIN_DIGEST_DIGITS])
         numbers = {*self._others, *(number for key in keys for number in self._by_key.get(key, ()))}
-        prompts = [self.all[number] for number in sorted(numbers)]
-        return list(dict.fromkeys(prompt.text for prompt in prompts if prompt.selects(item)))
+        different = dict[tuple[str, str], Prompt]()
+        for prompt in (self.all[number] for number in sorted(numbers)):
+            if prompt.selects(item):
+                different.setdefault(prompt.key, prompt)
+        return list(different.values())
 
     def queries(self, cache: Cache, where: Sequence[str]) -> Iterator[Query]:
         """All queries about a cache, item by item.
@@ -172,31 +191,91 @@ class Prompts:
         number = 0
         for shard, item in cache.items():
             if not where or any(matches_path(item.source, pattern) for pattern in where):
-                for text in self.about(item):
-                    yield Query(number, text, shard, item)
+                for prompt in self.about(item):
+                    yield Query(number, prompt.text, shard, item, prompt.fields)
                     number += 1
 
 
 def read_prompt_file(path: Path) -> Prompts:
-    """Reads a JSONL file of prompts. Lines that cannot be read are among the errors of the result.
+    """Reads a file of prompts. Lines that cannot be read are among the errors of the result.
 
     Raises:
         UsageError: The file cannot be read, or it has no prompt.
     """
-    return Prompts(*parse_lines(path, _parse_line, "prompt", EXAMPLE_LINE))
+    return parse_prompts(read_text_file(path, EXAMPLE_LINE), str(path), path.suffix.lower())
 
 
-def _parse_line(line: str, place: str, number: int) -> Prompt:
+def parse_prompts(data: bytes, name: str, suffix: str) -> Prompts:
+    """Reads prompts as `read_prompt_file` does.
+
+    Args:
+        data: The text.
+        name: Its file, for messages.
+        suffix: ".txt", ".csv" or ".jsonl".
+    """
+    if suffix == ".csv":
+        return _parse_table(decode_text(data, name), name)
+    if suffix == ".txt":
+        return Prompts(*parse_lines(data, name, _parse_text, "prompt", "what is shown?"))
+    return Prompts(*parse_lines(data, name, _parse_json, "prompt", EXAMPLE_LINE))
+
+
+def _parse_text(line: str, place: str, number: int) -> Prompt:
+    check_text(line, place, "the prompt")
+    return Prompt(line.strip(), line=number)
+
+
+def _parse_json(line: str, place: str, number: int) -> Prompt:
     try:
         record = json.loads(line)
-        text, names = record["prompt"], {field: record[field] for field in SELECTORS if record.get(field) is not None}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        text, names = None, {}
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UsageError(f"{place} is not a prompt", hint=f"write {EXAMPLE_LINE}")
+    return _make_prompt(record, place, number)
+
+
+def _parse_table(text: str, name: str) -> Prompts:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    prompts, errors = list[Prompt](), list[UsageError]()
+    try:
+        if "prompt" not in (reader.fieldnames or ()):
+            hint = "its first line has the names of the columns: prompt, source"
+            raise UsageError(f"{name} has no column 'prompt'", hint)
+        for row in reader:
+            place = f"{name}, line {reader.line_num}"
+            if None in row or None in row.values():
+                errors.append(UsageError(f"{place} has another number of columns", "put texts with commas in quotes"))
+                continue
+            record = {column: value for column, value in row.items() if value or column not in SELECTORS}
+            try:
+                prompts.append(_make_prompt(record, place, reader.line_num))
+            except UsageError as error:
+                errors.append(error)
+    except csv.Error as error:
+        raise UsageError(f"{name}, line {reader.line_num}: {error}", "put texts with line breaks in quotes") from error
+    if not prompts:
+        raise errors[0] if errors else UsageError(f"{name} has no prompt", "write a line for each prompt")
+    return Prompts(prompts, errors)
+
+
+def _make_prompt(record: Mapping[str, Any], place: str, number: int) -> Prompt:
+    """A prompt from the fields of a line."""
+    text = record.get("prompt")
+    names = {selector: record[selector] for selector in SELECTORS if record.get(selector) is not None}
     if not isinstance(text, str) or not text.strip() or not all(isinstance(name, str) for name in names.values()):
         raise UsageError(f"{place} is not a prompt", hint=f"write {EXAMPLE_LINE}")
     check_text(text, place, "the prompt")
-    if unknown := sorted(record.keys() - {"prompt", *SELECTORS}):  # with a misspelt field it would be for all items
-        raise UsageError(f"{place} has an unknown field '{unknown[0]}'", f"known: prompt, {', '.join(SELECTORS)}")
+    known = ("prompt", *SELECTORS)
+    fields = {name: value for name, value in record.items() if name not in known}
+    if not isinstance(fields.get("id", ""), str | int | float):
+        raise UsageError(f"{place}: its id is neither a text nor a number", 'write {"id": 1, "prompt": ...}')
+    for name in fields:
+        if name in ANSWER_FIELDS:
+            raise UsageError(f"{place} has a field '{name}', which answers have, too", "give it another name")
+        if match := nearest(name, known):  # a prompt whose selector is misspelt would be for all items
+            problem = f"{place} has a field '{name}', which is nearly '{match}'"
+            raise UsageError(problem, "correct it, or give it another name")
     if len(names) > 1:
         raise UsageError(f"{place} names items by {' and by '.join(names)}", "leave out all but one")
     selector, name = next(iter(names.items()), ("", ""))
@@ -206,4 +285,4 @@ def _parse_line(line: str, place: str, number: int) -> Prompt:
         if not re.fullmatch(rf"[0-9a-f]{{{MIN_DIGEST_DIGITS},64}}", name):
             hint = f"at least {MIN_DIGEST_DIGITS} of its hex digits: prunesid cache ls --json"
             raise UsageError(f"{place}: {name} is not a digest", hint)
-    return Prompt(text, selector, name, number)
+    return Prompt(text, selector, name, number, fields)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunesid_cli.errors import PruneSIDError
@@ -13,12 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Query:
-    """One prompt about one cached item. `number` is its position in the output."""
+    """One prompt about one cached item.
+
+    Attributes:
+        number: Its position in the output.
+        prompt: The text.
+        shard: The shard of the item.
+        item: The item.
+        fields: What is copied to the answer.
+    """
 
     number: int
     prompt: str
     shard: Shard
     item: Item
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Session:
             self.placement if has_layers else replace(self.placement, multi_gpu=False, has_language_layers=False)
         )
         language = load_family(self.checkpoint.model_type).load_language_half(self.checkpoint, placement)
-        language.allow_special_tokens = self.settings.allow_special_tokens
+        language.allow_special_tokens, language.system = self.settings.allow_special_tokens, self.settings.system
         return language
 
     def pruner(

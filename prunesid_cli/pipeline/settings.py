@@ -89,6 +89,7 @@ class Settings:
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 decodes greedily.
         seed: Seed of sampling, with a temperature.
+        system: A system prompt; empty: that of the chat template, if it has one.
         allow_special_tokens: Whether special tokens in a prompt have their meaning, instead of being text.
         batch_size: Items per batch; 0: chosen by the device.
         workers: Processes that decode inputs; 0: decode in this process. None: chosen by cores and device. A pair is
@@ -113,6 +114,7 @@ class Settings:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
+    system: str = ""
     allow_special_tokens: bool = False
     batch_size: int = 0
     workers: int | tuple[int, int] | None = None

@@ -150,7 +150,7 @@ def test_prompts_name_their_items(run: Run, scene_cache: Path, scenes: list[Path
     [
         ({"digest": "abc"}, "at least 8"),
         ({"digest": "no digest!"}, "at least 8"),
-        ({"were": "*.jpg"}, "unknown field 'were'"),
+        ({"were": "*.jpg"}, "nearly 'where'"),
         ({"where": "*", "source": "scene1.png"}, "by source and by where"),
     ],
 )
@@ -298,3 +298,78 @@ def test_queries_are_read_only_as_they_are_needed(llava: Path, scene_cache: Path
 
     replies = answer(language, endless(), Generation(max_new_tokens=1), BatchSizeTuner.fixed(2))
     assert sum(len(next(replies)) for _ in range(3)) <= num_read <= 2 * SORTED_BATCHES
+
+
+PROMPT_FILES = {
+    "prompts.jsonl": '{"prompt": "what is shown?", "id": "a", "tags": [1, null]}\n'
+    '{"prompt": "what is shown?", "id": "b"}\n{"id": 7, "prompt": "is there a star?", "where": "scene0*"}\n',
+    "prompts.csv": 'id,prompt,where,note\r\na,what is shown?,,\r\nb,what is shown?,,"two\nlines, and a comma"\r\n'
+    "7,is there a star?,scene0*,ö\r\n",
+    "prompts.txt": "what is shown?\n\n  is there a star?  \r\n",
+}
+
+
+@pytest.mark.parametrize("name", PROMPT_FILES)
+def test_prompts_may_be_lines_a_table_or_json(name: str, run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    """Fields of the user's own are copied to the answers. Two prompts that differ in them alone are two prompts."""
+    (tmp_path / name).write_text(PROMPT_FILES[name], newline="")
+    result = run("answer", scene_cache, "--prompts", tmp_path / name)
+    assert result.code == 0, result.err
+    first = [record for record in result.records if record["source"] == result.records[0]["source"]]
+    if name == "prompts.txt":
+        assert [record["prompt"] for record in first] == ["what is shown?", "is there a star?"]
+        by_stdin = run("answer", scene_cache, "--prompts", "-", stdin=PROMPT_FILES[name].encode())
+        typed = run("answer", scene_cache, "what is shown?", "-p", "is there a star?")
+        for other in (by_stdin, typed):
+            assert [record | {"ms": 0} for record in other.records] == [record | {"ms": 0} for record in result.records]
+        return
+    assert [record["id"] for record in first] == ["a", "b", 7 if name == "prompts.jsonl" else "7"]
+    assert first[0]["answer"] == first[1]["answer"]
+    assert first[0]["tags"] == [1, None] if name == "prompts.jsonl" else first[1]["note"] == "two\nlines, and a comma"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "text\nwhat?\n", "no column 'prompt'"),
+        ("a.csv", "prompt,id\nwhat?\n", "line 2 has another number of columns"),
+        ("a.csv", "prompt,id\n,1\n", "line 2 is not a prompt"),
+        ("a.csv", "prompt\n", "has no prompt"),
+        ("a.csv", 'prompt\n"what?\n', "line 2"),
+        ("a.jsonl", '{"prompt": "what?", "sources": "a.png"}', "nearly 'source'"),
+        ("a.jsonl", '{"prompt": "what?", "answer": "yes"}', "a field 'answer', which answers have, too"),
+        ("a.txt", "\n\n", "has no prompt"),
+    ],
+)
+def test_prompt_files_that_cannot_be_meant(
+    name: str, text: str, message: str, run: Run, scene_cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    ran = run("answer", scene_cache, "--prompts", tmp_path / name)
+    if 'prompt\n"what?' in text:  # a quote that is not closed is a text with a line break
+        assert ran.code == 0
+        return
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+
+
+def test_choices_are_those_of_ask(run: Run, llava: Path, scene_cache: Path, scenes: list[Path]) -> None:
+    """For several prompts about an item, of which the common beginning is read once."""
+    choices = ("--choices", "yes,no,a red square")
+    prompts = [word for text in ("is there a star?", "what is shown?") for word in ("-p", text)]
+    answered = run("answer", scene_cache, *prompts, *choices)
+    assert answered.code == 0, answered.err
+    asked = run("ask", "-m", llava, *scenes[:2], "--each", *prompts, *choices)
+    assert len(asked.records) == 4
+    for one, other in zip(asked.records, answered.records, strict=False):
+        assert (one["sources"], one["prompt"], one["answer"]) == ([other["source"]], other["prompt"], other["answer"])
+        assert one["p"] == pytest.approx(other["p"], abs=1e-5)
+    assert len({tuple(record["p"].values()) for record in answered.records}) == 10
+
+
+def test_a_system_prompt_counts_as_another_way_to_answer(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    command = ("answer", scene_cache, PROMPT, "--out", tmp_path / "answers.jsonl")
+    assert run(*command).code == 0
+    for option, value in (("--system", "be brief"), ("--choices", "yes,no")):
+        other = run(*command, option, value)
+        assert (other.code, value.split(",")[0] in other.err) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -292,3 +294,43 @@ def test_nothing_to_ask_is_known_without_torch(run: Run, scene_cache: Path, tmp_
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout, "answers were there" in done.stderr) == ("0\n", True), done.stderr
     assert (tmp_path / "a.jsonl").read_bytes() == before
+
+
+def test_answers_are_written_as_a_table(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    """A later run continues it, also one that was interrupted. It has what the file of lines has."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "what is shown?", "id": "a", "note": "x, \\"y\\"\\nz"}\n')
+    table, lines = tmp_path / "answers.csv", tmp_path / "answers.jsonl"
+    command = ("answer", scene_cache, "--prompts", tmp_path / "prompts.jsonl", "--out")
+    assert run(*command, lines).code == 0
+    assert run(*command, table).code == 0
+    expected = [json.loads(line) for line in lines.read_text().splitlines()]
+
+    def rows() -> list[dict[str, str]]:
+        with table.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def without_time(record: dict[str, Any]) -> dict[str, Any]:
+        return {name: str(value) for name, value in record.items() if name not in ("ms", "by", "fields", "sampling")}
+
+    assert [without_time(row) for row in rows()] == [without_time(record) for record in expected]
+    assert rows()[0]["note"] == 'x, "y"\nz'
+    hidden = tmp_path / ".answers.csv.jsonl"
+    kept = hidden.read_bytes()
+    hidden.write_bytes(kept[: len(kept) // 2])  # as a killed run leaves it, before it wrote the table
+    table.unlink()
+    again = run(*command, table)
+    assert (again.code, "were there" in again.err) == (0, True)
+    assert [without_time(row) for row in rows()] == [without_time(record) for record in expected]
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "is there a star?"}\n')
+    assert run(*command, table).code == 0
+    assert len(rows()) == 2 * len(expected)
+
+
+def test_a_table_of_something_else_is_left_unchanged(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "answers.csv").write_text("a,b\n")
+    ran = run("answer", scene_cache, "what is shown?", "--out", tmp_path / "answers.csv")
+    assert (ran.code, ran.out) == (2, "")
+    assert (tmp_path / "answers.csv").read_text() == "a,b\n"
+    ran = run("answer", scene_cache, "what is shown?", "--out", tmp_path / "answers.xlsx")
+    assert (ran.code, ".jsonl or .csv" in ran.err) == (2, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,67 @@ def test_several_pictures_in_one_prompt(run: Run, llava: Path, pictures: list[Pa
     assert result.code == 0
     (record,) = result.records
     assert (record["kept"], record["tokens"], len(record["sources"])) == (120, 3 * 576, 3)
+
+
+def test_each_picture_is_asked_alone(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    """In a folder, by a glob, and from a list on stdin; a file that cannot be read costs its own answers."""
+    for picture in pictures[:3]:
+        shutil.copy(picture, tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    names = [tmp_path / "bad.png", *(tmp_path / picture.name for picture in pictures[:3])]
+    alone = [run("ask", picture, PROMPT).out.strip() for picture in pictures[:3]]
+    asked = run("ask", tmp_path, "--each", "-p", PROMPT, "-p", "is there a star?", "-u")
+    assert asked.code == 3
+    assert [(record["sources"], record["prompt"]) for record in asked.records] == [
+        ([str(name)], prompt) for name in names for prompt in (PROMPT, "is there a star?")
+    ]
+    assert [record.get("answer") for record in asked.records[::2]] == [None, *alone]
+    assert asked.records[0]["error"] in asked.err
+    assert f"visual tokens {6 * 576} -> {6 * 63} " in asked.err
+    by_glob = run("ask", tmp_path / "*.png", PROMPT, "--each")
+    by_list = run("ask", "-", PROMPT, "--each", stdin="".join(f"{name}\n" for name in names).encode())
+    for ran in (by_glob, by_list):
+        assert (ran.code, [record.get("answer") for record in ran.records]) == (3, [None, *alone])
+
+
+def test_several_prompts_are_answered_as_if_alone(run: Run, pictures: list[Path]) -> None:
+    prompts = (PROMPT, "is there a star?")
+    asked = run("ask", *pictures[:2], *(word for prompt in prompts for word in ("-p", prompt)), "--image", pictures[2])
+    alone = [run("ask", *pictures[:3], prompt) for prompt in prompts]
+    assert [record["answer"] for record in asked.records] == [ran.out.strip() for ran in alone]
+    assert "one prompt about 3 images or clips together; --each asks" in alone[0].err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("{0}",), "no prompt is given"),
+        (("{0}", "{1}"), "no prompt is given"),
+        (("{0}", "{1}", "--each"), "no prompt is given"),
+        (("--image", "{0}"), "needs an image and a prompt"),
+        (("-p", "what?"), "needs an image"),
+        (("what?",), "needs an image and a prompt"),
+        (("what?", "{0}"), "the prompt comes last"),
+        (("-", "-"), "stdin can be read only once"),
+        (("{0}", "-p", "what?", "--each", "--compare"), "--compare takes one prompt"),
+        (("{0}", "what?", "--choices", "yes"), "less than two choices"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(words: tuple[str, ...], message: str, run: Run, pictures: list[Path]) -> None:
+    ran = run("ask", *(word.format(*pictures) for word in words))
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+
+
+def test_choices_have_probabilities(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    choices = ("yes", "no", "a red square")
+    asked = run("ask", pictures[0], "is there a star?", "--choices", ",".join(choices), "--json").records[0]
+    assert tuple(asked["p"]) == choices
+    assert sum(asked["p"].values()) == pytest.approx(1, abs=1e-5)
+    assert asked["answer"] == max(asked["p"], key=asked["p"].get)
+    (tmp_path / "choices.txt").write_text("\n".join(choices) + "\n")
+    plain = run("ask", pictures[0], "is there a star?", "--choices", tmp_path / "choices.txt")
+    assert (plain.code, plain.out.strip()) == (0, asked["answer"])
 
 
 def test_tags_place_images_in_a_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunesid_cli.errors import MediaError
+from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.models import FAMILIES
+from prunesid_cli.models.shared.choices import choice_sequences
 from prunesid_cli.models.shared.processor import supports_clips
 from prunesid_cli.models.shared.shared_prefix import prompt_prefix
 from prunesid_cli.models.spliced.table import TYPES as SPLICED_TYPES
@@ -22,7 +23,7 @@ from prunesid_cli.selection import METHODS
 from prunesid_cli.selection.budget import Budget, Spread
 from prunesid_cli.selection.methods.visionzip import contextual_count
 from prunesid_cli.tokencache import open_cache, read_tokens
-from prunesid_cli.types import CLS_NOT_READ, Prompt
+from prunesid_cli.types import CLS_NOT_READ, Generation, Prompt
 from tests.conftest import Run
 from tests.models.harness import (
     CLOSE,
@@ -241,6 +242,52 @@ def shared_prefix_length(prompts: Sequence[Prompt]) -> int:
 def save_images(model: Model, folder: Path) -> None:
     for number, media in enumerate(model.images()):
         media.image.save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize("choices", [("red", "a star", "two"), ("red", "red square, then", "no")])
+def test_choices_are_scored_as_by_the_stock_model(model: Model, choices: tuple[str, ...]) -> None:
+    """Whole sequences of the stock model, one at a time. In the second list one choice begins with another one."""
+    media = [model.media()[-1]]
+    items = model.pruner().prune(model.pruner().encode([model.vision.preprocess(item) for item in media]))
+    inputs, sequences = model.stock_inputs(media, PROMPT), choice_sequences(model.language, choices)
+    scores = [torch.stack([stock_score(model, inputs, ids) for ids in variants]).logsumexp(0) for variants in sequences]
+    expected = torch.stack(scores).softmax(0)
+    prompts = [model.language.embed(text, items) for text in (PROMPT, f"{PROMPT} {PROMPT}")]
+    answer, other = model.language.generate(prompts, Generation(choices=choices))
+    found = torch.tensor(list(answer.probabilities.values()))
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert answer.text == choices[int(expected.argmax())]
+    (alone,) = model.language.generate(prompts[1:], Generation(choices=choices))
+    torch.testing.assert_close(list(other.probabilities.values()), list(alone.probabilities.values()), **CLOSE)
+
+
+def test_a_system_prompt_is_read_or_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes before the prompt, and changes nothing else."""
+    layout = model.encoded[0].layout
+    without = model.language.tokenize(PROMPT, [layout])
+    monkeypatch.setattr(model.language, "system", "what is left of the ring?")
+    try:
+        ids = model.language.tokenize(PROMPT, [layout])
+    except UsageError as error:
+        assert "--system" in error.hint
+        return
+    text = model.language.tokenizer.decode(ids)
+    squeezed = text.replace(" ", "")
+    assert squeezed.index("whatisleftofthering?") < squeezed.index(PROMPT.replace(" ", ""))
+    places = [sum(token in model.language.placeholder_ids for token in some.tolist()) for some in (ids, without)]
+    assert places[0] == places[1] == len(layout.runs)
+
+
+def stock_score(model: Model, inputs: dict[str, Any], ids: Sequence[int]) -> Tensor:
+    """How probable the stock model finds an answer: the sum of the log-probabilities of its tokens."""
+    length, extended = inputs["input_ids"].shape[1], dict(inputs)
+    for name, tensor in inputs.items():
+        if tensor.shape == inputs["input_ids"].shape:
+            new = torch.tensor([ids]) if name == "input_ids" else torch.full((1, len(ids)), int("attention" in name))
+            extended[name] = torch.cat([tensor, new.to(tensor)], 1)
+    with torch.no_grad():
+        log_probs = model.stock(**extended).logits[0, length - 1 : -1].float().log_softmax(-1)
+    return log_probs.gather(1, torch.tensor(ids)[:, None]).sum()
 
 
 def test_prompts_of_a_list_get_the_answers_of_single_prompts(model: Model, run: Run, tmp_path: Path) -> None:

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import read_engine_args, read_prompt, read_settings
+from prunesid_cli.cli.answer_run import AnswerReport, AnswerRun, EngineChoice
+from prunesid_cli.cli.arguments import open_stdin, read_choices, read_engine_args, read_prompt, read_settings
 from prunesid_cli.cli.help import COMMON
+from prunesid_cli.cli.input_paths import STDIN
 from prunesid_cli.cli.notices import exit_if_incomplete
-from prunesid_cli.cli.terminal import printer, stdout_is_terminal
+from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.models.loading.checkpoint import Checkpoint, is_local
-from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, escape_names, read_prompt_file
-from prunesid_cli.pipeline.session import Session, check_cache_model, find_checkpoint
+from prunesid_cli.pipeline.answer_table import SUFFIX as TABLE_SUFFIX
+from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, escape_names, parse_prompts, read_prompt_file
+from prunesid_cli.pipeline.session import check_cache_model, find_checkpoint
 from prunesid_cli.pipeline.settings import DEFAULTS, Engine, Settings
 from prunesid_cli.runtime.output_file import is_stream
-from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
-from prunesid_cli.text import command_line, escape_invisible, format_duration, plural
+from prunesid_cli.text import command_line, plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
 
-if TYPE_CHECKING:
-    from prunesid_cli.integrations.ray.actor import ActorSetup
-    from prunesid_cli.integrations.ray.cluster import RayOptions
-    from prunesid_cli.models.base import LanguageHalf
-    from prunesid_cli.pipeline.answer_file import AnswerFile
-    from prunesid_cli.pipeline.query import Query, Reply
-    from prunesid_cli.types import Generation
-
-    AnswerQueries = Callable[[Iterator[Query], StopRequest], Iterator[list[Reply]]]
-
+ANSWER_SUFFIXES = ("", ".jsonl", ".ndjson", TABLE_SUFFIX)
 MAX_LISTED_PROMPTS = 20
 """Prompts without items that are listed one by one."""
 
@@ -48,12 +38,17 @@ def answer(
         str | None,
         typer.Argument(metavar="[PROMPT]", help="A prompt that is asked about every item. - reads it from stdin."),
     ] = None,
+    typed_prompts: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--prompt", metavar="PROMPT", help="As PROMPT. Repeat it to ask several prompts."),
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", metavar="FILE.jsonl",
-            help='A JSONL file with an object {"prompt": ...} for each prompt. Optional keys select items: source, '
-            "digest (its first digits), where (a glob).",
+            "--prompts", metavar="FILE",
+            help='A file of prompts: lines of text (.txt), a table (.csv), or JSON, {"prompt": ...} in each line. - '
+            "reads stdin. Columns source, digest (its first digits) and where (a glob) select items. All others, such "
+            "as id, are copied to the answers.",
         ),
     ] = None,
     where: Annotated[
@@ -66,9 +61,9 @@ def answer(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", metavar="FILE.jsonl", rich_help_panel=COMMON,
-            help="Write the answers to a file. Run the same command again to continue. Add --json to print them to "
-            "stdout, too.",
+            "-o", "--out", metavar="FILE", rich_help_panel=COMMON,
+            help="Write the answers to a file, as JSON (.jsonl) or as a table (.csv). Run the same command again to "
+            "continue. Add --json to print them to stdout, too.",
         ),
     ] = None,
     forget: Annotated[
@@ -90,6 +85,8 @@ def answer(
     gpus_per_worker: o.GPUsPerWorker = None,
     cpus_per_worker: o.CPUsPerWorker = None,
     batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
+    system: o.System = DEFAULTS.system,
+    choices: o.Choices = None,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     temperature: o.Temperature = DEFAULTS.temperature,
     seed: o.Seed = DEFAULTS.seed,
@@ -111,6 +108,8 @@ def answer(
     if out is None or as_json:
         printer.check_stdout()
     printer.resumable = out is not None and not is_stream(out)
+    if out and not is_stream(out) and out.suffix.lower() not in ANSWER_SUFFIXES:
+        raise UsageError(f"--out {out}: answers are written as .jsonl or .csv", "name it so: --out answers.jsonl")
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name the file with --out")
     settings = read_settings(context)
@@ -122,7 +121,7 @@ def answer(
 
         options = RayOptions.from_options(ray, workers, gpus_per_worker, cpus_per_worker)
         chosen_engine = replace(chosen_engine, cluster=options)
-    asked = _read_prompts(cache, prompt, prompts)
+    asked = _read_prompts(cache, [*([prompt] if prompt is not None else []), *(typed_prompts or [])], prompts)
     for error in asked.errors:
         printer.error(error)
     if forget and asked.errors:  # the answers to these lines would be removed
@@ -146,14 +145,14 @@ def answer(
     from prunesid_cli.pipeline.answer_file import describe_answerer
     from prunesid_cli.types import Generation
 
-    generation = Generation(max_new_tokens, temperature, seed)
+    generation = Generation(max_new_tokens, temperature, seed, choices=read_choices(choices))
     report = AnswerReport(as_json, prints=out is None)
     job = AnswerRun(settings, checkpoint, opened, patterns, generation, report, asked, prompts, chosen_engine)
     if out is None:
         knows_total = not where and not asked.have_selectors
-        job.answer(len(opened) * len(asked.texts) if knows_total else None)
+        job.answer(len(opened) * len({prompt.key for prompt in asked.all}) if knows_total else None)
     else:
-        answered_by = describe_answerer(run, generation, allow_special_tokens)
+        answered_by = describe_answerer(run, generation, allow_special_tokens, system)
         job.answer_into(out, answered_by, forget)
     if usage and report.num_replies:
         printer.requested("   ".join([report.rate(), *job.usage]))
@@ -162,16 +161,19 @@ def answer(
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _read_prompts(cache: Path, prompt: str | None, path: Path | None) -> Prompts:
-    """Raises `UsageError` unless there is either a prompt or a file."""
-    if prompt is not None and path is not None:
+def _read_prompts(cache: Path, texts: Sequence[str], path: Path | None) -> Prompts:
+    """Raises `UsageError` unless there are either prompts or a file of them."""
+    if texts and path is not None:
         raise UsageError("answer takes a prompt or --prompts, not both", "leave out one of them")
+    if path is not None and str(path) == STDIN:
+        data = open_stdin().buffer.read()
+        return parse_prompts(data, "the list on stdin", ".jsonl" if data.lstrip().startswith(b"{") else ".txt")
     if path is not None:
         return read_prompt_file(path)
-    if prompt is None:
+    if not texts:
         example = command_line("answer", cache, "what is shown?")
-        raise UsageError("answer needs a prompt, or --prompts FILE.jsonl", hint=example)
-    return Prompts([Prompt(read_prompt(prompt))])
+        raise UsageError("answer needs a prompt, or --prompts FILE", hint=example)
+    return Prompts([Prompt(read_prompt(text)) for text in texts])
 
 
 def _open_cache(folder: Path) -> tuple[Cache, Run]:
@@ -210,157 +212,3 @@ def _find_model(run: Run, settings: Settings) -> tuple[Settings, Checkpoint]:
     checkpoint = find_checkpoint(settings)
     check_cache_model(run, checkpoint)
     return settings, checkpoint
-
-
-@dataclass
-class AnswerReport:
-    """Prints and counts replies.
-
-    Attributes:
-        as_json: Print JSON even on a terminal, and beside a file.
-        prints: Whether answers are printed; else only a file gets them.
-    """
-
-    as_json: bool
-    prints: bool
-    num_replies: int = 0
-    num_failed: int = 0
-    start: float = field(default_factory=time.perf_counter)
-
-    def add(self, reply: Reply) -> None:
-        from prunesid_cli.pipeline.answer_file import reply_record
-
-        self.num_replies += 1
-        if reply.error:
-            self.num_failed += 1
-            printer.error(reply.error)
-        if self.as_json or (self.prints and not stdout_is_terminal()):
-            printer.record(reply_record(reply))
-        elif self.prints and reply.answer:
-            printer.result(f"{escape_invisible(reply.query.item.source)}: {reply.answer.text}")
-
-    def rate(self) -> str:
-        seconds = time.perf_counter() - self.start
-        answers = plural(self.num_replies, "answer")
-        return f"{answers} in {format_duration(seconds)} ({self.num_replies / seconds:.1f}/s)"
-
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """What runs the language model, its arguments, and the cluster on which it runs, if it does."""
-
-    name: Engine
-    arguments: Mapping[str, Any]
-    cluster: RayOptions | None = None
-
-
-@dataclass
-class AnswerRun:
-    """Answers prompts with the model of a session.
-
-    Attributes:
-        settings: Where the model runs.
-        checkpoint: The model. It is loaded if there is a query to answer.
-        cache: What the prompts are about.
-        where: Globs that an item must match, if there are any.
-        generation: How to decode.
-        report: Prints the answers.
-        prompts: The prompts; once the model is loaded, without those that it refuses.
-        path: The file that they come from, if they do.
-        engine: What runs the language model.
-        usage: What the engine says of its work, after it.
-    """
-
-    settings: Settings
-    checkpoint: Checkpoint
-    cache: Cache
-    where: Sequence[str]
-    generation: Generation
-    report: AnswerReport
-    prompts: Prompts
-    path: Path | None
-    engine: EngineChoice
-    usage: list[str] = field(default_factory=list)
-
-    def queries(self) -> Iterator[Query]:
-        """All queries, item by item."""
-        return self.prompts.queries(self.cache, self.where)
-
-    def answer(self, total: int | None, file: AnswerFile | None = None) -> None:
-        """Loads the language half and answers the queries. Prompts that it refuses are found before any is answered.
-
-        Args:
-            total: Number of queries, if it is known.
-            file: Where to append the answers. Queries that have one there are not asked.
-
-        Raises:
-            UsageError: The model refuses all prompts.
-        """
-        session = Session.open(self.settings, self.checkpoint)
-        language, answer = self._load_engine(session)
-        self.prompts, refused = self.prompts.without_refused(lambda text: language.check_prompt(text, 1), self.path)
-        for error in refused:
-            printer.error(error)
-        queries = file.unanswered(self.queries()) if file else self.queries()
-        self.report.start = time.perf_counter()
-        prints_results = self.report.prints or self.report.as_json
-        # Without a file, an interruption need not wait for the end of the batch.
-        interruptible = graceful_shutdown() if file else nullcontext(StopRequest())
-        with interruptible as stop, printer.progress("answering", total, prints_results) as bar:
-            for replies in answer(queries, stop):
-                if file:
-                    file.append(replies)
-                for reply in replies:
-                    self.report.add(reply)
-                    bar.advance()
-                stop.raise_if_requested()
-            stop.raise_if_requested()  # a cluster gives no more replies then
-
-    def _load_engine(self, session: Session) -> tuple[LanguageHalf, AnswerQueries]:
-        """Loads the language half, and returns it with the function that answers queries."""
-        if self.engine.cluster:
-            from prunesid_cli.integrations.ray.answer import AnswerSetup, answer_on_cluster
-
-            def make_setup(machine: ActorSetup) -> AnswerSetup:
-                folder = str(self.cache.folder)
-                return AnswerSetup(machine, folder, self.generation, self.engine.name, self.engine.arguments)
-
-            return session.load_language(has_layers=False), partial(
-                answer_on_cluster, self.engine.cluster, session, make_setup
-            )
-        if self.engine.name is Engine.vllm:
-            from prunesid_cli.integrations.vllm.engine import VllmEngine
-
-            engine = VllmEngine(session, self.generation, self.engine.arguments)
-            self.usage = engine.usage
-            return engine.language, lambda queries, stop: engine.answer(queries)
-        from prunesid_cli.pipeline.answer import answer
-
-        language = session.load_language()
-        batch_sizes = session.answer_batch_size()
-        return language, lambda queries, stop: answer(language, queries, self.generation, batch_sizes)
-
-    def answer_into(self, path: Path, answered_by: str, forget: bool) -> None:
-        """Answers the queries that have no answer in a file yet, and prints a summary.
-
-        Args:
-            path: The file.
-            answered_by: What the answers are made by.
-            forget: Whether to remove answers to other queries.
-        """
-        from prunesid_cli.pipeline.answer_file import open_answers
-
-        with open_answers(path, answered_by) as file:
-            progress = file.progress(self.queries(), forget)
-            file.append([])
-            num_left = progress.num_queries - progress.num_answered
-            if num_left:
-                self.answer(num_left, file)
-            if not progress.is_sorted:
-                file.sort(self.queries())
-        parts = [self.report.rate()] if num_left else [f"all of {plural(progress.num_queries, 'answer')} were there"]
-        parts += [f"{progress.num_answered:,} were there"] if num_left and progress.num_answered else []
-        parts += [f"removed {plural(progress.num_others, 'answer')} to other prompts"] if progress.num_others else []
-        if self.report.num_failed:
-            parts.append(f"{self.report.num_failed:,} failed: the same command asks them again")
-        printer.note("   ".join([*parts, str(path)]))

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunesid_cli.cli import options as o
-from prunesid_cli.cli.arguments import overrides_fixed, read_budget, read_media, read_prompt, read_settings
+from prunesid_cli.cli.arguments import (
+    overrides_fixed,
+    read_budget,
+    read_choices,
+    read_media,
+    read_prompt,
+    read_settings,
+)
+from prunesid_cli.cli.help import COMMON
+from prunesid_cli.cli.input_paths import InputPaths
 from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal, typed_command
-from prunesid_cli.errors import UsageError
+from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
+from prunesid_cli.inputs.listing import EXTENSIONS
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS
 from prunesid_cli.text import MODEL_OPTION, command_line, escape_invisible, format_stages
@@ -22,18 +35,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prunesid_cli.inputs.image import Media
+    from prunesid_cli.models.base import LanguageHalf
     from prunesid_cli.pipeline.compare import Outcome
-    from prunesid_cli.pipeline.settings import Settings
+    from prunesid_cli.pipeline.pruner import Pruner
+    from prunesid_cli.selection.budget import Budget
+    from prunesid_cli.types import Generation
 
 
 def ask(
     context: typer.Context,
     media_and_prompt: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="MEDIA... PROMPT", help="Image or video files, then the prompt. One of them may be - for stdin."
+            metavar="MEDIA... PROMPT",
+            help="Image or video files, then the prompt. One of them may be - for stdin. With --each also folders and "
+            "globs, and - is a list of paths.",
         ),
-    ],
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--prompt", metavar="PROMPT", rich_help_panel=COMMON,
+            help="The prompt, if all arguments are media. Repeat it to ask several prompts.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", metavar="FILE", rich_help_panel=COMMON, help="An image or video file, as in MEDIA. Repeatable."
+        ),
+    ] = None,
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each", rich_help_panel=COMMON,
+            help="Ask about each image or clip alone, one after the other, instead of about all of them together.",
+        ),
+    ] = False,
     model: o.Model = DEFAULTS.model,
     keep: o.Keep = DEFAULTS.keep,
     method: o.Method = DEFAULTS.method,
@@ -50,6 +88,8 @@ def ask(
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,
     attention: o.Attention = DEFAULTS.attention,
+    system: o.System = DEFAULTS.system,
+    choices: o.Choices = None,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     temperature: o.Temperature = DEFAULTS.temperature,
     seed: o.Seed = DEFAULTS.seed,
@@ -60,13 +100,16 @@ def ask(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Answer a prompt about one or more images or clips.
+
+    Several images are asked about together, in one prompt. With --each or several prompts, each answer is one JSON
+    object a line, or on a terminal one line of text.
 
     Example: prunesid ask samples/scene5.png "what is shown?"
     """
     printer.check_stdout()
-    *sources, prompt = media_and_prompt
+    sources, asked = _read_arguments(media_and_prompt or [], images or [], prompts or [], each)
     if calibration and not overrides_fixed(context, "calibration", "--calibration"):
         calibration = None
     settings = read_settings(context)
@@ -74,65 +117,201 @@ def ask(
     budget = read_budget(context, settings)
     if compare and str(budget) == "all":
         raise UsageError("--compare --keep all compares a model with itself", "keep less: --keep 11%")
-    media, prompt = _read_inputs(sources, prompt, settings)
+    if compare and (each or len(asked) > 1 or choices):
+        raise UsageError(
+            "--compare takes one prompt and no choices", "leave out --each, --choices, or all prompts but one"
+        )
+    texts = [read_prompt(text) for text in asked]
+    media = [] if each else read_media(sources, settings)
     session = Session.open(settings)
-    from prunesid_cli.pipeline import ask as ask_flow
-    from prunesid_cli.pipeline.compare import Outcome
     from prunesid_cli.pipeline.compare import compare as compare_flow
     from prunesid_cli.types import Generation
 
     checkpoint = session.checkpoint
     sample = information_sample(calibration, checkpoint.name, checkpoint.revision) if calibration else ()
     pruner, language = session.pruner(budget, sample), session.load_language()
-    streams = not as_json and not compare and stdout_is_terminal()
-    on_text = (lambda text: printer.result(text, end="")) if streams else None
-    generation = Generation(max_new_tokens, temperature, seed, on_text)
+    generation = Generation(max_new_tokens, temperature, seed, choices=read_choices(choices))
+    report = AskReport(
+        used={"model": checkpoint.name, "revision": checkpoint.revision, "method": method, "keep": keep},
+        budget=budget,
+        prompts=texts,
+        is_single=not each and len(texts) == 1,
+        as_json=as_json,
+    )
+    for text in texts:
+        language.check_prompt(text, 1 if each else len(media))
     if compare:
-        outcome, unpruned = compare_flow(pruner, language, media, prompt, generation)
-        record = {"tokens": outcome.total, "pruned": outcome.record, "all": unpruned.record}
-        text = _comparison_table(outcome, unpruned)
+        report.add_comparison(media, *compare_flow(pruner, language, media, texts[0], generation))
+    elif each:
+        for file in InputPaths(sources).listing():
+            try:
+                if file.error:
+                    raise file.error
+                _ask(pruner, language, read_media([file.source], settings), texts, generation, report)
+            except UsageError:  # it would come again with each image
+                raise
+            except PruneSIDError as error:
+                report.fail(file.source, error)
     else:
-        answer, items = ask_flow.ask(pruner, language, media, prompt, generation)
-        outcome = Outcome(answer, items, pruner.stopwatch.seconds, max_new_tokens)
-        record, text = {"tokens": outcome.total} | outcome.record, "" if streams else answer.text
-    note_if_all_kept(budget, max(item.layout.total for item in outcome.items))
-    seen = [round(item.layout.visible_share, 4) for item in outcome.items]
-    warn_if_cropped(seen, len(seen))
-    record |= {"seen": seen} if min(seen) < 1 else {}
-    if as_json:
-        asked = {"sources": [item.source for item in media], "prompt": prompt}
-        used = {"model": checkpoint.name, "revision": checkpoint.revision, "method": method, "keep": keep}
-        printer.record(asked | used | record)
-    else:
-        printer.result(text, is_styled=compare)
+        if len(media) > 1:
+            hint = "" if len(texts) > 1 else "; --each asks about each of them alone"
+            printer.note(f"one prompt about {len(media)} images or clips together{hint}")
+        _ask(pruner, language, media, texts, generation, report)
+    warn_if_cropped(report.seen, len(report.seen))
     if usage:
-        printer.requested(_usage_line(outcome))
+        printer.requested(report.usage_line())
+    if report.num_failed:
+        raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _read_inputs(sources: list[str], prompt: str, settings: Settings) -> tuple[list[Media], str]:
-    """Loads the images and clips, and the prompt. Only one of them may be stdin."""
+def _read_arguments(
+    arguments: list[str], images: list[str], prompts: list[str], each: bool
+) -> tuple[list[str], list[str]]:
+    """The names of media, and the prompts, which are not read yet. Only one of them may be stdin.
+
+    Raises:
+        UsageError: One of both is missing.
+    """
+    sources, example = [*arguments, *images], "what is shown?"
+    if not prompts:
+        if not arguments:
+            problem = "ask needs an image and a prompt"
+            raise UsageError(problem, f"{command_line('ask', 'picture.jpg', example)} {MODEL_OPTION}")
+        *first, prompt = arguments
+        if first and os.path.isfile(prompt) and first[0] != "-" and not (each or os.path.exists(first[0])):
+            corrected = typed_command(moved_to_end=first[0])
+            raise UsageError(f"{first[0]}: no such file or folder", f"the prompt comes last: {corrected}")
+        if os.path.isdir(prompt) or (os.path.isfile(prompt) and os.path.splitext(prompt)[1].lower() in EXTENSIONS):
+            raise UsageError(f"no prompt is given: {prompt} is a file", f"{typed_command()} {shlex.quote(example)}")
+        sources, prompts = [*first, *images], [prompt]
+        if not sources:
+            problem = "ask needs an image and a prompt"
+            raise UsageError(problem, f"{command_line('ask', 'picture.jpg', example)} {MODEL_OPTION}")
     if not sources:
-        example = command_line("ask", "picture.jpg", "what is shown?")
-        raise UsageError("ask needs an image and a prompt", hint=f"{example} {MODEL_OPTION}")
-    if [*sources, prompt].count("-") > 1:
+        raise UsageError("ask needs an image", f"{command_line('ask', 'picture.jpg', '-p', example)} {MODEL_OPTION}")
+    if [*sources, *prompts].count("-") > 1:
         raise UsageError("stdin can be read only once", hint="give - for one of the arguments only")
-    first = sources[0]
-    if os.path.isfile(prompt) and first != "-" and not os.path.exists(first):
-        corrected = typed_command(moved_to_end=first)
-        raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {corrected}")
-    return read_media(sources, settings), read_prompt(prompt)
+    return sources, prompts
 
 
-def _usage_line(outcome: Outcome) -> str:
-    """The tokens that were saved, and the time of each stage."""
-    answer, num_pruned = outcome.answer, outcome.total - outcome.kept
-    parts = [
-        f"visual tokens {outcome.total} -> {outcome.kept} ({outcome.kept / outcome.total:.1%})",
-        f"prompt {answer.prompt_tokens + num_pruned} -> {answer.prompt_tokens} tokens",
-        f"answer {answer.new_tokens}",
-        format_stages(outcome.seconds),
-    ]
-    return "   ".join(parts)
+def _ask(
+    pruner: Pruner,
+    language: LanguageHalf,
+    media: Sequence[Media],
+    prompts: Sequence[str],
+    generation: Generation,
+    report: AskReport,
+) -> None:
+    """Asks all prompts about some media together. These are encoded once."""
+    from prunesid_cli.pipeline.ask import answer_items, encode_media, keep_tokens
+    from prunesid_cli.pipeline.compare import Outcome
+    from prunesid_cli.runtime.stopwatch import Stopwatch
+
+    streams = report.is_single and not report.as_json and stdout_is_terminal() and not generation.choices
+    if streams:
+        generation = replace(generation, on_text=lambda text: printer.result(text, end=""))
+    encoder = replace(pruner, stopwatch=Stopwatch())
+    items = keep_tokens(encoder, media, encode_media(encoder, media))
+    report.seen += [round(item.layout.visible_share, 4) for item in items]
+    encoding_seconds = encoder.stopwatch.seconds
+    for prompt in prompts:
+        own = replace(pruner, stopwatch=Stopwatch())
+        answer = answer_items(own, language, items, prompt, generation)
+        seconds = encoding_seconds | own.stopwatch.seconds
+        report.add(media, prompt, Outcome(answer, items, seconds, generation.max_new_tokens), streams)
+        encoding_seconds = dict.fromkeys(encoding_seconds, 0.0)  # the first prompt's time has it
+
+
+@dataclass
+class AskReport:
+    """Prints and counts answers.
+
+    Attributes:
+        used: The model and the settings, which a JSON record names.
+        budget: The budget.
+        prompts: All prompts.
+        is_single: Whether there is one answer only.
+        as_json: Whether answers are printed as JSON even if there is one only, or on a terminal.
+        outcomes: The answers.
+        seen: The share of each image or clip that the model sees.
+        num_failed: Images and clips about which nothing could be asked.
+    """
+
+    used: dict[str, Any]
+    budget: Budget
+    prompts: Sequence[str]
+    is_single: bool
+    as_json: bool
+    outcomes: list[Outcome] = field(default_factory=list)
+    seen: list[float] = field(default_factory=list)
+    num_failed: int = 0
+
+    def add(self, media: Sequence[Media], prompt: str, outcome: Outcome, was_streamed: bool = False) -> None:
+        """Prints an answer."""
+        record = {"tokens": outcome.total} | outcome.record
+        if not self.is_single and not stdout_is_terminal():
+            self._print(media, prompt, outcome, record, None)
+            return
+        text = "" if was_streamed else outcome.answer.text
+        if outcome.answer.probabilities and stdout_is_terminal():
+            shares = "  ".join(f"{choice} {share:.1%}" for choice, share in outcome.answer.probabilities.items())
+            text = f"{text}   ({shares})"
+        if not self.is_single:
+            name = ", ".join(escape_invisible(item.source) for item in media)
+            text = ": ".join([name, *([escape_invisible(prompt)] if len(self.prompts) > 1 else []), text])
+        self._print(media, prompt, outcome, record, text)
+
+    def add_comparison(self, media: Sequence[Media], pruned: Outcome, unpruned: Outcome) -> None:
+        """Prints an answer beside that without pruning."""
+        self.seen += [round(item.layout.visible_share, 4) for item in pruned.items]
+        record = {"tokens": pruned.total, "pruned": pruned.record, "all": unpruned.record}
+        self._print(media, self.prompts[0], pruned, record, _comparison_table(pruned, unpruned), is_styled=True)
+
+    def _print(
+        self,
+        media: Sequence[Media],
+        prompt: str,
+        outcome: Outcome,
+        record: dict[str, Any],
+        text: str | None,
+        is_styled: bool = False,
+    ) -> None:
+        """Prints a record, or if there is one and JSON was not asked for, a text."""
+        if not self.outcomes:
+            note_if_all_kept(self.budget, max(item.layout.total for item in outcome.items))
+        self.outcomes.append(outcome)
+        seen = [round(item.layout.visible_share, 4) for item in outcome.items]
+        record |= {"seen": seen} if min(seen) < 1 else {}
+        if self.as_json or text is None:
+            printer.record({"sources": [item.source for item in media], "prompt": prompt} | self.used | record)
+        else:
+            printer.result(text, is_styled=is_styled)
+
+    def fail(self, source: str, error: PruneSIDError) -> None:
+        """Prints why nothing was asked about an image or clip."""
+        self.num_failed += 1
+        printer.error(error)
+        if self.as_json or not stdout_is_terminal():
+            for prompt in self.prompts:
+                printer.record({"sources": [source], "prompt": prompt, "error": error.problem, "hint": error.hint})
+
+    def usage_line(self) -> str:
+        """The tokens that were saved, and the time of each stage."""
+        total, kept = (sum(getattr(outcome, name) for outcome in self.outcomes) for name in ("total", "kept"))
+        answers = [outcome.answer for outcome in self.outcomes]
+        prompt_tokens, new_tokens = (
+            sum(getattr(one, name) for one in answers) for name in ("prompt_tokens", "new_tokens")
+        )
+        seconds = Counter[str]()
+        for outcome in self.outcomes:
+            seconds.update(outcome.seconds)
+        parts = [
+            f"visual tokens {total} -> {kept} ({kept / max(total, 1):.1%})",
+            f"prompt {prompt_tokens + total - kept} -> {prompt_tokens} tokens",
+            f"answer {new_tokens}",
+            format_stages(seconds),
+        ]
+        return "   ".join(parts)
 
 
 def _comparison_table(pruned: Outcome, unpruned: Outcome) -> str:

@@ -110,8 +110,7 @@ class VllmEngine:
         self.language = language
         settings: GenerationConfig = language.model.generation_config
         check_generation(generation, settings.to_dict())
-        stop_ids = settings.eos_token_id
-        self.stop_ids = [stop_ids] if isinstance(stop_ids, int) else list(stop_ids or ())
+        self.stop_ids = language.stop_ids
         self.num_prompt_tokens, self.num_cached_tokens, self.usage = 0, 0, list[str]()
         self.is_mrope = checkpoint.model_type in MROPE_CLASSES
         if self.is_mrope:

@@ -96,6 +96,8 @@ def check_generation(generation: Generation, checkpoint_settings: dict[str, obje
     """
     if generation.temperature > 0:
         raise UsageError("vLLM samples otherwise than the built-in engine", "leave out --temperature or --engine vllm")
+    if generation.choices:
+        raise UsageError("vLLM does not score choices", "leave out --choices or --engine vllm")
     for name, plain in PLAIN_SETTINGS.items():
         value = checkpoint_settings.get(name)
         if value not in (None, plain, []):

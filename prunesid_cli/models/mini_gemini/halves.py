@@ -180,7 +180,9 @@ class TextProcessor:
         break."""
         turns = []
         for turn in conversation:
-            content = "".join(part.get("text", f"{IMAGE_TEXT}\n") for part in turn["content"])
+            content = turn["content"]
+            if not isinstance(content, str):
+                content = "".join(part.get("text", f"{IMAGE_TEXT}\n") for part in content)
             turns.append({**turn, "content": content})
         text: str = self.tokenizer.apply_chat_template(turns, **options)
         return text

@@ -21,6 +21,10 @@ MARK = uuid4().hex
 """Inserted into control tokens of a text from outside until it is encoded. It is random, so no text contains it."""
 
 
+NOTHING = re.compile("(?!)")
+"""A pattern that matches nothing."""
+
+
 class ControlTokens:
     """The control tokens of a checkpoint, and how text that contains them is encoded.
 
@@ -48,7 +52,7 @@ class ControlTokens:
         self.pattern = _any_of({*self.ids, *placeholders})
         self._first_characters = _any_of({text[0] for text in (*self.ids, *placeholders)})
 
-    def disguise(self, text: str, kept: re.Pattern[str]) -> str:
+    def disguise(self, text: str, kept: re.Pattern[str] = NOTHING) -> str:
         """Break up control tokens in a text from outside, so that only `encode` puts them together again, as text.
 
         Args:
@@ -133,4 +137,4 @@ def rename_tokens(tokenizer: Tokenizer, names: Mapping[str, str]) -> Tokenizer:
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """A pattern for any of some texts, the longest one first; it matches nothing if there are none."""
-    return re.compile("|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True))) or "(?!)")
+    return re.compile("|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True))) or NOTHING.pattern)

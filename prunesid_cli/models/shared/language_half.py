@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from prunesid_cli.errors import ModelError, UsageError, misfit_error
+from prunesid_cli.models.shared.choices import score_choices
 from prunesid_cli.models.shared.control_tokens import ControlTokens
 from prunesid_cli.models.shared.generation import generate_options, left_pad
 from prunesid_cli.models.shared.processor import item_tokens, modality_ids, placeholder_ids, placeholder_text
@@ -72,7 +74,7 @@ class BaseLanguageHalf:
         control_tokens: The control tokens, and how text is encoded.
         item_pattern: The control tokens that the text of an image or clip may contain.
         can_share_prefix: See `LanguageHalf`.
-        allow_special_tokens: See `LanguageHalf`.
+        allow_special_tokens, system: See `LanguageHalf`.
         item_tokens: Patterns of further control tokens that the processor writes for an image or clip.
         newline_embedding: The embedding of structural slots [D]; None if the family has none.
         is_causal: Whether the start of a prompt is read in the same way whatever follows it.
@@ -89,6 +91,7 @@ class BaseLanguageHalf:
     num_deepstack = 0
     list_modalities: tuple[str, ...] = ("image", "video")
     allow_special_tokens = False
+    system = ""
     item_tokens: tuple[str, ...] = ()
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -274,7 +277,7 @@ class BaseLanguageHalf:
         item_texts = iter([self.control_tokens.disguise(layout.text, self.item_pattern) for layout in layouts])
         prompt = prompt if self.allow_special_tokens else self.control_tokens.disguise(prompt, MEDIA_TAG)
         content = user_content(prompt, [layout.is_clip for layout in layouts])
-        rendered = self.render_chat([{"role": "user", "content": content}])
+        rendered = self.render_chat([*self.system_turn(), {"role": "user", "content": content}])
         placeholders = "|".join(re.escape(text) for text in dict.fromkeys(self.placeholder_texts.values()) if text)
         return self.tokenize_text(re.sub(placeholders, lambda match: next(item_texts, match[0]), rendered))
 
@@ -282,6 +285,25 @@ class BaseLanguageHalf:
         """The token ids [L] of a rendered prompt. BOS is added unless the text starts with it."""
         has_bos = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
         return torch.tensor(self.control_tokens.encode(text, add_special_tokens=not has_bos), dtype=torch.long)
+
+    def system_turn(self) -> list[dict[str, Any]]:
+        """The turn of a conversation with the system prompt, if there is one.
+
+        Raises:
+            UsageError: The chat template leaves it out.
+        """
+        if not self.system:
+            return []
+        text = self.control_tokens.disguise(self.system)
+        question = {"role": "user", "content": user_content("?", [])}
+        # Some templates take one text, and others parts, as of a prompt with images.
+        for content in (text, [{"type": "text", "text": text}]):
+            turn = {"role": "system", "content": content}
+            with suppress(ModelError):
+                if text.strip() in self.render_chat([turn, question]):
+                    return [turn]
+        problem = "the chat template of this model has no place for a system prompt"
+        raise UsageError(problem, "leave out --system, and say it in the prompt")
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
         """Apply the checkpoint's chat template, up to the start of the model's turn.
@@ -306,16 +328,16 @@ class BaseLanguageHalf:
         self, prompts: Sequence[Prompt], generation: Generation, prefix_caches: Sequence[PrefixCache] = ()
     ) -> list[Answer]:
         """See `LanguageHalf.generate`. Sampling does not change torch's global random state."""
+        if generation.choices:
+            return score_choices(self, prompts, generation.choices, prefix_caches)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(generation.seed)
-            output = self._generate(prompts, prefix_caches, **generate_options(generation, self.tokenizer))
+            output = self.run_generate(prompts, prefix_caches, **generate_options(generation, self.tokenizer))
         new_ids = output[:, max(len(prompt.ids) for prompt in prompts) :].tolist()
-        stop_ids = self.model.generation_config.eos_token_id
-        stop_ids = {stop_ids} if isinstance(stop_ids, int) else set(stop_ids or ())
         answers = []
         for prompt, ids in zip(prompts, new_ids, strict=True):
-            length = next((number for number, token in enumerate(ids) if token in stop_ids), len(ids))
+            length = next((number for number, token in enumerate(ids) if token in self.stop_ids), len(ids))
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
             answers.append(Answer(text=text, prompt_tokens=len(prompt.ids), new_tokens=length))
         return answers
@@ -325,16 +347,22 @@ class BaseLanguageHalf:
         """See `LanguageHalf.read_prefixes`."""
         # Without a configuration, layers with a sliding window keep all tokens, which another row may need.
         cache = DynamicCache()
-        self._generate(prompts, (), max_new_tokens=1, do_sample=False, **{CACHE_ARGUMENT: cache})
+        self.run_generate(prompts, (), max_new_tokens=1, do_sample=False, **{CACHE_ARGUMENT: cache})
         return split_prefix_caches(cache, [len(prompt.ids) for prompt in prompts])
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache] = ()) -> Tensor:
         """See `LanguageHalf.logits`."""
         options = {"output_logits": True, "return_dict_in_generate": True}
-        output = self._generate(prompts, prefix_caches, max_new_tokens=1, do_sample=False, **options)
+        output = self.run_generate(prompts, prefix_caches, max_new_tokens=1, do_sample=False, **options)
         first: Tensor = output.logits[0].float()
         return first
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids that end an answer."""
+        stop_ids = self.model.generation_config.eos_token_id
+        return [stop_ids] if isinstance(stop_ids, int) else list(stop_ids or ())
 
     def pad_token_id(self) -> int:
         """The id for positions of a batch that have no token."""
@@ -343,7 +371,7 @@ class BaseLanguageHalf:
                 return int(token_id)
         return 0
 
-    def _generate(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **options: Any) -> Any:
+    def run_generate(self, prompts: Sequence[Prompt], prefix_caches: Sequence[PrefixCache], **options: Any) -> Any:
         """Run the stock `generate` on a left-padded batch of prompts, given the caches of their prefixes, if any."""
         num_cached = 0
         if prefix_caches:
