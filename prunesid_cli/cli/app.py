@@ -49,6 +49,14 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 
 
+@app.command("help", cls=PlainCommand)
+def show_help(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]", help="A command: cache ls.")] = None,
+) -> None:
+    """Show the help of a command, as its option --help does."""
+    app([*(words or []), "--help"], standalone_mode=False)
+
+
 def _print_version(value: bool) -> None:
     if value:
         printer.result(f"prunesid {__version__}")
@@ -59,7 +67,8 @@ def _print_version(value: bool) -> None:
 def check_config(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Answer questions about many images with a vision-language model, from the few visual tokens that matter."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +15,15 @@ from prunesid_cli.cli.help import ADVANCED, ANSWERING, CLIPS, CLUSTER, COMMON, M
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.video.frame_sampling import MAX_FRAMES
+from prunesid_cli.models.loading.checkpoint import ALIASES, DEMO
 from prunesid_cli.pipeline import settings
 from prunesid_cli.selection import METHODS
 from prunesid_cli.text import STATUS
+
+
+def completes(*values: str) -> Callable[[str], list[str]]:
+    """What the shell offers for an option with these values."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
 def _keep_for_hints(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
@@ -38,7 +45,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         "-m", "--model", envvar="PRUNESID_MODEL", callback=_keep_for_hints, rich_help_panel=COMMON,
-        show_default="the embedded model",
+        show_default="the embedded model", autocompletion=completes(DEMO, *ALIASES),
         help="The model: a Hugging Face repo id, a folder, or an alias (see: prunesid models).",
     ),
 ]  # fmt: skip
@@ -73,7 +80,7 @@ Keep = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        "--method", envvar="PRUNESID_METHOD", rich_help_panel=PRUNING,
+        "--method", envvar="PRUNESID_METHOD", rich_help_panel=PRUNING, autocompletion=completes(*METHODS),
         help=f"How to select the tokens: {', '.join(METHODS)}.",
     ),
 ]  # fmt: skip
@@ -174,9 +181,10 @@ ShardItems = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        "--device", envvar="PRUNESID_DEVICE", rich_help_panel=MODEL, help="Where to run: auto, cpu, cuda:0 or mps."
+        "--device", envvar="PRUNESID_DEVICE", rich_help_panel=MODEL,
+        autocompletion=completes("auto", "cpu", "cuda:0", "mps"), help="Where to run: auto, cpu, cuda:0 or mps.",
     ),
-]
+]  # fmt: skip
 Dtype = Annotated[
     settings.Dtype,
     typer.Option(

@@ -53,5 +53,25 @@ def _find_device(name: str) -> torch.device:
             raise RuntimeError("the meta device holds no data")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda:0 or mps") from error
+        raise _device_error(name) from error
     return device
+
+
+def _device_error(name: str) -> UsageError:
+    """Why torch has no such device."""
+    kind, count = name.partition(":")[0], torch.cuda.device_count()
+    if kind == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return UsageError(
+            f"--device {name}: the installed torch {torch.__version__} is built for CPUs only",
+            "install one for your GPU: https://pytorch.org/get-started/locally; or --device cpu",
+        )
+    if kind == "cuda" and not count:
+        return UsageError(
+            f"--device {name}: torch finds no GPU, or no driver for it",
+            "check that nvidia-smi lists the GPU; or --device cpu",
+        )
+    if kind == "cuda":
+        return UsageError(f"--device {name}: there are {count} GPUs", f"cuda:0 to cuda:{count - 1}")
+    if kind == "mps":
+        return UsageError(f"--device {name}: torch finds no GPU of Apple here", "--device cpu")
+    return UsageError(f"no such device: {name}", hint="auto, cpu, cuda:0 or mps")
