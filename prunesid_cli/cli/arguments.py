@@ -91,8 +91,8 @@ def read_settings(context: typer.Context, **overrides: Any) -> Settings:
     # A revision that was set together with another model does not belong to a folder that was named instead.
     if source_rank(context, "revision") < source_rank(context, "model") and is_local(settings.model or DEMO):
         settings = replace(settings, revision=None)
-    if settings.limit is not None:
-        with name_origin(context, "limit"):
+    if settings.timeout is not None:
+        with name_origin(context, "timeout"):
             settings.decoding()
     if settings.fps is not None:
         with name_origin(context, "fps"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from threading import Thread
 
 from prunesid_cli.cli.arguments import open_stdin
 from prunesid_cli.cli.progress import ProgressBar
 from prunesid_cli.cli.terminal import printer
+from prunesid_cli.inputs.glob_paths import matches_path
 from prunesid_cli.inputs.listing import ListedFile, Listing
+from prunesid_cli.inputs.named_sources import select_named
 from prunesid_cli.inputs.path_list import read_list
 from prunesid_cli.inputs.sharding import Partition
 
@@ -25,20 +28,30 @@ class InputPaths:
         null: Whether that list is separated by NUL.
         partition: Which of the listed files are for this machine.
         exact: Whether the paths are names of inputs, and nothing else.
+        include: Globs that a file must match, if there are any.
+        exclude: Globs that it must not match.
+        max_items: How many of the files are taken, the first ones; None: all.
     """
 
     paths: Sequence[str]
     null: bool = False
     partition: Partition = field(default_factory=Partition)
     exact: bool = False
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    max_items: int | None = None
 
     def listing(self, on_folder: Callable[[str], None] = lambda path: None) -> Listing:
         """Lists the files, lazily. `on_folder` is called with folders that were read and globs that matched."""
-        return Listing(self.expanded(), self._report_skip, on_folder)
+        return Listing(self.expanded(), self._report_skip, on_folder, self._is_wanted)
+
+    def _is_wanted(self, path: str) -> bool:
+        is_included = not self.include or any(matches_path(path, pattern) for pattern in self.include)
+        return is_included and not any(matches_path(path, pattern) for pattern in self.exclude)
 
     def of_this_machine(self, files: Iterable[ListedFile]) -> Iterator[ListedFile]:
-        """The files of this machine's partition."""
-        return (file for file in files if self.partition.takes(file.source))
+        """The files of this machine's partition; of these, at most `max_items`."""
+        return islice((file for file in files if self.partition.takes(file.source)), self.max_items)
 
     def count_in_background(self, bar: ProgressBar) -> None:
         """Lists all files once more in a thread, so that the bar knows how many there are. Stdin cannot be counted."""
@@ -46,7 +59,7 @@ class InputPaths:
             return
 
         def count() -> None:
-            bar.set_total(sum(1 for _ in self.of_this_machine(Listing(self.paths))))
+            bar.set_total(sum(1 for _ in self.of_this_machine(Listing(self.paths, is_wanted=self._is_wanted))))
 
         Thread(target=count, name="count", daemon=True).start()
 
@@ -57,6 +70,10 @@ class InputPaths:
                 yield from read_list(open_stdin().buffer, self.null)
             else:
                 yield path
+
+    def only(self, names: Sequence[str]) -> InputPaths:
+        """Those of some inputs that these paths name."""
+        return replace(self, paths=select_named(names, self.expanded()), exact=True, partition=Partition())
 
     @staticmethod
     def _report_skip(reason: str, path: str) -> None:

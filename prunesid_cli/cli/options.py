@@ -146,12 +146,38 @@ Strict = Annotated[
         "part of the picture may be wrong.",
     ),
 ]  # fmt: skip
-Limit = Annotated[
+Timeout = Annotated[
     float | None,
     typer.Option(
-        "--limit", metavar="SECONDS", envvar="PRUNESID_LIMIT", rich_help_panel=ADVANCED,
+        "--timeout", metavar="SECONDS", envvar="PRUNESID_TIMEOUT", rich_help_panel=ADVANCED,
         show_default="60 for an image, 120 and more for a clip",
         help="Give up an image or clip that takes longer to decode. 0 is no limit.",
+    ),
+]  # fmt: skip
+MaxItems = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", min=1, rich_help_panel=COMMON, show_default="all", help="Take only the first N of them."
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include", metavar="GLOB", rich_help_panel=COMMON,
+        help="Take only files whose path matches, or whose name does if GLOB has no slash. Repeatable.",
+    ),
+]  # fmt: skip
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="GLOB", rich_help_panel=COMMON, help="Leave out files that match, as of --include."
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", rich_help_panel=COMMON,
+        help="Only print what would be done, and how long it would take by the time of a few inputs.",
     ),
 ]  # fmt: skip
 Draft = Annotated[
@@ -383,10 +409,25 @@ def _set_verbosity(context: typer.Context, parameter: typer.CallbackParam, value
     setattr(printer, str(parameter.name), value or getattr(printer, str(parameter.name)))
     if is_typed(context, "quiet") and is_typed(context, "verbose"):
         raise UsageError("--quiet and --verbose contradict each other", "leave out one")
-    level = logging.WARNING if printer.quiet else logging.DEBUG if printer.verbose else STATUS
-    logging.getLogger("prunesid_cli").setLevel(level)
+    if printer.log is None:
+        level = logging.WARNING if printer.quiet else logging.DEBUG if printer.verbose else STATUS
+        logging.getLogger("prunesid_cli").setLevel(level)
 
 
+def _open_log(path: Path | None) -> Path | None:
+    if path:
+        printer.open_log(path)
+        logging.getLogger("prunesid_cli").setLevel(logging.DEBUG)
+    return path
+
+
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--log", metavar="FILE", callback=_open_log, rich_help_panel=OUTPUT,
+        help="Append all messages to a file, with their time, and with those of --verbose.",
+    ),
+]  # fmt: skip
 Quiet = Annotated[
     bool,
     typer.Option(

@@ -14,10 +14,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
-from prunesid_cli.errors import PruneSIDError, UnexpectedError
+from prunesid_cli.errors import PruneSIDError, UnexpectedError, UsageError
 from prunesid_cli.text import DEBUG_OPTION, MODEL_OPTION, SPACES, STATUS, command_line, escape_invisible
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Printer:
         debug: Print the traceback of an error.
         resumable: Whether the command, run again, continues after an interruption.
         model_options: The options that were typed which choose the model.
+        log: A file that gets all messages, those of `verbose` included.
     """
 
     def __init__(self) -> None:
@@ -55,6 +58,27 @@ class Printer:
         self.quiet, self.verbose, self.debug, self.resumable = False, False, debug, False
         self.model_options: list[str] = []
         self.has_status = False
+        self.log: IO[str] | None = None
+
+    def open_log(self, path: Path) -> None:
+        """Appends all messages to a file from now on.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
+        try:
+            self.log = path.open("a", encoding="utf-8", errors="surrogateescape", buffering=1)
+        except OSError as error:
+            raise UsageError(f"cannot write to {path}: {error.strerror}", "name another --log") from error
+        self._log(command_line(*sys.argv[1:]))
+
+    def _log(self, text: str) -> None:
+        """Writes a message into the log, if there is one. A log that cannot be written stops nothing."""
+        if self.log:
+            with suppress(OSError):
+                self.log.write(
+                    f"{datetime.now().astimezone().isoformat(timespec='seconds')} {escape_invisible(text)}\n"
+                )
 
     def result(self, text: str, end: str = "\n", is_styled: bool = False) -> None:
         """Prints a result and flushes. On a terminal, invisible characters are escaped, but not white space.
@@ -91,6 +115,8 @@ class Printer:
         """Information, unless --quiet."""
         if not self.quiet:
             self._print_to_stderr(text)
+        else:
+            self._log(text)
 
     def requested(self, text: str) -> None:
         """Information that an option asked for, even with --quiet."""
@@ -100,6 +126,8 @@ class Printer:
         """Information with --verbose only."""
         if self.verbose:
             self.note(text)
+        else:
+            self._log(text)
 
     def warning(self, text: str) -> None:
         self._print_to_stderr(f"warning: {text}")
@@ -116,10 +144,12 @@ class Printer:
         if hint:
             self._print_to_stderr(f"hint: {hint}")
 
-    def _print_to_stderr(self, text: str, end: str = "\n") -> None:
+    def _print_to_stderr(self, text: str, end: str = "\n", is_status: bool = False) -> None:
         model = f" {shlex.join(self.model_options)}" if self.model_options else ""
         text = text.replace(f" {MODEL_OPTION}", model)
         self.clear_status()
+        if text and not is_status:
+            self._log(text)
         with suppress(OSError):  # stderr is full or its reader is gone: there is no other place to say it
             print(printable(escape_invisible(text), sys.stderr), end=end, file=sys.stderr, flush=True)
 
@@ -147,7 +177,7 @@ class Printer:
     def status(self, text: str) -> None:
         """Shows on a terminal what is going on, until there is something else to show."""
         if sys.stderr.isatty() and not self.quiet:
-            self._print_to_stderr(text, end="")
+            self._print_to_stderr(text, end="", is_status=True)
             self.has_status = True
 
     def clear_status(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from fnmatch import fnmatch
+from fnmatch import fnmatch, fnmatchcase
 from pathlib import PurePath
 
 from prunesid_cli.inputs.source import LOCAL, FileSource
@@ -15,6 +15,16 @@ GLOB_CHARACTERS = "*?["
 def is_glob(path: str) -> bool:
     """Whether a path holds a character that is special in a glob pattern."""
     return any(char in path for char in GLOB_CHARACTERS)
+
+
+def matches_path(source: str, pattern: str) -> bool:
+    """Whether a glob matches a path, or only its name if the glob has no slash. `*` matches slashes, too.
+
+    "./a.png" matches the path "a.png", and not the name of a file in another folder.
+    """
+    if "/" not in pattern and fnmatchcase(PurePath(source).name, pattern):
+        return True
+    return fnmatchcase(source, pattern) or fnmatchcase(source, pattern.removeprefix("./"))
 
 
 def expand_glob(pattern: str, files: FileSource = LOCAL) -> Iterator[str]:

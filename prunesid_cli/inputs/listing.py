@@ -30,7 +30,7 @@ EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS | RAW_EXTENSIONS
 """Camera raw is listed, so that each such file is refused by name, and none is left out without a word."""
 SHARED_EXTENSIONS = frozenset({".ts", ".mts"})
 """Extensions of clips that other files have, too: here TypeScript. They are clips unless they are text."""
-HIDDEN, OTHER, LINK, REPEAT = "hidden file", "other file", "linked folder", "repeat"
+HIDDEN, OTHER, LINK, REPEAT, EXCLUDED = "hidden file", "other file", "linked folder", "repeat", "excluded file"
 FILE_MARK, LINK_MARK, FOLDER_MARK = "f", "l", "d"
 SKIP_REASONS = {"h": HIDDEN, "o": OTHER, "x": LINK}
 """Marks of entries of a folder that are skipped, and why."""
@@ -62,17 +62,19 @@ class Listing(Iterable[ListedFile]):
         paths: Files, folders and globs.
         on_skip: Called with the reason and the path of everything that is skipped.
         on_folder: Called with each folder that could be read, and each glob that matched.
+        is_wanted: Whether a file with this path is taken.
         files: Where the paths lead.
         skipped: Number of skipped paths by reason, final once the iteration has ended. `HIDDEN`: files and folders in
             folders. `OTHER`: files in folders that are no image or video by their extension, or, where other files have
             that extension, too, by their first bytes. `LINK`: links to folders inside
             folders, which are not followed, so that no loop is possible. `REPEAT`: paths to a file or folder that was
-            listed before, or to a file that is listed with its folder.
+            listed before, or to a file that is listed with its folder. `EXCLUDED`: files that are not wanted.
     """
 
     paths: Iterable[str]
     on_skip: Callable[[str, str], object] = lambda reason, path: None
     on_folder: Callable[[str], object] = lambda path: None
+    is_wanted: Callable[[str], bool] = lambda path: True
     files: FileSource = LOCAL
     skipped: Counter[str] = field(default_factory=Counter, init=False)
     _listed_folders: set[bytes] = field(default_factory=set, init=False)
@@ -121,8 +123,10 @@ class Listing(Iterable[ListedFile]):
             path, real_path, mark = entry
             if self._is_repeat(path, real_path, mark):
                 self._skip(REPEAT, path)
-            elif mark != FOLDER_MARK:
+            elif mark != FOLDER_MARK and self.is_wanted(path):
                 yield ListedFile(path)
+            elif mark != FOLDER_MARK:
+                self._skip(EXCLUDED, path)
             else:
                 try:
                     stack.append(self._list_folder(path, real_path))

@@ -14,12 +14,11 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.glob_paths import is_glob
+from prunesid_cli.inputs.glob_paths import is_glob, matches_path
 from prunesid_cli.inputs.text_file import check_name, check_text, decode_text, parse_lines, read_text_file
 from prunesid_cli.text import nearest
 from prunesid_cli.tokencache import Cache, Item
@@ -32,16 +31,6 @@ ANSWER_FIELDS = ("answer", "error", "hint", "tokens", "kept", "ms", "p", "sampli
 """Fields of an answer that a prompt may not have. An `id` of the user replaces the number of the answer."""
 MIN_DIGEST_DIGITS = 8
 """Fewest digits of a digest that name an input."""
-
-
-def matches_path(source: str, pattern: str) -> bool:
-    """Whether a glob matches a path, or only its name if the glob has no slash. `*` matches slashes, too.
-
-    "./a.png" matches the path "a.png", and not the name of a file in another folder.
-    """
-    if "/" not in pattern and fnmatchcase(PurePath(source).name, pattern):
-        return True
-    return fnmatchcase(source, pattern) or fnmatchcase(source, pattern.removeprefix("./"))
 
 
 def escape_names(patterns: Iterable[str], cache: Cache) -> dict[str, str]:

@@ -82,7 +82,7 @@ class Settings:
         window: Successive frames that are pruned together.
         video_backend: Clip decoder.
         strict: Refuse inputs whose data is damaged, even if they can be decoded.
-        limit: Seconds after which decoding of an input is given up; 0: never. None: see `inputs.decoding.Decoding`.
+        timeout: Seconds after which decoding of an input is given up; 0: never. None: see `inputs.decoding.Decoding`.
         device: "auto", "cpu", "cuda:0", "mps".
         dtype: Precision.
         attention: Attention kernels.
@@ -107,7 +107,7 @@ class Settings:
     window: int = 1
     video_backend: VideoBackend = VideoBackend.auto
     strict: bool = False
-    limit: float | None = None
+    timeout: float | None = None
     device: str = "auto"
     dtype: Dtype = Dtype.auto
     attention: Attention = Attention.auto
@@ -138,10 +138,10 @@ class Settings:
         return FrameSampling(DEFAULT_FRAMES, self.fps, self.video_backend.value, self.window)
 
     def decoding(self) -> Decoding:
-        """How strictly and for how long inputs are decoded. Raises `UsageError` if `limit` is not a time."""
-        if self.limit is not None and not 0 <= self.limit < math.inf:
-            raise UsageError(f"--limit {self.limit:g} is not a time", "seconds: 60; 0 is no limit")
-        return Decoding(self.strict, self.limit)
+        """How strictly and for how long inputs are decoded. Raises `UsageError` if `timeout` is not a time."""
+        if self.timeout is not None and not 0 <= self.timeout < math.inf:
+            raise UsageError(f"--timeout {self.timeout:g} is not a time", "seconds: 60; 0 is no limit")
+        return Decoding(self.strict, self.timeout)
 
 
 DEFAULTS = Settings()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 
+from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.format import Run
 from prunesid_cli.types import DTYPE_NAMES
 
@@ -50,3 +52,22 @@ def mismatch_hint(old: Run, new: Run) -> str:
 
 def _differing_fields(old: Run, new: Run) -> list[str]:
     return [field for field, value in asdict(old).items() if value != getattr(new, field)]
+
+
+def check_settings(folder: Path, old: Run | None, old_sampling: str, new: Run, sampling: str) -> None:
+    """Check that a run may continue a cache.
+
+    Args:
+        folder: The cache.
+        old: Its settings; None if it has no items.
+        old_sampling: How the frames of its clips were chosen; empty if it has none.
+        new: The settings of the run.
+        sampling: How the run chooses frames.
+
+    Raises:
+        CacheError: It may not.
+    """
+    if old and old != new:
+        raise CacheError(f"{folder} holds a cache {describe_mismatch(old, new)}", mismatch_hint(old, new))
+    if old_sampling not in ("", sampling):
+        raise CacheError(f"{folder} holds clips with {old_sampling}, not {sampling}", "name another --out")

@@ -27,7 +27,7 @@ from prunesid_cli.tokencache.index_file import LoadedIndex, load_index, write_in
 from prunesid_cli.tokencache.index_table import ShardPosition, Stamp
 from prunesid_cli.tokencache.journal import ShardJournal, recover, resume_shard
 from prunesid_cli.tokencache.lock import acquire_lock
-from prunesid_cli.tokencache.run_mismatch import describe_mismatch, mismatch_hint
+from prunesid_cli.tokencache.run_mismatch import check_settings
 from prunesid_cli.tokencache.shard import PackedRows, read_header
 
 SYNC_SECONDS = 1.0
@@ -89,12 +89,7 @@ class CacheWriter:
                 loaded = load_index(folder, with_stamps=True)
             self.index, self.missing, self.is_saved = loaded.index, loaded.missing, loaded.is_saved
             self.written_at = self.synced_at = time.monotonic()
-            if self.index.run and self.index.run != run:
-                mismatch = describe_mismatch(self.index.run, run)
-                raise CacheError(f"{folder} holds a cache {mismatch}", mismatch_hint(self.index.run, run))
-            if self.index.sampling not in ("", sampling):
-                problem = f"{folder} holds clips with {self.index.sampling}, not {sampling}"
-                raise CacheError(problem, "name another --out")
+            check_settings(folder, self.index.run, self.index.sampling, run, sampling)
             self.failed = {record["source"]: record for record in read_failures(folder)}
             self.saved_failures = dict(self.failed)
         except BaseException:

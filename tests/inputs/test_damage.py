@@ -197,7 +197,7 @@ def test_a_jpeg_of_many_scans_is_ended_soon_after_the_limit() -> None:
         load_image_bytes(data, "a.jpg", decoding=Decoding(limit=0.5))
     assert (caught.value.problem, caught.value.hint) == (
         "a.jpg: not decoded within 0.5 s",
-        "give it more time: --limit 600",
+        "give it more time: --timeout 600",
     )
     assert time.monotonic() - start < 3
 
@@ -225,7 +225,7 @@ def test_every_format_has_the_limit(format: str) -> None:
 def test_the_run_goes_on_after_the_limit(run: Run, tmp_path: Path) -> None:
     (tmp_path / "slow.jpg").write_bytes(hostile.many_scans(2000, 4000))
     (tmp_path / "good.jpg").write_bytes(jpeg())
-    done = run("compress", tmp_path, "-m", "demo", "--out", tmp_path / "c", "--limit", 1)
+    done = run("compress", tmp_path, "-m", "demo", "--out", tmp_path / "c", "--timeout", 1)
     assert done.code == 3
     assert f"error: {tmp_path / 'slow.jpg'}: not decoded within 1 s" in done.err
     assert [item.size for _, item in open_cache(tmp_path / "c").items()] == [(320, 240)]
@@ -233,8 +233,8 @@ def test_the_run_goes_on_after_the_limit(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", ["-1", "nan", "inf"])
 def test_a_limit_is_a_number_of_seconds(run: Run, tmp_path: Path, limit: str) -> None:
-    done = run("compress", tmp_path, "--out", tmp_path / "c", "--limit", limit)
-    assert (done.code, done.err) == (2, f"error: --limit {limit} is not a time\nhint: seconds: 60; 0 is no limit\n")
+    done = run("compress", tmp_path, "--out", tmp_path / "c", "--timeout", limit)
+    assert (done.code, done.err) == (2, f"error: --timeout {limit} is not a time\nhint: seconds: 60; 0 is no limit\n")
 
 
 def test_clips_have_the_limit(tmp_path: Path) -> None:
@@ -252,5 +252,5 @@ def test_settings_of_the_python_api(tmp_path: Path) -> None:
         prunesid_cli.load("demo", strict=True).encode(path)
     with pytest.raises(MediaError, match="not decoded within"):
         prunesid_cli.load("demo", limit=1e-9).encode(path)
-    with pytest.raises(UsageError, match="--limit -1 is not a time"):
+    with pytest.raises(UsageError, match="--timeout -1 is not a time"):
         prunesid_cli.load("demo", limit=-1)

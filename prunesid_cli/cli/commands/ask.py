@@ -83,7 +83,7 @@ def ask(
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
     strict: o.Strict = DEFAULTS.strict,
-    limit: o.Limit = DEFAULTS.limit,
+    timeout: o.Timeout = DEFAULTS.timeout,
     revision: o.Revision = DEFAULTS.revision,
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,

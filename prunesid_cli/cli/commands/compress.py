@@ -16,6 +16,7 @@ import typer
 from prunesid_cli import __version__
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, overrides_fixed, read_budget, read_settings
+from prunesid_cli.cli.dry_run import print_dry_run
 from prunesid_cli.cli.help import COMMON, PRUNING
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
@@ -49,6 +50,10 @@ def compress(
         list[str] | None,
         typer.Argument(metavar="PATH...", help="Files, folders and globs. - reads a list of paths from stdin."),
     ] = None,
+    include: o.Include = None,
+    exclude: o.Exclude = None,
+    max_items: o.MaxItems = None,
+    dry_run: o.DryRun = False,
     model: o.Model = DEFAULTS.model,
     keep: o.Keep = DEFAULTS.keep,
     null: Annotated[
@@ -78,7 +83,7 @@ def compress(
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
     strict: o.Strict = DEFAULTS.strict,
-    limit: o.Limit = DEFAULTS.limit,
+    timeout: o.Timeout = DEFAULTS.timeout,
     draft: o.Draft = False,
     revision: o.Revision = DEFAULTS.revision,
     device: o.Device = DEFAULTS.device,
@@ -96,6 +101,7 @@ def compress(
     store: o.Store = TokenStore.model,
     as_json: o.Json = False,
     usage: o.Usage = False,
+    log: o.Log = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
@@ -126,15 +132,21 @@ def compress(
         printer.note(f"partition {partition}, by {partition.origin}")
     if retry_failed:
         require_cache(out)
-    if not calibrate:
+    if not (calibrate or dry_run):
         check_partition(out, partition)
     from prunesid_cli.cli.compress_report import CompressReport
     from prunesid_cli.cli.input_paths import InputPaths
 
-    checkpoint, inputs = find_checkpoint(settings), InputPaths(paths or [], null, partition)
-    reads_more = calibrate or retry_failed or checksum or as_json or verbose or usage or draft or "-" in inputs.paths
+    checkpoint = find_checkpoint(settings)
+    inputs = InputPaths(paths or [], null, partition, False, include or (), exclude or (), max_items)
+    reads_more = (
+        dry_run or calibrate or retry_failed or checksum or as_json or verbose or usage or draft or "-" in inputs.paths
+    )
     run = make_run(checkpoint, settings, budget, DTYPE_NAMES.get(settings.dtype.value, ""), store)
-    if is_cache_folder(out) and not reads_more and _report_if_done(out, run, settings, inputs):
+    if is_cache_folder(out) and not (dry_run or reads_more) and _report_if_done(out, run, settings, inputs):
+        return
+    if dry_run:
+        print_dry_run(checkpoint, settings, budget, inputs, out, store, draft, retry_failed, as_json)
         return
     from prunesid_cli.pipeline.workers import WorkerSetup, worker_pool
 
@@ -148,7 +160,6 @@ def compress(
             # The writer locks the folder once the workers are there, for which another run may make this one wait.
             acquire_lock(out)[0].release()
             session, actors = resources.enter_context(start_actors(cluster, session, draft))
-        from prunesid_cli.inputs.named_sources import select_named
         from prunesid_cli.pipeline.batches import make_runner
         from prunesid_cli.pipeline.compress import compress as compress_files
         from prunesid_cli.pipeline.compress import open_writer
@@ -164,7 +175,7 @@ def compress(
             return
         writer = open_writer(session, pruner, out, store, __version__, shard_items)
         if retry_failed:
-            inputs = InputPaths(select_named(list(writer.failed), inputs.expanded()), exact=True)
+            inputs = inputs.only(list(writer.failed))
         else:
             if not writer.unwritable:
                 record_partition(out, partition, is_new=not writer.index.shards)
@@ -172,7 +183,7 @@ def compress(
                 printer.warning(f"{writer.missing.error.problem}; what is among these inputs is encoded again")
         plans_ahead = pruner.spreads_across_items and not is_stream
         keeps_log = plans_ahead and not (retry_failed or writer.unwritable)
-        log = MeasurementLog(writer, draft) if keeps_log else None
+        measured = MeasurementLog(writer, draft) if keeps_log else None
         num_listed = len(writer.failed) if retry_failed else None
         report = CompressReport(as_json, budget, partition, num_listed, len(writer.index.table))
         with graceful_shutdown() as stop:
@@ -185,7 +196,7 @@ def compress(
                 stages = Stages(remote.compress, remote.measure)
             else:
                 stages = Stages(partial(compress_files, runner), partial(measure, runner))
-            _compress(runner, stages, inputs, writer, report, log, plans_ahead)
+            _compress(runner, stages, inputs, writer, report, measured, plans_ahead)
             report.print_summary(writer, is_complete=not stop.requested)
         if draft and vision.is_loaded and pruner.min_decode_side is None:
             printer.note("--draft changed nothing: this model reads more of a larger image")
@@ -250,6 +261,9 @@ def _check_options(context: typer.Context) -> None:
     for name in ("calibrate", "stream"):
         if params["ray"] and params[name] and is_typed(context, name):
             raise UsageError(f"--ray and --{name} do not go together", "leave out one of them")
+    for name in ("calibrate", "ray"):
+        if params["dry_run"] and params[name]:
+            raise UsageError(f"--dry-run and --{name} do not go together", "leave out one of them")
     for name in ("calibrate", "shard"):
         if params["retry_failed"] and params[name]:
             problem = f"--retry-failed and --{name} contradict each other"
@@ -299,7 +313,7 @@ def _compress(
                     report.add(result)
                     bar.advance(has_failed=isinstance(result, FailedInput))
         report.num_skipped = listing.skipped
-        if not runner.stop.requested and not inputs.exact:
+        if not runner.stop.requested and not inputs.exact and inputs.max_items is None:
             background.submit(writer.complete)
 
 

@@ -91,7 +91,7 @@ def evaluate(
     window: o.Window = DEFAULTS.window,
     video_backend: o.VideoBackend = DEFAULTS.video_backend,
     strict: o.Strict = DEFAULTS.strict,
-    limit: o.Limit = DEFAULTS.limit,
+    timeout: o.Timeout = DEFAULTS.timeout,
     device: o.Device = DEFAULTS.device,
     dtype: o.Dtype = DEFAULTS.dtype,
     attention: o.Attention = DEFAULTS.attention,
