@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.pipeline.answer_table import SUFFIX as TABLE_SUFFIX
 from prunesid_cli.pipeline.answer_table import lines_path, write_table
-from prunesid_cli.pipeline.prompt_file import Prompts
+from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompts
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Engine, Settings
 from prunesid_cli.runtime.output_file import is_stream
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from prunesid_cli.types import Generation
 
     AnswerQueries = Callable[[Iterator[Query], StopRequest], Iterator[list[Reply]]]
+
+
+SAMPLE_SIZE = 16
+"""Queries that are answered to see how long others take."""
 
 
 @dataclass
@@ -83,7 +89,7 @@ class AnswerRun:
         settings: Where the model runs.
         checkpoint: The model. It is loaded if there is a query to answer.
         cache: What the prompts are about.
-        where: Globs that an item must match, if there are any.
+        chosen: Which of its items.
         generation: How to decode.
         report: Prints the answers.
         prompts: The prompts; once the model is loaded, without those that it refuses.
@@ -95,7 +101,7 @@ class AnswerRun:
     settings: Settings
     checkpoint: Checkpoint
     cache: Cache
-    where: Sequence[str]
+    chosen: ItemFilter
     generation: Generation
     report: AnswerReport
     prompts: Prompts
@@ -105,7 +111,7 @@ class AnswerRun:
 
     def queries(self) -> Iterator[Query]:
         """All queries, item by item."""
-        return self.prompts.queries(self.cache, self.where)
+        return self.prompts.queries(self.cache, self.chosen)
 
     def answer(self, total: int | None, file: AnswerFile | None = None) -> None:
         """Loads the language half and answers the queries. Prompts that it refuses are found before any is answered.
@@ -136,6 +142,52 @@ class AnswerRun:
                     bar.advance()
                 stop.raise_if_requested()
             stop.raise_if_requested()  # a cluster gives no more replies then
+
+    def report_plan(self, path: Path | None, answered_by: str) -> None:
+        """Prints how many queries there are, and how long their answers would take by the time of a few.
+
+        Args:
+            path: The file of answers, if there is one.
+            answered_by: What its answers are made by.
+        """
+        from prunesid_cli.pipeline.answer_file import open_answers
+
+        counts, random = Counter[str](), Random(0)
+        sample: list[Query] = []
+        with ExitStack() as resources:
+            file = None
+            if path and not is_stream(path):
+                is_table = path.suffix.lower() == TABLE_SUFFIX
+                file = resources.enter_context(open_answers(lines_path(path) if is_table else path, answered_by))
+            for query in self.queries():
+                if file and file.has(query):
+                    counts["answered"] += 1
+                    continue
+                counts["new"] += 1
+                if len(sample) < SAMPLE_SIZE:
+                    sample.append(query)
+                elif (place := random.randrange(counts["new"])) < SAMPLE_SIZE:
+                    sample[place] = query
+        record: dict[str, float] = {"new": counts["new"], "answered": counts["answered"]}
+        parts = [f"would answer {plural(counts['new'], 'prompt')} about items of {self.cache.folder}"]
+        parts += [f"{counts['answered']:,} are answered"] if counts["answered"] else []
+        lines = ["   ".join(parts)]
+        if sample:
+            _, answer = self._load_engine(Session.open(self.settings, self.checkpoint))
+            for _ in answer(iter(sample[:1]), StopRequest()):  # a warm-up
+                pass
+            start = time.perf_counter()
+            sample.sort(key=lambda query: query.number)
+            sample = [replace(query, number=number) for number, query in enumerate(sample)]
+            count = sum(len(replies) for replies in answer(iter(sample), StopRequest()))
+            rate = count / (time.perf_counter() - start)
+            record |= {"answers_per_s": round(rate, 3), "s": round(counts["new"] / rate)}
+            seconds = format_duration(counts["new"] / rate)
+            lines.append(f"{rate:.1f}/s by the time of {plural(count, 'answer')}: about {seconds}")
+        if self.report.as_json:
+            printer.record(record)
+        else:
+            printer.result("\n".join(lines))
 
     def _load_engine(self, session: Session) -> tuple[LanguageHalf, AnswerQueries]:
         """Loads the language half, and returns it with the function that answers queries."""

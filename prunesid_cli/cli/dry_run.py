@@ -149,12 +149,14 @@ def print_dry_run(
                 bar.advance()
         measured = None
         if dry_run.sample:
-            pruner = replace(session.pruner(budget, vision=LazyVision(session.load_vision)), downscale=downscale)
+            vision = LazyVision(session.load_vision)
+            pruner = replace(session.pruner(budget, vision=vision), downscale=downscale)
 
             def make(folder: Path) -> tuple[CacheWriter, BatchRunner]:
                 writer = open_writer(session, pruner, folder, store, __version__)
                 return writer, make_runner(session, pruner, pool, writer)
 
+            pruner.load_vision()
             measured = measure(make, dry_run.sample)
     dry_run.report(measured, as_json)
 

@@ -157,7 +157,7 @@ Timeout = Annotated[
 MaxItems = Annotated[
     int | None,
     typer.Option(
-        "--limit", metavar="N", min=1, rich_help_panel=COMMON, show_default="all", help="Take only the first N of them."
+        "--limit", metavar="N", min=1, rich_help_panel=COMMON, show_default="all", help="Take only the first N inputs."
     ),
 ]
 Include = Annotated[

@@ -171,7 +171,7 @@ def load_image_bytes(
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files, and if they cannot read on
         if time.monotonic() > deadline:
-            raise MediaError(f"{source}: not decoded within {limit:g} s", "give it more time: --limit 600") from error
+            raise MediaError(f"{source}: not decoded within {limit:g} s", "give it more time: --timeout 600") from error
         raise explain_decode_error(source, data, error) from error
     return Media(source=source, digest=digest or hash_bytes(data), size=size, notes=notes, frames=(image,))
 

@@ -115,7 +115,11 @@ class AnswerFile:
 
     def unanswered(self, queries: Iterable[Query]) -> Iterator[Query]:
         """The queries that have no answer in the file."""
-        return (query for query in queries if not self.index.is_answer(self.index.find(query), query))
+        return (query for query in queries if not self.has(query))
+
+    def has(self, query: Query) -> bool:
+        """Whether the file has an answer to a query."""
+        return self.index.is_answer(self.index.find(query), query)
 
     def append(self, replies: Sequence[Reply]) -> None:
         """Adds records and syncs them to the disk. Without any, only checks that the file can be written.

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.glob_paths import is_glob, matches_path
 from prunesid_cli.inputs.text_file import check_name, check_text, decode_text, parse_lines, read_text_file
 from prunesid_cli.text import nearest
-from prunesid_cli.tokencache import Cache, Item
+from prunesid_cli.tokencache import Cache, Item, Shard
 
 if TYPE_CHECKING:
     from prunesid_cli.pipeline.query import Query
@@ -86,6 +87,30 @@ class Prompt:
         if self.selector == "digest":
             return item.digest.startswith(self.name)
         return self.selector != "where" or matches_path(item.source, self.name)
+
+
+@dataclass(frozen=True)
+class ItemFilter:
+    """Which items of a cache are asked about.
+
+    Attributes:
+        where: Globs that an item must match, if there are any.
+        exclude: Globs that it must not match.
+        max_items: How many of them are taken, the first ones; None: all.
+    """
+
+    where: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    max_items: int | None = None
+
+    def items(self, cache: Cache) -> Iterator[tuple[Shard, Item]]:
+        """The chosen items, with their shards."""
+
+        def is_chosen(source: str) -> bool:
+            is_included = not self.where or any(matches_path(source, pattern) for pattern in self.where)
+            return is_included and not any(matches_path(source, pattern) for pattern in self.exclude)
+
+        return islice(((shard, item) for shard, item in cache.items() if is_chosen(item.source)), self.max_items)
 
 
 class Prompts:
@@ -168,21 +193,15 @@ class Prompts:
                 different.setdefault(prompt.key, prompt)
         return list(different.values())
 
-    def queries(self, cache: Cache, where: Sequence[str]) -> Iterator[Query]:
-        """All queries about a cache, item by item.
-
-        Args:
-            cache: The cache.
-            where: Globs that an item must match, if there are any.
-        """
+    def queries(self, cache: Cache, chosen: ItemFilter) -> Iterator[Query]:
+        """All queries about the chosen items of a cache, item by item."""
         from prunesid_cli.pipeline.query import Query
 
         number = 0
-        for shard, item in cache.items():
-            if not where or any(matches_path(item.source, pattern) for pattern in where):
-                for prompt in self.about(item):
-                    yield Query(number, prompt.text, shard, item, prompt.fields)
-                    number += 1
+        for shard, item in chosen.items(cache):
+            for prompt in self.about(item):
+                yield Query(number, prompt.text, shard, item, prompt.fields)
+                number += 1
 
 
 def read_prompt_file(path: Path) -> Prompts:

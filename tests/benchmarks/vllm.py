@@ -37,7 +37,7 @@ from prunesid_cli.inputs.listing import Listing
 from prunesid_cli.integrations.vllm.support import installed_vllm
 from prunesid_cli.pipeline.batches import make_runner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
-from prunesid_cli.pipeline.prompt_file import Prompt, Prompts
+from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompt, Prompts
 from prunesid_cli.pipeline.session import Session, find_checkpoint
 from prunesid_cli.pipeline.settings import Dtype, Settings, TokenStore
 from prunesid_cli.pipeline.token_budgets import allocate_on_arrival
@@ -189,7 +189,7 @@ def measure_cache(task: Task) -> dict[int, dict[str, Any]]:
     def answer(paths: Sequence[Path], prompts: Sequence[str]) -> list[int]:
         cache, lengths = open_cache(task.cache), list[int]()
         asked = Prompts([Prompt(text) for text in prompts])
-        for replies in engine.answer(asked.queries(cache, [str(path) for path in paths])):
+        for replies in engine.answer(asked.queries(cache, ItemFilter([str(path) for path in paths]))):
             assert all(reply.answer for reply in replies), replies
             lengths += [reply.answer.new_tokens for reply in replies if reply.answer]
         assert len(lengths) == len(paths) * len(prompts)

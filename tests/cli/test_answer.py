@@ -14,7 +14,7 @@ from prunesid_cli.models.loading.checkpoint import resolve
 from prunesid_cli.models.loading.placement import choose_placement
 from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.pipeline.answer import SORTED_BATCHES, answer
-from prunesid_cli.pipeline.prompt_file import Prompt, Prompts
+from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompt, Prompts
 from prunesid_cli.runtime.batch_size import BatchSizeTuner
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.types import Generation
@@ -292,7 +292,7 @@ def test_queries_are_read_only_as_they_are_needed(llava: Path, scene_cache: Path
     def endless() -> Iterator:
         nonlocal num_read
         while True:
-            for query in Prompts([Prompt("count")]).queries(open_cache(scene_cache), ()):
+            for query in Prompts([Prompt("count")]).queries(open_cache(scene_cache), ItemFilter()):
                 num_read += 1
                 yield query
 
@@ -373,3 +373,28 @@ def test_a_system_prompt_counts_as_another_way_to_answer(run: Run, scene_cache: 
     for option, value in (("--system", "be brief"), ("--choices", "yes,no")):
         other = run(*command, option, value)
         assert (other.code, value.split(",")[0] in other.err) == (2, True)
+
+
+def test_items_are_left_out_or_limited(run: Run, scene_cache: Path, scenes: list[Path]) -> None:
+    for options, expected in (
+        (("--include", "*/a/*"), scenes[:3]),
+        (("--exclude", "*/a/*"), scenes[3:]),
+        (("--where", "*/a/*", "--exclude", "scene1.png", "--limit", 1), scenes[:1]),
+        (("--limit", 4), scenes[:4]),
+    ):
+        asked = run("answer", scene_cache, PROMPT, *SHORT, *options)
+        assert [record["source"] for record in asked.records] == list(map(str, expected))
+    assert run("answer", scene_cache, PROMPT, "--exclude", "*").code == 2
+
+
+def test_a_dry_run_counts_what_is_left(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    command = ("answer", scene_cache, "-p", PROMPT, "-p", "count", *SHORT, "--out", out)
+    plan = run(*command, "--dry-run", "--json").records[0]
+    assert (plan["new"], plan["answered"], out.exists()) == (10, 0, False)
+    assert run("answer", scene_cache, PROMPT, *SHORT, "--out", out).code == 0
+    before = out.read_bytes()
+    plan = run(*command, "--dry-run", "--json").records[0]
+    assert (plan["new"], plan["answered"], out.read_bytes()) == (5, 5, before)
+    assert plan["answers_per_s"] > 0
+    assert "would answer 5 prompts" in run(*command, "--dry-run").out

@@ -12,6 +12,7 @@ from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache import CacheWriter, open_cache
 from tests import hostile
 from tests.caches import items_by_source
+from tests.cli.helpers import cache_files
 from tests.conftest import PROMPT, Run
 
 
@@ -149,3 +150,56 @@ def test_a_refused_cache_hints_at_its_options(run: Run, llava: Path, folder: Pat
     assert (result.code, "bad.png" in result.err) == (3, True), result.err
     result = run("compress", tmp_path, "--retry-failed", "--out", out, *typed, "--store", "int8")
     assert "hint: continue it with --store model, or" in result.err, result.err
+
+
+def test_files_are_chosen_by_globs_and_a_limit(run: Run, folder: Path, tmp_path: Path) -> None:
+    """What is left out is counted. A limited run continues, and one about other files is not complete."""
+    names = sorted(path.name for path in folder.iterdir())
+    cache = tmp_path / "cache"
+
+    def cached() -> list[str]:
+        return [Path(record["source"]).name for record in run("cache", "ls", cache, "--json").records]
+
+    ran = run("compress", folder, "--out", cache, "--limit", 2)
+    assert (ran.code, cached()) == (0, names[:2])
+    ran = run("compress", folder, "--out", cache, "--include", "scene[0-4].png", "--exclude", f"*/{names[3]}")
+    assert (ran.code, cached()) == (0, [*names[:3], names[4]])
+    assert "6 excluded files skipped" in ran.err
+    ran = run("compress", folder, "--out", cache, "--limit", 3)
+    assert "nothing to do: 3 already in the cache" in ran.err
+
+
+def test_a_dry_run_changes_nothing(run: Run, folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    (folder / "broken.png").symlink_to(tmp_path / "nowhere")
+    command = ("compress", folder, "--out", cache, "--dry-run", "--json")
+    plan = run(*command).records[0]
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.exists())
+    assert (plan["new"], plan["bytes"], plan["cached"], plan["failed"]) == (10, size, 0, 1)
+    assert not cache.exists()
+    assert run("compress", folder, "--out", cache, "--limit", 4).code == 3
+    before = cache_files(cache)
+    plan = run(*command).records[0]
+    assert (plan["new"], plan["cached"], cache_files(cache)) == (7, 3, before)
+    whole = run("compress", folder, "--out", tmp_path / "whole")
+    assert whole.code == 3
+    stored = open_cache(tmp_path / "whole").index.size
+    assert plan["cache_bytes"] == pytest.approx(stored * 0.7, rel=0.1)
+    refused = run(*command, "--keep", "12")
+    assert (refused.code, "made with keep 11%, not 12" in refused.err) == (1, True)
+
+
+def test_a_log_has_all_messages(run: Run, folder: Path, tmp_path: Path) -> None:
+    """With --quiet as well, and after those of an earlier run."""
+    log = tmp_path / "log.txt"
+    (folder / "bad.png").write_bytes(b"no image")
+    ran = run("compress", folder, "--out", tmp_path / "cache", "--log", log, "--quiet")
+    assert (ran.code, "visual tokens" in ran.err) == (3, False)
+    lines = log.read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:]{8}[+-]\d\d:\d\d ", line) for line in lines)
+    for words in ("prunesid compress ", "error: ", "bad.png: not an image", "scene3.png: 63 of 576", "compressed 10"):
+        assert any(words in line for line in lines), words
+    assert run("answer", tmp_path / "cache", PROMPT, "--limit", 1, "--log", log).code == 0
+    assert log.read_text().splitlines()[: len(lines)] == lines
+    refused = run("compress", folder, "--out", tmp_path / "cache", "--log", tmp_path)
+    assert (refused.code, "cannot write to" in refused.err) == (2, True)

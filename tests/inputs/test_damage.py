@@ -251,6 +251,6 @@ def test_settings_of_the_python_api(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="damaged JPEG"):
         prunesid_cli.load("demo", strict=True).encode(path)
     with pytest.raises(MediaError, match="not decoded within"):
-        prunesid_cli.load("demo", limit=1e-9).encode(path)
+        prunesid_cli.load("demo", timeout=1e-9).encode(path)
     with pytest.raises(UsageError, match="--timeout -1 is not a time"):
-        prunesid_cli.load("demo", limit=-1)
+        prunesid_cli.load("demo", timeout=-1)

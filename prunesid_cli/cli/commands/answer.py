@@ -19,7 +19,7 @@ from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
 from prunesid_cli.models.loading.checkpoint import Checkpoint, is_local
 from prunesid_cli.pipeline.answer_table import SUFFIX as TABLE_SUFFIX
-from prunesid_cli.pipeline.prompt_file import Prompt, Prompts, escape_names, parse_prompts, read_prompt_file
+from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompt, Prompts, escape_names, parse_prompts, read_prompt_file
 from prunesid_cli.pipeline.session import check_cache_model, find_checkpoint
 from prunesid_cli.pipeline.settings import DEFAULTS, Engine, Settings
 from prunesid_cli.runtime.output_file import is_stream
@@ -54,7 +54,7 @@ def answer(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            "--where", metavar="GLOB",
+            "--where", "--include", metavar="GLOB",
             help="Ask only about items whose path matches, or whose name does if GLOB has no slash. Repeatable.",
         ),
     ] = None,
@@ -66,6 +66,9 @@ def answer(
             "continue. Add --json to print them to stdout, too.",
         ),
     ] = None,
+    exclude: o.Exclude = None,
+    max_items: o.MaxItems = None,
+    dry_run: o.DryRun = False,
     forget: Annotated[
         bool,
         typer.Option(
@@ -93,6 +96,7 @@ def answer(
     allow_special_tokens: o.AllowSpecialTokens = DEFAULTS.allow_special_tokens,
     as_json: o.Json = False,
     usage: o.Usage = False,
+    log: o.Log = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
@@ -131,10 +135,13 @@ def answer(
     unmatched = asked.unmatched(opened)
     literal_names = escape_names(where or (), opened)
     patterns = [literal_names.get(pattern, pattern) for pattern in where or ()]
-    if next(asked.queries(opened, patterns), None) is None:
+    chosen = ItemFilter(patterns, exclude or (), max_items)
+    if next(asked.queries(opened, chosen), None) is None:
         for fault in opened.faults.values():
             raise fault
-        selection = f"--where {' '.join(where)}" if where else f"{prompts}"
+        filters = [f"--where {' '.join(where)}"] if where else []
+        filters += [f"--exclude {' '.join(exclude)}"] if exclude else []
+        selection = " ".join(filters) or f"{prompts}"
         raise UsageError(f"{selection}: no item of {cache}", command_line("cache", "ls", cache))
     _report_unmatched(unmatched, opened, prompts)
     if stale := opened.stale_sources():
@@ -147,12 +154,14 @@ def answer(
 
     generation = Generation(max_new_tokens, temperature, seed, choices=read_choices(choices))
     report = AnswerReport(as_json, prints=out is None)
-    job = AnswerRun(settings, checkpoint, opened, patterns, generation, report, asked, prompts, chosen_engine)
-    if out is None:
-        knows_total = not where and not asked.have_selectors
+    job = AnswerRun(settings, checkpoint, opened, chosen, generation, report, asked, prompts, chosen_engine)
+    answered_by = describe_answerer(run, generation, allow_special_tokens, system)
+    if dry_run:
+        job.report_plan(out, answered_by)
+    elif out is None:
+        knows_total = not (where or exclude or max_items or asked.have_selectors)
         job.answer(len(opened) * len({prompt.key for prompt in asked.all}) if knows_total else None)
     else:
-        answered_by = describe_answerer(run, generation, allow_special_tokens, system)
         job.answer_into(out, answered_by, forget)
     if usage and report.num_replies:
         printer.requested("   ".join([report.rate(), *job.usage]))
