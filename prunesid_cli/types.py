@@ -11,10 +11,11 @@ clip. A "slot" is the position of a token in the sequence that the stock model r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -270,6 +271,7 @@ class Generation:
         force_full_length: Whether every answer gets `max_new_tokens`, even after an end token. For benchmarks.
         on_token: Called after each token of a batch.
         choices: The possible answers, which are scored, so that nothing is generated; empty for any answer.
+        schema: A JSON schema that the answer obeys, as `models.shared.schema.check_schema` gives it; empty for none.
     """
 
     max_new_tokens: int = 128
@@ -279,6 +281,7 @@ class Generation:
     force_full_length: bool = False
     on_token: Callable[[], object] | None = None
     choices: tuple[str, ...] = ()
+    schema: str = ""
 
 
 @dataclass(frozen=True)
@@ -290,15 +293,17 @@ class Answer:
         prompt_tokens: Length of the prompt, visual tokens included.
         new_tokens: Length of the answer; 0 if it was chosen.
         probabilities: The probability of each choice; empty if none were given.
+        is_json: Whether it is the JSON that a schema asked for.
     """
 
     text: str
     prompt_tokens: int
     new_tokens: int
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    is_json: bool = False
 
     @property
-    def probability_record(self) -> dict[str, dict[str, float]]:
-        """The probabilities as JSON records have them; empty if no choices were given."""
+    def record(self) -> dict[str, Any]:
+        """The answer as JSON records have it: its text or its value, and the probabilities of choices."""
         rounded = {choice: round(probability, 6) for choice, probability in self.probabilities.items()}
-        return {"p": rounded} if rounded else {}
+        return {"answer": json.loads(self.text) if self.is_json else self.text} | ({"p": rounded} if rounded else {})

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -19,7 +20,7 @@ import typer
 from prunesid_cli.cli.config import KEY_BY_PARAMETER, config_path, load_config
 from prunesid_cli.cli.terminal import printer, typed_command
 from prunesid_cli.errors import MediaError, UsageError
-from prunesid_cli.inputs.text_file import decode_text
+from prunesid_cli.inputs.text_file import decode_text, read_text_file
 from prunesid_cli.models.loading.checkpoint import DEMO, is_local
 from prunesid_cli.pipeline.settings import Engine, Settings
 from prunesid_cli.text import is_encodable, plural
@@ -173,6 +174,25 @@ def read_choices(text: str | None) -> tuple[str, ...]:
     if not all(map(is_encodable, choices)):
         raise UsageError("--choices is not UTF-8 text", "type it again")
     return choices
+
+
+def read_schema(text: str | None, choices: str | None) -> str:
+    """The value of --schema: JSON, or the contents of the file that it names. None gives an empty one.
+
+    Raises:
+        UsageError: It is no schema, or there are choices as well.
+        ModelError: llguidance is not installed.
+    """
+    if text is None:
+        return ""
+    if choices is not None:
+        raise UsageError("--schema and --choices contradict each other", "leave out one")
+    from prunesid_cli.models.shared.schema import check_schema
+
+    if not text.lstrip().startswith("{"):
+        path = Path(text)
+        text = decode_text(read_text_file(path, '{"type": "object", "properties": ...}'), text)
+    return check_schema(text)
 
 
 def read_media(sources: Sequence[str], settings: Settings) -> list[Media]:

@@ -352,6 +352,13 @@ Choices = Annotated[
         "model does: Yes,No.",
     ),
 ]  # fmt: skip
+Schema = Annotated[
+    str | None,
+    typer.Option(
+        "--schema", metavar="FILE|JSON", rich_help_panel=ANSWERING,
+        help="A JSON schema that answers obey. Needs the package llguidance: pip install 'prunesid[schema]'.",
+    ),
+]  # fmt: skip
 Temperature = Annotated[
     float,
     typer.Option(

@@ -14,6 +14,7 @@ from itertools import chain, islice, takewhile
 
 from prunesid_cli.errors import CacheError, PruneSIDError, misfit_error, name_item
 from prunesid_cli.models.base import LanguageHalf
+from prunesid_cli.models.shared.schema import require_json
 from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
 from prunesid_cli.pipeline.query import Query, Reply
 from prunesid_cli.runtime.batch_size import BatchSizeTuner, batched
@@ -210,7 +211,12 @@ class BatchAnswerer:
                 lambda query: CacheError(f"{query.source}: not enough memory to answer one prompt", "try --device cpu"),
                 lambda batch=batch: self.batch_sizes.shrink(len(batch)),  # type: ignore[misc]
             )
-            results |= {query.query.number: result for query, result in zip(batch, answers, strict=True)}
+            for query, result in zip(batch, answers, strict=True):
+                try:
+                    found = result if isinstance(result, PruneSIDError) else require_json(result, self.generation)
+                except PruneSIDError as error:
+                    found = name_item(query.source, error)
+                results[query.query.number] = found
         seconds = time.perf_counter() - start
         self.batch_sizes.record(len(group), seconds)
         ms = seconds * 1000 / len(group)

@@ -38,6 +38,7 @@ def describe_answerer(run: Run, generation: Generation, allow_special_tokens: bo
     if generation.choices:
         decoding = f"one of {', '.join(generation.choices)}"
     padded = ", padded" if run.fit == "pad" else ""
+    decoding += f", by {generation.schema}" if generation.schema else ""
     decoding += ", special tokens" if allow_special_tokens else ""
     decoding += f", told {system!r}" if system else ""
     return (
@@ -55,9 +56,7 @@ def reply_record(reply: Reply) -> dict[str, Any]:
         error = reply.error or CacheError("no answer")
         return record | {"error": error.problem, "hint": error.hint}
     counts = {"tokens": query.item.layout.total, "kept": query.item.kept}
-    return (
-        record | {"answer": reply.answer.text} | reply.answer.probability_record | counts | {"ms": round(reply.ms, 1)}
-    )
+    return record | reply.answer.record | counts | {"ms": round(reply.ms, 1)}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prunesid_cli.errors import NonFiniteError, non_finite_error
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.base import LanguageHalf
+from prunesid_cli.models.shared.schema import require_json
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, TokenSet
 
@@ -54,7 +55,11 @@ def keep_tokens(pruner: Pruner, media: Sequence[Media], encoded: Sequence[Encode
 def answer_items(
     pruner: Pruner, language: LanguageHalf, items: Sequence[TokenSet], prompt: str, generation: Generation
 ) -> Answer:
-    """Answers a prompt from kept tokens."""
+    """Answers a prompt from kept tokens.
+
+    Raises:
+        ModelError: An answer by a schema was cut.
+    """
     with pruner.stopwatch.stage("generate"):
         (answer,) = language.generate([language.embed(prompt, items)], generation)
-    return answer
+    return require_json(answer, generation)

@@ -46,8 +46,7 @@ class Outcome:
     def record(self) -> dict[str, Any]:
         """As `ask --json` prints it."""
         return {
-            "answer": self.answer.text,
-            **self.answer.probability_record,
+            **self.answer.record,
             "kept": self.kept,
             "prompt_tokens": self.answer.prompt_tokens,
             "new_tokens": self.answer.new_tokens,

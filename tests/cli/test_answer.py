@@ -398,3 +398,42 @@ def test_a_dry_run_counts_what_is_left(run: Run, scene_cache: Path, tmp_path: Pa
     assert (plan["new"], plan["answered"], out.read_bytes()) == (5, 5, before)
     assert plan["answers_per_s"] > 0
     assert "would answer 5 prompts" in run(*command, "--dry-run").out
+
+
+def test_answers_by_a_schema_are_values(run: Run, scene_cache: Path, tmp_path: Path) -> None:
+    """In records and files. One that is cut is an error, and is asked again."""
+    schema = {
+        "type": "object",
+        "properties": {"color": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["color", "count"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    out = tmp_path / "answers.jsonl"
+    command = ("answer", scene_cache, PROMPT, "--schema", tmp_path / "schema.json", "--max-new-tokens", 64)
+    asked = run(*command)
+    assert asked.code == 0, asked.err
+    assert all(record["answer"]["color"] in ("red", "green") for record in asked.records)
+    assert run(*command, "--out", out).code == 0
+    stored = [json.loads(line)["answer"] for line in out.read_text().splitlines()]
+    assert stored == [record["answer"] for record in asked.records]
+    assert "were there" in run(*command, "--out", out).err
+    cut = run("answer", scene_cache, PROMPT, "--schema", json.dumps(schema), "--max-new-tokens", 3)
+    assert (cut.code, {"answer" in record for record in cut.records}) == (3, {False})
+    assert "more tokens: --max-new-tokens 6" in cut.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--schema", '{"type": "thing"}'), "Invalid type: thing"),
+        (("--schema", "{"), "is not JSON"),
+        (("--schema", "nowhere.json"), "cannot read nowhere.json"),
+        (("--schema", "{}", "--choices", "yes,no"), "contradict each other"),
+        (("--out", "answers.json"), ".jsonl or .csv"),
+    ],
+)
+def test_options_that_cannot_be_meant(options: tuple[str, ...], message: str, run: Run, scene_cache: Path) -> None:
+    ran = run("answer", scene_cache, PROMPT, *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err

@@ -91,6 +91,20 @@ def test_choices_have_probabilities(run: Run, pictures: list[Path], tmp_path: Pa
     assert (plain.code, plain.out.strip()) == (0, asked["answer"])
 
 
+def test_an_answer_by_a_schema_is_json(run: Run, pictures: list[Path]) -> None:
+    ask = (
+        "ask",
+        pictures[0],
+        PROMPT,
+        "--schema",
+        '{"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2}',
+    )
+    plain, record = run(*ask), run(*ask, "--json").records[0]
+    assert plain.code == 0, plain.err
+    assert json.loads(plain.out) == record["answer"]
+    assert len(record["answer"]) >= 2
+
+
 def test_tags_place_images_in_a_prompt(run: Run, llava: Path, pictures: list[Path]) -> None:
     """An <image> tag stands for one image. LLaVA-1.5 puts images first anyway, so here the tags change nothing."""
     plain = run("ask", "-m", llava, *pictures[:2], "and what?", "--json").records[0]

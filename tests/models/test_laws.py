@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.models import FAMILIES
 from prunesid_cli.models.shared.choices import choice_sequences
 from prunesid_cli.models.shared.processor import supports_clips
+from prunesid_cli.models.shared.schema import check_schema
 from prunesid_cli.models.shared.shared_prefix import prompt_prefix
 from prunesid_cli.models.spliced.table import TYPES as SPLICED_TYPES
 from prunesid_cli.pipeline.ask import ask
@@ -40,6 +43,19 @@ from tests.models.tiny.base import TinyModel
 
 TAGGED_PROMPT = "first <image> and then <image> what is shown?"
 QUESTIONS = [PROMPT, "is there a star in it, and of which colour is that then?", "count", "what is left of the ring?"]
+SCHEMAS = (
+    {
+        "type": "object",
+        "properties": {
+            "color": {"enum": ["red", "green"]},
+            "count": {"type": "integer", "minimum": 0, "maximum": 99},
+            "seen": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        },
+        "required": ["color", "count", "seen"],
+        "additionalProperties": False,
+    },
+    {"enum": ["a red square", "a blue star", "nothing"]},
+)
 MERGING_METHODS = {"visionzip"}
 """Methods that also return merged tokens, which are not rows of the stock model."""
 
@@ -259,6 +275,22 @@ def test_choices_are_scored_as_by_the_stock_model(model: Model, choices: tuple[s
     assert answer.text == choices[int(expected.argmax())]
     (alone,) = model.language.generate(prompts[1:], Generation(choices=choices))
     torch.testing.assert_close(list(other.probabilities.values()), list(alone.probabilities.values()), **CLOSE)
+
+
+def test_answers_by_a_schema_are_valid(model: Model) -> None:
+    """Each of a batch, and the same as alone. Of three texts, the one is chosen that the model decodes greedily."""
+    items = model.pruner().prune(model.encoded[:1])
+    prompts = [model.language.embed(text, items) for text in (PROMPT, f"{PROMPT} {PROMPT}")]
+    for schema in SCHEMAS:
+        generation = Generation(max_new_tokens=200, schema=check_schema(json.dumps(schema)))
+        together = model.language.generate(prompts, generation)
+        for prompt, answer in zip(prompts, together, strict=True):
+            jsonschema.validate(answer.record["answer"], schema)
+            assert answer.is_json
+            (alone,) = model.language.generate([prompt], generation)
+            assert (alone.text, alone.new_tokens) == (answer.text, answer.new_tokens)
+    cut = model.language.generate(prompts, replace(generation, max_new_tokens=2))
+    assert not any(answer.is_json for answer in cut)
 
 
 def test_a_system_prompt_is_read_or_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,14 @@ import typer
 
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.answer_run import AnswerReport, AnswerRun, EngineChoice
-from prunesid_cli.cli.arguments import open_stdin, read_choices, read_engine_args, read_prompt, read_settings
+from prunesid_cli.cli.arguments import (
+    open_stdin,
+    read_choices,
+    read_engine_args,
+    read_prompt,
+    read_schema,
+    read_settings,
+)
 from prunesid_cli.cli.help import COMMON
 from prunesid_cli.cli.input_paths import STDIN
 from prunesid_cli.cli.notices import exit_if_incomplete
@@ -90,6 +97,7 @@ def answer(
     batch_size: o.AnswerBatchSize = DEFAULTS.batch_size,
     system: o.System = DEFAULTS.system,
     choices: o.Choices = None,
+    schema: o.Schema = None,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     temperature: o.Temperature = DEFAULTS.temperature,
     seed: o.Seed = DEFAULTS.seed,
@@ -152,7 +160,9 @@ def answer(
     from prunesid_cli.pipeline.answer_file import describe_answerer
     from prunesid_cli.types import Generation
 
-    generation = Generation(max_new_tokens, temperature, seed, choices=read_choices(choices))
+    generation = Generation(
+        max_new_tokens, temperature, seed, choices=read_choices(choices), schema=read_schema(schema, choices)
+    )
     report = AnswerReport(as_json, prints=out is None)
     job = AnswerRun(settings, checkpoint, opened, chosen, generation, report, asked, prompts, chosen_engine)
     answered_by = describe_answerer(run, generation, allow_special_tokens, system)

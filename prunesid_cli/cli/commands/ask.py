@@ -18,6 +18,7 @@ from prunesid_cli.cli.arguments import (
     read_choices,
     read_media,
     read_prompt,
+    read_schema,
     read_settings,
 )
 from prunesid_cli.cli.help import COMMON
@@ -90,6 +91,7 @@ def ask(
     attention: o.Attention = DEFAULTS.attention,
     system: o.System = DEFAULTS.system,
     choices: o.Choices = None,
+    schema: o.Schema = None,
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     temperature: o.Temperature = DEFAULTS.temperature,
     seed: o.Seed = DEFAULTS.seed,
@@ -117,10 +119,8 @@ def ask(
     budget = read_budget(context, settings)
     if compare and str(budget) == "all":
         raise UsageError("--compare --keep all compares a model with itself", "keep less: --keep 11%")
-    if compare and (each or len(asked) > 1 or choices):
-        raise UsageError(
-            "--compare takes one prompt and no choices", "leave out --each, --choices, or all prompts but one"
-        )
+    if compare and (each or len(asked) > 1 or choices or schema):
+        raise UsageError("--compare takes one prompt, no choices and no schema", "leave out --compare")
     texts = [read_prompt(text) for text in asked]
     media = [] if each else read_media(sources, settings)
     session = Session.open(settings)
@@ -130,7 +130,9 @@ def ask(
     checkpoint = session.checkpoint
     sample = information_sample(calibration, checkpoint.name, checkpoint.revision) if calibration else ()
     pruner, language = session.pruner(budget, sample), session.load_language()
-    generation = Generation(max_new_tokens, temperature, seed, choices=read_choices(choices))
+    generation = Generation(
+        max_new_tokens, temperature, seed, choices=read_choices(choices), schema=read_schema(schema, choices)
+    )
     report = AskReport(
         used={"model": checkpoint.name, "revision": checkpoint.revision, "method": method, "keep": keep},
         budget=budget,

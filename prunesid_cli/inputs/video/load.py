@@ -145,7 +145,7 @@ def ended_error(path: str, exit_code: int, decoding: Decoding) -> MediaError:
     is_clip = is_clip_file(path)
     if exit_code == -signal.SIGALRM:
         limit = clip_limit(path, decoding) if is_clip else picture_limit(decoding)
-        return MediaError(f"{path}: not decoded within {limit:.4g} s", "give it more time with --limit, or cut it")
+        return MediaError(f"{path}: not decoded within {limit:.4g} s", "give it more time with --timeout, or cut it")
     if exit_code == -signal.SIGKILL:
         problem = f"{path}: the process that decoded it was killed, perhaps for lack of memory"
         return MediaError(problem, "try it again, with fewer --workers")

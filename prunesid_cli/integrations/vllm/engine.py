@@ -22,6 +22,7 @@ from prunesid_cli.integrations.vllm.support import (
 )
 from prunesid_cli.models.loading.checkpoint import first_line
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
+from prunesid_cli.models.shared.schema import is_complete, require_json
 from prunesid_cli.pipeline.query import Query, Reply
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.tokencache import read_tokens
@@ -63,6 +64,8 @@ def _load_engine(session: Session, modalities: Iterable[str], engine_args: Mappi
         "block_size": 32,
         "skip_mm_profiling": True,
         "use_tqdm_on_load": False,
+        # As `models.shared.schema` does, so that answers by a schema are the same.
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
         # Nothing of the vision side is loaded where vLLM can do without.
         "limit_mm_per_prompt": dict.fromkeys(modalities, 0),
     }
@@ -149,20 +152,23 @@ class VllmEngine:
     def generate(self, prompts: Sequence[Prompt], generation: Generation) -> list[Answer]:
         """Answer prompts. See `LanguageHalf.generate`."""
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         sampling = SamplingParams(
             temperature=0, max_tokens=generation.max_new_tokens, stop_token_ids=self.stop_ids, detokenize=False
         )
+        if generation.schema:
+            sampling.structured_outputs = StructuredOutputsParams(json=generation.schema, disable_any_whitespace=True)
         requests = [self._request(prompt) for prompt in prompts]
         outputs = self.engine.generate(requests, sampling, use_tqdm=False) if requests else []
-        answers = [self._read_answer(output) for output in outputs]
+        answers = [self._read_answer(output, bool(generation.schema)) for output in outputs]
         share = self.num_cached_tokens / max(self.num_prompt_tokens, 1)
         self.usage[:] = [f"{share:.0%} of {self.num_prompt_tokens:,} prompt tokens were read before (vLLM)"]
         return answers
 
     def _answer_window(self, window: list[Query]) -> list[Reply]:
         start = time.perf_counter()
-        prompts, results = dict[int, Prompt](), dict[int, Answer | PruneSIDError]()
+        asked, results = list[tuple[Query, Prompt]](), dict[int, Answer | PruneSIDError]()
         for _, group in groupby(window, lambda query: query.item.source):
             item_queries = list(group)
             first = item_queries[0]
@@ -174,10 +180,15 @@ class VllmEngine:
                 continue
             for query in item_queries:
                 try:
-                    prompts[query.number] = self.embed(query.prompt, [tokens])
+                    asked.append((query, self.embed(query.prompt, [tokens])))
                 except PruneSIDError as error:
                     results[query.number] = name_item(first.item.source, error)
-        results |= zip(prompts, self.generate([*prompts.values()], self.generation), strict=True)
+        answers = self.generate([prompt for _, prompt in asked], self.generation)
+        for (query, _), answer in zip(asked, answers, strict=True):
+            try:
+                results[query.number] = require_json(answer, self.generation)
+            except PruneSIDError as error:
+                results[query.number] = name_item(query.item.source, error)
         ms = (time.perf_counter() - start) * 1000 / len(window)
         replies = []
         for query in window:
@@ -221,11 +232,11 @@ class VllmEngine:
             },
         }
 
-    def _read_answer(self, output: Any) -> Answer:
+    def _read_answer(self, output: Any, by_schema: bool) -> Answer:
         """An answer of vLLM, decoded as the built-in engine does."""
         ids = list(output.outputs[0].token_ids)
         length = next((number for number, token in enumerate(ids) if token in self.stop_ids), len(ids))
         self.num_prompt_tokens += len(output.prompt_token_ids)
         self.num_cached_tokens += output.num_cached_tokens or 0
         text = self.language.tokenizer.decode(ids[:length], skip_special_tokens=True)
-        return Answer(text.strip(), len(output.prompt_token_ids), length)
+        return Answer(text.strip(), len(output.prompt_token_ids), length, is_json=by_schema and is_complete(text))

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from prunesid_cli.models.shared.schema import SchemaProcessor
 from prunesid_cli.types import Generation
 
 
@@ -29,13 +30,16 @@ def left_pad(rows: Sequence[Tensor], fills: Sequence[int] | None = None) -> Tens
     return torch.stack(padded)
 
 
-def generate_options(generation: Generation, tokenizer: Any) -> dict[str, Any]:
+def generate_options(generation: Generation, tokenizer: Any, stop_ids: Sequence[int] = ()) -> dict[str, Any]:
     """The arguments of the stock `generate` for one way of decoding."""
     options: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens}
     if generation.temperature > 0:
         options |= {"do_sample": True, "temperature": generation.temperature}
     else:
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if generation.schema:
+        processor: Any = SchemaProcessor(generation.schema, tokenizer, stop_ids)
+        options |= {"logits_processor": LogitsProcessorList([processor]), "num_beams": 1}  # it knows rows, not beams
     if generation.on_text:
         options["streamer"] = _TextCallback(tokenizer, generation.on_text)
     if generation.force_full_length:

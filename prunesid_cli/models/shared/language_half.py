@@ -20,7 +20,7 @@ import transformers
 from jinja2 import TemplateError
 from packaging import version
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from prunesid_cli.errors import ModelError, UsageError, misfit_error
@@ -35,6 +35,7 @@ from prunesid_cli.models.shared.prompt_pieces import (
     split_at_tags,
     user_content,
 )
+from prunesid_cli.models.shared.schema import is_complete
 from prunesid_cli.models.shared.shared_prefix import (
     CACHE_ARGUMENT,
     PrefixCache,
@@ -333,13 +334,16 @@ class BaseLanguageHalf:
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(generation.seed)
-            output = self.run_generate(prompts, prefix_caches, **generate_options(generation, self.tokenizer))
+            output = self.run_generate(
+                prompts, prefix_caches, **generate_options(generation, self.tokenizer, self.stop_ids)
+            )
         new_ids = output[:, max(len(prompt.ids) for prompt in prompts) :].tolist()
         answers = []
         for prompt, ids in zip(prompts, new_ids, strict=True):
             length = next((number for number, token in enumerate(ids) if token in self.stop_ids), len(ids))
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-            answers.append(Answer(text=text, prompt_tokens=len(prompt.ids), new_tokens=length))
+            is_json = bool(generation.schema) and is_complete(text)
+            answers.append(Answer(text=text, prompt_tokens=len(prompt.ids), new_tokens=length, is_json=is_json))
         return answers
 
     @torch.no_grad()
@@ -381,7 +385,9 @@ class BaseLanguageHalf:
             if CONTINUES_IMAGES or not self.joins_images or max(ends) < cache.get_seq_length():
                 options[CACHE_ARGUMENT], num_cached = cache, cache.get_seq_length()
         inputs = self.model_inputs(prompts, num_cached)
-        return self.model.generate(**inputs, pad_token_id=self.pad_token_id(), **options)
+        if type(self.model).generate is not GenerationMixin.generate:
+            options["guidance_scale"] = None  # Janus has a method of its own, for images, which ignores processors
+        return GenerationMixin.generate(self.model, **inputs, pad_token_id=self.pad_token_id(), **options)
 
     def _visual_runs(self, item: TokenSet) -> Iterator[VisualRun]:
         """The kept tokens of an item, run by run. The first run starts with the tokens at CLS_NOT_READ."""
