@@ -97,7 +97,7 @@ def test_an_answer_by_a_schema_is_json(run: Run, pictures: list[Path]) -> None:
         pictures[0],
         PROMPT,
         "--schema",
-        '{"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2}',
+        '{"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2, "maxItems": 3}',
     )
     plain, record = run(*ask), run(*ask, "--json").records[0]
     assert plain.code == 0, plain.err

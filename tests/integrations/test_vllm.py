@@ -32,9 +32,7 @@ from tests.models.tiny import tiny_model, write_checkpoint
 from tests.models.tiny.base import adjusted
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
-SCHEMA = (
-    '{"type": "object", "properties": {"n": {"enum": [1, 22, 345]}}, "required": ["n"], "additionalProperties": false}'
-)
+SCHEMA = '{"type": "array", "items": {"enum": [1, 22, 345]}, "minItems": 2, "maxItems": 3}'
 PROMPTS = ("what is shown?", "a red square, first and then a star?", "count", "what is <image> then?")
 
 
