@@ -17,6 +17,7 @@ from typing import Any
 from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.metrics import METRICS, choose_metric
 from prunesid_cli.inputs.text_file import check_name, check_text, parse_json, parse_lines, read_text_file
+from prunesid_cli.text import did_you_mean
 
 EXAMPLE_LINE = '{"media": "a.jpg", "prompt": "what colour is the car?", "answer": "red", "kind": "colour"}'
 HINT = f"write {EXAMPLE_LINE}"
@@ -86,7 +87,8 @@ def _parse_record(line: str, location: str, number: int, folder: Path, default_m
         check_name(name, location)
     metric = fields.get("metric", default_metric) or choose_metric(answers)
     if not isinstance(metric, str) or metric not in METRICS:
-        raise UsageError(f"{location}: no metric called '{metric}'", f"one of: {', '.join(METRICS)}")
+        hint = did_you_mean(str(metric), METRICS, f"one of: {', '.join(METRICS)}")
+        raise UsageError(f"{location}: no metric called '{metric}'", hint)
     _check_answers(fields, answers, location)
     METRICS[metric].check(answers, location)
     question = json.dumps([media, prompt, answers, kind, metric])

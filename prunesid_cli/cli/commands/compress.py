@@ -16,7 +16,6 @@ import typer
 from prunesid_cli import __version__
 from prunesid_cli.cli import options as o
 from prunesid_cli.cli.arguments import is_typed, overrides_fixed, read_budget, read_settings
-from prunesid_cli.cli.dry_run import print_dry_run
 from prunesid_cli.cli.help import COMMON, PRUNING
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
@@ -146,6 +145,8 @@ def compress(
     if is_cache_folder(out) and not (dry_run or reads_more) and _report_if_done(out, run, settings, inputs):
         return
     if dry_run:
+        from prunesid_cli.cli.dry_run import print_dry_run
+
         print_dry_run(checkpoint, settings, budget, inputs, out, store, draft, retry_failed, as_json)
         return
     from prunesid_cli.pipeline.workers import WorkerSetup, worker_pool

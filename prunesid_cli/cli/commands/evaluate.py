@@ -36,6 +36,12 @@ CANDIDATE_BUDGETS = (
 """Budgets among which --target searches."""
 
 
+def _complete_metric(incomplete: str) -> list[str]:
+    from prunesid_cli.evaluate.metrics import METRICS
+
+    return [name for name in METRICS if name.startswith(incomplete)]
+
+
 def evaluate(
     context: typer.Context,
     data: Annotated[
@@ -61,7 +67,11 @@ def evaluate(
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Metric of records that name none: exact, contains, yesno, vqa, recall or regex.")
+        str | None,
+        typer.Option(
+            autocompletion=_complete_metric,
+            help="Metric of records that name none: exact, contains, yesno, vqa, recall or regex.",
+        ),
     ] = None,
     divergence: Annotated[
         bool,
@@ -82,6 +92,7 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Plot of accuracy against budget: .png, .jpg, .svg or .pdf.")
     ] = None,
+    max_items: o.MaxItems = None,
     model: o.Model = DEFAULTS.model,
     revision: o.Revision = DEFAULTS.revision,
     dynamic: o.Dynamic = DEFAULTS.dynamic,
@@ -101,6 +112,7 @@ def evaluate(
     max_new_tokens: o.MaxNewTokens = DEFAULTS.max_new_tokens,
     allow_special_tokens: o.AllowSpecialTokens = DEFAULTS.allow_special_tokens,
     as_json: o.Json = False,
+    log: o.Log = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     debug: o.Debug = False,
@@ -129,6 +141,7 @@ def evaluate(
         check_plot(plot)
     target_share = _parse_share(target)
     records, errors = read_records(data, metric)
+    records = records[:max_items]
     for error in errors:
         printer.error(error)
     methods = split_list(method, EXAMPLE_METHODS)
