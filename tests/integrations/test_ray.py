@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -126,18 +127,21 @@ def test_answers_are_those_of_plain_answer(cluster: Any, folder: Path, run: Run,
 @pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("what", ["actor", "node"])
 def test_a_lost_actor_or_node_loses_nothing(cluster: Any, what: str, folder: Path, run: Run, tmp_path: Path) -> None:
-    """It is lost as soon as the first results are there."""
+    """It is lost as soon as the first results are there. Stdout has records only, in the order of the listing."""
     assert run("compress", folder, "--keep", "40", "--out", tmp_path / "plain").code == 3
-    command = ("compress", folder, "--keep", "40", "--out", tmp_path / "ray", "--batch-size", "1")
+    command = ("compress", folder, "--keep", "40", "--out", tmp_path / "ray", "--batch-size", "1", "--json")
     node = cluster.add_node(num_cpus=2, object_store_memory=100 << 20) if what == "node" else None
     with running(*command, "--ray", cluster.address, "--workers", "3-6") as process:
-        assert process.stdout and process.stdout.readline()
+        assert process.stdout
+        first = process.stdout.readline()
         if node:
             cluster.remove_node(node, allow_graceful=False)
         else:
             os.kill(pids_of("ray::EncodeActor")[0], signal.SIGKILL)
-        _, err = process.communicate(timeout=400)
+        rest, err = process.communicate(timeout=400)
     assert process.returncode == 3, err
+    sources = [json.loads(line)["source"] for line in (first + rest).splitlines()]
+    assert sources == [str(folder / f"{number:02d}.png") for number in range(40)]
     assert cache_files(tmp_path / "ray") == cache_files(tmp_path / "plain")
 
 
@@ -231,6 +235,15 @@ def test_results_come_in_order_and_few_wait(cluster: Any) -> None:
     finally:
         ray.shutdown()
     assert results == [(number, -7 if number == 7 else number**2) for number in range(60)]
+
+
+@needs_ray
+def test_an_address_without_a_cluster_is_refused_soon(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        ran = run("compress", pictures[0], "--out", tmp_path / "cache", "--ray", address)
+    assert (ran.code, f"there is no Ray cluster at {address}" in ran.err) == (2, True), ran.err
 
 
 def test_a_machine_that_is_not_like_the_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,9 @@ def compress(
             report.print_summary(writer, is_complete=not stop.requested)
         if draft and vision.is_loaded and pruner.min_decode_side is None:
             printer.note("--draft changed nothing: this model reads more of a larger image")
-        if usage:
+        if usage and actors:
+            printer.requested(f"workers {len(actors.ready)}")
+        elif usage:
             printer.requested(
                 f"batches of {runner.batch_size.size}   {format_stages(pruner.stopwatch.seconds)}".rstrip()
             )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import socket
+import sys
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -19,8 +25,9 @@ BLOCKS_OF_ACTOR, WAITING_BLOCKS = 2, 4
 """Blocks of an actor at a time, so that it need not wait; and blocks an actor that wait for their turn."""
 MAX_FAILED_STARTS = 8
 """How many actors may die, or be lost with their machines, before they have loaded the model."""
-POLL_SECONDS = 0.2
+POLL_SECONDS, CONNECT_SECONDS, NOTE_SECONDS = 0.2, 10.0, 30.0
 
+logger = logging.getLogger(__name__)
 Block = TypeVar("Block")
 R = TypeVar("R")
 
@@ -66,19 +73,49 @@ def connect(options: RayOptions) -> Iterator[None]:
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    with redirect_stdout(_StdoutWithoutRay(sys.stdout)):
+        try:
+            _check_reachable(options.address)
+            ray.init(address=options.address, **quiet)
+        except ConnectionError as error:
+            if options.address != "auto":
+                problem = f"there is no Ray cluster at {options.address}"
+                raise UsageError(problem, "start one with: ray start --head, or use --ray local") from error
+            ray.init(address="local", include_dashboard=False, **quiet)
+        except ValueError as error:
+            raise UsageError(f"--ray {options.address}: {error}", "auto, local, or HOST:PORT") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+class _StdoutWithoutRay:
+    """Stdout without what a thread of Ray prints there, such as the loss of a node; that is logged instead."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        if not threading.current_thread().name.startswith("ray_"):
+            return int(self.stream.write(text))
+        if text.strip():
+            logger.debug("%s", text.strip())
+        return len(text)
+
+
+def _check_reachable(address: str) -> None:
+    """Raises ConnectionError if nothing listens at HOST:PORT. Ray itself would try for minutes."""
+    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
+    if match is None:
+        return
     try:
-        ray.init(address=options.address, **quiet)
-    except ConnectionError as error:
-        if options.address != "auto":
-            problem = f"there is no Ray cluster at {options.address}"
-            raise UsageError(problem, "start one with: ray start --head, or use --ray local") from error
-        ray.init(address="local", include_dashboard=False, **quiet)
-    except ValueError as error:
-        raise UsageError(f"--ray {options.address}: {error}", "auto, local, or HOST:PORT") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(address) from error
 
 
 class ActorPool(Generic[Block]):
@@ -114,8 +151,14 @@ class ActorPool(Generic[Block]):
         self.num_failed_starts = 0
         for _ in range(max(count, options.min_actors)):
             self._start_actor()
+        next_note = time.monotonic() + NOTE_SECONDS
         while len(self.ready) < options.min_actors:
             self._take_prepared(POLL_SECONDS)
+            if time.monotonic() > next_note:
+                room = room_for(num_gpus, num_cpus, ray.cluster_resources())
+                ready = f"{len(self.ready)} of {options.min_actors} workers are ready"
+                logger.info("%s, and the cluster has room for %d: waiting", ready, room)
+                next_note += NOTE_SECONDS
 
     def _start_actor(self) -> None:
         actor = self.start()
@@ -231,6 +274,7 @@ class ActorPool(Generic[Block]):
         except self.ray.exceptions.RayError as error:
             if isinstance(error, self.ray.exceptions.RayActorError) and actor in self.ready:
                 self.ready.remove(actor)
+                logger.info("a worker of the cluster was lost (%s); another one is started", type(error).__name__)
                 self._start_actor()
             return type(error).__name__
 
