@@ -69,7 +69,8 @@ def connect(options: RayOptions) -> Iterator[None]:
     """
     if find_spec("ray") is None:
         raise ModelError("--ray needs the package ray", "pip install 'prunesid[ray]'")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Without the second one, Ray would hold messages back and print them to stdout when it ends.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
