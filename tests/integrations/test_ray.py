@@ -138,7 +138,8 @@ def test_a_lost_actor_or_node_loses_nothing(cluster: Any, what: str, folder: Pat
             cluster.remove_node(node, allow_graceful=False)
         else:
             os.kill(pids_of("ray::EncodeActor")[0], signal.SIGKILL)
-        rest, err = process.communicate(timeout=400)
+        rest = process.stdout.read()  # `communicate` would leave out what is buffered
+        _, err = process.communicate(timeout=400)
     assert process.returncode == 3, err
     sources = [json.loads(line)["source"] for line in (first + rest).splitlines()]
     assert sources == [str(folder / f"{number:02d}.png") for number in range(40)]
