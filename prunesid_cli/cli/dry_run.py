@@ -18,8 +18,9 @@ from prunesid_cli import __version__
 from prunesid_cli.cli.input_paths import InputPaths
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import PruneSIDError
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.inputs.source import LOCAL, to_media_error
+from prunesid_cli.inputs.source import to_media_error
 from prunesid_cli.pipeline.session import LazyVision, Session, make_run
 from prunesid_cli.pipeline.settings import Settings, TokenStore
 from prunesid_cli.pipeline.unchanged import read_stamp
@@ -68,7 +69,7 @@ class DryRun:
         try:
             if file.error:
                 raise file.error
-            size = LOCAL.stat(file.source).size
+            size = FILES.stat(file.source).size
         except (PruneSIDError, OSError, ValueError) as error:
             self.num_failed += 1
             printer.error(error if isinstance(error, PruneSIDError) else to_media_error(file.source, error))

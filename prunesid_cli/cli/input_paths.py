@@ -10,7 +10,7 @@ from threading import Thread
 from prunesid_cli.cli.arguments import open_stdin
 from prunesid_cli.cli.progress import ProgressBar
 from prunesid_cli.cli.terminal import printer
-from prunesid_cli.inputs.glob_paths import matches_path
+from prunesid_cli.inputs.glob_paths import expand_ranges, matches_path
 from prunesid_cli.inputs.listing import ListedFile, Listing
 from prunesid_cli.inputs.named_sources import select_named
 from prunesid_cli.inputs.path_list import read_list
@@ -59,7 +59,7 @@ class InputPaths:
             return
 
         def count() -> None:
-            bar.set_total(sum(1 for _ in self.of_this_machine(Listing(self.paths, is_wanted=self._is_wanted))))
+            bar.set_total(sum(1 for _ in self.of_this_machine(Listing(self.expanded(), is_wanted=self._is_wanted))))
 
         Thread(target=count, name="count", daemon=True).start()
 
@@ -68,8 +68,10 @@ class InputPaths:
         for path in self.paths:
             if path == STDIN and not self.exact:
                 yield from read_list(open_stdin().buffer, self.null)
-            else:
+            elif self.exact:
                 yield path
+            else:
+                yield from expand_ranges(path)
 
     def only(self, names: Sequence[str]) -> InputPaths:
         """Those of some inputs that these paths name."""

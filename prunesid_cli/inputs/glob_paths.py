@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch, fnmatchcase
 from pathlib import PurePath
 
-from prunesid_cli.inputs.source import LOCAL, FileSource
+from prunesid_cli.inputs.files import FILES
+from prunesid_cli.inputs.source import FileSource
 
 GLOB_CHARACTERS = "*?["
+NUMBER_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 
 
 def is_glob(path: str) -> bool:
@@ -27,7 +30,19 @@ def matches_path(source: str, pattern: str) -> bool:
     return fnmatchcase(source, pattern) or fnmatchcase(source, pattern.removeprefix("./"))
 
 
-def expand_glob(pattern: str, files: FileSource = LOCAL) -> Iterator[str]:
+def expand_ranges(path: str, files: FileSource = FILES) -> Iterator[str]:
+    """The paths that `shard-{000..099}.tar` stands for, as in a shell. A file of that very name stands for itself."""
+    match = NUMBER_RANGE.search(path)
+    if match is None or files.exists(path):
+        yield path
+        return
+    first, last = int(match[1]), int(match[2])
+    width = max(len(match[1]), len(match[2])) if "0" in (match[1][0], match[2][0]) else 0
+    for number in range(first, last + 1) if first <= last else range(first, last - 1, -1):
+        yield from expand_ranges(f"{path[: match.start()]}{number:0{width}d}{path[match.end() :]}", files)
+
+
+def expand_glob(pattern: str, files: FileSource = FILES) -> Iterator[str]:
     """The paths that match a pattern, in order of their names.
 
     A folder on the way that cannot be listed is given itself, so that listing it later reports the error.

@@ -39,8 +39,9 @@ from prunesid_cli.inputs.decode_errors import (
 )
 from prunesid_cli.inputs.decoding import DEFAULT_DECODING, READ_IN_PARTS, Decoding, TimedFile, picture_limit
 from prunesid_cli.inputs.file_type import FileType, detect_file_type
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.loaders import LOADERS, psd_channels_left_out
-from prunesid_cli.inputs.source import LOCAL, FileSource, to_media_error
+from prunesid_cli.inputs.source import FileSource, to_media_error
 from prunesid_cli.types import Provenance
 
 MAX_BYTES = 1 << 30
@@ -106,13 +107,13 @@ def media_from_frames(frames: tuple[Image.Image, ...], times: tuple[float, ...] 
     return Media(source="", digest="", size=frames[0].size, notes=(), frames=frames, times=times)
 
 
-def load_image(source: str | Path, files: FileSource = LOCAL, decoding: Decoding = DEFAULT_DECODING) -> Media:
+def load_image(source: str | Path, files: FileSource = FILES, decoding: Decoding = DEFAULT_DECODING) -> Media:
     """Read and decode the image file with this path."""
     path = os.fspath(source)
     return load_image_bytes(read_bytes(path, files), path, decoding=decoding)
 
 
-def read_bytes(path: str, files: FileSource = LOCAL) -> bytes:
+def read_bytes(path: str, files: FileSource = FILES) -> bytes:
     """Read a regular file of at most `MAX_BYTES`.
 
     Raises:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.file_type import HEADER_BYTES, RAW_EXTENSIONS, FileType, detect_file_type, is_text
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.glob_paths import expand_glob, is_glob
-from prunesid_cli.inputs.source import LOCAL, FileSource, FolderEntry, to_media_error
+from prunesid_cli.inputs.source import FileSource, FolderEntry, to_media_error
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif"}
@@ -75,7 +76,7 @@ class Listing(Iterable[ListedFile]):
     on_skip: Callable[[str, str], object] = lambda reason, path: None
     on_folder: Callable[[str], object] = lambda path: None
     is_wanted: Callable[[str], bool] = lambda path: True
-    files: FileSource = LOCAL
+    files: FileSource = FILES
     skipped: Counter[str] = field(default_factory=Counter, init=False)
     _listed_folders: set[bytes] = field(default_factory=set, init=False)
     _listed_paths: set[bytes] = field(default_factory=set, init=False)
@@ -128,21 +129,32 @@ class Listing(Iterable[ListedFile]):
             elif mark != FOLDER_MARK:
                 self._skip(EXCLUDED, path)
             else:
-                try:
-                    stack.append(self._list_folder(path, real_path))
-                except OSError as error:
-                    self._listed_paths.add(_digest(real_path))
+                entries, error = self._read_folder(path)
+                if error:
                     yield ListedFile(path, to_media_error(path, error, self.files))
+                if error and not entries:
+                    self._listed_paths.add(_digest(real_path))
+                else:
+                    stack.append(self._list_folder(path, real_path, entries, is_whole=error is None))
 
-    def _list_folder(self, folder: str, real_folder: str) -> Iterator[MarkedPath]:
+    def _read_folder(self, folder: str) -> tuple[list[str], OSError | None]:
+        """The names in a folder with their marks, sorted, and the error that ended them, if there was one."""
+        names = list[str]()
+        try:
+            names += (f"{entry.name}\0{self._mark(folder, entry)}" for entry in self.files.list(folder))
+        except OSError as error:
+            return sorted(names), error
+        return sorted(names), None
+
+    def _list_folder(self, folder: str, real_folder: str, names: list[str], is_whole: bool) -> Iterator[MarkedPath]:
         """The images, clips and folders in a folder, by name."""
         # The names are kept in one string, which takes a fraction of the memory of one string for each file.
-        names = sorted(f"{entry.name}\0{self._mark(folder, entry)}" for entry in self.files.list(folder))
         for name in names:
             if name[-1] in SKIP_REASONS:
                 self._skip(SKIP_REASONS[name[-1]], os.path.join(folder, name[:-2]))
         self._listed_folders.add(_digest(real_folder))
-        self.on_folder(folder)
+        if is_whole:
+            self.on_folder(folder)
         return _split(folder, real_folder, "/".join(name for name in names if name[-1] not in SKIP_REASONS))
 
     def _is_repeat(self, path: str, real_path: str, mark: str) -> bool:

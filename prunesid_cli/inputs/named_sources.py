@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.glob_paths import expand_glob, is_glob
-from prunesid_cli.inputs.source import LOCAL, FileSource
+from prunesid_cli.inputs.source import FileSource
 
 
-def select_named(sources: Sequence[str], paths: Iterable[str], files: FileSource = LOCAL) -> list[str]:
+def select_named(sources: Sequence[str], paths: Iterable[str], files: FileSource = FILES) -> list[str]:
     """Select the sources that paths name: the path itself, or a file in a folder or below it.
 
     A source need not exist. `..` and links to folders in it are resolved, so nothing outside of a folder is in it.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.source import LOCAL
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.text_file import check_encoding
 
 CHUNK_BYTES = 1 << 16
@@ -53,7 +53,7 @@ def _read_name(name: bytes, is_first: bool, null_separated: bool) -> Iterator[st
     path = os.fsdecode(plain) if null_separated else os.fsdecode(plain).rstrip()  # also blanks that are not ASCII
     if os.fsencode(path) != name:
         candidates = [os.fsdecode(name), os.fsdecode(name.removesuffix(b"\r")), path]
-        path = next((path for path in candidates if LOCAL.exists(path, follow_links=False)), path)
+        path = next((path for path in candidates if FILES.exists(path, follow_links=False)), path)
     if path:
         yield path
 
@@ -69,9 +69,9 @@ def _check_list(data: bytes, null_separated: bool, is_start: bool) -> None:
     if null_separated and not is_start:
         return
     first = os.fsdecode(data.split(b"\0", 1)[0])
-    if not null_separated or not LOCAL.exists(first, follow_links=False):  # names of one byte look like UTF-16
+    if not null_separated or not FILES.exists(first, follow_links=False):  # names of one byte look like UTF-16
         check_encoding(data if is_start else b"\n" + data, LIST)
-    if null_separated and b"\n" in data.rstrip(b"\n") and not (b"\0" in data or LOCAL.exists(first)):
+    if null_separated and b"\n" in data.rstrip(b"\n") and not (b"\0" in data or FILES.exists(first)):
         raise UsageError(f"{LIST} is separated by line", "leave out -0")
     num_nulls, num_lines = data.count(b"\0"), data.count(b"\n")
     if not null_separated and num_nulls > num_lines and (is_start or num_lines):  # fewer are damage of single names

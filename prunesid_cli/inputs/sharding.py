@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.tar_files import split_path
 
 AUTO = "auto"
 SLURM_PREFIX = "SLURM_ARRAY_TASK_"
@@ -32,9 +33,10 @@ class Partition:
         """Whether an input is in this partition, by a hash of its path, so that a new input moves no other one.
 
         Args:
-            source: Path as the user named it.
+            source: Path as the user named it. All members of a tar file are in one partition.
         """
-        digest = hashlib.blake2b(os.fsencode(source), digest_size=8).digest()
+        tar, _, _ = split_path(source)
+        digest = hashlib.blake2b(os.fsencode(tar or source), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.number - 1
 
     def __str__(self) -> str:

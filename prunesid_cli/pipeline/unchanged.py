@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.sharding import Partition
-from prunesid_cli.inputs.source import LOCAL
 from prunesid_cli.tokencache import Cache, Run, Stamp, open_cache
 from prunesid_cli.tokencache.format import MEASUREMENT_LOG
 from prunesid_cli.tokencache.journal import LOG_GLOB, ROWS_GLOB
@@ -28,7 +28,7 @@ def read_stamp(source: str) -> Stamp | None:
         None if the file changed within `CLOCK_GRAIN_NS`, or cannot be looked at: reading it will say why.
     """
     try:
-        status = LOCAL.stat(source)
+        status = FILES.stat(source)
     except (OSError, ValueError):
         return None
     is_settled = status.mtime_ns < time.time_ns() - CLOCK_GRAIN_NS

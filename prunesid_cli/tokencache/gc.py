@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.source import LOCAL
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.tokencache.format import Run, Shard, shard_name
 from prunesid_cli.tokencache.index import index_with_shards
 from prunesid_cli.tokencache.index_table import ShardPosition
@@ -72,7 +72,7 @@ def find_garbage(writer: CacheWriter) -> Garbage:
         for item_number, item in enumerate(shard.items):
             position = ShardPosition(number, item_number)
             if position not in outdated:
-                if not is_gone(item.source, LOCAL.stat):
+                if not is_gone(item.source, FILES.stat):
                     present_sources.append(item.source)
                     continue
                 gone.add(position)

@@ -47,7 +47,11 @@ def compress(
     ],
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH...", help="Files, folders and globs. - reads a list of paths from stdin."),
+        typer.Argument(
+            metavar="PATH...",
+            help="Files, folders, globs, and tar files, whose members are inputs: {000..099}.tar stands for many. "
+            "- reads a list of paths from stdin.",
+        ),
     ] = None,
     include: o.Include = None,
     exclude: o.Exclude = None,

@@ -20,9 +20,10 @@ from typing import Any
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.decoding import DEFAULT_DECODING, Decoding, picture_limit
 from prunesid_cli.inputs.file_type import HEADER_BYTES, FileType, detect_file_type
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.image import Media, hash_bytes, load_image, read_bytes
 from prunesid_cli.inputs.listing import VIDEO_EXTENSIONS
-from prunesid_cli.inputs.source import LOCAL, FileSource, to_media_error
+from prunesid_cli.inputs.source import FileSource, to_media_error
 from prunesid_cli.inputs.video.frame_sampling import FrameSampling
 from prunesid_cli.runtime.worker_pool import WorkerEnded, WorkerPool, describe_exit, is_supported
 from prunesid_cli.runtime.worker_server import end_after
@@ -47,7 +48,7 @@ def hash_media(path: str) -> str:
     return hash_clip(path) if is_clip_file(path) else hash_bytes(read_bytes(path))
 
 
-def is_clip_file(path: str, files: FileSource = LOCAL) -> bool:
+def is_clip_file(path: str, files: FileSource = FILES) -> bool:
     """Whether a file is a clip, by its first bytes, or by its name if those are of no known type."""
     try:
         if not files.stat(path).is_file:
@@ -61,7 +62,7 @@ def is_clip_file(path: str, files: FileSource = LOCAL) -> bool:
     return file_type is FileType.VIDEO
 
 
-def hash_clip(path: str, files: FileSource = LOCAL) -> str:
+def hash_clip(path: str, files: FileSource = FILES) -> str:
     """SHA-256 in hex of a file, which may be larger than memory.
 
     Raises:
@@ -111,10 +112,13 @@ def read_clip(path: str, sampling: FrameSampling, digest: str = "", decoding: De
 
     end_after(clip_limit(path, decoding))
     try:
-        # An absolute path is never the name of one of FFmpeg's protocols.
-        clip = decode_clip(os.path.abspath(path), sampling)
+        with FILES.local_copy(path) as local:
+            # An absolute path is never the name of one of FFmpeg's protocols.
+            clip = decode_clip(os.path.abspath(local), sampling)
     except MediaError as error:
         raise MediaError(f"{path}: {error.problem}", error.hint) from error
+    except OSError as error:
+        raise to_media_error(path, error) from error
     return Media(
         source=path,
         digest=digest,
@@ -137,7 +141,7 @@ def clip_limit(path: str, decoding: Decoding) -> float:
     """Seconds after which decoding of a clip is given up; 0: never. By default, a large file has more."""
     if decoding.limit is not None:
         return decoding.limit
-    return BASE_TIMEOUT_SECONDS + LOCAL.stat(path).size / TIMEOUT_BYTES_PER_SECOND
+    return BASE_TIMEOUT_SECONDS + FILES.stat(path).size / TIMEOUT_BYTES_PER_SECOND
 
 
 def ended_error(path: str, exit_code: int, decoding: Decoding) -> MediaError:

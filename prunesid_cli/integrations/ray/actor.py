@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from prunesid_cli import __version__
 from prunesid_cli.errors import MediaError, ModelError
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.inputs.source import LOCAL
 from prunesid_cli.pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class EncodeActor(Actor):
         if not self.sees_inputs:
             for item in block[:1]:
                 if item.request.stamp:
-                    see(LOCAL.stat, item.request.source)
+                    see(FILES.stat, item.request.source)
                     self.sees_inputs = True
         runner, _ = self._loaded
         decode_input = runner.loader.decode
