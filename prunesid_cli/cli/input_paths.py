@@ -68,10 +68,10 @@ class InputPaths:
         for path in self.paths:
             if path == STDIN and not self.exact:
                 yield from read_list(open_stdin().buffer, self.null)
-            elif self.exact:
-                yield path
-            else:
+            elif "{" in path and not self.exact:
                 yield from expand_ranges(path)
+            else:
+                yield path
 
     def only(self, names: Sequence[str]) -> InputPaths:
         """Those of some inputs that these paths name."""

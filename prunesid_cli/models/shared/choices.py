@@ -7,7 +7,7 @@ prompt, whose keys and values all choices share, and one step for each further t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from prunesid_cli.models.shared.shared_prefix import PrefixCache, prompt_prefix
 from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.types import Answer, Prompt
-
-if TYPE_CHECKING:
-    from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 
 Ids = tuple[int, ...]
 
@@ -35,7 +32,7 @@ class _ForcedTokens(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, forced[:, None], 0)
 
 
-def choice_sequences(language: BaseLanguageHalf, choices: Sequence[str]) -> list[list[Ids]]:
+def choice_sequences(language: Any, choices: Sequence[str]) -> list[list[Ids]]:
     """The token ids by which a model may write each choice: with a space before it, and without.
 
     If a sequence is the beginning of one of another choice, all of them end with a token that ends an answer. Else
@@ -63,12 +60,12 @@ def choice_sequences(language: BaseLanguageHalf, choices: Sequence[str]) -> list
 
 
 def score_choices(
-    language: BaseLanguageHalf, prompts: Sequence[Prompt], choices: Sequence[str], prefix_caches: Sequence[PrefixCache]
+    language: Any, prompts: Sequence[Prompt], choices: Sequence[str], prefix_caches: Sequence[PrefixCache]
 ) -> list[Answer]:
     """Answer prompts by the most probable of some choices.
 
     Args:
-        language: The language half.
+        language: The language half, a `BaseLanguageHalf`.
         prompts: B prompts.
         choices: The possible answers.
         prefix_caches: See `LanguageHalf.generate`.
@@ -108,7 +105,7 @@ def score_choices(
 
 
 def _forced_log_probs(
-    language: BaseLanguageHalf, prompts: Sequence[Prompt], paths: Sequence[Ids], prefix_caches: Sequence[PrefixCache]
+    language: Any, prompts: Sequence[Prompt], paths: Sequence[Ids], prefix_caches: Sequence[PrefixCache]
 ) -> list[Tensor]:
     """Log-probabilities of what follows each prompt and each token of its path: for each step [B, vocabulary]."""
     forced: Any = _ForcedTokens(paths, max(len(prompt.ids) for prompt in prompts))
