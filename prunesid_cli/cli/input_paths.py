@@ -11,7 +11,7 @@ from prunesid_cli.cli.arguments import open_stdin
 from prunesid_cli.cli.progress import ProgressBar
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.inputs.glob_paths import expand_ranges, matches_path
-from prunesid_cli.inputs.listing import ListedFile, Listing
+from prunesid_cli.inputs.listing import EXCLUDED, ListedFile, Listing
 from prunesid_cli.inputs.named_sources import select_named
 from prunesid_cli.inputs.path_list import read_list
 from prunesid_cli.inputs.sharding import Partition
@@ -79,4 +79,5 @@ class InputPaths:
 
     @staticmethod
     def _report_skip(reason: str, path: str) -> None:
-        printer.detail(f"{path}: {reason}, skipped")
+        if reason != EXCLUDED:  # there may be a million of them, and the user chose them
+            printer.detail(f"{path}: {reason}, skipped")

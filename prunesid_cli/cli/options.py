@@ -37,7 +37,7 @@ def read_worker_count(text: Any) -> Any:
     """A number of workers, or a pair of MIN-MAX."""
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
     if match is None or (match[2] and int(match[2]) < max(int(match[1]), 1)):
-        raise typer.BadParameter(f"{text!r} is not a number of workers: 4, or with --ray 2-8")
+        raise typer.BadParameter(f"{text!r} is not a number of workers: 4, or with --ray MIN-MAX, such as 2-8")
     return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 

@@ -31,7 +31,7 @@ EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS | RAW_EXTENSIONS
 """Camera raw is listed, so that each such file is refused by name, and none is left out without a word."""
 SHARED_EXTENSIONS = frozenset({".ts", ".mts"})
 """Extensions of clips that other files have, too: here TypeScript. They are clips unless they are text."""
-HIDDEN, OTHER, LINK, REPEAT, EXCLUDED = "hidden file", "other file", "linked folder", "repeat", "excluded file"
+HIDDEN, OTHER, LINK, REPEAT, EXCLUDED = "hidden file", "other file", "linked folder", "repeat", "filtered file"
 FILE_MARK, LINK_MARK, FOLDER_MARK = "f", "l", "d"
 SKIP_REASONS = {"h": HIDDEN, "o": OTHER, "x": LINK}
 """Marks of entries of a folder that are skipped, and why."""

@@ -239,7 +239,7 @@ def _parse_json(line: str, place: str, number: int) -> Prompt:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise UsageError(f"{place} is not a prompt", hint=f"write {EXAMPLE_LINE}")
+        raise UsageError(f"{place} is not a prompt", f"write {EXAMPLE_LINE}; or name a file of plain lines .txt")
     return _make_prompt(record, place, number)
 
 

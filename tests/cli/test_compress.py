@@ -164,7 +164,7 @@ def test_files_are_chosen_by_globs_and_a_limit(run: Run, folder: Path, tmp_path:
     assert (ran.code, cached()) == (0, names[:2])
     ran = run("compress", folder, "--out", cache, "--include", "scene[0-4].png", "--exclude", f"*/{names[3]}")
     assert (ran.code, cached()) == (0, [*names[:3], names[4]])
-    assert "6 excluded files skipped" in ran.err
+    assert "6 filtered files skipped" in ran.err
     ran = run("compress", folder, "--out", cache, "--limit", 3)
     assert "nothing to do: 3 already in the cache" in ran.err
 

@@ -155,7 +155,7 @@ def test_one_engine_continues_what_the_other_began(cache: Path, run: Run, tmp_pa
     ran = run_with_vllm("answer", cache, "--prompts", prompts, "--engine-args", "max_model_len=256")
     errors = [record for record in ran.records if "error" in record]
     assert (ran.code, len(ran.records), len(errors)) == (3, 50, 10), ran.err
-    assert "longer than 256 tokens" in errors[0]["error"]
+    assert "for its answer: more than 256" in errors[0]["error"]
     assert "--engine-args max_model_len=" in errors[0]["hint"]
 
 
@@ -172,7 +172,7 @@ def test_evaluations_are_those_of_the_built_in_engine(pictures: list[Path], run:
     engine_args = ("--engine-args", "max_model_len=768")
     ran = run_with_vllm(*command, tmp_path / "answers.jsonl", *engine_args)
     assert ran.code == 3, ran.err
-    assert ran.err.count("longer than 768 tokens") == 4
+    assert ran.err.count("for its answer: more than 768") == 4
     found, expected = (
         [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("answers", "expected")

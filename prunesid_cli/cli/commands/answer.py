@@ -125,6 +125,7 @@ def answer(
     if forget and out is None:
         raise UsageError("--forget is about answers in a file", "name the file with --out")
     settings = read_settings(context)
+    possible, json_schema = read_choices(choices), read_schema(schema, choices)
     if ray is None and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
         raise UsageError("--workers, --gpus-per-worker and --cpus-per-worker are about a cluster", "add --ray auto")
     chosen_engine = EngineChoice(engine, read_engine_args(engine, engine_args or ()))
@@ -160,9 +161,7 @@ def answer(
     from prunesid_cli.pipeline.answer_file import describe_answerer
     from prunesid_cli.types import Generation
 
-    generation = Generation(
-        max_new_tokens, temperature, seed, choices=read_choices(choices), schema=read_schema(schema, choices)
-    )
+    generation = Generation(max_new_tokens, temperature, seed, choices=possible, schema=json_schema)
     report = AnswerReport(as_json, prints=out is None)
     job = AnswerRun(settings, checkpoint, opened, chosen, generation, report, asked, prompts, chosen_engine)
     answered_by = describe_answerer(run, generation, allow_special_tokens, system)

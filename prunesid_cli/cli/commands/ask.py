@@ -115,6 +115,7 @@ def ask(
     if calibration and not overrides_fixed(context, "calibration", "--calibration"):
         calibration = None
     settings = read_settings(context)
+    possible, json_schema = read_choices(choices), read_schema(schema, choices)
     settings = replace(settings, dynamic=True) if calibration else settings
     budget = read_budget(context, settings)
     if compare and str(budget) == "all":
@@ -130,9 +131,7 @@ def ask(
     checkpoint = session.checkpoint
     sample = information_sample(calibration, checkpoint.name, checkpoint.revision) if calibration else ()
     pruner, language = session.pruner(budget, sample), session.load_language()
-    generation = Generation(
-        max_new_tokens, temperature, seed, choices=read_choices(choices), schema=read_schema(schema, choices)
-    )
+    generation = Generation(max_new_tokens, temperature, seed, choices=possible, schema=json_schema)
     report = AskReport(
         used={"model": checkpoint.name, "revision": checkpoint.revision, "method": method, "keep": keep},
         budget=budget,

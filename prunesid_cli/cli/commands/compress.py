@@ -163,7 +163,8 @@ def compress(
             from prunesid_cli.tokencache.lock import acquire_lock
 
             # The writer locks the folder once the workers are there, for which another run may make this one wait.
-            acquire_lock(out)[0].release()
+            if out.exists():
+                acquire_lock(out)[0].release()
             session, actors = resources.enter_context(start_actors(cluster, session, draft))
         from prunesid_cli.pipeline.batches import make_runner
         from prunesid_cli.pipeline.compress import compress as compress_files

@@ -54,7 +54,13 @@ class RayOptions:
     def from_options(
         cls, address: str, workers: int | tuple[int, int] | None, num_gpus: float | None, num_cpus: int | None
     ) -> RayOptions:
-        """From a command line, where `workers` is the largest number of actors, or a pair with the smallest."""
+        """From a command line, where `workers` is the largest number of actors, or a pair with the smallest.
+
+        Raises:
+            UsageError: It is 0.
+        """
+        if workers == 0:
+            raise UsageError("--workers 0 leaves nothing that works on the cluster", "--workers 4, or 2-8")
         fewest, most = workers if isinstance(workers, tuple) else (1, workers or None)
         return cls(address, fewest, most, num_gpus, num_cpus)
 

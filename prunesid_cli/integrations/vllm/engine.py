@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields
+from io import StringIO
 from itertools import groupby, islice
 from typing import Any
 
@@ -25,9 +29,12 @@ from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.schema import is_complete, require_json
 from prunesid_cli.pipeline.query import Query, Reply
 from prunesid_cli.pipeline.session import Session
+from prunesid_cli.runtime.captured_stderr import captured_stderr
+from prunesid_cli.text import did_you_mean
 from prunesid_cli.tokencache import read_tokens
 from prunesid_cli.types import Answer, Generation, Prompt, TokenSet
 
+logger = logging.getLogger(__name__)
 WINDOW = 1024
 """Queries that the engine is given at a time. It batches them itself, and idles at the end of each window."""
 ARGS_HINT = "see the arguments of vllm.LLM, which --engine-args takes: --engine-args gpu_memory_utilization=0.8"
@@ -52,8 +59,6 @@ def _load_engine(session: Session, modalities: Iterable[str], engine_args: Mappi
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from vllm import LLM
-
     checkpoint = session.checkpoint
     arguments: dict[str, Any] = {
         "model": str(checkpoint.location),
@@ -76,14 +81,32 @@ def _load_engine(session: Session, modalities: Iterable[str], engine_args: Mappi
     else:
         arguments["enable_prompt_embeds"] = True
     try:
-        return LLM(**(arguments | dict(engine_args)))
+        # What vLLM and its libraries print while they load is no message of ours.
+        with captured_stderr() as printed, redirect_stderr(StringIO()) as logged:
+            from vllm import LLM
+
+            return LLM(**(arguments | dict(engine_args)))
     except Exception as error:  # of any kind: an argument, the checkpoint, memory, a kernel
-        if isinstance(error, TypeError) and "unexpected keyword" in str(error):
-            raise UsageError(f"--engine-args: {first_line(error)}", "see the arguments of vllm.LLM") from error
-        # Errors of arguments begin with their number, and say what is wrong in their third line.
-        reason = re.search(r"^ *Value error, (.{,300})", str(error), re.MULTILINE)
-        problem = f"vLLM cannot load {checkpoint.name}: {reason[1] if reason else first_line(error)}"
-        raise ModelError(problem, ARGS_HINT) from error
+        raise _load_error(checkpoint.name, error) from error
+    finally:
+        for line in [*logged.getvalue().splitlines(), *printed]:
+            logger.debug("%s", line)
+
+
+def _load_error(name: str, error: Exception) -> PruneSIDError:
+    """What an error of vLLM means that loads a model."""
+    text = str(error)
+    if isinstance(error, TypeError) and (unknown := re.search(r"unexpected keyword argument '(\w+)'", text)):
+        from vllm.engine.arg_utils import EngineArgs
+
+        known = [field.name for field in fields(EngineArgs)]
+        hint = did_you_mean(unknown[1], known, "see the arguments of vllm.LLM")
+        return UsageError(f"--engine-args: vLLM has no argument {unknown[1]}", hint)
+    # Errors of arguments begin with their number. The name of the argument and what is wrong with it follow.
+    if wrong := re.search(r"validation errors? for \w+\n(\w+)\n +(?:Value error, )?(.{,200}?)(?: \[type=|\n|$)", text):
+        return UsageError(f"--engine-args {wrong[1]}: {wrong[2]}", "see the arguments of vllm.LLM")
+    reason = re.search(r"^ *Value error, (.{,300})", text, re.MULTILINE)
+    return ModelError(f"vLLM cannot load {name}: {reason[1] if reason else first_line(error)}", ARGS_HINT)
 
 
 class VllmEngine:
@@ -144,7 +167,9 @@ class VllmEngine:
         embedded, new_tokens = self.language.embed(prompt, items), self.generation.max_new_tokens
         num_tokens = len(embedded.ids)
         if num_tokens + new_tokens > self.max_length:
-            problem = f"a prompt of {num_tokens} tokens and its answer are longer than {self.max_length} tokens"
+            problem = (
+                f"a prompt of {num_tokens} tokens and up to {new_tokens} for its answer: more than {self.max_length}"
+            )
             hint = f"--engine-args max_model_len={num_tokens + new_tokens}, or fewer --max-new-tokens"
             raise CacheError(problem, hint)
         return embedded

@@ -70,8 +70,9 @@ def require_json(answer: Answer, generation: Generation) -> Answer:
         ModelError: It was cut.
     """
     if generation.schema and not answer.is_json:
-        problem = f"the answer was cut after {answer.new_tokens} tokens, before its JSON ended"
-        raise ModelError(problem, f"more tokens: --max-new-tokens {2 * generation.max_new_tokens}")
+        problem = f"the answer was cut after {answer.new_tokens} tokens, before its JSON ended: ...{answer.text[-30:]}"
+        more = f"--max-new-tokens {2 * generation.max_new_tokens}"
+        raise ModelError(problem, f"more tokens: {more}; or bound the schema: minimum, maximum, maxLength, maxItems")
     return answer
 
 
