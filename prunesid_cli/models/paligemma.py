@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PaliGemmaForConditionalGeneration
 
+from prunesid_cli.errors import ModelError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
@@ -114,7 +115,9 @@ class PaliGemmaLanguage(BaseLanguageHalf):
         return inputs | {"token_type_ids": torch.zeros_like(inputs["attention_mask"])}
 
     def render_chat(self, conversation: list[dict[str, Any]]) -> str:
-        """Concatenate a conversation, as there is no chat template: placeholders and texts in their order."""
+        """Concatenate a prompt, as there is no chat template: placeholders and texts in their order."""
+        if conversation[0]["role"] == "system":
+            raise ModelError("PaliGemma reads no system prompt", "say it in the prompt")
         placeholder = str(self.placeholder_texts[False])
         return "".join(part.get("text", placeholder) for turn in conversation for part in turn["content"])
 

@@ -313,6 +313,12 @@ def test_a_system_prompt_is_read_or_refused(model: Model, monkeypatch: pytest.Mo
 def stock_score(model: Model, inputs: dict[str, Any], ids: Sequence[int]) -> Tensor:
     """How probable the stock model finds an answer: the sum of the log-probabilities of its tokens."""
     length, extended = inputs["input_ids"].shape[1], dict(inputs)
+    if not model.language.is_causal:  # a prompt with the answer in it would be read in both directions
+        options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        options |= {"prefix_allowed_tokens_fn": lambda row, seen: [ids[len(seen) - length]]}
+        steps = model.stock.generate(**inputs, max_new_tokens=len(ids), **options).logits
+        scores = [step[0].float().log_softmax(-1)[token] for step, token in zip(steps, ids, strict=True)]
+        return torch.stack(scores).sum()
     for name, tensor in inputs.items():
         if tensor.shape == inputs["input_ids"].shape:
             new = torch.tensor([ids]) if name == "input_ids" else torch.full((1, len(ids)), int("attention" in name))
