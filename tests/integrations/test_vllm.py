@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -98,6 +99,9 @@ def test_answers_are_those_of_the_built_in_engine(model_type: str, keep: str, ru
     assert ran.code == 0, ran.err
     assert [without_time(record) for record in ran.records] == [without_time(record) for record in expected]
     assert keep == "23" or " 0% of" not in ran.err
+    assert re.search(
+        r"answers? in .* \([\d.]+/s\)   vLLM: \d+% of [\d,]+ prompt tokens .*   memory for [\d,]+ tokens", ran.err
+    )
 
 
 def without_time(record: dict) -> dict:

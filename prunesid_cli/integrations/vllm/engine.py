@@ -188,7 +188,11 @@ class VllmEngine:
         outputs = self.engine.generate(requests, sampling, use_tqdm=False) if requests else []
         answers = [self._read_answer(output, bool(generation.schema)) for output in outputs]
         share = self.num_cached_tokens / max(self.num_prompt_tokens, 1)
-        self.usage[:] = [f"{share:.0%} of {self.num_prompt_tokens:,} prompt tokens were read before (vLLM)"]
+        cache = self.engine.llm_engine.vllm_config.cache_config
+        self.usage[:] = [
+            f"vLLM: {share:.0%} of {self.num_prompt_tokens:,} prompt tokens were read before",
+            f"memory for {cache.num_gpu_blocks * cache.block_size:,} tokens",
+        ]
         return answers
 
     def _answer_window(self, window: list[Query]) -> list[Reply]:
