@@ -66,7 +66,7 @@ def test_several_prompts_are_answered_as_if_alone(run: Run, pictures: list[Path]
         (("{0}", "{1}"), "no prompt is given"),
         (("{0}", "{1}", "--each"), "no prompt is given"),
         (("--image", "{0}"), "needs an image and a prompt"),
-        (("-p", "what?"), "needs an image"),
+        (("-p", "what?"), "needs an image and a prompt"),
         (("what?",), "needs an image and a prompt"),
         (("what?", "{0}"), "the prompt comes last"),
         (("-", "-"), "stdin can be read only once"),

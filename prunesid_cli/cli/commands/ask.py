@@ -25,7 +25,7 @@ from prunesid_cli.cli.help import COMMON
 from prunesid_cli.cli.input_paths import InputPaths
 from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal, typed_command
-from prunesid_cli.errors import ExitCode, PruneSIDError, UsageError
+from prunesid_cli.errors import ExitCode, ModelError, PruneSIDError, UsageError
 from prunesid_cli.inputs.listing import EXTENSIONS
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from prunesid_cli.pipeline.pruner import Pruner
     from prunesid_cli.selection.budget import Budget
     from prunesid_cli.types import Generation
+
+EXAMPLE = "what is shown?"
 
 
 def ask(
@@ -152,13 +154,13 @@ def ask(
             except UsageError:  # it would come again with each image
                 raise
             except PruneSIDError as error:
-                report.fail(file.source, error)
+                report.fail([file.source], texts, error)
     else:
         if len(media) > 1:
             hint = "" if len(texts) > 1 else "; --each asks about each of them alone"
             printer.note(f"one prompt about {len(media)} images or clips together{hint}")
         _ask(pruner, language, media, texts, generation, report)
-    warn_if_cropped(report.seen, len(report.seen))
+    warn_if_cropped([round(share, 4) for share in report.seen], len(report.seen))
     if usage:
         printer.requested(report.usage_line())
     if report.num_failed:
@@ -173,23 +175,19 @@ def _read_arguments(
     Raises:
         UsageError: One of both is missing.
     """
-    sources, example = [*arguments, *images], "what is shown?"
-    if not prompts:
-        if not arguments:
-            problem = "ask needs an image and a prompt"
-            raise UsageError(problem, f"{command_line('ask', 'picture.jpg', example)} {MODEL_OPTION}")
-        *first, prompt = arguments
-        if first and os.path.isfile(prompt) and first[0] != "-" and not (each or os.path.exists(first[0])):
-            corrected = typed_command(moved_to_end=first[0])
-            raise UsageError(f"{first[0]}: no such file or folder", f"the prompt comes last: {corrected}")
+    if arguments and not prompts:
+        *arguments, prompt = arguments
+        first = next(iter(arguments), "-")
+        if os.path.isfile(prompt) and first != "-" and not (each or os.path.exists(first)):
+            corrected = typed_command(moved_to_end=first)
+            raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {corrected}")
         if os.path.isdir(prompt) or (os.path.isfile(prompt) and os.path.splitext(prompt)[1].lower() in EXTENSIONS):
-            raise UsageError(f"no prompt is given: {prompt} is a file", f"{typed_command()} {shlex.quote(example)}")
-        sources, prompts = [*first, *images], [prompt]
-        if not sources:
-            problem = "ask needs an image and a prompt"
-            raise UsageError(problem, f"{command_line('ask', 'picture.jpg', example)} {MODEL_OPTION}")
-    if not sources:
-        raise UsageError("ask needs an image", f"{command_line('ask', 'picture.jpg', '-p', example)} {MODEL_OPTION}")
+            raise UsageError(f"no prompt is given: {prompt} is a file", f"{typed_command()} {shlex.quote(EXAMPLE)}")
+        prompts = [prompt]
+    sources = [*arguments, *images]
+    if not (sources and prompts):
+        example = command_line("ask", "picture.jpg", EXAMPLE)
+        raise UsageError("ask needs an image and a prompt", f"{example} {MODEL_OPTION}")
     if [*sources, *prompts].count("-") > 1:
         raise UsageError("stdin can be read only once", hint="give - for one of the arguments only")
     return sources, prompts
@@ -208,19 +206,25 @@ def _ask(
     from prunesid_cli.pipeline.compare import Outcome
     from prunesid_cli.runtime.stopwatch import Stopwatch
 
-    streams = report.is_single and not report.as_json and stdout_is_terminal() and not generation.choices
+    streams = report.is_single and not report.prints_json and stdout_is_terminal() and not generation.choices
     if streams:
         generation = replace(generation, on_text=lambda text: printer.result(text, end=""))
     encoder = replace(pruner, stopwatch=Stopwatch())
     items = keep_tokens(encoder, media, encode_media(encoder, media))
-    report.seen += [round(item.layout.visible_share, 4) for item in items]
-    encoding_seconds = encoder.stopwatch.seconds
+    report.seen += [item.layout.visible_share for item in items]
+    seconds = encoder.stopwatch.seconds
     for prompt in prompts:
         own = replace(pruner, stopwatch=Stopwatch())
-        answer = answer_items(own, language, items, prompt, generation)
-        seconds = encoding_seconds | own.stopwatch.seconds
-        report.add(media, prompt, Outcome(answer, items, seconds, generation.max_new_tokens), streams)
-        encoding_seconds = dict.fromkeys(encoding_seconds, 0.0)  # the first prompt's time has it
+        try:
+            answer = answer_items(own, language, items, prompt, generation)
+        except ModelError as error:  # of this answer alone: it was cut
+            if report.is_single:
+                raise
+            report.fail([item.source for item in media], [prompt], error)
+            continue
+        outcome = Outcome(answer, items, seconds | own.stopwatch.seconds, generation.max_new_tokens)
+        report.add(media, prompt, outcome, was_streamed=streams)
+        seconds = dict.fromkeys(seconds, 0.0)  # the first answer has the time of encoding
 
 
 @dataclass
@@ -232,10 +236,11 @@ class AskReport:
         budget: The budget.
         prompts: All prompts.
         is_single: Whether there is one answer only.
-        as_json: Whether answers are printed as JSON even if there is one only, or on a terminal.
-        outcomes: The answers.
+        as_json: Whether JSON was asked for.
         seen: The share of each image or clip that the model sees.
-        num_failed: Images and clips about which nothing could be asked.
+        counts: Sums over all answers, for `usage_line`.
+        seconds: Seconds of each stage.
+        num_failed: Answers that could not be given.
     """
 
     used: dict[str, Any]
@@ -243,28 +248,30 @@ class AskReport:
     prompts: Sequence[str]
     is_single: bool
     as_json: bool
-    outcomes: list[Outcome] = field(default_factory=list)
     seen: list[float] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
     num_failed: int = 0
 
-    def add(self, media: Sequence[Media], prompt: str, outcome: Outcome, was_streamed: bool = False) -> None:
+    @property
+    def prints_json(self) -> bool:
+        """Whether records are printed, and no text."""
+        return self.as_json or not (self.is_single or stdout_is_terminal())
+
+    def add(self, media: Sequence[Media], prompt: str, outcome: Outcome, was_streamed: bool) -> None:
         """Prints an answer."""
-        record = {"tokens": outcome.total} | outcome.record
-        if not self.is_single and not stdout_is_terminal():
-            self._print(media, prompt, outcome, record, None)
-            return
         text = "" if was_streamed else outcome.answer.text
         if outcome.answer.probabilities and stdout_is_terminal():
             shares = "  ".join(f"{choice} {share:.1%}" for choice, share in outcome.answer.probabilities.items())
             text = f"{text}   ({shares})"
         if not self.is_single:
-            name = ", ".join(escape_invisible(item.source) for item in media)
-            text = ": ".join([name, *([escape_invisible(prompt)] if len(self.prompts) > 1 else []), text])
-        self._print(media, prompt, outcome, record, text)
+            names = ", ".join(escape_invisible(item.source) for item in media)
+            text = ": ".join([names, *([escape_invisible(prompt)] if len(self.prompts) > 1 else []), text])
+        self._print(media, prompt, outcome, {"tokens": outcome.total} | outcome.record, text)
 
     def add_comparison(self, media: Sequence[Media], pruned: Outcome, unpruned: Outcome) -> None:
         """Prints an answer beside that without pruning."""
-        self.seen += [round(item.layout.visible_share, 4) for item in pruned.items]
+        self.seen += [item.layout.visible_share for item in pruned.items]
         record = {"tokens": pruned.total, "pruned": pruned.record, "all": unpruned.record}
         self._print(media, self.prompts[0], pruned, record, _comparison_table(pruned, unpruned), is_styled=True)
 
@@ -274,43 +281,40 @@ class AskReport:
         prompt: str,
         outcome: Outcome,
         record: dict[str, Any],
-        text: str | None,
+        text: str,
         is_styled: bool = False,
     ) -> None:
-        """Prints a record, or if there is one and JSON was not asked for, a text."""
-        if not self.outcomes:
+        """Prints a record or a text, and counts an outcome, which is not kept: there may be a million."""
+        answer = outcome.answer
+        if not self.counts["answers"]:
             note_if_all_kept(self.budget, max(item.layout.total for item in outcome.items))
-        self.outcomes.append(outcome)
+        self.counts.update(answers=1, total=outcome.total, kept=outcome.kept)
+        self.counts.update(prompt_tokens=answer.prompt_tokens, new_tokens=answer.new_tokens)
+        self.seconds.update(outcome.seconds)
         seen = [round(item.layout.visible_share, 4) for item in outcome.items]
         record |= {"seen": seen} if min(seen) < 1 else {}
-        if self.as_json or text is None:
+        if self.prints_json:
             printer.record({"sources": [item.source for item in media], "prompt": prompt} | self.used | record)
         else:
             printer.result(text, is_styled=is_styled)
 
-    def fail(self, source: str, error: PruneSIDError) -> None:
-        """Prints why nothing was asked about an image or clip."""
-        self.num_failed += 1
+    def fail(self, sources: Sequence[str], prompts: Sequence[str], error: PruneSIDError) -> None:
+        """Prints why prompts about some images or clips are not answered."""
+        self.num_failed += len(prompts)
         printer.error(error)
-        if self.as_json or not stdout_is_terminal():
-            for prompt in self.prompts:
-                printer.record({"sources": [source], "prompt": prompt, "error": error.problem, "hint": error.hint})
+        if self.prints_json:
+            for prompt in prompts:
+                what = {"sources": list(sources), "prompt": prompt}
+                printer.record(what | {"error": error.problem, "hint": error.hint})
 
     def usage_line(self) -> str:
         """The tokens that were saved, and the time of each stage."""
-        total, kept = (sum(getattr(outcome, name) for outcome in self.outcomes) for name in ("total", "kept"))
-        answers = [outcome.answer for outcome in self.outcomes]
-        prompt_tokens, new_tokens = (
-            sum(getattr(one, name) for one in answers) for name in ("prompt_tokens", "new_tokens")
-        )
-        seconds = Counter[str]()
-        for outcome in self.outcomes:
-            seconds.update(outcome.seconds)
+        total, kept, prompt_tokens = (self.counts[name] for name in ("total", "kept", "prompt_tokens"))
         parts = [
             f"visual tokens {total} -> {kept} ({kept / max(total, 1):.1%})",
             f"prompt {prompt_tokens + total - kept} -> {prompt_tokens} tokens",
-            f"answer {new_tokens}",
-            format_stages(seconds),
+            f"answer {self.counts['new_tokens']}",
+            format_stages(self.seconds),
         ]
         return "   ".join(parts)
 
