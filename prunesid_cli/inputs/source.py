@@ -1,8 +1,8 @@
 """Where input files come from: the protocol `FileSource`, and the local file system as its first implementation.
 
 Listing, decoding of images and hashing read files only through `files.FILES`, which passes each call to the source that
-a path belongs to. Another kind of storage, such as objects in a bucket, needs one more implementation. Clips are decoded
-from a local file, so those of other sources are copied first.
+a path belongs to. Another kind of storage, such as objects in a bucket, needs one more implementation. Clips are
+decoded from a local file, so those of other sources are copied first.
 """
 
 from __future__ import annotations
