@@ -11,15 +11,18 @@ from typing import BinaryIO
 
 from prunesid_cli.inputs.source import LOCAL, FileSource, FileStatus, FolderEntry
 from prunesid_cli.inputs.tar_files import SUFFIX, TarFiles, split_path
+from prunesid_cli.inputs.uri_files import MARK, UriFiles
 
-TAR = TarFiles(LOCAL)
+TAR, URIS = TarFiles(LOCAL), UriFiles()
 
 
 class Files:
-    """Files on the local disk, and members of tar files; see `FileSource`."""
+    """Files on the local disk, members of tar files there, and files behind URIs; see `FileSource`."""
 
     def source_of(self, path: str) -> FileSource:
         """The source that a path belongs to."""
+        if MARK in path:
+            return URIS
         if SUFFIX in path:
             tar, _, _ = split_path(path)
             if tar and os.path.isfile(tar):

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatch, fnmatchcase
 from pathlib import PurePath
 
-from prunesid_cli.inputs.files import FILES
+from prunesid_cli.inputs.files import FILES, URIS
 from prunesid_cli.inputs.source import FileSource
+from prunesid_cli.inputs.uri_files import MARK
 
 GLOB_CHARACTERS = "*?["
 NUMBER_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
@@ -47,6 +48,8 @@ def expand_glob(pattern: str, files: FileSource = FILES) -> Iterator[str]:
 
     A folder on the way that cannot be listed is given itself, so that listing it later reports the error.
     """
+    if MARK in pattern:
+        return URIS.glob(pattern)
     path = PurePath(pattern)
     return _match(path.anchor, path.parts[1:] if path.anchor else path.parts, files)
 

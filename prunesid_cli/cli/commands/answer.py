@@ -132,6 +132,8 @@ def answer(
     if ray:
         from prunesid_cli.integrations.ray.cluster import RayOptions
 
+        if workers == 0:
+            raise UsageError("--workers 0 leaves nothing that works on the cluster", "--workers 4, or 2-8")
         options = RayOptions.from_options(ray, workers, gpus_per_worker, cpus_per_worker)
         chosen_engine = replace(chosen_engine, cluster=options)
     asked = _read_prompts(cache, [*([prompt] if prompt is not None else []), *(typed_prompts or [])], prompts)

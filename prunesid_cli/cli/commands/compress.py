@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -49,7 +50,7 @@ def compress(
         list[str] | None,
         typer.Argument(
             metavar="PATH...",
-            help="Files, folders, globs, and tar files, whose members are inputs: {000..099}.tar stands for many. "
+            help="Files, folders, globs, URIs (s3://...), and tar files, whose members are inputs: {000..099}.tar. "
             "- reads a list of paths from stdin.",
         ),
     ] = None,
@@ -253,6 +254,9 @@ def _check_options(context: typer.Context) -> None:
     """Raises `UsageError` for options that contradict each other, and if there is nothing to do."""
     params = context.params
     paths = params["paths"] or []
+    if re.match(r"\w{2,}:/", str(params["out"])):
+        problem = f"--out {params['out']}: a cache is a local folder"
+        raise UsageError(problem, "write it here, and copy it when it is done")
     if params["stream"] and params["calibrate"] and is_typed(context, "stream"):
         raise UsageError("--stream and --calibrate contradict each other", "--calibrate only measures: leave out one")
     if params["null"] and "-" not in paths:

@@ -56,11 +56,8 @@ class RayOptions:
     ) -> RayOptions:
         """From a command line, where `workers` is the largest number of actors, or a pair with the smallest.
 
-        Raises:
-            UsageError: It is 0.
+        0, which may be set for runs without a cluster, stands for no number.
         """
-        if workers == 0:
-            raise UsageError("--workers 0 leaves nothing that works on the cluster", "--workers 4, or 2-8")
         fewest, most = workers if isinstance(workers, tuple) else (1, workers or None)
         return cls(address, fewest, most, num_gpus, num_cpus)
 
