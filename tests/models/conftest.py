@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.models.harness import VARIANTS, Model, is_slow
+from tests.models.harness import NESTED_CHOICES, VARIANTS, Model, is_slow
 from tests.models.tiny import tiny_model, write_checkpoint
 
-METHODS_OF_SLOW_VARIANTS = ("prunesid", "prunesid-published")
+PARAMETERS_OF_SLOW_VARIANTS = {"method": ("prunesid", "prunesid-published"), "choices": (NESTED_CHOICES,)}
+"""Parameters of laws of which slow variants are tried with some alone."""
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
@@ -15,10 +16,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Try two methods of selection for variants whose laws are slow: one of them keeps the order of slots.
+    """Try variants whose laws are slow with few parameters; a variant of each family is tried with all.
 
-    A method sees nothing of a variant but tensors, and a variant of each family is tried with all methods. All tests of
-    a variant run in one worker of pytest-xdist (`--dist loadgroup`), so its checkpoint is made once.
+    A method of selection sees nothing of a variant but tensors; one of the two keeps the order of slots. All tests of a
+    variant run in one worker of pytest-xdist (`--dist loadgroup`), so its checkpoint is made once.
     """
     dropped = set()
     for item in items:
@@ -26,7 +27,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "model" not in params:
             continue
         item.add_marker(pytest.mark.xdist_group(params["model"]))
-        if is_slow(params["model"]) and params.get("method") not in (None, *METHODS_OF_SLOW_VARIANTS):
+        tried = PARAMETERS_OF_SLOW_VARIANTS
+        if is_slow(params["model"]) and any(params.get(name, tried[name][0]) not in tried[name] for name in tried):
             dropped.add(item)
     if dropped:
         config.hook.pytest_deselected(items=list(dropped))

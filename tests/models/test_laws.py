@@ -31,6 +31,7 @@ from tests.conftest import Run
 from tests.models.harness import (
     CLOSE,
     GENERATION,
+    NESTED_CHOICES,
     PROMPT,
     Model,
     check_keeping_all,
@@ -260,7 +261,7 @@ def save_images(model: Model, folder: Path) -> None:
         media.image.save(folder / f"{number}.png")
 
 
-@pytest.mark.parametrize("choices", [("red", "a star", "two"), ("red", "red square, then", "no")])
+@pytest.mark.parametrize("choices", [("red", "a star", "two"), NESTED_CHOICES])
 def test_choices_are_scored_as_by_the_stock_model(model: Model, choices: tuple[str, ...]) -> None:
     """Whole sequences of the stock model, one at a time. In the second list one choice begins with another one."""
     media = [model.media()[-1]]
