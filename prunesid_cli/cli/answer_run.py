@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from prunesid_cli.cli.terminal import printer, stdout_is_terminal
@@ -20,6 +18,7 @@ from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompts
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Engine, Settings
 from prunesid_cli.runtime.output_file import is_stream
+from prunesid_cli.runtime.reservoir import Reservoir
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
 from prunesid_cli.text import escape_invisible, format_duration, plural
 from prunesid_cli.tokencache import Cache
@@ -152,8 +151,7 @@ class AnswerRun:
         """
         from prunesid_cli.pipeline.answer_file import open_answers
 
-        counts, random = Counter[str](), Random(0)
-        sample: list[Query] = []
+        num_answered, new = 0, Reservoir["Query"](SAMPLE_SIZE)
         with ExitStack() as resources:
             file = None
             if path and not is_stream(path):
@@ -161,28 +159,24 @@ class AnswerRun:
                 file = resources.enter_context(open_answers(lines_path(path) if is_table else path, answered_by))
             for query in self.queries():
                 if file and file.has(query):
-                    counts["answered"] += 1
-                    continue
-                counts["new"] += 1
-                if len(sample) < SAMPLE_SIZE:
-                    sample.append(query)
-                elif (place := random.randrange(counts["new"])) < SAMPLE_SIZE:
-                    sample[place] = query
-        record: dict[str, float] = {"new": counts["new"], "answered": counts["answered"]}
-        parts = [f"would answer {plural(counts['new'], 'prompt')} about items of {self.cache.folder}"]
-        parts += [f"{counts['answered']:,} are answered"] if counts["answered"] else []
+                    num_answered += 1
+                else:
+                    new.add(query)
+        record: dict[str, float] = {"new": new.count, "answered": num_answered}
+        parts = [f"would answer {plural(new.count, 'prompt')} about items of {self.cache.folder}"]
+        parts += [f"{num_answered:,} are answered"] if num_answered else []
         lines = ["   ".join(parts)]
-        if sample:
+        if new.count:
+            sample = sorted(new.items, key=lambda query: query.number)
             _, answer = self._load_engine(Session.open(self.settings, self.checkpoint))
             for _ in answer(iter(sample[:1]), StopRequest()):  # a warm-up
                 pass
             start = time.perf_counter()
-            sample.sort(key=lambda query: query.number)
             sample = [replace(query, number=number) for number, query in enumerate(sample)]
             count = sum(len(replies) for replies in answer(iter(sample), StopRequest()))
             rate = count / (time.perf_counter() - start)
-            record |= {"answers_per_s": round(rate, 3), "s": round(counts["new"] / rate)}
-            seconds = format_duration(counts["new"] / rate)
+            record |= {"answers_per_s": round(rate, 3), "s": round(new.count / rate)}
+            seconds = format_duration(new.count / rate)
             lines.append(f"{rate:.1f}/s by the time of {plural(count, 'answer')}: about {seconds}")
         if self.report.as_json:
             printer.record(record)

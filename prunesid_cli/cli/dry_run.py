@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from random import Random
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from prunesid_cli.inputs.source import to_media_error
 from prunesid_cli.pipeline.session import LazyVision, Session, make_run
 from prunesid_cli.pipeline.settings import Settings, TokenStore
 from prunesid_cli.pipeline.unchanged import read_stamp
+from prunesid_cli.runtime.reservoir import Reservoir
 from prunesid_cli.text import format_duration, plural
 from prunesid_cli.tokencache import open_cache
 from prunesid_cli.tokencache.format import is_cache_folder
@@ -49,20 +49,17 @@ class DryRun:
 
     Attributes:
         cache: What is there already; None if nothing is.
-        num_new: Inputs that would be read, those that changed included.
-        num_bytes: Their size.
+        num_bytes: Size of the inputs that would be read.
         num_cached: Inputs in the cache that have not changed.
         num_failed: Paths that cannot be used.
-        sample: Some of the inputs that would be read, each as likely as any other.
+        new: Some of the inputs that would be read, those that changed included, and their number.
     """
 
     cache: Cache | None
-    num_new: int = 0
     num_bytes: int = 0
     num_cached: int = 0
     num_failed: int = 0
-    sample: list[str] = field(default_factory=list)
-    random: Random = field(default_factory=lambda: Random(0))
+    new: Reservoir[str] = field(default_factory=lambda: Reservoir(SAMPLE_SIZE + WARM_UP))
 
     def add(self, file: ListedFile) -> None:
         """Count a file."""
@@ -78,24 +75,20 @@ class DryRun:
         if entry and entry.stamp == read_stamp(file.source):
             self.num_cached += 1
             return
-        self.num_new += 1
+        self.new.add(file.source)
         self.num_bytes += size
-        if len(self.sample) < SAMPLE_SIZE + WARM_UP:
-            self.sample.append(file.source)
-        elif (place := self.random.randrange(self.num_new)) < len(self.sample):
-            self.sample[place] = file.source
 
     def report(self, measured: Measured | None, as_json: bool) -> None:
         """Print the counts, and what follows from a measurement."""
         record: dict[str, float] = {
-            "new": self.num_new, "bytes": self.num_bytes, "cached": self.num_cached, "failed": self.num_failed,
+            "new": self.new.count, "bytes": self.num_bytes, "cached": self.num_cached, "failed": self.num_failed,
         }  # fmt: skip
-        parts = [f"would encode {plural(self.num_new, 'input')} ({decimal(self.num_bytes)})"]
+        parts = [f"would encode {plural(self.new.count, 'input')} ({decimal(self.num_bytes)})"]
         parts += [f"{self.num_cached:,} already in the cache"] if self.num_cached else []
         parts += [f"{self.num_failed:,} cannot be used"] if self.num_failed else []
         lines = ["   ".join(parts)]
         if measured:
-            seconds, size = self.num_new / measured.items_per_second, int(self.num_new * measured.bytes_per_item)
+            seconds, size = self.new.count / measured.items_per_second, int(self.new.count * measured.bytes_per_item)
             record |= {"items_per_s": round(measured.items_per_second, 3), "s": round(seconds), "cache_bytes": size}
             rate = f"{measured.items_per_second:.1f}/s by the time of {plural(measured.count, 'input')}"
             lines.append(f"{rate}: about {format_duration(seconds)}   cache about {decimal(size)}")
@@ -149,7 +142,7 @@ def print_dry_run(
                 dry_run.add(file)
                 bar.advance()
         measured = None
-        if dry_run.sample:
+        if dry_run.new.count:
             vision = LazyVision(session.load_vision)
             pruner = replace(session.pruner(budget, vision=vision), downscale=downscale)
 
@@ -158,7 +151,7 @@ def print_dry_run(
                 return writer, make_runner(session, pruner, pool, writer)
 
             pruner.load_vision()
-            measured = measure(make, dry_run.sample)
+            measured = measure(make, dry_run.new.items)
     dry_run.report(measured, as_json)
 
 
