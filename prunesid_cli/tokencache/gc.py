@@ -1,4 +1,4 @@
-"""Garbage collection: removing earlier versions of inputs that changed, and inputs that are gone."""
+"""Removing items: earlier versions of inputs that changed, inputs that are gone, and inputs that a user names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.files import FILES
+from prunesid_cli.inputs.glob_paths import matches_path
+from prunesid_cli.inputs.source import LOCAL
 from prunesid_cli.tokencache.format import Run, Shard, shard_name
 from prunesid_cli.tokencache.index import index_with_shards
 from prunesid_cli.tokencache.index_table import ShardPosition
@@ -82,9 +84,33 @@ def find_garbage(writer: CacheWriter) -> Garbage:
         outdated=outdated,
         gone=frozenset(gone),
         bytes=num_bytes,
-        failures=tuple(source for source in writer.failed if is_gone(source, os.lstat)),
+        failures=tuple(source for source in writer.failed if is_gone(source, _look_at)),
         unknown=unknown,
         suspicion=_find_suspicion(present_sources, gone_sources, writer.folder),
+    )
+
+
+def _look_at(source: str) -> object:
+    """Raises OSError if a path leads to nothing. A broken link is still there."""
+    return os.lstat(source) if FILES.source_of(source) is LOCAL else FILES.stat(source)
+
+
+def find_matching(writer: CacheWriter, patterns: Sequence[str]) -> Garbage:
+    """Find all versions of the inputs whose path a glob matches, and their failures."""
+    found, num_bytes = set[ShardPosition](), 0
+    for number in sorted(writer.index.shards):
+        shard = read_header(writer.folder / shard_name(number))
+        for item_number, item in enumerate(shard.items):
+            if any(matches_path(item.source, pattern) for pattern in patterns):
+                found.add(ShardPosition(number, item_number))
+                num_bytes += (item.rows[1] - item.rows[0]) * shard.row_bytes
+    return Garbage(
+        outdated=frozenset(found & writer.index.superseded),
+        gone=frozenset(found - writer.index.superseded),
+        bytes=num_bytes,
+        failures=tuple(s for s in writer.failed if any(matches_path(s, pattern) for pattern in patterns)),
+        unknown={},
+        suspicion="",
     )
 
 

@@ -154,3 +154,31 @@ def test_gc_refuses_if_a_drive_may_be_missing(run: Run, inputs: Path, count: int
     is_refused = f"none of the 10 inputs of {cache} in {drives[1]} is where it was" in result.err
     assert (result.code, is_refused) == (code, code == 2)
     assert len(open_cache(cache)) == (25 if code else 15)
+
+
+def test_inputs_are_removed_by_name(run: Run, inputs: Path) -> None:
+    """With earlier versions and failures; what is left can be read, and a name with glob characters is a name."""
+    odd = "b/[1].png"
+    entries = [make_wide_entry(name) for name in (*NAMES, odd)] + [make_wide_entry(NAMES[1], version=1)]
+    cache = write_cache(inputs / "c", entries, shard_items=4)
+    writer = CacheWriter(cache, RUN, "0.0")
+    writer.fail("a/bad.png", CacheError("a/bad.png: bad", "mend it"))
+    writer.close()
+    before = read_files(cache)
+    plan = run("cache", "rm", cache, "a/*", "--dry-run", "--json").records[0]
+    assert (plan["removed"], plan["failures"], read_files(cache)) == (5, 1, before)
+    refused = run("cache", "rm", cache, "nothing*")
+    assert (refused.code, read_files(cache)) == (2, before)
+    tokens = {
+        name: next(read_tokens(shard, [item])).tokens
+        for shard, item in open_cache(cache).items()
+        for name in [item.source]
+    }
+    assert run("cache", "rm", cache, "a/*", odd, "4.png").code == 0
+    left = [name for name in NAMES if not name.startswith("a/") and not name.endswith("/4.png")]
+    assert sorted(items_by_source(cache)) == sorted(left)
+    for shard, item in open_cache(cache).items():
+        assert torch.equal(next(read_tokens(shard, [item])).tokens, tokens[item.source])
+    assert run("cache", "verify", cache).code == 0
+    assert run("cache", "ls", cache, "--failed").out == ""
+    assert all((inputs / name).exists() for name in NAMES)

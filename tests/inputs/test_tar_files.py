@@ -144,6 +144,8 @@ def test_members_are_inputs_like_files(run: Run, scenes: dict[str, bytes], tmp_p
     assert [record["source"] for record in retried.records] == [f"{tar}/bad.png"]
     asked = run("ask", f"{tar}/000003.png", PROMPT, "-k", 40)
     assert asked.code == 0, asked.err
+    kept = run("cache", "gc", tmp_path / "tar", "--dry-run").err
+    assert "would remove 0 missing inputs, 0 earlier versions: " in kept
     tar.unlink()
     assert "10 missing inputs" in run("cache", "gc", tmp_path / "tar", "--dry-run").err
 

@@ -16,7 +16,7 @@ from prunesid_cli.cli.help import PlainCommand, PlainGroup
 from prunesid_cli.cli.notices import exit_if_incomplete
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import CacheError, ExitCode, UsageError
-from prunesid_cli.text import escape_invisible, plural
+from prunesid_cli.text import command_line, escape_invisible, plural
 from prunesid_cli.tokencache import open_cache, read_calibration
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS, layout_to_record
 
@@ -144,6 +144,46 @@ def merge(
         printer.warning(gap)
     held = f"   {result.held:,} there already" if result.held else ""
     printer.note(f"merged {plural(result.copied, 'item')} of {plural(len(caches), 'cache')} into {out}{held}")
+
+
+@app.command("rm", cls=PlainCommand)
+def remove(
+    cache: CachePath,
+    globs: Annotated[
+        list[str],
+        typer.Argument(metavar="GLOB...", help="Paths, globs of paths, or globs of names if they have no slash."),
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Remove inputs from a cache. Their files stay where they are.
+
+    Example: prunesid cache rm cache/ "thumbnails/*"
+    """
+    from prunesid_cli.pipeline.prompt_file import escape_names
+    from prunesid_cli.tokencache import CacheWriter
+    from prunesid_cli.tokencache.gc import NO_RUN, collect_garbage, find_matching
+
+    opened = open_cache(cache)
+    if opened.missing.numbers:
+        raise opened.missing.error
+    literal_names = escape_names(globs, opened)
+    writer = CacheWriter(cache, opened.run or NO_RUN, __version__, sampling=opened.index.sampling)
+    try:
+        found = find_matching(writer, [literal_names.get(pattern, pattern) for pattern in globs])
+        if not (found.gone or found.failures):
+            raise UsageError(f"{' '.join(globs)}: no input of {cache}", command_line("cache", "ls", cache))
+        if not dry_run:
+            collect_garbage(writer, found)
+    finally:
+        writer.close()
+    if as_json:
+        printer.record({"removed": len(found.gone), "failures": len(found.failures), "bytes": found.bytes})
+    parts = [plural(len(found.gone), "input")]
+    parts += [plural(len(found.failures), "failure")] if found.failures else []
+    printer.note(f"{'would remove' if dry_run else 'removed'} {', '.join(parts)}: {decimal(found.bytes)}")
 
 
 @app.command(cls=PlainCommand)
