@@ -1,18 +1,18 @@
-"""Removing items: earlier versions of inputs that changed, inputs that are gone, and inputs that a user names."""
+"""Rewriting shards: without earlier versions of inputs, without inputs that are gone or named, or with other paths."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.glob_paths import matches_path
 from prunesid_cli.inputs.source import LOCAL
-from prunesid_cli.tokencache.format import Run, Shard, shard_name
+from prunesid_cli.tokencache.format import Item, Run, Shard, shard_name
 from prunesid_cli.tokencache.index import index_with_shards
 from prunesid_cli.tokencache.index_table import ShardPosition
 from prunesid_cli.tokencache.journal import ShardJournal
@@ -141,18 +141,71 @@ def collect_garbage(writer: CacheWriter, garbage: Garbage) -> None:
         raise writer.unwritable
     removed = garbage.outdated | garbage.gone
     paths = [writer.folder / shard_name(number) for number in sorted({position.shard for position in removed})]
-    index = index_with_shards(writer.index, (_rewrite_shard(read_header(path), removed) for path in paths))
+
+    def is_kept(position: ShardPosition, item: Item) -> Item | None:
+        return None if position in removed else item
+
+    index = index_with_shards(writer.index, (_rewrite_shard(read_header(path), is_kept) for path in paths))
     for source in garbage.failures:
         writer.clear_failure(source)
     if paths or garbage.failures:  # a cache that held nothing but these failures gets an index, and stays a cache
         writer.replace_index(index)
 
 
-def _rewrite_shard(shard: Shard, removed: frozenset[ShardPosition]) -> Shard:
+def relocate(writer: CacheWriter, old: str, new: str) -> int:
+    """Change the paths of inputs that were moved. The cache is valid at any moment, and a later call goes on.
+
+    Args:
+        writer: The cache.
+        old: A path, or a folder of paths, as the cache has it.
+        new: What stands in its place.
+
+    Returns:
+        The number of items whose path changed. Failures below `old` are forgotten: the inputs are read again.
+
+    Raises:
+        UsageError: An input with a new path is in the cache already.
+        CacheError: A shard cannot be written, or is damaged.
+    """
+    if writer.unwritable:
+        raise writer.unwritable
+    old, new = old.rstrip("/") or "/", new.rstrip("/") or "/"
+
+    def moved(source: str) -> str | None:
+        if source == old:
+            return new
+        rest = source.removeprefix(old.rstrip("/") + "/")
+        return None if rest == source else f"{new.rstrip('/')}/{rest}"
+
+    positions = set[ShardPosition]()
+    for number in sorted(writer.index.shards):
+        for item_number, item in enumerate(read_header(writer.folder / shard_name(number)).items):
+            target = moved(item.source)
+            if target is not None:
+                positions.add(ShardPosition(number, item_number))
+                if moved(target) is None and writer.index.find(target):
+                    hint = "remove one of both first: prunesid cache rm"
+                    raise UsageError(f"{target} is in the cache already, beside {item.source}", hint)
+
+    def rename(position: ShardPosition, item: Item) -> Item:
+        return replace(item, source=moved(item.source) or item.source) if position in positions else item
+
+    paths = [writer.folder / shard_name(number) for number in sorted({position.shard for position in positions})]
+    stamps = {entry.position: entry.stamp for entry in writer.index.entries()}
+    index = index_with_shards(writer.index, (_rewrite_shard(read_header(path), rename) for path in paths), stamps)
+    for source in [source for source in writer.failed if moved(source) is not None]:
+        writer.clear_failure(source)
+    if paths:
+        writer.replace_index(index)
+    return len(positions)
+
+
+def _rewrite_shard(shard: Shard, change: Callable[[ShardPosition, Item], Item | None]) -> Shard:
+    """Write a shard anew, with what `change` makes of each item; None leaves it out."""
     journal = ShardJournal(shard.path.parent, shard.number, shard.run, shard.tool, row_channels(shard))
-    left = [item for number, item in enumerate(shard.items) if ShardPosition(shard.number, number) not in removed]
+    changed = (change(ShardPosition(shard.number, number), item) for number, item in enumerate(shard.items))
     try:
-        journal.copy(shard, left)
+        journal.copy(shard, [item for item in changed if item is not None])
         return journal.write()
     finally:
         journal.close(delete_files=True)

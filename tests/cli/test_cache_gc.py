@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -182,3 +183,30 @@ def test_inputs_are_removed_by_name(run: Run, inputs: Path) -> None:
     assert run("cache", "verify", cache).code == 0
     assert run("cache", "ls", cache, "--failed").out == ""
     assert all((inputs / name).exists() for name in NAMES)
+
+
+def test_moved_inputs_are_not_encoded_again(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    """With their stamps; a name that only begins alike is another one."""
+    folder, cache = tmp_path / "in", tmp_path / "cache"
+    shutil.copytree(pictures[0].parent, folder / "a")
+    shutil.copytree(pictures[0].parent, folder / "ab")
+    for path in folder.rglob("*.png"):
+        os.utime(path, (10**9, 10**9))
+    (folder / "a" / "bad.png").write_bytes(b"no image")
+    assert run("compress", folder, "--out", cache, "--shard-items", 4).code == 3
+    tokens = {item.source: next(read_tokens(shard, [item])).tokens for shard, item in open_cache(cache).items()}
+    (folder / "a").rename(tmp_path / "moved")
+    assert run("cache", "relocate", cache, f"{folder}/a/", tmp_path / "moved").code == 0
+    assert run("cache", "ls", cache, "--failed").out == ""
+    found = {item.source: next(read_tokens(shard, [item])).tokens for shard, item in open_cache(cache).items()}
+    expected = {source.replace(f"{folder}/a/", f"{tmp_path}/moved/"): value for source, value in tokens.items()}
+    assert found.keys() == expected.keys() and len(found) == 20
+    assert all(torch.equal(found[source], expected[source]) for source in found)
+    (tmp_path / "moved" / "bad.png").unlink()
+    again = run("compress", folder / "ab", tmp_path / "moved", "--out", cache, "--shard-items", 4)
+    assert "nothing to do: 20 already in the cache" in again.err
+    assert run("cache", "verify", cache).code == 0
+    before = read_files(cache)
+    clash = run("cache", "relocate", cache, tmp_path / "moved", folder / "ab")
+    assert (clash.code, "is in the cache already" in clash.err, read_files(cache)) == (2, True, before)
+    assert run("cache", "relocate", cache, "nowhere", "elsewhere").code == 2

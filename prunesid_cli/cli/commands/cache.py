@@ -187,6 +187,35 @@ def remove(
 
 
 @app.command(cls=PlainCommand)
+def relocate(
+    cache: CachePath,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A path or a folder, as cache ls shows it.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Where it is now.")],
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Change the paths of inputs that were moved, so that they need not be encoded again.
+
+    Example: prunesid cache relocate cache/ photos /mnt/archive/photos
+    """
+    from prunesid_cli.tokencache import CacheWriter
+    from prunesid_cli.tokencache.gc import NO_RUN
+    from prunesid_cli.tokencache.gc import relocate as relocate_items
+
+    opened = open_cache(cache)
+    if opened.missing.numbers:
+        raise opened.missing.error
+    writer = CacheWriter(cache, opened.run or NO_RUN, __version__, sampling=opened.index.sampling)
+    try:
+        count = relocate_items(writer, old, new)
+    finally:
+        writer.close()
+    if not count:
+        raise UsageError(f"{old}: no input of {cache}", command_line("cache", "ls", cache))
+    printer.note(f"relocated {plural(count, 'input')} from {old} to {new}")
+
+
+@app.command(cls=PlainCommand)
 def gc(
     cache: CachePath,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
