@@ -7,6 +7,7 @@ prompt, whose keys and values all choices share, and one step for each further t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class _ForcedTokens(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, forced[:, None], 0)
 
 
-def choice_sequences(language: Any, choices: Sequence[str]) -> list[list[Ids]]:
+@lru_cache(maxsize=1)  # the same for all batches of a run
+def choice_sequences(language: Any, choices: tuple[str, ...]) -> list[list[Ids]]:
     """The token ids by which a model may write each choice: with a space before it, and without.
 
     If a sequence is the beginning of one of another choice, all of them end with a token that ends an answer. Else
@@ -60,7 +62,7 @@ def choice_sequences(language: Any, choices: Sequence[str]) -> list[list[Ids]]:
 
 
 def score_choices(
-    language: Any, prompts: Sequence[Prompt], choices: Sequence[str], prefix_caches: Sequence[PrefixCache]
+    language: Any, prompts: Sequence[Prompt], choices: tuple[str, ...], prefix_caches: Sequence[PrefixCache]
 ) -> list[Answer]:
     """Answer prompts by the most probable of some choices.
 
@@ -114,6 +116,7 @@ def _forced_log_probs(
         prefix_caches,
         max_new_tokens=max(map(len, paths)) + 1,
         do_sample=False,
+        num_beams=1,
         output_logits=True,
         return_dict_in_generate=True,
         logits_processor=LogitsProcessorList([forced]),
