@@ -74,7 +74,7 @@ class Task:
         keep: The budget of the cache.
         prompt_counts: Numbers of prompts about each picture.
         new_tokens: Most tokens of an answer.
-        repeats: Rounds, of which the median counts.
+        repeats: Number of rounds; the median counts.
         device, dtype: As of the options of `compress`.
         cache: Folder of the cache.
     """

@@ -354,7 +354,7 @@ def test_prompt_files_that_cannot_be_meant(
 
 
 def test_choices_are_those_of_ask(run: Run, llava: Path, scene_cache: Path, scenes: list[Path]) -> None:
-    """For several prompts about an item, of which the common beginning is read once."""
+    """For several prompts about an item, whose common beginning is read once."""
     choices = ("--choices", "yes,no,a red square")
     prompts = [word for text in ("is there a star?", "what is shown?") for word in ("-p", text)]
     answered = run("answer", scene_cache, *prompts, *choices)

@@ -1,4 +1,4 @@
-"""Tar files as folders: their members are inputs, and damage costs what cannot be read."""
+"""Tar files as folders: their members are inputs, also those of damaged files that can still be read."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_file_that_is_no_tar_file_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.97])
 def test_a_cut_file_gives_what_is_left(cut: float, run: Run, scenes: dict[str, bytes], tmp_path: Path) -> None:
-    """It is told, listed as failed, and read again when it is whole."""
+    """The file is reported, listed as failed, and read again when it is whole."""
     whole = write_tar(tmp_path / "whole.tar", scenes)
     path, cache = tmp_path / "x.tar", tmp_path / "cache"
     path.write_bytes(whole.read_bytes()[: int(cut * whole.stat().st_size)])

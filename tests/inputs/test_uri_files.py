@@ -101,7 +101,7 @@ def test_compress_and_ask_read_uris(run: Run, pictures: list[Path], tmp_path: Pa
 def test_a_network_that_is_gone(
     failures: int, code: int, run: Run, pictures: list[Path], tmp_path: Path, flaky: type[FlakyFiles]
 ) -> None:
-    """For a while, it costs nothing but time; for longer, the inputs, which the next run tries again."""
+    """If it returns soon, all inputs are read. Else they are listed as failed, and the next run tries them again."""
     flaky.failures = failures
     uris = [f"flaky://{picture}" for picture in pictures[:3]]
     ran = run("compress", *uris, "--out", tmp_path / "cache", "--workers", 0)

@@ -240,7 +240,7 @@ def test_results_come_in_order_and_few_wait(cluster: Any) -> None:
 
 @needs_ray
 def test_an_address_without_a_cluster_is_refused_soon(run: Run, pictures: list[Path], tmp_path: Path) -> None:
-    with socket.socket() as closed:  # bound, and nobody listens
+    with socket.socket() as closed:  # bound, without a listener
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         ran = run("compress", pictures[0], "--out", tmp_path / "cache", "--ray", address)

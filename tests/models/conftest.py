@@ -6,7 +6,7 @@ from tests.models.harness import NESTED_CHOICES, VARIANTS, Model, is_slow
 from tests.models.tiny import tiny_model, write_checkpoint
 
 PARAMETERS_OF_SLOW_VARIANTS = {"method": ("prunesid", "prunesid-published"), "choices": (NESTED_CHOICES,)}
-"""Parameters of laws of which slow variants are tried with some alone."""
+"""Parameters of laws -> the values with which slow variants are tried."""
 
 
 @pytest.fixture(scope="session", params=VARIANTS)

@@ -36,7 +36,7 @@ from tests.models.tiny.base import TinyModel
 
 PROMPT = "what is shown?"
 NESTED_CHOICES = ("red", "red square, then", "no")
-"""Choices of which one begins with another one, so the end of an answer counts, too."""
+"""One of these choices begins with another one, so the end of an answer counts, too."""
 GENERATION = Generation(max_new_tokens=8)
 CPU = Placement(torch.device("cpu"), torch.float32, None)
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
