@@ -31,7 +31,7 @@ def test_several_pictures_in_one_prompt(run: Run, llava: Path, pictures: list[Pa
 
 
 def test_each_picture_is_asked_alone(run: Run, pictures: list[Path], tmp_path: Path) -> None:
-    """In a folder, by a glob, and from a list on stdin; a file that cannot be read has an error in place of its answers."""
+    """In a folder, by a glob, and from a list on stdin; a file that cannot be read has errors, and no answers."""
     for picture in pictures[:3]:
         shutil.copy(picture, tmp_path)
     (tmp_path / "bad.png").write_bytes(b"no image")
