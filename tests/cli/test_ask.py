@@ -45,6 +45,8 @@ def test_each_picture_is_asked_alone(run: Run, pictures: list[Path], tmp_path: P
     assert [record.get("answer") for record in asked.records[::2]] == [None, *alone]
     assert asked.records[0]["error"] in asked.err
     assert f"visual tokens {6 * 576} -> {6 * 63} " in asked.err
+    some = run("ask", tmp_path, PROMPT, "--each", "--exclude", "bad.png", "--limit", 2)
+    assert [record["answer"] for record in some.records] == alone[:2]
     by_glob = run("ask", tmp_path / "*.png", PROMPT, "--each")
     by_list = run("ask", "-", PROMPT, "--each", stdin="".join(f"{name}\n" for name in names).encode())
     for ran in (by_glob, by_list):
@@ -72,6 +74,7 @@ def test_several_prompts_are_answered_as_if_alone(run: Run, pictures: list[Path]
         (("-", "-"), "stdin can be read only once"),
         (("{0}", "-p", "what?", "--each", "--compare"), "--compare takes one prompt"),
         (("{0}", "what?", "--choices", "yes"), "less than two choices"),
+        (("{0}", "what?", "--limit", "2"), "add --each"),
     ],
 )
 def test_arguments_that_cannot_be_meant(words: tuple[str, ...], message: str, run: Run, pictures: list[Path]) -> None:

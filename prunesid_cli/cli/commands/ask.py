@@ -75,6 +75,9 @@ def ask(
             help="Ask about each image or clip alone, one after the other, instead of about all of them together.",
         ),
     ] = False,
+    include: o.Include = None,
+    exclude: o.Exclude = None,
+    max_items: o.MaxItems = None,
     model: o.Model = DEFAULTS.model,
     keep: o.Keep = DEFAULTS.keep,
     method: o.Method = DEFAULTS.method,
@@ -124,6 +127,8 @@ def ask(
         raise UsageError("--compare --keep all compares a model with itself", "keep less: --keep 11%")
     if compare and (each or len(asked) > 1 or choices or schema):
         raise UsageError("--compare takes one prompt, no choices and no schema", "leave out --compare")
+    if (include or exclude or max_items) and not each:
+        raise UsageError("--include, --exclude and --limit choose among images that are asked one by one", "add --each")
     texts = [read_prompt(text) for text in asked]
     media = [] if each else read_media(sources, settings)
     session = Session.open(settings)
@@ -146,7 +151,8 @@ def ask(
     if compare:
         report.add_comparison(media, *compare_flow(pruner, language, media, texts[0], generation))
     elif each:
-        for file in InputPaths(sources).listing():
+        inputs = InputPaths(sources, include=include or (), exclude=exclude or (), max_items=max_items)
+        for file in inputs.of_this_machine(inputs.listing()):
             try:
                 if file.error:
                     raise file.error
