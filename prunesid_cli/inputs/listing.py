@@ -141,7 +141,8 @@ class Listing(Iterable[ListedFile]):
         """The names in a folder with their marks, sorted, and the error that ended them, if there was one."""
         names = list[str]()
         try:
-            names += (f"{entry.name}\0{self._mark(folder, entry)}" for entry in self.files.list(folder))
+            for entry in self.files.list(folder):
+                names.append(f"{entry.name}\0{self._mark(folder, entry)}")
         except OSError as error:
             return sorted(names), error
         return sorted(names), None

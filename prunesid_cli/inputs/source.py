@@ -66,6 +66,11 @@ class FileSource(Protocol):
 
     def exists(self, path: str, follow_links: bool = True) -> bool:
         """Whether there is such a file or folder. Without `follow_links`, a broken link exists, too."""
+        try:
+            self.stat(path)
+        except OSError:
+            return False
+        return True
 
     def real_path(self, path: str) -> str:
         """The absolute path without links: the same for all paths that lead to one file."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
-from prunesid_cli.inputs.source import FileStatus, FolderEntry, LocalFiles
+from prunesid_cli.inputs.source import FileSource, FileStatus, FolderEntry, LocalFiles
 
 SUFFIX = ".tar"
 CACHED_INDEXES = 8
@@ -95,7 +95,7 @@ def read_index(path: str, size: int, mtime_ns: int) -> TarIndex:
     return index
 
 
-class TarFiles:
+class TarFiles(FileSource):
     """The members of tar files on the local disk; see `FileSource`. Paths are those of members, or of tar files."""
 
     def __init__(self, local: LocalFiles) -> None:
@@ -130,13 +130,6 @@ class TarFiles:
         if span.offset + span.size > status.size:
             raise OSError(errno.EIO, "the tar file ends before the end of this file")
         return io.BufferedReader(_Window(tar, span))
-
-    def exists(self, path: str, follow_links: bool = True) -> bool:
-        try:
-            self.stat(path)
-        except OSError:
-            return False
-        return True
 
     def real_path(self, path: str) -> str:
         tar, separator, name = split_path(path)

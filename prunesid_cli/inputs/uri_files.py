@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, BinaryIO, TypeVar
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.source import FileStatus, FolderEntry
+from prunesid_cli.inputs.source import FileSource, FileStatus, FolderEntry
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,7 +32,7 @@ MEMORY_SECONDS = 10.0
 """How long the last file is remembered: it is looked at and opened several times, and each time is a request."""
 
 
-class UriFiles:
+class UriFiles(FileSource):
     """Files behind URIs; see `FileSource`."""
 
     def __init__(self) -> None:
@@ -66,13 +66,6 @@ class UriFiles:
             data = _retry(path, lambda: file_system.cat_file(inner))
             self.last_data = path, time.monotonic(), data
         return io.BytesIO(data)
-
-    def exists(self, path: str, follow_links: bool = True) -> bool:
-        try:
-            self.stat(path)
-        except OSError:
-            return False
-        return True
 
     def real_path(self, path: str) -> str:
         return path.rstrip("/")

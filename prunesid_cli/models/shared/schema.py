@@ -78,7 +78,7 @@ def require_json(answer: Answer, generation: Generation) -> Answer:
 
 @lru_cache(maxsize=1)
 def _read_vocabulary(tokenizer: Any, num_tokens: int, stop_ids: tuple[int, ...]) -> Any:
-    """A tokenizer as llguidance knows it. Takes about a second.
+    """A tokenizer as llguidance knows it, which is made once: all tokens are read.
 
     Args:
         tokenizer: The tokenizer.
