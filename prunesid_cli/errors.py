@@ -100,6 +100,11 @@ def name_item(source: str, error: PruneSIDError) -> CacheError:
     return CacheError(problem, error.hint)
 
 
+def rename_source(error: PruneSIDError, old: str, new: str) -> PruneSIDError:
+    """The error of an input as the error of another one with the same contents."""
+    return PruneSIDError(error.problem.replace(old, new, 1), error.hint)
+
+
 def non_finite_error(source: str) -> NonFiniteError:
     """The error of an input whose visual tokens have NaN or infinity."""
     return NonFiniteError(f"{source}: the vision tower gives NaN or infinity", hint="try --dtype fp32")

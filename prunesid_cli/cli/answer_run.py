@@ -14,9 +14,10 @@ from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.pipeline.answer_table import SUFFIX as TABLE_SUFFIX
 from prunesid_cli.pipeline.answer_table import lines_path, write_table
+from prunesid_cli.pipeline.distinct_queries import answer_distinct
 from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompts
 from prunesid_cli.pipeline.session import Session
-from prunesid_cli.pipeline.settings import Engine, Settings
+from prunesid_cli.pipeline.settings import AskedBy, Engine, Settings
 from prunesid_cli.runtime.output_file import is_stream
 from prunesid_cli.runtime.reservoir import Reservoir
 from prunesid_cli.runtime.shutdown import StopRequest, graceful_shutdown
@@ -94,6 +95,7 @@ class AnswerRun:
         prompts: The prompts; once the model is loaded, without those that it refuses.
         path: The file that they come from, if they do.
         engine: What runs the language model.
+        by: What is asked about once.
         usage: What the engine says of its work, after it.
     """
 
@@ -106,6 +108,7 @@ class AnswerRun:
     prompts: Prompts
     path: Path | None
     engine: EngineChoice
+    by: AskedBy = AskedBy.path
     usage: list[str] = field(default_factory=list)
 
     def queries(self) -> Iterator[Query]:
@@ -133,7 +136,10 @@ class AnswerRun:
         # Without a file, an interruption need not wait for the end of the batch.
         interruptible = graceful_shutdown() if file else nullcontext(StopRequest())
         with interruptible as stop, printer.progress("answering", total, prints_results) as bar:
-            for replies in answer(queries, stop):
+            replies_of = partial(answer, stop=stop)
+            if self.by is AskedBy.content:
+                replies_of = partial(answer_distinct, replies_of, cache=self.cache)
+            for replies in replies_of(queries):
                 if file:
                     file.append(replies)
                 for reply in replies:

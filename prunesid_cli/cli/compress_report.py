@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from prunesid_cli.cli.notices import note_if_all_kept, warn_if_cropped
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.inputs.sharding import Partition
-from prunesid_cli.pipeline.results import CachedInput, FailedInput
+from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
 from prunesid_cli.text import command_line, format_duration, plural
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class CompressReport:
             self.counts["cached"] += 1
             printer.detail(f"{result.source}: already in the cache")
             record |= {"held": True}
+        elif isinstance(result, CopiedInput):
+            self.counts["copied"] += 1
+            printer.detail(f"{result.source}: the contents of another input, whose tokens are used")
+            record |= {"digest": result.provenance.digest, "copy": True}
         else:
             provenance, total, kept = result.provenance, result.tokens.layout.total, result.tokens.kept
             self.counts.update(encoded=1, clips=int(bool(provenance.sampling)), tokens=total, tokens_kept=kept)
@@ -87,7 +91,8 @@ class CompressReport:
         parts += [f"{plural(number, reason)} skipped" for reason, number in sorted(self.num_skipped.items())]
         if counts["failed"]:
             parts.append(f"{counts['failed']:,} failed, listed by: {command_line('cache', 'ls', folder, '--failed')}")
-        found_nothing = is_complete and not counts["encoded"] + counts["cached"] + counts["failed"]
+        names = ("encoded", "cached", "copied", "failed")
+        found_nothing = is_complete and not any(counts[name] for name in names)
         # A partition may well be empty, and so may the list of failures.
         is_suspicious = found_nothing and self.num_listed is None and self.partition.count == 1
         (printer.warning if is_suspicious else printer.note)("   ".join(parts))
@@ -105,15 +110,21 @@ class CompressReport:
     def _work_done(self, is_complete: bool, num_new: int) -> str:
         counts, seconds = self.counts, time.perf_counter() - self.start
         cached = f"{counts['cached']:,} already in the cache"
-        if is_complete and not counts["encoded"] + counts["failed"]:
+        if is_complete and not counts["encoded"] + counts["copied"] + counts["failed"]:
             nothing = "no images or clips found" if self.num_listed is None else "no failed inputs are listed"
             if self.num_listed:
                 nothing = f"none of {plural(self.num_listed, 'failed input')} is among these paths"
             return f"nothing to do: {cached if counts['cached'] else nothing}"
+        if is_complete and not counts["encoded"] + counts["failed"]:
+            copies = plural(counts["copied"], "input")
+            added = f"added {copies} with the contents of others in {format_duration(seconds)}"
+            return f"{added}   {cached}" if counts["cached"] else added
         num_clips, num_images = counts["clips"], counts["encoded"] - counts["clips"]
         done = [plural(num_images, "image")] if num_images or not num_clips else []
         done += [plural(num_clips, "clip")] if num_clips else []
-        if num_changed := counts["encoded"] - num_new:
+        if num_changed := counts["encoded"] + counts["copied"] - num_new:
             done.append(f"{num_changed:,} of them changed since,")
         rate = f"compressed {', '.join(done)} in {format_duration(seconds)} ({counts['encoded'] / seconds:.1f}/s)"
-        return f"{rate}   {cached}" if counts["cached"] else rate
+        rest = [cached] if counts["cached"] else []
+        rest += [f"{counts['copied']:,} with the contents of others"] if counts["copied"] else []
+        return "   ".join([rate, *rest])

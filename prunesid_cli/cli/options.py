@@ -248,6 +248,13 @@ Engine = Annotated[
         help="What runs the language model: transformers (builtin), or vLLM. Greedy answers are the same.",
     ),
 ]  # fmt: skip
+AskedBy = Annotated[
+    settings.AskedBy,
+    typer.Option(
+        "--by", rich_help_panel=COMMON,
+        help="Ask about each content once, and report the answer for each path with it; or ask about each path.",
+    ),
+]  # fmt: skip
 EngineArgs = Annotated[
     list[str] | None,
     typer.Option(

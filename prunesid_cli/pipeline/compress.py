@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import torch
 from prunesid_cli.errors import MediaError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
+from prunesid_cli.pipeline.copies import CopyFinder
 from prunesid_cli.pipeline.load import LoadedInput
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.results import CachedInput, FailedInput
+from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
 from prunesid_cli.pipeline.segments import item_information, to_host
 from prunesid_cli.pipeline.session import Session, make_run
 from prunesid_cli.pipeline.settings import TokenStore
@@ -27,8 +28,8 @@ from prunesid_cli.tokencache import CacheWriter, Entry, ShardLimits
 from prunesid_cli.tokencache.format import MAX_SHARD_ITEMS
 from prunesid_cli.types import Encoded
 
-Result = Entry | CachedInput | FailedInput
-"""What became of an input: tokens for the cache, a hit in the cache, or an error."""
+Result = Entry | CachedInput | CopiedInput | FailedInput
+"""What became of an input: tokens for the cache, a hit in the cache, a copy of another input, or an error."""
 
 
 def compress(
@@ -48,11 +49,17 @@ def compress(
     Yields:
         The result of each file, in the order of the listing.
     """
+    copies = CopyFinder(runner.loader.writer)
+
+    def refuse(item: LoadedInput | CachedInput | FailedInput) -> LoadedInput | CachedInput | FailedInput:
+        error = allocator.refused.get(item.number) if isinstance(item, LoadedInput) else None
+        return FailedInput(item.source, error) if error else item
 
     def begin(batch: Sequence[LoadedInput | CachedInput | FailedInput]) -> BegunBatch:
-        refused = allocator.refused
-        accepted = [item for item in batch if isinstance(item, LoadedInput) and item.number not in refused]
-        return begin_batch(runner.pruner, accepted) if runner.overlaps and accepted else BegunBatch(accepted)
+        checked = copies.replace_copies([refuse(item) for item in batch])
+        accepted = [item for item in checked if isinstance(item, LoadedInput)]
+        begun = begin_batch(runner.pruner, accepted) if runner.overlaps and accepted else BegunBatch(accepted)
+        return replace(begun, batch=checked)
 
     def on_bad_item(item: LoadedInput) -> Result:
         return FailedInput(item.source, non_finite_error(item.source))
@@ -61,18 +68,18 @@ def compress(
         error = MediaError(f"{item.source}: not enough memory for one image", "try --device cpu")
         return FailedInput(item.source, error)
 
-    for batch, begun in runner.load_batches(files, runner.loader, begin):
+    for _, begun in runner.load_batches(files, runner.loader, begin):
         prune = partial(prune_batch, runner.pruner, allocator=allocator, begun=begun)
         isolate = partial(run_without_bad_items, prune, on_bad_item=on_bad_item)
         pruned = iter(runner.run(isolate, begun.items, on_too_large, begun.start))
         results = list[Result]()
-        for item in batch:
-            if not isinstance(item, LoadedInput):
-                results.append(item)
-            elif item.number in allocator.refused:
-                results.append(FailedInput(item.source, allocator.refused[item.number]))
+        for item in begun.batch:
+            if isinstance(item, LoadedInput):
+                results.append(result := next(pruned))
+                if isinstance(result, FailedInput):
+                    copies.fail(item, result)
             else:
-                results.append(next(pruned))
+                results.append(copies.check(item) if isinstance(item, CopiedInput) else item)
         write(results)
         yield from results
 
@@ -83,12 +90,14 @@ class BegunBatch:
 
     Attributes:
         items: The items that are encoded.
+        batch: All items, and what became of those that are not encoded.
         encoded: What the tower gives, or will give; empty if it was not begun yet.
         event: Comes when the tower is done.
         start: When the batch was begun, in seconds of `time.perf_counter`.
     """
 
     items: Sequence[LoadedInput]
+    batch: Sequence[LoadedInput | CachedInput | CopiedInput | FailedInput] = ()
     encoded: Sequence[Encoded] = ()
     event: torch.Event | None = None
     start: float = field(default_factory=time.perf_counter)
@@ -104,7 +113,8 @@ def begin_batch(pruner: Pruner, items: Sequence[LoadedInput]) -> BegunBatch:
         if not is_out_of_memory(error):
             raise
         return BegunBatch(items)
-    return BegunBatch(items, encoded, record_event(encoded[0].segments[0].features.device), start)
+    event = record_event(encoded[0].segments[0].features.device)
+    return BegunBatch(items, encoded=encoded, event=event, start=start)
 
 
 def prune_batch(
@@ -134,6 +144,8 @@ def write_results(writer: CacheWriter, results: Sequence[Result]) -> None:
     for result in results:
         if isinstance(result, Entry):
             writer.add(result)
+        elif isinstance(result, CopiedInput):
+            writer.add_copy(result.provenance, result.stamp)
         elif isinstance(result, FailedInput):
             writer.fail(result.source, result.error)
         else:

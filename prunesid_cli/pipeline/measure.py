@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from prunesid_cli.errors import PruneSIDError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
+from prunesid_cli.pipeline.copies import RecentDigests
 from prunesid_cli.pipeline.load import InputLoader, LoadedInput
 from prunesid_cli.pipeline.results import CachedInput, FailedInput
 from prunesid_cli.pipeline.segments import item_information
@@ -72,7 +73,18 @@ def measure(
         information = runner.pruner.information(encoded)
         return [item_information(values, item) for values, item in zip(information, encoded, strict=True)]
 
+    writer, recent = runner.loader.writer, RecentDigests[MeasuredInput]()
+
+    def known(item: LoadedInput) -> MeasuredInput | None:
+        """What is known of an input with the contents of another one."""
+        held = writer.find_contents(item.provenance.digest) if writer else None
+        if held:
+            return MeasuredInput(item.source, held.phi, held.layout.total, held.kept)
+        copied = recent.get(item.provenance.digest)
+        return replace(copied, source=item.source) if copied else None
+
     for batch, _ in runner.load_batches(files, load):
+        batch = [(known(item) or item) if isinstance(item, LoadedInput) else item for item in batch]
         loaded = [item for item in batch if isinstance(item, LoadedInput)]
         # An item that does not fit into memory counts as empty: the error is reported when it is encoded.
         phis = runner.run(measure_batch, loaded, lambda item: 0.0)
@@ -91,6 +103,7 @@ def measure(
             elif isinstance(item, CachedInput):
                 yield MeasuredInput(item.source, item.entry.phi, item.entry.total, item.entry.kept)
             elif math.isfinite(phi := next(measured)):
-                yield MeasuredInput(item.source, phi, item.pixels.layout.total)
+                recent[item.provenance.digest] = result = MeasuredInput(item.source, phi, item.pixels.layout.total)
+                yield result
             else:
                 yield MeasuredInput(item.source, error=non_finite_error(item.source))

@@ -26,7 +26,7 @@ from prunesid_cli.pipeline.compress import compress, open_writer, write_results
 from prunesid_cli.pipeline.measure import measure
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.query import Query, Reply
-from prunesid_cli.pipeline.results import CachedInput, FailedInput
+from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
 from prunesid_cli.pipeline.session import LazyVision, Session, check_cache_model
 from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings, TokenStore, VideoBackend
 from prunesid_cli.pipeline.token_budgets import TokenAllocator, allocate_on_arrival, plan_tokens
@@ -48,11 +48,13 @@ class CompressSummary:
     Attributes:
         encoded: Sources that were encoded now.
         cached: Sources that the cache had already.
+        copied: Sources with the contents of another one, whose tokens were used.
         failed: Source and error of each input that failed. They are retried by the next call.
     """
 
     encoded: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)
     failed: list[tuple[str, Exception]] = field(default_factory=list)
 
 
@@ -169,6 +171,8 @@ class Model:
                     summary.failed.append((result.source, result.error))
                 elif isinstance(result, CachedInput):
                     summary.cached.append(result.source)
+                elif isinstance(result, CopiedInput):
+                    summary.copied.append(result.source)
                 else:
                     summary.encoded.append(result.source)
             writer.complete()

@@ -58,6 +58,13 @@ class TokenStore(str, Enum):
     int8 = "int8"
 
 
+class AskedBy(str, Enum):
+    """What answer asks about once."""
+
+    content = "content"
+    path = "path"
+
+
 class Engine(str, Enum):
     """What runs the language model in answer."""
 

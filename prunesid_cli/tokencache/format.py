@@ -31,11 +31,13 @@ Format 3
    then in `scales`. Two fields are left out where they are empty, as for images: `sampling`, how the frames of a clip
    were chosen, for example "8 frames", "1 fps", "8 frames by pyav" or "8 frames in windows of 4" (all clips of a cache
    have the same); and `decoder`, for example "PyAV 18.1.0". Options for clips do not change the items of images.
+   `shard` is left out where an item has rows of its own. Else the item is a copy: an input with the contents of
+   another one. It has no rows, and `shard` is the number of the shard, not a later one, whose rows `rows` are about.
 7. Layout. The fields of `types.Layout`: `text`, `runs`, `regions` (objects with the fields of `types.Region`), and
    `advances`. The times of a clip's frames are those of its regions.
 8. Order. If several items have one source, the last item of the last shard counts. An item that follows one with the
-   same source and the same digest is a fault: nothing is stored twice. (A file that changed and changed back is stored
-   again, and that is no fault.)
+   same source and the same digest, and has rows of its own, is a fault: nothing is stored twice. (A file that changed
+   and changed back is stored again, and that is no fault.) A copy of rows in a shard that is lost does not count.
 9. Writing. A shard is written under another name in the same folder and synced. Then it is renamed, and the folder is
    synced. Items are only appended, to the last shard alone, until it is full, and only by the version that wrote it. So
    an interrupted run that is resumed gives the bytes of an uninterrupted one. `cache gc` replaces shards by ones with
@@ -70,7 +72,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.text import MODEL_OPTION, command_line
@@ -117,6 +119,13 @@ class Run:
         return record if self.fit != Run.fit else {name: record[name] for name in record if name != "fit"}
 
 
+class RowsPlace(NamedTuple):
+    """Where rows are: the number of a shard, and their first row and end row in its tensors."""
+
+    shard: int
+    rows: tuple[int, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Item(Provenance):
     """One cached input, as the header of its shard describes it.
@@ -128,6 +137,7 @@ class Item(Provenance):
         rows: First row and end row in the shard's tensors.
         phi: Information, 1 - rho (Eq. 7).
         check: Checksum of the bytes of its rows.
+        shard: Of a copy, the number of the shard that has its rows; None if its own shard has them for it alone.
     """
 
     layout: Layout
@@ -136,6 +146,7 @@ class Item(Provenance):
     rows: tuple[int, int]
     phi: float
     check: str
+    shard: int | None = None
 
     @classmethod
     def from_record(cls, record: dict[str, Any], layouts: Mapping[int, Layout]) -> Item:
@@ -164,6 +175,7 @@ class Item(Provenance):
             "digest": len(bytes.fromhex(self.digest)) == 32,
             "size": min(self.size) > 0,
             "phi": MIN_PHI <= self.phi <= MAX_PHI,
+            "shard": self.shard is None or 0 <= self.shard < MAX_SHARDS,
             "rows": 0 <= self.rows[0] < self.rows[1] and self.rows[1] - self.rows[0] == len(self.slots),
             "whole": not self.is_unpruned or len(slots - {CLS_NOT_READ}) >= self.layout.num_visual,
             "slots": len(slots) == len(self.slots) - max(num_cls - 1, 0)
@@ -184,6 +196,15 @@ class Item(Provenance):
     def kept(self) -> int:
         """Number of tokens that the language model reads, structural ones included."""
         return self.layout.total if self.is_unpruned else len(self.slots)
+
+    @property
+    def num_own_rows(self) -> int:
+        """Number of rows that its shard stores for it alone."""
+        return len(self.slots) if self.shard is None else 0
+
+    def rows_place(self, number: int) -> RowsPlace:
+        """Return where its rows are; `number` is that of its shard."""
+        return RowsPlace(number if self.shard is None else self.shard, self.rows)
 
 
 def layout_from_record(record: dict[str, Any]) -> Layout:
@@ -259,6 +280,10 @@ class Shard:
     def row_bytes(self) -> int:
         """Bytes of a row of tokens with its scales."""
         return self.tokens.row_bytes + (self.scales.row_bytes if self.scales else 0)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(item.num_own_rows for item in self.items)
 
 
 def shard_name(number: int) -> str:

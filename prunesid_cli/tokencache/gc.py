@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.glob_paths import matches_path
 from prunesid_cli.inputs.source import LOCAL
-from prunesid_cli.tokencache.format import Item, Run, Shard, shard_name
+from prunesid_cli.tokencache.format import Item, RowsPlace, Run, Shard, shard_name
 from prunesid_cli.tokencache.index import index_with_shards
 from prunesid_cli.tokencache.index_table import ShardPosition
 from prunesid_cli.tokencache.journal import ShardJournal
@@ -67,27 +67,45 @@ def find_garbage(writer: CacheWriter) -> Garbage:
             unknown[source] = error.strerror or str(error)
         return False
 
-    outdated, gone, num_bytes = writer.index.superseded, set[ShardPosition](), 0
+    outdated, gone, freed = writer.index.superseded, set[ShardPosition](), _FreedBytes()
     present_sources, gone_sources = list[str](), list[str]()
     for number in sorted(writer.index.shards):
         shard = read_header(writer.folder / shard_name(number))
         for item_number, item in enumerate(shard.items):
             position = ShardPosition(number, item_number)
-            if position not in outdated:
-                if not is_gone(item.source, FILES.stat):
-                    present_sources.append(item.source)
-                    continue
+            is_kept = position not in outdated and not is_gone(item.source, FILES.stat)
+            freed.add(shard, item, is_kept)
+            if is_kept:
+                present_sources.append(item.source)
+            elif position not in outdated:
                 gone.add(position)
                 gone_sources.append(item.source)
-            num_bytes += (item.rows[1] - item.rows[0]) * shard.row_bytes
     return Garbage(
         outdated=outdated,
         gone=frozenset(gone),
-        bytes=num_bytes,
+        bytes=freed.total,
         failures=tuple(source for source in writer.failed if is_gone(source, _look_at)),
         unknown=unknown,
         suspicion=_find_suspicion(present_sources, gone_sources, writer.folder),
     )
+
+
+class _FreedBytes:
+    """Counts the bytes of rows that no item has once some items are removed."""
+
+    def __init__(self) -> None:
+        self._sizes, self._kept = dict[RowsPlace, int](), set[RowsPlace]()
+
+    def add(self, shard: Shard, item: Item, is_kept: bool) -> None:
+        place = item.rows_place(shard.number)
+        if is_kept:
+            self._kept.add(place)
+        else:
+            self._sizes[place] = len(item.slots) * shard.row_bytes
+
+    @property
+    def total(self) -> int:
+        return sum(size for place, size in self._sizes.items() if place not in self._kept)
 
 
 def _look_at(source: str) -> object:
@@ -97,17 +115,18 @@ def _look_at(source: str) -> object:
 
 def find_matching(writer: CacheWriter, patterns: Sequence[str]) -> Garbage:
     """Find all versions of the inputs whose path a glob matches, and their failures."""
-    found, num_bytes = set[ShardPosition](), 0
+    found, freed = set[ShardPosition](), _FreedBytes()
     for number in sorted(writer.index.shards):
         shard = read_header(writer.folder / shard_name(number))
         for item_number, item in enumerate(shard.items):
-            if any(matches_path(item.source, pattern) for pattern in patterns):
+            is_match = any(matches_path(item.source, pattern) for pattern in patterns)
+            freed.add(shard, item, is_kept=not is_match)
+            if is_match:
                 found.add(ShardPosition(number, item_number))
-                num_bytes += (item.rows[1] - item.rows[0]) * shard.row_bytes
     return Garbage(
         outdated=frozenset(found & writer.index.superseded),
         gone=frozenset(found - writer.index.superseded),
-        bytes=num_bytes,
+        bytes=freed.total,
         failures=tuple(s for s in writer.failed if any(matches_path(s, pattern) for pattern in patterns)),
         unknown={},
         suspicion="",
@@ -134,18 +153,26 @@ def _find_suspicion(present: Sequence[str], gone: Sequence[str], folder: Path) -
 def collect_garbage(writer: CacheWriter, garbage: Garbage) -> None:
     """Write the shards that hold garbage anew, one after the other. The cache is valid at any moment.
 
+    Rows of these shards are moved, so copies of them in other shards get rows of their own. A copy is never of a later
+    shard. So the shards are written from the last to the first: what copies are of is then still where it was.
+
     Raises:
         CacheError: A shard cannot be written, or is damaged.
     """
     if writer.unwritable:
         raise writer.unwritable
     removed = garbage.outdated | garbage.gone
-    paths = [writer.folder / shard_name(number) for number in sorted({position.shard for position in removed})]
+    changed = {position.shard for position in removed}
+    if changed:
+        for number in sorted(writer.index.shards):
+            if any(item.shard in changed for item in read_header(writer.folder / shard_name(number)).items):
+                changed.add(number)
+    paths = [writer.folder / shard_name(number) for number in sorted(changed, reverse=True)]
 
     def is_kept(position: ShardPosition, item: Item) -> Item | None:
         return None if position in removed else item
 
-    index = index_with_shards(writer.index, (_rewrite_shard(read_header(path), is_kept) for path in paths))
+    index = index_with_shards(writer.index, (_rewrite_shard(read_header(path), is_kept, changed) for path in paths))
     for source in garbage.failures:
         writer.clear_failure(source)
     if paths or garbage.failures:  # a cache that held nothing but these failures gets an index, and stays a cache
@@ -200,12 +227,14 @@ def relocate(writer: CacheWriter, old: str, new: str) -> int:
     return len(positions)
 
 
-def _rewrite_shard(shard: Shard, change: Callable[[ShardPosition, Item], Item | None]) -> Shard:
-    """Write a shard anew, with what `change` makes of each item; None leaves it out."""
+def _rewrite_shard(
+    shard: Shard, change: Callable[[ShardPosition, Item], Item | None], moving: Container[int] = ()
+) -> Shard:
+    """Write a shard anew, with what `change` makes of each item; None leaves it out. See `ShardJournal.take`."""
     journal = ShardJournal(shard.path.parent, shard.number, shard.run, shard.tool, row_channels(shard))
     changed = (change(ShardPosition(shard.number, number), item) for number, item in enumerate(shard.items))
     try:
-        journal.copy(shard, [item for item in changed if item is not None])
+        journal.take(shard, [item for item in changed if item is not None], moving)
         return journal.write()
     finally:
         journal.close(delete_files=True)

@@ -54,7 +54,8 @@ class Index:
         next_number: The number of the next new shard: numbers are not used twice.
         abandoned: Numbers of lost shards that a later, complete run did without.
         table: The items that count, in the order of their names.
-        superseded: Positions of the items that do not count, because a later one has the same source.
+        superseded: Positions of the items that do not count, because a later one has the same source, or because the
+            shard that has their rows is lost.
         duplicates: Pairs of positions: an item, and the earlier one with the same source and digest.
     """
 
@@ -160,7 +161,7 @@ def index_with_shards(
         CacheError: A shard was made with other settings.
     """
     tables, infos, run, sampling = list[Table](), dict(index.shards), index.run, index.sampling
-    numbers = set[int]()
+    numbers, copies = set[int](), dict[ShardPosition, int]()
     for shard in shards:
         if run is not None and shard.run != run:
             raise mixed_runs(shard.path, shard.path.with_name(shard_name(min(infos))))
@@ -168,12 +169,18 @@ def index_with_shards(
         sampling = sampling or next((item.sampling for item in shard.items if item.sampling), "")
         infos[shard.number] = ShardInfo(shard.path.stat().st_size, len(shard.items))
         numbers.add(shard.number)
+        copies |= {
+            ShardPosition(shard.number, item_number): item.shard
+            for item_number, item in enumerate(shard.items)
+            if item.shard is not None
+        }
         tables.append(Table.from_shard(shard, stamps or {}))
     if not tables:
         return index
     tables.insert(0, index.table.take(~np.isin(index.table.positions[:, 0], sorted(numbers))))  # unchanged items
     all_items = Table(*(np.concatenate([getattr(table, name) for table in tables]) for name in COLUMNS))
-    table, superseded, duplicates = drop_superseded(all_items)
+    lost = [position for position, holder in copies.items() if holder not in infos]
+    table, superseded, duplicates = drop_superseded(all_items.without(lost))
     return Index(
         run=run,
         sampling=sampling,
@@ -181,8 +188,9 @@ def index_with_shards(
         next_number=max(index.next_number, 1 + max(infos)),
         abandoned=index.abandoned,
         table=copy_stamps(table, index.table),
-        superseded=frozenset(position for position in index.superseded if position.shard not in numbers) | superseded,
-        duplicates=index.duplicates + duplicates,
+        superseded=frozenset(position for position in index.superseded if position.shard not in numbers)
+        | superseded.union(lost),
+        duplicates=index.duplicates + tuple(pair for pair in duplicates if pair[0] not in copies),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -83,6 +83,13 @@ class Table:
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Table:
         """Select rows by numbers or by a mask."""
         return Table(*(getattr(self, name)[rows] for name in COLUMNS))
+
+    def without(self, positions: Collection[ShardPosition]) -> Table:
+        """Leave out the items at some positions."""
+        if not positions:
+            return self
+        keys = self.positions[:, 0].astype(np.int64) << 32 | self.positions[:, 1]
+        return self.take(~np.isin(keys, [position.shard << 32 | position.item for position in positions]))
 
     @cached_property
     def name_prefixes(self) -> NDArray[np.uint64]:

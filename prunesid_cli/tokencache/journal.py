@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from prunesid_cli.tokencache.format import (
     FORMAT,
     MAX_SHARDS,
     Item,
+    RowsPlace,
     Run,
     Shard,
     TensorLocation,
@@ -63,7 +64,7 @@ class ShardJournal:
         channels: Channels of a row; 0 until the first item is added.
         items: The items, with the rows that the shard assigns to them.
         layouts: Their layouts -> the numbers of these.
-        num_rows: Rows of all items.
+        num_rows: Rows of all items that have some of their own.
         num_bytes: Bytes of all rows, scales included.
     """
 
@@ -80,17 +81,21 @@ class ShardJournal:
     def add(self, item: Item, rows: PackedRows) -> None:
         """Append an item. Its rows follow those of the earlier items, whatever `item.rows` begins with.
 
+        Args:
+            item: The item. `shard` and `rows` of a copy stay as they are.
+            rows: Its rows; of a copy, none.
+
         Raises:
             CacheError: It cannot be written.
         """
-        count = item.rows[1] - item.rows[0]
+        if item.shard is None:
+            item = replace(item, rows=(self.num_rows, self.num_rows + len(item.slots)))
         self.channels = self.channels or rows.channels
         if rows.channels != self.channels:
             problem = f"{self.path} has tokens of {self.channels} channels, and {item.source} of {rows.channels}"
             raise CacheError(problem, repair_hint(self.path))
         is_new_layout = item.layout not in self.layouts
         layout_number = self.layouts.setdefault(item.layout, len(self.layouts))
-        item = replace(item, rows=(self.num_rows, self.num_rows + count))
         try:
             if self.rows_file is None or self.log_file is None:
                 self.rows_file, self.log_file = create_file(self.rows_path), create_file(self.log_path)
@@ -103,17 +108,32 @@ class ShardJournal:
         except OSError as error:
             raise write_error(self.path, error) from error
         self.items.append(item)
-        self.num_rows += count
+        self.num_rows += item.num_own_rows
         self.num_bytes += len(rows.data) + len(rows.scales)
 
-    def copy(self, shard: Shard, items: Iterable[Item]) -> None:
-        """Append items of a shard. Every byte of them is checked.
+    def take(self, shard: Shard, items: Iterable[Item], moving: Container[int] = ()) -> None:
+        """Append items of a version of this shard. Every byte of their rows is checked.
+
+        Args:
+            shard: The other version, whose header was read before.
+            items: Some of its items, in their order.
+            moving: Numbers of shards whose rows will be at other places. Copies of them get rows of their own; of
+                several with the same rows, the first one.
 
         Raises:
             CacheError: They are damaged, or cannot be written.
         """
-        for item, rows in read_rows(shard, items):
-            self.add(item, rows)
+        no_rows, new_rows = PackedRows(row_channels(shard), b"", b""), dict[RowsPlace, tuple[int, int]]()
+        for item in items:
+            place = item.rows_place(shard.number)
+            if place in new_rows:
+                self.add(replace(item, rows=new_rows[place], shard=self.number), no_rows)
+            elif place.shard == shard.number or place.shard in moving:
+                ((_, rows),) = read_rows(shard, [item])
+                self.add(replace(item, shard=None), rows)
+                new_rows[place] = self.items[-1].rows
+            else:
+                self.add(item, no_rows)
 
     def sync(self) -> None:
         """Make the items so far durable.
@@ -172,7 +192,9 @@ class ShardJournal:
         """
         start, stride = 0, self.num_bytes // max(self.num_rows, 1)
         for item in self.items:
-            count, data = len(item.slots), b""
+            if item.shard is not None:
+                continue
+            count, data = item.num_own_rows, b""
             if self.rows_file is not None:
                 self.rows_file.seek(start + skipped_bytes * count)
                 data = self.rows_file.read(row_bytes * count)
@@ -202,7 +224,7 @@ def resume_shard(shard: Shard) -> ShardJournal:
         CacheError: The shard is damaged, or the items cannot be written.
     """
     journal = ShardJournal(shard.path.parent, shard.number, shard.run, shard.tool, row_channels(shard))
-    journal.copy(shard, shard.items)
+    journal.take(shard, shard.items)
     return journal
 
 
@@ -269,6 +291,9 @@ def _read_log(folder: Path, log_path: Path) -> ShardJournal | None:
                 layouts[len(layouts)], journal.layouts[layout] = layout, len(layouts)
                 continue
             item = Item.from_record(record, layouts)
+            if item.shard is not None:
+                journal.items.append(item)
+                continue
             end = journal.num_bytes + row_bytes * len(item.slots)
             if item.rows[0] != journal.num_rows or end > rows_end:
                 break

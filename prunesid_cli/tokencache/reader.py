@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache.failures import read_failures
 from prunesid_cli.tokencache.format import INDEX, Item, Run, Shard, require_cache, shard_name
-from prunesid_cli.tokencache.shard import read_header
+from prunesid_cli.tokencache.shard import read_header, read_header_cached
 
 if TYPE_CHECKING:
     from prunesid_cli.tokencache.index import Index, MissingShards
     from prunesid_cli.tokencache.index_table import ShardPosition
-
-MAX_CACHED_HEADERS = 8
-"""Shards whose headers are kept in memory for lookups of single items."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ class Cache:
 
     def _read_item(self, position: ShardPosition) -> tuple[Shard, Item]:
         num_bytes = self.index.shards[position.shard].bytes  # a shard that has grown is read again
-        shard = self._check(_read_header_cached(self.folder / shard_name(position.shard), num_bytes))
+        shard = self._check(read_header_cached(self.folder / shard_name(position.shard), num_bytes))
         return shard, shard.items[position.item]
 
     def failures(self) -> list[dict[str, str]]:
@@ -112,11 +108,6 @@ class Cache:
     def stale_sources(self) -> set[str]:
         """Return the sources that failed in their last try and are in the cache with an earlier version."""
         return {record["source"] for record in self.failures() if self.index.find(record["source"])}
-
-
-@lru_cache(MAX_CACHED_HEADERS)
-def _read_header_cached(path: Path, num_bytes: int) -> Shard:
-    return read_header(path)
 
 
 def open_cache(folder: str | Path, with_stamps: bool = False) -> Cache:

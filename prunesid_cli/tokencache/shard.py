@@ -9,12 +9,14 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from prunesid_cli.errors import CacheError
-from prunesid_cli.tokencache.cache_errors import damaged_item, misplaced_shard, read_error, repair_hint
+from prunesid_cli.tokencache.cache_errors import damaged_item, misplaced_shard, mixed_runs, read_error, repair_hint
 from prunesid_cli.tokencache.cache_file import (
     PARSE_ERRORS,
     UnknownFieldError,
@@ -34,12 +36,15 @@ from prunesid_cli.tokencache.format import (
     checksum,
     layout_from_record,
     parse_shard_number,
+    shard_name,
 )
 from prunesid_cli.tokencache.quantization import DTYPE_BYTES, SAFETENSORS_DTYPES, STORES, stored_dtype
 from prunesid_cli.types import TokenSet
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
+MAX_CACHED_HEADERS = 8
+"""Shards whose headers are kept in memory for lookups of single items."""
 
 
 class PackedRows(NamedTuple):
@@ -151,9 +156,12 @@ def _build_shard(path: Path, body: dict[str, Any], tensors: dict[str, Any], data
     described = {name: {"dtype": record.dtype, "shape": [*record.shape]} for name, record in records.items()}
     if not (body["tensors"] == described == shapes) or num_rows < 0:
         raise ValueError("its tensors are not those of its run")
-    edges = [0, *(item.rows[1] for item in items)]
-    if [item.rows[0] for item in items] != edges[:-1] or edges[-1] != num_rows:
+    own_rows = [item.rows for item in items if item.shard is None]
+    edges = [0, *(end for _, end in own_rows)]
+    if [start for start, _ in own_rows] != edges[:-1] or edges[-1] != num_rows:
         raise ValueError("the rows of its items do not follow each other")
+    if any(item.shard is not None and item.shard > number for item in items):
+        raise ValueError("a copy cannot be of a later shard")
     shard = Shard(
         path=path,
         number=number,
@@ -211,21 +219,53 @@ def read_rows(shard: Shard, items: Iterable[Item]) -> Iterator[tuple[Item, Packe
 
 
 def read_rows_unchecked(shard: Shard, items: Iterable[Item]) -> Iterator[tuple[Item, PackedRows]]:
-    """Read the stored rows of some items of a shard, without a check."""
-    channels = row_channels(shard)
-    try:
-        with open_file(shard.path) as file:
-            for item in items:
+    """Read the stored rows of some items of a shard, without a check. Those of copies may be in other shards."""
+    channels, files = row_channels(shard), dict[int, BinaryIO]()
+    with ExitStack() as opened:
+        for item in items:
+            holder = shard if item.shard in (None, shard.number) else read_neighbor(shard, item.shard)
+            try:
+                file = files.get(holder.number)
+                if file is None:
+                    files[holder.number] = file = opened.enter_context(open_file(holder.path))
                 chunks = []
-                for tensor in (shard.tokens, shard.scales):
+                for tensor in (holder.tokens, holder.scales):
                     if tensor is None:
                         chunks.append(b"")
                         continue
                     file.seek(tensor.start + item.rows[0] * tensor.row_bytes)
                     chunks.append(file.read((item.rows[1] - item.rows[0]) * tensor.row_bytes))
-                yield item, PackedRows(channels, *chunks)
+            except OSError as error:
+                raise read_error(holder.path, error) from error
+            yield item, PackedRows(channels, *chunks)
+
+
+def read_neighbor(shard: Shard, number: int) -> Shard:
+    """Read the header of another shard of the same cache.
+
+    Raises:
+        CacheError: It is damaged or missing, or of other settings.
+    """
+    path = shard.path.with_name(shard_name(number))
+    try:
+        size = path.stat().st_size
     except OSError as error:
-        raise read_error(shard.path, error) from error
+        raise read_error(path, error) from error
+    neighbor = read_header_cached(path, size)
+    if neighbor.run != shard.run or row_channels(neighbor) != row_channels(shard):
+        raise mixed_runs(path, shard.path)
+    return neighbor
+
+
+@lru_cache(MAX_CACHED_HEADERS)
+def read_header_cached(path: Path, num_bytes: int) -> Shard:
+    """Read the header of a shard, or take it from memory. A shard that has grown or shrunk is read again.
+
+    Args:
+        path: The shard.
+        num_bytes: Its size.
+    """
+    return read_header(path)
 
 
 def read_tokens(shard: Shard, items: Sequence[Item]) -> Iterator[TokenSet]:

@@ -35,15 +35,28 @@ NON_FINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 
 
 
 def verify_shard(shard: Shard) -> list[Item]:
-    """Return the items of a shard whose bytes do not match their checksums, or whose tokens have NaN or infinity."""
+    """Return the items of a shard whose bytes do not match their checksums, or whose tokens have NaN or infinity.
+
+    Copies whose rows are in a shard that is lost are left out, as they are of an index: the lost shard is reported.
+    """
+    return [item for item in shard.items if not (_is_lost(shard, item) or _is_good(shard, item))]
+
+
+def _is_lost(shard: Shard, item: Item) -> bool:
+    """Whether an item is a copy whose rows are in a shard that is lost."""
+    return item.shard is not None and not os.path.lexists(shard.path.with_name(shard_name(item.shard)))
+
+
+def _is_good(shard: Shard, item: Item) -> bool:
+    try:
+        ((_, rows),) = read_rows_unchecked(shard, [item])
+    except CacheError:
+        if item.shard in (None, shard.number):
+            raise
+        return False
     dtype = stored_dtype(shard.run.store, shard.run.dtype)
-    return [
-        item
-        for item, rows in read_rows_unchecked(shard, shard.items)
-        if checksum(rows.data, rows.scales) != item.check
-        or _has_non_finite(rows.data, dtype)
-        or _has_non_finite(rows.scales, "F32")
-    ]
+    is_finite = not (_has_non_finite(rows.data, dtype) or _has_non_finite(rows.scales, "F32"))
+    return is_finite and checksum(rows.data, rows.scales) == item.check
 
 
 def _has_non_finite(data: bytes, dtype: str) -> bool:
@@ -101,7 +114,7 @@ class _ShardCheck:
             except CacheError as error:
                 self.faults.append(error)
                 continue
-            self.num_good += len(shard.items) - len(bad_items)
+            self.num_good += sum(not _is_lost(shard, item) for item in shard.items) - len(bad_items)
             self.faults += [damaged_item(path, item.source) for item in bad_items]
             yield shard
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError, PruneSIDError
-from prunesid_cli.tokencache.cache_errors import write_error
+from prunesid_cli.tokencache.cache_errors import read_error, write_error
+from prunesid_cli.tokencache.content_index import ContentIndex
 from prunesid_cli.tokencache.entry import Entry, pack_entry
 from prunesid_cli.tokencache.failures import read_failures, write_failures
 from prunesid_cli.tokencache.format import (
@@ -28,7 +30,8 @@ from prunesid_cli.tokencache.index_table import ShardPosition, Stamp
 from prunesid_cli.tokencache.journal import ShardJournal, recover, resume_shard
 from prunesid_cli.tokencache.lock import acquire_lock
 from prunesid_cli.tokencache.run_mismatch import check_settings
-from prunesid_cli.tokencache.shard import PackedRows, read_header
+from prunesid_cli.tokencache.shard import PackedRows, read_header, read_header_cached, row_channels
+from prunesid_cli.types import Provenance
 
 SYNC_SECONDS = 1.0
 """Seconds between syncs. A crash loses at most this much finished work."""
@@ -101,32 +104,88 @@ class CacheWriter:
         entry = self.index.find(source)
         return entry if entry and entry.digest == digest else None
 
+    @cached_property
+    def contents(self) -> ContentIndex:
+        """Which contents the cache holds, including what this run added."""
+        return ContentIndex(self.index.table)
+
     def update_stamp(self, source: str, stamp: Stamp) -> None:
         """Record the new stamp of an input in the cache, so that it need not be read again."""
         self.new_stamps[source] = stamp
 
     def add(self, entry: Entry) -> None:
-        """Add an item.
+        """Add an item. Of contents that the cache holds, the tokens that it has are used again.
 
         Raises:
             CacheError: It cannot be written.
         """
-        item, rows = pack_entry(entry, self.run)
-        self.add_packed(item, rows, entry.stamp)
+        if self.contents.find(entry.provenance.digest):
+            self.add_copy(entry.provenance, entry.stamp)
+        else:
+            item, rows = pack_entry(entry, self.run)
+            self.add_packed(item, rows, entry.stamp)
+
+    def add_copy(self, provenance: Provenance, stamp: Stamp | None) -> None:
+        """Add an input with contents that the cache holds. Nothing is stored but where it came from.
+
+        Raises:
+            CacheError: It cannot be written, or the shard with these contents is damaged.
+        """
+        held = self.find_contents(provenance.digest)
+        assert held, "only an input with contents that the cache holds is a copy"
+        self._append(replace(held, **vars(provenance)), PackedRows(self._channels(held), b"", b""), stamp)
 
     def add_packed(self, item: Item, rows: PackedRows, stamp: Stamp | None) -> None:
         """Add an item that is packed already: by `pack_entry`, or copied from a cache with the same settings.
 
+        Rows that the cache holds are not stored again.
+
         Raises:
-            CacheError: It cannot be written.
+            CacheError: It cannot be written, or the shard with the same contents is damaged.
         """
+        held = self.find_contents(item.digest)
+        if held and held.check == item.check:
+            self.add_copy(item.provenance, stamp)
+        else:
+            self._append(replace(item, shard=None), rows, stamp)
+
+    def find_contents(self, digest: str) -> Item | None:
+        """Return an item with a digest, as a copy of it is.
+
+        Raises:
+            CacheError: Its shard is damaged.
+        """
+        position = self.contents.find(digest)
+        if position is None:
+            return None
+        is_new = self.journal and position.shard == self.journal.number
+        items = self.journal.items if self.journal and is_new else self._read_header(position.shard).items
+        item = items[position.item]
+        return replace(item, shard=item.rows_place(position.shard).shard)
+
+    def _channels(self, copy: Item) -> int:
+        """Return the number of channels of a row."""
+        if self.journal and self.journal.channels:
+            return self.journal.channels
+        return row_channels(self._read_header(copy.shard or 0))
+
+    def _read_header(self, number: int) -> Shard:
+        path = self.folder / shard_name(number)
+        try:
+            return read_header_cached(path, path.stat().st_size)
+        except OSError as error:
+            raise read_error(path, error) from error
+
+    def _append(self, item: Item, rows: PackedRows, stamp: Stamp | None) -> None:
         if self.unwritable:
             raise self.unwritable
         if self.journal is None:
             self.journal = self._open_journal()
+        position = ShardPosition(self.journal.number, len(self.journal.items))
         if stamp:
-            self.stamps[ShardPosition(self.journal.number, len(self.journal.items))] = stamp
+            self.stamps[position] = stamp
         self.journal.add(item, rows)
+        self.contents.add(item.digest, position)
         self.is_written = self.is_synced = False
         self.failed.pop(item.source, None)
         if self.limits.are_reached(len(self.journal.items), self.journal.num_bytes):
@@ -143,8 +202,7 @@ class CacheWriter:
         last = max(self.index.shards, default=-1)
         if last >= 0 and last == self.index.next_number - 1:
             shard = read_header(self.folder / shard_name(last))
-            num_rows = shard.items[-1].rows[1] if shard.items else 0
-            is_full = self.limits.are_reached(len(shard.items), num_rows * shard.row_bytes)
+            is_full = self.limits.are_reached(len(shard.items), shard.num_rows * shard.row_bytes)
             if shard.tool == self.tool and not is_full:
                 return resume_shard(shard)
         if self.index.next_number >= MAX_SHARDS:

@@ -28,7 +28,7 @@ from prunesid_cli.models.loading.checkpoint import Checkpoint, is_local
 from prunesid_cli.pipeline.answer_table import SUFFIX as TABLE_SUFFIX
 from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompt, Prompts, escape_names, parse_prompts, read_prompt_file
 from prunesid_cli.pipeline.session import check_cache_model, find_checkpoint
-from prunesid_cli.pipeline.settings import DEFAULTS, Engine, Settings
+from prunesid_cli.pipeline.settings import DEFAULTS, AskedBy, Engine, Settings
 from prunesid_cli.runtime.output_file import is_stream
 from prunesid_cli.text import command_line, plural
 from prunesid_cli.tokencache import Cache, Run, open_cache
@@ -74,6 +74,7 @@ def answer(
         ),
     ] = None,
     exclude: o.Exclude = None,
+    by: o.AskedBy = AskedBy.content,
     max_items: o.MaxItems = None,
     dry_run: o.DryRun = False,
     forget: Annotated[
@@ -165,7 +166,7 @@ def answer(
 
     generation = Generation(max_new_tokens, temperature, seed, choices=possible, schema=json_schema)
     report = AnswerReport(as_json, prints=out is None)
-    job = AnswerRun(settings, checkpoint, opened, chosen, generation, report, asked, prompts, chosen_engine)
+    job = AnswerRun(settings, checkpoint, opened, chosen, generation, report, asked, prompts, chosen_engine, by)
     answered_by = describe_answerer(run, generation, allow_special_tokens, system)
     if dry_run:
         job.report_plan(out, answered_by)
