@@ -5,31 +5,30 @@ from __future__ import annotations
 from threading import Lock
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunesid_cli.tokencache.index_table import ShardPosition, Table
 
-DIGEST_BYTES = 16
-"""How much of a digest is compared. Contents of which this much is equal do not exist by chance."""
 MIN_MERGED = 1 << 16
 """So many new digests, or an eighth of the others if that is more, are merged into the sorted ones."""
 
 
 class RepeatedDigests:
-    """Which digests several items have."""
+    """Which digests several items have. A digest may be taken for another one, by a chance of one in 10^12."""
 
     def __init__(self, table: Table) -> None:
-        prefixes = np.sort(np.ascontiguousarray(table.digests[:, :8]).view(">u8")[:, 0].astype(np.uint64))
-        self._prefixes = np.unique(prefixes[1:][prefixes[1:] == prefixes[:-1]])
+        folded = np.sort(np.bitwise_xor.reduce(_fold(table.digests), axis=1))
+        self._repeated = np.unique(folded[1:][folded[1:] == folded[:-1]])
 
     def has(self, digest: str) -> bool:
-        """Whether several items have a digest, which is given in hex. By its beginning: one in 10^12 has it by chance."""
-        prefix = np.uint64(int(digest[:16], 16))
-        row = int(np.searchsorted(self._prefixes, prefix))
-        return row < len(self._prefixes) and bool(self._prefixes[row] == prefix)
+        """Whether several items have a digest, which is given in hex."""
+        high, low = _fold_hex(digest)
+        row = int(np.searchsorted(self._repeated, high ^ low))
+        return row < len(self._repeated) and bool(self._repeated[row] == high ^ low)
 
 
 class ContentIndex:
-    """Finds items by the digest of their input. May be used by several threads.
+    """Finds items by the digest of their input, of which 128 bits are compared. May be used by several threads.
 
     Most digests are in a sorted table, which takes 24 bytes for each: a set of Python objects would take six times as
     much.
@@ -37,17 +36,16 @@ class ContentIndex:
 
     def __init__(self, table: Table) -> None:
         """Begin with the items of an index."""
-        self._lock, self._new = Lock(), dict[bytes, ShardPosition]()
+        self._lock, self._new = Lock(), dict[tuple[int, int], ShardPosition]()
         self._digests, self._positions = np.empty((0, 2), np.uint64), np.empty((0, 2), np.int32)
-        self._merge(np.ascontiguousarray(table.digests[:, :DIGEST_BYTES]), table.positions)
+        self._merge(_fold(table.digests), table.positions)
 
     def find(self, digest: str) -> ShardPosition | None:
         """Return where an item with a digest is, which is given in hex."""
-        key = bytes.fromhex(digest)[:DIGEST_BYTES]
+        high, low = _fold_hex(digest)
         with self._lock:
-            if key in self._new:
-                return self._new[key]
-            high, low = np.frombuffer(key, ">u8").astype(np.uint64)
+            if (high, low) in self._new:
+                return self._new[high, low]
             start, end = (int(np.searchsorted(self._digests[:, 0], high, side)) for side in ("left", "right"))
             for row in range(start, end):
                 if self._digests[row, 1] == low:
@@ -57,15 +55,24 @@ class ContentIndex:
     def add(self, digest: str, position: ShardPosition) -> None:
         """Add an item. Of several with one digest, one is found."""
         with self._lock:
-            self._new[bytes.fromhex(digest)[:DIGEST_BYTES]] = position
+            self._new[_fold_hex(digest)] = position
             if len(self._new) >= max(MIN_MERGED, len(self._digests) // 8):
-                keys = np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, DIGEST_BYTES)
-                self._merge(keys, np.array(list(self._new.values()), np.int32))
+                self._merge(np.array(list(self._new), np.uint64), np.array(list(self._new.values()), np.int32))
                 self._new = {}
 
-    def _merge(self, keys: np.ndarray, positions: np.ndarray) -> None:
-        """Add rows: [M, 16] uint8 and [M, 2] int32."""
-        digests = np.concatenate([self._digests, keys.view(">u8").astype(np.uint64)])
-        all_positions = np.concatenate([self._positions, positions])
+    def _merge(self, digests: NDArray[np.uint64], positions: NDArray[np.int32]) -> None:
+        """Add rows: [M, 2] each."""
+        digests, positions = np.concatenate([self._digests, digests]), np.concatenate([self._positions, positions])
         order = np.argsort(digests[:, 0], kind="stable")
-        self._digests, self._positions = digests[order], all_positions[order]
+        self._digests, self._positions = digests[order], positions[order]
+
+
+def _fold(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Fold digests, [M, 32], to 128 bits each, [M, 2]."""
+    parts = np.ascontiguousarray(digests).view(">u8").astype(np.uint64).reshape(-1, 4)
+    return parts[:, :2] ^ parts[:, 2:]
+
+
+def _fold_hex(digest: str) -> tuple[np.uint64, np.uint64]:
+    high, low = _fold(np.frombuffer(bytes.fromhex(digest), np.uint8)[None])[0]
+    return high, low
