@@ -14,7 +14,6 @@ from prunesid_cli.cli.terminal import printer, stdout_is_terminal
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.pipeline.answer_table import SUFFIX as TABLE_SUFFIX
 from prunesid_cli.pipeline.answer_table import lines_path, write_table
-from prunesid_cli.pipeline.distinct_queries import answer_distinct
 from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompts
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import AskedBy, Engine, Settings
@@ -136,10 +135,12 @@ class AnswerRun:
         # Without a file, an interruption need not wait for the end of the batch.
         interruptible = graceful_shutdown() if file else nullcontext(StopRequest())
         with interruptible as stop, printer.progress("answering", total, prints_results) as bar:
-            replies_of = partial(answer, stop=stop)
+            all_replies = answer(queries, stop)
             if self.by is AskedBy.content:
-                replies_of = partial(answer_distinct, replies_of, cache=self.cache)
-            for replies in replies_of(queries):
+                from prunesid_cli.pipeline.distinct_queries import answer_distinct
+
+                all_replies = answer_distinct(lambda distinct: answer(distinct, stop), queries, self.cache)
+            for replies in all_replies:
                 if file:
                     file.append(replies)
                 for reply in replies:

@@ -115,7 +115,7 @@ class CompressReport:
             if self.num_listed:
                 nothing = f"none of {plural(self.num_listed, 'failed input')} is among these paths"
             return f"nothing to do: {cached if counts['cached'] else nothing}"
-        if is_complete and not counts["encoded"] + counts["failed"]:
+        if counts["copied"] and not counts["encoded"]:
             copies = plural(counts["copied"], "input")
             added = f"added {copies} with the contents of others in {format_duration(seconds)}"
             return f"{added}   {cached}" if counts["cached"] else added

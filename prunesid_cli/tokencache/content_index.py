@@ -23,8 +23,9 @@ class RepeatedDigests:
     def has(self, digest: str) -> bool:
         """Whether several items have a digest, which is given in hex."""
         high, low = _fold_hex(digest)
-        row = int(np.searchsorted(self._repeated, high ^ low))
-        return row < len(self._repeated) and bool(self._repeated[row] == high ^ low)
+        folded = np.uint64(high ^ low)
+        row = int(np.searchsorted(self._repeated, folded))
+        return row < len(self._repeated) and bool(self._repeated[row] == folded)
 
 
 class ContentIndex:
@@ -46,7 +47,7 @@ class ContentIndex:
         with self._lock:
             if (high, low) in self._new:
                 return self._new[high, low]
-            start, end = (int(np.searchsorted(self._digests[:, 0], high, side)) for side in ("left", "right"))
+            start, end = (int(np.searchsorted(self._digests[:, 0], np.uint64(high), side)) for side in ("left", "right"))
             for row in range(start, end):
                 if self._digests[row, 1] == low:
                     return ShardPosition(*self._positions[row].tolist())
@@ -73,6 +74,7 @@ def _fold(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return parts[:, :2] ^ parts[:, 2:]
 
 
-def _fold_hex(digest: str) -> tuple[np.uint64, np.uint64]:
-    high, low = _fold(np.frombuffer(bytes.fromhex(digest), np.uint8)[None])[0]
-    return high, low
+def _fold_hex(digest: str) -> tuple[int, int]:
+    """Fold one digest, given in hex."""
+    folded = int(digest[:32], 16) ^ int(digest[32:], 16)
+    return folded >> 64, folded & (1 << 64) - 1

@@ -173,7 +173,7 @@ def test_retry_failed(run: Run, llava: Path, folder: Path, pictures: list[Path],
     later.mkdir()
     shutil.copy(pictures[2], later)
     result = run(*retry)
-    assert (result.code, "compressed 2 images" in result.err) == (3, True), result.err
+    assert (result.code, "added 2 inputs with the contents of others" in result.err) == (3, True), result.err
     assert str(folder / "new.png") not in items_by_source(out)
     errors = {record["source"]: record["error"] for record in open_cache(out).failures()}
     assert set(errors) == {str(folder / "gone.png"), str(tmp_path / "*.tif")}
