@@ -25,6 +25,8 @@ DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Precision as options name it -> as torch calls it."""
 CLS_NOT_READ = -1
 """Slot of a CLS token that the stock model does not read."""
+Columns = tuple[tuple[str, Any], ...]
+"""Names and values of columns of a table."""
 Box = tuple[float, float, float, float]
 """A part of an image: left, top, right, bottom, as fractions of its width and height."""
 WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -96,6 +98,7 @@ class Provenance:
         notes: What was done while decoding that the user might not expect.
         sampling: How the frames of a clip were chosen; empty for a picture.
         decoder: Name and version of the clip decoder; empty for a picture.
+        columns: What the table that named it says of it beside: names and values, as JSON has them.
     """
 
     source: str
@@ -104,6 +107,7 @@ class Provenance:
     notes: tuple[str, ...]
     sampling: str = ""
     decoder: str = ""
+    columns: Columns = ()
 
     @property
     def provenance(self) -> Provenance:

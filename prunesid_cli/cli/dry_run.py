@@ -72,7 +72,7 @@ class DryRun:
             printer.error(error if isinstance(error, PruneSIDError) else to_media_error(file.source, error))
             return
         entry = self.cache.index.find(file.source) if self.cache else None
-        if entry and entry.stamp == read_stamp(file.source):
+        if entry and entry.stamp == read_stamp(file.source, file.columns):
             self.num_cached += 1
             return
         self.new.add(file.source)

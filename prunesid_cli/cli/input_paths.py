@@ -10,11 +10,14 @@ from threading import Thread
 from prunesid_cli.cli.arguments import open_stdin
 from prunesid_cli.cli.progress import ProgressBar
 from prunesid_cli.cli.terminal import printer
+from prunesid_cli.inputs.containers import ContainerOptions
+from prunesid_cli.inputs.files import Files
 from prunesid_cli.inputs.glob_paths import expand_ranges, matches_path
 from prunesid_cli.inputs.listing import EXCLUDED, ListedFile, Listing
 from prunesid_cli.inputs.named_sources import select_named
 from prunesid_cli.inputs.path_list import read_list
 from prunesid_cli.inputs.sharding import Partition
+from prunesid_cli.inputs.table_files import expand_tables
 
 STDIN = "-"
 
@@ -31,19 +34,21 @@ class InputPaths:
         include: Globs that a file must match, if there are any.
         exclude: Globs that it must not match.
         max_items: How many of the files are taken, the first ones; None: all.
+        containers: How containers and tables are listed.
     """
 
-    paths: Sequence[str]
+    paths: Sequence[str | ListedFile]
     null: bool = False
     partition: Partition = field(default_factory=Partition)
     exact: bool = False
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     max_items: int | None = None
+    containers: ContainerOptions = field(default_factory=ContainerOptions)
 
     def listing(self, on_folder: Callable[[str], None] = lambda path: None) -> Listing:
         """Lists the files, lazily. `on_folder` is called with folders that were read and globs that matched."""
-        return Listing(self.expanded(), self._report_skip, on_folder, self._is_wanted)
+        return Listing(self.expanded(), self._report_skip, on_folder, self._is_wanted, Files(self.containers))
 
     def _is_wanted(self, path: str) -> bool:
         is_included = not self.include or any(matches_path(path, pattern) for pattern in self.include)
@@ -59,23 +64,30 @@ class InputPaths:
             return
 
         def count() -> None:
-            bar.set_total(sum(1 for _ in self.of_this_machine(Listing(self.expanded(), is_wanted=self._is_wanted))))
+            listing = Listing(self.expanded(), is_wanted=self._is_wanted, files=Files(self.containers))
+            bar.set_total(sum(1 for _ in self.of_this_machine(listing)))
 
         Thread(target=count, name="count", daemon=True).start()
 
-    def expanded(self) -> Iterator[str]:
-        """The paths, with those of the list on stdin. That list can be read once."""
+    def expanded(self) -> Iterator[str | ListedFile]:
+        """The paths, with those of the list on stdin, which can be read once, and the rows of tables."""
         for path in self.paths:
-            if path == STDIN and not self.exact:
-                yield from read_list(open_stdin().buffer, self.null)
-            elif "{" in path and not self.exact:
-                yield from expand_ranges(path)
-            else:
+            if self.exact or not isinstance(path, str):
                 yield path
+            elif path == STDIN:
+                yield from read_list(open_stdin().buffer, self.null)
+            else:
+                yield from expand_tables(expand_ranges(path) if "{" in path else [path], self.containers)
 
     def only(self, names: Sequence[str]) -> InputPaths:
         """Those of some inputs that these paths name."""
-        return replace(self, paths=select_named(names, self.expanded()), exact=True, partition=Partition())
+        wanted, rows, paths = set(names), list[str | ListedFile](), list[str]()
+        for path in self.expanded():
+            if isinstance(path, str):
+                paths.append(path)
+            elif path.source in wanted:
+                rows.append(path)
+        return replace(self, paths=[*rows, *select_named(names, paths)], exact=True, partition=Partition())
 
     @staticmethod
     def _report_skip(reason: str, path: str) -> None:

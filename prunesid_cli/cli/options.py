@@ -248,6 +248,27 @@ Engine = Annotated[
         help="What runs the language model: transformers (builtin), or vLLM. Greedy answers are the same.",
     ),
 ]  # fmt: skip
+ImageColumn = Annotated[
+    str,
+    typer.Option(
+        "--image-column", metavar="NAME", rich_help_panel=COMMON, show_default=False,
+        help="Column of a table with the images, or with their paths or URLs. By default it is found by its type and "
+        "name.",
+    ),
+]  # fmt: skip
+IdColumn = Annotated[
+    str,
+    typer.Option(
+        "--id-column", metavar="NAME", rich_help_panel=COMMON, show_default=False,
+        help="Column that names the images of a Parquet file. By default its rows are numbered.",
+    ),
+]  # fmt: skip
+Dpi = Annotated[
+    int,
+    typer.Option(
+        "--dpi", rich_help_panel=COMMON, min=1, max=2400, help="Resolution at which pages of PDF documents are drawn."
+    ),
+]
 AskedBy = Annotated[
     settings.AskedBy,
     typer.Option(

@@ -1,4 +1,4 @@
-"""All files that a path can name: `FILES` passes each call to the source that the path belongs to."""
+"""All files that a path can name: `Files` passes each call to the source that the path belongs to."""
 
 from __future__ import annotations
 
@@ -9,33 +9,42 @@ from contextlib import contextmanager
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO
 
+from prunesid_cli.inputs.containers import (
+    DEFAULT_OPTIONS,
+    ContainerFiles,
+    ContainerOptions,
+    is_container_name,
+    split_path,
+)
 from prunesid_cli.inputs.source import LOCAL, FileSource, FileStatus, FolderEntry
-from prunesid_cli.inputs.tar_files import SUFFIX, TarFiles, split_path
 from prunesid_cli.inputs.uri_files import MARK, UriFiles
+from prunesid_cli.types import Columns
 
-TAR, URIS = TarFiles(LOCAL), UriFiles()
+URIS = UriFiles()
 
 
 class Files:
-    """Files on the local disk, members of tar files there, and files behind URIs; see `FileSource`."""
+    """Files on the local disk, what is in containers there, and files behind URIs; see `FileSource`."""
+
+    def __init__(self, options: ContainerOptions = DEFAULT_OPTIONS) -> None:
+        """`options`: how containers are listed. Paths that were listed have all that is needed to read them."""
+        self.containers = ContainerFiles(LOCAL, options)
 
     def source_of(self, path: str) -> FileSource:
         """The source that a path belongs to."""
         if MARK in path:
             return URIS
-        if SUFFIX in path:
-            tar, _, _ = split_path(path)
-            if tar and os.path.isfile(tar):
-                return TAR
-        return LOCAL
+        container = split_path(path).container
+        return self.containers if container and os.path.isfile(container) else LOCAL
 
     def list(self, folder: str) -> Iterator[FolderEntry]:
         source = self.source_of(folder)
         for entry in source.list(folder):
-            is_tar = (
-                source is LOCAL and entry.name.endswith(SUFFIX) and os.path.isfile(os.path.join(folder, entry.name))
-            )
-            yield FolderEntry(entry.name, is_folder=True, is_link=False) if is_tar else entry
+            is_container = source is LOCAL and is_container_name(entry.name)
+            if is_container and self.containers.has_inputs(os.path.join(folder, entry.name)):
+                yield FolderEntry(entry.name, is_folder=True, is_link=False)
+            else:
+                yield entry
 
     def stat(self, path: str) -> FileStatus:
         return self.source_of(path).stat(path)
@@ -48,6 +57,15 @@ class Files:
 
     def real_path(self, path: str) -> str:
         return self.source_of(path).real_path(path)
+
+    def columns(self, path: str) -> Columns:
+        return self.source_of(path).columns(path)
+
+    def is_container(self, folder: str) -> bool:
+        return self.source_of(folder).is_container(folder)
+
+    def holds_images_only(self, folder: str) -> bool:
+        return self.source_of(folder).holds_images_only(folder)
 
     @contextmanager
     def local_copy(self, path: str) -> Iterator[str]:

@@ -10,13 +10,14 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.file_type import HEADER_BYTES, RAW_EXTENSIONS, FileType, detect_file_type, is_text
 from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.glob_paths import expand_glob, is_glob
 from prunesid_cli.inputs.source import FileSource, FolderEntry, to_media_error
+from prunesid_cli.types import Columns
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif"}
@@ -46,10 +47,12 @@ class ListedFile:
     Attributes:
         source: Path as the user named it, or below a folder that the user named.
         error: Why the path cannot be used; None if it can.
+        columns: What a table that names the file says of it.
     """
 
     source: str
     error: MediaError | None = None
+    columns: Columns = ()
 
 
 @dataclass(eq=False)
@@ -60,7 +63,7 @@ class Listing(Iterable[ListedFile]):
     with the number of files in folders. A listing can be iterated once.
 
     Attributes:
-        paths: Files, folders and globs.
+        paths: Files, folders and globs; or rows of tables that name one, which may have an error.
         on_skip: Called with the reason and the path of everything that is skipped.
         on_folder: Called with each folder that could be read, and each glob that matched.
         is_wanted: Whether a file with this path is taken.
@@ -72,7 +75,7 @@ class Listing(Iterable[ListedFile]):
             listed before, or to a file that is listed with its folder. `EXCLUDED`: files that are not wanted.
     """
 
-    paths: Iterable[str]
+    paths: Iterable[str | ListedFile]
     on_skip: Callable[[str, str], object] = lambda reason, path: None
     on_folder: Callable[[str], object] = lambda path: None
     is_wanted: Callable[[str], bool] = lambda path: True
@@ -83,16 +86,24 @@ class Listing(Iterable[ListedFile]):
 
     def __iter__(self) -> Iterator[ListedFile]:
         for path in self.paths:
-            try:
-                status = self.files.stat(path)
-            except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-                is_literal = not isinstance(error, FileNotFoundError) or not is_glob(path)
-                if is_literal or self.files.exists(path, follow_links=False):
-                    yield ListedFile(path, to_media_error(path, error, self.files))
-                else:
-                    yield from self._list_glob(path)
+            if isinstance(path, str):
+                yield from self._list_named(path)
+            elif path.error:
+                yield path
             else:
-                yield from self._walk(path, status.is_folder)
+                yield from (replace(file, columns=path.columns) for file in self._list_named(path.source))
+
+    def _list_named(self, path: str) -> Iterator[ListedFile]:
+        try:
+            status = self.files.stat(path)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            is_literal = not isinstance(error, FileNotFoundError) or not is_glob(path)
+            if is_literal or self.files.exists(path, follow_links=False):
+                yield ListedFile(path, to_media_error(path, error, self.files))
+            else:
+                yield from self._list_glob(path)
+        else:
+            yield from self._walk(path, status.is_folder)
 
     def _list_glob(self, pattern: str) -> Iterator[ListedFile]:
         has_match = False
@@ -138,14 +149,17 @@ class Listing(Iterable[ListedFile]):
                     stack.append(self._list_folder(path, real_path, entries, is_whole=error is None))
 
     def _read_folder(self, folder: str) -> tuple[list[str], OSError | None]:
-        """The names in a folder with their marks, sorted, and the error that ended them, if there was one."""
-        names = list[str]()
+        """The names in a folder with their marks, and the error that ended them, if there was one.
+
+        They are sorted, but in the order of the container if they are in one: it is read from front to back.
+        """
+        names, error_at_end = list[str](), None
         try:
             for entry in self.files.list(folder):
                 names.append(f"{entry.name}\0{self._mark(folder, entry)}")
         except OSError as error:
-            return sorted(names), error
-        return sorted(names), None
+            error_at_end = error
+        return names if self.files.is_container(folder) else sorted(names), error_at_end
 
     def _list_folder(self, folder: str, real_folder: str, names: list[str], is_whole: bool) -> Iterator[MarkedPath]:
         """The images, clips and folders in a folder, by name."""
@@ -185,6 +199,8 @@ class Listing(Iterable[ListedFile]):
     def _is_media(self, folder: str, name: str) -> bool:
         """Whether a file in a folder is listed with that folder."""
         extension = os.path.splitext(name)[1].lower()
+        if self.files.holds_images_only(folder):
+            return True
         if name.startswith(".") or extension not in SHARED_EXTENSIONS:
             return not name.startswith(".") and extension in EXTENSIONS
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -34,9 +35,10 @@ class ReplayableListing:
         for file in self._listing:
             if file.error:
                 self._errors[self.count] = file
-            path = b"" if file.error else os.fsencode(file.source)
+            columns = json.dumps(file.columns).encode() if file.columns else b""
+            texts = () if file.error else (os.fsencode(file.source), columns)
             try:
-                self._paths.write(len(path).to_bytes(LENGTH_BYTES, "big") + path)
+                self._paths.write(b"".join(len(text).to_bytes(LENGTH_BYTES, "big") + text for text in texts))
             except OSError as error:
                 problem = f"cannot store the listing in {tempfile.gettempdir()}: {error.strerror}"
                 raise PruneSIDError(problem, "free some space, or set TMPDIR to another folder") from error
@@ -47,6 +49,8 @@ class ReplayableListing:
         """List the recorded files."""
         self._paths.seek(0)
         for number in range(self.count):
-            length = int.from_bytes(self._paths.read(LENGTH_BYTES), "big")
-            path = self._paths.read(length)
-            yield self._errors.get(number) or ListedFile(os.fsdecode(path))
+            if number in self._errors:
+                yield self._errors[number]
+                continue
+            path, columns = (self._paths.read(int.from_bytes(self._paths.read(LENGTH_BYTES), "big")) for _ in range(2))
+            yield ListedFile(os.fsdecode(path), columns=tuple(map(tuple, json.loads(columns or b"[]"))))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.inputs.tar_files import split_path
+from prunesid_cli.inputs.containers import split_path
 
 AUTO = "auto"
 SLURM_PREFIX = "SLURM_ARRAY_TASK_"
@@ -33,12 +33,11 @@ class Partition:
         """Whether an input is in this partition, by a hash of its path, so that a new input moves no other one.
 
         Args:
-            source: Path as the user named it. All members of a tar file are in one partition.
+            source: Path as the user named it. All that is in one container is in one partition.
         """
         if self.count == 1:
             return True
-        tar, _, _ = split_path(source)
-        digest = hashlib.blake2b(os.fsencode(tar or source), digest_size=8).digest()
+        digest = hashlib.blake2b(os.fsencode(split_path(source).container or source), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.number - 1
 
     def __str__(self) -> str:

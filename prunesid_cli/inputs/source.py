@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from prunesid_cli.errors import MediaError
 from prunesid_cli.text import SURROGATE_HINT
+from prunesid_cli.types import Columns
 
 NUL_PROBLEM, NUL_HINT = "a name cannot hold a NUL", "take the NUL out of it"
 ERROR_TEXTS = {
@@ -75,8 +76,20 @@ class FileSource(Protocol):
     def real_path(self, path: str) -> str:
         """The absolute path without links: the same for all paths that lead to one file."""
 
+    def columns(self, path: str) -> Columns:
+        """What else is known of a file."""
+        return ()
 
-class LocalFiles:
+    def is_container(self, folder: str) -> bool:
+        """Whether a folder is in fact a file that holds others, whose order is kept."""
+        return False
+
+    def holds_images_only(self, folder: str) -> bool:
+        """Whether all entries of a folder are images, whatever their names are."""
+        return False
+
+
+class LocalFiles(FileSource):
     """The local file system."""
 
     def list(self, folder: str) -> Iterator[FolderEntry]:

@@ -14,7 +14,7 @@ from prunesid_cli.errors import MediaError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.copies import CopyFinder
-from prunesid_cli.pipeline.load import LoadedInput
+from prunesid_cli.pipeline.load import LoadedInput, LoadResult
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
 from prunesid_cli.pipeline.segments import item_information, to_host
@@ -51,11 +51,11 @@ def compress(
     """
     copies = CopyFinder(runner.loader.writer)
 
-    def refuse(item: LoadedInput | CachedInput | FailedInput) -> LoadedInput | CachedInput | FailedInput:
+    def refuse(item: LoadResult) -> LoadResult:
         error = allocator.refused.get(item.number) if isinstance(item, LoadedInput) else None
         return FailedInput(item.source, error) if error else item
 
-    def begin(batch: Sequence[LoadedInput | CachedInput | FailedInput]) -> BegunBatch:
+    def begin(batch: Sequence[LoadResult]) -> BegunBatch:
         checked = copies.replace_copies([refuse(item) for item in batch])
         accepted = [item for item in checked if isinstance(item, LoadedInput)]
         begun = begin_batch(runner.pruner, accepted) if runner.overlaps and accepted else BegunBatch(accepted)
@@ -97,7 +97,7 @@ class BegunBatch:
     """
 
     items: Sequence[LoadedInput]
-    batch: Sequence[LoadedInput | CachedInput | CopiedInput | FailedInput] = ()
+    batch: Sequence[LoadResult] = ()
     encoded: Sequence[Encoded] = ()
     event: torch.Event | None = None
     start: float = field(default_factory=time.perf_counter)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from prunesid_cli.errors import rename_source
-from prunesid_cli.pipeline.load import LoadedInput
-from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
+from prunesid_cli.pipeline.load import LoadedInput, LoadResult
+from prunesid_cli.pipeline.results import CopiedInput, FailedInput
 from prunesid_cli.tokencache import CacheWriter
 
 T = TypeVar("T")
@@ -33,11 +33,9 @@ class CopyFinder:
         self.writer, self.failed = writer, dict[str, FailedInput]()
         self.recent = RecentDigests[None]()
 
-    def replace_copies(
-        self, batch: Sequence[LoadedInput | CachedInput | FailedInput]
-    ) -> list[LoadedInput | CachedInput | CopiedInput | FailedInput]:
+    def replace_copies(self, batch: Sequence[LoadResult]) -> list[LoadResult]:
         """Replace each input with contents that are known by a `CopiedInput`. The others are known from then on."""
-        results = list[LoadedInput | CachedInput | CopiedInput | FailedInput]()
+        results = list[LoadResult]()
         for item in batch:
             if isinstance(item, LoadedInput):
                 digest = item.provenance.digest

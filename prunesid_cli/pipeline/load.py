@@ -12,11 +12,12 @@ from torch import Tensor
 
 from prunesid_cli.errors import PruneSIDError, UnexpectedError
 from prunesid_cli.inputs.decoding import Decoding, picture_limit
+from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.image import Media, hash_bytes, load_image_bytes, read_bytes
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.video.load import ended_error, hash_clip, is_clip_file, load_clip, read_clip
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.results import CachedInput, FailedInput
+from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.unchanged import read_stamp
 from prunesid_cli.pipeline.workers import WorkerSetup
@@ -24,7 +25,7 @@ from prunesid_cli.runtime.worker_pool import WorkerEnded, WorkerPool
 from prunesid_cli.runtime.worker_server import end_after
 from prunesid_cli.text import DEBUG_OPTION
 from prunesid_cli.tokencache import CacheWriter, Stamp
-from prunesid_cli.types import Pixels, Placement, Provenance
+from prunesid_cli.types import Columns, Pixels, Placement, Provenance
 
 PICTURE_GRACE_SECONDS = 5.0
 """How much longer than the limit a worker may take for a picture. Most decoders notice the limit themselves."""
@@ -64,14 +65,17 @@ class DecodeRequest:
         source: Its path.
         stamp: Size and modification time.
         known_digest: It is not decoded if its contents have this digest.
+        columns: What is known of it beside.
     """
 
     number: int
     source: str
     stamp: Stamp | None
     known_digest: str = ""
+    columns: Columns = ()
 
 
+LoadResult = LoadedInput | CachedInput | CopiedInput | FailedInput
 Decode = Callable[[DecodeRequest], "LoadedInput | CachedInput | FailedInput | None"]
 """Reads, decodes and preprocesses a file; None if its contents have the known digest. Thread-safe."""
 
@@ -90,18 +94,31 @@ class InputLoader:
     writer: CacheWriter | None = None
     by_content: bool = False
 
-    def __call__(self, number: int, file: ListedFile) -> LoadedInput | CachedInput | FailedInput:
+    def __call__(self, number: int, file: ListedFile) -> LoadResult:
         """Loads one file; `number` is its position in the listing."""
         source = file.source
         if file.error:
             return FailedInput(source, file.error)
-        stamp, entry = read_stamp(source), self.writer.index.find(source) if self.writer else None
-        if entry is None:
-            return self.decode(DecodeRequest(number, source, stamp))  # type: ignore[return-value]
-        if entry.stamp == stamp and not self.by_content:
+        stamp, entry = read_stamp(source, file.columns), self.writer.index.find(source) if self.writer else None
+        if entry and entry.stamp == stamp and not self.by_content:
             return CachedInput(source, entry)
-        loaded = self.decode(DecodeRequest(number, source, stamp, entry.digest))
-        return loaded or CachedInput(source, entry, stamp if entry.stamp != stamp else None)
+        request = DecodeRequest(number, source, stamp, entry.digest if entry else "", self._columns(file))
+        loaded = self.decode(request)
+        if loaded or not (self.writer and entry):
+            return loaded  # type: ignore[return-value]
+        if request.columns:  # what a table says may have changed, although the picture has not
+            held = self.writer.read_item(entry.position)
+            if held.columns != request.columns:
+                return CopiedInput(replace(held.provenance, columns=request.columns), stamp)
+        return CachedInput(source, entry, stamp if entry.stamp != stamp else None)
+
+    @staticmethod
+    def _columns(file: ListedFile) -> Columns:
+        """What is known of a file: by the table that named it, or that it is in."""
+        try:
+            return file.columns or FILES.columns(file.source)
+        except (OSError, ValueError):  # decoding it reports the error
+            return ()
 
 
 def decode_input(
@@ -140,7 +157,7 @@ def decode_input(
         return FailedInput(source, input_error(source, error))
     return LoadedInput(
         number=request.number,
-        provenance=media.provenance,
+        provenance=replace(media.provenance, columns=request.columns),
         pixels=pixels,
         stamp=request.stamp,
         num_images=len(pixels.layout.regions),

@@ -11,8 +11,8 @@ from prunesid_cli.errors import PruneSIDError, non_finite_error
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.pipeline.batches import BatchRunner
 from prunesid_cli.pipeline.copies import RecentDigests
-from prunesid_cli.pipeline.load import InputLoader, LoadedInput
-from prunesid_cli.pipeline.results import CachedInput, FailedInput
+from prunesid_cli.pipeline.load import InputLoader, LoadedInput, LoadResult
+from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
 from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.pipeline.unchanged import read_stamp
 from prunesid_cli.tokencache import Measurement, MeasurementLog
@@ -46,7 +46,7 @@ def recall(loader: InputLoader, log: MeasurementLog | None, file: ListedFile) ->
     is_cached = loader.writer is not None and loader.writer.index.find(file.source) is not None
     if log is None or file.error or loader.by_content or is_cached:
         return None
-    stamp = read_stamp(file.source)
+    stamp = read_stamp(file.source, file.columns)
     recalled = log.find(file.source, stamp) if stamp else None
     return MeasuredInput(file.source, *recalled, is_recalled=True) if recalled else None
 
@@ -65,7 +65,7 @@ def measure(
         The information of each file, in the order of the listing. Cached inputs have the value that the cache holds.
     """
 
-    def load(number: int, file: ListedFile) -> LoadedInput | CachedInput | FailedInput | MeasuredInput:
+    def load(number: int, file: ListedFile) -> LoadResult | MeasuredInput:
         return recall(runner.loader, log, file) or runner.loader(number, file)
 
     def measure_batch(batch: Sequence[LoadedInput]) -> list[float]:
@@ -75,26 +75,30 @@ def measure(
 
     writer, recent = runner.loader.writer, RecentDigests[MeasuredInput]()
 
-    def known(item: LoadedInput) -> MeasuredInput | None:
-        """What is known of an input with the contents of another one."""
+    def find(item: LoadedInput | CopiedInput) -> MeasuredInput | None:
+        """What is known of contents that the cache holds, or that were measured."""
         held = writer.find_contents(item.provenance.digest) if writer else None
         if held:
             return MeasuredInput(item.source, held.phi, held.layout.total, held.kept)
-        copied = recent.get(item.provenance.digest)
-        return replace(copied, source=item.source) if copied else None
+        return recent.get(item.provenance.digest)
 
     for batch, _ in runner.load_batches(files, load):
-        batch = [(known(item) or item) if isinstance(item, LoadedInput) else item for item in batch]
-        loaded = [item for item in batch if isinstance(item, LoadedInput)]
+        new = dict[str, LoadedInput]()
+        for item in batch:
+            if isinstance(item, LoadedInput) and not find(item):
+                new.setdefault(item.provenance.digest, item)
+        loaded = list(new.values())
         # An item that does not fit into memory counts as empty: the error is reported when it is encoded.
         phis = runner.run(measure_batch, loaded, lambda item: 0.0)
+        for loaded_item, phi in zip(loaded, phis, strict=True):
+            total = loaded_item.pixels.layout.total
+            recent[loaded_item.provenance.digest] = MeasuredInput(loaded_item.source, phi, total)
         if log is not None and loaded:
             log.add(
                 Measurement(item.source, item.stamp, phi, item.pixels.layout.total)
                 for item, phi in zip(loaded, phis, strict=True)
                 if item.stamp and math.isfinite(phi)
             )
-        measured = iter(phis)
         for item in batch:
             if isinstance(item, MeasuredInput):
                 yield item
@@ -102,8 +106,8 @@ def measure(
                 yield MeasuredInput(item.source, error=item.error)
             elif isinstance(item, CachedInput):
                 yield MeasuredInput(item.source, item.entry.phi, item.entry.total, item.entry.kept)
-            elif math.isfinite(phi := next(measured)):
-                recent[item.provenance.digest] = result = MeasuredInput(item.source, phi, item.pixels.layout.total)
-                yield result
             else:
-                yield MeasuredInput(item.source, error=non_finite_error(item.source))
+                found = find(item)
+                is_right = found is not None and math.isfinite(found.phi)
+                error = None if is_right else non_finite_error(item.source)
+                yield replace(found or MeasuredInput(item.source), source=item.source, error=error)

@@ -200,8 +200,19 @@ class Prompts:
         number = 0
         for shard, item in chosen.items(cache):
             for prompt in self.about(item):
-                yield Query(number, prompt.text, shard, item, prompt.fields)
+                yield Query(number, prompt.text, shard, item, {**item_fields(item), **prompt.fields})
                 number += 1
+
+
+def item_fields(item: Item) -> dict[str, Any]:
+    """What the answers about an item have of its columns. Columns with the name of another field get another one."""
+    fields = dict[str, Any]()
+    for name, value in item.columns:
+        is_taken = name in (*ANSWER_FIELDS, "source", "prompt", "digest") or (
+            name == "id" and not isinstance(value, str | int | float)
+        )
+        fields[f"input_{name}" if is_taken else name] = value
+    return fields
 
 
 def read_prompt_file(path: Path) -> Prompts:

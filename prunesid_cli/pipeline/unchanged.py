@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunesid_cli.errors import CacheError
+from prunesid_cli.inputs.columns import columns_stamp
 from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.sharding import Partition
@@ -16,13 +17,18 @@ from prunesid_cli.tokencache.format import MEASUREMENT_LOG
 from prunesid_cli.tokencache.journal import LOG_GLOB, ROWS_GLOB
 from prunesid_cli.tokencache.lock import PARTIAL_FILE_GLOBS
 from prunesid_cli.tokencache.partition_marker import read_partition
+from prunesid_cli.types import Columns
 
 CLOCK_GRAIN_NS = 2 * 10**9
 """A file that changed this recently may change again without getting another modification time."""
 
 
-def read_stamp(source: str) -> Stamp | None:
+def read_stamp(source: str, columns: Columns = ()) -> Stamp | None:
     """Size and modification time of a file, which tell whether it changed.
+
+    Args:
+        source: Its path.
+        columns: What a table says of it. The time is another one if they are others.
 
     Returns:
         None if the file changed within `CLOCK_GRAIN_NS`, or cannot be looked at: reading it will say why.
@@ -32,7 +38,7 @@ def read_stamp(source: str) -> Stamp | None:
     except (OSError, ValueError):
         return None
     is_settled = status.mtime_ns < time.time_ns() - CLOCK_GRAIN_NS
-    return Stamp(status.size, status.mtime_ns) if is_settled else None
+    return Stamp(status.size, status.mtime_ns ^ columns_stamp(columns)) if is_settled else None
 
 
 def open_finished_cache(folder: Path, run: Run, sampling: str, partition: Partition) -> Cache | None:
@@ -77,7 +83,7 @@ def count_unchanged(
     count = 0
     for file in files:
         entry = None if file.error else cache.index.find(file.source)
-        if entry is None or entry.stamp != read_stamp(file.source):
+        if entry is None or entry.stamp != read_stamp(file.source, file.columns):
             return None
         count += 1
         on_input()

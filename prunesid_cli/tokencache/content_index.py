@@ -47,7 +47,9 @@ class ContentIndex:
         with self._lock:
             if (high, low) in self._new:
                 return self._new[high, low]
-            start, end = (int(np.searchsorted(self._digests[:, 0], np.uint64(high), side)) for side in ("left", "right"))
+            start, end = (
+                int(np.searchsorted(self._digests[:, 0], np.uint64(high), side)) for side in ("left", "right")
+            )
             for row in range(start, end):
                 if self._digests[row, 1] == low:
                     return ShardPosition(*self._positions[row].tolist())

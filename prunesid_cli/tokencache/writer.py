@@ -156,8 +156,14 @@ class CacheWriter:
             CacheError: Its shard is damaged.
         """
         position = self.contents.find(digest)
-        if position is None:
-            return None
+        return self.read_item(position) if position else None
+
+    def read_item(self, position: ShardPosition) -> Item:
+        """Return an item that the cache holds, or that this run added, as a copy of it is.
+
+        Raises:
+            CacheError: Its shard is damaged.
+        """
         is_new = self.journal and position.shard == self.journal.number
         items = self.journal.items if self.journal and is_new else self._read_header(position.shard).items
         item = items[position.item]

@@ -135,8 +135,7 @@ def test_engines_are_asked_each_content_once(
     monkeypatch.setattr(distinct_queries, "MAX_PASSED", max_passed)
     entries = [make_wide_entry(letter) for letter in order]
     named = [
-        replace(entry, provenance=replace(entry.provenance, source=f"{number}"))
-        for number, entry in enumerate(entries)
+        replace(entry, provenance=replace(entry.provenance, source=f"{number}")) for number, entry in enumerate(entries)
     ]
     cache = open_cache(write_cache(tmp_path / "c", named))
     asked = list[str]()

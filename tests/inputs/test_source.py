@@ -24,7 +24,7 @@ CLIP = b"\x1aE\xdf\xa3" + bytes(100)
 CONTENTS = {"b.png": PICTURE, "deep/er/a.png": PICTURE, "deep/clip.mkv": CLIP, "deep/notes.txt": b"text"}
 
 
-class MemoryFiles:
+class MemoryFiles(FileSource):
     """Files by their path, without links, such as members of an archive."""
 
     def __init__(self, contents: dict[str, bytes]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prunesid_cli.inputs import tar_files
+from prunesid_cli.inputs.containers import open_container
 from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.glob_paths import expand_ranges
 from prunesid_cli.inputs.listing import Listing
@@ -207,8 +207,8 @@ def test_a_partition_takes_whole_tar_files() -> None:
 
 def test_an_index_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "x.tar", {f"{number}.png": b"1" for number in range(50)})
-    before = tar_files.read_index.cache_info().misses
+    before = open_container.cache_info().misses
     for source in sources(path):
         FILES.stat(source)
         FILES.open(source).close()
-    assert tar_files.read_index.cache_info().misses == before + 1
+    assert open_container.cache_info().misses == before + 1

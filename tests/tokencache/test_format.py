@@ -58,6 +58,7 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
 
 
 OPTIONAL_VALUES = {field.name: f"a {field.name}" for field in fields(Provenance) if field.default is not MISSING}
+OPTIONAL_VALUES["columns"] = (("id", 7), ("label", "a cat"), ("tags", ["a", None]))
 """Field of `Provenance` with a default -> another value."""
 
 

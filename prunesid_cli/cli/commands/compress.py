@@ -20,6 +20,7 @@ from prunesid_cli.cli.arguments import is_typed, overrides_fixed, read_budget, r
 from prunesid_cli.cli.help import COMMON, PRUNING
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
+from prunesid_cli.inputs.containers import DEFAULT_DPI, ContainerOptions
 from prunesid_cli.inputs.sharding import parse_partition
 from prunesid_cli.pipeline.session import LazyVision, Session, find_checkpoint, make_run
 from prunesid_cli.pipeline.settings import DEFAULTS, Settings, TokenStore
@@ -50,13 +51,17 @@ def compress(
         list[str] | None,
         typer.Argument(
             metavar="PATH...",
-            help="Files, folders, globs, URIs (s3://...), and tar files, whose members are inputs: {000..099}.tar. "
-            "- reads a list of paths from stdin.",
+            help="Files, folders, globs and URIs (s3://...). Tar and Parquet files and PDF documents are read as "
+            "folders: {000..099}.tar. The rows of .jsonl and .csv files name images. - reads a list of paths from "
+            "stdin.",
         ),
     ] = None,
     include: o.Include = None,
     exclude: o.Exclude = None,
     max_items: o.MaxItems = None,
+    image_column: o.ImageColumn = "",
+    id_column: o.IdColumn = "",
+    dpi: o.Dpi = DEFAULT_DPI,
     dry_run: o.DryRun = False,
     model: o.Model = DEFAULTS.model,
     keep: o.Keep = DEFAULTS.keep,
@@ -142,7 +147,8 @@ def compress(
     from prunesid_cli.cli.input_paths import InputPaths
 
     checkpoint = find_checkpoint(settings)
-    inputs = InputPaths(paths or [], null, partition, False, include or (), exclude or (), max_items)
+    containers = ContainerOptions(image_column, id_column, dpi)
+    inputs = InputPaths(paths or [], null, partition, False, include or (), exclude or (), max_items, containers)
     reads_more = (
         dry_run or calibrate or retry_failed or checksum or as_json or verbose or usage or draft or "-" in inputs.paths
     )

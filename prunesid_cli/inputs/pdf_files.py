@@ -1,0 +1,88 @@
+"""Pages of PDF documents: `a.pdf/page-0003`, drawn at 150 dpi, or `a.pdf/page-0003@300dpi`. PDFium draws them."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from io import BytesIO
+from threading import Lock
+from typing import BinaryIO
+
+import pypdfium2  # type: ignore[import-untyped]
+
+from prunesid_cli.inputs.containers import DEFAULT_DPI, Container, ContainerOptions
+from prunesid_cli.inputs.decode_errors import MAX_PIXELS
+from prunesid_cli.inputs.source import FolderEntry
+from prunesid_cli.types import Columns
+
+PAGE = re.compile(r"page-(\d{1,9})(?:@(\d{1,5})dpi)?")
+POINTS_PER_INCH = 72
+LOCK = Lock()
+"""PDFium may not be called by several threads at once."""
+
+
+class PdfContainer(Container):
+    """A PDF document; see `Container`."""
+
+    def __init__(self, path: str, size: int) -> None:
+        """Open the document.
+
+        Raises:
+            OSError: It is damaged, or needs a password.
+        """
+        self.fault = ""
+        with LOCK:
+            try:
+                self.document = pypdfium2.PdfDocument(path)
+                self.num_pages = len(self.document)
+            except pypdfium2.PdfiumError as error:
+                is_locked = "assword" in str(error)
+                problem = "the PDF needs a password" if is_locked else "the PDF is damaged, or is none"
+                raise OSError(errno.EIO, problem) from error
+        self.page_bytes = size // max(self.num_pages, 1)
+        if not self.num_pages:
+            self.fault = "the PDF has no page"
+
+    def list(self, folder: str, options: ContainerOptions) -> Iterator[FolderEntry]:
+        suffix = "" if options.dpi == DEFAULT_DPI else f"@{options.dpi}dpi"
+        for number in range(1, self.num_pages + 1):
+            yield FolderEntry(f"page-{number:04d}{suffix}", is_folder=False, is_link=False)
+
+    def size(self, name: str) -> int | None:
+        return self.page_bytes if self._find(name) else None
+
+    def has_folder(self, name: str) -> bool:
+        return not name
+
+    def _find(self, name: str) -> tuple[int, int] | None:
+        """Number of a page, from 1, and its resolution; None if there is no such page."""
+        match = PAGE.fullmatch(name)
+        if match is None or not 1 <= int(match[1]) <= self.num_pages:
+            return None
+        return int(match[1]), int(match[2] or DEFAULT_DPI)
+
+    def open(self, name: str) -> BinaryIO:
+        """The page as a BMP: a picture that costs no time to compress."""
+        found = self._find(name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "no such page in the PDF", name)
+        number, dpi = found
+        with LOCK:
+            try:
+                page = self.document[number - 1]
+                width, height = (round(side * dpi / POINTS_PER_INCH) for side in page.get_size())
+                if width * height > MAX_PIXELS:
+                    problem = f"{width:,} x {height:,} pixels at {dpi} dpi, more than {MAX_PIXELS:,}"
+                    raise OSError(errno.EFBIG, f"the page has {problem}: choose a smaller --dpi")
+                image = page.render(scale=dpi / POINTS_PER_INCH).to_pil().convert("RGB")
+                page.close()
+            except pypdfium2.PdfiumError as error:
+                raise OSError(errno.EIO, f"the page cannot be drawn: {error}") from error
+        data = BytesIO()
+        image.save(data, "BMP")
+        data.seek(0)
+        return data
+
+    def columns(self, name: str) -> Columns:
+        return ()
