@@ -123,6 +123,10 @@ def read_bytes(path: str, files: FileSource = FILES) -> bytes:
         status = files.stat(path)
         if not status.is_file:
             what = "a folder" if status.is_folder else "a pipe or device"
+            if files.is_container(path) and status.is_folder:
+                first = next(files.list(path), None)
+                hint = f"name one, as {path}/{first.name}, or all of them: --each" if first else "name another file"
+                raise MediaError(f"{path}: it holds several images", hint)
             raise MediaError(f"{path}: {what}, not a regular file", "name an image; `-` reads one from stdin")
         if status.size > MAX_BYTES:
             raise _too_many_bytes(path)

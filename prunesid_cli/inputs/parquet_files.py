@@ -25,7 +25,7 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 
 from prunesid_cli.inputs.columns import to_columns
 from prunesid_cli.inputs.containers import Container, ContainerOptions
-from prunesid_cli.inputs.source import FolderEntry
+from prunesid_cli.inputs.source import LOCAL, FolderEntry
 from prunesid_cli.types import Columns
 
 ROW = re.compile(r"row-(\d{1,18})")
@@ -161,7 +161,13 @@ class ParquetContainer(Container):
         if not value:
             raise OSError(errno.ENODATA, f"the row has no {column}")
         if isinstance(value, str):
-            return open(os.path.join(os.path.dirname(self.path), value), "rb")
+            path = os.path.join(os.path.dirname(self.path), value)
+            if os.path.isabs(value) or ".." in value.split("/"):  # a stranger's file does not choose what is read
+                raise OSError(errno.EPERM, f"the row names {value}, which is not below the folder of the table")
+            try:
+                return LOCAL.open(path)
+            except FileNotFoundError as error:
+                raise OSError(errno.EIO, f"the row names {path}, which is not there") from error
         return BytesIO(value)
 
     def _read_value(self, column: str, row: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from threading import Lock
 from typing import BinaryIO
@@ -23,26 +24,30 @@ LOCK = Lock()
 
 
 class PdfContainer(Container):
-    """A PDF document; see `Container`."""
+    """A PDF document; see `Container`. It is opened for each page: PDFium reads no more of it than it needs."""
 
     def __init__(self, path: str, size: int) -> None:
-        """Open the document.
+        """Count the pages.
 
         Raises:
             OSError: It is damaged, or needs a password.
         """
-        self.fault = ""
+        self.path = path
+        with self._open_document() as document:
+            self.num_pages = len(document)
+        self.page_bytes = size // max(self.num_pages, 1)
+        self.fault = "" if self.num_pages else "the PDF has no page"
+
+    @contextmanager
+    def _open_document(self) -> Iterator[pypdfium2.PdfDocument]:
         with LOCK:
             try:
-                self.document = pypdfium2.PdfDocument(path)
-                self.num_pages = len(self.document)
+                with pypdfium2.PdfDocument(self.path) as document:
+                    yield document
             except pypdfium2.PdfiumError as error:
                 is_locked = "assword" in str(error)
                 problem = "the PDF needs a password" if is_locked else "the PDF is damaged, or is none"
                 raise OSError(errno.EIO, problem) from error
-        self.page_bytes = size // max(self.num_pages, 1)
-        if not self.num_pages:
-            self.fault = "the PDF has no page"
 
     def list(self, folder: str, options: ContainerOptions) -> Iterator[FolderEntry]:
         suffix = "" if options.dpi == DEFAULT_DPI else f"@{options.dpi}dpi"
@@ -68,17 +73,13 @@ class PdfContainer(Container):
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "no such page in the PDF", name)
         number, dpi = found
-        with LOCK:
-            try:
-                page = self.document[number - 1]
-                width, height = (round(side * dpi / POINTS_PER_INCH) for side in page.get_size())
-                if width * height > MAX_PIXELS:
-                    problem = f"{width:,} x {height:,} pixels at {dpi} dpi, more than {MAX_PIXELS:,}"
-                    raise OSError(errno.EFBIG, f"the page has {problem}: choose a smaller --dpi")
-                image = page.render(scale=dpi / POINTS_PER_INCH).to_pil().convert("RGB")
-                page.close()
-            except pypdfium2.PdfiumError as error:
-                raise OSError(errno.EIO, f"the page cannot be drawn: {error}") from error
+        with self._open_document() as document:
+            page = document[number - 1]
+            width, height = (max(1, round(side * dpi / POINTS_PER_INCH)) for side in page.get_size())
+            if width * height > MAX_PIXELS:
+                problem = f"the page has {width:,} x {height:,} pixels at {dpi} dpi, more than {MAX_PIXELS:,}"
+                raise OSError(errno.EFBIG, f"{problem}: choose a smaller --dpi")
+            image = page.render(scale=dpi / POINTS_PER_INCH).to_pil().convert("RGB")
         data = BytesIO()
         image.save(data, "BMP")
         data.seek(0)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from os import fspath
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,21 @@ from PIL import Image
 
 from prunesid_cli import __version__
 from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.containers import DEFAULT_OPTIONS
 from prunesid_cli.inputs.image import Media, media_from_image
 from prunesid_cli.inputs.listing import ListedFile, Listing
+from prunesid_cli.inputs.table_files import expand_tables
 from prunesid_cli.inputs.video.load import load_media
 from prunesid_cli.models.base import LanguageHalf, VisionHalf
 from prunesid_cli.pipeline.answer import answer
 from prunesid_cli.pipeline.ask import ask, encode_media
 from prunesid_cli.pipeline.batches import make_runner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
+from prunesid_cli.pipeline.distinct_queries import answer_distinct
 from prunesid_cli.pipeline.measure import measure
+from prunesid_cli.pipeline.prompt_file import ItemFilter, Prompt, Prompts
 from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.pipeline.query import Query, Reply
+from prunesid_cli.pipeline.query import Reply
 from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
 from prunesid_cli.pipeline.session import LazyVision, Session, check_cache_model
 from prunesid_cli.pipeline.settings import Attention, Dtype, Fit, Settings, TokenStore, VideoBackend
@@ -144,7 +148,7 @@ class Model:
         """Encodes and prunes images and clips into a cache. What the cache holds already is not encoded again.
 
         Args:
-            paths: Files, folders and globs.
+            paths: Files, folders, globs and tables of paths.
             out: The cache's folder. It is created or continued.
             store: How tokens are stored: "model", "int8" or "fp8".
 
@@ -152,7 +156,7 @@ class Model:
             CacheError: The folder cannot be written, or holds a cache that was made with other settings.
         """
         listed = [paths] if isinstance(paths, str | Path) else paths
-        files: Iterable[ListedFile] = Listing([fspath(path) for path in listed])
+        files: Iterable[ListedFile] = Listing(expand_tables((fspath(path) for path in listed), DEFAULT_OPTIONS))
         summary = CompressSummary()
         setup = WorkerSetup(self.session.checkpoint, self.settings)
         with (
@@ -197,8 +201,9 @@ class Model:
         if opened.run:
             check_cache_model(opened.run, checkpoint)
         self.language.check_prompt(prompt, 1)
-        queries = (Query(number, prompt, shard, item) for number, (shard, item) in enumerate(opened.items()))
-        for replies in answer(self.language, queries, self.generation, self.session.answer_batch_size()):
+        prompts, sizes = Prompts([Prompt(prompt)]), self.session.answer_batch_size()
+        engine = partial(answer, self.language, generation=self.generation, batch_sizes=sizes)
+        for replies in answer_distinct(engine, prompts.queries(opened, ItemFilter()), opened):
             yield from replies
 
     def _load(self, media: MediaInput | Sequence[MediaInput]) -> list[Media]:

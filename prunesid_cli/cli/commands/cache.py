@@ -60,6 +60,7 @@ def list_items(
                 "stale": is_stale,
                 **item.to_record(layout_to_record(item.layout)),
                 **vars(item.provenance),
+                "columns": dict(item.columns),
             }
             _print_row(item.source, [*cells, "stale: failed since"] if is_stale else cells, record, null, as_json)
         if not len(opened):
