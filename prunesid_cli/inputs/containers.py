@@ -12,13 +12,15 @@ import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from prunesid_cli.errors import UsageError
+from prunesid_cli.inputs.downloads import download
 from prunesid_cli.inputs.source import FileSource, FileStatus, FolderEntry, LocalFiles
+from prunesid_cli.inputs.uri_files import MARK, UriFiles
 from prunesid_cli.types import Columns
 
 CACHED_CONTAINERS = 8
@@ -148,17 +150,24 @@ def open_container(path: str, suffix: str, size: int, mtime_ns: int) -> Containe
 
 
 class ContainerFiles(FileSource):
-    """What is in containers on the local disk; see `FileSource`. Paths are those of members, or of containers."""
+    """What is in containers; see `FileSource`. Paths are those of members, or of containers."""
 
-    def __init__(self, local: LocalFiles, options: ContainerOptions) -> None:
-        self.local, self.options = local, options
+    def __init__(self, local: LocalFiles, uris: UriFiles, options: ContainerOptions) -> None:
+        self.local, self.uris, self.options = local, uris, options
+
+    def _outer(self, container: str) -> FileSource:
+        """Where a container is."""
+        return self.uris if MARK in container else self.local
 
     def _open(self, path: str) -> tuple[Container, FileStatus, str]:
         """The container of a path, the status of its file, and the name in it."""
         split = split_path(path)
-        status = self.local.stat(split.container)
-        real_path = self.local.real_path(split.container)
-        return open_container(real_path, split.suffix, status.size, status.mtime_ns), status, split.name
+        status = self._outer(split.container).stat(split.container)
+        if MARK in path:
+            copy = download(split.container, status, partial(self.uris.fetch, split.container))
+        else:
+            copy = self.local.real_path(split.container)
+        return open_container(copy, split.suffix, status.size, status.mtime_ns), status, split.name
 
     def list(self, folder: str) -> Iterator[FolderEntry]:
         container, _, name = self._open(folder)
@@ -169,7 +178,7 @@ class ContainerFiles(FileSource):
     def stat(self, path: str) -> FileStatus:
         split = split_path(path)
         if not split.name:  # without opening it
-            status = self.local.stat(split.container)
+            status = self._outer(split.container).stat(split.container)
             return FileStatus(status.size, status.mtime_ns, is_file=False, is_folder=True)
         container, status, name = self._open(path)
         size = container.size(name)
@@ -185,6 +194,8 @@ class ContainerFiles(FileSource):
 
     def has_inputs(self, path: str) -> bool:
         """Whether a file may be a container with inputs. Listing it reports what is wrong with it."""
+        if MARK in path:  # it would have to be downloaded
+            return True
         if not os.path.isfile(path):
             return False
         if not split_path(path).type.is_media:  # it costs time to open
@@ -207,4 +218,4 @@ class ContainerFiles(FileSource):
 
     def real_path(self, path: str) -> str:
         split = split_path(path)
-        return posixpath.join(self.local.real_path(split.container), split.name).rstrip("/")
+        return posixpath.join(self._outer(path).real_path(split.container), split.name).rstrip("/")

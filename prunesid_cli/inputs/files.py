@@ -28,19 +28,17 @@ class Files:
 
     def __init__(self, options: ContainerOptions = DEFAULT_OPTIONS) -> None:
         """`options`: how containers are listed. Paths that were listed have all that is needed to read them."""
-        self.containers = ContainerFiles(LOCAL, options)
+        self.containers = ContainerFiles(LOCAL, URIS, options)
 
     def source_of(self, path: str) -> FileSource:
         """The source that a path belongs to."""
-        if MARK in path:
-            return URIS
-        container = split_path(path).container
-        return self.containers if container and os.path.isfile(container) else LOCAL
+        container, outer = split_path(path).container, URIS if MARK in path else LOCAL
+        return self.containers if container and _is_file(container) else outer
 
     def list(self, folder: str) -> Iterator[FolderEntry]:
         source = self.source_of(folder)
         for entry in source.list(folder):
-            is_container = source is LOCAL and is_container_name(entry.name)
+            is_container = source is not self.containers and not entry.is_folder and is_container_name(entry.name)
             if is_container and self.containers.has_inputs(os.path.join(folder, entry.name)):
                 yield FolderEntry(entry.name, is_folder=True, is_link=False)
             else:
@@ -77,6 +75,10 @@ class Files:
             shutil.copyfileobj(file, copy, 1 << 20)
             copy.flush()
             yield copy.name
+
+
+def _is_file(path: str) -> bool:
+    return URIS.is_file(path) if MARK in path else os.path.isfile(path)
 
 
 FILES = Files()

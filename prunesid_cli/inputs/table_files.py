@@ -15,10 +15,10 @@ from typing import Any
 
 from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.inputs.columns import to_columns
-from prunesid_cli.inputs.containers import ContainerFiles, ContainerOptions, open_container
-from prunesid_cli.inputs.files import FILES
+from prunesid_cli.inputs.containers import ContainerOptions, open_container
+from prunesid_cli.inputs.files import FILES, Files
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.inputs.source import LOCAL, to_media_error
+from prunesid_cli.inputs.source import to_media_error
 from prunesid_cli.inputs.uri_files import MARK
 
 LINE_SUFFIXES, TABLE_SUFFIXES = (".jsonl", ".ndjson"), (".csv", ".tsv")
@@ -40,7 +40,7 @@ def expand_tables(paths: Iterable[str], options: ContainerOptions) -> Iterator[s
         suffix = os.path.splitext(path)[1].lower()
         if suffix in (*LINE_SUFFIXES, *TABLE_SUFFIXES) and (MARK in path or os.path.isfile(path)):
             yield from _list_rows(path, _read_lines(path, suffix), options)
-        elif suffix == ".parquet" and os.path.isfile(path) and not ContainerFiles(LOCAL, options).has_inputs(path):
+        elif suffix == ".parquet" and os.path.isfile(path) and not Files(options).containers.has_inputs(path):
             yield from _list_rows(path, _read_parquet(path), options)
         else:
             yield path

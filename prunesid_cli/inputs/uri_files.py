@@ -38,6 +38,7 @@ class UriFiles(FileSource):
     def __init__(self) -> None:
         self.last_status: tuple[str, float, FileStatus | None] = "", 0.0, None
         self.last_data: tuple[str, float, bytes] = "", 0.0, b""
+        self.are_files = dict[str, bool]()
 
     def list(self, folder: str) -> Iterator[FolderEntry]:
         file_system, path = _connect(folder)
@@ -66,6 +67,23 @@ class UriFiles(FileSource):
             data = _retry(path, lambda: file_system.cat_file(inner))
             self.last_data = path, time.monotonic(), data
         return io.BytesIO(data)
+
+    def is_file(self, path: str) -> bool:
+        """Whether a path leads to a file. An answer is remembered."""
+        if path not in self.are_files:
+            try:
+                is_file = self.stat(path).is_file
+            except FileNotFoundError:
+                return False
+            except OSError:  # reading it reports the error
+                return True
+            self.are_files[path] = is_file
+        return self.are_files[path]
+
+    def fetch(self, path: str, copy: str) -> None:
+        """Write a file to the local disk."""
+        file_system, inner = _connect(path)
+        _retry(path, lambda: file_system.get_file(inner, copy))
 
     def real_path(self, path: str) -> str:
         return path.rstrip("/")

@@ -84,14 +84,14 @@ class Proxy(BaseHTTPRequestHandler):
             self.close_connection = True
         server.close()
 
-    do_GET = do_HEAD = do_PUT = do_POST = _pass_on  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = _pass_on
 
     def log_message(self, *args: Any) -> None:
         """Say nothing."""
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, pictures: list[Path]) -> Iterator[Network]:
+def network(monkeypatch: pytest.MonkeyPatch, pictures: list[Path], tmp_path: Path) -> Iterator[Network]:
     """A bucket with ten pictures in `in/`, in two folders, and two other objects."""
     import boto3
     import s3fs
@@ -106,6 +106,7 @@ def network(monkeypatch: pytest.MonkeyPatch, pictures: list[Path]) -> Iterator[N
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}", "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
+        "XDG_CACHE_HOME": str(tmp_path),
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
@@ -151,7 +152,9 @@ def test_a_bucket_is_compressed_and_continued(
     """The same tokens as of files; only what changed is read again, which its ETag says."""
     cache, to = tmp_path / "c", ("--out", tmp_path / "c", "--workers", workers)
     ran = run("compress", "s3://bucket/in", *to)
-    assert (ran.code, "s3://bucket/in/bad.png" in ran.err, "1 other file skipped" in ran.err) == (3, True, True), ran.err
+    assert (ran.code, "s3://bucket/in/bad.png" in ran.err, "1 other file skipped" in ran.err) == (3, True, True), (
+        ran.err
+    )
     run("compress", pictures[0].parent, "--out", tmp_path / "local")
     local = {Path(source).name: item for source, item in items_by_source(tmp_path / "local").items()}
     remote = {Path(source).name: item for source, item in items_by_source(cache).items()}
@@ -195,3 +198,49 @@ def test_a_network_that_is_gone(network: Network, run: Run, tmp_path: Path) -> N
     network.is_gone = False
     assert run("compress", "s3://bucket/in/0/scene0.png", "s3://bucket/in/1", "--out", tmp_path / "c").code == 0
     assert len(items_by_source(tmp_path / "c")) == 6
+
+
+def test_containers_are_downloaded_once(
+    network: Network, run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tar, Parquet and PDF files in a bucket, with workers; a new version is downloaded again."""
+    from prunesid_cli.inputs import downloads
+    from tests.inputs.test_parquet_files import write_table
+    from tests.inputs.test_pdf_files import write_pdf
+    from tests.inputs.test_tar_files import write_tar
+
+    data = [path.read_bytes() for path in pictures]
+    (tmp_path / "local").mkdir()
+    tar = write_tar(tmp_path / "local/a.tar", {f"{number}.png": part for number, part in enumerate(data[:4])})
+    table = write_table(tmp_path / "local/b.parquet", {"image": data[4:8], "n": range(4)})
+    document = write_pdf(tmp_path / "local/c.pdf", [(144, 144)] * 2)
+    for path in (tar, table, document):
+        put(network, f"data/{path.name}", path.read_bytes())
+    assert run("compress", tmp_path / "local", "--out", tmp_path / "c").code == 0
+    ran = run("compress", "s3://bucket/data", "--out", tmp_path / "remote", "--workers", 2)
+    assert ran.code == 0, ran.err
+    local, remote = (items_by_source(tmp_path / name) for name in ("c", "remote"))
+    assert list(remote) == [source.replace(f"{tmp_path}/local", "s3://bucket/data") for source in local]
+    assert [item.slots for item in remote.values()] == [item.slots for item in local.values()]
+    assert remote["s3://bucket/data/b.parquet/row-000000002"].columns == (("n", 2),)
+    copies = sorted(path.name for path in (tmp_path / "prunesid/downloads").iterdir() if path.suffix != ".lock")
+    assert sorted(path[-4:] for path in copies) == [".pdf", ".tar", "quet"]
+    assert "nothing to do: 10 already" in run("compress", "s3://bucket/data", "--out", tmp_path / "remote").err
+    monkeypatch.setattr(downloads, "MAX_BYTES", 1)
+    write_tar(tar, {"new.png": data[9]})
+    put(network, "data/a.tar", tar.read_bytes())
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    ran = run("compress", "s3://bucket/data/a.tar", "--out", tmp_path / "remote", "--json")
+    assert [record["source"] for record in ran.records] == ["s3://bucket/data/a.tar/new.png"]
+    assert len([path for path in (tmp_path / "prunesid/downloads").iterdir() if path.suffix != ".lock"]) == 2
+
+
+def test_a_container_that_cannot_be_downloaded_fails_alone(network: Network, run: Run, tmp_path: Path) -> None:
+    put(network, "data/a.tar", b"no tar file" * 100)
+    ran = run("compress", "s3://bucket/data/a.tar", "s3://bucket/in/0", "--out", tmp_path / "c")
+    assert (ran.code, "s3://bucket/data/a.tar: damaged after byte 0" in ran.err) == (3, True), ran.err
+    network.is_gone = True
+    ran = run("compress", "s3://bucket/data/a.tar", "--out", tmp_path / "c2")
+    assert (ran.code, "not read in 4 tries" in ran.err) == (3, True), ran.err

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -29,6 +28,7 @@ from prunesid_cli.models.spliced.processor import random_image
 from prunesid_cli.models.spliced.table import UNKNOWN
 from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.runtime.out_of_memory import is_out_of_memory
+from prunesid_cli.runtime.user_folders import cache_folder
 from prunesid_cli.types import Encoded, Placement, TokenSet
 
 logger = logging.getLogger(__name__)
@@ -145,8 +145,7 @@ def _stock_scores(checkpoint: Checkpoint, placement: Placement, language: Splice
 
 
 def _results_path() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "prunesid" / "tried_models.json"
+    return cache_folder() / "tried_models.json"
 
 
 def _read_results() -> dict[str, Any]:
