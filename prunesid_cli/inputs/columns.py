@@ -48,8 +48,6 @@ def _to_plain(value: Any) -> Any:
 
 
 def columns_stamp(columns: Columns) -> int:
-    """A number that changes with the columns; 0 without any."""
-    if not columns:
-        return 0
+    """A number that changes with the columns."""
     digest = hashlib.blake2b(json.dumps(columns, sort_keys=True).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")

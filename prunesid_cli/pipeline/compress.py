@@ -51,12 +51,16 @@ def compress(
     """
     copies = CopyFinder(runner.loader.writer)
 
-    def refuse(item: LoadResult) -> LoadResult:
-        error = allocator.refused.get(item.number) if isinstance(item, LoadedInput) else None
-        return FailedInput(item.source, error) if error else item
-
     def begin(batch: Sequence[LoadResult]) -> BegunBatch:
-        checked = copies.replace_copies([refuse(item) for item in batch])
+        refused = allocator.refused
+        checked = copies.replace_copies(
+            [
+                FailedInput(item.source, refused[item.number])
+                if isinstance(item, LoadedInput) and item.number in refused
+                else item
+                for item in batch
+            ]
+        )
         accepted = [item for item in checked if isinstance(item, LoadedInput)]
         begun = begin_batch(runner.pruner, accepted) if runner.overlaps and accepted else BegunBatch(accepted)
         return replace(begun, batch=checked)

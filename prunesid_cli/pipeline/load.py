@@ -102,7 +102,11 @@ class InputLoader:
         stamp, entry = read_stamp(source, file.columns), self.writer.index.find(source) if self.writer else None
         if entry and entry.stamp == stamp and not self.by_content:
             return CachedInput(source, entry)
-        request = DecodeRequest(number, source, stamp, entry.digest if entry else "", self._columns(file))
+        try:
+            columns = file.columns or FILES.columns(source)
+        except (OSError, ValueError):  # decoding it reports the error
+            columns = ()
+        request = DecodeRequest(number, source, stamp, entry.digest if entry else "", columns)
         loaded = self.decode(request)
         if loaded or not (self.writer and entry):
             return loaded  # type: ignore[return-value]
@@ -111,14 +115,6 @@ class InputLoader:
             if held.columns != request.columns:
                 return CopiedInput(replace(held.provenance, columns=request.columns), stamp)
         return CachedInput(source, entry, stamp if entry.stamp != stamp else None)
-
-    @staticmethod
-    def _columns(file: ListedFile) -> Columns:
-        """What is known of a file: by the table that named it, or that it is in."""
-        try:
-            return file.columns or FILES.columns(file.source)
-        except (OSError, ValueError):  # decoding it reports the error
-            return ()
 
 
 def decode_input(

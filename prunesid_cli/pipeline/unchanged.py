@@ -38,7 +38,8 @@ def read_stamp(source: str, columns: Columns = ()) -> Stamp | None:
     except (OSError, ValueError):
         return None
     is_settled = status.mtime_ns < time.time_ns() - CLOCK_GRAIN_NS
-    return Stamp(status.size, status.mtime_ns ^ columns_stamp(columns)) if is_settled else None
+    time_ns = status.mtime_ns ^ columns_stamp(columns) if columns else status.mtime_ns
+    return Stamp(status.size, time_ns) if is_settled else None
 
 
 def open_finished_cache(folder: Path, run: Run, sampling: str, partition: Partition) -> Cache | None:
