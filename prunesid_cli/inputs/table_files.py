@@ -20,6 +20,7 @@ from prunesid_cli.inputs.files import FILES, Files
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.source import to_media_error
 from prunesid_cli.inputs.uri_files import MARK
+from prunesid_cli.text import did_you_mean
 
 LINE_SUFFIXES, TABLE_SUFFIXES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 PATH_COLUMNS = (
@@ -48,14 +49,15 @@ def expand_tables(paths: Iterable[str], options: ContainerOptions) -> Iterator[s
 
 def _list_rows(path: str, rows: Iterator[tuple[int, Any]], options: ContainerOptions) -> Iterator[ListedFile]:
     """The rows of a table; they come with their numbers, and are mappings, or texts that say what is wrong."""
-    column, folder = options.image_column, os.path.dirname(path)
+    column, folder, is_checked = options.image_column, os.path.dirname(path), False
     try:
         for number, row in rows:
             place = f"{path}, row {number}"
             if not isinstance(row, Mapping):
                 yield ListedFile(place, MediaError(f"{place}: {row}", "correct or remove this row"))
                 continue
-            column = column or _find_path_column(path, row)
+            if not is_checked:
+                column, is_checked = _find_path_column(path, row, column), True
             name = row.get(column)
             if not isinstance(name, str) or not name:
                 error = MediaError(f"{place}: no path in '{column}'", "correct it, or choose another --image-column")
@@ -68,7 +70,15 @@ def _list_rows(path: str, rows: Iterator[tuple[int, Any]], options: ContainerOpt
         yield ListedFile(path, to_media_error(path, error))
 
 
-def _find_path_column(path: str, row: Mapping[str, Any]) -> str:
+def _find_path_column(path: str, row: Mapping[str, Any], named: str) -> str:
+    """The column of paths: the one that was named, or one with a usual name. `row`: the first one."""
+    if named:
+        if named not in row:
+            raise UsageError(
+                f"{path} has no column {named!r}",
+                did_you_mean(named, map(str, row), f"it has {', '.join(map(str, row))}"),
+            )
+        return named
     found = next((name for name in PATH_COLUMNS if isinstance(row.get(name), str)), None)
     if found is None:
         hint = "choose one of its columns with --image-column"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +28,16 @@ class Lost(Exception):
 
 
 def draw_pictures(folder: Path, count: int) -> Path:
-    """Write small pictures, no two alike, a hundred to a folder."""
-    rng = random.Random(0)
+    """Write small pictures, a hundred to a folder. Each fifth is a copy of an earlier one; no two others are alike."""
+    rng, paths = random.Random(0), list[Path]()
     for number in range(count):
         path = folder / f"{number // 100:03d}" / f"{number:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_picture(path, rng)
+        if number % 5 == 4:
+            shutil.copy(rng.choice(paths), path)
+        else:
+            draw_picture(path, rng)
+        paths.append(path)
     return folder
 
 

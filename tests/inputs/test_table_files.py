@@ -60,6 +60,9 @@ def test_rows_name_images(suffix: str, tmp_path: Path) -> None:
     assert [dict(row.columns) for row in found] == [{"caption": r["caption"], "n": r["n"]} for r in rows]
     chosen = rows_of(tmp_path / f"t{suffix}", "n")
     assert [row.source for row in chosen] == [f"{tmp_path}/{number}" for number in range(4)]
+    with pytest.raises(UsageError, match="no column 'captain'") as refused:
+        rows_of(tmp_path / f"t{suffix}", "captain")
+    assert refused.value.hint == "did you mean caption? it has caption, file_name, n"
     with pytest.raises(UsageError, match="no column of paths, but x"):
         WRITERS[suffix](tmp_path / f"u{suffix}", [{"x": "1"}])
         rows_of(tmp_path / f"u{suffix}")
