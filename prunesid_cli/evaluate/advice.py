@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from prunesid_cli.evaluate.records import Record
-from prunesid_cli.evaluate.report import SettingSummary, measure_name
+from prunesid_cli.evaluate.report import SettingSummary, Target, measure_name
 from prunesid_cli.text import plural
 
 MIN_QUESTIONS = 20
 """Questions that a kind must have for a statement about it."""
-MIN_CONFIDENCE = 0.9
-"""Confidence below which more records are recommended."""
 DEFAULT_TARGET = 0.95
 """Share of the unpruned accuracy below which a kind suffers, if no target is given."""
 LOOK_AT_UNPRUNED = "look at its answers: --keep all --out answers.jsonl"
@@ -19,7 +17,7 @@ TEXT_SUFFERS_FIRST = "small things that only a few tokens show, as text, suffer 
 
 
 def find_warnings(
-    summaries: Sequence[SettingSummary], records: Sequence[Record], target: float | None
+    summaries: Sequence[SettingSummary], records: Sequence[Record], target: Target | None
 ) -> Iterator[str]:
     """Yield warnings about records without expected answers, a model that is never right, and kinds that suffer."""
     num_open = sum(not record.answers for record in records)
@@ -31,7 +29,7 @@ def find_warnings(
     if summaries[0].accuracy.share is None:
         yield f"the unpruned model answers no record correctly, so pruning cannot be judged: {LOOK_AT_UNPRUNED}"
     for summary in summaries[1:]:
-        kinds = suffering_kinds(summary, records, target or DEFAULT_TARGET)
+        kinds = suffering_kinds(summary, records, target.share if target else DEFAULT_TARGET)
         if kinds:
             yield f"{summary.setting}: {', '.join(kinds)} of the unpruned accuracy; {TEXT_SUFFERS_FIRST}"
 
@@ -46,24 +44,42 @@ def suffering_kinds(summary: SettingSummary, records: Sequence[Record], target: 
     return kinds
 
 
-def advise_budgets(summaries: Sequence[SettingSummary], records: Sequence[Record], target: float) -> Iterator[str]:
-    """Yield, for each method, the smallest budget that reaches the target, and how certain that is."""
+def advise_budgets(summaries: Sequence[SettingSummary], records: Sequence[Record], target: Target) -> Iterator[str]:
+    """Yield, for each method, the smallest budget that is certain to reach the target, or what is known instead."""
     unpruned, *pruned = summaries
     what = "accuracy" if measure_name(records) == "accuracy" else "answers"
+    wanted = f"{target.confidence:.0%} sure to keep {target.share:.0%} of the unpruned {what}"
+    num_records = plural(len(records), "record")
     for method in dict.fromkeys(summary.setting.method for summary in pruned):
-        reaching = [
-            summary
-            for summary in pruned
-            if summary.setting.method == method and (summary.accuracy.share or 0) >= target
-        ]
-        if not reaching:
-            yield f"{method}: no budget below {unpruned.kept:,.0f} tokens keeps {target:.0%}"
+        tried = sorted((s for s in pruned if s.setting.method == method), key=lambda summary: summary.kept)
+        certain = [summary for summary in tried if is_certain(summary, target)]
+        reaching = [summary for summary in tried if (summary.accuracy.share or 0) >= target.share]
+        if certain:
+            best = certain[0]
+            yield (
+                f"{method}: --keep {best.setting.keep} is {best.accuracy.confidence or 1:.0%} sure to keep "
+                f"{target.share:.0%} of the unpruned {what} {_estimate(best, records)}"
+            )
             continue
-        best = min(reaching, key=lambda summary: summary.kept)
-        confidence = best.accuracy.confidence or 0.0
-        yield (
-            f"{method}: --keep {best.setting.keep} keeps {best.accuracy.share:.1%} of the unpruned {what} "
-            f"({confidence:.0%} sure that it is {target:.0%} or more, by {plural(len(records), 'record')})"
-        )
-        if confidence < MIN_CONFIDENCE:
-            yield "more records would make this more certain; the next larger budget is safer"
+        if not reaching:
+            yield f"{method}: no budget below {unpruned.kept:,.0f} tokens keeps {target.share:.0%}, by {num_records}"
+            continue
+        yield f"{method}: {num_records} are too few for a budget that is {wanted}"
+        best = reaching[0]
+        confidence = best.accuracy.confidence
+        sure = "too few records to say how sure" if confidence is None else f"{confidence:.0%} sure"
+        yield f"the smallest that may: --keep {best.setting.keep}, {sure} {_estimate(best, records)}"
+        if best.num_needed:
+            num_more = best.num_needed - len(records)
+            more = f"about {num_more:,} more" if num_more > 0 else "a few more"
+            yield f"if other records are alike, {more} would make it {target.confidence:.0%} sure"
+
+
+def is_certain(summary: SettingSummary, target: Target) -> bool:
+    """Whether a setting reaches the target with the wanted confidence. One that keeps everything does."""
+    return summary.retention >= 1 or (summary.accuracy.confidence or 0) >= target.confidence
+
+
+def _estimate(summary: SettingSummary, records: Sequence[Record]) -> str:
+    changed = f"{summary.num_changed:,} of {plural(len(records), 'answer')} changed"
+    return f"({changed}; the estimate is {summary.accuracy.share or 0:.1%})"

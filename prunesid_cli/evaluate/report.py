@@ -16,8 +16,8 @@ from prunesid_cli.evaluate.statistics import (
     RelativeAccuracy,
     Scores,
     detection,
+    records_needed,
     relative_accuracy,
-    unpruned_accuracy,
 )
 
 
@@ -35,6 +35,8 @@ class SettingSummary:
         word_f1: Mean F1 score of the words of the answer and of the unpruned answer.
         divergence: Mean divergence of the first token in nats; None if it was not measured.
         detection: Precision and recall of yes; None if there are no such questions.
+        num_changed: Answers with other words than the unpruned answer.
+        num_needed: Records from which the target would be certain, about; None without a target, or if none would do.
     """
 
     setting: PruningSetting
@@ -46,10 +48,20 @@ class SettingSummary:
     word_f1: float
     divergence: float | None
     detection: Detection | None
+    num_changed: int = 0
+    num_needed: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a budget should keep: a share of the unpruned accuracy, and how sure that should be."""
+
+    share: float
+    confidence: float = 0.95
 
 
 def summarize(
-    settings: Sequence[PruningSetting], records: Sequence[Record], results: Results, target: float | None = None
+    settings: Sequence[PruningSetting], records: Sequence[Record], results: Results, target: Target | None = None
 ) -> list[SettingSummary]:
     """Summarize settings over the records that were answered under all of them.
 
@@ -59,7 +71,7 @@ def summarize(
         settings: The settings; the first one is without pruning.
         records: The records.
         results: The answers.
-        target: Share of the unpruned accuracy that should be reached.
+        target: What should be reached.
 
     Returns:
         A summary of each setting; empty if no record was answered under all settings.
@@ -82,20 +94,23 @@ def _summarize_setting(
     records: Sequence[Record],
     answers: Sequence[ScoredAnswer],
     unpruned: Sequence[ScoredAnswer],
-    target: float | None,
+    target: Target | None,
 ) -> SettingSummary:
-    scores, unpruned_scores = _scores(answers, unpruned), _scores(unpruned, unpruned)
+    unpruned_scores = _scores(unpruned, unpruned)
+    scores = unpruned_scores if answers == unpruned else _scores(answers, unpruned)
 
     def accuracy(rows: Sequence[int]) -> RelativeAccuracy:
-        if answers == unpruned:
-            return unpruned_accuracy(unpruned_scores[rows], target)
-        return relative_accuracy(scores[rows], unpruned_scores[rows], [records[row].media for row in rows], target)
+        ours, reference = scores[rows], unpruned_scores[rows]
+        media = [records[row].media for row in rows]
+        ours = reference if scores is unpruned_scores else ours
+        return relative_accuracy(ours, reference, media, target.share if target else None)
 
     rows_by_kind: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         if record.kind:
             rows_by_kind.setdefault(record.kind, []).append(row)
     pairs = [(answer.answer, reference.answer) for answer, reference in zip(answers, unpruned, strict=True)]
+    is_same = [normalized_words(ours) == normalized_words(theirs) for ours, theirs in pairs]
     divergences = [answer.divergence for answer in answers if answer.divergence is not None]
     yes_no = [
         (first_yes_no(answer.answer), first_yes_no(record.answers[0]))
@@ -108,11 +123,28 @@ def _summarize_setting(
         retention=sum(answer.kept for answer in answers) / max(1, sum(answer.tokens for answer in answers)),
         accuracy=accuracy(range(len(records))),
         kinds={kind: accuracy(rows) for kind, rows in rows_by_kind.items()},
-        same_answer=float(np.mean([normalized_words(ours) == normalized_words(theirs) for ours, theirs in pairs])),
+        same_answer=float(np.mean(is_same)),
         word_f1=float(np.mean([word_f1(ours, theirs) for ours, theirs in pairs])),
         divergence=float(np.mean(divergences)) if divergences else None,
         detection=detection(*zip(*yes_no, strict=True)) if yes_no else None,
+        num_changed=is_same.count(False),
+        num_needed=records_needed(
+            scores, unpruned_scores, [record.media for record in records], target.share, target.confidence
+        )
+        if target
+        else None,
     )
+
+
+def can_be_certain(unpruned: PruningSetting, records: Sequence[Record], results: Results, target: Target) -> bool:
+    """Whether there are enough records to be certain of a setting that changes no answer."""
+    answered = [record for record in records if (record.key, str(unpruned)) in results.answers]
+    answers = [results.answers[record.key, str(unpruned)] for record in answered]
+    scores = _scores(answers, answers)
+    if not answered:
+        return False
+    accuracy = relative_accuracy(scores.copy(), scores, [record.media for record in answered], target.share)
+    return (accuracy.confidence or 0) >= target.confidence
 
 
 def _scores(answers: Sequence[ScoredAnswer], unpruned: Sequence[ScoredAnswer]) -> Scores:
@@ -134,7 +166,7 @@ def make_table(summaries: Sequence[SettingSummary], measure: str) -> list[list[s
     """Return the cells of a table: a header, and a row for each setting."""
     kinds = list(summaries[0].kinds) if len(summaries[0].kinds) > 1 else []
     has_divergence = all(summary.divergence is not None for summary in summaries)
-    header = ["setting", "tokens", "kept", measure, "of unpruned", "95 %", *kinds, "same answer"]
+    header = ["setting", "tokens", "kept", measure, "95 %", "of unpruned", "95 %", *kinds, "same answer"]
     rows = [header + ["KL of first token"] * has_divergence]
     for summary in summaries:
         accuracy = summary.accuracy
@@ -143,8 +175,9 @@ def make_table(summaries: Sequence[SettingSummary], measure: str) -> list[list[s
             f"{summary.kept:,.0f}",
             f"{summary.retention:.1%}",
             f"{accuracy.accuracy:.3f}",
+            "too few" if accuracy.interval is None else "{:.3f} to {:.3f}".format(*accuracy.interval),
             "-" if accuracy.share is None else f"{accuracy.share:.1%}",
-            "-" if accuracy.low is None else f"{accuracy.low:.1%} to {accuracy.high:.1%}",
+            _share_interval(accuracy),
             *(f"{summary.kinds[kind].accuracy:.3f}" for kind in kinds),
             f"{summary.same_answer:.1%}",
         ]
@@ -152,6 +185,12 @@ def make_table(summaries: Sequence[SettingSummary], measure: str) -> list[list[s
             row.append(f"{summary.divergence:.4f} nats")
         rows.append(row)
     return rows
+
+
+def _share_interval(accuracy: RelativeAccuracy) -> str:
+    if accuracy.low is not None:
+        return f"{accuracy.low:.1%} to {accuracy.high:.1%}"
+    return "too few" if accuracy.interval is None else "-"
 
 
 def to_record(summary: SettingSummary) -> dict[str, Any]:
@@ -163,6 +202,7 @@ def to_record(summary: SettingSummary) -> dict[str, Any]:
         "marks": _accuracy_to_record(summary.accuracy),
         "kinds": {kind: _accuracy_to_record(accuracy) for kind, accuracy in summary.kinds.items()},
         "same": summary.same_answer,
+        "changed": summary.num_changed,
         "likeness": summary.word_f1,
         "divergence": summary.divergence,
         "detection": summary.detection and asdict(summary.detection),
@@ -171,9 +211,10 @@ def to_record(summary: SettingSummary) -> dict[str, Any]:
     }
 
 
-def _accuracy_to_record(accuracy: RelativeAccuracy) -> dict[str, float | None]:
+def _accuracy_to_record(accuracy: RelativeAccuracy) -> dict[str, float | tuple[float, float] | None]:
     return {
         "accuracy": accuracy.accuracy,
+        "interval": accuracy.interval,
         "share": accuracy.share,
         "low": accuracy.low,
         "high": accuracy.high,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prunesid_cli.errors import PruneSIDError
-from prunesid_cli.evaluate.advice import LOOK_AT_UNPRUNED
-from prunesid_cli.evaluate.report import SettingSummary
+from prunesid_cli.evaluate.advice import LOOK_AT_UNPRUNED, is_certain
+from prunesid_cli.evaluate.report import SettingSummary, Target
 from prunesid_cli.evaluate.results import PruningSetting
 
 
@@ -15,11 +15,12 @@ class BudgetSearch:
 
     Args:
         settings: The settings, the smallest budget first.
-        target: Share of the unpruned accuracy to reach.
+        target: What should be reached.
+        by_estimate: Whether a setting counts as reaching it if the estimate does, however uncertain that is.
     """
 
-    def __init__(self, settings: Sequence[PruningSetting], target: float) -> None:
-        self._settings, self._target = settings, target
+    def __init__(self, settings: Sequence[PruningSetting], target: Target, by_estimate: bool = False) -> None:
+        self._settings, self._target, self._by_estimate = settings, target, by_estimate
         self._low, self._high = 0, len(settings)
         self._tried = set[int]()
 
@@ -47,7 +48,8 @@ class BudgetSearch:
                 "the unpruned model answers no record correctly, so there is no accuracy to keep", LOOK_AT_UNPRUNED
             )
         middle = (self._low + self._high) // 2
-        if summary.accuracy.share >= self._target or summary.retention >= 1:
+        reaches_by_estimate = self._by_estimate and summary.accuracy.share >= self._target.share
+        if reaches_by_estimate or is_certain(summary, self._target):
             self._high = middle
         else:
             self._low = middle + 1

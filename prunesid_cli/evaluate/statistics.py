@@ -1,4 +1,4 @@
-"""Statistics of scores: accuracies, their ratio to the unpruned accuracy, and confidence intervals of that ratio.
+"""Statistics of scores: accuracies, their ratio to the unpruned accuracy, and confidence intervals of both.
 
 All settings answer the same questions, so settings are compared question by question, which is more precise than
 comparing averages. Intervals are found by bootstrap with a fixed seed. Questions about the same media are drawn
@@ -12,40 +12,42 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 NUM_DRAWS, DRAWS_PER_BLOCK = 4000, 100
 CONFIDENCE_LEVEL = 0.95
+MIN_CLUSTERS = 5
+"""Groups of questions about the same media below which no interval is given: it would say next to nothing."""
+MAX_NEEDED = 10_000_000
 Scores = NDArray[np.float64]
 """Score of each question [M], from 0 to 1, under one setting."""
 
 
 @dataclass(frozen=True)
 class RelativeAccuracy:
-    """Accuracy, and its ratio to the unpruned accuracy. All but the accuracy are None if the unpruned model is never
-    right.
+    """Accuracy, and its ratio to the unpruned accuracy.
+
+    The ratio is None if the unpruned model is never right. Intervals and confidence are None if the questions are about
+    fewer than `MIN_CLUSTERS` different media.
 
     Attributes:
         accuracy: Mean score.
+        interval: Ends of the 95 % confidence interval of `accuracy`.
         share: Accuracy divided by the unpruned accuracy.
-        low: Lower end of the 95 % confidence interval of `share`.
+        low: Lower end of the 95 % confidence interval of `share`; None for the unpruned model itself.
         high: Upper end of the interval.
         confidence: Probability that `share` reaches the target; None without a target.
     """
 
     accuracy: float
     share: float | None
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
     confidence: float | None = None
-
-
-def unpruned_accuracy(scores: Scores, target: float | None = None) -> RelativeAccuracy:
-    """Return the accuracy of the unpruned model relative to itself: the share is 1, and that is no estimate."""
-    share = 1.0 if scores.any() else None
-    return RelativeAccuracy(float(scores.mean()), share, share, share, None if target is None else share)
+    interval: tuple[float, float] | None = None
 
 
 def relative_accuracy(
@@ -54,34 +56,89 @@ def relative_accuracy(
     """Compare one setting with the unpruned model on the same questions.
 
     Args:
-        scores: Scores of the setting [M].
+        scores: Scores of the setting [M]; `unpruned` itself for the unpruned model: then the share is 1, which is no
+            estimate.
         unpruned: Scores of the unpruned model [M].
         media: Media of each question [M].
         target: Share that should be reached.
         seed: Seed of the bootstrap.
     """
-    if not unpruned.any():
-        return RelativeAccuracy(float(scores.mean()), None, None, None)
-    cluster_numbers = {item: number for number, item in enumerate(dict.fromkeys(media))}
-    clusters = np.array([cluster_numbers[item] for item in media])
+    accuracy = float(scores.mean())
+    share = float(scores.sum() / unpruned.sum()) if unpruned.any() else None
+    if len(set(media)) < MIN_CLUSTERS:
+        return RelativeAccuracy(accuracy, share)
+    clusters = _clusters(media)
     # The two added questions: right only with pruning, and right only without.
     cluster_scores = np.append(np.bincount(clusters, scores), (1, 0))
     cluster_unpruned = np.append(np.bincount(clusters, unpruned), (0, 1))
+    cluster_sizes = np.append(np.bincount(clusters), (1, 1))
     num_clusters = len(cluster_scores)
     rng, probabilities = np.random.default_rng(seed), np.full(num_clusters, 1 / num_clusters)
-    shares = []
+    accuracies, shares = [], []
     for _ in range(NUM_DRAWS // DRAWS_PER_BLOCK):
         counts = rng.multinomial(num_clusters, probabilities, size=DRAWS_PER_BLOCK)
+        accuracies.append(counts @ cluster_scores / (counts @ cluster_sizes))
         shares.append(_share(counts @ cluster_scores, counts @ cluster_unpruned))
+    interval = _interval(np.concatenate(accuracies))
+    if share is None:
+        return RelativeAccuracy(accuracy, None, interval=interval)
+    if scores is unpruned:
+        return RelativeAccuracy(accuracy, share, confidence=None if target is None else 1.0, interval=interval)
     drawn_shares = np.concatenate(shares)
-    low, high = np.quantile(drawn_shares, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
-    return RelativeAccuracy(
-        accuracy=float(scores.mean()),
-        share=float(scores.sum() / unpruned.sum()),
-        low=float(low),
-        high=float(high),
-        confidence=None if target is None else float((drawn_shares >= target).mean()),
-    )
+    low, high = _interval(drawn_shares)
+    confidence = None if target is None else float((drawn_shares >= target).mean())
+    return RelativeAccuracy(accuracy, share, low, high, confidence, interval)
+
+
+def records_needed(
+    scores: Scores, unpruned: Scores, media: Sequence[Hashable], target: float, confidence: float
+) -> int | None:
+    """Estimate how many records would show that a share of the unpruned accuracy is kept.
+
+    The mean of `score - target * unpruned` over groups of questions about the same media must be above 0 with that
+    confidence, by the normal distribution, and with the two questions that are added to each draw.
+
+    Args:
+        scores: Scores of the setting, or of one that changes nothing [M].
+        unpruned: Scores of the unpruned model [M].
+        media: Media of each question [M].
+        target: The share.
+        confidence: How sure it should be.
+
+    Returns:
+        The number, with two digits that count; None if no number would do, because the share is not kept.
+    """
+    margins = np.bincount(_clusters(media), scores - target * unpruned)
+    mean, variance, z = float(margins.mean()), float(margins.var()), NormalDist().inv_cdf(confidence)
+    if mean <= 0:
+        return None
+
+    def is_enough(count: int) -> bool:
+        spread = (count * variance + 1 + target**2) ** 0.5
+        return count * mean + 1 - target >= z * spread
+
+    low, high = 0, 1
+    while not is_enough(high):
+        low, high = high, high * 2
+        if high > MAX_NEEDED:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    num_records = round(high * len(scores) / len(margins))
+    unit = 10 ** max(0, len(str(num_records)) - 2)
+    return -(-num_records // unit) * unit
+
+
+def _clusters(media: Sequence[Hashable]) -> NDArray[np.intp]:
+    """The number of the group of questions about the same media, for each question [M]."""
+    numbers = {item: number for number, item in enumerate(dict.fromkeys(media))}
+    return np.array([numbers[item] for item in media])
+
+
+def _interval(draws: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    return float(low), float(high)
 
 
 def _share(scores: NDArray[np.float64], unpruned: NDArray[np.float64]) -> NDArray[np.float64]:

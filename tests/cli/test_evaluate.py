@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +19,19 @@ from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.evaluate.advice import suffering_kinds
 from prunesid_cli.evaluate.metrics import METRICS, choose_metric, word_f1
 from prunesid_cli.evaluate.records import Record, read_records
-from prunesid_cli.evaluate.report import SettingSummary, summarize
+from prunesid_cli.evaluate.report import SettingSummary, Target, summarize
 from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer
 from prunesid_cli.evaluate.search import BudgetSearch
-from prunesid_cli.evaluate.statistics import RelativeAccuracy, detection, relative_accuracy, unpruned_accuracy
+from prunesid_cli.evaluate.statistics import (
+    MIN_CLUSTERS,
+    RelativeAccuracy,
+    detection,
+    records_needed,
+    relative_accuracy,
+)
 from tests.conftest import Run
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -66,16 +75,48 @@ def test_relative_accuracy_and_its_interval() -> None:
     assert found.low and found.high and 0.7 < found.low < 0.76 and 0.84 < found.high < 0.9
     assert found.confidence is not None and found.confidence < 0.05
     assert relative_accuracy(worse, base, media, 0.9) == found
-    nothing = np.zeros(5)
-    for never in (relative_accuracy(nothing, nothing, range(5), 0.9), unpruned_accuracy(nothing, 0.9)):
-        assert (never.accuracy, never.share, never.low, never.high, never.confidence) == (0, None, None, None, None)
-    assert unpruned_accuracy(base, 0.9) == RelativeAccuracy(0.8, 1, 1, 1, 1)
+    assert found.interval and 0.5 < found.interval[0] < 0.58 and 0.7 < found.interval[1] < 0.75
+    nothing = np.zeros(50)
+    never = relative_accuracy(nothing, nothing, range(50), 0.9)
+    assert (never.accuracy, never.share, never.low, never.high, never.confidence) == (0, None, None, None, None)
+    assert never.interval and never.interval[0] == 0 < never.interval[1] < 0.1
+    itself = relative_accuracy(base, base, media, 0.9)
+    assert (itself.accuracy, itself.share, itself.low, itself.high, itself.confidence) == (0.8, 1, None, None, 1)
+    assert itself.interval and 0.68 < itself.interval[0] < 0.75 and 0.84 < itself.interval[1] < 0.9
+
+
+def test_few_records_give_no_interval() -> None:
+    ones = np.ones(40)
+    few = relative_accuracy(ones, ones.copy(), [number % (MIN_CLUSTERS - 1) for number in range(40)], 0.9)
+    assert few == RelativeAccuracy(1.0, 1.0)
+    enough = relative_accuracy(ones, ones.copy(), [number % MIN_CLUSTERS for number in range(40)], 0.9)
+    assert enough.low is not None and enough.interval is not None
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (2, 2), (1, 0)])
+def test_the_number_of_records_needed_is_about_right(lost: int, gained: int) -> None:
+    """With so many records like these, the bootstrap is as sure as was wanted, and with half as many it is not."""
+    base, target = np.array([1.0] * 80 + [0.0] * 20), 0.97
+    scores = base.copy()
+    scores[:lost], scores[len(base) - gained :] = 0, 1
+    needed = records_needed(scores, base, range(100), target, 0.95)
+    assert needed is not None
+
+    def confidence(count: int) -> float:
+        rows = np.arange(count) % 100 if count >= 100 else np.linspace(0, 99, count).astype(int)
+        found = relative_accuracy(scores[rows], base[rows].copy(), range(count), target)
+        return found.confidence or 0
+
+    assert confidence(round(needed * 1.3)) > 0.94 > confidence(needed // 2)
+    assert records_needed(base * 0.9, base, range(100), target, 0.95) is None
+    pairs = records_needed(scores, base, np.repeat(range(50), 2).tolist(), target, 0.95)
+    assert pairs is not None and pairs >= needed  # two questions about one picture say less than about two
 
 
 def test_the_interval_has_a_width_although_no_question_differs() -> None:
     """It is like that of Bonett and Price: 1.96 sqrt(2) / (n + 2) to either side."""
     widths = []
-    for count in (1, 10, 30, 300):
+    for count in (10, 20, 30, 300):
         found = relative_accuracy(np.ones(count), np.ones(count), range(count), 0.99)
         assert found.low is not None and found.high is not None and found.confidence is not None
         assert found.low < 1 < found.high and found.confidence < (0.8 if count <= 30 else 1)
@@ -415,19 +456,27 @@ def test_a_warning_says_that_some_records_expect_no_answer(
 
 @pytest.mark.parametrize(("smallest", "tried"), [(2, [2, 4, 16]), (8, [4, 8, 16]), (99, [16, 64])])
 def test_the_search_halves_the_range(smallest: int, tried: list[int]) -> None:
-    search = BudgetSearch([PruningSetting(str(2**n), "prunesid") for n in range(1, 7)], target=0.9)
+    search = BudgetSearch([PruningSetting(str(2**n), "prunesid") for n in range(1, 7)], Target(0.9))
     while (setting := search.next_candidate()) is not None:
         share = float(int(setting.keep) >= smallest)
-        accuracy = RelativeAccuracy(share, share, share, share)
+        accuracy = RelativeAccuracy(1.0, 1.0, confidence=0.99 if share else 0.9)
         search.update(SettingSummary(setting, float(setting.keep), 0.1, accuracy, {}, 1.0, 1.0, None, None))
     assert [int(setting.keep) for setting in search.tried] == tried
 
 
 @pytest.mark.slow
 def test_the_smallest_budget_that_reaches_a_target(run: Run, questions: Path) -> None:
-    ran = run("evaluate", questions, "--target", "95%")
+    ran = run("evaluate", questions, "--target", "99%")
+    assert "18 records are too few for a budget that is 95% sure to keep 99% of the unpruned accuracy" in ran.err
+    assert re.search(r"the smallest that may: --keep \d+, \d+% sure \(\d+ of 18 answers changed", ran.err), ran.err
+    assert "more would make it 95% sure" in ran.err
+    ran = run("evaluate", ROOT / "samples/questions.jsonl", "--target", "80%", "--sure", "90%")
     assert ran.code == 0, ran.err
-    assert "prunesid: --keep " in ran.err and "of the unpruned accuracy" in ran.err
+    assert re.search(
+        r"prunesid: --keep \d+ is 9\d% sure to keep 80% of the unpruned accuracy "
+        r"\(\d+ of \d+ answers changed; the estimate is \d+\.\d%\)", ran.err
+    ), ran.err  # fmt: skip
+    assert run("evaluate", questions, "--sure", "90%").code == 2
     tried = [line.split()[0] for line in ran.out.splitlines()[2:]]
     assert 2 <= len(tried) <= 5
     assert run("evaluate", questions, "--target", "120%").code == 2

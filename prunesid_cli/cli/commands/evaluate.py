@@ -24,7 +24,7 @@ from prunesid_cli.text import align_columns, plural
 
 if TYPE_CHECKING:
     from prunesid_cli.evaluate.records import Record
-    from prunesid_cli.evaluate.report import SettingSummary
+    from prunesid_cli.evaluate.report import SettingSummary, Target
     from prunesid_cli.evaluate.results import PruningSetting, Results
     from prunesid_cli.evaluate.runner import Answerer, Runner
 
@@ -66,6 +66,14 @@ def evaluate(
             f"99%, by bisection of {', '.join(CANDIDATE_BUDGETS)}.",
         ),
     ] = None,
+    sure: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=o.PRUNING,
+            help="How sure --target has to be before it recommends a budget.",
+        ),
+    ] = "95%",
     metric: Annotated[
         str | None,
         typer.Option(
@@ -127,7 +135,7 @@ def evaluate(
     printer.resumable = out is not None and not is_stream(out)
     from prunesid_cli.evaluate.plot import check_plot, draw_plot
     from prunesid_cli.evaluate.records import read_records
-    from prunesid_cli.evaluate.report import measure_name, summarize
+    from prunesid_cli.evaluate.report import Target, measure_name, summarize
     from prunesid_cli.evaluate.results import PruningSetting, open_results
     from prunesid_cli.evaluate.runner import Runner
     from prunesid_cli.types import Generation
@@ -139,7 +147,9 @@ def evaluate(
         raise UsageError("--divergence needs scores that vLLM does not give", "leave out --divergence or --engine vllm")
     if plot:
         check_plot(plot)
-    target_share = _parse_share(target)
+    if target is None and is_typed(context, "sure"):
+        raise UsageError("--sure is about --target", "add --target 99%")
+    wanted = Target(_parse_share("--target", target), _parse_share("--sure", sure)) if target else None
     records, errors = read_records(data, metric)
     records = records[:max_items]
     for error in errors:
@@ -176,16 +186,16 @@ def evaluate(
                 logits=language.logits if divergence else None,
                 stop=stop,
             )
-            if target_share is None:
+            if wanted is None:
                 _ask(runner, records, results)
             else:
                 variants = variants[:1]
                 for method in methods:
-                    variants += _search(runner, method, records, results, target_share)
+                    variants += _search(runner, method, records, results, wanted)
     stop.raise_if_requested()
-    summaries = summarize(variants, records, results, target_share)
+    summaries = summarize(variants, records, results, wanted)
     print_result = printer.requested if out and is_stdout(out) else printer.result
-    _report(summaries, records, results, target_share, as_json, print_result)
+    _report(summaries, records, results, wanted, as_json, print_result)
     if plot:
         draw_plot(summaries, plot, measure_name(records))
         printer.note(f"plotted: {plot}")
@@ -193,15 +203,15 @@ def evaluate(
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def _parse_share(target: str | None) -> float | None:
-    if target is None:
-        return None
+def _parse_share(option: str, text: str) -> float:
     try:
-        share = float(target.removesuffix("%")) / (100 if target.endswith("%") else 1)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         share = 0.0
-    if not 0 < share <= 1:
-        raise UsageError(f"--target {target} is not a share", "a share of the unpruned accuracy: 99%, or 0.99")
+    is_sure = option == "--sure"
+    if not 0 < share <= 1 or (is_sure and share == 1):
+        hint = "a probability below 1: 95%, or 0.95" if is_sure else "a share of the unpruned accuracy: 99%, or 0.99"
+        raise UsageError(f"{option} {text} is not a share", hint)
     return share
 
 
@@ -229,15 +239,17 @@ def _ask(runner: Runner, records: Sequence[Record], results: Results) -> None:
 
 
 def _search(
-    runner: Runner, method: str, records: Sequence[Record], results: Results, target: float
+    runner: Runner, method: str, records: Sequence[Record], results: Results, target: Target
 ) -> list[PruningSetting]:
     """Search for the smallest budget of a method that reaches the target; returns the settings that were tried."""
-    from prunesid_cli.evaluate.report import summarize
+    from prunesid_cli.evaluate.report import can_be_certain, summarize
     from prunesid_cli.evaluate.search import BudgetSearch
 
     unpruned = runner.unpruned
     candidates = [variant for variant in runner.pruners if variant != unpruned and variant.method == method]
-    search = BudgetSearch(candidates, target)
+    _ask(runner.limited_to([unpruned]), records, results)
+    runner.stop.raise_if_requested()
+    search = BudgetSearch(candidates, target, by_estimate=not can_be_certain(unpruned, records, results, target))
     while (candidate := search.next_candidate()) is not None:
         _ask(runner.limited_to([unpruned, candidate]), records, results)
         runner.stop.raise_if_requested()
@@ -252,7 +264,7 @@ def _report(
     summaries: Sequence[SettingSummary],
     records: Sequence[Record],
     results: Results,
-    target: float | None,
+    target: Target | None,
     as_json: bool,
     print_result: Callable[[str], object],
 ) -> None:
