@@ -239,6 +239,7 @@ class AnswerRun:
         parts = [self.report.rate()] if num_left else [f"all of {plural(progress.num_queries, 'answer')} were there"]
         parts += [f"{progress.num_answered:,} were there"] if num_left and progress.num_answered else []
         parts += [f"removed {plural(progress.num_others, 'answer')} to other prompts"] if progress.num_others else []
+        parts += [f"{plural(progress.num_staying, 'answer')} about other items stay"] if progress.num_staying else []
         if self.report.num_failed:
             parts.append(f"{self.report.num_failed:,} failed: the same command asks them again")
         printer.note("   ".join([*parts, str(path)]))

@@ -170,7 +170,7 @@ def read_choices(text: str | None) -> tuple[str, ...]:
         values = text.split(",")
     choices = tuple(dict.fromkeys(value.strip() for value in values if value.strip()))
     if len(choices) < 2:
-        what = "is no file, and less than two choices" if "," not in text else "has less than two choices"
+        what = "is no file, and fewer than two choices" if "," not in text else "has fewer than two choices"
         raise UsageError(f"--choices {text} {what}", "separate them by commas: --choices Yes,No")
     if not all(map(is_encodable, choices)):
         raise UsageError("--choices is not UTF-8 text", "type it again")

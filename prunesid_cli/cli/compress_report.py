@@ -124,6 +124,9 @@ class CompressReport:
         done += [plural(num_clips, "clip")] if num_clips else []
         if num_changed := counts["encoded"] + counts["copied"] - num_new:
             done.append(f"{num_changed:,} of them changed since,")
+        if not counts["encoded"]:
+            nothing = f"compressed nothing in {format_duration(seconds)}"
+            return f"{nothing}   {cached}" if counts["cached"] else nothing
         rate = f"compressed {', '.join(done)} in {format_duration(seconds)} ({counts['encoded'] / seconds:.1f}/s)"
         rest = [cached] if counts["cached"] else []
         rest += [f"{counts['copied']:,} with the contents of others"] if counts["copied"] else []

@@ -51,7 +51,12 @@ def note_if_all_kept(budget: Budget, total: int) -> bool:
 
 
 def exit_if_incomplete(cache: Cache) -> None:
-    """Prints which shards of a cache are missing or damaged. If there are any, the command ends as partly failed."""
+    """Prints what of a cache is missing, damaged, or not there yet. In the first two cases, the command fails in part."""
+    from prunesid_cli.tokencache.journal import count_unfinished
+
+    if num_unfinished := count_unfinished(cache.folder):
+        items = plural(num_unfinished, "item")
+        printer.warning(f"{items} of a run that was interrupted, or goes on, are not here yet: compress adds them")
     missing = [cache.missing.error] if cache.missing.numbers else []
     for error in (*missing, *cache.faults.values()):
         printer.error(error)

@@ -170,7 +170,7 @@ Include = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        "--exclude", metavar="GLOB", rich_help_panel=COMMON, help="Leave out files that match, as of --include."
+        "--exclude", metavar="GLOB", rich_help_panel=COMMON, help="Leave out what matches. GLOB is as for --include."
     ),
 ]
 DryRun = Annotated[
@@ -272,7 +272,7 @@ Dpi = Annotated[
 AskedBy = Annotated[
     settings.AskedBy,
     typer.Option(
-        "--by", rich_help_panel=COMMON,
+        "--by", metavar="content|path", rich_help_panel=COMMON,
         help="Ask about each content once, and report the answer for each path with it; or ask about each path.",
     ),
 ]  # fmt: skip

@@ -6,7 +6,6 @@ is needed to read the input again: a page that is drawn at another resolution ha
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import re
@@ -19,13 +18,21 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.downloads import download
-from prunesid_cli.inputs.source import FileSource, FileStatus, FolderEntry, LocalFiles
+from prunesid_cli.inputs.source import (
+    FileSource,
+    FileStatus,
+    FolderEntry,
+    LocalFiles,
+    MissingMemberError,
+    SourceError,
+)
 from prunesid_cli.inputs.uri_files import MARK, UriFiles
 from prunesid_cli.types import Columns
 
 CACHED_CONTAINERS = 8
 """Containers whose contents a process remembers."""
 DEFAULT_DPI = 150
+COPY_AGAIN = "copy or download it again; what could be read of it is used"
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ class ContainerFiles(FileSource):
         container, _, name = self._open(folder)
         yield from container.list(name, self.options)
         if container.fault and not name:
-            raise OSError(errno.EIO, container.fault)
+            raise SourceError(container.fault, COPY_AGAIN)
 
     def stat(self, path: str) -> FileStatus:
         split = split_path(path)
@@ -186,7 +193,9 @@ class ContainerFiles(FileSource):
             return FileStatus(size, status.mtime_ns, is_file=True, is_folder=False)
         if container.has_folder(name):
             return FileStatus(status.size, status.mtime_ns, is_file=False, is_folder=True)
-        raise FileNotFoundError(errno.ENOENT, f"not in {split.container}", path)
+        first = next(container.list("", self.options), None)
+        example = f"name what is in it, as {split.container}/{first.name}" if first else "it is empty"
+        raise MissingMemberError(f"not in {split.container}", example)
 
     def open(self, path: str) -> BinaryIO:
         container, _, name = self._open(path)

@@ -127,7 +127,9 @@ def read_bytes(path: str, files: FileSource = FILES) -> bytes:
                 first = next(files.list(path), None)
                 hint = f"name one, as {path}/{first.name}, or all of them: --each" if first else "name another file"
                 raise MediaError(f"{path}: it holds several images", hint)
-            raise MediaError(f"{path}: {what}, not a regular file", "name an image; `-` reads one from stdin")
+            each = ", or ask about each image in it: --each" if status.is_folder else ""
+            hint = f"name an image; `-` reads one from stdin{each}"
+            raise MediaError(f"{path}: {what}, not a regular file", hint)
         if status.size > MAX_BYTES:
             raise _too_many_bytes(path)
         with files.open(path) as file:

@@ -33,8 +33,9 @@ EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS | RAW_EXTENSIONS
 SHARED_EXTENSIONS = frozenset({".ts", ".mts"})
 """Extensions of clips that other files have, too: here TypeScript. They are clips unless they are text."""
 HIDDEN, OTHER, LINK, REPEAT, EXCLUDED = "hidden file", "other file", "linked folder", "repeat", "filtered file"
+OUTSIDE = "file with a name that leads out of its container"
 FILE_MARK, LINK_MARK, FOLDER_MARK = "f", "l", "d"
-SKIP_REASONS = {"h": HIDDEN, "o": OTHER, "x": LINK}
+SKIP_REASONS = {"h": HIDDEN, "o": OTHER, "x": LINK, "u": OUTSIDE}
 """Marks of entries of a folder that are skipped, and why."""
 MarkedPath = tuple[str, str, str]
 """Path; real path, or any path of a link or a named file; mark."""
@@ -72,7 +73,8 @@ class Listing(Iterable[ListedFile]):
             folders. `OTHER`: files in folders that are no image or video by their extension, or, where other files have
             that extension, too, by their first bytes. `LINK`: links to folders inside
             folders, which are not followed, so that no loop is possible. `REPEAT`: paths to a file or folder that was
-            listed before, or to a file that is listed with its folder. `EXCLUDED`: files that are not wanted.
+            listed before, or to a file that is listed with its folder. `OUTSIDE`: see `FolderEntry`. `EXCLUDED`: files
+            that are not wanted.
     """
 
     paths: Iterable[str | ListedFile]
@@ -188,6 +190,8 @@ class Listing(Iterable[ListedFile]):
         return False
 
     def _mark(self, folder: str, entry: FolderEntry) -> str:
+        if entry.is_outside:
+            return "u"
         if entry.name.startswith("."):
             return "h"
         if entry.is_folder:

@@ -7,7 +7,6 @@ from front to back, a few rows at a time.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -24,8 +23,9 @@ import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
 from prunesid_cli.inputs.columns import to_columns
-from prunesid_cli.inputs.containers import Container, ContainerOptions
-from prunesid_cli.inputs.source import LOCAL, FolderEntry
+from prunesid_cli.inputs.containers import COPY_AGAIN, Container, ContainerOptions
+from prunesid_cli.inputs.source import LOCAL, FolderEntry, MissingMemberError, SourceError
+from prunesid_cli.text import did_you_mean
 from prunesid_cli.types import Columns
 
 ROW = re.compile(r"row-(\d{1,18})")
@@ -51,7 +51,7 @@ class ParquetContainer(Container):
             num_groups = self.file.num_row_groups
             counts = [self.file.metadata.row_group(group).num_rows for group in range(num_groups)]
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise OSError(errno.EIO, f"damaged, or no Parquet file: {_first_line(error)}") from error
+            raise SourceError(f"a damaged Parquet file, or another file: {_first_line(error)}", COPY_AGAIN) from error
         self.group_starts = [0, *accumulate(counts)]
         self.num_rows = self.group_starts[-1]
         self.row_bytes = size // max(self.num_rows, 1)
@@ -87,7 +87,7 @@ class ParquetContainer(Container):
             yield FolderEntry(name, is_folder=False, is_link=False)
         num_lost = self.num_rows - len(self.ids[options.id_column])
         if num_lost:
-            self.fault = f"{num_lost:,} rows have no {options.id_column!r} of their own, and were left out"
+            self.fault = f"{num_lost:,} rows have no {options.id_column!r} of their own, and are left out"
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows, for a table of paths."""
@@ -95,24 +95,30 @@ class ParquetContainer(Container):
             for batch in self.file.iter_batches(BATCH_ROWS, use_threads=False):
                 yield from batch.to_pylist()
         except (pyarrow.ArrowException, ValueError) as error:
-            raise OSError(errno.EIO, f"the Parquet file is damaged: {_first_line(error)}") from error
+            raise SourceError(f"the Parquet file is damaged: {_first_line(error)}", COPY_AGAIN) from error
+
+    def check_columns(self, options: ContainerOptions) -> None:
+        """Raise SourceError if it does not have the columns that the options name."""
+        names = self.schema.names
+        for name in (options.image_column, options.id_column):
+            if name and name not in names:
+                raise SourceError(f"no column {name!r}", did_you_mean(name, names, f"its columns: {', '.join(names)}"))
 
     def _choose_column(self, options: ContainerOptions) -> str:
-        names = self.schema.names
+        self.check_columns(options)
         if options.image_column:
-            if options.image_column not in names:
-                raise OSError(errno.EINVAL, f"it has no column {options.image_column!r}, but {', '.join(names)}")
             return options.image_column
-        if len(self.image_columns) != 1:
-            found = f"images in {', '.join(self.image_columns)}" if self.image_columns else "no column with images"
-            raise OSError(errno.EINVAL, f"it has {found}: choose one with --image-column")
+        if not self.image_columns:
+            columns = ", ".join(self.schema.names)
+            raise SourceError("no column with images", f"choose one with --image-column: {columns}")
+        if len(self.image_columns) > 1:
+            found = ", ".join(self.image_columns)
+            raise SourceError(f"several columns with images: {found}", f"--image-column {self.image_columns[0]}")
         return self.image_columns[0]
 
     def _read_ids(self, column: str) -> dict[str, int]:
         """Name -> row, of each row whose id no earlier one has."""
         if column not in self.ids:
-            if column not in self.schema.names:
-                raise OSError(errno.EINVAL, f"it has no column {column!r}, but {', '.join(self.schema.names)}")
             values, ids = self._read(lambda: self.file.read(columns=[column], use_threads=False)), dict[str, int]()
             prefix = quote(column, safe=" ")
             for row, value in enumerate(values[column].to_pylist()):
@@ -125,7 +131,7 @@ class ParquetContainer(Container):
         try:
             return read()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise OSError(errno.EIO, f"the Parquet file is damaged: {_first_line(error)}") from error
+            raise SourceError(f"the Parquet file is damaged: {_first_line(error)}", COPY_AGAIN) from error
 
     def _find(self, name: str) -> tuple[str, int] | None:
         """Column and row of an image; None if there is no such row."""
@@ -152,22 +158,24 @@ class ParquetContainer(Container):
     def open(self, name: str) -> BinaryIO:
         found = self._find(name)
         if found is None:
-            raise FileNotFoundError(errno.ENOENT, "no such row in the Parquet file", name)
+            raise MissingMemberError(f"the table has {self.num_rows:,} rows", "name one of them: row-000000000")
         column, row = found
         with self.lock:
             value = self._read(lambda: self._read_value(column, row))
         if isinstance(value, dict):  # as a Hugging Face dataset stores an image
             value = value.get("bytes") or value.get("path")
         if not value:
-            raise OSError(errno.ENODATA, f"the row has no {column}")
+            raise SourceError(f"the row has no {column}", "it is of no use without one")
         if isinstance(value, str):
-            path = os.path.join(os.path.dirname(self.path), value)
-            if os.path.isabs(value) or ".." in value.split("/"):  # a stranger's file does not choose what is read
-                raise OSError(errno.EPERM, f"the row names {value}, which is not below the folder of the table")
+            path, folder = os.path.join(os.path.dirname(self.path), value), os.path.dirname(self.path)
+            # A stranger's file does not choose what is read.
+            if os.path.commonpath([os.path.realpath(path), os.path.realpath(folder)]) != os.path.realpath(folder):
+                hint = "move the images there, or list their paths in a .jsonl or .csv file"
+                raise SourceError(f"the row names {value}, which is not below the folder of the table", hint)
             try:
                 return LOCAL.open(path)
             except FileNotFoundError as error:
-                raise OSError(errno.EIO, f"the row names {path}, which is not there") from error
+                raise SourceError(f"the row names {path}, which is not there", "put it there") from error
         return BytesIO(value)
 
     def _read_value(self, column: str, row: int) -> Any:

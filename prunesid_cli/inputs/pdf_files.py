@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from typing import BinaryIO
 
 import pypdfium2  # type: ignore[import-untyped]
 
-from prunesid_cli.inputs.containers import DEFAULT_DPI, Container, ContainerOptions
+from prunesid_cli.inputs.containers import COPY_AGAIN, DEFAULT_DPI, Container, ContainerOptions
 from prunesid_cli.inputs.decode_errors import MAX_PIXELS
-from prunesid_cli.inputs.source import FolderEntry
+from prunesid_cli.inputs.source import FolderEntry, MissingMemberError, SourceError
 from prunesid_cli.types import Columns
 
 PAGE = re.compile(r"page-(\d{1,9})(?:@(\d{1,5})dpi)?")
@@ -36,7 +35,7 @@ class PdfContainer(Container):
         with self._open_document() as document:
             self.num_pages = len(document)
         self.page_bytes = size // max(self.num_pages, 1)
-        self.fault = "" if self.num_pages else "the PDF has no page"
+        self.fault = "" if self.num_pages else "a PDF document without pages"
 
     @contextmanager
     def _open_document(self) -> Iterator[pypdfium2.PdfDocument]:
@@ -45,9 +44,10 @@ class PdfContainer(Container):
                 with pypdfium2.PdfDocument(self.path) as document:
                     yield document
             except pypdfium2.PdfiumError as error:
-                is_locked = "assword" in str(error)
-                problem = "the PDF needs a password" if is_locked else "the PDF is damaged, or is none"
-                raise OSError(errno.EIO, problem) from error
+                if "assword" in str(error):
+                    hint = "save it without the password, for example with: qpdf --decrypt"
+                    raise SourceError("the PDF document needs a password", hint) from error
+                raise SourceError("a damaged PDF document, or another file", COPY_AGAIN) from error
 
     def list(self, folder: str, options: ContainerOptions) -> Iterator[FolderEntry]:
         suffix = "" if options.dpi == DEFAULT_DPI else f"@{options.dpi}dpi"
@@ -71,14 +71,14 @@ class PdfContainer(Container):
         """The page as a BMP: a picture that costs no time to compress."""
         found = self._find(name)
         if found is None:
-            raise FileNotFoundError(errno.ENOENT, "no such page in the PDF", name)
+            raise MissingMemberError(f"the document has {self.num_pages:,} pages", "name one of them: page-0001")
         number, dpi = found
         with self._open_document() as document:
             page = document[number - 1]
             width, height = (max(1, round(side * dpi / POINTS_PER_INCH)) for side in page.get_size())
             if width * height > MAX_PIXELS:
                 problem = f"the page has {width:,} x {height:,} pixels at {dpi} dpi, more than {MAX_PIXELS:,}"
-                raise OSError(errno.EFBIG, f"{problem}: choose a smaller --dpi")
+                raise SourceError(problem, "choose a smaller --dpi")
             image = page.render(scale=dpi / POINTS_PER_INCH).to_pil().convert("RGB")
         data = BytesIO()
         image.save(data, "BMP")

@@ -7,6 +7,7 @@ decoded from a local file, so those of other sources are copied first.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -29,11 +30,35 @@ ERROR_TEXTS = {
 
 
 class FolderEntry(NamedTuple):
-    """A file or folder in a folder. For a link, `is_folder` says what it leads to."""
+    """A file or folder in a folder.
+
+    Attributes:
+        name: Its name.
+        is_folder: Whether it is a folder. For a link, whether it leads to one.
+        is_link: Whether it is a link.
+        is_outside: Whether it is a file in a container whose name leads out of that; such a file is not read.
+    """
 
     name: str
     is_folder: bool
     is_link: bool
+    is_outside: bool = False
+
+
+class SourceError(OSError):
+    """An error of a file source that says what to do about it."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(errno.EIO, problem)
+        self.hint = hint
+
+
+class MissingMemberError(FileNotFoundError):
+    """What a path names in a container is not there."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(errno.ENOENT, problem)
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -123,6 +148,7 @@ def to_media_error(path: str, error: Exception, files: FileSource = LOCAL) -> Me
     """Turn an error of a file source into one that names the path."""
     reason = getattr(error, "strerror", None) or str(error)
     problem, hint = ERROR_TEXTS.get(type(error), (reason, "check that it is a file or folder that can be read"))
+    hint = getattr(error, "hint", hint)
     if "\0" in path:  # a ValueError of Python
         problem, hint = NUL_PROBLEM, NUL_HINT
     if isinstance(error, FileNotFoundError) and files.exists(path, follow_links=False):

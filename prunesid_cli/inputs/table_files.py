@@ -15,10 +15,10 @@ from typing import Any
 
 from prunesid_cli.errors import MediaError, UsageError
 from prunesid_cli.inputs.columns import to_columns
-from prunesid_cli.inputs.containers import ContainerOptions, open_container
+from prunesid_cli.inputs.containers import Container, ContainerOptions, open_container
 from prunesid_cli.inputs.files import FILES, Files
 from prunesid_cli.inputs.listing import ListedFile
-from prunesid_cli.inputs.source import to_media_error
+from prunesid_cli.inputs.source import LOCAL, SourceError, to_media_error
 from prunesid_cli.inputs.uri_files import MARK
 from prunesid_cli.text import did_you_mean
 
@@ -41,10 +41,24 @@ def expand_tables(paths: Iterable[str], options: ContainerOptions) -> Iterator[s
         suffix = os.path.splitext(path)[1].lower()
         if suffix in (*LINE_SUFFIXES, *TABLE_SUFFIXES) and (MARK in path or os.path.isfile(path)):
             yield from _list_rows(path, _read_lines(path, suffix), options)
-        elif suffix == ".parquet" and os.path.isfile(path) and not Files(options).containers.has_inputs(path):
-            yield from _list_rows(path, _read_parquet(path), options)
+        elif suffix == ".parquet" and os.path.isfile(path):
+            _check_columns(path, options)
+            if Files(options).containers.has_inputs(path):
+                yield path
+            else:
+                yield from _list_rows(path, _read_parquet(path), options)
         else:
             yield path
+
+
+def _check_columns(path: str, options: ContainerOptions) -> None:
+    """Raise UsageError if a Parquet file that the user named lacks a column that the user named."""
+    try:
+        container: Any = _open_parquet(path)
+        container.check_columns(options)
+    except SourceError as error:
+        if (options.image_column or options.id_column) and "no column" in str(error):
+            raise UsageError(f"{path}: {error.strerror}", error.hint) from error
 
 
 def _list_rows(path: str, rows: Iterator[tuple[int, Any]], options: ContainerOptions) -> Iterator[ListedFile]:
@@ -52,9 +66,9 @@ def _list_rows(path: str, rows: Iterator[tuple[int, Any]], options: ContainerOpt
     column, folder, is_checked = options.image_column, os.path.dirname(path), False
     try:
         for number, row in rows:
-            place = f"{path}, row {number}"
+            place = f"{path}, {'row' if path.endswith('.parquet') else 'line'} {number}"
             if not isinstance(row, Mapping):
-                yield ListedFile(place, MediaError(f"{place}: {row}", "correct or remove this row"))
+                yield ListedFile(place, MediaError(f"{place}: {row}", "correct it, or remove it"))
                 continue
             if not is_checked:
                 column, is_checked = _find_path_column(path, row, column), True
@@ -99,10 +113,11 @@ def _read_lines(path: str, suffix: str) -> Iterator[tuple[int, Any]]:
         reader = csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")
         try:
             for row in reader:
-                is_whole = None not in row and None not in row.values()
-                yield reader.line_num, row if is_whole else "another number of columns than the first line"
+                is_whole = None not in row  # columns at the end may be missing
+                found = {name: value for name, value in row.items() if value is not None}
+                yield reader.line_num, found if is_whole else "more columns than the first line"
         except csv.Error as error:
-            yield reader.line_num, f"no CSV: {error}"
+            yield reader.line_num, f"not CSV: {error}"
 
 
 def _parse_line(line: bytes) -> Any:
@@ -111,11 +126,15 @@ def _parse_line(line: bytes) -> Any:
     try:
         record = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError):
-        return "no JSON"
-    return record if isinstance(record, dict) else "no JSON object"
+        return "not JSON"
+    return record if isinstance(record, dict) else "not a JSON object"
 
 
 def _read_parquet(path: str) -> Iterator[tuple[int, Any]]:
-    status = FILES.stat(path)
-    container: Any = open_container(path, ".parquet", status.size, status.mtime_ns)
+    container: Any = _open_parquet(path)
     yield from enumerate(container.rows())
+
+
+def _open_parquet(path: str) -> Container:
+    status = FILES.stat(path)
+    return open_container(LOCAL.real_path(path), ".parquet", status.size, status.mtime_ns)

@@ -6,7 +6,6 @@ place. A compressed tar file would have to be read from its start for each membe
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import posixpath
@@ -15,8 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from prunesid_cli.inputs.containers import Container, ContainerOptions
-from prunesid_cli.inputs.source import FolderEntry
+from prunesid_cli.inputs.containers import COPY_AGAIN, Container, ContainerOptions
+from prunesid_cli.inputs.source import FolderEntry, MissingMemberError, SourceError
 from prunesid_cli.types import Columns
 
 MAX_NAME = 4096
@@ -34,6 +33,7 @@ class TarContainer(Container):
 
     Attributes:
         members: Name -> place.
+        outside: Last parts of names that lead out of the file.
         folders: Name of a folder -> names of the files and folders in it, and whether they are folders; "" is the top.
     """
 
@@ -44,7 +44,7 @@ class TarContainer(Container):
             OSError: The file cannot be read.
         """
         self.path, self.file_size, self.fault = path, size, ""
-        self.members, num_unsafe, end = dict[str, Span](), 0, 0
+        self.members, self.outside, end = dict[str, Span](), list[str](), 0
         self.folders: defaultdict[str, dict[str, bool]] = defaultdict(dict)
         with open(path, "rb") as file:
             try:
@@ -56,7 +56,7 @@ class TarContainer(Container):
                         if not member.isreg() or member.issparse():
                             continue
                         if name.startswith("..") or name == "." or len(name) > MAX_NAME or "\0" in name:
-                            num_unsafe += 1
+                            self.outside.append(name[:MAX_NAME].rpartition("/")[2] or "?")
                         else:
                             self._add(name, Span(member.offset_data, member.size))
                     end = tar.offset
@@ -66,9 +66,6 @@ class TarContainer(Container):
             # tarfile ends without an error at what is no header.
             if not self.fault and (end > size or any(file.read(tarfile.BLOCKSIZE))):
                 self.fault = f"damaged or cut short after byte {min(end, size):,}"
-        if num_unsafe:
-            left_out = f"{num_unsafe:,} names that lead out of it were left out"
-            self.fault = f"{self.fault}; {left_out}" if self.fault else left_out
 
     def _add(self, name: str, span: Span) -> None:
         """Add a member. Of several with one name, the last one counts, as for tar itself."""
@@ -82,6 +79,8 @@ class TarContainer(Container):
     def list(self, folder: str, options: ContainerOptions) -> Iterator[FolderEntry]:
         for entry, is_folder in self.folders.get(folder, {}).items():
             yield FolderEntry(entry, is_folder, is_link=False)
+        for name in [] if folder else self.outside:
+            yield FolderEntry(name, is_folder=False, is_link=False, is_outside=True)
 
     def size(self, name: str) -> int | None:
         span = self.members.get(name)
@@ -93,9 +92,9 @@ class TarContainer(Container):
     def open(self, name: str) -> BinaryIO:
         span = self.members.get(name)
         if span is None:
-            raise FileNotFoundError(errno.ENOENT, "no such file in the tar file", name)
+            raise MissingMemberError("not in the tar file", "check the spelling")
         if span.offset + span.size > self.file_size:
-            raise OSError(errno.EIO, "the tar file ends before the end of this file")
+            raise SourceError("the tar file ends before the end of this file", COPY_AGAIN)
         return io.BufferedReader(_Window(self.path, span))
 
     def columns(self, name: str) -> Columns:

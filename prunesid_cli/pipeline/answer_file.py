@@ -51,7 +51,7 @@ def reply_record(reply: Reply) -> dict[str, Any]:
     """A reply as `answer` prints it."""
     query = reply.query
     record: dict[str, Any] = {"id": query.number, "source": query.item.source, "prompt": query.prompt}
-    record |= query.fields
+    record |= {**query.columns, **query.fields}
     if reply.answer is None:
         error = reply.error or CacheError("no answer")
         return record | {"error": error.problem, "hint": error.hint}
@@ -66,14 +66,17 @@ class Progress:
     Attributes:
         num_queries: Queries of the run.
         num_answered: Those that have an answer in the file.
-        is_sorted: Whether the file consists of these answers, in order.
-        num_others: Records about other queries.
+        is_sorted: Whether the file begins with these answers, in order and with the columns of their items, and has
+            only `num_staying` others.
+        num_others: Records about other queries that are removed.
+        num_staying: Records about other items, with a prompt of the run, that stay at the end of the file.
     """
 
     num_queries: int
     num_answered: int
     is_sorted: bool
     num_others: int
+    num_staying: int = 0
 
 
 class AnswerFile:
@@ -82,6 +85,7 @@ class AnswerFile:
     def __init__(self, file: LineFile, answered_by: str) -> None:
         self.file, self.answered_by = file, answered_by
         self.index: AnswerIndex = read_answer_index(file, answered_by)
+        self.staying = np.zeros(0, np.uint64)
 
     def progress(self, queries: Iterable[Query], forget: bool = False) -> Progress:
         """Compares the file with the queries of a run.
@@ -95,22 +99,31 @@ class AnswerFile:
         """
         index, is_asked = self.index, np.zeros(len(self.index.keys), bool)
         num_queries, num_answered, is_sorted = 0, 0, len(is_asked) == index.num_lines
+        prompts = set[str]()
         for query in queries:
             row = index.find(query)
+            prompts.add(query.prompt)
             if row is not None:
                 is_asked[row] = True
-            if index.is_answer(row, query):
-                is_sorted = is_sorted and row is not None and int(index.numbers[row]) == query.number
+            if row is not None and index.is_answer(row, query):
+                is_in_place = int(index.numbers[row]) == query.number and index.has_columns(row, query)
+                is_sorted = is_sorted and is_in_place
                 num_answered += 1
             num_queries += 1
-        num_others = int((~is_asked).sum())
+        # A file without any answer of this run is that of another cache.
+        is_staying = ~is_asked & index.is_about(prompts) & (is_asked.any() and not forget)
+        self.staying = index.offsets[is_staying]
+        is_other = ~is_asked & ~is_staying
+        num_others = int(is_other.sum())
         if num_others and not forget:
             with self.file.path.open("rb") as lines:
-                record = _read_record(lines, index.offsets[~is_asked][0])
+                record = _read_record(lines, index.offsets[is_other][0])
             example = f"{record['prompt']!r} about {record['source']}"
             problem = f"{self.file.path} holds {plural(num_others, 'answer')} to prompts that are not asked here"
             raise UsageError(f"{problem}, as {example}", "--forget removes them; or name another --out")
-        return Progress(num_queries, num_answered, is_sorted and num_answered == index.num_lines, num_others)
+        num_staying = len(self.staying)
+        is_sorted = is_sorted and num_answered + num_staying == index.num_lines
+        return Progress(num_queries, num_answered, is_sorted, num_others, num_staying)
 
     def unanswered(self, queries: Iterable[Query]) -> Iterator[Query]:
         """The queries that have no answer in the file."""
@@ -132,11 +145,14 @@ class AnswerFile:
             # Tells the input, and the frames of a clip, from earlier ones of the same name.
             version: dict[str, Any] = {"digest": item.digest} | ({"sampling": item.sampling} if item.sampling else {})
             version |= {"fields": list(reply.query.fields)} if reply.query.fields else {}
+            version |= {"columns": list(reply.query.columns)} if reply.query.columns else {}
             lines.append(json.dumps(reply_record(reply) | version | {"by": self.answered_by}).encode() + b"\n")
         self.file.append(lines)
 
     def sort(self, queries: Iterable[Query]) -> None:
-        """Rewrites the file: one record for each query, numbered, in order. A stream has them in order already.
+        """Rewrites the file: one record for each query, numbered, in order; then those that stay.
+
+        A stream has them in order already.
 
         Raises:
             PruneSIDError: It could not be written; the file is unchanged.
@@ -150,9 +166,10 @@ class AnswerFile:
                 for query in queries:
                     row = self.index.find(query)
                     if row is not None:
-                        record = _read_record(lines, self.index.offsets[row])
-                        record |= {"id": query.fields.get("id", query.number)}
+                        record = _with_columns(_read_record(lines, self.index.offsets[row]), query)
                         file.write(json.dumps(record).encode() + b"\n")
+                for offset in self.staying:
+                    file.write(json.dumps(_read_record(lines, offset)).encode() + b"\n")
 
         try:
             write_atomically(self.file.path, write)
@@ -164,6 +181,16 @@ def _read_record(lines: BinaryIO, offset: np.uint64) -> dict[str, Any]:
     lines.seek(int(offset))
     record: dict[str, Any] = json.loads(lines.readline())
     return record
+
+
+def _with_columns(record: dict[str, Any], query: Query) -> dict[str, Any]:
+    """A record with its number in the run, and with the columns that its item has now."""
+    own = {**query.columns, **query.fields}
+    outdated = {*record.get("columns", ()), *own, "id", "source", "prompt", "columns"}
+    rest = {name: value for name, value in record.items() if name not in outdated}
+    begin = {"id": query.number, "source": query.item.source, "prompt": query.prompt}
+    columns = {"columns": list(query.columns)} if query.columns else {}
+    return begin | own | rest | columns
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from prunesid_cli.runtime.atomic_write import write_atomically
 from prunesid_cli.runtime.line_file import OTHER_FILE_HINT
 
 SUFFIX = ".csv"
-LEFT_OUT = ("sampling", "by", "fields")
+LEFT_OUT = ("sampling", "by", "fields", "columns")
 """Fields of a record that only a later run needs."""
 
 
@@ -67,4 +67,6 @@ def write_table(table: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
     return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)

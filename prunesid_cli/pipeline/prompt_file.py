@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from prunesid_cli.pipeline.query import Query
 
 EXAMPLE_LINE = '{"prompt": "what is shown?"}'
-ANSWER_FIELDS = ("answer", "error", "hint", "tokens", "kept", "ms", "p", "sampling", "by", "fields")
+ANSWER_FIELDS = ("answer", "error", "hint", "tokens", "kept", "ms", "p", "sampling", "by", "fields", "columns")
 """Fields of an answer that a prompt may not have. An `id` of the user replaces the number of the answer."""
 MIN_DIGEST_DIGITS = 8
 """Fewest digits of a digest that name an input."""
@@ -200,19 +200,19 @@ class Prompts:
         number = 0
         for shard, item in chosen.items(cache):
             for prompt in self.about(item):
-                yield Query(number, prompt.text, shard, item, {**item_fields(item), **prompt.fields})
+                yield Query(number, prompt.text, shard, item, prompt.fields, answer_columns(item))
                 number += 1
 
 
-def item_fields(item: Item) -> dict[str, Any]:
+def answer_columns(item: Item) -> dict[str, Any]:
     """What the answers about an item have of its columns. Columns with the name of another field get another one."""
-    fields = dict[str, Any]()
+    columns = dict[str, Any]()
     for name, value in item.columns:
         is_taken = name in (*ANSWER_FIELDS, "source", "prompt", "digest") or (
             name == "id" and not isinstance(value, str | int | float)
         )
-        fields[f"input_{name}" if is_taken else name] = value
-    return fields
+        columns[f"input_{name}" if is_taken else name] = value
+    return columns
 
 
 def read_prompt_file(path: Path) -> Prompts:
@@ -282,7 +282,9 @@ def _make_prompt(record: Mapping[str, Any], place: str, number: int) -> Prompt:
     """A prompt from the fields of a line."""
     text = record.get("prompt")
     names = {selector: record[selector] for selector in SELECTORS if record.get(selector) is not None}
-    if not isinstance(text, str) or not text.strip() or not all(isinstance(name, str) for name in names.values()):
+    if isinstance(text, str) and not text.strip():
+        raise UsageError(f"{place} has an empty prompt", "write a prompt, or remove the line")
+    if not isinstance(text, str) or not all(isinstance(name, str) for name in names.values()):
         raise UsageError(f"{place} is not a prompt", hint=f"write {EXAMPLE_LINE}")
     check_text(text, place, "the prompt")
     known = ("prompt", *SELECTORS)

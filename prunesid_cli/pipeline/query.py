@@ -21,7 +21,8 @@ class Query:
         prompt: The text.
         shard: The shard of the item.
         item: The item.
-        fields: What is copied to the answer.
+        fields: What the prompt gives to the answer: a prompt with other fields is another prompt.
+        columns: What the item gives to the answer.
     """
 
     number: int
@@ -29,6 +30,7 @@ class Query:
     shard: Shard
     item: Item
     fields: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.inputs.sharding import Partition
 from prunesid_cli.tokencache import Cache, Run, Stamp, open_cache
-from prunesid_cli.tokencache.format import MEASUREMENT_LOG
-from prunesid_cli.tokencache.journal import LOG_GLOB, ROWS_GLOB
+from prunesid_cli.tokencache.format import LOG_GLOB, MEASUREMENT_LOG
+from prunesid_cli.tokencache.journal import ROWS_GLOB
 from prunesid_cli.tokencache.lock import PARTIAL_FILE_GLOBS
 from prunesid_cli.tokencache.partition_marker import read_partition
 from prunesid_cli.types import Columns

@@ -96,6 +96,8 @@ FAILURES = "failures.jsonl"
 CALIBRATION = "calibration.json"
 INDEX = "prunesid-index.safetensors"
 MEASUREMENT_LOG = ".prunesid.measured"
+LOG_GLOB = ".prunesid-*.log"
+"""Logs of shards that are being filled (journal.py)."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +315,9 @@ def require_cache(folder: Path) -> None:
     hint = f"make one with: {command_line('compress', 'IMAGES', '--out', folder)} {MODEL_OPTION}"
     if not folder.is_dir():
         raise CacheError(f"no such cache: {folder}", hint)
+    if not is_cache_folder(folder) and any(folder.glob(LOG_GLOB)):
+        problem = f"{folder} holds what an interrupted run left, or a run that has just begun"
+        raise CacheError(problem, "run the same compress command again: it continues")
     if not is_cache_folder(folder):
         raise CacheError(f"not a prunesid cache: {folder}", hint)
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.glob_paths import matches_path
@@ -46,6 +48,11 @@ class Garbage:
     failures: tuple[str, ...]
     unknown: dict[str, str]
     suspicion: str
+
+    def describe_bytes(self) -> str:
+        """Return how much room is freed, and why none is."""
+        is_shared = not self.bytes and (self.gone or self.outdated)
+        return "0 bytes, because other inputs have the same tokens" if is_shared else decimal(self.bytes)
 
     def refuse_if_suspicious(self) -> None:
         """Raise UsageError if the inputs may not be gone."""
@@ -179,13 +186,14 @@ def collect_garbage(writer: CacheWriter, garbage: Garbage) -> None:
         writer.replace_index(index)
 
 
-def relocate(writer: CacheWriter, old: str, new: str) -> int:
+def relocate(writer: CacheWriter, old: str, new: str, dry_run: bool = False) -> int:
     """Change the paths of inputs that were moved. The cache is valid at any moment, and a later call goes on.
 
     Args:
         writer: The cache.
         old: A path, or a folder of paths, as the cache has it.
         new: What stands in its place.
+        dry_run: Whether nothing is changed.
 
     Returns:
         The number of items whose path changed. Failures below `old` are forgotten: the inputs are read again.
@@ -213,6 +221,9 @@ def relocate(writer: CacheWriter, old: str, new: str) -> int:
                 if moved(target) is None and writer.index.find(target):
                     hint = "remove one of both first: prunesid cache rm"
                     raise UsageError(f"{target} is in the cache already, beside {item.source}", hint)
+
+    if dry_run:
+        return len(positions)
 
     def rename(position: ShardPosition, item: Item) -> Item:
         return replace(item, source=moved(item.source) or item.source) if position in positions else item

@@ -24,6 +24,7 @@ from prunesid_cli.tokencache.cache_errors import read_error, repair_hint, write_
 from prunesid_cli.tokencache.cache_file import PARSE_ERRORS, build_record, create_file, open_file, parse_json
 from prunesid_cli.tokencache.format import (
     FORMAT,
+    LOG_GLOB,
     MAX_SHARDS,
     Item,
     RowsPlace,
@@ -49,7 +50,6 @@ from prunesid_cli.tokencache.shard import (
 )
 from prunesid_cli.types import Layout
 
-LOG_GLOB = ".prunesid-*.log"
 ROWS_GLOB = ".prunesid-*.rows"
 
 
@@ -256,6 +256,19 @@ def recover(folder: Path, run: Run) -> None:
             path.unlink()
         except OSError as error:
             raise write_error(path, error) from error
+
+
+def count_unfinished(folder: Path) -> int:
+    """Return how many items of a run that goes on, or was killed, are not in a shard yet."""
+    count = 0
+    for log_path in folder.glob(LOG_GLOB):
+        try:
+            num_items = sum(kind == "item" for kind, _ in _read_lines(log_path))
+            path = folder / f"{log_path.stem.removeprefix('.')}.safetensors"
+            count += max(0, num_items - (len(read_header(path).items) if path.exists() else 0))
+        except (OSError, CacheError, *PARSE_ERRORS):  # the run has just ended, or the next one reports the error
+            continue
+    return count
 
 
 def _read_log(folder: Path, log_path: Path) -> ShardJournal | None:

@@ -276,7 +276,7 @@ def test_a_prompt_without_an_item_is_reported_and_skipped(
     write_jsonl(prompts_file, *({"prompt": "count"} | name for name in names), {"prompt": "count"})
     result = run("answer", cache, "--prompts", prompts_file, *SHORT)
     assert (result.code, printed_answers(result)) == (3, expected)
-    for number, words in enumerate((f"{bad}, which failed: ", "digest 0", "where *.jpg", "nowhere.png"), 1):
+    for number, words in enumerate((f"{bad}, which failed: ", "with digest 0", "that *.jpg matches", "nowhere.png"), 1):
         assert f"{prompts_file}, line {number}: the cache has no item {words}" in result.err
     write_jsonl(prompts_file, *({"prompt": "count"} | name for name in names))
     result = run("answer", cache, "--prompts", prompts_file, "-m", "nowhere/at-all")
@@ -333,7 +333,7 @@ def test_prompts_may_be_lines_a_table_or_json(name: str, run: Run, scene_cache: 
     [
         ("a.csv", "text\nwhat?\n", "no column 'prompt'"),
         ("a.csv", "prompt,id\nwhat?\n", "line 2 has another number of columns"),
-        ("a.csv", "prompt,id\n,1\n", "line 2 is not a prompt"),
+        ("a.csv", "prompt,id\n,1\n", "line 2 has an empty prompt"),
         ("a.csv", "prompt\n", "has no prompt"),
         ("a.csv", 'prompt\n"what?\n', "line 2"),
         ("a.jsonl", '{"prompt": "what?", "sources": "a.png"}', "nearly 'source'"),

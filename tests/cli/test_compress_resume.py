@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from prunesid_cli.tokencache import open_cache
+from prunesid_cli.tokencache import CacheWriter, open_cache
 from prunesid_cli.tokencache.format import MEASUREMENT_LOG
-from tests.caches import items_by_source
+from tests.caches import RUN, items_by_source, make_wide_entry, write_cache
 from tests.cli.conftest import LONG_AGO
 from tests.cli.helpers import cache_files
 from tests.cli.processes import heed_interrupts, read_sources, running
@@ -336,3 +336,25 @@ def test_other_settings_are_not_nothing_to_do(run: Run, llava: Path, folder: Pat
     for options in (("-k", "13"), ("--dynamic",), ("--dtype", "bf16"), ("--store", "int8"), ("--method", "grid")):
         assert run(*command, *options).code == 1, options
     assert "nothing to do" in run(*command, "--dtype", "fp32").err
+
+
+def test_what_a_killed_run_left_is_said(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
+    """It is not in a shard yet, so that readers do not see it."""
+    for num_saved in (0, 2):
+        cache = tmp_path / f"c{num_saved}"
+        if num_saved:
+            write_cache(cache, [make_wide_entry(f"{number}.png") for number in range(num_saved)])
+        writer = CacheWriter(cache, RUN, "0.0")
+        for number in range(num_saved, 5):
+            writer.add(make_wide_entry(f"{number}.png"))
+        assert writer.journal
+        writer.journal.sync()
+        writer.journal.close(delete_files=False)
+        writer.lock.release()
+        for command in (("cache", "ls", cache), ("cache", "info", cache)):
+            result = run(*command)
+            if num_saved:
+                assert (result.code, "3 items of a run that was interrupted" in result.err) == (0, True), result.err
+            else:
+                assert (result.code, "what an interrupted run left" in result.err) == (1, True), result.err
+                assert "run the same compress command again" in result.err

@@ -12,10 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from prunesid_cli.errors import UsageError
 from prunesid_cli.inputs.containers import ContainerOptions
 from prunesid_cli.inputs.files import FILES, Files
 from prunesid_cli.inputs.listing import ListedFile, Listing
 from prunesid_cli.inputs.sharding import Partition
+from prunesid_cli.inputs.table_files import expand_tables
 from prunesid_cli.tokencache import open_cache
 from tests.caches import items_by_source
 from tests.cli.helpers import cache_files
@@ -80,20 +82,25 @@ def test_rows_are_named_by_an_id(tmp_path: Path, data: list[bytes]) -> None:
     assert "2 rows have no 'my id' of their own" in error.problem
     expected = [0, 1, 2, 3, 4, 5, 6, 9, 10]
     assert [read(path, name) for name in found] == [data[number] for number in expected]
-    (error,) = [file.error for file in listed(path, id_column="key") if file.error]
-    assert "it has no column 'key', but my id, image" in error.problem
+    (error,) = [file.error for file in listed(path, id_column="my_id") if file.error]
+    assert (error.problem, error.hint) == (
+        f"{path}: no column 'my_id'", "did you mean my id? its columns: my id, image",
+    )  # fmt: skip
 
 
 def test_one_of_several_image_columns_is_chosen(tmp_path: Path, data: list[bytes]) -> None:
     columns = {"left": as_struct(data), "right side": as_struct(data[::-1]), "n": range(11)}
     path = write_table(tmp_path / "x.parquet", columns)
     (file,) = listed(path)
-    assert file.error and "images in left, right side: choose one with --image-column" in file.error.problem
+    assert file.error and "several columns with images: left, right side" in file.error.problem
+    assert file.error.hint == "--image-column left"
     found = names(path, image_column="right side")
     assert found[1] == "right side/row-000000001" and read(path, found[1]) == data[-2]
     assert dict(FILES.columns(f"{path}/{found[1]}")) == {"n": 1}
     (file,) = listed(path, image_column="middle")
     assert file.error and "no column 'middle'" in file.error.problem
+    with pytest.raises(UsageError, match="no column 'middle'"):  # a file that the user named
+        list(expand_tables([str(path)], ContainerOptions(image_column="middle")))
 
 
 def test_the_description_of_a_dataset_names_its_images(tmp_path: Path, data: list[bytes]) -> None:
@@ -108,10 +115,10 @@ def test_images_beside_the_table(tmp_path: Path, data: list[bytes]) -> None:
     """A dataset whose images are not embedded has their paths, which lead nowhere else."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a/0.png").write_bytes(b"first")
-    paths = ["a/0.png", "a/1.png", "../x.png", "/etc/passwd", None]
+    paths = ["a/0.png", "a/1.png", "../x.png", "/etc/passwd", None, f"{tmp_path}/a/0.png"]
     images = pyarrow.array([{"bytes": None, "path": name} for name in paths], HF_IMAGE)
     path = write_table(tmp_path / "x.parquet", {"image": images})
-    assert read(path, "row-000000000") == b"first"
+    assert read(path, "row-000000000") == read(path, "row-000000005") == b"first"
     for row, reason in enumerate(("is not there", "not below", "not below", "has no image"), 1):
         with pytest.raises(OSError, match=reason):
             read(path, f"row-{row:09d}")

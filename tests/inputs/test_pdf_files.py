@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.containers import ContainerOptions
 from prunesid_cli.inputs.files import FILES, Files
 from prunesid_cli.inputs.image import load_image
@@ -57,8 +58,12 @@ def test_the_resolution_is_part_of_the_name(tmp_path: Path) -> None:
     names = [file.source for file in listed(path, dpi=72)]
     assert names == [f"{path}/page-0001@72dpi", f"{path}/page-0002@72dpi"]
     assert load_image(names[1]).size == (144, 72)
-    with pytest.raises(Exception, match="choose a smaller --dpi"):
+    with pytest.raises(MediaError, match="pixels at 9999 dpi") as refused:
         load_image(f"{path}/page-0001@9999dpi")
+    assert refused.value.hint == "choose a smaller --dpi"
+    with pytest.raises(MediaError, match="not in .*a.pdf") as refused:
+        load_image(f"{path}/page-0003")
+    assert refused.value.hint == f"name what is in it, as {path}/page-0001"
 
 
 def test_a_document_with_many_pages_is_listed_in_order(tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_a_damaged_document_is_an_error(tmp_path: Path, damage: str | int, pictu
     path.write_bytes(data)
     ran = run("compress", path, pictures[0], "--out", tmp_path / "c")
     assert ran.code in (0, 3) and "Traceback" not in ran.err and "bug" not in ran.err, ran.err
-    assert damage not in ("empty", "text") or (ran.code == 3 and "the PDF is damaged, or is none" in ran.err)
+    assert damage not in ("empty", "text") or (ran.code == 3 and "a damaged PDF document, or another file" in ran.err)
     assert str(pictures[0]) in items_by_source(tmp_path / "c")
 
 

@@ -16,7 +16,7 @@ import pytest
 from prunesid_cli.inputs.containers import open_container
 from prunesid_cli.inputs.files import FILES
 from prunesid_cli.inputs.glob_paths import expand_ranges
-from prunesid_cli.inputs.listing import Listing
+from prunesid_cli.inputs.listing import OUTSIDE, Listing
 from prunesid_cli.inputs.sharding import Partition
 from prunesid_cli.inputs.source import FolderEntry
 from tests.cli.helpers import cache_files
@@ -75,14 +75,14 @@ def test_members_are_read_in_place(format: int, tmp_path: Path) -> None:
     assert FolderEntry("x.tar", is_folder=True, is_link=False) in list(FILES.list(str(tmp_path)))
 
 
-def test_names_that_lead_out_are_left_out_and_said(tmp_path: Path) -> None:
+def test_names_that_lead_out_are_skipped_and_counted(tmp_path: Path) -> None:
     path = write_tar(
         tmp_path / "x.tar", {"../../out.png": b"1", "a/../../b.png": b"2", "/abs.png": b"3", "./ok.png": b"4"}
     )
-    listed = list(Listing([str(path)]))
-    assert [file.source for file in listed if not file.error] == [f"{path}/abs.png", f"{path}/ok.png"]
-    (error,) = [file.error for file in listed if file.error]
-    assert "2 names that lead out of it were left out" in error.problem
+    skipped = list[tuple[str, str]]()
+    listing = Listing([str(path)], on_skip=lambda reason, name: skipped.append((reason, name)))
+    assert [(file.source, file.error) for file in listing] == [(f"{path}/abs.png", None), (f"{path}/ok.png", None)]
+    assert skipped == [(OUTSIDE, f"{path}/out.png"), (OUTSIDE, f"{path}/b.png")] and listing.skipped[OUTSIDE] == 2
 
 
 def test_the_last_of_several_members_with_one_name_counts(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def answer(
     ] = None,
     typed_prompts: Annotated[
         list[str] | None,
-        typer.Option("-p", "--prompt", metavar="PROMPT", help="As PROMPT. Repeat it to ask several prompts."),
+        typer.Option("-p", "--prompt", metavar="PROMPT", help="The same as PROMPT. Repeat it to ask several prompts."),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -212,7 +212,8 @@ def _report_unmatched(prompts: Sequence[Prompt], cache: Cache, path: Path | None
     """Warns about prompts whose items are not in the cache, and says why if their inputs failed."""
     errors = {record["source"]: record["error"] for record in cache.failures()} if prompts else {}
     for prompt in prompts[:MAX_LISTED_PROMPTS]:
-        name = prompt.name if prompt.selector == "source" else f"{prompt.selector} {prompt.name}"
+        name = prompt.name if prompt.selector == "source" else f"with {prompt.selector} {prompt.name}"
+        name = f"that {prompt.name} matches" if prompt.selector == "where" else name
         reason = f", which failed: {errors[name].removeprefix(f'{name}: ')}" if name in errors else ""
         printer.warning(f"{path}, line {prompt.line}: the cache has no item {name}{reason}")
     if len(prompts) > MAX_LISTED_PROMPTS:

@@ -189,7 +189,8 @@ def _read_arguments(
     sources = [*arguments, *images]
     if not (sources and prompts):
         example = command_line("ask", "picture.jpg", EXAMPLE)
-        raise UsageError("ask needs an image and a prompt", f"{example} {MODEL_OPTION}")
+        piped = "" if sources or not prompts else f"; with an image on stdin: {command_line('ask', '-', EXAMPLE)}"
+        raise UsageError("ask needs an image and a prompt", f"{example} {MODEL_OPTION}{piped}")
     if [*sources, *prompts].count("-") > 1:
         raise UsageError("stdin can be read only once", hint="give - for one of the arguments only")
     return sources, prompts

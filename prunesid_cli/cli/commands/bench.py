@@ -101,7 +101,7 @@ def bench(
     verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> None:
-    """Compare time and memory with and without pruning, stage by stage, and say from where on pruning pays.
+    """Compare time and memory with and without pruning, stage by stage, and say from how many tokens pruning pays.
 
     Example: prunesid bench --random-weights llava-next-7b --keep 640,320,160 --batch-size 1,8
     """

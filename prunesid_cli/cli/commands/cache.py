@@ -83,7 +83,14 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     opened = open_cache(cache)
     total, kept = opened.index.table.counts.sum(0).tolist()
     facts: dict[str, object] = opened.run.to_record() if opened.run else {}
-    facts |= {"items": len(opened), "failed": len(opened.failures()), "stale": len(opened.stale_sources())}
+    facts = {name: value for name, value in facts.items() if as_json or value is not False}
+    num_contents = len({entry.digest for entry in opened.index.entries()})
+    facts |= {
+        "items": len(opened),
+        "contents": num_contents,
+        "failed": len(opened.failures()),
+        "stale": len(opened.stale_sources()),
+    }
     facts |= {"shards": len(opened.index.shards)}
     facts |= {"missing": opened.missing.numbers} if opened.missing.numbers else {}
     facts |= {"sampling": opened.index.sampling} if opened.index.sampling else {}
@@ -184,7 +191,7 @@ def remove(
         printer.record({"removed": len(found.gone), "failures": len(found.failures), "bytes": found.bytes})
     parts = [plural(len(found.gone), "input")]
     parts += [plural(len(found.failures), "failure")] if found.failures else []
-    printer.note(f"{'would remove' if dry_run else 'removed'} {', '.join(parts)}: {decimal(found.bytes)}")
+    printer.note(f"{'would remove' if dry_run else 'removed'} {', '.join(parts)}: {found.describe_bytes()}")
 
 
 @app.command(cls=PlainCommand)
@@ -192,6 +199,8 @@ def relocate(
     cache: CachePath,
     old: Annotated[str, typer.Argument(metavar="OLD", help="A path or a folder, as cache ls shows it.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Where it is now.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be changed.")] = False,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -208,12 +217,15 @@ def relocate(
         raise opened.missing.error
     writer = CacheWriter(cache, opened.run or NO_RUN, __version__, sampling=opened.index.sampling)
     try:
-        count = relocate_items(writer, old, new)
+        count = relocate_items(writer, old, new, dry_run)
     finally:
         writer.close()
     if not count:
         raise UsageError(f"{old}: no input of {cache}", command_line("cache", "ls", cache))
-    printer.note(f"relocated {plural(count, 'input')} from {old} to {new}")
+    done = "would relocate" if dry_run else "relocated"
+    printer.note(f"{done} {plural(count, 'input')} from {old} to {new}")
+    if as_json:
+        printer.record({"relocated": count})
 
 
 @app.command(cls=PlainCommand)
@@ -257,6 +269,6 @@ def gc(
         printer.warning(f"{garbage.suspicion}: only --force removes that much")
     parts = [plural(num_gone, "missing input"), plural(num_outdated, "earlier version")]
     parts += [f"{plural(num_failures, 'failure')} of missing inputs"] if num_failures else []
-    printer.note(f"{'would remove' if dry_run else 'removed'} {', '.join(parts)}: {decimal(garbage.bytes)}")
+    printer.note(f"{'would remove' if dry_run else 'removed'} {', '.join(parts)}: {garbage.describe_bytes()}")
     if garbage.unknown:
         raise typer.Exit(ExitCode.PARTIAL)

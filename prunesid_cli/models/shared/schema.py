@@ -1,4 +1,4 @@
-"""Answers in JSON of a given schema: at each token, the model chooses among those that such JSON can go on with.
+"""Answers in JSON of a given schema: at each token, the model chooses among those with which such JSON can continue.
 
 llguidance computes which tokens these are. White space between JSON's signs is fixed, so an answer is one line.
 """
