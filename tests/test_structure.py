@@ -20,6 +20,7 @@ LAYERS = (
     ("models",),
     ("pipeline",),
     ("bench", "evaluate", "visualization", "integrations"),
+    ("report",),
     ("cli",),
 )
 """Rooms, from the lowest layer to the highest. A room imports no room of a higher layer."""

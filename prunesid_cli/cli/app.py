@@ -17,6 +17,7 @@ from prunesid_cli.cli.commands.ask import ask
 from prunesid_cli.cli.commands.bench import bench
 from prunesid_cli.cli.commands.compress import compress
 from prunesid_cli.cli.commands.evaluate import evaluate
+from prunesid_cli.cli.commands.report import report
 from prunesid_cli.cli.commands.show import show
 from prunesid_cli.cli.config import IGNORED_PARAMETERS, default_map, unknown_keys
 from prunesid_cli.cli.help import PlainCommand, PlainGroup
@@ -43,7 +44,7 @@ app = typer.Typer(
     epilog="Options can also be set in the environment (PRUNESID_MODEL, PRUNESID_KEEP, ...) and in a file "
     '(model = "llava-1.5-7b", keep = "64"): on Linux ~/.config/prunesid/config.toml, or under $XDG_CONFIG_HOME.',
 )
-for command in (ask, compress, answer, evaluate, show, bench):
+for command in (ask, compress, answer, evaluate, show, report, bench):
     app.command(cls=PlainCommand)(command)
 app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")

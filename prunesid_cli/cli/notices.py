@@ -51,7 +51,7 @@ def note_if_all_kept(budget: Budget, total: int) -> bool:
 
 
 def exit_if_incomplete(cache: Cache) -> None:
-    """Prints what of a cache is missing, damaged, or not there yet. In the first two cases, the command fails in part."""
+    """Prints what of a cache is missing, damaged or not there yet. If it is damaged, the command fails in part."""
     from prunesid_cli.tokencache.journal import count_unfinished
 
     if num_unfinished := count_unfinished(cache.folder):

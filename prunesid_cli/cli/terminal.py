@@ -57,7 +57,7 @@ class Printer:
         """Sets everything to its default, before a command line is parsed."""
         self.quiet, self.verbose, self.debug, self.resumable = False, False, debug, False
         self.model_options: list[str] = []
-        self.has_status = False
+        self.has_status, self.last_hint = False, ""
         self.log: IO[str] | None = None
 
     def open_log(self, path: Path) -> None:
@@ -141,8 +141,9 @@ class Printer:
         hint = error.hint
         if isinstance(error, UnexpectedError) and not self.debug:
             hint = hint.replace(DEBUG_OPTION, typed_command(DEBUG_OPTION))
-        if hint:
+        if hint and hint != self.last_hint:  # once for many errors of one kind
             self._print_to_stderr(f"hint: {hint}")
+        self.last_hint = hint
 
     def _print_to_stderr(self, text: str, end: str = "\n", is_status: bool = False) -> None:
         model = f" {shlex.join(self.model_options)}" if self.model_options else ""

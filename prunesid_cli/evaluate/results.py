@@ -14,6 +14,7 @@ from prunesid_cli.errors import MediaError, PruneSIDError
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.inputs.video.load import hash_media
 from prunesid_cli.runtime.line_file import LineFile, open_lines
+from prunesid_cli.visualization.patches import PatchRecord
 
 LINE_PATTERN = rb'\{"line": \d+, "media": \[.*'
 """Regular expression of a line of the results file."""
@@ -51,6 +52,7 @@ class ScoredAnswer:
         score: Score of the answer; None if no answer is expected.
         divergence: Kullback-Leibler divergence of the first token from the unpruned one, in nats, if measured.
         seen: Share of the area of the media that the model sees, on average. The file has it only if it is below 1.
+        patches: Which patches of each medium are kept; empty if that is not known.
     """
 
     key: str
@@ -62,10 +64,13 @@ class ScoredAnswer:
     score: float | None = None
     divergence: float | None = None
     seen: float = 1.0
+    patches: tuple[PatchRecord, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Return the answer as the results file stores it."""
-        return {name: value for name, value in asdict(self).items() if name != "seen" or value < 1}
+        left_out = {"seen"} if self.seen >= 1 else set()
+        left_out |= set() if self.patches else {"patches"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -26,8 +26,11 @@ from prunesid_cli.runtime.out_of_memory import run_in_halves_on_oom
 from prunesid_cli.runtime.prefetch import Prefetcher
 from prunesid_cli.runtime.shutdown import StopRequest
 from prunesid_cli.types import Answer, Encoded, Generation, Pixels, Prompt, TokenSet
+from prunesid_cli.visualization.explain import find_groups
+from prunesid_cli.visualization.patches import PatchRecord, to_patch_record
 
 PREFETCHED_BATCHES = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Runner:
         logits: Prompts -> scores of the first token of each answer, to measure their divergence from the unpruned
             ones; None: it is not measured.
         stop: Whether the user asked to stop.
+        with_groups: Whether the groups of patches are found as well, which takes a second selection.
     """
 
     pruners: dict[PruningSetting, Pruner]
@@ -90,6 +94,7 @@ class Runner:
     batch_size: int
     logits: Callable[[Sequence[Prompt]], Tensor] | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+    with_groups: bool = False
 
     @property
     def unpruned(self) -> PruningSetting:
@@ -178,6 +183,17 @@ class Runner:
                 rows = sorted({owners[row] for row in error.rows})
                 raise NonFiniteError(error.problem, error.hint, rows) from error
             token_sets = _split_by_record(kept, batch)
+            groups = [
+                find_groups(pruner, item, count, values) if self.with_groups else None
+                for item, count, values in zip(encoded, counts, information, strict=True)
+            ]
+            patches = _split_by_record(
+                [
+                    to_patch_record(tokens.layout, None if tokens.is_unpruned else tokens.slots, item_groups)
+                    for tokens, item_groups in zip(kept, groups, strict=True)
+                ],
+                batch,
+            )
             prompts = dict[int, Prompt]()  # the rows that fail here are the same under each setting
             for row, (item, tokens) in enumerate(zip(batch, token_sets, strict=True)):
                 try:
@@ -196,7 +212,9 @@ class Runner:
                     divergence = _kl_divergence(unpruned_log_probs[number], log_probs[number])
                 try:
                     if item.record.key not in results.failed:
-                        answers[row].append(_score(item, setting, token_sets[row], answer.text, divergence))
+                        answers[row].append(
+                            _score(item, setting, token_sets[row], patches[row], answer.text, divergence)
+                        )
                 except PruneSIDError as error:
                     results.failed[item.record.key] = error
         return [[] if item.record.key in results.failed else found for item, found in zip(batch, answers, strict=True)]
@@ -218,8 +236,9 @@ def _token_counts(
     return counts
 
 
-def _split_by_record(token_sets: Sequence[TokenSet], batch: Sequence[LoadedRecord]) -> list[list[TokenSet]]:
-    remaining = iter(token_sets)
+def _split_by_record(values: Sequence[T], batch: Sequence[LoadedRecord]) -> list[list[T]]:
+    """Values of media, record by record."""
+    remaining = iter(values)
     return [[next(remaining) for _ in item.pixels] for item in batch]
 
 
@@ -229,7 +248,12 @@ def _kl_divergence(reference: Tensor, other: Tensor) -> float:
 
 
 def _score(
-    item: LoadedRecord, setting: PruningSetting, tokens: Sequence[TokenSet], answer: str, divergence: float | None
+    item: LoadedRecord,
+    setting: PruningSetting,
+    tokens: Sequence[TokenSet],
+    patches: Sequence[PatchRecord],
+    answer: str,
+    divergence: float | None,
 ) -> ScoredAnswer:
     record = item.record
     return ScoredAnswer(
@@ -242,4 +266,5 @@ def _score(
         score=METRICS[record.metric].score(answer, record.answers) if record.answers else None,
         divergence=divergence,
         seen=round(fmean(token_set.layout.visible_share for token_set in tokens), 4),
+        patches=tuple(patches),
     )

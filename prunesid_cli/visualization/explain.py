@@ -14,7 +14,7 @@ from prunesid_cli.runtime.device import to_fp64_device
 from prunesid_cli.selection import GROUPING_METHODS, SUPPRESSING_METHODS, load_method
 from prunesid_cli.selection.methods.explanation import Explanation, explain_method
 from prunesid_cli.selection.methods.plus import group_tokens
-from prunesid_cli.types import Layout, Region, Segment, TokenSet
+from prunesid_cli.types import Encoded, Layout, Region, Segment, TokenSet
 from prunesid_cli.visualization.panels import Annotations
 
 GridPosition = tuple[int, int, int]
@@ -110,6 +110,26 @@ def explain(pruner: Pruner, media: Media) -> PruningExplanation:
         for segment, segment_phi, budget in zip(item.segments, values, budgets, strict=True)
     ]
     return PruningExplanation(tokens, phi, tuple(segments))
+
+
+def find_groups(pruner: Pruner, item: Encoded, count: int, information: tuple[float, ...]) -> dict[int, int]:
+    """Slot -> group, of an item whose method groups tokens; empty for other methods.
+
+    Args:
+        pruner: Selects the tokens.
+        item: The item.
+        count: How many tokens it keeps.
+        information: Information of each of its segments.
+    """
+    groups = dict[int, int]()
+    if pruner.method not in GROUPING_METHODS or count >= item.layout.total:
+        return groups
+    budgets = pruner.segment_budgets(item, count, information)
+    for segment, budget in zip(item.segments, budgets, strict=True):
+        found, _ = _explain_selection(pruner, segment, budget)
+        slots = segment.slots or tuple(range(len(segment.features)))
+        groups |= zip(slots, found or (), strict=False)
+    return groups
 
 
 def _explain_segment(

@@ -73,7 +73,7 @@ def test_several_prompts_are_answered_as_if_alone(run: Run, pictures: list[Path]
         (("what?", "{0}"), "the prompt comes last"),
         (("-", "-"), "stdin can be read only once"),
         (("{0}", "-p", "what?", "--each", "--compare"), "--compare takes one prompt"),
-        (("{0}", "what?", "--choices", "yes"), "less than two choices"),
+        (("{0}", "what?", "--choices", "yes"), "fewer than two choices"),
         (("{0}", "what?", "--limit", "2"), "add --each"),
     ],
 )

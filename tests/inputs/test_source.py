@@ -94,7 +94,9 @@ def test_local_status(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     assert not LOCAL.exists(str(tmp_path / "link"))
     assert LOCAL.exists(str(tmp_path / "link"), follow_links=False)
-    assert sorted(LOCAL.list(str(tmp_path))) == [("a.png", False, False), ("link", False, True)]
+    assert sorted(LOCAL.list(str(tmp_path))) == [
+        FolderEntry("a.png", is_folder=False, is_link=False), FolderEntry("link", is_folder=False, is_link=True),
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")

@@ -100,6 +100,13 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Plot of accuracy against budget: .png, .jpg, .svg or .pdf.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAGE.html",
+            help="Page for a browser: the table, the chart, and each record with its pictures and answers.",
+        ),
+    ] = None,
     max_items: o.MaxItems = None,
     model: o.Model = DEFAULTS.model,
     revision: o.Revision = DEFAULTS.revision,
@@ -147,6 +154,10 @@ def evaluate(
         raise UsageError("--divergence needs scores that vLLM does not give", "leave out --divergence or --engine vllm")
     if plot:
         check_plot(plot)
+    if report:
+        from prunesid_cli.report.page import check_page
+
+        check_page(report, "--report")
     if target is None and is_typed(context, "sure"):
         raise UsageError("--sure is about --target", "add --target 99%")
     wanted = Target(_parse_share("--target", target), _parse_share("--sure", sure)) if target else None
@@ -185,6 +196,7 @@ def evaluate(
                 batch_size=session.batch_size,
                 logits=language.logits if divergence else None,
                 stop=stop,
+                with_groups=report is not None,
             )
             if wanted is None:
                 _ask(runner, records, results)
@@ -199,6 +211,13 @@ def evaluate(
     if plot:
         draw_plot(summaries, plot, measure_name(records))
         printer.note(f"plotted: {plot}")
+    if report:
+        from prunesid_cli.cli.commands.report import DEFAULT_ITEMS
+        from prunesid_cli.report.evaluation import write_evaluation
+
+        with printer.progress("reading pictures", min(len(records), DEFAULT_ITEMS), prints_results=False) as bar:
+            write_evaluation(report, variants, records, results, DEFAULT_ITEMS, bar.advance)
+        printer.note(f"report: {report}")
     if results.failed or errors:
         raise typer.Exit(ExitCode.PARTIAL)
 
