@@ -184,7 +184,8 @@ def _read_arguments(
             corrected = typed_command(moved_to_end=first)
             raise UsageError(f"{first}: no such file or folder", f"the prompt comes last: {corrected}")
         if os.path.isdir(prompt) or (os.path.isfile(prompt) and os.path.splitext(prompt)[1].lower() in EXTENSIONS):
-            raise UsageError(f"no prompt is given: {prompt} is a file", f"{typed_command()} {shlex.quote(EXAMPLE)}")
+            hint = f"{typed_command()} {shlex.quote(EXAMPLE)}; `-p -` reads it from stdin"
+            raise UsageError(f"no prompt is given: {prompt} is a file", hint)
         prompts = [prompt]
     sources = [*arguments, *images]
     if not (sources and prompts):
