@@ -1,4 +1,4 @@
-"""Contact sheet: all panels of an item in one image, each under its title."""
+"""Contact sheet: all panels of an item in one image, each under its title, with a caption and a legend below."""
 
 from __future__ import annotations
 
@@ -7,24 +7,39 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from prunesid_cli.visualization.legend import BACKGROUND, TEXT_COLOUR, add_legend, legend_entries
 from prunesid_cli.visualization.overlay import draw_overlay
 from prunesid_cli.visualization.panels import Annotations, Panel
 
 GAP_PIXELS, TITLE_PIXELS = 8, 14
 """Space between panels, and font size of titles."""
-BACKGROUND, TEXT_COLOUR = (24, 24, 24), (235, 235, 235)
 MAX_FRAME_SIDE, MAX_PANEL_SIDE = 480, 1600
 """Longest side, in pixels, of a clip's frame and of a picture that is drawn in several panels."""
 SHEET_ASPECT = 1.5
 """Preferred ratio of a sheet's width to its height."""
 
 
-def contact_sheet(panels: Sequence[Panel], annotations: Annotations) -> Image.Image:
+def contact_sheet(
+    panels: Sequence[Panel], annotations: Annotations, caption: Sequence[str] = (), has_unseen: bool = False
+) -> Image.Image:
+    """Draw panels with a caption and a legend.
+
+    Args:
+        panels: The panels.
+        annotations: What is drawn on them.
+        caption: Texts for below the picture.
+        has_unseen: Whether there are parts that the model does not see.
+    """
+    return add_legend(_draw_panels(panels, annotations), caption, legend_entries(panels, annotations, has_unseen))
+
+
+def _draw_panels(panels: Sequence[Panel], annotations: Annotations) -> Image.Image:
     """Draw panels side by side; the single panel of a picture is drawn alone, without title or border."""
     is_clip = any(region.time is not None for panel in panels for region in panel.regions)
     if len(panels) == 1 and not is_clip:
         return draw_overlay(panels[0], annotations)
-    images = [draw_overlay(panel, annotations, MAX_FRAME_SIDE if is_clip else MAX_PANEL_SIDE) for panel in panels]
+    max_side = MAX_FRAME_SIDE if is_clip else MAX_PANEL_SIDE
+    images = [draw_overlay(panel, annotations, max_side, min_side=0) for panel in panels]
     titles = [panel.title(annotations.kept) for panel in panels]
     font = ImageFont.load_default(TITLE_PIXELS)
     width = max(*(image.width for image in images), *(math.ceil(font.getlength(title)) for title in titles))

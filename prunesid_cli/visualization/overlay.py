@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from prunesid_cli.visualization.palette import DROPPED_BRIGHTNESS, Colour, group_colour, group_pattern, slot_colour
-from prunesid_cli.visualization.panels import Annotations, Panel
+from prunesid_cli.visualization.panels import Annotations, Panel, Slots
 
 PixelBox = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom are exclusive."""
-MIN_PATCH_SIDE, MAX_IMAGE_SIDE = 8, 4096
+MIN_PATCH_SIDE, MIN_IMAGE_SIDE, MAX_IMAGE_SIDE = 8, 672, 4096
 """Pixels of the narrower side of a patch, and of the longer side of an image: images beyond them are resized."""
 OUTLINE_COLOUR: Colour = (255, 255, 255)
 LINK_COLOUR: Colour = (255, 236, 90)
 TINT_OPACITY = 0.4
 """Opacity of the group colour on a dropped patch."""
-LINK_OPACITY = 0.6
+LINK_OPACITY = 0.75
+COUNT_SIDE = 12
+"""Smallest side of a patch, in pixels, in which the number of its links is written."""
 CROPPED_BRIGHTNESS, BAR_LEVEL = 0.12, 70
 """Brightness of the area that the model's preprocessing crops off, and grey level of the bars over it."""
 
 
-def draw_overlay(panel: Panel, annotations: Annotations, max_side: int = MAX_IMAGE_SIDE) -> Image.Image:
+def draw_overlay(
+    panel: Panel, annotations: Annotations, max_side: int = MAX_IMAGE_SIDE, min_side: int = MIN_IMAGE_SIDE
+) -> Image.Image:
     """Draw one panel.
 
     Args:
         panel: The image and its token grids.
         annotations: Kept tokens, with groups and links if those are to be drawn.
         max_side: Longest side of the result in pixels.
+        min_side: Side that its longer side has at least.
 
     Returns:
-        An image of the size of the panel's, unless patches would be smaller than `MIN_PATCH_SIDE` or the image larger
-        than `max_side`.
+        An image of the size of the panel's, or a multiple of it if that, or a patch, would be too small to see; but no
+        larger than `max_side`.
     """
-    image = _resize(panel, max_side)
+    image = _resize(panel, max_side, min_side)
     boxes = {slot: box for slot, box in _patch_boxes(panel, image.size).items() if box[0] < box[2] and box[1] < box[3]}
     dimmed = image.point(lambda value: round(value * DROPPED_BRIGHTNESS))
     canvas = _draw_cropped_area(image)
@@ -47,10 +52,11 @@ def draw_overlay(panel: Panel, annotations: Annotations, max_side: int = MAX_IMA
             patch = _tint(patch, boxes[slot], annotations.groups[slot])
         canvas.paste(patch, boxes[slot])
     # Links lie above the dropped patches and below the kept ones.
-    _draw_links(canvas, boxes, annotations)
+    counts = _draw_links(canvas, panel, boxes, annotations)
     for slot in boxes.keys() & annotations.kept:
         canvas.paste(image.crop(boxes[slot]), boxes[slot])
     _draw_outlines(ImageDraw.Draw(canvas), boxes, annotations)
+    _write_counts(ImageDraw.Draw(canvas), boxes, counts)
     return canvas
 
 
@@ -72,16 +78,17 @@ def _edges(start: float, end: float, count: int, length: int) -> list[int]:
     return [min(max(round((start + (end - start) * i / count) * length), 0), length) for i in range(count + 1)]
 
 
-def _resize(panel: Panel, max_side: int) -> Image.Image:
-    """Enlarge the image if its patches are too small to see, then shrink it to `max_side`."""
+def _resize(panel: Panel, max_side: int, min_side: int) -> Image.Image:
+    """Enlarge the image if it, or its patches, are too small to see, then shrink it to `max_side`."""
     image = panel.image
     patch_sides = []
     for region in panel.regions:
         left, top, right, bottom = region.box
         patch_sides.append(image.width * (right - left) / region.columns)
         patch_sides.append(image.height * (bottom - top) / region.rows)
-    if min(patch_sides) < MIN_PATCH_SIDE:
-        factor = math.ceil(MIN_PATCH_SIDE / min(patch_sides))
+    wanted = max(MIN_PATCH_SIDE / min(patch_sides), min(min_side, max_side) / max(image.size))
+    if wanted > 1:
+        factor = math.ceil(wanted)
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     if max(image.size) > max_side:
         scale = max_side / max(image.size)
@@ -121,18 +128,68 @@ def _draw_outlines(pen: ImageDraw.ImageDraw, boxes: Mapping[int, PixelBox], anno
         pen.rectangle((left, top, right - 1, bottom - 1), None, colour, width)
 
 
-def _draw_links(canvas: Image.Image, boxes: Mapping[int, PixelBox], annotations: Annotations) -> None:
-    """Draw a translucent line from each suppressed token to the token that suppressed it."""
-    lines = defaultdict[Colour, list[tuple[PixelBox, PixelBox]]](list)
-    for slot, suppressor in annotations.links.items():
-        if slot in boxes and suppressor in boxes:
-            colour = slot_colour(slot, annotations.groups, LINK_COLOUR)
-            lines[colour].append((boxes[slot], boxes[suppressor]))
-    for colour, ends in lines.items():
+def _draw_links(
+    canvas: Image.Image, panel: Panel, boxes: Mapping[int, PixelBox], annotations: Annotations
+) -> Mapping[int, int]:
+    """Draw a translucent line from each cluster of neighbouring tokens to the token that suppressed all of them.
+
+    The width of a line grows with the number of its tokens.
+
+    Returns:
+        Slot of a token -> how many it suppressed.
+    """
+    lines, counts = defaultdict[Colour, list[tuple[tuple[int, int, int, int], int]]](list), Counter[int]()
+    for suppressor, cluster in _link_clusters(panel.slots, annotations.links):
+        if suppressor not in boxes:
+            continue
+        counts[suppressor] += len(cluster)
+        nearest = min(cluster, key=lambda slot: _distance(boxes[slot], boxes[suppressor]))
+        start, end = _centre(boxes[nearest]), _centre(boxes[suppressor])
+        colour = slot_colour(suppressor, annotations.groups, LINK_COLOUR)
+        width = max(1, round(_line_width(boxes[suppressor], 12) * math.sqrt(len(cluster))))
+        lines[colour].append(((*start, *end), width))
+    for colour, segments in lines.items():
         mask = Image.new("L", (2 * canvas.width, 2 * canvas.height))  # at twice the size, for smooth lines
         pen = ImageDraw.Draw(mask)
-        for start, end in ends:
-            # The sum of two edges is the centre in half pixels, which are the pixels of the mask.
-            centres = (start[0] + start[2], start[1] + start[3], end[0] + end[2], end[1] + end[3])
-            pen.line(centres, round(255 * LINK_OPACITY), 2 * _line_width(end, 14))
+        for segment, width in segments:
+            pen.line(segment, round(255 * LINK_OPACITY), 2 * width)
         canvas.paste(colour, mask=mask.resize(canvas.size, Image.Resampling.BOX))
+    return counts
+
+
+def _link_clusters(slots: Slots, links: Mapping[int, int]) -> Iterator[tuple[int, list[int]]]:
+    """Each suppressor in a grid of slots, with the tokens that it suppressed, in clusters of neighbours."""
+    remaining = {(row, column) for row, column in np.ndindex(slots.shape) if int(slots[row, column]) in links}
+    while remaining:
+        first = min(remaining)
+        suppressor, cluster, waiting = links[int(slots[first])], list[int](), [first]
+        remaining.discard(first)
+        while waiting:
+            row, column = waiting.pop()
+            cluster.append(int(slots[row, column]))
+            for place in ((row + y, column + x) for y in (-1, 0, 1) for x in (-1, 0, 1)):
+                if place in remaining and links[int(slots[place])] == suppressor:
+                    remaining.discard(place)
+                    waiting.append(place)
+        yield suppressor, cluster
+
+
+def _centre(box: PixelBox) -> tuple[int, int]:
+    """The centre of a box in half pixels."""
+    return box[0] + box[2], box[1] + box[3]
+
+
+def _distance(first: PixelBox, second: PixelBox) -> int:
+    (x, y), (other_x, other_y) = _centre(first), _centre(second)
+    return (x - other_x) ** 2 + (y - other_y) ** 2
+
+
+def _write_counts(pen: ImageDraw.ImageDraw, boxes: Mapping[int, PixelBox], counts: Mapping[int, int]) -> None:
+    """Write how many tokens each one suppressed into its patch."""
+    for slot, count in counts.items():
+        left, top, right, bottom = boxes[slot]
+        side = min(right - left, bottom - top)
+        if count > 1 and side >= COUNT_SIDE:
+            font = ImageFont.load_default(min(side * 0.62, side * 1.3 / len(str(count)), 20))
+            place = ((left + right) / 2, (top + bottom) / 2)
+            pen.text(place, str(count), (255, 255, 255), font, "mm", stroke_width=2, stroke_fill=(0, 0, 0))

@@ -202,7 +202,9 @@ def _by_kind(report: Report) -> list[str]:
     lines = [["setting", "right", "of unpruned, 95 %", "coverage", *kinds]]
     for row in report["rows"]:
         marks = row["marks"]
-        interval = f"{marks['share']:.1%} ({marks['low']:.1%} to {marks['high']:.1%})"
+        has_interval = marks["low"] is not None  # the unpruned model has none, and neither have a few questions
+        ends = f" ({marks['low']:.1%} to {marks['high']:.1%})" if has_interval else ""
+        interval = f"{marks['share']:.1%}{ends}"
         cells = [row["setting"], f"{marks['accuracy']:.3f}", interval, f"{row['coverage']:.3f}"]
         lines.append([*cells, *(f"{row['kinds'][kind]['accuracy']:.2f}" for kind in kinds)])
     return _make_table(lines)

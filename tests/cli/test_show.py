@@ -3,6 +3,7 @@ holds."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.models.tiny import write_checkpoint
 
 Pixels = np.ndarray[Any, np.dtype[np.int64]]
 ASK = "what is shown?"
-WITHIN = 3
+WITHIN = 5
 """Distance in pixels from the edge of a patch beyond which no outline reaches."""
 
 
@@ -53,6 +54,14 @@ def boxes(segment: dict, left: int, top: int, width: int, height: int) -> Iterat
         yield slot, (rows, slice(columns.start, round(x + step[0]) - WITHIN))
 
 
+def enlarge(source: Path, large: Path) -> tuple[int, int]:
+    """Write a picture as large as `show` draws it, and return its size."""
+    image = Image.open(source).convert("RGB")
+    factor = -(-672 // max(image.size)) if max(image.size) < 672 else 1
+    image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(large)
+    return image.width * factor, image.height * factor
+
+
 def check_brightness(picture: Path, all_kept: Path, record: dict, places: dict[int, tuple[int, int, int, int]]) -> None:
     """Check that exactly the kept patches look as they do if all are kept; places: region -> where its image lies."""
     drawn, full, seen = pixels(picture), pixels(all_kept), 0
@@ -76,13 +85,16 @@ def test_kept_patches_are_bright(run: Run, llava: Path, shapes: dict[str, Path],
     run("compress", source, "-m", llava, "--out", tmp_path / "c")
     (item,) = items_by_source(tmp_path / "c").values()
     assert record["slots"] == list(item.slots)
-    assert Image.open(out).size == Image.open(source).size
-    check_brightness(out, source, record, {0: (0, 0, *Image.open(source).size)})
+    size = enlarge(source, tmp_path / "large.png")
+    width, height = Image.open(out).size
+    assert width == size[0] and max(size) >= 672 and 40 < height - size[1] < 200  # the legend
+    Image.open(out).crop((0, 0, *size)).save(tmp_path / "drawn.png")
+    check_brightness(tmp_path / "drawn.png", tmp_path / "large.png", record, {0: (0, 0, *size)})
     (segment,) = record["segments"]
-    left, top, right, bottom = (np.array(segment["box"]) * (2 * Image.open(source).size)).astype(int)
-    unseen = np.ones(pixels(source).shape[:2], bool)
+    left, top, right, bottom = (np.array(segment["box"]) * (2 * size)).astype(int)
+    unseen = np.ones(size[::-1], bool)
     unseen[top:bottom, left:right] = False
-    drawn = pixels(out)[unseen]
+    drawn = pixels(tmp_path / "drawn.png")[unseen]
     assert (drawn.max(-1) == drawn.min(-1)).all(), "the cropped area is grey"
     assert (len(drawn) > 0) == (shape != "square")
     assert record["seen"] == pytest.approx(1 - unseen.mean(), abs=1e-3)
@@ -98,6 +110,9 @@ def test_tiles_are_drawn_beside_the_whole_picture(
         ran = run("show", shapes["tall"], "-m", tiled, *options, "--out", tmp_path / f"{name}.png", "--json")
         if name == "some":
             (record,) = ran.records
+    for name in named:  # the captions differ
+        picture = Image.open(tmp_path / f"{name}.png")
+        picture.crop((0, 0, picture.width, 2 * GAP_PIXELS + TITLE_PIXELS + 1008)).save(tmp_path / f"{name}.png")
     below = 2 * GAP_PIXELS + TITLE_PIXELS
     places = {0: (GAP_PIXELS, below, 336, 1008), 1: (2 * GAP_PIXELS + 336, below, 336, 1008)}
     assert {segment["regions"][0] for segment in record["segments"]} == {0, 1}
@@ -122,6 +137,10 @@ def test_a_clip_is_a_contact_sheet(run: Run, tiled: Path, shapes: dict[str, Path
         )
         for number in range(3)
     }
+    bottom = max(top + height for _, top, _, height in places.values())
+    for name in ("some", "all"):  # without the captions, which differ
+        picture = Image.open(tmp_path / f"{name}.png")
+        picture.crop((0, 0, picture.width, bottom)).save(tmp_path / f"{name}.png")
     check_brightness(tmp_path / "some.png", tmp_path / "all.png", record, places)
     text = run(*common).out
     assert [f"{time:.1f} s" in text for time in (0, 0.2, 0.4)] == [True] * 3
@@ -172,18 +191,21 @@ def test_groups_have_colours_and_links_leave_kept_patches_alone(run: Run, pictur
     out = tmp_path / "groups.png"
     (record,) = run("show", pictures[0], "-k", "20", "--groups", "--links", "--out", out, "--json").records
     (segment,) = record["segments"]
-    drawn, before = pixels(out), pixels(pictures[0])
+    size = enlarge(pictures[0], tmp_path / "large.png")
+    drawn, before = pixels(out)[: size[1]], pixels(tmp_path / "large.png")
     colours = dict[int, set]()
-    for slot, box in boxes(segment, 0, 0, 336, 336):
+    num_suppressed = Counter(slot for slot in segment["suppressed_by"] if slot is not None)
+    for slot, box in boxes(segment, 0, 0, *size):
         if slot in segment["kept"]:
-            assert (drawn[box] == before[box]).all()
+            if not num_suppressed[slot]:  # else the patch has their number
+                assert (drawn[box] == before[box]).all()
             corner = drawn[box[0].start - WITHIN, box[1].start - WITHIN]
             colours.setdefault(segment["groups"][slot], set()).add(tuple(corner.tolist()))
     assert [len(found) for found in colours.values()] == [1] * 5, "20 // 4 groups, each with a kept token"
     assert len(set.union(*colours.values())) == 5
     plain = tmp_path / "plain.png"
     run("show", pictures[0], "-k", "20", "--groups", "--out", plain)
-    assert (pixels(plain) != drawn).any()
+    assert (pixels(plain)[: size[1]] != drawn).any()
 
 
 def test_json_has_the_suppressor_of_each_token(run: Run, pictures: list[Path]) -> None:

@@ -91,7 +91,10 @@ def show(
     annotations = _choose_annotations(explanation, groups, links)
     panels = make_panels(item.frames, item.times, layout)
     if out:
-        _write_picture(panels, annotations, out)
+        facts = _caption(item, explanation, groups).replace("   ", " · ")
+        caption = [f"{os.path.basename(item.source)}: {facts}"]
+        caption.append(f"{session.checkpoint.name}, --method {method} --keep {keep}")
+        _write_picture(panels, annotations, caption, layout.visible_share < FULLY_VISIBLE, out)
     if as_json:
         options = {"method": method, "keep": keep, "picture": out and str(out)}
         printer.record(_to_record(session, item, explanation, options))
@@ -147,10 +150,13 @@ def _choose_annotations(explanation: PruningExplanation, groups: bool, links: bo
     )
 
 
-def _write_picture(panels: list[Panel], annotations: Annotations, out: Path) -> None:
+def _write_picture(
+    panels: list[Panel], annotations: Annotations, caption: list[str], has_unseen: bool, out: Path
+) -> None:
     from prunesid_cli.visualization.contact_sheet import contact_sheet
 
-    picture, format_name = contact_sheet(panels, annotations), FORMATS.get(out.suffix.lower(), STREAM_FORMAT)
+    picture = contact_sheet(panels, annotations, caption, has_unseen)
+    format_name = FORMATS.get(out.suffix.lower(), STREAM_FORMAT)
     options = SAVE_OPTIONS[format_name]
     replace_output(out, lambda file: picture.save(file, format=format_name, **options))
 
@@ -182,7 +188,8 @@ def _caption(item: Media, explanation: PruningExplanation, groups: bool) -> str:
         f"{num_patches} of {len(patch_slots)} patches" + f" and {num_cls} CLS" * (num_cls > 0),
     ]
     if groups and explanation.annotations.groups:
-        parts.append(plural(sum(len(set(segment.groups or ())) for segment in explanation.segments), "group"))
+        num_groups = sum(len(set(segment.groups or ())) for segment in explanation.segments)
+        parts.append(plural(num_groups, "group"))
     if layout.visible_share < FULLY_VISIBLE:
         what = "each frame" if item.is_clip else "the picture"
         parts.append(f"{format_share(1 - layout.visible_share)} of {what} is not seen: cropped off")
