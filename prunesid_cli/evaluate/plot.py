@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import cycle
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.report import SettingSummary
@@ -17,13 +14,11 @@ from prunesid_cli.inputs.file_type import detect_file_type
 from prunesid_cli.runtime.output_file import check_output, replace_output
 
 MAX_BANDS = 3
-"""Number of methods up to which all get a band of their confidence interval; more bands would hide the lines."""
-COLOURS = ("#d62728", "#1f77b4", "#7f7f7f", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22")
+"""Number of methods up to which each gets a band of its confidence interval; more bands would hide the lines."""
+COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e")
+OTHER_COLOUR = "#b0b0b0"
+"""Colours of the first methods, and of all others."""
 MARKERS = "osD^vPX*<>"
-HEADROOM = 0.02
-"""Accuracy above 1 at which the scale would be infinite. The scale is the logarithm of the distance to there, since
-most methods are close together near the top."""
-TICKS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1)
 
 
 def check_plot(path: Path) -> None:
@@ -45,13 +40,14 @@ def _is_plot(header: bytes) -> bool:
     return detect_file_type(header).is_image or header.startswith((b"%PDF", b"%!PS")) or b"<!DOCTYPE svg" in header
 
 
-def draw_plot(summaries: Sequence[SettingSummary], path: Path, measure: str) -> None:
+def draw_plot(summaries: Sequence[SettingSummary], path: Path, measure: str, title: str) -> None:
     """Write a plot.
 
     Args:
         summaries: The settings; the first one is without pruning.
         path: The file, checked by `check_plot`; its extension gives the format.
         measure: Label of the scores.
+        title: What is plotted.
 
     Raises:
         PruneSIDError: The file cannot be written.
@@ -63,17 +59,16 @@ def draw_plot(summaries: Sequence[SettingSummary], path: Path, measure: str) -> 
 
     unpruned, *pruned = summaries
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.set_yscale("function", functions=(_to_log_error, _from_log_error))
     label = f"all {unpruned.kept:,.0f} tokens"
     axes.axhline(unpruned.accuracy.accuracy, color="0.4", linestyle="--", linewidth=1, label=label)
-    _draw_methods(axes, unpruned.accuracy.accuracy, pruned)
+    _draw_methods(axes, pruned)
     axes.set_xscale("log", base=2)
     counts = sorted({round(summary.kept) for summary in pruned})
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
-    low, high = axes.get_ylim()
-    axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
     axes.minorticks_off()
-    axes.set(xlabel="visual tokens kept, on average", ylabel=f"{measure} (logarithm of what is wrong)")
+    axes.set_xlabel("visual tokens kept, on average")
+    axes.set_ylabel(measure)
+    axes.set_title(title, fontsize="small", loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
@@ -84,36 +79,24 @@ def draw_plot(summaries: Sequence[SettingSummary], path: Path, measure: str) -> 
         pyplot.close(figure)
 
 
-def _to_log_error(accuracy: Any) -> Any:
-    return -np.log(np.maximum(1 + HEADROOM - accuracy, 1e-9))
-
-
-def _from_log_error(height: Any) -> Any:
-    return 1 + HEADROOM - np.exp(-height)
-
-
-def _draw_methods(axes: Any, unpruned_accuracy: float, summaries: Sequence[SettingSummary]) -> None:
+def _draw_methods(axes: Any, summaries: Sequence[SettingSummary]) -> None:
     """Draw a line per method; the legend has the order of the lines at the smallest budget.
 
-    The first method is the one that the others are compared with: it is drawn on top and in a thicker line.
+    The first methods have colours, and are drawn above the others. With few methods, each has a band.
     """
-    if not summaries:
-        return
-    first = summaries[0].setting.method
     by_method = defaultdict[str, list[SettingSummary]](list)
     for summary in sorted(summaries, key=lambda summary: summary.kept):
         by_method[summary.setting.method].append(summary)
-    styles = dict(zip(by_method, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+    methods = list(dict.fromkeys(summary.setting.method for summary in summaries))
     ordered = sorted(by_method.items(), key=lambda item: -item[1][0].accuracy.accuracy)
     for method, points in ordered:
-        colour, marker = styles[method]
-        counts = [point.kept for point in points]
-        width = {"linewidth": 1.2, "markersize": 5}
-        if method == first:
-            width = {"linewidth": 2.6, "markersize": 7, "zorder": 4}
-        accuracies = [point.accuracy.accuracy for point in points]
-        axes.plot(counts, accuracies, marker=marker, color=colour, label=method, **width)
-        if unpruned_accuracy and (method == first or len(by_method) <= MAX_BANDS):
-            lows = [min(1.0, unpruned_accuracy * (point.accuracy.low or 0)) for point in points]
-            highs = [min(1.0, unpruned_accuracy * (point.accuracy.high or 0)) for point in points]
+        number = methods.index(method)
+        is_main = number < len(COLOURS)
+        colour, marker = COLOURS[number] if is_main else OTHER_COLOUR, MARKERS[number % len(MARKERS)]
+        counts, accuracies = [point.kept for point in points], [point.accuracy.accuracy for point in points]
+        style = {"linewidth": 1.8, "markersize": 5, "zorder": 4 if is_main else 2}
+        axes.plot(counts, accuracies, marker=marker, color=colour, label=method, **style)
+        intervals = [point.accuracy.interval for point in points if point.accuracy.interval]
+        if len(methods) <= MAX_BANDS and len(intervals) == len(points):
+            lows, highs = zip(*intervals, strict=True)
             axes.fill_between(counts, lows, highs, color=colour, alpha=0.12, linewidth=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -209,7 +210,8 @@ def evaluate(
     print_result = printer.requested if out and is_stdout(out) else printer.result
     _report(summaries, records, results, wanted, as_json, print_result)
     if plot:
-        draw_plot(summaries, plot, measure_name(records))
+        facts = [data.name, plural(len(records) - len(results.failed), "record"), session.checkpoint.name]
+        draw_plot(summaries, plot, measure_name(records), " · ".join([*facts, date.today().isoformat()]))
         printer.note(f"plotted: {plot}")
     if report:
         from prunesid_cli.cli.commands.report import DEFAULT_ITEMS
