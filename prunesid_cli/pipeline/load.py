@@ -106,15 +106,12 @@ class InputLoader:
             columns = file.columns or FILES.columns(source)
         except (OSError, ValueError):  # decoding it reports the error
             columns = ()
-        request = DecodeRequest(number, source, stamp, entry.digest if entry else "", columns)
-        loaded = self.decode(request)
-        if loaded or not (self.writer and entry):
-            return loaded  # type: ignore[return-value]
-        if request.columns:  # what a table says may have changed, although the picture has not
-            held = self.writer.read_item(entry.position)
-            if held.columns != request.columns:
-                return CopiedInput(replace(held.provenance, columns=request.columns), stamp)
-        return CachedInput(source, entry, stamp if entry.stamp != stamp else None)
+        if not (self.writer and entry):
+            return self.decode(DecodeRequest(number, source, stamp, "", columns))  # type: ignore[return-value]
+        # If what a table says has changed, the input is a copy of itself with other columns.
+        has_changed = bool(columns) and self.writer.read_item(entry.position).columns != columns
+        request = DecodeRequest(number, source, stamp, "" if has_changed else entry.digest, columns)
+        return self.decode(request) or CachedInput(source, entry, stamp if entry.stamp != stamp else None)
 
 
 def decode_input(

@@ -97,8 +97,7 @@ class Cache:
         return [self._read_item(position) for position in self.index.find_by_digest_prefix(prefix)]
 
     def _read_item(self, position: ShardPosition) -> tuple[Shard, Item]:
-        num_bytes = self.index.shards[position.shard].bytes  # a shard that has grown is read again
-        shard = self._check(read_header_cached(self.folder / shard_name(position.shard), num_bytes))
+        shard = self._check(read_header_cached(self.folder / shard_name(position.shard)))
         return shard, shard.items[position.item]
 
     def failures(self) -> list[dict[str, str]]:

@@ -247,24 +247,28 @@ def read_neighbor(shard: Shard, number: int) -> Shard:
         CacheError: It is damaged or missing, or of other settings.
     """
     path = shard.path.with_name(shard_name(number))
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise read_error(path, error) from error
-    neighbor = read_header_cached(path, size)
+    neighbor = read_header_cached(path)
     if neighbor.run != shard.run or row_channels(neighbor) != row_channels(shard):
         raise mixed_runs(path, shard.path)
     return neighbor
 
 
-@lru_cache(MAX_CACHED_HEADERS)
-def read_header_cached(path: Path, num_bytes: int) -> Shard:
-    """Read the header of a shard, or take it from memory. A shard that has grown or shrunk is read again.
+def read_header_cached(path: Path) -> Shard:
+    """Read the header of a shard, or take it from memory. A shard that has changed is read again.
 
-    Args:
-        path: The shard.
-        num_bytes: Its size.
+    Raises:
+        CacheError: It is damaged or missing.
     """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise read_error(path, error) from error
+    return _read_version(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(MAX_CACHED_HEADERS)
+def _read_version(path: Path, num_bytes: int, mtime_ns: int, inode: int) -> Shard:
+    """Read the header of a version of a shard, which its size, time and inode tell from others."""
     return read_header(path)
 
 

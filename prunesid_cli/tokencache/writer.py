@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 from prunesid_cli.errors import CacheError, PruneSIDError
-from prunesid_cli.tokencache.cache_errors import read_error, write_error
+from prunesid_cli.tokencache.cache_errors import write_error
 from prunesid_cli.tokencache.content_index import ContentIndex
 from prunesid_cli.tokencache.entry import Entry, pack_entry
 from prunesid_cli.tokencache.failures import read_failures, write_failures
@@ -83,6 +83,8 @@ class CacheWriter:
         self.stamps, self.new_stamps = dict[ShardPosition, Stamp](), dict[str, Stamp]()
         self.is_written = self.is_synced = True
         self.unindexed: Shard | None = None
+        self._contents: ContentIndex | None = None
+        self._contents_lock = Lock()
         self.lock, self.unwritable = acquire_lock(folder)
         try:
             if not self.unwritable:
@@ -104,10 +106,13 @@ class CacheWriter:
         entry = self.index.find(source)
         return entry if entry and entry.digest == digest else None
 
-    @cached_property
+    @property
     def contents(self) -> ContentIndex:
-        """Which contents the cache holds, including what this run added."""
-        return ContentIndex(self.index.table)
+        """Which contents the cache holds, including what this run added. May be used by several threads."""
+        with self._contents_lock:
+            if self._contents is None:
+                self._contents = ContentIndex(self.index.table)
+            return self._contents
 
     def update_stamp(self, source: str, stamp: Stamp) -> None:
         """Record the new stamp of an input in the cache, so that it need not be read again."""
@@ -164,8 +169,9 @@ class CacheWriter:
         Raises:
             CacheError: Its shard is damaged.
         """
-        is_new = self.journal and position.shard == self.journal.number
-        items = self.journal.items if self.journal and is_new else self._read_header(position.shard).items
+        journal = self.journal  # another thread may close it
+        is_new = journal is not None and position.shard == journal.number
+        items = journal.items if journal is not None and is_new else self._read_header(position.shard).items
         item = items[position.item]
         return replace(item, shard=item.rows_place(position.shard).shard)
 
@@ -176,11 +182,7 @@ class CacheWriter:
         return row_channels(self._read_header(copy.shard or 0))
 
     def _read_header(self, number: int) -> Shard:
-        path = self.folder / shard_name(number)
-        try:
-            return read_header_cached(path, path.stat().st_size)
-        except OSError as error:
-            raise read_error(path, error) from error
+        return read_header_cached(self.folder / shard_name(number))
 
     def _append(self, item: Item, rows: PackedRows, stamp: Stamp | None) -> None:
         if self.unwritable:
