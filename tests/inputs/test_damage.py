@@ -164,7 +164,7 @@ def test_the_command_prints_one_line_for_each_damaged_file(tmp_path: Path) -> No
 def test_a_progress_bar_is_not_caught(tmp_path: Path) -> None:
     """It is drawn while threads decode pictures whose decoder writes to the same descriptor."""
     for number in range(20):
-        (tmp_path / f"{number}.tif").write_bytes(fax("group4"))
+        (tmp_path / f"{number}.tif").write_bytes(fax("group4") + bytes([number]))
     code, _, shown = stderr_on_terminal("compress", tmp_path, "-m", "demo", "--out", tmp_path / "c")
     assert code == 0, shown
     assert "compressing" in shown
