@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from prunesid_cli.errors import rename_source
-from prunesid_cli.pipeline.load import LoadedInput, LoadResult
+from prunesid_cli.pipeline.load import LoadedInput
 from prunesid_cli.pipeline.results import CopiedInput, FailedInput
-from prunesid_cli.tokencache import CacheWriter
+from prunesid_cli.tokencache import CacheWriter, Entry
 
 T = TypeVar("T")
 NUM_RECENT = 1 << 16
@@ -33,11 +33,11 @@ class CopyFinder:
         self.writer, self.failed = writer, dict[str, FailedInput]()
         self.recent = RecentDigests[None]()
 
-    def replace_copies(self, batch: Sequence[LoadResult]) -> list[LoadResult]:
+    def replace_copies(self, batch: Sequence[T]) -> list[T | CopiedInput]:
         """Replace each input with contents that are known by a `CopiedInput`. The others are known from then on."""
-        results = list[LoadResult]()
+        results = list[T | CopiedInput]()
         for item in batch:
-            if isinstance(item, LoadedInput):
+            if isinstance(item, LoadedInput | Entry):
                 digest = item.provenance.digest
                 if digest in self.recent or (self.writer and self.writer.contents.find(digest)):
                     results.append(CopiedInput(item.provenance, item.stamp))

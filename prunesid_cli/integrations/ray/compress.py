@@ -11,6 +11,7 @@ from prunesid_cli.errors import MediaError
 from prunesid_cli.inputs.listing import ListedFile
 from prunesid_cli.integrations.ray.actor import BlockItem
 from prunesid_cli.integrations.ray.cluster import ActorPool
+from prunesid_cli.pipeline.copies import CopyFinder
 from prunesid_cli.pipeline.load import DecodeRequest, InputLoader
 from prunesid_cli.pipeline.measure import MeasuredInput, recall
 from prunesid_cli.pipeline.results import CachedInput, FailedInput
@@ -74,7 +75,9 @@ class RayRunner:
             counts = None if plan is None else [plan[number] for number in block.numbers]
             return actor.compress.remote(block.items, counts) if block.items else None
 
-        for results, _ in self._run(files, look_up, call, FailedInput):
+        copies = CopyFinder(self.loader.writer)  # an actor knows only those within a block
+        for encoded, _ in self._run(files, look_up, call, FailedInput):
+            results = copies.replace_copies(encoded)
             write(results)
             yield from results
 
