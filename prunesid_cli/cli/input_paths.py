@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from threading import Thread
@@ -10,6 +11,7 @@ from threading import Thread
 from prunesid_cli.cli.arguments import open_stdin
 from prunesid_cli.cli.progress import ProgressBar
 from prunesid_cli.cli.terminal import printer
+from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.inputs.containers import ContainerOptions
 from prunesid_cli.inputs.files import Files
 from prunesid_cli.inputs.glob_paths import expand_ranges, matches_path
@@ -65,7 +67,8 @@ class InputPaths:
 
         def count() -> None:
             listing = Listing(self.expanded(), is_wanted=self._is_wanted, files=Files(self.containers))
-            bar.set_total(sum(1 for _ in self.of_this_machine(listing)))
+            with suppress(PruneSIDError):  # the run reports it
+                bar.set_total(sum(1 for _ in self.of_this_machine(listing)))
 
         Thread(target=count, name="count", daemon=True).start()
 
