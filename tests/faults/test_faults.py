@@ -14,14 +14,14 @@ SMALL_TRIALS = [
     "disk --items 20 --count 1",
 ]
 LARGE_TRIALS = [
-    "kills --items 1000 --kills 30 --seed 1",
+    "kills --items 400 --kills 15 --seed 1",
     "points --items 70",
-    "gc --items 300 --seed 1",
+    "gc --items 150 --seed 1",
     "mutations --items 100 --count 2000 --seed 1",
-    "writers --items 300 --count 3",
-    "disk --items 300 --count 8 --seed 1",
-    "interrupts --items 600 --kills 15 --seed 1",
-    "shards --items 600 --count 4",
+    "writers --items 200 --count 3",
+    "disk --items 200 --count 6 --seed 1",
+    "interrupts --items 300 --kills 8 --seed 1",
+    "shards --items 200 --count 3",
 ]
 
 
