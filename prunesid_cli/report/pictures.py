@@ -12,7 +12,7 @@ from PIL import Image
 from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.inputs.video.frame_sampling import FrameSampling
 from prunesid_cli.inputs.video.load import load_media
-from prunesid_cli.types import Region
+from prunesid_cli.types import Layout, Region
 from prunesid_cli.visualization.panels import make_panels
 from prunesid_cli.visualization.patches import PatchRecord, read_regions
 
@@ -55,8 +55,6 @@ class Pictures:
         media = load_media(path, FrameSampling(frames=max(1, len(times))))
         if not regions:
             return [_panel(media.image, (), MAX_SIDE)]
-        from prunesid_cli.types import Layout
-
         layout = Layout("", (sum(region.rows * region.columns for region in regions),), regions)
         # Frames are those nearest to the times of the grids: windows of frames have one grid for each frame.
         panels = make_panels(media.frames, media.times or tuple(times), layout)

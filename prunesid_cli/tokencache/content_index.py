@@ -29,7 +29,7 @@ class RepeatedDigests:
 
 
 class ContentIndex:
-    """Finds items by the digest of their input, of which 128 bits are compared. May be used by several threads.
+    """Finds items by 128 bits of the digest of their input. May be used by several threads.
 
     Most digests are in a sorted table, which takes 24 bytes for each: a set of Python objects would take six times as
     much.
