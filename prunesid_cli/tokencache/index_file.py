@@ -116,9 +116,11 @@ def load_index(folder: Path, with_stamps: bool = False) -> LoadedIndex:
     sizes = {path: path.lstat().st_size for path in shard_paths(folder)}
     changed = {number for number, info in saved.shards.items() if sizes.get(folder / shard_name(number)) != info.bytes}
     last = max(saved.shards, default=-1)
-    # The last shard may have grown. If another one changed or is gone, items that it superseded count again, and only
-    # the headers show which ones.
+    # The last shard may have grown. If it has lost items, or another one changed or is gone, items that were superseded
+    # count again, and only the headers show which ones.
     is_valid = changed <= {last} & {parse_shard_number(path) for path in sizes}
+    if is_valid and changed:
+        is_valid = len(read_header(folder / shard_name(last)).items) >= saved.shards[last].items
     valid = saved if is_valid else Index(next_number=saved.next_number, abandoned=saved.abandoned)
     unread = [path for path in sizes if (number := parse_shard_number(path)) not in valid.shards or number in changed]
     index = index_with_shards(valid, map(read_header, unread))
