@@ -24,7 +24,6 @@ from prunesid_cli.inputs.source import (
     FolderEntry,
     LocalFiles,
     MissingMemberError,
-    SourceError,
 )
 from prunesid_cli.inputs.uri_files import MARK, UriFiles
 from prunesid_cli.types import Columns
@@ -54,20 +53,17 @@ DEFAULT_OPTIONS = ContainerOptions()
 
 
 class Container(Protocol):
-    """An open container. Methods raise OSError for what cannot be read; names of members are relative to it.
-
-    Attributes:
-        fault: What is wrong with it, although some of its members can be read; empty if nothing is.
-    """
-
-    fault: str
+    """An open container. Methods raise OSError for what cannot be read; names of members are relative to it."""
 
     def has_inputs(self, options: ContainerOptions) -> bool:
         """Whether it is meant to hold inputs."""
         return True
 
     def list(self, folder: str, options: ContainerOptions) -> Iterator[FolderEntry]:
-        """The entries of a folder in it, in their order there; "" is the top."""
+        """The entries of a folder in it, in their order there; "" is the top.
+
+        After the entries of the top that can be read, OSError says what is wrong with the rest.
+        """
 
     def size(self, name: str) -> int | None:
         """Bytes of a member, about; None if there is no such member."""
@@ -179,8 +175,6 @@ class ContainerFiles(FileSource):
     def list(self, folder: str) -> Iterator[FolderEntry]:
         container, _, name = self._open(folder)
         yield from container.list(name, self.options)
-        if container.fault and not name:
-            raise SourceError(container.fault, COPY_AGAIN)
 
     def stat(self, path: str) -> FileStatus:
         split = split_path(path)

@@ -12,10 +12,10 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from functools import cached_property
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import accumulate
-from threading import Lock
+from threading import RLock
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -29,6 +29,8 @@ from prunesid_cli.text import did_you_mean
 from prunesid_cli.types import Columns
 
 ROW = re.compile(r"row-(\d{1,18})")
+READ_ERRORS = (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged file may raise: the metadata may hold anything."""
 BATCH_ROWS = 16
 BUFFER_BYTES = 1 << 20
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "picture", "photo")
@@ -44,13 +46,14 @@ class ParquetContainer(Container):
         Raises:
             OSError: The file is damaged, or is no Parquet file.
         """
-        self.path, self.fault, self.lock = path, "", Lock()
+        self.path, self.lock = path, RLock()
         try:
             self.file = pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER_BYTES)
             self.schema = self.file.schema_arrow
             num_groups = self.file.num_row_groups
             counts = [self.file.metadata.row_group(group).num_rows for group in range(num_groups)]
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            self.image_columns = find_image_columns(self.schema)
+        except READ_ERRORS as error:
             raise SourceError(f"a damaged Parquet file, or another file: {_first_line(error)}", COPY_AGAIN) from error
         self.group_starts = [0, *accumulate(counts)]
         self.num_rows = self.group_starts[-1]
@@ -58,17 +61,6 @@ class ParquetContainer(Container):
         self.ids = dict[str, dict[str, int]]()
         self.reader: _RowReader | None = None
         self.side_group, self.side_rows = -1, list[dict[str, Any]]()
-
-    @cached_property
-    def image_columns(self) -> list[str]:
-        """The columns with images: by the description of a Hugging Face dataset, or by type and name."""
-        described = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = described.get("info", {}).get("features", {})
-        images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
-        fields = list(self.schema)
-        images = images or [field.name for field in fields if _is_struct(field.type)]
-        binary = [field.name for field in fields if _is_binary(field.type)]
-        return images or [name for name in binary if name.lower() in IMAGE_NAMES] or binary
 
     def has_inputs(self, options: ContainerOptions) -> bool:
         return bool(self.image_columns)
@@ -78,7 +70,6 @@ class ParquetContainer(Container):
         if not folder and [column] != self.image_columns:
             yield FolderEntry(quote(column, safe=" "), is_folder=True, is_link=False)
             return
-        self.fault = ""
         if not options.id_column:
             for row in range(self.num_rows):
                 yield FolderEntry(f"row-{row:09d}", is_folder=False, is_link=False)
@@ -87,15 +78,14 @@ class ParquetContainer(Container):
             yield FolderEntry(name, is_folder=False, is_link=False)
         num_lost = self.num_rows - len(self.ids[options.id_column])
         if num_lost:
-            self.fault = f"{num_lost:,} rows have no {options.id_column!r} of their own, and are left out"
+            problem = f"{num_lost:,} rows have no {options.id_column!r} of their own, and are left out"
+            raise SourceError(problem, "choose another --id-column, or leave it out to number the rows")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows, for a table of paths."""
-        try:
+        with _reading():
             for batch in self.file.iter_batches(BATCH_ROWS, use_threads=False):
                 yield from batch.to_pylist()
-        except (pyarrow.ArrowException, ValueError) as error:
-            raise SourceError(f"the Parquet file is damaged: {_first_line(error)}", COPY_AGAIN) from error
 
     def check_columns(self, options: ContainerOptions) -> None:
         """Raise SourceError if it does not have the columns that the options name."""
@@ -118,20 +108,15 @@ class ParquetContainer(Container):
 
     def _read_ids(self, column: str) -> dict[str, int]:
         """Name -> row, of each row whose id no earlier one has."""
-        if column not in self.ids:
-            values, ids = self._read(lambda: self.file.read(columns=[column], use_threads=False)), dict[str, int]()
-            prefix = quote(column, safe=" ")
-            for row, value in enumerate(values[column].to_pylist()):
-                if value is not None:
-                    ids.setdefault(f"{prefix}={quote(str(value), safe=' ')}", row)
-            self.ids[column] = ids
-        return self.ids[column]
-
-    def _read(self, read: Any) -> Any:
-        try:
-            return read()
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise SourceError(f"the Parquet file is damaged: {_first_line(error)}", COPY_AGAIN) from error
+        with self.lock, _reading():
+            if column not in self.ids:
+                ids, prefix = dict[str, int](), quote(column, safe=" ")
+                values = self.file.read(columns=[column], use_threads=False)[column].to_pylist()
+                for row, value in enumerate(values):
+                    if value is not None:
+                        ids.setdefault(f"{prefix}={quote(str(value), safe=' ')}", row)
+                self.ids[column] = ids
+            return self.ids[column]
 
     def _find(self, name: str) -> tuple[str, int] | None:
         """Column and row of an image; None if there is no such row."""
@@ -160,8 +145,8 @@ class ParquetContainer(Container):
         if found is None:
             raise MissingMemberError(f"the table has {self.num_rows:,} rows", "name one of them: row-000000000")
         column, row = found
-        with self.lock:
-            value = self._read(lambda: self._read_value(column, row))
+        with self.lock, _reading():
+            value = self._read_value(column, row)
         if isinstance(value, dict):  # as a Hugging Face dataset stores an image
             value = value.get("bytes") or value.get("path")
         if not value:
@@ -191,14 +176,14 @@ class ParquetContainer(Container):
             return ()
         _, row = found
         group = bisect_right(self.group_starts, row) - 1
-        with self.lock:
+        with self.lock, _reading():
             if self.side_group != group:
                 names = [
                     field.name
                     for field in self.schema
                     if field.name not in self.image_columns and not (_is_struct(field.type) or _is_binary(field.type))
                 ]
-                rows = self._read(lambda: self.file.read_row_group(group, columns=names, use_threads=False).to_pylist())
+                rows = self.file.read_row_group(group, columns=names, use_threads=False).to_pylist()
                 self.side_group, self.side_rows = group, rows
             return to_columns(self.side_rows[row - self.group_starts[group]])
 
@@ -216,8 +201,31 @@ class _RowReader:
     def read(self, offset: int) -> Any:
         while self.batch is None or offset >= self.start + len(self.batch):
             self.start += len(self.batch) if self.batch is not None else 0
-            self.batch = next(self.batches)
+            self.batch = next(self.batches, None)
+            if self.batch is None:
+                raise ValueError("a row group has fewer rows than the file says")
         return self.batch.column(0)[offset - self.start].as_py()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turns what pyarrow raises about damaged files into an error with a hint."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except READ_ERRORS as error:
+        raise SourceError(f"the Parquet file is damaged: {_first_line(error)}", COPY_AGAIN) from error
+
+
+def find_image_columns(schema: pyarrow.Schema) -> list[str]:
+    """The columns with images: by the description of a Hugging Face dataset, or by type and name."""
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = described.get("info", {}).get("features", {})
+    images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
+    images = images or [field.name for field in schema if _is_struct(field.type)]
+    binary = [field.name for field in schema if _is_binary(field.type)]
+    return images or [name for name in binary if name.lower() in IMAGE_NAMES] or binary
 
 
 def _is_struct(data_type: pyarrow.DataType) -> bool:

@@ -35,7 +35,6 @@ class PdfContainer(Container):
         with self._open_document() as document:
             self.num_pages = len(document)
         self.page_bytes = size // max(self.num_pages, 1)
-        self.fault = "" if self.num_pages else "a PDF document without pages"
 
     @contextmanager
     def _open_document(self) -> Iterator[pypdfium2.PdfDocument]:
@@ -50,6 +49,8 @@ class PdfContainer(Container):
                 raise SourceError("a damaged PDF document, or another file", COPY_AGAIN) from error
 
     def list(self, folder: str, options: ContainerOptions) -> Iterator[FolderEntry]:
+        if not self.num_pages:
+            raise SourceError("a PDF document without pages", COPY_AGAIN)
         suffix = "" if options.dpi == DEFAULT_DPI else f"@{options.dpi}dpi"
         for number in range(1, self.num_pages + 1):
             yield FolderEntry(f"page-{number:04d}{suffix}", is_folder=False, is_link=False)

@@ -33,6 +33,7 @@ class TarContainer(Container):
 
     Attributes:
         members: Name -> place.
+        fault: What is wrong with the file; empty if nothing is.
         outside: Last parts of names that lead out of the file.
         folders: Name of a folder -> names of the files and folders in it, and whether they are folders; "" is the top.
     """
@@ -81,6 +82,8 @@ class TarContainer(Container):
             yield FolderEntry(entry, is_folder, is_link=False)
         for name in [] if folder else self.outside:
             yield FolderEntry(name, is_folder=False, is_link=False, is_outside=True)
+        if self.fault and not folder:
+            raise SourceError(self.fault, COPY_AGAIN)
 
     def size(self, name: str) -> int | None:
         span = self.members.get(name)

@@ -14,7 +14,7 @@ MIN_MERGED = 1 << 16
 
 
 class RepeatedDigests:
-    """Which digests several items have. A digest may be taken for another one, by a chance of one in 10^12."""
+    """Which digests several items have. 64 bits of them are compared: another digest may count as one of them."""
 
     def __init__(self, table: Table) -> None:
         folded = np.sort(np.bitwise_xor.reduce(_fold(table.digests), axis=1))
@@ -31,8 +31,7 @@ class RepeatedDigests:
 class ContentIndex:
     """Finds items by 128 bits of the digest of their input. May be used by several threads.
 
-    Most digests are in a sorted table, which takes 24 bytes for each: a set of Python objects would take six times as
-    much.
+    Most digests are in a sorted table, which takes 24 bytes for each.
     """
 
     def __init__(self, table: Table) -> None:

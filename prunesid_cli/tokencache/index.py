@@ -73,6 +73,11 @@ class Index:
         """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards.values())
 
+    @property
+    def num_contents(self) -> int:
+        """Number of different inputs by their contents."""
+        return len(np.unique(self.table.digests, axis=0))
+
     def find_row(self, source: str) -> int | None:
         """Return the row of a source in the table."""
         name, prefixes = hash_source(source), self.table.name_prefixes

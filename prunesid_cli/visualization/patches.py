@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from prunesid_cli.types import Layout, Region
 
 PatchRecord = dict[str, Any]
@@ -32,9 +34,10 @@ def to_patch_record(
     record: PatchRecord = {"grids": grids}
     if kept is not None:
         known = frozenset(kept)
-        record["kept"] = _to_hex([slot in known for slot in slots])
+        bits = np.packbits([slot in known for slot in slots])
+        record["kept"] = bits.tobytes().hex()[: -(-len(slots) // 4)]
     if groups:
-        record["groups"] = "".join(f"{min(groups.get(slot, NO_GROUP), NO_GROUP):02x}" for slot in slots)
+        record["groups"] = bytes(min(groups.get(slot, NO_GROUP), NO_GROUP) for slot in slots).hex()
     return record
 
 
@@ -44,11 +47,3 @@ def read_regions(record: PatchRecord) -> Iterator[Region]:
     for rows, columns, *box, time in record["grids"]:
         yield Region(first, rows, columns, columns, (box[0], box[1], box[2], box[3]), time)
         first += rows * columns
-
-
-def _to_hex(bits: list[bool]) -> str:
-    padded = bits + [False] * (-len(bits) % 4)
-    return "".join(
-        f"{sum(bit << 3 - place for place, bit in enumerate(padded[start : start + 4])):x}"
-        for start in range(0, len(padded), 4)
-    )

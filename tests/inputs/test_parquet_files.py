@@ -207,3 +207,14 @@ def test_a_file_that_was_replaced_is_read_again(tmp_path: Path, data: list[bytes
     assert read(path, "row-000000000") == data[0]
     shutil.copy(write_table(tmp_path / "y.parquet", {"image": [b"another"] * 3}), path)
     assert read(path, "row-000000000") == b"another" and len(names(path)) == 3
+
+
+@pytest.mark.parametrize("described", [b"no json", b"[]", b'{"info": 3}', b'{"info": {"features": {"image": 7}}}'])
+def test_a_description_that_cannot_be_right_fails_alone(
+    described: bytes, run: Run, tmp_path: Path, pictures: list[Path]
+) -> None:
+    table = pyarrow.table({"image": [b"1"]}).replace_schema_metadata({b"huggingface": described})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    ran = run("compress", tmp_path / "x.parquet", pictures[0], "--out", tmp_path / "c")
+    assert (ran.code, "x.parquet: a damaged Parquet file" in ran.err, "bug" in ran.err) == (3, True, False), ran.err
+    assert list(items_by_source(tmp_path / "c")) == [str(pictures[0])]

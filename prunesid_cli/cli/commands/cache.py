@@ -84,10 +84,9 @@ def info(cache: CachePath, as_json: o.Json = False, quiet: o.Quiet = False, debu
     total, kept = opened.index.table.counts.sum(0).tolist()
     facts: dict[str, object] = opened.run.to_record() if opened.run else {}
     facts = {name: value for name, value in facts.items() if as_json or value is not False}
-    num_contents = len({entry.digest for entry in opened.index.entries()})
     facts |= {
         "items": len(opened),
-        "contents": num_contents,
+        "contents": opened.index.num_contents,
         "failed": len(opened.failures()),
         "stale": len(opened.stale_sources()),
     }
