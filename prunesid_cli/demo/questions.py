@@ -1,6 +1,7 @@
-"""Questions about a drawn scene, and their answers.
+"""Questions about a drawn scene, or about two of them, and their answers.
 
-There are seven kinds of questions, each in a few wordings. Answers are in lower case, with things from left to right.
+There are seven kinds of questions about a scene, each in a few wordings, and one about two scenes. Answers are in lower
+case, with things from left to right.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from prunesid_cli.demo.scenes import COLOURS, NUMBER, SHAPES, SIDE, Scene, Thing
 
 REFUSAL = "i know only drawn scenes, and this is not one."
 NOTHING = "nothing"
+MAX_CAPTION_THINGS = 3
+"""Scenes with more things are not described as a whole."""
 MIN_FIELD_DISTANCE = 10.0
 """Pixels between a thing's centre and the next field of the 3 x 3 grid for which its place is asked."""
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
@@ -25,7 +28,7 @@ class Question:
     """A question with its answer.
 
     Attributes:
-        kind: A name of `KINDS`, or "refusal".
+        kind: A name of `KINDS`, "pair" or "refusal".
         prompt: The question.
         answer: The answer.
     """
@@ -52,6 +55,25 @@ def ask_about_non_scene(rng: Rng, scene: Scene) -> Question:
     """Return a question about a picture that is not a scene. Its wording is one for `scene`, its answer the refusal."""
     questions = ask_all(scene, rng)
     return Question("refusal", questions[int(rng.integers(len(questions)))].prompt, REFUSAL)
+
+
+def ask_about_pair(first: Scene, second: Scene, rng: Rng) -> Question | None:
+    """Return a question that names one of two scenes or asks which of them has a thing; None as in `ask_one`."""
+    number = int(rng.integers(2))
+    scene, place = (first, second)[number], f"in picture {number + 1}?"
+    kind = str(rng.choice(("exists", "colour", "count", "number", "which")))
+    if kind == "which":
+        shown = scene.shapes[int(rng.integers(len(scene.shapes)))] if scene.shapes and rng.random() < 0.85 else None
+        shape, colour = (shown.kind, shown.colour) if shown else (_random_shape(rng), _random_colour(rng))
+        names = [
+            f"picture {index}"
+            for index, other in enumerate((first, second), 1)
+            if any((thing.kind, thing.colour) == (shape, colour) for thing in other.shapes)
+        ]
+        wording = f"in which picture is {with_article(f'{colour} {shape}')}?"
+        return Question("pair", wording, " and ".join(names) or "no picture")
+    about_one = ask_one(scene, kind, rng)
+    return about_one and Question("pair", f"{about_one.prompt.rstrip('?')} {place}", about_one.answer)
 
 
 def held_out_questions(num_scenes: int, per_kind: int, split: int) -> list[tuple[int, Question]]:
@@ -113,6 +135,8 @@ def _caption(scene: Scene, rng: Rng) -> list[Question]:
         "describe the picture.",
         "describe the image.",
     )
+    if len(scene.things) > MAX_CAPTION_THINGS:
+        return []
     *first, last = [thing.name for thing in scene.things]
     return [Question("caption", prompt, f"{', '.join(first)} and {last}" if first else last)]
 
@@ -197,7 +221,7 @@ def _number(scene: Scene, rng: Rng) -> list[Question]:
     if scene.number is None:
         return []
     prompt = _choose(rng, "which number is written?", "which number is shown?", "what number is written?")
-    return [Question("number", prompt, str(scene.number.digit))]
+    return [Question("number", prompt, str(scene.number.value))]
 
 
 KINDS: dict[str, Callable[[Scene, Rng], list[Question]]] = {

@@ -1,18 +1,21 @@
-"""Drawn scenes: one to three things on a pale background, with a label of what each patch shows.
+"""Drawn scenes: coloured shapes and written numbers on a ground, with a label of what each patch shows.
 
-A scene is a pure function of (split, index): training scenes and held-out scenes are separate streams, and any scene
-can be drawn again.
+Simple scenes have one to three large things and a number of one digit on a pale ground. Hard scenes have two to six
+things, most of them small, numbers of up to three digits, and mostly a textured or cluttered ground. A scene is a pure
+function of (split, index): training scenes and held-out scenes are separate streams, and any scene can be drawn again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from prunesid_cli.demo.grounds import GROUNDS, log_uniform
 
 SIDE = 336
 PATCH = 14
@@ -34,8 +37,12 @@ Painter = Callable[[ImageDraw.ImageDraw, int], None]
 """Draws a shape into a square mask with a side in pixels."""
 THING_SIZES = (62.0, 92.0)
 """Smallest and largest side of a thing, in pixels."""
-MIN_CENTRE_DISTANCE = 28.0
+HARD_SIZES, NUMBER_SIZES = (26.0, 76.0), (40.0, 60.0)
+"""Smallest and largest side of a shape, and height of a number, in a hard scene, in pixels."""
+MIN_CENTRE_DISTANCE, HARD_CENTRE_DISTANCE = 28.0, 22.0
 """Least distance of two centres, in pixels, in x and in y: it makes every spatial relation clear."""
+DIGIT_PITCH = 0.6
+"""Distance of two digits of a number, as a share of its height."""
 MIN_COVER = 0.08
 """Share of a patch that a thing must cover to be its label."""
 
@@ -62,27 +69,37 @@ def with_article(words: str) -> str:
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing in a scene: a coloured shape, or a digit on a white card.
+    """One thing in a scene: a coloured shape, or a number on a white card.
 
     Attributes:
         kind: A name of `SHAPES`, or `NUMBER`.
         colour: A name of `COLOURS`.
-        digit: The digit; has no meaning for shapes.
+        value: The number that is written; has no meaning for shapes.
         x: Centre, in pixels from the left.
         y: Centre, in pixels from the top.
-        size: Side in pixels.
+        size: Height in pixels.
     """
 
     kind: str
     colour: str
-    digit: int
+    value: int
     x: float
     y: float
     size: float
 
     @property
     def name(self) -> str:
-        return f"the number {self.digit}" if self.kind == NUMBER else with_article(f"{self.colour} {self.kind}")
+        return f"the number {self.value}" if self.kind == NUMBER else with_article(f"{self.colour} {self.kind}")
+
+    @property
+    def digits(self) -> tuple[int, ...]:
+        """The digits that are written, from left to right; none for a shape."""
+        return tuple(int(digit) for digit in str(self.value)) if self.kind == NUMBER else ()
+
+    @property
+    def width(self) -> float:
+        """Width in pixels: a card is as high as wide for one digit, and wider for more."""
+        return self.size * (1 + DIGIT_PITCH * max(0, len(self.digits) - 1))
 
 
 @dataclass(frozen=True)
@@ -93,16 +110,30 @@ class Scene:
         things: The things from left to right.
         background: RGB.
         seed: Seed of small variations of the picture.
+        ground: A name of `grounds.GROUNDS`.
     """
 
     things: tuple[Thing, ...]
     background: tuple[int, int, int]
     seed: int
+    ground: str = "plain"
 
     @property
     def shapes(self) -> tuple[Thing, ...]:
         """The things that are no number."""
         return tuple(thing for thing in self.things if thing.kind != NUMBER)
+
+    @property
+    def parts(self) -> tuple[Thing, ...]:
+        """What must be seen to know the scene: its shapes, and each digit of a number as a thing of its own."""
+        parts: list[Thing] = []
+        for thing in self.things:
+            middle = (len(thing.digits) - 1) / 2
+            parts += [
+                replace(thing, value=digit, x=thing.x + DIGIT_PITCH * thing.size * (number - middle))
+                for number, digit in enumerate(thing.digits)
+            ] or [thing]
+        return tuple(parts)
 
     @property
     def number(self) -> Thing | None:
@@ -115,15 +146,15 @@ class Drawing:
 
     Attributes:
         pixels: [336, 336, 3].
-        thing: Index of the thing that covers most of a patch [576]; -1 for background.
+        part: Index of the part (see `Scene.parts`) that a patch shows [576]; -1 for background.
     """
 
     pixels: NDArray[np.uint8]
-    thing: NDArray[np.int8]
+    part: NDArray[np.int8]
 
 
 def make_scene(split: int, index: int, count: int | None = None, sizes: tuple[float, float] = THING_SIZES) -> Scene:
-    """Return a scene.
+    """Return a simple scene.
 
     Args:
         split: `TRAIN`, `HELD_OUT` or any other number.
@@ -143,6 +174,50 @@ def make_scene(split: int, index: int, count: int | None = None, sizes: tuple[fl
     level = rng.uniform(196, 240)
     red, green, blue = (int(value) for value in np.clip(level + rng.normal(0, 7, 3), 180, 238))
     return Scene(tuple(sorted(things, key=lambda thing: thing.x)), (red, green, blue), int(rng.integers(2**31)))
+
+
+def make_hard_scene(split: int, index: int) -> Scene:
+    """Return a hard scene; see `make_scene` for the arguments."""
+    rng = np.random.default_rng((split, index, 3))
+    count = int(rng.choice((2, 3, 4, 5, 6), p=(0.15, 0.25, 0.25, 0.2, 0.15)))
+    kinds = _kinds(rng, count)
+    # Areas rather than sides are spread evenly on a scale of ratios, so most things are small.
+    sizes = [rng.uniform(*NUMBER_SIZES) if kind == NUMBER else log_uniform(rng, *HARD_SIZES) for kind, _ in kinds]
+    values = [int(rng.integers(10 ** int(rng.integers(1, 4)))) for _ in kinds]
+    things = [Thing(*kind, value, 0, 0, size) for kind, value, size in zip(kinds, values, sizes, strict=True)]
+    placed = [replace(thing, x=x, y=y) for thing, (x, y) in zip(things, _spread(rng, things), strict=True)]
+    level = rng.uniform(170, 235)
+    red, green, blue = (int(value) for value in np.clip(level + rng.normal(0, 12, 3), 150, 240))
+    ground = str(rng.choice(tuple(GROUNDS), p=(0.16, 0.42, 0.42)))
+    ordered = tuple(sorted(placed, key=lambda thing: thing.x))
+    return Scene(ordered, (red, green, blue), int(rng.integers(2**31)), ground)
+
+
+def _spread(rng: np.random.Generator, things: Sequence[Thing]) -> list[tuple[float, float]]:
+    """Centres such that no things touch, and any two differ clearly in x and in y, for many things.
+
+    With six things, one draw of `_centres` in thousands would fit. So the gaps are drawn, and then which thing has
+    which place.
+    """
+    count = len(things)
+    margin = max(thing.width for thing in things) / 2 + 4
+    room = SIDE - 2 * margin - (count - 1) * HARD_CENTRE_DISTANCE
+    while True:
+        x, y = (
+            margin + np.sort(rng.uniform(0, room, count)) + HARD_CENTRE_DISTANCE * np.arange(count) for _ in range(2)
+        )
+        y = rng.permutation(y)
+        order = rng.permutation(count)
+        points = [(float(x[at]), float(y[at])) for at in order]
+        pairs = [(i, j) for i in range(count) for j in range(i)]
+        if all(_are_apart(things[i], things[j], points[i], points[j]) for i, j in pairs):
+            return points
+
+
+def _are_apart(first: Thing, second: Thing, at: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether there are six pixels between two things."""
+    apart_x = abs(at[0] - other[0]) >= (first.width + second.width) / 2 + 6
+    return apart_x or abs(at[1] - other[1]) >= (first.size + second.size) / 2 + 6
 
 
 def _kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
@@ -177,29 +252,43 @@ def draw(scene: Scene) -> Drawing:
     slope = rng.uniform(-8, 8, (2, 3)).astype(np.float32)
     ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
     ground = np.array(scene.background) + ramp[:, None] * slope[0]
-    image = Image.fromarray((ground.astype(np.float32)[:, None] + ramp[:, None] * slope[1]).astype(np.uint8))
+    pixels = ground.astype(np.float32)[:, None] + ramp[:, None] * slope[1]
+    image = GROUNDS[scene.ground](pixels, np.random.default_rng((scene.seed, 1)))
     cover = np.stack([_paint(image, thing, rng) for thing in scene.things])
     pixels = np.asarray(image)
     if rng.random() < 0.5:
         grain = rng.integers(0, 8, (SIDE, SIDE, 1), dtype=np.uint8)
         pixels = np.maximum(pixels, 8) - grain
-    labels = np.where(cover.max(0) > MIN_COVER, cover.argmax(0), -1)
-    return Drawing(pixels, labels.astype(np.int8))
+    thing = np.where(cover.max(0) > MIN_COVER, cover.argmax(0), -1)
+    return Drawing(pixels, _split_numbers(scene, thing).astype(np.int8))
+
+
+def _split_numbers(scene: Scene, thing: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index of the thing that each patch shows [576] -> index of the part: of a number, the nearest digit."""
+    parts, part, first = scene.parts, thing.copy(), 0
+    patch_x = (np.arange(GRID * GRID) % GRID + 0.5) * PATCH
+    for index, one in enumerate(scene.things):
+        count = max(1, len(one.digits))
+        distances = np.abs([patch_x - digit.x for digit in parts[first : first + count]])
+        part = np.where(thing == index, first + distances.argmin(0), part)
+        first += count
+    return part
 
 
 def _paint(image: Image.Image, thing: Thing, rng: np.random.Generator) -> NDArray[np.float64]:
     """Paint one thing, and return the share of each patch that it covers [576]."""
-    scale, side = 3, int(thing.size)  # drawn larger and reduced, for smooth edges
-    mask = Image.new("L", (side * scale, side * scale))
+    scale, side, width = 3, int(thing.size), int(thing.width)  # drawn larger and reduced, for smooth edges
+    mask = Image.new("L", (width * scale, side * scale))
     ink = np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3)
     colour = tuple(int(value) for value in np.clip(ink, 0, 255))
-    corner = (round(thing.x - side / 2), round(thing.y - side / 2))
+    corner = (round(thing.x - width / 2), round(thing.y - side / 2))
     if thing.kind == NUMBER:
-        card = Image.new("RGB", (side, side), (252, 252, 252))
-        _stroke_digit(mask, thing.digit)
-        card.paste(colour, mask=mask.resize((side, side), Image.Resampling.BOX))
+        card = Image.new("RGB", (width, side), (252, 252, 252))
+        for number, digit in enumerate(thing.digits):
+            _stroke_digit(mask, digit, number * DIGIT_PITCH)
+        card.paste(colour, mask=mask.resize((width, side), Image.Resampling.BOX))
         image.paste(card, corner)
-        alpha = Image.new("L", (side, side), 255)
+        alpha = Image.new("L", (width, side), 255)
     else:
         PAINTERS[thing.kind](ImageDraw.Draw(mask), side * scale - 1)
         alpha = mask.resize((side, side), Image.Resampling.BOX)
@@ -210,9 +299,10 @@ def _paint(image: Image.Image, thing: Thing, rng: np.random.Generator) -> NDArra
     return blocks.mean((1, 3)).reshape(-1) / 255
 
 
-def _stroke_digit(mask: Image.Image, digit: int) -> None:
-    side = mask.width
-    points = [(side * (0.3 + 0.1 * x), side * (0.14 + 0.12 * y)) for x, y in DIGIT_STROKES[digit]]
+def _stroke_digit(mask: Image.Image, digit: int, offset: float) -> None:
+    """Draw a digit, moved to the right by a share of its height."""
+    side = mask.height
+    points = [(side * (0.3 + offset + 0.1 * x), side * (0.14 + 0.12 * y)) for x, y in DIGIT_STROKES[digit]]
     ImageDraw.Draw(mask).line(points, fill=255, width=max(1, int(side * 0.11)), joint="curve")
 
 

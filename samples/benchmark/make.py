@@ -161,7 +161,7 @@ def measure_coverage(drawings: Sequence[Drawing]) -> dict[str, float]:
         encoded = pruners["all"].encode([pruners["all"].preprocess(item) for item in media])
         for name, pruner in pruners.items():
             for tokens, drawing in zip(pruner.prune(encoded), batch, strict=True):
-                covered[name] += coverage(tokens, drawing.thing)
+                covered[name] += coverage(tokens, drawing.part)
     return {name: float(np.mean(is_covered)) for name, is_covered in covered.items()}
 
 
@@ -190,7 +190,7 @@ def main() -> None:
     drawings = write_questions(list(make_questions(options.per_kind)), questions)
     rows = evaluate(questions, answers, out / "plot.png")
     coverages = measure_coverage(drawings)
-    report["things"] = sum(len(np.unique(drawing.thing[drawing.thing >= 0])) for drawing in drawings)
+    report["things"] = sum(len(np.unique(drawing.part[drawing.part >= 0])) for drawing in drawings)
     report["processor_seconds"] = round(processor_seconds())
     report["rows"] = [row | {"coverage": coverages[row["setting"]]} for row in rows]
     report["duels"] = compare_methods(questions, answers)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from prunesid_cli.demo.build import WIDTH
-from prunesid_cli.demo.scenes import NUMBER, SIDE, TRAIN, Thing, make_scene
-from samples.embedded_model.store import Store, is_non_scene
+from prunesid_cli.demo.scenes import NUMBER, SIDE, TRAIN, Thing
+from samples.embedded_model.store import Store, is_non_scene, store_scene
 
 NUM_ANCHORS = 8
 """Columns, and rows, with a code of their own; the code of a place is interpolated between them."""
@@ -78,8 +78,8 @@ class WordTargets:
         self.background, self.non_scene = code(2)
 
     def of_thing(self, thing: Thing) -> Tensor:
-        """Return the target of patches that show a thing."""
-        second = str(thing.digit) if thing.kind == NUMBER else thing.colour
+        """Return the target of patches that show a thing, or one digit of a number."""
+        second = str(thing.value) if thing.kind == NUMBER else thing.colour
         column = self._place(self.columns, thing.x, "left", "right")
         row = self._place(self.rows, thing.y, "top", "bottom")
         return self._embedding(thing.kind) + self._embedding(second) + (column + row)
@@ -99,16 +99,16 @@ def _make_examples(store: Store, targets: WordTargets, pictures: int, seed: int)
     """Features of patches [M, C] and their targets [M, C]."""
     rng = np.random.default_rng(seed)
     features, sums = [], []
-    for index in range(min(pictures, len(store.things))):
-        things = store.things[index]
-        empty = rng.permutation(np.flatnonzero(things < 0))[:BACKGROUND_PATCHES]
-        patches = np.concatenate([np.flatnonzero(things >= 0), empty])
+    for index in range(min(pictures, len(store.parts))):
+        parts = store.parts[index]
+        empty = rng.permutation(np.flatnonzero(parts < 0))[:BACKGROUND_PATCHES]
+        patches = np.concatenate([np.flatnonzero(parts >= 0), empty])
         if is_non_scene(index):
             thing_targets, empty_target = [], targets.non_scene
         else:
-            thing_targets = [targets.of_thing(thing) for thing in make_scene(TRAIN, index).things]
+            thing_targets = [targets.of_thing(thing) for thing in store_scene(TRAIN, index).parts]
             empty_target = targets.background
         features.append(torch.from_numpy(store.features[index][1 + patches]).float())
         # Patches without a thing have the index -1: the last row.
-        sums.append(torch.stack([*thing_targets, empty_target])[things[patches]])
+        sums.append(torch.stack([*thing_targets, empty_target])[parts[patches]])
     return torch.cat(features), torch.cat(sums)

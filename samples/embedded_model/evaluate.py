@@ -70,7 +70,7 @@ def make_exam(pruner: Pruner, per_kind: int, split: int) -> list[ExamPicture]:
     pictures = []
     for index, questions in by_scene.items():
         drawing = draw(make_scene(split, index))
-        pictures.append(ExamPicture(_encode(pruner, drawing.pixels), drawing.thing, tuple(questions)))
+        pictures.append(ExamPicture(_encode(pruner, drawing.pixels), drawing.part, tuple(questions)))
     for index in range(per_kind):
         question = ask_about_non_scene(rng, make_scene(split, index))
         encoded = _encode(pruner, draw_non_scene(split, index))

@@ -1,7 +1,8 @@
 """Stage three: training of projector and language model to answer from any part of the frozen tower's tokens.
 
 In most steps visual tokens are dropped at random, in ways that favour no selector: the number of tokens that are left
-(8 to 576) and their composition (uniform, in blocks, mostly things, mostly background) both vary.
+(8 to 576) and their composition (uniform, in blocks, mostly things, mostly background) both vary. In some steps of the
+last course, questions are about two pictures.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from prunesid_cli.demo.questions import Question, ask_about_non_scene, ask_all
-from prunesid_cli.demo.scenes import TRAIN, Scene, make_scene
+from prunesid_cli.demo.questions import Question, ask_about_non_scene, ask_about_pair, ask_all
+from prunesid_cli.demo.scenes import TRAIN, Scene
 from samples.embedded_model.packing import PROMPT_PREFIX, Pack, answer_logits, encode, share_right
-from samples.embedded_model.store import NUM_PATCHES, Store, draw_kept_patches, is_non_scene
+from samples.embedded_model.store import NUM_PATCHES, Store, draw_kept_patches, is_non_scene, store_scene
 from samples.embedded_model.workers import Trainer, Worker
 
 QUESTIONS_PER_PICTURE = 7
@@ -42,6 +44,7 @@ class Lesson:
         single: Whether pictures have only one thing.
         bare: Whether the tokens show things rather than background.
         with_hints: Whether each word also predicts what will be said of the next thing.
+        pair_share: Share of the steps with two pictures.
     """
 
     until: float
@@ -50,6 +53,7 @@ class Lesson:
     single: bool = False
     bare: bool = False
     with_hints: bool = False
+    pair_share: float = 0.0
 
 
 LESSONS = (
@@ -67,6 +71,11 @@ LAST_LESSONS = (Lesson(1.0, NUM_PATCHES, undropped_share=0.6),)
 """Attention that was trained on few tokens spreads too thin over all 576: after the first course, in which only a fifth
 of the last lesson has all tokens, .89 of the answers were right with 63 tokens, and .84 with 576."""
 
+PAIR_LESSONS = (
+    Lesson(0.75, 128, pair_share=0.3),
+    Lesson(1.0, NUM_PATCHES, undropped_share=0.4, pair_share=0.3),
+)
+
 
 @dataclass(frozen=True)
 class LanguageCourse:
@@ -83,7 +92,11 @@ class LanguageCourse:
     peak: float
 
 
-DROPPING = (LanguageCourse("language", LESSONS, 1.5e-3), LanguageCourse("language2", LAST_LESSONS, 4e-4))
+DROPPING = (
+    LanguageCourse("language", LESSONS, 1.5e-3),
+    LanguageCourse("language2", LAST_LESSONS, 4e-4),
+    LanguageCourse("language3", PAIR_LESSONS, 1e-3),
+)
 TWIN = (LanguageCourse("twin", tuple(replace(lesson, undropped_share=1.0) for lesson in LESSONS), 1.5e-3),)
 """The twin is trained without dropping."""
 
@@ -107,17 +120,21 @@ class Pools:
     """
 
     def __init__(self, pictures: int) -> None:
-        scenes = {index: make_scene(TRAIN, index) for index in range(pictures) if not is_non_scene(index)}
-        self.everything = np.arange(pictures)
+        scenes = {index: store_scene(TRAIN, index) for index in range(pictures) if not is_non_scene(index)}
+        self.everything, self.scenes = np.arange(pictures), np.array(list(scenes))
         self.singles = np.array([index for index, scene in scenes.items() if len(scene.things) == 1])
         self.twins = np.array([index for index, scene in scenes.items() if has_twins(scene)])
 
-    def draw(self, count: int, rng: np.random.Generator, single: bool) -> list[int]:
-        """Return the indices of `count` pictures."""
+    def draw_pairs(self, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """Return the indices of `count` pairs of scenes."""
+        return [tuple(pair) for pair in rng.choice(self.scenes, (count, 2)).tolist()]
+
+    def draw(self, count: int, rng: np.random.Generator, single: bool) -> list[tuple[int, ...]]:
+        """Return the indices of `count` pictures, each alone."""
         if single:
-            return rng.choice(self.singles, count).tolist()
+            return [(index,) for index in rng.choice(self.singles, count).tolist()]
         with_twins, unrestricted = rng.choice(self.twins, count), rng.choice(self.everything, count)
-        return np.where(rng.random(count) < 0.5, with_twins, unrestricted).tolist()
+        return [(index,) for index in np.where(rng.random(count) < 0.5, with_twins, unrestricted).tolist()]
 
 
 def has_twins(scene: Scene) -> bool:
@@ -131,29 +148,50 @@ class Examples:
     """The examples of a step.
 
     Attributes:
-        visual: Visual tokens of each picture [B, T, C].
-        questions: Questions about each picture.
+        visual: Visual tokens of one or two pictures an example [B, P, T, C].
+        questions: Questions of each example.
     """
 
     visual: Tensor
     questions: list[list[Question]]
 
 
-def make_examples(store: Store, indices: list[int], count: int, rng: np.random.Generator, bare: bool) -> Examples:
-    """Take pictures of the store with `count` tokens left, after CLS in most steps, and ask questions about them."""
+def make_examples(
+    store: Store, rows: list[tuple[int, ...]], count: int, rng: np.random.Generator, bare: bool
+) -> Examples:
+    """Take pictures of the store with `count` tokens left, after CLS in most steps, and ask questions about them.
+
+    Args:
+        store: The store.
+        rows: One or two pictures of each example.
+        count: Number of visual tokens that are left of each picture.
+        rng: Source of randomness.
+        bare: Whether the tokens show things rather than background.
+    """
     with_cls = count < NUM_PATCHES and rng.random() < CLS_SHARE
-    visual, questions = [], []
-    for index in indices:
+
+    def read(index: int) -> NDArray[np.float16]:
         kept = np.arange(NUM_PATCHES)
         if count < NUM_PATCHES:
-            kept = draw_kept_patches(store.things[index], count, rng, bare)
-        rows = np.concatenate([[0], 1 + kept]) if with_cls else 1 + kept
-        visual.append(store.features[index][rows])
-        scene = make_scene(TRAIN, index)
-        candidates = [ask_about_non_scene(rng, scene) for _ in range(4)] if is_non_scene(index) else ask_all(scene, rng)
-        order = rng.random(len(candidates)) - [question.kind == "caption" for question in candidates]
-        questions.append([candidates[number] for number in order.argsort()[:QUESTIONS_PER_PICTURE]])
-    return Examples(torch.from_numpy(np.stack(visual)).float(), questions)
+            kept = draw_kept_patches(store.parts[index], count, rng, bare)
+        return store.features[index][np.concatenate([[0], 1 + kept]) if with_cls else 1 + kept]
+
+    visual = np.stack([np.stack([read(index) for index in row]) for row in rows])
+    return Examples(torch.from_numpy(visual).float(), [ask(row, rng) for row in rows])
+
+
+def ask(row: tuple[int, ...], rng: np.random.Generator) -> list[Question]:
+    """Return questions about one or two pictures of the store."""
+    scenes = [store_scene(TRAIN, index) for index in row]
+    if len(row) == 2:
+        pairs = (ask_about_pair(scenes[0], scenes[1], rng) for _ in range(3 * QUESTIONS_PER_PICTURE))
+        candidates = [question for question in dict.fromkeys(pairs) if question]
+    elif is_non_scene(row[0]):
+        candidates = [ask_about_non_scene(rng, scenes[0]) for _ in range(4)]
+    else:
+        candidates = ask_all(scenes[0], rng)
+    order = rng.random(len(candidates)) - [question.kind == "caption" for question in candidates]
+    return [candidates[number] for number in order.argsort()[:QUESTIONS_PER_PICTURE]]
 
 
 def language_loss(logits: Tensor, pack: Pack, with_hints: bool) -> Tensor:
@@ -184,24 +222,29 @@ def train_language(
     projector = model.model.multi_modal_projector
     trainer = Trainer(worker, learner, folder / f"{name}.pt", steps, course.peak, projector)
     prefix = torch.tensor([encode(tokenizer, PROMPT_PREFIX)], device=worker.device)
-    pools = Pools(len(store.things))
-    start_time, right = time.monotonic(), []
+    (separator,) = encode(tokenizer, "\n")
+    pools = Pools(len(store.parts))
+    start_time, right, pairs_right = time.monotonic(), list[float](), list[float]()
     while trainer.step < steps:
         lesson = next(lesson for lesson in course.lessons if trainer.step < lesson.until * steps)
         projector.requires_grad_(not lesson.with_hints)
         count = draw_count(np.random.default_rng((trainer.step, 3)), lesson)
         rng = np.random.default_rng((trainer.step, worker.rank, 4))
-        batch = max(4, min(10, 3000 // (count + 150)))
-        examples = make_examples(store, pools.draw(batch, rng, lesson.single), count, rng, lesson.bare)
+        is_pair = np.random.default_rng((trainer.step, 5)).random() < lesson.pair_share
+        batch = max(2 if is_pair else 4, min(10, 3000 // ((1 + is_pair) * count + 150)))
+        rows = pools.draw_pairs(batch, rng) if is_pair else pools.draw(batch, rng, lesson.single)
+        examples = make_examples(store, rows, count, rng, lesson.bare)
         pack = Pack(tokenizer, examples.questions).to(worker.device)
-        worker.choose_attention(model.model.language_model, count + pack.ids.shape[1])
+        worker.choose_attention(model.model.language_model, (1 + is_pair) * count + pack.ids.shape[1])
         with worker.autocast():
-            logits = answer_logits(model, prefix, examples.visual.to(worker.device), pack)
+            logits = answer_logits(model, prefix, separator, examples.visual.to(worker.device), pack)
         loss = language_loss(logits.float(), pack, lesson.with_hints)
         trainer.update(loss)
-        right.append(share_right(logits, pack))
+        (pairs_right if is_pair else right).append(share_right(logits, pack))
         if worker.leads and trainer.step % 50 == 0:
             line = {"step": trainer.step, "loss": round(loss.item(), 4), "right": round(float(np.mean(right)), 4)}
+            if pairs_right:
+                line["pairs_right"] = round(float(np.mean(pairs_right)), 4)
             with (folder / f"{name}.jsonl").open("a") as out:
                 print(json.dumps(line | {"seconds": round(time.monotonic() - start_time)}), file=out)
-            right = []
+            right, pairs_right = [], []

@@ -1,6 +1,6 @@
 """Packing: several questions about one picture in one forward pass.
 
-The questions share a prefix of visual tokens. Each attends to the prefix and to itself only.
+The questions share a prefix of visual tokens, of one or more pictures. Each attends to the prefix and to itself only.
 """
 
 from __future__ import annotations
@@ -89,13 +89,16 @@ def next_thing(tokens: list[int], links: set[int]) -> tuple[int, int]:
     return first, -100 if second in links else second
 
 
-def answer_logits(model: LlavaForConditionalGeneration, prefix: Tensor, visual: Tensor, pack: Pack) -> Tensor:
+def answer_logits(
+    model: LlavaForConditionalGeneration, prefix: Tensor, separator: int, visual: Tensor, pack: Pack
+) -> Tensor:
     """Run the language model on packed texts.
 
     Args:
         model: The model.
-        prefix: Token ids before the visual tokens [1, P].
-        visual: Visual tokens at the cut [B, T, C].
+        prefix: Token ids before the visual tokens [1, S].
+        separator: Token id between two pictures.
+        visual: Visual tokens at the cut of P pictures [B, P, T, C].
         pack: The texts.
 
     Returns:
@@ -104,8 +107,10 @@ def answer_logits(model: LlavaForConditionalGeneration, prefix: Tensor, visual: 
     language = model.model.language_model
     embed = language.get_input_embeddings()
     start = embed(prefix).expand(len(visual), -1, -1)
-    image = model.model.multi_modal_projector(visual)
-    embeds = torch.cat([start, image.to(start.dtype), embed(pack.ids)], 1)
+    between = embed.weight[separator].expand(*visual.shape[:2], 1, -1)
+    tokens = model.model.multi_modal_projector(visual).to(start.dtype)
+    image = torch.cat([tokens, between], 2).flatten(1, 2)[:, :-1]  # none after the last: questions begin with it
+    embeds = torch.cat([start, image, embed(pack.ids)], 1)
     prefix_length, total = start.shape[1] + image.shape[1], embeds.shape[1]
     position = torch.cat(
         [torch.arange(prefix_length, device=visual.device).expand(len(visual), -1), prefix_length + pack.position], 1

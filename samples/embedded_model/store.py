@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prunesid_cli.demo.scenes import GRID, draw, make_scene
+from prunesid_cli.demo.scenes import GRID, Scene, draw, make_hard_scene, make_scene
 from samples.embedded_model.labels import extract_patches
 from samples.embedded_model.non_scenes import draw_non_scene
 from samples.embedded_model.tower import tower_forward
@@ -20,6 +20,8 @@ from samples.embedded_model.workers import Worker
 NUM_PATCHES = GRID * GRID
 NON_SCENE_INTERVAL = 14
 """One of this many pictures is not a scene."""
+SIMPLE_INTERVAL = 3
+"""One of this many scenes is simple, and all others are hard."""
 ENCODING_BATCH = 16
 
 
@@ -28,24 +30,29 @@ def is_non_scene(index: int) -> bool:
     return index % NON_SCENE_INTERVAL == NON_SCENE_INTERVAL - 1
 
 
+def store_scene(split: int, index: int) -> Scene:
+    """Return the scene of picture `index` of a store."""
+    return make_hard_scene(split, index) if index % SIMPLE_INTERVAL else make_scene(split, index)
+
+
 @dataclass(frozen=True)
 class Store:
     """Features and labels of M pictures.
 
     Attributes:
         features: Output of the frozen tower, CLS first [M, 577, C].
-        things: Index of the thing that each patch shows [M, 576]; -1 for background.
+        parts: Index of the part that each patch shows [M, 576] (see `Scene.parts`); -1 for background.
     """
 
     features: NDArray[np.float16]
-    things: NDArray[np.int8]
+    parts: NDArray[np.int8]
 
     @classmethod
     def open(cls, folder: Path, mode: Literal["r", "r+"] = "r") -> Store:
         """Map the files of a store into memory."""
         return cls(
             features=np.load(folder / "features.npy", mmap_mode=mode),
-            things=np.load(folder / "things.npy", mmap_mode=mode),
+            parts=np.load(folder / "parts.npy", mmap_mode=mode),
         )
 
 
@@ -53,18 +60,18 @@ def create_store(folder: Path, pictures: int, width: int) -> None:
     """Create the files of an empty store."""
     shapes = {
         "features": ((pictures, 1 + NUM_PATCHES, width), np.float16),
-        "things": ((pictures, NUM_PATCHES), np.int8),
+        "parts": ((pictures, NUM_PATCHES), np.int8),
     }
     for name, (shape, dtype) in shapes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype=dtype, shape=shape).flush()
 
 
 def draw_picture(split: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-    """Return picture `index` of a split and the thing that each patch shows [576]; some pictures are not scenes."""
+    """Return picture `index` of a store and the part that each patch shows [576]; some pictures are not scenes."""
     if is_non_scene(index):
         return draw_non_scene(split, index), np.full(NUM_PATCHES, -1, np.int8)
-    drawing = draw(make_scene(split, index))
-    return drawing.pixels, drawing.thing
+    drawing = draw(store_scene(split, index))
+    return drawing.pixels, drawing.part
 
 
 @torch.no_grad()
@@ -72,7 +79,7 @@ def fill_store(worker: Worker, folder: Path, tower: Any, split: int) -> None:
     """Encode this worker's part of the store. The file `filled.RANK` counts the pictures that are done, to continue."""
     store = Store.open(folder, "r+")
     progress_file = folder / f"filled.{worker.rank}"
-    own_indices = range(worker.rank, len(store.things), worker.count)
+    own_indices = range(worker.rank, len(store.parts), worker.count)
     done = int(progress_file.read_text()) if progress_file.exists() else 0
     tower.to(worker.device)
     positions = torch.arange(NUM_PATCHES, device=worker.device).expand(ENCODING_BATCH, -1)
@@ -83,20 +90,20 @@ def fill_store(worker: Worker, folder: Path, tower: Any, split: int) -> None:
         with worker.autocast():
             states = tower_forward(tower, patches, positions[: len(batch)])
         store.features[batch] = states.float().cpu().numpy().astype(np.float16)
-        store.things[batch] = np.stack([things for _, things in pictures])
+        store.parts[batch] = np.stack([parts for _, parts in pictures])
         progress_file.write_text(str(start + len(batch)))
 
 
 def draw_kept_patches(
-    things: NDArray[np.int8], count: int, rng: np.random.Generator, bare: bool = False
+    parts: NDArray[np.int8], count: int, rng: np.random.Generator, bare: bool = False
 ) -> NDArray[np.int64]:
     """Draw the patches that are kept in a training step.
 
     They are, by chance, spread uniformly, in blocks, mostly on things or mostly on background. At least one patch of
-    each thing is kept, so that every question can be answered.
+    each part is kept, so that every question can be answered.
 
     Args:
-        things: Index of the thing that each patch shows [576]; -1 for background.
+        parts: Index of the part that each patch shows [576]; -1 for background.
         count: Number of patches.
         rng: Source of randomness.
         bare: Whether patches of things are kept before all others.
@@ -104,7 +111,7 @@ def draw_kept_patches(
     Returns:
         Indices of patches [count], ascending.
     """
-    is_thing = things >= 0
+    is_thing = parts >= 0
     style = int(rng.integers(4))
     preference = np.zeros(NUM_PATCHES)
     if style == 1:
@@ -115,7 +122,7 @@ def draw_kept_patches(
         strength = rng.uniform(0.5, 5)
         preference = np.where(is_thing, strength if style == 2 else -strength, 0.0)
     preference = preference + rng.gumbel(size=NUM_PATCHES) + 50.0 * (is_thing & bare)
-    for thing in np.unique(things[is_thing]):
-        patches = np.flatnonzero(things == thing)
+    for part in np.unique(parts[is_thing]):
+        patches = np.flatnonzero(parts == part)
         preference[patches[int(rng.integers(len(patches)))]] += 100
     return np.sort(np.argsort(-preference)[:count])

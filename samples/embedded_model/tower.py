@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunesid_cli.demo.build import WIDTH, build_model, clip_tower
-from prunesid_cli.demo.scenes import COLOURS, GRID, HELD_OUT, SHAPES, TRAIN, Drawing, draw, make_scene
+from prunesid_cli.demo.scenes import COLOURS, GRID, HELD_OUT, TRAIN, Drawing, draw, make_hard_scene, make_scene
 from samples.embedded_model.initialization import add_position_channels, initialize_tower
-from samples.embedded_model.labels import BACKGROUND, KINDS, NON_SCENE, NUM_BINS, Labels, extract_patches, label_patches
+from samples.embedded_model.labels import (
+    BACKGROUND,
+    FIRST_COUNT,
+    IS_SCENE,
+    KINDS,
+    NON_SCENE,
+    NUM_BINS,
+    NUM_PICTURE_LABELS,
+    Labels,
+    extract_patches,
+    label_patches,
+)
 from samples.embedded_model.non_scenes import draw_non_scene
 from samples.embedded_model.tower_courses import COURSES, FULL_PICTURES, SMALL_THINGS, Phase
 from samples.embedded_model.workers import Trainer, Worker
+
+NEW_HEADS_STEPS = 120
+"""Steps in which only new heads learn."""
 
 
 def tower_forward(tower: Any, patches: Tensor, index: Tensor) -> Tensor:
@@ -62,11 +77,11 @@ class Heads(nn.Module):
         self.sizes = (len(KINDS) + 2, len(COLOURS), 10, 3)
         self.norm = nn.LayerNorm(WIDTH)
         self.patch = nn.Linear(WIDTH, sum(self.sizes))
-        self.picture = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, len(SHAPES) * len(COLOURS) + 10 + 4 + 1))
+        self.picture = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, NUM_PICTURE_LABELS))
         self.centre = nn.Linear(WIDTH, 2 * NUM_BINS)
 
     def forward(self, patches: Tensor, index: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return logits of patches (kind, colour, digit, place, column, row) [B, T, ...], and of pictures [B, 63]."""
+        """Return logits of patches (kind, colour, digit, place, column, row) [B, T, ...], and of pictures [B, 66]."""
         states = tower_forward(self.tower, patches, index)
         features = self.norm(states[:, 1:])
         patch_logits = self.patch(features).split(self.sizes, -1) + self.centre(features).split(NUM_BINS, -1)
@@ -91,11 +106,12 @@ def make_batch(split: int, first: int, phase: Phase, non_scene_share: float = 0.
         if rng.random() < non_scene_share:
             scene, drawing = None, Drawing(draw_non_scene(split, number), np.full(GRID * GRID, -1, np.int8))
         else:
-            scene = make_scene(split, number, phase.things, phase.sizes)
+            is_hard = rng.random() < phase.hard_share
+            scene = make_hard_scene(split, number) if is_hard else make_scene(split, number, phase.things, phase.sizes)
             drawing = draw(scene)
-        chosen = np.argsort((drawing.thing < 0) + rng.random(GRID * GRID) * 0.5)[: phase.tokens]
+        chosen = np.argsort((drawing.part < 0) + rng.random(GRID * GRID) * 0.5)[: phase.tokens]
         chosen.sort()
-        patch_labels, picture_labels = label_patches(scene, drawing.thing)
+        patch_labels, picture_labels = label_patches(scene, drawing.part)
         patches.append(extract_patches(drawing.pixels, chosen))
         index.append(chosen)
         rows.append(patch_labels[chosen])
@@ -129,12 +145,13 @@ def tower_loss(logits: tuple[tuple[Tensor, ...], Tensor], labels: Labels, with_c
 
 
 @torch.no_grad()
-def score(heads: Any, pictures: int = 160) -> dict[str, float]:
+def score(heads: Any, pictures: int, hard_share: float) -> dict[str, float]:
     """Return the accuracy on patches of held-out pictures, and the recall of CLS at a threshold of one half."""
+    phase = replace(FULL_PICTURES, hard_share=hard_share)
     right: dict[str, list[Tensor]] = defaultdict(list)
     device = next(heads.parameters()).device
     for first in range(0, pictures, 8):
-        patches, index, labels = make_batch(HELD_OUT, first, FULL_PICTURES)
+        patches, index, labels = make_batch(HELD_OUT, first, phase)
         (kind, colour, digit, _, *centre), picture = heads(patches.to(device), index.to(device))
         is_thing = labels.kind < BACKGROUND
         right["kind"].append((kind.argmax(-1).cpu() == labels.kind)[is_thing])
@@ -142,10 +159,11 @@ def score(heads: Any, pictures: int = 160) -> dict[str, float]:
         right["digit"].append((digit.argmax(-1).cpu() == labels.digit)[labels.digit >= 0])
         for axis, name in enumerate(("column", "row")):
             right[name].append((centre[axis].argmax(-1).cpu() == labels.centre[..., axis])[is_thing])
-        present = labels.present[:, :58] > 0
-        right["cls_recall"].append((picture[:, :58].cpu() > 0)[present])
-        is_scene = labels.present[:, 62] > 0
-        is_right = picture[:, 58:62].argmax(-1).cpu() == labels.present[:, 58:62].argmax(-1)
+        present = labels.present[:, :FIRST_COUNT] > 0
+        right["cls_recall"].append((picture[:, :FIRST_COUNT].cpu() > 0)[present])
+        is_scene = labels.present[:, IS_SCENE] > 0
+        counts = slice(FIRST_COUNT, IS_SCENE)
+        is_right = picture[:, counts].argmax(-1).cpu() == labels.present[:, counts].argmax(-1)
         right["cls_count"].append(is_right[is_scene])
     return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in right.items()}
 
@@ -166,16 +184,34 @@ def load_heads(path: Path) -> Heads:
     return heads
 
 
-def train_tower(worker: Worker, folder: Path, seed: int, steps: int, number: int) -> None:
-    """Run course `number` of `COURSES`. Writes NAME.pt (a checkpoint of `Heads`) and NAME.jsonl (progress)."""
+def train_tower(
+    worker: Worker, folder: Path, seed: int, steps: int, number: int, start: dict[str, Tensor] | None
+) -> None:
+    """Run course `number` of `COURSES`. Writes NAME.pt (a checkpoint of `Heads`) and NAME.jsonl (progress).
+
+    Args:
+        worker: This process.
+        folder: Folder of the run.
+        seed: Seed.
+        steps: Number of steps.
+        number: The course.
+        start: Weights of a trained tower to start from, whose heads are lost; None: the course before.
+    """
     course = COURSES[number]
-    heads = load_heads(folder / f"{COURSES[number - 1].name}.pt") if number else make_heads(seed)
-    if course.with_centres:
+    if start is not None:
+        torch.manual_seed(seed)
+        heads = Heads(clip_tower(build_model(seed)))
+        heads.tower.load_state_dict(start)
+    else:
+        heads = load_heads(folder / f"{COURSES[number - 1].name}.pt") if number else make_heads(seed)
+    if course.with_centres and not COURSES[number - 1].with_centres:
         add_position_channels(heads)
     trainer = Trainer(worker, heads, folder / f"{course.name}.pt", steps, course.peak)
     start_time, log = time.monotonic(), folder / f"{course.name}.jsonl"
     while trainer.step < steps:
         phase = next(phase for phase in course.phases if trainer.step < phase.until * steps)
+        # New heads first learn to read the tower: their first gradients would only damage it.
+        heads.tower.requires_grad_(start is None or trainer.step >= NEW_HEADS_STEPS)
         first = (trainer.step * worker.count + worker.rank) * 64 + course.first + seed * 10**8
         patches, index, labels = make_batch(TRAIN, first, phase)
         worker.choose_attention(heads.tower, phase.tokens)
@@ -185,12 +221,14 @@ def train_tower(worker: Worker, folder: Path, seed: int, steps: int, number: int
         loss = tower_loss(logits, on_device, course.with_centres)
         trainer.update(loss)
         if worker.leads and (trainer.step % 50 == 0 or trainer.step == steps):
-            line = {
+            line: dict[str, Any] = {
                 "step": trainer.step,
                 "loss": round(loss.item(), 4),
                 "seconds": round(time.monotonic() - start_time),
             }
             if trainer.step % 500 == 0 or trainer.step == steps:
-                line |= score(trainer.module, 40 if trainer.step < steps else 160)
+                pictures = 40 if trainer.step < steps else 160
+                for name, share in (("simple", 0.0), ("hard", 1.0))[: 1 + (phase.hard_share > 0)]:
+                    line[name] = score(trainer.module, pictures, share)
             with log.open("a") as out:
                 print(json.dumps(line), file=out)

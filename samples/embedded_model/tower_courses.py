@@ -16,7 +16,8 @@ class Phase:
         things: Things per scene; None: 1 to 3.
         tokens: Patches per picture.
         batch: Pictures per step and worker.
-        sizes: Smallest and largest side of a thing, in pixels.
+        sizes: Smallest and largest side of a thing in simple scenes, in pixels.
+        hard_share: Share of hard scenes.
     """
 
     until: float
@@ -24,6 +25,7 @@ class Phase:
     tokens: int
     batch: int
     sizes: tuple[float, float] = THING_SIZES
+    hard_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ COURSES = (
     ),
     TowerCourse("tower2", (Phase(0.8, None, 160, 24), FULL_PICTURES), peak=1e-3, first=10**7),
     TowerCourse("tower3", (Phase(0.85, None, 160, 24), FULL_PICTURES), peak=8e-4, first=2 * 10**7, with_centres=True),
+    TowerCourse(
+        "tower4",
+        (Phase(0.85, None, 112, 24, hard_share=0.75), Phase(1.0, None, GRID * GRID, 8, hard_share=0.75)),
+        peak=1e-3,
+        first=3 * 10**7,
+        with_centres=True,
+    ),
 )
 """Courses start with few patches, and most of them show things: these steps are 30 times cheaper than steps on full
 pictures, which come last in each course. From the second course on, things are larger, as in all other scenes. The

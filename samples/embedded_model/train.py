@@ -50,15 +50,17 @@ class Plan:
         language_steps: Steps of the language model's courses.
         pictures: Pictures in the store.
         tower: Model folder to take the tower from, instead of training one.
+        start: Model folder to start the last courses from, those on hard scenes, instead of training one.
         twin: Whether to train the twin, which never sees dropped tokens, for comparison.
     """
 
     seed: int = 0
     workers: int = 2
-    tower_steps: tuple[int, ...] = (2600, 1300, 320)
-    language_steps: tuple[int, ...] = (8000, 600)
+    tower_steps: tuple[int, ...] = (2600, 1300, 320, 1500)
+    language_steps: tuple[int, ...] = (8000, 600, 4000)
     pictures: int = 12_000
     tower: Path | None = None
+    start: Path | None = None
     twin: bool = False
 
 
@@ -84,9 +86,12 @@ def load_tower(folder: Path) -> dict[str, Tensor]:
 
 def run_tower_courses(folder: Path, plan: Plan) -> dict[str, Tensor]:
     """Run the courses of the tower that are not done, and return its weights."""
-    for number, steps in enumerate(plan.tower_steps):
+    first = len(COURSES) - 1 if plan.start else 0
+    start = load_tower(plan.start) if plan.start else None
+    for number in range(first, len(COURSES)):
+        steps = plan.tower_steps[number]
         if steps_done(folder / f"{COURSES[number].name}.pt") < steps:
-            spawn(train_tower, plan.workers, folder, plan.seed, steps, number)
+            spawn(train_tower, plan.workers, folder, plan.seed, steps, number, start)
     weights: dict[str, Tensor] = load_heads(folder / f"{COURSES[-1].name}.pt").tower.state_dict()
     return weights
 
@@ -100,12 +105,18 @@ def train(folder: Path, plan: Plan) -> None:
     if not (folder / "features.npy").exists():
         create_store(folder, plan.pictures, WIDTH)
     spawn(fill_store, plan.workers, folder, clip_tower(model), TRAIN)
-    language, courses = model.model.language_model, TWIN if plan.twin else DROPPING
-    if not (folder / f"{courses[0].name}.pt").exists():
+    language, language_steps = model.model.language_model, plan.language_steps
+    courses = TWIN if plan.twin else DROPPING
+    if plan.start:
+        started = LlavaForConditionalGeneration.from_pretrained(plan.start, dtype=torch.float32)
+        model.model.multi_modal_projector.load_state_dict(started.model.multi_modal_projector.state_dict())
+        language.load_state_dict(started.model.language_model.state_dict())
+        courses, language_steps = courses[-1:], plan.language_steps[-1:]
+    elif not (folder / f"{courses[0].name}.pt").exists():
         initialize_language(language, plan.seed)
         table = language.get_input_embeddings().weight
         align_projector(model.model.multi_modal_projector, table, word_token(tokenizer), Store.open(folder), plan.seed)
-    for course, steps in zip(courses, plan.language_steps, strict=False):
+    for course, steps in zip(courses, language_steps, strict=False):
         if steps_done(folder / f"{course.name}.pt") < steps:
             spawn(train_language, plan.workers, folder, model, tokenizer, steps, course)
         load_language(model, folder / f"{course.name}.pt")
@@ -136,7 +147,7 @@ def export(folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTra
 def average_phi(folder: Path, pictures: int = 500) -> float:
     """Return the information (1 - rho, Eq. 7) of an average training scene."""
     store = Store.open(folder)
-    scenes = [index for index in range(min(pictures, len(store.things))) if not is_non_scene(index)]
+    scenes = [index for index in range(min(pictures, len(store.parts))) if not is_non_scene(index)]
     return round(
         float(np.mean([compute_phi(torch.tensor(store.features[index : index + 1, 1:])) for index in scenes])), 4
     )
@@ -149,7 +160,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes on a CPU")
-    parser.add_argument("--tower-steps", type=int, nargs=3, default=Plan.tower_steps, help="of its three courses")
+    parser.add_argument("--tower-steps", type=int, nargs=4, default=Plan.tower_steps, help="of its four courses")
     parser.add_argument(
         "--language-steps",
         type=int,
@@ -159,6 +170,7 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=Plan.pictures, help="pictures in the store")
     parser.add_argument("--tower", type=Path, help="model folder to take the tower from; only the rest is trained")
+    parser.add_argument("--start", type=Path, help="model folder to continue with the last courses, on hard scenes")
     parser.add_argument("--twin", action="store_true", help="train without dropping tokens, for comparison")
     options = vars(parser.parse_args())
     train(options.pop("out"), Plan(**options))

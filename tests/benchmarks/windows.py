@@ -50,7 +50,7 @@ class Clip:
     """An encoded clip, the thing that each patch shows by frame [F, 576] (-1: none), and questions about it."""
 
     encoded: Encoded
-    things: np.ndarray[Any, np.dtype[np.int8]]
+    parts: np.ndarray[Any, np.dtype[np.int8]]
     questions: tuple[Question, ...] = ()
 
 
@@ -64,7 +64,7 @@ def made(vision: Any, numbers: Sequence[int], questions: tuple[Question, ...] = 
         replace(one.segments[0], cls=None, slots=tuple(region.slots)) for one, region in zip(seen, regions, strict=True)
     ]
     layout = Layout(seen[0].layout.text, (SIZE * len(frames),), regions)
-    return Clip(Encoded(tuple(segments), layout), np.stack([one.thing for one in drawings]), questions)
+    return Clip(Encoded(tuple(segments), layout), np.stack([one.part for one in drawings]), questions)
 
 
 def kept_of(clip: Clip, keep: int, alike: float | None) -> TokenSet:
@@ -78,9 +78,9 @@ def kept_of(clip: Clip, keep: int, alike: float | None) -> TokenSet:
 
 
 def covered(clip: Clip, kept: TokenSet) -> list[bool]:
-    shown = clip.things.ravel()[list(kept.slots)]
+    shown = clip.parts.ravel()[list(kept.slots)]
     frames = np.array(kept.slots) // SIZE
-    wanted = {(frame, thing) for frame, own in enumerate(clip.things) for thing in np.unique(own[own >= 0])}
+    wanted = {(frame, thing) for frame, own in enumerate(clip.parts) for thing in np.unique(own[own >= 0])}
     found = set(zip(frames.tolist(), shown.tolist(), strict=True))
     return [one in found for one in wanted]
 

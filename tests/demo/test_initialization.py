@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from prunesid_cli.demo.build import WIDTH, build_model
-from prunesid_cli.demo.scenes import COLOURS, NUMBER, SHAPES, TRAIN, draw, make_scene
+from prunesid_cli.demo.scenes import COLOURS, NUMBER, SHAPES, TRAIN, draw
 from samples.embedded_model.align import align_projector
 from samples.embedded_model.initialization import LOOK_BACK_HEADS, MATCHING_LAYERS, initialize_language
 from samples.embedded_model.packing import encode
-from samples.embedded_model.store import NUM_PATCHES, Store, is_non_scene
+from samples.embedded_model.store import NUM_PATCHES, Store, is_non_scene, store_scene
 from samples.embedded_model.train import make_tokenizer, word_token
 
 
@@ -49,18 +49,18 @@ def test_visual_tokens_start_as_the_words_for_what_they_show() -> None:
     for i in range(pictures):
         if is_non_scene(i):
             continue
-        scene = make_scene(TRAIN, i)
-        store.things[i] = draw(scene).thing
-        for k, thing in enumerate(scene.things):
-            store.features[i, 1:][store.things[i] == k] += codes[thing.kind] + codes[thing.colour]
+        scene = store_scene(TRAIN, i)
+        store.parts[i] = draw(scene).part
+        for k, thing in enumerate(scene.parts):
+            store.features[i, 1:][store.parts[i] == k] += codes[thing.kind] + codes[thing.colour]
     model, tokenizer = build_model(0), make_tokenizer()
     table = model.get_input_embeddings().weight
     projector = model.model.multi_modal_projector
     align_projector(projector, table, word_token(tokenizer), store, 0)
     right = []
     for i in range(pictures):
-        for k, thing in enumerate(() if is_non_scene(i) else make_scene(TRAIN, i).things):
-            patches = torch.from_numpy(store.features[i, 1:][store.things[i] == k]).float()
+        for k, thing in enumerate(() if is_non_scene(i) else store_scene(TRAIN, i).parts):
+            patches = torch.from_numpy(store.features[i, 1:][store.parts[i] == k]).float()
             with torch.no_grad():
                 likeness = projector(patches) @ table[[word_token(tokenizer)(shape) for shape in SHAPES]].T
             if thing.kind in SHAPES:

@@ -13,14 +13,26 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from prunesid_cli.demo.build import build_model, build_processor, clip_tower
-from prunesid_cli.demo.questions import KINDS, Question, ask_all, held_out_questions
-from prunesid_cli.demo.scenes import GRID, HELD_OUT, NUMBER, PATCH, TRAIN, Thing, draw, make_scene
+from prunesid_cli.demo.questions import KINDS, Question, ask_about_pair, ask_all, held_out_questions
+from prunesid_cli.demo.scenes import (
+    GRID,
+    HELD_OUT,
+    NUMBER,
+    PATCH,
+    SIDE,
+    TRAIN,
+    Scene,
+    Thing,
+    draw,
+    make_hard_scene,
+    make_scene,
+)
 from samples.embedded_model.initialization import initialize_tower
-from samples.embedded_model.labels import BACKGROUND, NON_SCENE, extract_patches, label_patches
+from samples.embedded_model.labels import BACKGROUND, FIRST_COUNT, NON_SCENE, extract_patches, label_patches
 from samples.embedded_model.language import Pools, has_twins
 from samples.embedded_model.non_scenes import draw_non_scene
 from samples.embedded_model.packing import PROMPT_PREFIX, Pack, answer_logits, encode, prompt_suffix
-from samples.embedded_model.store import NUM_PATCHES, draw_kept_patches, is_non_scene
+from samples.embedded_model.store import NUM_PATCHES, draw_kept_patches, is_non_scene, store_scene
 from samples.embedded_model.tower import make_batch, tower_forward
 from samples.embedded_model.tower_courses import FULL_PICTURES
 from samples.embedded_model.train import make_tokenizer
@@ -32,28 +44,71 @@ def test_a_scene_is_a_function_of_its_number() -> None:
     assert np.array_equal(draw_non_scene(1, 5), draw_non_scene(1, 5))
 
 
+@pytest.mark.parametrize("make", [make_scene, make_hard_scene])
 @pytest.mark.parametrize("index", range(20))
-def test_patch_labels_lie_on_the_things(index: int) -> None:
-    scene = make_scene(HELD_OUT, index)
+def test_patch_labels_lie_on_the_things(index: int, make: Callable[[int, int], Scene]) -> None:
+    scene = make(HELD_OUT, index)
     drawing = draw(scene)
-    for i, thing in enumerate(scene.things):
-        y, x = np.divmod(np.flatnonzero(drawing.thing == i), GRID)
+    for i, thing in enumerate(scene.parts):
+        y, x = np.divmod(np.flatnonzero(drawing.part == i), GRID)
         assert len(x) > 0
         assert (abs((x + 0.5) * PATCH - thing.x) <= thing.size / 2 + PATCH).all()
         assert (abs((y + 0.5) * PATCH - thing.y) <= thing.size / 2 + PATCH).all()
-    rows, present = label_patches(scene, drawing.thing)
-    assert set(rows[drawing.thing < 0, 0]) == {BACKGROUND}
-    assert present[:58].sum() == len(scene.things)
-    assert label_patches(None, drawing.thing)[0][0, 0] == NON_SCENE
+    rows, present = label_patches(scene, drawing.part)
+    assert set(rows[drawing.part < 0, 0]) == {BACKGROUND}
+    assert present[:FIRST_COUNT].sum() == len({(part.kind, part.colour, part.value) for part in scene.parts})
+    assert label_patches(None, drawing.part)[0][0, 0] == NON_SCENE
 
 
-def test_scenes_are_clear() -> None:
-    """No two things are the same, and any two are apart in both directions."""
+@pytest.mark.parametrize(("make", "apart"), [(make_scene, 28), (make_hard_scene, 22)])
+def test_scenes_are_clear(make: Callable[[int, int], Scene], apart: float) -> None:
+    """No two things are the same, any two are apart in both directions, and none leaves the picture."""
     for index in range(100):
-        things = make_scene(TRAIN, index).things
+        things = make(TRAIN, index).things
         assert len({(t.kind, t.colour) for t in things}) == len(things)
-        for a, b in zip(things, things[1:], strict=False):
-            assert b.x - a.x >= 28
+        for positions in ([t.x for t in things], sorted(t.y for t in things)):
+            assert np.diff(positions).min(initial=apart) >= apart - 1e-9
+        assert all(t.width / 2 <= t.x <= SIDE - t.width / 2 and t.size / 2 <= t.y <= SIDE - t.size / 2 for t in things)
+
+
+def test_numbers_are_written_digit_by_digit() -> None:
+    """Each digit of a number is a part, to the right of the one before, and all have a patch."""
+    lengths = Counter[int]()
+    for index in range(80):
+        scene = make_hard_scene(TRAIN, index)
+        if not scene.number:
+            continue
+        drawing = draw(scene)
+        digits = [number for number, part in enumerate(scene.parts) if part.kind == NUMBER]
+        lengths[len(digits)] += 1
+        assert "".join(str(scene.parts[number].value) for number in digits) == str(scene.number.value)
+        columns = [np.flatnonzero(drawing.part == number) % GRID for number in digits]
+        assert [float(column.mean()) for column in columns] == sorted(float(column.mean()) for column in columns)
+        assert (np.flatnonzero(drawing.part == digits[0]) % GRID).min() == min(column.min() for column in columns)
+    assert set(lengths) == {1, 2, 3}
+
+
+def test_questions_about_two_pictures_name_the_right_one() -> None:
+    rng = np.random.default_rng(0)
+    answers = Counter[str]()
+    for index in range(400):
+        scenes = make_hard_scene(TRAIN, 2 * index), make_hard_scene(TRAIN, 2 * index + 1)
+        question = ask_about_pair(*scenes, rng)
+        if question is None:
+            continue
+        assert question.kind == "pair"
+        words = question.prompt.rstrip("?").split()
+        if words[0] == "in":
+            shown = [any(t.colour == words[-2] and t.kind == words[-1] for t in scene.shapes) for scene in scenes]
+            named = ["picture 1" in question.answer, "picture 2" in question.answer]
+            assert shown == named
+            answers[question.answer] += 1
+        elif "colour" in words or "color" in words:
+            (thing,) = [t for t in scenes[int(words[-1]) - 1].shapes if t.kind == words[words.index("the") + 1]]
+            assert question.answer == thing.colour
+        elif "number" in words and words[0] != "is":
+            assert [question.answer] == [str(t.value) for t in scenes[int(words[-1]) - 1].things if t.kind == NUMBER]
+    assert {"picture 1", "picture 2", "no picture"} <= set(answers)
 
 
 SIDES: dict[str, Callable[[Thing, Thing], bool]] = {
@@ -79,7 +134,7 @@ def test_questions_have_the_right_answers() -> None:
                 (thing,) = [t for t in scene.things if t.kind == words[-1]]
                 assert question.answer == thing.colour
             elif question.kind == "number":
-                assert question.answer == str(next(t.digit for t in scene.things if t.kind == NUMBER))
+                assert question.answer == str(next(t.value for t in scene.things if t.kind == NUMBER))
             elif question.kind == "exists" and words[2] in ("a", "an") and words[-1] != "number":
                 there = [t for t in scene.shapes if t.kind == words[-1] and (len(words) == 4 or t.colour == words[3])]
                 assert question.answer == ("yes" if there else "no")
@@ -115,7 +170,8 @@ def test_patches_and_states_equal_those_of_processor_and_tower() -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_packed_questions_equal_single_questions() -> None:
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_packed_questions_equal_single_questions(pictures: int) -> None:
     """Their logits equal those of each question alone, as the chat template renders it."""
     model = build_model(0).eval()
     words = make_tokenizer()
@@ -123,22 +179,24 @@ def test_packed_questions_equal_single_questions() -> None:
         Question("colour", "what colour is the star?", "red"),
         Question("count", "how many stars are there?", "2"),
     ]
-    visual = torch.randn(1, 9, 192)
+    visual = torch.randn(1, pictures, 9, 192)
     pack = Pack(words, [questions])
+    (separator,) = encode(words, "\n")
     with torch.no_grad():
-        packed = answer_logits(model, torch.tensor([encode(words, PROMPT_PREFIX)]), visual, pack)[0]
+        packed = answer_logits(model, torch.tensor([encode(words, PROMPT_PREFIX)]), separator, visual, pack)[0]
         for k, question in enumerate(questions):
-            content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
+            content = [*[{"type": "image"}] * pictures, {"type": "text", "text": question.prompt}]
             text = build_processor(words).apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True
             )
-            assert text == f"{PROMPT_PREFIX}<image>{prompt_suffix(question.prompt)}"
-            ids = torch.tensor(encode(words, f"{text} {question.answer}"))
-            at = int((ids == words.convert_tokens_to_ids("<image>")).nonzero())
+            images = "\n".join(["<image>"] * pictures)
+            assert text == f"{PROMPT_PREFIX}{images}{prompt_suffix(question.prompt)}"
+            before, *after = f"{text} {question.answer}".split("<image>")
             table = model.get_input_embeddings()
-            image = model.model.multi_modal_projector(visual)[0]
-            embeds = torch.cat([table(ids[:at]), image, table(ids[at + 1 :])])
-            alone = model(inputs_embeds=embeds[None]).logits[0, at + 9 :]
+            parts = [table(torch.tensor(encode(words, before)))]
+            for image, words_after in zip(model.model.multi_modal_projector(visual)[0], after, strict=True):
+                parts += [image, table(torch.tensor(encode(words, words_after)))]
+            alone = model(inputs_embeds=torch.cat(parts)[None]).logits[0, -len(parts[-1]) :]
             mine = packed[pack.owner[0] == k][: len(alone)]
             torch.testing.assert_close(mine, alone, atol=1e-4, rtol=0)
             said = pack.target[0][pack.owner[0] == k]
@@ -147,7 +205,7 @@ def test_packed_questions_equal_single_questions() -> None:
 
 @pytest.mark.parametrize("count", [8, 40, 300])
 def test_dropping_keeps_a_patch_of_each_thing(count: int) -> None:
-    things = draw(make_scene(TRAIN, 2)).thing
+    things = draw(make_scene(TRAIN, 2)).part
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(40):
@@ -188,7 +246,7 @@ def test_every_word_has_hints_about_the_next_thing() -> None:
 def test_half_of_the_pictures_have_two_shapes_of_one_colour() -> None:
     pools = Pools(400)
     drawn = pools.draw(300, np.random.default_rng(0), single=False)
-    twins = [not is_non_scene(i) and has_twins(make_scene(TRAIN, i)) for i in drawn]
+    twins = [not is_non_scene(i) and has_twins(store_scene(TRAIN, i)) for (i,) in drawn]
     assert 0.5 < np.mean(twins) < 0.75
-    assert all(len(make_scene(TRAIN, i).things) == 1 for i in pools.draw(50, np.random.default_rng(0), single=True))
+    assert all(len(store_scene(TRAIN, i).things) == 1 for (i,) in pools.draw(50, np.random.default_rng(0), single=True))
     assert len(pools.everything) == 400
