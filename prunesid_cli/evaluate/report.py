@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.results import PruningSetting, Results, ScoredAnswer
 from prunesid_cli.evaluate.statistics import (
     Detection,
+    PairedDifference,
     RelativeAccuracy,
     Scores,
     detection,
+    paired_difference,
     records_needed,
     relative_accuracy,
 )
@@ -36,6 +38,9 @@ class SettingSummary:
         divergence: Mean divergence of the first token in nats; None if it was not measured.
         detection: Precision and recall of yes; None if there are no such questions.
         num_changed: Answers with other words than the unpruned answer.
+        num_lost: Answers with a lower score than the unpruned answer, where an answer is expected.
+        num_gained: Answers with a higher score, likewise.
+        against: How much better than the first method with the same budget; None for the first one.
         num_needed: Records from which the target would be certain, about; None without a target, or if none would do.
     """
 
@@ -49,6 +54,9 @@ class SettingSummary:
     divergence: float | None
     detection: Detection | None
     num_changed: int = 0
+    num_lost: int = 0
+    num_gained: int = 0
+    against: PairedDifference | None = None
     num_needed: int | None = None
 
 
@@ -82,10 +90,13 @@ def summarize(
     if not answered:
         return []
     unpruned = [results.answers[record.key, str(settings[0])] for record in answered]
-    summaries = []
+    summaries, firsts = [], dict[str, Scores]()
     for setting in settings:
         answers = [results.answers[record.key, str(setting)] for record in answered]
-        summaries.append(_summarize_setting(setting, answered, answers, unpruned, target))
+        scores = _scores(answers, unpruned)
+        first = firsts.setdefault(setting.keep, scores)
+        against = None if first is scores else paired_difference(scores, first, [record.media for record in answered])
+        summaries.append(replace(_summarize_setting(setting, answered, answers, unpruned, target), against=against))
     return summaries
 
 
@@ -110,6 +121,7 @@ def _summarize_setting(
         if record.kind:
             rows_by_kind.setdefault(record.kind, []).append(row)
     pairs = [(answer.answer, reference.answer) for answer, reference in zip(answers, unpruned, strict=True)]
+    is_scored = np.array([bool(record.answers) for record in records])
     is_same = [normalized_words(ours) == normalized_words(theirs) for ours, theirs in pairs]
     divergences = [answer.divergence for answer in answers if answer.divergence is not None]
     yes_no = [
@@ -128,6 +140,8 @@ def _summarize_setting(
         divergence=float(np.mean(divergences)) if divergences else None,
         detection=detection(*zip(*yes_no, strict=True)) if yes_no else None,
         num_changed=is_same.count(False),
+        num_lost=int((is_scored & (scores < unpruned_scores)).sum()),
+        num_gained=int((is_scored & (scores > unpruned_scores)).sum()),
         num_needed=records_needed(
             scores, unpruned_scores, [record.media for record in records], target.share, target.confidence
         )
@@ -166,7 +180,8 @@ def make_table(summaries: Sequence[SettingSummary], measure: str) -> list[list[s
     """Return the cells of a table: a header, and a row for each setting."""
     kinds = list(summaries[0].kinds) if len(summaries[0].kinds) > 1 else []
     has_divergence = all(summary.divergence is not None for summary in summaries)
-    header = ["setting", "tokens", "kept", measure, "95 %", "of unpruned", "95 %", *kinds, "same answer"]
+    interval = "95% interval"
+    header = ["setting", "tokens", "kept", measure, interval, "of unpruned", interval, *kinds, "same answer"]
     rows = [header + ["KL of first token"] * has_divergence]
     for summary in summaries:
         accuracy = summary.accuracy
@@ -175,9 +190,9 @@ def make_table(summaries: Sequence[SettingSummary], measure: str) -> list[list[s
             f"{summary.kept:,.0f}",
             f"{summary.retention:.1%}",
             f"{accuracy.accuracy:.3f}",
-            "too few" if accuracy.interval is None else "{:.3f} to {:.3f}".format(*accuracy.interval),
+            format_interval(accuracy),
             "-" if accuracy.share is None else f"{accuracy.share:.1%}",
-            _share_interval(accuracy),
+            format_share_interval(accuracy),
             *(f"{summary.kinds[kind].accuracy:.3f}" for kind in kinds),
             f"{summary.same_answer:.1%}",
         ]
@@ -187,7 +202,13 @@ def make_table(summaries: Sequence[SettingSummary], measure: str) -> list[list[s
     return rows
 
 
-def _share_interval(accuracy: RelativeAccuracy) -> str:
+def format_interval(accuracy: RelativeAccuracy) -> str:
+    """Return the interval of an accuracy."""
+    return "too few" if accuracy.interval is None else "{:.3f} to {:.3f}".format(*accuracy.interval)
+
+
+def format_share_interval(accuracy: RelativeAccuracy) -> str:
+    """Return the interval of the share of the unpruned accuracy."""
     if accuracy.low is not None:
         return f"{accuracy.low:.1%} to {accuracy.high:.1%}"
     return "too few" if accuracy.interval is None else "-"
@@ -203,6 +224,8 @@ def to_record(summary: SettingSummary) -> dict[str, Any]:
         "kinds": {kind: _accuracy_to_record(accuracy) for kind, accuracy in summary.kinds.items()},
         "same": summary.same_answer,
         "changed": summary.num_changed,
+        "lost": summary.num_lost,
+        "gained": summary.num_gained,
         "likeness": summary.word_f1,
         "divergence": summary.divergence,
         "detection": summary.detection and asdict(summary.detection),
@@ -214,6 +237,7 @@ def to_record(summary: SettingSummary) -> dict[str, Any]:
 def _accuracy_to_record(accuracy: RelativeAccuracy) -> dict[str, float | tuple[float, float] | None]:
     return {
         "accuracy": accuracy.accuracy,
+        "count": accuracy.count,
         "interval": accuracy.interval,
         "share": accuracy.share,
         "low": accuracy.low,

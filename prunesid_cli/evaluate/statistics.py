@@ -10,7 +10,7 @@ difference of paired proportions, 2012), and its width shrinks as 1/n.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -40,6 +40,7 @@ class RelativeAccuracy:
         low: Lower end of the 95 % confidence interval of `share`; None for the unpruned model itself.
         high: Upper end of the interval.
         confidence: Probability that `share` reaches the target; None without a target.
+        count: Number of questions.
     """
 
     accuracy: float
@@ -48,6 +49,32 @@ class RelativeAccuracy:
     high: float | None = None
     confidence: float | None = None
     interval: tuple[float, float] | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The mean difference of the scores of two settings on the same questions.
+
+    Attributes:
+        mean: The difference.
+        interval: Ends of its 95 % confidence interval; None as in `RelativeAccuracy`.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+
+
+def paired_difference(scores: Scores, others: Scores, media: Sequence[Hashable], seed: int = 0) -> PairedDifference:
+    """Compare two settings on the same questions; see `relative_accuracy` for the arguments."""
+    mean = float((scores - others).mean())
+    if len(set(media)) < MIN_CLUSTERS:
+        return PairedDifference(mean, None)
+    clusters = _clusters(media)
+    differences = np.append(np.bincount(clusters, scores - others), (1, -1))
+    sizes = np.append(np.bincount(clusters), (1, 1))
+    draws = [counts @ differences / (counts @ sizes) for counts in _draw_clusters(len(sizes), seed)]
+    return PairedDifference(mean, _interval(np.concatenate(draws)))
 
 
 def relative_accuracy(
@@ -63,31 +90,36 @@ def relative_accuracy(
         target: Share that should be reached.
         seed: Seed of the bootstrap.
     """
-    accuracy = float(scores.mean())
+    accuracy, count = float(scores.mean()), len(scores)
     share = float(scores.sum() / unpruned.sum()) if unpruned.any() else None
     if len(set(media)) < MIN_CLUSTERS:
-        return RelativeAccuracy(accuracy, share)
+        return RelativeAccuracy(accuracy, share, count=count)
     clusters = _clusters(media)
     # The two added questions: right only with pruning, and right only without.
     cluster_scores = np.append(np.bincount(clusters, scores), (1, 0))
     cluster_unpruned = np.append(np.bincount(clusters, unpruned), (0, 1))
     cluster_sizes = np.append(np.bincount(clusters), (1, 1))
-    num_clusters = len(cluster_scores)
-    rng, probabilities = np.random.default_rng(seed), np.full(num_clusters, 1 / num_clusters)
     accuracies, shares = [], []
-    for _ in range(NUM_DRAWS // DRAWS_PER_BLOCK):
-        counts = rng.multinomial(num_clusters, probabilities, size=DRAWS_PER_BLOCK)
+    for counts in _draw_clusters(len(cluster_scores), seed):
         accuracies.append(counts @ cluster_scores / (counts @ cluster_sizes))
         shares.append(_share(counts @ cluster_scores, counts @ cluster_unpruned))
     interval = _interval(np.concatenate(accuracies))
     if share is None:
-        return RelativeAccuracy(accuracy, None, interval=interval)
+        return RelativeAccuracy(accuracy, None, interval=interval, count=count)
     if scores is unpruned:
-        return RelativeAccuracy(accuracy, share, confidence=None if target is None else 1.0, interval=interval)
+        certainty = None if target is None else 1.0
+        return RelativeAccuracy(accuracy, share, confidence=certainty, interval=interval, count=count)
     drawn_shares = np.concatenate(shares)
     low, high = _interval(drawn_shares)
     confidence = None if target is None else float((drawn_shares >= target).mean())
-    return RelativeAccuracy(accuracy, share, low, high, confidence, interval)
+    return RelativeAccuracy(accuracy, share, low, high, confidence, interval, count)
+
+
+def _draw_clusters(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield blocks of draws: how often each of `count` groups is drawn [DRAWS_PER_BLOCK, count]."""
+    rng, probabilities = np.random.default_rng(seed), np.full(count, 1 / count)
+    for _ in range(NUM_DRAWS // DRAWS_PER_BLOCK):
+        yield rng.multinomial(count, probabilities, size=DRAWS_PER_BLOCK)
 
 
 def records_needed(

@@ -13,6 +13,12 @@ from prunesid_cli.tokencache import Cache, Item, Shard
 from prunesid_cli.visualization.patches import to_patch_record
 
 SETTING = "kept"
+TERMS = {
+    "visual tokens": "What the language model reads of a picture: one token for a patch, and one (CLS) for the whole "
+    "picture if the model has it. CLS is kept in addition, so 64 tokens may be 63 patches and CLS.",
+    "information": "How little the patches resemble each other: 1 minus their mean similarity (Eq. 7 of the paper). A "
+    "dynamic budget gives more tokens to pictures with more of it.",
+}
 
 
 def write_cache_page(
@@ -44,5 +50,11 @@ def write_cache_page(
     if run:
         facts = [f"model {run.model}", f"{run.method} {run.keep}", *facts]
     facts.append(f"{kept:,} of {total:,} visual tokens")
-    data = {"settings": [{"name": SETTING}], "media": pictures.panels, "records": shown}
-    write_page(path, f"What {cache.folder} keeps", facts, data)
+    data = {
+        "noun": "item",
+        "settings": [{"name": SETTING, "label": SETTING}],
+        "first": SETTING,
+        "media": pictures.panels,
+        "records": shown,
+    }
+    write_page(path, f"What {cache.folder} keeps", facts, data, terms=TERMS)

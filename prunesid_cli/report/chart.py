@@ -12,8 +12,17 @@ NUM_LINES = 5
 """Methods that have a colour; others are grey."""
 
 
-def draw_chart(summaries: Sequence[SettingSummary], measure: str) -> str:
-    """Draw the settings; the first one is without pruning. Returns SVG, or nothing without pruned settings."""
+def draw_chart(summaries: Sequence[SettingSummary], measure: str, basis: str) -> str:
+    """Draw the settings.
+
+    Args:
+        summaries: The settings; the first one is without pruning.
+        measure: What scores measure.
+        basis: What the chart is based on, such as "67 questions, 6 pictures".
+
+    Returns:
+        SVG; nothing without pruned settings.
+    """
     unpruned, *pruned = summaries
     if not pruned:
         return ""
@@ -38,12 +47,17 @@ def draw_chart(summaries: Sequence[SettingSummary], measure: str) -> str:
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{count:,.0f}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">visual tokens kept</text>')
-    parts.append(f'<text class="label" x="4" y="{TOP - 16}">{escape(measure)}</text>')
+    heading = f"{measure} ({basis}; 95% intervals{f', axis from {bottom:.1f}' if bottom else ''})"
+    parts.append(f'<text class="label" x="4" y="{TOP - 16}">{escape(heading)}</text>')
     reference = y(unpruned.accuracy.accuracy)
+    if unpruned.accuracy.interval:
+        low, high = map(y, unpruned.accuracy.interval)
+        band = f'x="{LEFT}" width="{WIDTH - RIGHT - LEFT}" y="{high:.1f}" height="{low - high:.1f}"'
+        parts.append(f'<rect class="band" {band}/>')
     parts.append(
         f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{reference:.1f}" y2="{reference:.1f}"/>'
     )
-    label = f"all {unpruned.kept:,.0f} tokens"
+    label = f"unpruned, {unpruned.kept:,.0f}"
     labels = [(reference, "reference-label", label)]
     methods = list(dict.fromkeys(summary.setting.method for summary in pruned))
     for number, method in enumerate(methods):

@@ -10,12 +10,21 @@ from typing import Any
 from prunesid_cli.errors import UsageError
 from prunesid_cli.evaluate.metrics import choose_metric, normalized_words
 from prunesid_cli.evaluate.records import Record
-from prunesid_cli.evaluate.report import make_table, measure_name, summarize
+from prunesid_cli.evaluate.report import (
+    SettingSummary,
+    format_interval,
+    format_share_interval,
+    measure_name,
+    summarize,
+)
 from prunesid_cli.evaluate.results import RECORD_FIELDS, PruningSetting, Results, ScoredAnswer
 from prunesid_cli.report.chart import draw_chart
-from prunesid_cli.report.page import write_page
+from prunesid_cli.report.page import Link, Table, write_page
 from prunesid_cli.report.pictures import Pictures
 from prunesid_cli.text import plural
+
+FEW_MEDIA = 30
+"""Pictures below which the page warns."""
 
 
 def write_evaluation(
@@ -63,20 +72,120 @@ def write_evaluation(
         on_record()
     model = json.loads(results.context)[0] if results.context else ""
     measure = measure_name(records)
-    num_answered = sum((record.key, str(settings[0])) in results.answers for record in records)
-    facts = [f"model {model}", plural(num_answered, "record"), plural(len(pictures.panels), "picture")]
-    facts += [f"{len(shown):,} records shown"] if len(shown) < num_answered else []
+    answered = [record for record in records if (record.key, str(settings[0])) in results.answers]
+    num_compared, num_media = summaries[0].accuracy.count, len({record.media for record in answered})
+    facts = [f"model {model}", plural(num_compared, "question"), f"about {plural(num_media, 'picture')}"]
+    if num_compared < len(answered):
+        facts.append(f"{len(answered) - num_compared:,} more not answered under all settings")
+    if len(shown) < len(answered):
+        facts.append(f"{len(shown):,} questions shown")
     data = {
-        "settings": [{"name": str(setting)} for setting in settings],
+        "noun": "question",
+        "settings": [{"name": str(setting), "label": _label(setting)} for setting in settings],
+        "first": str(_most_interesting(summaries).setting),
         "media": pictures.panels,
         "records": shown,
     }
-    notes = (
-        "The first interval is that of the accuracy, the second that of its share of the unpruned accuracy (95 %, by "
-        "bootstrap over pictures).",
-    )
+    notes = []
+    if num_media < FEW_MEDIA:
+        notes.append(
+            f"There are only {plural(num_media, 'picture')}. Answers about one picture tend to be right or wrong "
+            "together, so all intervals are wide: take more pictures before you decide."
+        )
+    if any("random" in summary.setting.method for summary in summaries):
+        notes.append(
+            "The method random keeps the same positions in all pictures of one size, so its line is one draw of them."
+        )
     title = f"{measure} with fewer visual tokens".capitalize()
-    write_page(path, title, facts, data, make_table(summaries, measure), draw_chart(summaries, measure), notes)
+    tables = _make_tables(summaries, measure)
+    chart = draw_chart(summaries, measure, f"{plural(num_compared, 'question')}, {plural(num_media, 'picture')}")
+    write_page(path, title, facts, data, tables, chart, notes, _terms(measure, shown))
+
+
+def _label(setting: PruningSetting) -> str:
+    return "unpruned" if setting.keep == "all" else str(setting)
+
+
+def _most_interesting(summaries: Sequence[SettingSummary]) -> SettingSummary:
+    """The setting that the page opens with: the first one that lost an answer, or else changed one."""
+    _, *pruned = summaries
+    lossy = [summary for summary in pruned if summary.num_lost]
+    changing = [summary for summary in pruned if summary.num_changed]
+    return (lossy or changing or pruned or summaries)[0]
+
+
+def _make_tables(summaries: Sequence[SettingSummary], measure: str) -> list[Table]:
+    """The tables of the page: all settings, kinds of questions, and methods with the same budget."""
+    tables = [_summary_table(summaries, measure)]
+    if len(kinds := summaries[0].kinds) > 1:
+        header = ["setting", *(f"{kind} ({accuracy.count:,})" for kind, accuracy in kinds.items())]
+        rows = [
+            [_label(summary.setting), *(f"{accuracy.accuracy:.3f}" for accuracy in summary.kinds.values())]
+            for summary in summaries
+        ]
+        tables.append(Table(f"{measure.capitalize()} by kind, with the number of questions", header, rows))
+    if compared := [summary for summary in summaries if summary.against]:
+        rows = [[_label(summary.setting), *_format_difference(summary)] for summary in compared]
+        first = summaries[1].setting.method
+        caption = f"Against {first} with the same budget, on the same questions"
+        tables.append(Table(caption, ["setting", "difference", "95% interval", "certain"], rows))
+    return tables
+
+
+def _summary_table(summaries: Sequence[SettingSummary], measure: str) -> Table:
+    is_scored = measure == "accuracy"
+    has_divergence = all(summary.divergence is not None for summary in summaries)
+    header = ["setting", "visual tokens", "share kept", measure, "95% interval"]
+    header += [f"share of unpruned {measure}", "95% interval", "lost", "gained"] if is_scored else []
+    header += ["changed", *["KL of first token"] * has_divergence]
+    rows = []
+    for summary in summaries:
+        accuracy, name = summary.accuracy, str(summary.setting)
+        row: list[str | Link] = [_label(summary.setting), f"{summary.kept:,.0f}", f"{summary.retention:.1%}"]
+        row += [f"{accuracy.accuracy:.3f}", format_interval(accuracy)]
+        counts = {"lost": summary.num_lost, "gained": summary.num_gained} if is_scored else {}
+        if is_scored:
+            row += ["-" if accuracy.share is None else f"{accuracy.share:.1%}", format_share_interval(accuracy)]
+        for show, count in (counts | {"changed": summary.num_changed}).items():
+            row.append("" if summary is summaries[0] else Link(f"{count:,}", name, show) if count else "0")
+        if has_divergence:
+            row.append(f"{summary.divergence:.4f} nats")
+        rows.append(row)
+    return Table("", header, rows)
+
+
+def _format_difference(summary: SettingSummary) -> tuple[str, str, str]:
+    assert summary.against
+    mean, interval = summary.against.mean, summary.against.interval
+    if interval is None:
+        return f"{100 * mean:+.1f} points", "too few", "no"
+    low, high = interval
+    certain = "better" if low > 0 else "worse" if high < 0 else "no"
+    return f"{100 * mean:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}", certain
+
+
+def _terms(measure: str, shown: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The words of the page that need an explanation, as far as they are used."""
+    answers = [answer for record in shown for answer in record["answers"].values()]
+    terms = {
+        "visual tokens": "What the language model reads of a picture: one token for a patch, and one (CLS) for the "
+        "whole picture if the model has it. CLS is kept in addition, so 64 tokens may be 63 patches and CLS.",
+        measure: "The share of right answers." if measure == "accuracy" else "The share of unchanged answers.",
+        "unpruned": "The model reads all visual tokens.",
+        "changed": "The answer has other words than the unpruned answer.",
+    }
+    if measure == "accuracy":
+        terms["lost, gained"] = "The answer has a lower, or a higher, score than the unpruned answer."
+    terms["95% interval"] = (
+        "By bootstrap over pictures. Of 100 such intervals, about 95 contain the value that endlessly many pictures of "
+        "this kind would give."
+    )
+    if any("groups" in patches for answer in answers for patches in answer.get("patches", ())):
+        terms["groups"] = (
+            "PruneSID divides the patches of a picture into groups of similar ones, and keeps the most important "
+            "patches of each group."
+        )
+    return terms
 
 
 def _choose(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -15,6 +17,36 @@ from prunesid_cli import __version__
 from prunesid_cli.runtime.output_file import check_output, replace_output
 
 MARK = b"<!-- prunesid report -->"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell of a table that sets the filters of the page.
+
+    Attributes:
+        text: The cell.
+        setting: Setting to choose.
+        show: Which records to show, a value of the page's field of that name.
+    """
+
+    text: str
+    setting: str
+    show: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table at the top of a page.
+
+    Attributes:
+        caption: What it is about.
+        header: Cells of the header.
+        rows: Rows of cells.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Link]]
 
 
 def check_page(path: Path, option: str) -> None:
@@ -31,9 +63,10 @@ def write_page(
     title: str,
     facts: Sequence[str],
     data: dict[str, Any],
-    table: Sequence[Sequence[str]] = (),
+    tables: Sequence[Table] = (),
     chart: str = "",
     notes: Sequence[str] = (),
+    terms: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a page.
 
@@ -41,10 +74,11 @@ def write_page(
         path: The file, checked by `check_page`.
         title: Its title.
         facts: What it is about, one fact after the other.
-        data: What the script shows: `media`, `settings` and `records`.
-        table: A header and rows of cells.
+        data: What the script shows: `media`, `settings` and `records`, and `noun`, what a record is called.
+        tables: Tables. The chart is below the first one.
         chart: SVG.
-        notes: Sentences below the table.
+        notes: Sentences below the chart.
+        terms: Words that the page explains.
 
     Raises:
         PruneSIDError: The file cannot be written.
@@ -57,9 +91,11 @@ def write_page(
         mark=MARK.decode(),
         title=title,
         facts=[*facts, date.today().isoformat(), f"prunesid {__version__}"],
-        table=table,
+        tables=tables,
         chart=chart,
         notes=notes,
+        terms=terms,
+        noun=data["noun"],
         # A text in it must not end the script element that holds it.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )

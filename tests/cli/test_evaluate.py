@@ -88,7 +88,7 @@ def test_relative_accuracy_and_its_interval() -> None:
 def test_few_records_give_no_interval() -> None:
     ones = np.ones(40)
     few = relative_accuracy(ones, ones.copy(), [number % (MIN_CLUSTERS - 1) for number in range(40)], 0.9)
-    assert few == RelativeAccuracy(1.0, 1.0)
+    assert few == RelativeAccuracy(1.0, 1.0, count=40)
     enough = relative_accuracy(ones, ones.copy(), [number % MIN_CLUSTERS for number in range(40)], 0.9)
     assert enough.low is not None and enough.interval is not None
 

@@ -100,7 +100,7 @@ def test_a_page_is_made_of_the_answers_alone(run: Run, folder: Path, tmp_path: P
     assert page_data(tmp_path / "x.html") == page_data(folder / "page.html")
     assert run("report", folder / "answers.jsonl", "--out", folder / "few.html", "--limit", 3).code == 0
     few = page_data(folder / "few.html")["records"]
-    assert len(few) == 3 and "3 records shown" in (folder / "few.html").read_text()
+    assert len(few) == 3 and "3 questions shown" in (folder / "few.html").read_text()
 
 
 def test_what_is_no_source_or_page_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def choose(browser: Any, name: str, value: str) -> None:
 def shown_lines(browser: Any) -> list[int]:
     """Lines of the records on the page."""
     texts = browser.execute_script("return [...document.querySelectorAll('.expected')].map(e => e.textContent)")
-    return [int(text.split()[1]) for text in texts]
+    return [int(text.partition("line ")[2].split()[0]) for text in texts]
 
 
 def test_a_browser_filters_sorts_and_toggles(browser: Any, folder: Path) -> None:
@@ -237,6 +237,45 @@ def test_a_browser_filters_sorts_and_toggles(browser: Any, folder: Path) -> None
     button.click()
     assert browser.find_element("css selector", "[name=setting]").get_attribute("value") == name
     assert browser.get_log("browser") == []
+
+
+def test_a_browser_follows_the_counts_of_the_table(browser: Any, folder: Path) -> None:
+    """A count at the top shows as many questions, and a filter that matches nothing says so."""
+    browser.get(f"file://{folder}/page.html")
+    links = browser.find_elements("css selector", ".summary .link")
+    assert links
+    for link in links:
+        link.click()
+        assert len(shown_lines(browser)) == int(link.text), link.get_attribute("outerHTML")
+    chosen = browser.find_element("css selector", "[name=setting]").get_attribute("value")
+    assert chosen == links[-1].get_attribute("data-setting")
+    assert "dark: dropped" in browser.find_element("id", "legend").text
+    browser.find_element("css selector", "[value=groups]").click()
+    assert browser.find_element("id", "legend").text.startswith("This setting has no groups.")
+    choose(browser, "setting", "4 prunesid")
+    assert "group of similar patches" in browser.find_element("id", "legend").text
+    choose(browser, "text", "no question has these words")
+    assert "No question matches" in browser.find_element("id", "records").text
+    browser.find_element("css selector", ".empty button").click()
+    assert len(shown_lines(browser)) == 13
+    assert browser.get_log("browser") == []
+
+
+def test_the_tables_are_those_of_the_evaluation(folder: Path) -> None:
+    """The counts at the top are those of the answers; a few pictures are named as such; words are explained."""
+    text = (folder / "page.html").read_text()
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    unpruned = {line["line"]: line for line in lines if line["setting"] == "all"}
+    links = dict(re.findall(r'data-setting="(.*?)" data-show="lost">(\d+)', text))
+    for setting in ("64 prunesid", "4 prunesid", "64 random", "4 random"):
+        scored = [line for line in lines if line["setting"] == setting and line["score"] is not None]
+        lost = sum(line["score"] < unpruned[line["line"]]["score"] for line in scored)
+        assert int(links.get(setting, 0)) == lost
+    changed = re.findall(r'data-setting="(.*?)" data-show="changed"', text)
+    assert page_data(folder / "page.html")["first"] == next(iter(links or changed))
+    for words in ("There are only 7 pictures", "keeps the same positions", "<th scope=\"col\">two (1)</th>",
+                  "Against prunesid with the same budget", "13 questions, 7 pictures", "<dt>groups</dt>"):  # fmt: skip
+        assert words in text, words
 
 
 def test_a_browser_draws_exactly_the_kept_patches(browser: Any, folder: Path, tmp_path: Path) -> None:

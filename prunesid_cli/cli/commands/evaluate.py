@@ -19,6 +19,7 @@ from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import ExitCode, MediaError, UsageError
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS, Engine, Fit
+from prunesid_cli.report import DEFAULT_RECORDS
 from prunesid_cli.runtime.output_file import is_stdout, is_stream
 from prunesid_cli.runtime.shutdown import graceful_shutdown
 from prunesid_cli.text import align_columns, plural
@@ -214,11 +215,10 @@ def evaluate(
         draw_plot(summaries, plot, measure_name(records), " · ".join([*facts, date.today().isoformat()]))
         printer.note(f"plotted: {plot}")
     if report:
-        from prunesid_cli.cli.commands.report import DEFAULT_ITEMS
         from prunesid_cli.report.evaluation import write_evaluation
 
-        with printer.progress("reading pictures", min(len(records), DEFAULT_ITEMS), prints_results=False) as bar:
-            write_evaluation(report, variants, records, results, DEFAULT_ITEMS, bar.advance)
+        with printer.progress("reading pictures", min(len(records), DEFAULT_RECORDS), prints_results=False) as bar:
+            write_evaluation(report, variants, records, results, DEFAULT_RECORDS, bar.advance)
         printer.note(f"report: {report}")
     if results.failed or errors:
         raise typer.Exit(ExitCode.PARTIAL)

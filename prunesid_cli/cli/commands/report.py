@@ -11,8 +11,7 @@ from prunesid_cli.cli import options as o
 from prunesid_cli.cli.terminal import printer
 from prunesid_cli.errors import UsageError
 from prunesid_cli.pipeline.prompt_file import ItemFilter
-
-DEFAULT_ITEMS = 1000
+from prunesid_cli.report import DEFAULT_RECORDS
 
 
 def report(
@@ -31,7 +30,7 @@ def report(
     exclude: o.Exclude = None,
     max_items: Annotated[
         int, typer.Option("--limit", min=1, help="Largest number of records or items on the page.")
-    ] = DEFAULT_ITEMS,
+    ] = DEFAULT_RECORDS,
     log: o.Log = None,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
