@@ -100,7 +100,8 @@ class Budget:
         if self.count is not None:
             return self.count
         if self.share is not None:
-            return max(_round_half_up(n_tokens * self.share), 1)
+            top, bottom = n_tokens * self.share.numerator, self.share.denominator
+            return max((2 * top + bottom) // (2 * bottom), 1)  # integers, since this is done for each image
         return n_tokens
 
     def __str__(self) -> str:
@@ -237,8 +238,8 @@ def _clamp(weights: Sequence[float], scale: float, bounds: Bounds) -> list[float
     return [min(max(scale * weight, floor), ceiling) for weight, (floor, ceiling) in zip(weights, bounds, strict=True)]
 
 
-def _round_half_up(value: Fraction | float) -> int:
-    return math.floor(value + Fraction(1, 2)) if isinstance(value, Fraction) else math.floor(value + 0.5)
+def _round_half_up(value: float) -> int:
+    return math.floor(value + 0.5)
 
 
 def _format_decimal(value: Fraction) -> str:

@@ -46,12 +46,11 @@ class ContentIndex:
         with self._lock:
             if (high, low) in self._new:
                 return self._new[high, low]
-            start, end = (
-                int(np.searchsorted(self._digests[:, 0], np.uint64(high), side)) for side in ("left", "right")
-            )
-            for row in range(start, end):
+            row = int(self._digests[:, 0].searchsorted(np.uint64(high)))
+            while row < len(self._digests) and self._digests[row, 0] == high:
                 if self._digests[row, 1] == low:
                     return ShardPosition(*self._positions[row].tolist())
+                row += 1
         return None
 
     def add(self, digest: str, position: ShardPosition) -> None:

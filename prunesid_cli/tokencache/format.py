@@ -190,8 +190,8 @@ class Item(Provenance):
 
     def to_record(self, layout: int | dict[str, Any]) -> dict[str, Any]:
         """Return the item as a header stores it, with the number of its layout, without fields that are the default."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        record = {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+        values = ((name, getattr(self, name), default) for name, default in ITEM_DEFAULTS.items())
+        record = {name: value for name, value, default in values if value != default}
         return record | {"layout": layout, "whole": record.pop("is_unpruned")}
 
     @property
@@ -207,6 +207,10 @@ class Item(Provenance):
     def rows_place(self, number: int) -> RowsPlace:
         """Return where its rows are; `number` is that of its shard."""
         return RowsPlace(number if self.shard is None else self.shard, self.rows)
+
+
+ITEM_DEFAULTS = {field.name: field.default for field in fields(Item)}
+"""Field of an item -> its default, which is not stored."""
 
 
 def layout_from_record(record: dict[str, Any]) -> Layout:

@@ -193,8 +193,9 @@ def write_shard_file(file: BinaryIO, body: dict[str, Any], tensors: dict[str, Te
         start, end = end, end + DTYPE_BYTES[tensor.dtype] * tensor.shape[0] * tensor.shape[1]
         header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
     shapes = {name: {"dtype": tensor.dtype, "shape": tensor.shape} for name, tensor in tensors.items()}
-    body = body | {"tensors": shapes}
-    metadata = {METADATA_KEY: canonical_json(body | {"check": checksum(canonical_json(body).encode())})}
+    checked = canonical_json(body | {"tensors": shapes})
+    # "check" is the first of the sorted names. JSON of many items takes long, so it is made once.
+    metadata = {METADATA_KEY: f'{{"check":"{checksum(checked.encode())}",{checked[1:]}'}
     text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)

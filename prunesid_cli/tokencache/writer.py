@@ -127,8 +127,7 @@ class CacheWriter:
         if self.contents.find(entry.provenance.digest):
             self.add_copy(entry.provenance, entry.stamp)
         else:
-            item, rows = pack_entry(entry, self.run)
-            self.add_packed(item, rows, entry.stamp)
+            self._append(*pack_entry(entry, self.run), entry.stamp)
 
     def add_copy(self, provenance: Provenance, stamp: Stamp | None) -> None:
         """Add an input with contents that the cache holds. Nothing is stored but where it came from.

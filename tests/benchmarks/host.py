@@ -144,7 +144,8 @@ def make_instant_decoder(setup: WorkerSetup) -> Decode:
     def work(request: DecodeRequest) -> Any:
         if not results:
             results.append(decode(request))
-        provenance = replace(results[0].provenance, source=request.source)
+        digest = f"{request.number:064x}"  # inputs with equal contents would be stored once
+        provenance = replace(results[0].provenance, source=request.source, digest=digest)
         return replace(results[0], number=request.number, provenance=provenance)
 
     return work

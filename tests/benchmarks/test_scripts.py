@@ -1,8 +1,9 @@
-"""Every benchmark can be imported and parses its command line."""
+"""Every benchmark can be imported and parses its command line, and that of the host runs."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,14 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(f"tests.benchmarks.{name}").main()
     assert (stop.value.code, "usage: " in capsys.readouterr().out) == (0, True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_benchmark_of_the_host_measures_every_stage(tmp_path: Path) -> None:
+    """Each input is decoded and written, also by workers that give the same picture for all."""
+    from tests.benchmarks.host import CASES, measure
+
+    found = measure(CASES["JPEG 640x480, CLIP 336"], tmp_path, scale=0.05)
+    assert found["inputs"] == 32
+    assert min(found["floor_ms"], found["main_ms"], found["two_over_one"], *found["ceilings"].values()) > 0

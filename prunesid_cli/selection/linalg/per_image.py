@@ -36,9 +36,10 @@ def map_images(function: Callable[[int], Result], num_images: int, device: torch
         finally:
             _scratch.used = SCRATCH_BYTES
 
-    if device.type != "cpu":
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
         return [call(row) for row in range(num_images)]
-    return list(_thread_pool(torch.get_num_threads()).map(call, range(num_images)))
+    return list(_thread_pool(threads).map(call, range(num_images)))
 
 
 @lru_cache(maxsize=4)
