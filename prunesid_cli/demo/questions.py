@@ -76,13 +76,16 @@ def ask_about_pair(first: Scene, second: Scene, rng: Rng) -> Question | None:
     return about_one and Question("pair", f"{about_one.prompt.rstrip('?')} {place}", about_one.answer)
 
 
-def held_out_questions(num_scenes: int, per_kind: int, split: int) -> list[tuple[int, Question]]:
+def held_out_questions(
+    num_scenes: int, per_kind: int, split: int, make: Callable[[int, int], Scene] = make_scene
+) -> list[tuple[int, Question]]:
     """Return a balanced set of questions, ordered by scene.
 
     Args:
         num_scenes: Scenes to ask about; there are at most two questions of a kind about each.
         per_kind: Questions of each kind.
         split: Split of the scenes.
+        make: Makes the scene with a number of a split.
 
     Returns:
         Pairs of the index of a scene and a question.
@@ -90,7 +93,7 @@ def held_out_questions(num_scenes: int, per_kind: int, split: int) -> list[tuple
     rng = np.random.default_rng((split, 7))
     by_kind: dict[str, list[tuple[int, Question]]] = {kind: [] for kind in KINDS}
     for index in range(num_scenes):
-        scene = make_scene(split, index)
+        scene = make(split, index)
         for kind, pairs in by_kind.items():
             questions = {question for question in (ask_one(scene, kind, rng) for _ in range(2)) if question}
             ordered = sorted(questions, key=lambda question: question.prompt)

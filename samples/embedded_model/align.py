@@ -11,11 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunesid_cli.demo.build import WIDTH
 from prunesid_cli.demo.scenes import NUMBER, SIDE, TRAIN, Thing
-from samples.embedded_model.store import Store, is_non_scene, store_scene
+from samples.embedded_model.labels import extract_patches
+from samples.embedded_model.store import (
+    NUM_PATCHES,
+    SIMPLE_INTERVAL,
+    Store,
+    draw_picture,
+    is_non_scene,
+    store_scene,
+)
+from samples.embedded_model.tower import tower_forward
 
 NUM_ANCHORS = 8
 """Columns, and rows, with a code of their own; the code of a place is interpolated between them."""
@@ -39,7 +49,34 @@ def align_projector(
     """
     generator = torch.Generator().manual_seed(seed)
     targets = WordTargets(table.detach() - table.detach().mean(0), word, generator)
-    features, sums = _make_examples(store, targets, pictures, seed)
+    _fit(projector, *_make_examples(store, targets, pictures, seed), generator, seed)
+
+
+@torch.no_grad()
+def replace_tower(projector: Any, old_tower: Any, store: Store, seed: int, pictures: int = 700) -> None:
+    """Fit a projector that was trained on another tower to the tower of a store: its tokens stay what they were.
+
+    Args:
+        projector: The projector.
+        old_tower: The tower that it was trained on, which knows only simple scenes.
+        store: Features of the new tower.
+        seed: Seed.
+        pictures: Number of simple pictures to fit on.
+    """
+    rng, positions = np.random.default_rng(seed), torch.arange(NUM_PATCHES)[None]
+    features, wanted = [], []
+    for index in range(0, min(SIMPLE_INTERVAL * pictures, len(store.parts)), SIMPLE_INTERVAL):
+        patches = _choose_patches(store.parts[index], rng)
+        pixels, _ = draw_picture(TRAIN, index)
+        states = tower_forward(old_tower, extract_patches(pixels)[None], positions)[0, 1 + patches]
+        wanted.append(projector(states))
+        features.append(torch.from_numpy(store.features[index][1 + patches]).float())
+    with torch.enable_grad():
+        _fit(projector, torch.cat(features), torch.cat(wanted), torch.Generator().manual_seed(seed), seed)
+
+
+def _fit(projector: Any, features: Tensor, wanted: Tensor, generator: torch.Generator, seed: int) -> None:
+    """Fit a projector to features [M, C] of patches and the tokens that they should become [M, C]."""
     mean, scale = features.mean(0), features.std(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -49,7 +86,7 @@ def align_projector(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
     for _ in range(STEPS):
         rows = torch.randint(len(features), (BATCH_SIZE,), generator=generator)
-        loss = (net((features[rows] - mean) / scale) - sums[rows]).square().sum(-1).mean()
+        loss = (net((features[rows] - mean) / scale) - wanted[rows]).square().sum(-1).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -95,14 +132,19 @@ class WordTargets:
         return smooth + self._embedding(word) if word else smooth
 
 
+def _choose_patches(parts: NDArray[np.int8], rng: np.random.Generator) -> NDArray[np.int64]:
+    """All patches of a picture that show a part, and some that show none."""
+    empty = rng.permutation(np.flatnonzero(parts < 0))[:BACKGROUND_PATCHES]
+    return np.concatenate([np.flatnonzero(parts >= 0), empty])
+
+
 def _make_examples(store: Store, targets: WordTargets, pictures: int, seed: int) -> tuple[Tensor, Tensor]:
     """Features of patches [M, C] and their targets [M, C]."""
     rng = np.random.default_rng(seed)
     features, sums = [], []
     for index in range(min(pictures, len(store.parts))):
         parts = store.parts[index]
-        empty = rng.permutation(np.flatnonzero(parts < 0))[:BACKGROUND_PATCHES]
-        patches = np.concatenate([np.flatnonzero(parts >= 0), empty])
+        patches = _choose_patches(parts, rng)
         if is_non_scene(index):
             thing_targets, empty_target = [], targets.non_scene
         else:

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from prunesid_cli.demo.questions import KINDS, Question, ask_about_non_scene, held_out_questions
-from prunesid_cli.demo.scenes import HELD_OUT, draw, make_scene
+from prunesid_cli.demo.questions import KINDS, Question, ask_about_non_scene, ask_about_pair, held_out_questions
+from prunesid_cli.demo.scenes import HELD_OUT, Drawing, Scene, draw, make_hard_scene, make_scene
 from prunesid_cli.evaluate.results import PruningSetting
 from prunesid_cli.inputs.image import media_from_image
 from prunesid_cli.models import load_family
@@ -35,6 +36,7 @@ from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.types import Encoded, Generation, TokenSet
 from samples.embedded_model.non_scenes import draw_non_scene
+from samples.embedded_model.store import NUM_PATCHES
 
 GENERATION = Generation(max_new_tokens=40)
 BATCH_SIZE = 32
@@ -42,44 +44,56 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class ExamPicture:
-    """A picture with questions.
+    """A picture, or two of them, with questions.
 
     Attributes:
-        encoded: The encoded picture, a single item.
-        things: Index of the thing that each patch shows [576]; -1 for none.
-        questions: Questions about it.
+        encoded: The encoded pictures.
+        parts: Index of the part that each patch of each picture shows [576]; -1 for none.
+        questions: Questions about them.
     """
 
     encoded: list[Encoded]
-    things: NDArray[np.int8]
+    parts: list[NDArray[np.int8]]
     questions: tuple[Question, ...]
 
 
-def make_exam(pruner: Pruner, per_kind: int, split: int) -> list[ExamPicture]:
+def make_exam(pruner: Pruner, per_kind: int, split: int, is_hard: bool = False) -> list[ExamPicture]:
     """Encode the pictures of a balanced exam.
 
     Args:
         pruner: Its vision half encodes the pictures.
         per_kind: Questions of each kind, and number of pictures that are not scenes (kind "refusal").
         split: Split of the scenes.
+        is_hard: Whether the scenes are hard. Then there are also questions about two of them (kind "pair").
     """
+    make = make_hard_scene if is_hard else make_scene
     by_scene: dict[int, list[Question]] = defaultdict(list)
-    for index, question in held_out_questions(4 * per_kind, per_kind, split):
+    for index, question in held_out_questions(8 * per_kind, per_kind, split, make):
         by_scene[index].append(question)
     rng = np.random.default_rng((split, 8))
     pictures = []
+
+    def add(drawings: Sequence[Drawing], *questions: Question) -> None:
+        images = [media_from_image(Image.fromarray(drawing.pixels)) for drawing in drawings]
+        encoded = pruner.encode([pruner.vision.preprocess(image) for image in images])
+        pictures.append(ExamPicture(encoded, [drawing.part for drawing in drawings], questions))
+
     for index, questions in by_scene.items():
-        drawing = draw(make_scene(split, index))
-        pictures.append(ExamPicture(_encode(pruner, drawing.pixels), drawing.part, tuple(questions)))
+        add([draw(make(split, index))], *questions)
+    for scenes, question in islice(_ask_about_pairs(split, rng), per_kind if is_hard else 0):
+        add([draw(scene) for scene in scenes], question)
     for index in range(per_kind):
-        question = ask_about_non_scene(rng, make_scene(split, index))
-        encoded = _encode(pruner, draw_non_scene(split, index))
-        pictures.append(ExamPicture(encoded, np.full(576, -1, np.int8), (question,)))
+        drawing = Drawing(draw_non_scene(split, index), np.full(NUM_PATCHES, -1, np.int8))
+        add([drawing], ask_about_non_scene(rng, make(split, index)))
     return pictures
 
 
-def _encode(pruner: Pruner, pixels: NDArray[np.uint8]) -> list[Encoded]:
-    return pruner.encode([pruner.vision.preprocess(media_from_image(Image.fromarray(pixels)))])
+def _ask_about_pairs(split: int, rng: np.random.Generator) -> Iterator[tuple[list[Scene], Question]]:
+    """Yield pairs of hard scenes about which nothing else is asked, with a question each."""
+    for index in count(10**6, 2):
+        first, second = make_hard_scene(split, index), make_hard_scene(split, index + 1)
+        if question := ask_about_pair(first, second, rng):
+            yield [first, second], question
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class ExamResult:
 
     Attributes:
         answers: Kind of each question, and whether its answer was right.
-        covered: Whether a patch of each thing was kept.
+        covered: Whether a patch of each thing, or digit, was kept.
     """
 
     answers: tuple[tuple[str, bool], ...]
@@ -100,7 +114,7 @@ class ExamResult:
         for kind, is_right in self.answers:
             by_kind[kind].append(is_right)
         scores = {kind: float(np.mean(marks)) for kind, marks in by_kind.items()}
-        scores["overall"] = float(np.mean([is_right for kind, is_right in self.answers if kind in KINDS]))
+        scores["overall"] = float(np.mean([is_right for kind, is_right in self.answers if kind != "refusal"]))
         scores["coverage"] = float(np.mean(self.covered))
         return scores
 
@@ -119,24 +133,25 @@ def run_exam(
     results: list[tuple[str, bool]] = []
     covered: list[bool] = []
 
-    def prune_pictures() -> Iterator[tuple[TokenSet, Question]]:
+    def prune_pictures() -> Iterator[tuple[list[TokenSet], Question]]:
         for index, picture in enumerate(pictures):
-            (tokens,) = pruner.keep(picture.encoded, [counts[index]]) if counts else pruner.prune(picture.encoded)
-            covered.extend(coverage(tokens, picture.things))
+            kept = pruner.keep(picture.encoded, [counts[index]]) if counts else pruner.prune(picture.encoded)
+            for tokens, parts in zip(kept, picture.parts, strict=True):
+                covered.extend(coverage(tokens, parts))
             for question in picture.questions:
-                yield tokens, question
+                yield kept, question
 
     for batch in batched(prune_pictures(), BATCH_SIZE):
-        prompts = [language.embed(question.prompt, [tokens]) for tokens, question in batch]
+        prompts = [language.embed(question.prompt, kept) for kept, question in batch]
         for (_, question), answer in zip(batch, language.generate(prompts, GENERATION), strict=True):
             results.append((question.kind, answer.text == question.answer))
     return ExamResult(tuple(results), tuple(covered))
 
 
-def coverage(tokens: TokenSet, things: NDArray[np.int8]) -> list[bool]:
-    """Return, for each thing of a scene, whether a patch that shows it was kept."""
-    kept_things = things[[slot for slot in tokens.slots if slot >= 0]]
-    return [bool((kept_things == thing).any()) for thing in np.unique(things[things >= 0])]
+def coverage(tokens: TokenSet, parts: NDArray[np.int8]) -> list[bool]:
+    """Return, for each part of a scene, whether a patch that shows it was kept."""
+    kept_parts = parts[[slot for slot in tokens.slots if slot >= 0]]
+    return [bool((kept_parts == part).any()) for part in np.unique(parts[parts >= 0])]
 
 
 def main() -> None:
@@ -144,6 +159,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEMO)
     parser.add_argument("--per-kind", type=int, default=300, help="questions of each of the seven kinds")
     parser.add_argument("--split", type=int, default=HELD_OUT, help="1: held out; larger: further scenes")
+    parser.add_argument("--hard", action="store_true", help="ask about hard scenes, and pairs of them")
     parser.add_argument("--keep", default="all,11%", help="budgets, separated by commas")
     parser.add_argument("--method", default="prunesid", help="methods, separated by commas")
     parser.add_argument("--out", type=Path, help="write JSON here")
@@ -152,11 +168,11 @@ def main() -> None:
     family = load_family(checkpoint.model_type)
     placement = choose_placement("auto", "auto", "auto", load_config(checkpoint))
     vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
-    pictures = make_exam(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split)
+    pictures = make_exam(Pruner(vision, Budget(), "prunesid", ()), options.per_kind, options.split, options.hard)
     budgets, methods = options.keep.split(","), options.method.split(",")
     settings = [PruningSetting("all", "prunesid")] if "all" in budgets else []
     settings += [PruningSetting(keep, method) for keep in budgets if keep != "all" for method in methods]
-    columns = [*KINDS, "refusal", "overall", "coverage"]
+    columns = [*KINDS, *(["pair"] if options.hard else []), "refusal", "overall", "coverage"]
     print(f"{'':24}" + "".join(f"{name:>10}" for name in columns))
     results = {}
     for setting in settings:

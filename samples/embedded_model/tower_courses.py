@@ -64,7 +64,7 @@ COURSES = (
     TowerCourse("tower3", (Phase(0.85, None, 160, 24), FULL_PICTURES), peak=8e-4, first=2 * 10**7, with_centres=True),
     TowerCourse(
         "tower4",
-        (Phase(0.85, None, 112, 24, hard_share=0.75), Phase(1.0, None, GRID * GRID, 8, hard_share=0.75)),
+        (Phase(0.8, None, 112, 24, hard_share=0.75), Phase(1.0, None, GRID * GRID, 8, hard_share=0.75)),
         peak=1e-3,
         first=3 * 10**7,
         with_centres=True,
