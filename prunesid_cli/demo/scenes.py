@@ -181,7 +181,7 @@ def make_hard_scene(split: int, index: int) -> Scene:
     rng = np.random.default_rng((split, index, 3))
     count = int(rng.choice((2, 3, 4, 5, 6), p=(0.15, 0.25, 0.25, 0.2, 0.15)))
     kinds = _kinds(rng, count)
-    # Areas rather than sides are spread evenly on a scale of ratios, so most things are small.
+    # Ratios of sizes are spread evenly, so most things are small.
     sizes = [rng.uniform(*NUMBER_SIZES) if kind == NUMBER else log_uniform(rng, *HARD_SIZES) for kind, _ in kinds]
     values = [int(rng.integers(10 ** int(rng.integers(1, 4)))) for _ in kinds]
     things = [Thing(*kind, value, 0, 0, size) for kind, value, size in zip(kinds, values, sizes, strict=True)]

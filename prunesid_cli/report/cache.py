@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from prunesid_cli.report.page import write_page
+from prunesid_cli.report.page import VISUAL_TOKENS, write_page
 from prunesid_cli.report.pictures import Pictures
 from prunesid_cli.text import plural
 from prunesid_cli.tokencache import Cache, Item, Shard
@@ -14,8 +14,7 @@ from prunesid_cli.visualization.patches import to_patch_record
 
 SETTING = "kept"
 TERMS = {
-    "visual tokens": "What the language model reads of a picture: one token for a patch, and one (CLS) for the whole "
-    "picture if the model has it. CLS is kept in addition, so 64 tokens may be 63 patches and CLS.",
+    "visual tokens": VISUAL_TOKENS,
     "information": "How little the patches resemble each other: 1 minus their mean similarity (Eq. 7 of the paper). A "
     "dynamic budget gives more tokens to pictures with more of it.",
 }

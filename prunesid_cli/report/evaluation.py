@@ -19,7 +19,7 @@ from prunesid_cli.evaluate.report import (
 )
 from prunesid_cli.evaluate.results import RECORD_FIELDS, PruningSetting, Results, ScoredAnswer
 from prunesid_cli.report.chart import draw_chart
-from prunesid_cli.report.page import Link, Table, write_page
+from prunesid_cli.report.page import VISUAL_TOKENS, Link, Table, write_page
 from prunesid_cli.report.pictures import Pictures
 from prunesid_cli.text import plural
 
@@ -128,7 +128,7 @@ def _make_tables(summaries: Sequence[SettingSummary], measure: str) -> list[Tabl
         rows = [[_label(summary.setting), *_format_difference(summary)] for summary in compared]
         first = summaries[1].setting.method
         caption = f"Against {first} with the same budget, on the same questions"
-        tables.append(Table(caption, ["setting", "difference", "95% interval", "certain"], rows))
+        tables.append(Table(caption, ["setting", "difference", "95% interval", "verdict"], rows))
     return tables
 
 
@@ -158,18 +158,17 @@ def _format_difference(summary: SettingSummary) -> tuple[str, str, str]:
     assert summary.against
     mean, interval = summary.against.mean, summary.against.interval
     if interval is None:
-        return f"{100 * mean:+.1f} points", "too few", "no"
+        return f"{100 * mean:+.1f} points", "too few", "undecided"
     low, high = interval
-    certain = "better" if low > 0 else "worse" if high < 0 else "no"
-    return f"{100 * mean:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}", certain
+    verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return f"{100 * mean:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}", verdict
 
 
 def _terms(measure: str, shown: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The words of the page that need an explanation, as far as they are used."""
     answers = [answer for record in shown for answer in record["answers"].values()]
     terms = {
-        "visual tokens": "What the language model reads of a picture: one token for a patch, and one (CLS) for the "
-        "whole picture if the model has it. CLS is kept in addition, so 64 tokens may be 63 patches and CLS.",
+        "visual tokens": VISUAL_TOKENS,
         measure: "The share of right answers." if measure == "accuracy" else "The share of unchanged answers.",
         "unpruned": "The model reads all visual tokens.",
         "changed": "The answer has other words than the unpruned answer.",

@@ -19,6 +19,12 @@ from prunesid_cli.runtime.output_file import check_output, replace_output
 MARK = b"<!-- prunesid report -->"
 
 
+VISUAL_TOKENS = (
+    "What the language model reads of a picture: one token for each patch, and, with some models, one for the whole "
+    "picture (CLS). A budget counts CLS, so 64 tokens may be 63 patches and CLS."
+)
+
+
 @dataclass(frozen=True)
 class Link:
     """A cell of a table that sets the filters of the page.

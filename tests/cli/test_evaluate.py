@@ -26,6 +26,7 @@ from prunesid_cli.evaluate.statistics import (
     MIN_CLUSTERS,
     RelativeAccuracy,
     detection,
+    paired_difference,
     records_needed,
     relative_accuracy,
 )
@@ -83,6 +84,19 @@ def test_relative_accuracy_and_its_interval() -> None:
     itself = relative_accuracy(base, base, media, 0.9)
     assert (itself.accuracy, itself.share, itself.low, itself.high, itself.confidence) == (0.8, 1, None, None, 1)
     assert itself.interval and 0.68 < itself.interval[0] < 0.75 and 0.84 < itself.interval[1] < 0.9
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (12, 3), (5, 40)])
+def test_a_paired_difference_has_the_adjusted_interval(won: int, lost: int) -> None:
+    """About that of Bonett and Price (2012), whose formula is written out here."""
+    ours, theirs = np.zeros(200), np.zeros(200)
+    ours[:won], theirs[won : won + lost] = 1, 1
+    found = paired_difference(ours, theirs, range(200))
+    middle = (won - lost) / 202
+    error = 1.96 * np.sqrt(((won + lost + 2) / 202 - middle**2) / 202)
+    assert found.mean == pytest.approx((won - lost) / 200)
+    assert found.interval == pytest.approx((middle - error, middle + error), abs=0.006)
+    assert paired_difference(ours, theirs, [number % 4 for number in range(200)]).interval is None
 
 
 def test_few_records_give_no_interval() -> None:
