@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
 from prunesid_cli.evaluate.report import SettingSummary
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 350, 56, 150, 30, 44
+MARGIN = 40
+"""Pixels between the ends of the axis and the first and the last budget. The axis is logarithmic."""
 NUM_LINES = 5
 """Methods that have a colour; others are grey."""
 
@@ -27,7 +30,9 @@ def draw_chart(summaries: Sequence[SettingSummary], measure: str, basis: str) ->
     if not pruned:
         return ""
     counts = sorted({summary.kept for summary in pruned})
-    places = {count: LEFT + (WIDTH - LEFT - RIGHT) * (n + 0.5) / len(counts) for n, count in enumerate(counts)}
+    span = math.log(counts[-1] / counts[0])
+    shares = {count: math.log(count / counts[0]) / span if span else 0.5 for count in counts}
+    places = {count: LEFT + MARGIN + (WIDTH - LEFT - RIGHT - 2 * MARGIN) * share for count, share in shares.items()}
     lows = [summary.accuracy.interval[0] for summary in summaries if summary.accuracy.interval]
     lowest = min([*lows, *(summary.accuracy.accuracy for summary in summaries)])
     bottom = max(0.0, int(lowest * 10) / 10)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.evaluate.metrics import choose_metric, normalized_words
+from prunesid_cli.evaluate.metrics import METRICS, choose_metric, normalized_words
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.report import (
     SettingSummary,
@@ -18,6 +18,7 @@ from prunesid_cli.evaluate.report import (
     summarize,
 )
 from prunesid_cli.evaluate.results import RECORD_FIELDS, PruningSetting, Results, ScoredAnswer
+from prunesid_cli.evaluate.statistics import RelativeAccuracy
 from prunesid_cli.report.chart import draw_chart
 from prunesid_cli.report.page import VISUAL_TOKENS, Link, Table, write_page
 from prunesid_cli.report.pictures import Pictures
@@ -99,7 +100,7 @@ def write_evaluation(
     title = f"{measure} with fewer visual tokens".capitalize()
     tables = _make_tables(summaries, measure)
     chart = draw_chart(summaries, measure, f"{plural(num_compared, 'question')}, {plural(num_media, 'picture')}")
-    write_page(path, title, facts, data, tables, chart, notes, _terms(measure, shown))
+    write_page(path, title, facts, data, tables, chart, notes, _terms(measure, answered, shown))
 
 
 def _label(setting: PruningSetting) -> str:
@@ -119,15 +120,12 @@ def _make_tables(summaries: Sequence[SettingSummary], measure: str) -> list[Tabl
     tables = [_summary_table(summaries, measure)]
     if len(kinds := summaries[0].kinds) > 1:
         header = ["setting", *(f"{kind} ({accuracy.count:,})" for kind, accuracy in kinds.items())]
-        rows = [
-            [_label(summary.setting), *(f"{accuracy.accuracy:.3f}" for accuracy in summary.kinds.values())]
-            for summary in summaries
-        ]
+        rows = [[_label(summary.setting), *map(_format_kind, summary.kinds.values())] for summary in summaries]
         tables.append(Table(f"{measure.capitalize()} by kind, with the number of questions", header, rows))
     if compared := [summary for summary in summaries if summary.against]:
         rows = [[_label(summary.setting), *_format_difference(summary)] for summary in compared]
         first = summaries[1].setting.method
-        caption = f"Against {first} with the same budget, on the same questions"
+        caption = f"Other methods, compared with {first} at the same budget on the same questions"
         tables.append(Table(caption, ["setting", "difference", "95% interval", "verdict"], rows))
     return tables
 
@@ -136,7 +134,9 @@ def _summary_table(summaries: Sequence[SettingSummary], measure: str) -> Table:
     is_scored = measure == "accuracy"
     has_divergence = all(summary.divergence is not None for summary in summaries)
     header = ["setting", "visual tokens", "share kept", measure, "95% interval"]
-    header += [f"share of unpruned {measure}", "95% interval", "lost", "gained"] if is_scored else []
+    header += (
+        [f"share of unpruned {measure}", "interval of the share", "verdict", "lost", "gained"] if is_scored else []
+    )
     header += ["changed", *["KL of first token"] * has_divergence]
     rows = []
     for summary in summaries:
@@ -146,6 +146,7 @@ def _summary_table(summaries: Sequence[SettingSummary], measure: str) -> Table:
         counts = {"lost": summary.num_lost, "gained": summary.num_gained} if is_scored else {}
         if is_scored:
             row += ["-" if accuracy.share is None else f"{accuracy.share:.1%}", format_share_interval(accuracy)]
+            row.append("" if summary is summaries[0] else _verdict(accuracy.low, accuracy.high, 1.0))
         for show, count in (counts | {"changed": summary.num_changed}).items():
             row.append("" if summary is summaries[0] else Link(f"{count:,}", name, show) if count else "0")
         if has_divergence:
@@ -157,27 +158,46 @@ def _summary_table(summaries: Sequence[SettingSummary], measure: str) -> Table:
 def _format_difference(summary: SettingSummary) -> tuple[str, str, str]:
     assert summary.against
     mean, interval = summary.against.mean, summary.against.interval
-    if interval is None:
-        return f"{100 * mean:+.1f} points", "too few", "undecided"
-    low, high = interval
-    verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
-    return f"{100 * mean:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}", verdict
+    low, high = interval or (None, None)
+    ends = "too few" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
+    return f"{100 * mean:+.1f} points", ends, _verdict(low, high, 0.0)
 
 
-def _terms(measure: str, shown: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _verdict(low: float | None, high: float | None, equal: float) -> str:
+    """What an interval says of a difference; `equal` is the value for none."""
+    if low is None or high is None or low <= equal <= high:
+        return "undecided"
+    return "better" if low > equal else "worse"
+
+
+def _format_kind(accuracy: RelativeAccuracy) -> str:
+    """Right answers of all, where that is a number of answers; else the accuracy."""
+    num_right = accuracy.accuracy * accuracy.count
+    is_whole = abs(num_right - round(num_right)) < 1e-6
+    return f"{round(num_right):,} of {accuracy.count:,}" if is_whole else f"{accuracy.accuracy:.3f}"
+
+
+def _terms(measure: str, records: Sequence[Record], shown: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The words of the page that need an explanation, as far as they are used."""
+    rules = dict.fromkeys(METRICS[record.metric].description for record in records if record.answers)
     answers = [answer for record in shown for answer in record["answers"].values()]
     terms = {
         "visual tokens": VISUAL_TOKENS,
-        measure: "The share of right answers." if measure == "accuracy" else "The share of unchanged answers.",
+        measure: f"The share of right answers. What counts as right: {'; '.join(rules)}."
+        if measure == "accuracy"
+        else "The share of unchanged answers.",
         "unpruned": "The model reads all visual tokens.",
         "changed": "The answer has other words than the unpruned answer.",
     }
     if measure == "accuracy":
-        terms["lost, gained"] = "The answer has a lower, or a higher, score than the unpruned answer."
+        terms["lost, gained"] = (
+            "The answer is wrong, but right without pruning; or the other way round. Of graded scores: lower, higher."
+        )
+        terms["verdict"] = "Better or worse if the interval leaves no doubt, and undecided otherwise."
     terms["95% interval"] = (
-        "By bootstrap over pictures. Of 100 such intervals, about 95 contain the value that endlessly many pictures of "
-        "this kind would give."
+        "By bootstrap over pictures, with two questions added to each draw: one lost and one gained. So few questions "
+        "without a difference do not suggest that there is none. Of 100 such intervals, roughly 95 contain the value "
+        "that endlessly many pictures of this kind would give."
     )
     if any("groups" in patches for answer in answers for patches in answer.get("patches", ())):
         terms["groups"] = (
