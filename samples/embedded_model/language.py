@@ -26,8 +26,8 @@ from samples.embedded_model.packing import PROMPT_PREFIX, Pack, answer_logits, e
 from samples.embedded_model.store import NUM_PATCHES, Store, draw_kept_patches, is_non_scene, store_scene
 from samples.embedded_model.workers import Trainer, Worker
 
-QUESTIONS_PER_PICTURE = 7
-"""Questions about each picture in a step: what is shown, and others at random."""
+QUESTIONS_PER_PICTURE, FIRST_KINDS = 7, ("caption", "number")
+"""Questions about each picture in a step: those of the first kinds, and others at random."""
 MIN_TOKENS = 8
 CLS_SHARE = 0.7
 """Share of the steps with dropped tokens in which CLS is kept."""
@@ -72,8 +72,9 @@ LAST_LESSONS = (Lesson(1.0, NUM_PATCHES, undropped_share=0.6),)
 of the last lesson has all tokens, .89 of the answers were right with 63 tokens, and .84 with 576."""
 
 PAIR_LESSONS = (
+    Lesson(0.45, 32, bare=True, pair_share=0.4),
     Lesson(0.75, 128, pair_share=0.3),
-    Lesson(1.0, NUM_PATCHES, undropped_share=0.4, pair_share=0.3),
+    Lesson(1.0, NUM_PATCHES, undropped_share=0.4, pair_share=0.25),
 )
 
 
@@ -109,7 +110,8 @@ def draw_count(rng: np.random.Generator, lesson: Lesson) -> int:
 
 
 class Pools:
-    """Draws pictures of a store: those with one thing; or, half and half, those with two shapes of one colour, and any.
+    """Draws pictures of a store: those with one thing; or, a third each, those with two shapes of one colour, with a
+    number of several digits, and any.
 
     If no colour repeats, a caption needs no places after its first word: what is purple is the circle. In one picture
     of four a colour repeats. Without more of those, and without hints about the next thing, half of their shapes were
@@ -124,6 +126,7 @@ class Pools:
         self.everything, self.scenes = np.arange(pictures), np.array(list(scenes))
         self.singles = np.array([index for index, scene in scenes.items() if len(scene.things) == 1])
         self.twins = np.array([index for index, scene in scenes.items() if has_twins(scene)])
+        self.numbers = np.array([i for i, scene in scenes.items() if scene.number and len(scene.number.digits) > 1])
 
     def draw_pairs(self, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
         """Return the indices of `count` pairs of scenes."""
@@ -133,8 +136,8 @@ class Pools:
         """Return the indices of `count` pictures, each alone."""
         if single:
             return [(index,) for index in rng.choice(self.singles, count).tolist()]
-        with_twins, unrestricted = rng.choice(self.twins, count), rng.choice(self.everything, count)
-        return [(index,) for index in np.where(rng.random(count) < 0.5, with_twins, unrestricted).tolist()]
+        pools = (self.twins, self.numbers, self.everything)
+        return [(int(rng.choice(pools[int(rng.integers(len(pools)))])),) for _ in range(count)]
 
 
 def has_twins(scene: Scene) -> bool:
@@ -190,7 +193,7 @@ def ask(row: tuple[int, ...], rng: np.random.Generator) -> list[Question]:
         candidates = [ask_about_non_scene(rng, scenes[0]) for _ in range(4)]
     else:
         candidates = ask_all(scenes[0], rng)
-    order = rng.random(len(candidates)) - [question.kind == "caption" for question in candidates]
+    order = rng.random(len(candidates)) - [question.kind in FIRST_KINDS for question in candidates]
     return [candidates[number] for number in order.argsort()[:QUESTIONS_PER_PICTURE]]
 
 

@@ -243,10 +243,12 @@ def test_every_word_has_hints_about_the_next_thing() -> None:
     assert [shown[word] for word in ("red", "star", "and", "number", "4")] == [["star"], second, second, ["4"], []]
 
 
-def test_half_of_the_pictures_have_two_shapes_of_one_colour() -> None:
+def test_many_pictures_have_two_shapes_of_one_colour_or_a_long_number() -> None:
     pools = Pools(400)
     drawn = pools.draw(300, np.random.default_rng(0), single=False)
     twins = [not is_non_scene(i) and has_twins(store_scene(TRAIN, i)) for (i,) in drawn]
-    assert 0.5 < np.mean(twins) < 0.75
+    assert 0.4 < np.mean(twins) < 0.75
+    scenes = [store_scene(TRAIN, i) for (i,) in drawn if not is_non_scene(i)]
+    assert np.mean([bool(scene.number) and scene.number.value > 9 for scene in scenes]) > 0.3
     assert all(len(store_scene(TRAIN, i).things) == 1 for (i,) in pools.draw(50, np.random.default_rng(0), single=True))
     assert len(pools.everything) == 400
