@@ -53,7 +53,7 @@ def align_projector(
 
 
 @torch.no_grad()
-def replace_tower(projector: Any, old_tower: Any, store: Store, seed: int, pictures: int = 700) -> None:
+def refit_projector(projector: Any, old_tower: Any, store: Store, seed: int, pictures: int = 700) -> None:
     """Fit a projector that was trained on another tower to the tower of a store: its tokens stay what they were.
 
     Args:

@@ -29,7 +29,7 @@ from prunesid_cli.demo.build import WIDTH, build_model, build_processor, build_t
 from prunesid_cli.demo.questions import ask_about_non_scene, ask_all
 from prunesid_cli.demo.scenes import TRAIN, make_scene
 from prunesid_cli.selection.similarity import compute_phi
-from samples.embedded_model.align import align_projector, replace_tower
+from samples.embedded_model.align import align_projector, refit_projector
 from samples.embedded_model.initialization import initialize_language
 from samples.embedded_model.language import DROPPING, TWIN, train_language
 from samples.embedded_model.packing import encode
@@ -113,7 +113,7 @@ def train(folder: Path, plan: Plan) -> None:
         projector.load_state_dict(started.model.multi_modal_projector.state_dict())
         language.load_state_dict(started.model.language_model.state_dict())
         if not (folder / f"{courses[-1].name}.pt").exists():
-            replace_tower(projector, clip_tower(started), Store.open(folder), plan.seed)
+            refit_projector(projector, clip_tower(started), Store.open(folder), plan.seed)
         courses, language_steps = courses[-1:], plan.language_steps[-1:]
     elif not (folder / f"{courses[0].name}.pt").exists():
         initialize_language(language, plan.seed)

@@ -11,8 +11,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -29,72 +28,81 @@ from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.selection import load_method
 from prunesid_cli.selection.batching import keep_counts, mask_to_indices
 from prunesid_cli.selection.budget import Budget
+from prunesid_cli.selection.methods.explanation import explain
+from prunesid_cli.selection.methods.plus import find_leaders
+from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
 from prunesid_cli.selection.methods.scope import extend_by_coverage
-from prunesid_cli.selection.prunesid_variants import PRUNESID
-from prunesid_cli.selection.psca import assign_groups, exact_directions
+from prunesid_cli.selection.prunesid_variants import OVER_TIME
 from prunesid_cli.selection.similarity import cosine_similarity
 from samples.embedded_model.evaluate import ExamResult, make_exam, run_exam
 
 if TYPE_CHECKING:
     from prunesid_cli.selection import Method
 
+Score = Callable[[Tensor, Tensor], Tensor]
+"""PruneSID's score of each token [N], and which of them survive its suppression [N] -> what gains are multiplied by."""
 
-@dataclass(frozen=True)
-class Variant:
-    """Tokens that add most to a coverage, one by one.
 
-    Attributes:
-        choose: Exponent of the saliency that a token's gain in coverage is multiplied by.
-        cover: Exponent of the saliency that a token counts with where it is covered.
-        centred: Whether the mean token is subtracted before tokens are compared.
-        led: Whether each of PruneSID's groups keeps its most salient token first.
-    """
+def salient(score: Tensor, survivor: Tensor) -> Tensor:
+    return score
 
-    choose: float = 1.0
-    cover: float = 0.5
-    centred: bool = False
-    led: bool = False
 
-    def __call__(
-        self, features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0
-    ) -> list[Tensor]:
-        assert saliency is not None, "the embedded model has a saliency"
+def root(score: Tensor, survivor: Tensor) -> Tensor:
+    return score.sqrt()
+
+
+def alike(score: Tensor, survivor: Tensor) -> Tensor:
+    return torch.ones_like(score)
+
+
+def surviving(score: Tensor, survivor: Tensor) -> Tensor:
+    """Suppressed tokens are taken after all survivors."""
+    return torch.where(survivor, score, 1e-6 * score)
+
+
+def variant(lead: bool, worth: Score) -> Method:
+    """A variant: whether each group keeps its most salient token, and what gains in coverage are multiplied by."""
+
+    def chosen(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
+        counts = keep_counts(features, budgets, num_cls)
+        explanations = explain(features, saliency, budgets, OVER_TIME, num_cls)
         kept = list[Tensor]()
-        for tokens, weight, count in zip(
-            features, saliency.float(), keep_counts(features, budgets, num_cls), strict=True
-        ):
-            similarity = cosine_similarity((tokens - tokens.mean(0) if self.centred else tokens)[None])
-            leaders = self._leaders(tokens, weight, count) if self.led else torch.zeros_like(weight, dtype=torch.bool)
-            scaled = similarity * weight**self.cover
-            mask = extend_by_coverage(scaled, weight[None] ** self.choose, leaders[None], count)
+        for tokens, image, count in zip(features, explanations, counts, strict=True):
+            leaders = find_leaders(image.group[None], image.saliency[None], count * lead)
+            weight = worth(image.saliency, image.survivor)[None]
+            mask = extend_by_coverage(cosine_similarity(tokens[None]), weight, leaders, count)
             kept += mask_to_indices(mask, count)
         return kept
 
-    @staticmethod
-    def _leaders(tokens: Tensor, saliency: Tensor, count: int) -> Tensor:
-        """Mask [N] of the most salient token of each group, at most `count`."""
-        group = assign_groups(exact_directions(tokens[None], [PRUNESID.num_groups(count)]))[0]
-        leaders = torch.zeros_like(saliency, dtype=torch.bool)
-        for index in saliency.argsort(descending=True, stable=True).tolist():
-            if leaders.sum() < count and not leaders[group == group[index]].any():
-                leaders[index] = True
-        return leaders
+    return chosen
+
+
+def weighted(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
+    """No leaders, and a token counts with the root of its saliency where it is covered."""
+    assert saliency is not None, "the embedded model has a saliency"
+    kept = list[Tensor]()
+    for tokens, score, count in zip(
+        features, saliency[:, None].float(), keep_counts(features, budgets, num_cls), strict=True
+    ):
+        nothing = torch.zeros_like(score, dtype=torch.bool)
+        mask = extend_by_coverage(cosine_similarity(tokens[None]) * score.sqrt()[:, None], score, nothing, count)
+        kept += mask_to_indices(mask, count)
+    return kept
 
 
 VARIANTS: dict[str, Method] = {
     "prunesid": load_method("prunesid"),
     "prunesid-plus": load_method("prunesid-plus"),
-    "covered tokens count by root of saliency": Variant(),
-    "what is covered counts alike (SCOPE)": Variant(cover=0),
-    "what is covered counts by saliency": Variant(cover=1),
-    "tokens are chosen alike": Variant(choose=0, cover=1),
-    "root of saliency in both": Variant(choose=0.5),
-    "centred tokens": Variant(centred=True),
-    "groups keep their most salient token": Variant(led=True),
-    "groups do, and all count alike": Variant(led=True, cover=0),
+    "prunesid, threshold capped": prunesid_over_time,
+    "plus without leaders": variant(False, salient),
+    "plus, suppressed ones wait": variant(True, surviving),
+    "plus, root of saliency": variant(True, root),
+    "plus, coverage alone": variant(True, alike),
+    "coverage weighted by saliency": weighted,
+    "scope": load_method("scope"),
     "divprune": load_method("divprune"),
-    "vispruner": load_method("vispruner"),
 }
+"""Those capped suppress above .9 at most, so that a threshold above all similarities does not switch itself off."""
 
 
 def compared(marks: ExamResult, base: ExamResult) -> dict[str, float]:
@@ -131,7 +139,7 @@ def main() -> None:
             one = results.setdefault(str(keep), {})[name] = compared(marks, base)
             change = f"+{one['gained']} -{one['lost']}"
             seen = f"+{one['seen more']} -{one['seen less']}"
-            print(f"{keep:4} {name:40} {one['overall']:.3f} {change:10} {one['coverage']:.3f} {seen}", flush=True)
+            print(f"{keep:4} {name:32} {one['overall']:.3f} {change:10} {one['coverage']:.3f} {seen}", flush=True)
     if options.out:
         facts = {"date": date.today().isoformat(), "model": checkpoint.revision, "torch": torch.__version__}
         facts["command"] = "python -m tests.benchmarks.plus " + shlex.join(sys.argv[1:])
