@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,6 @@ class SettingSummary:
         num_changed: Answers with other words than the unpruned answer.
         num_lost: Answers with a lower score than the unpruned answer, where an answer is expected.
         num_gained: Answers with a higher score, likewise.
-        against: How much better than the first method with the same budget; None for the first one.
         num_needed: Records from which the target would be certain, about; None without a target, or if none would do.
     """
 
@@ -56,7 +55,6 @@ class SettingSummary:
     num_changed: int = 0
     num_lost: int = 0
     num_gained: int = 0
-    against: PairedDifference | None = None
     num_needed: int | None = None
 
 
@@ -84,20 +82,35 @@ def summarize(
     Returns:
         A summary of each setting; empty if no record was answered under all settings.
     """
-    answered = [
-        record for record in records if all((record.key, str(setting)) in results.answers for setting in settings)
-    ]
+    answered = answered_under_all(settings, records, results)
     if not answered:
         return []
     unpruned = [results.answers[record.key, str(settings[0])] for record in answered]
-    summaries, firsts = [], dict[str, Scores]()
+    summaries = []
     for setting in settings:
         answers = [results.answers[record.key, str(setting)] for record in answered]
-        scores = _scores(answers, unpruned)
-        first = firsts.setdefault(setting.keep, scores)
-        against = None if first is scores else paired_difference(scores, first, [record.media for record in answered])
-        summaries.append(replace(_summarize_setting(setting, answered, answers, unpruned, target), against=against))
+        summaries.append(_summarize_setting(setting, answered, answers, unpruned, target))
     return summaries
+
+
+def answered_under_all(settings: Sequence[PruningSetting], records: Sequence[Record], results: Results) -> list[Record]:
+    """Return the records that were answered under all settings."""
+    return [record for record in records if all((record.key, str(setting)) in results.answers for setting in settings)]
+
+
+def compare_methods(
+    settings: Sequence[PruningSetting], records: Sequence[Record], results: Results
+) -> list[tuple[PruningSetting, PairedDifference]]:
+    """Compare each setting with the first one of the same budget, on the same questions; arguments as `summarize`."""
+    answered = answered_under_all(settings, records, results)
+    media, firsts, compared = [record.media for record in answered], dict[str, Scores](), []
+    unpruned = [results.answers[record.key, str(settings[0])] for record in answered]
+    for setting in settings:
+        scores = _scores([results.answers[record.key, str(setting)] for record in answered], unpruned)
+        first = firsts.setdefault(setting.keep, scores)
+        if first is not scores:
+            compared.append((setting, paired_difference(scores, first, media)))
+    return compared
 
 
 def _summarize_setting(

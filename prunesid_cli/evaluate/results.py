@@ -18,7 +18,7 @@ from prunesid_cli.visualization.patches import PatchRecord
 
 LINE_PATTERN = rb'\{"line": \d+, "media": \[.*'
 """Regular expression of a line of the results file."""
-RECORD_FIELDS = ("line", "media", "prompt", "kind", "expected")
+RECORD_FIELDS = ("line", "media", "prompt", "kind", "expected", "metric")
 """Fields of a line of the results file that describe the record. They are for people, and not read back."""
 
 
@@ -133,7 +133,7 @@ class Results:
             self.answers[answer.key, answer.setting] = answer
         if self.file is None or not new_answers:
             return
-        values = (record.line_number, record.media_names, record.prompt, record.kind, record.answers)
+        values = (record.line_number, record.media_names, record.prompt, record.kind, record.answers, record.metric)
         record_fields = dict(zip(RECORD_FIELDS, values, strict=True))
         lines = [record_fields | answer.to_record() | {"context": self.context} for answer in new_answers]
         self.file.append([json.dumps(line).encode() + b"\n" for line in lines])

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from prunesid_cli.errors import UsageError
-from prunesid_cli.evaluate.metrics import METRICS, choose_metric, normalized_words
+from prunesid_cli.evaluate.metrics import METRICS, normalized_words
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.report import (
     SettingSummary,
+    compare_methods,
     format_interval,
     format_share_interval,
     measure_name,
-    summarize,
 )
 from prunesid_cli.evaluate.results import RECORD_FIELDS, PruningSetting, Results, ScoredAnswer
-from prunesid_cli.evaluate.statistics import RelativeAccuracy
+from prunesid_cli.evaluate.statistics import PairedDifference, RelativeAccuracy
 from prunesid_cli.report.chart import draw_chart
 from prunesid_cli.report.page import VISUAL_TOKENS, Link, Table, write_page
 from prunesid_cli.report.pictures import Pictures
@@ -30,7 +30,7 @@ FEW_MEDIA = 30
 
 def write_evaluation(
     path: Path,
-    settings: Sequence[PruningSetting],
+    summaries: Sequence[SettingSummary],
     records: Sequence[Record],
     results: Results,
     max_records: int,
@@ -40,7 +40,7 @@ def write_evaluation(
 
     Args:
         path: The page, checked by `page.check_page`.
-        settings: The settings; the first one is without pruning.
+        summaries: The settings, as `summarize` gives them; the first one is without pruning.
         records: The records.
         results: The answers.
         max_records: How many records are shown: those with changed answers, and then the first ones. The table and the
@@ -51,9 +51,9 @@ def write_evaluation(
         UsageError: No record was answered under all settings.
         PruneSIDError: The page cannot be written.
     """
-    summaries = summarize(settings, records, results)
     if not summaries:
         raise UsageError("no record was answered under all settings", "run evaluate to its end first")
+    settings = [summary.setting for summary in summaries]
     pictures, shown = Pictures(), list[dict[str, Any]]()
     for record in _choose(records, settings, results, max_records):
         answers = {setting: results.answers.get((record.key, str(setting))) for setting in settings}
@@ -74,7 +74,7 @@ def write_evaluation(
     model = json.loads(results.context)[0] if results.context else ""
     measure = measure_name(records)
     answered = [record for record in records if (record.key, str(settings[0])) in results.answers]
-    num_compared, num_media = summaries[0].accuracy.count, len({record.media for record in answered})
+    num_compared, num_media = summaries[0].accuracy.count, len({name for record in answered for name in record.media})
     facts = [f"model {model}", plural(num_compared, "question"), f"about {plural(num_media, 'picture')}"]
     if num_compared < len(answered):
         facts.append(f"{len(answered) - num_compared:,} more not answered under all settings")
@@ -93,12 +93,13 @@ def write_evaluation(
             f"There are only {plural(num_media, 'picture')}. Answers about one picture tend to be right or wrong "
             "together, so all intervals are wide: take more pictures before you decide."
         )
-    if any("random" in summary.setting.method for summary in summaries):
+    if any(setting.method == "random" for setting in settings[1:]):
         notes.append(
             "The method random keeps the same positions in all pictures of one size, so its line is one draw of them."
         )
     title = f"{measure} with fewer visual tokens".capitalize()
-    tables = _make_tables(summaries, measure)
+    tables = [_summary_table(summaries, measure), *_kind_table(summaries, measure)]
+    tables += _method_table(compare_methods(settings, records, results), settings[min(1, len(settings) - 1)].method)
     chart = draw_chart(summaries, measure, f"{plural(num_compared, 'question')}, {plural(num_media, 'picture')}")
     write_page(path, title, facts, data, tables, chart, notes, _terms(measure, answered, shown))
 
@@ -115,19 +116,24 @@ def _most_interesting(summaries: Sequence[SettingSummary]) -> SettingSummary:
     return (lossy or changing or pruned or summaries)[0]
 
 
-def _make_tables(summaries: Sequence[SettingSummary], measure: str) -> list[Table]:
-    """The tables of the page: all settings, kinds of questions, and methods with the same budget."""
-    tables = [_summary_table(summaries, measure)]
-    if len(kinds := summaries[0].kinds) > 1:
-        header = ["setting", *(f"{kind} ({accuracy.count:,})" for kind, accuracy in kinds.items())]
-        rows = [[_label(summary.setting), *map(_format_kind, summary.kinds.values())] for summary in summaries]
-        tables.append(Table(f"{measure.capitalize()} by kind, with the number of questions", header, rows))
-    if compared := [summary for summary in summaries if summary.against]:
-        rows = [[_label(summary.setting), *_format_difference(summary)] for summary in compared]
-        first = summaries[1].setting.method
-        caption = f"Other methods, compared with {first} at the same budget on the same questions"
-        tables.append(Table(caption, ["setting", "difference", "95% interval", "verdict"], rows))
-    return tables
+def _kind_table(summaries: Sequence[SettingSummary], measure: str) -> list[Table]:
+    """The table of kinds of questions, if there are several."""
+    kinds = summaries[0].kinds
+    header = ["setting", *(f"{kind} ({accuracy.count:,})" for kind, accuracy in kinds.items())]
+    rows = [[_label(summary.setting), *map(_format_kind, summary.kinds.values())] for summary in summaries]
+    caption = f"{measure.capitalize()} by kind, with the number of questions"
+    return [Table(caption, header, rows)] if len(kinds) > 1 else []
+
+
+def _method_table(compared: Sequence[tuple[PruningSetting, PairedDifference]], first: str) -> list[Table]:
+    """The table of methods with the same budget, if there are several; `first` is the method of comparison."""
+    rows = []
+    for setting, difference in compared:
+        low, high = difference.interval or (None, None)
+        ends = "too few" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
+        rows.append([_label(setting), f"{100 * difference.mean:+.1f} points", ends, _verdict(low, high, 0.0)])
+    caption = f"Other methods, compared with {first} at the same budget on the same questions"
+    return [Table(caption, ["setting", "difference", "95% interval", "verdict"], rows)] if rows else []
 
 
 def _summary_table(summaries: Sequence[SettingSummary], measure: str) -> Table:
@@ -155,14 +161,6 @@ def _summary_table(summaries: Sequence[SettingSummary], measure: str) -> Table:
     return Table("", header, rows)
 
 
-def _format_difference(summary: SettingSummary) -> tuple[str, str, str]:
-    assert summary.against
-    mean, interval = summary.against.mean, summary.against.interval
-    low, high = interval or (None, None)
-    ends = "too few" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
-    return f"{100 * mean:+.1f} points", ends, _verdict(low, high, 0.0)
-
-
 def _verdict(low: float | None, high: float | None, equal: float) -> str:
     """What an interval says of a difference; `equal` is the value for none."""
     if low is None or high is None or low <= equal <= high:
@@ -179,11 +177,12 @@ def _format_kind(accuracy: RelativeAccuracy) -> str:
 
 def _terms(measure: str, records: Sequence[Record], shown: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The words of the page that need an explanation, as far as they are used."""
-    rules = dict.fromkeys(METRICS[record.metric].description for record in records if record.answers)
+    metrics = dict.fromkeys(record.metric for record in records if record.answers and record.metric)
+    rules = "; ".join(METRICS[metric].description for metric in metrics)
     answers = [answer for record in shown for answer in record["answers"].values()]
     terms = {
         "visual tokens": VISUAL_TOKENS,
-        measure: f"The share of right answers. What counts as right: {'; '.join(rules)}."
+        measure: "The share of right answers." + (f" What counts as right: {rules}." if rules else "")
         if measure == "accuracy"
         else "The share of unchanged answers.",
         "unpruned": "The model reads all visual tokens.",
@@ -260,7 +259,7 @@ def read_evaluation(path: Path, folder: Path) -> tuple[list[PruningSetting], lis
                 prompt=fields["prompt"],
                 answers=answers,
                 kind=fields["kind"],
-                metric=choose_metric(answers),
+                metric=fields.get("metric", ""),
                 key=answer.key,
             )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -58,9 +58,11 @@ def report(
         return
     if include or exclude:
         raise UsageError("--include and --exclude are about the items of a cache", "leave them out")
+    from prunesid_cli.evaluate.report import summarize
     from prunesid_cli.report.evaluation import read_evaluation, write_evaluation
 
     settings, records, results = read_evaluation(source, media_folder or source.parent)
     with printer.progress("reading pictures", min(len(records), max_items), prints_results=False) as bar:
-        write_evaluation(out, settings, records, results, max_items, bar.advance)
+        summaries = summarize(settings, records, results)
+        write_evaluation(out, summaries, records, results, max_items, bar.advance)
     printer.result(str(out))
