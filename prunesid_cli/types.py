@@ -170,19 +170,45 @@ class PixelScale:
 
 
 @dataclass(frozen=True)
+class Patching:
+    """How frames are cut into the patches that a tower reads.
+
+    Attributes:
+        side: Height and width of a patch in pixels.
+        cell: Number of patches on a side of a cell: its patches follow each other, and become one token.
+        frames: Number of frames that share a patch. The last frame fills up the last patches.
+    """
+
+    side: int
+    cell: int
+    frames: int
+
+
+@dataclass(frozen=True)
 class Pixels:
     """One item as input of the vision tower.
 
     Attributes:
-        tensors: Tensors by the names of the tower's arguments; first the pixels: [S, 3, H, W], or patches [P, 3 * E].
-            They hold the rows of this item only.
+        tensors: Tensors by the names of the tower's arguments; first the pixels: [S, 3, H, W], or patches [P, 3 * E];
+            or frames [S, H, W, 3], with `patching`. They hold the rows of this item only.
         layout: How the stock model reads the item.
         scale: What the tower reads of the pixels, which are whole numbers then; None if they were scaled already.
+        patching: How the frames become patches.
     """
 
     tensors: Mapping[str, Tensor]
     layout: Layout
     scale: PixelScale | None = None
+    patching: Patching | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of the pixels as the tower reads them: S, or P."""
+        pixels = next(iter(self.tensors.values()))
+        if self.patching is None:
+            return len(pixels)
+        frames, height, width, _ = pixels.shape
+        return -(-frames // self.patching.frames) * (height // self.patching.side) * (width // self.patching.side)
 
 
 @dataclass(frozen=True)

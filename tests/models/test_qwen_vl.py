@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AttentionInterface, AutoProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forward
 from transformers.vision_utils import get_vision_window_index
 
@@ -24,12 +25,18 @@ from prunesid_cli.errors import MediaError, ModelError, UnsupportedModel
 from prunesid_cli.inputs.image import Media, media_from_frames, media_from_image
 from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import resolve
-from prunesid_cli.models.qwen_vl.processor import FRAME_SIZING, load_clip_settings
+from prunesid_cli.models.qwen_vl.processor import (
+    FRAME_SIZING,
+    FrameReader,
+    frame_size_per_frame,
+    load_clip_settings,
+    read_image_settings,
+)
 from prunesid_cli.models.shared import registered_attention
 from prunesid_cli.models.shared.processor import placeholder_ids
 from prunesid_cli.models.spliced.halves import WINDOW_SIDE
 from prunesid_cli.selection import select
-from prunesid_cli.types import Encoded, Pixels, TokenSet
+from prunesid_cli.types import Encoded, Layout, Pixels, TokenSet
 from tests.conftest import Run
 from tests.models.harness import (
     CLOSE,
@@ -364,3 +371,41 @@ def test_answers_do_not_depend_on_what_was_asked_before(model: Model) -> None:
     first = [model.language.generate([prompt], GENERATION)[0].text for prompt in prompts]
     again = [model.language.generate([prompt], GENERATION)[0].text for prompt in reversed(prompts)]
     assert first == again[::-1]
+
+
+class PadsAfterwards(Qwen2VLImageProcessorPil):
+    """Adds a number after normalization, which no whole number stands for."""
+
+    def normalize(self, image, mean, std, **kwargs):  # type: ignore[no-untyped-def]
+        return super().normalize(image, mean, std, **kwargs) + 0.1
+
+
+@pytest.mark.parametrize("processor_class", [Qwen2VLImageProcessorPil, PadsAfterwards])
+@pytest.mark.parametrize("do_resize", [True, False])
+def test_frames_become_the_patches_of_the_processor(processor_class: type, do_resize: bool) -> None:
+    """Also where the processor's arithmetic cannot be taken over. A frame of a clip has the patches of an image."""
+    images = processor_class(size={"shortest_edge": 28**2, "longest_edge": 40 * 28**2}, do_resize=do_resize)
+    reader = FrameReader(images, read_image_settings(images), frame_size_per_frame)
+    assert (reader.scale is None) == (processor_class is PadsAfterwards)
+    frames = [make_image(seed, (112, 84)) for seed in range(3)]
+    expected = [images(images=[frame], return_tensors="pt")["pixel_values"] for frame in frames]
+
+    def tower_patches(count: int) -> Tensor:
+        pixels, grid = reader.read(frames[:count])
+        patching = reader.patching if reader.scale else None
+        item = Pixels({"pixel_values": pixels}, Layout("", (), ()), reader.scale, patching)
+        assert item.num_rows == int(grid.prod())
+        return tower_pixels(item)
+
+    assert torch.equal(tower_patches(1), expected[0])
+    # In each patch the channels, of each channel the two frames.
+    first, second, third = (patches.view(-1, 3, 2, 14 * 14)[:, :, :1] for patches in expected)
+    pairs = [torch.cat([first, second], 2), torch.cat([third, third], 2)]
+    assert torch.equal(tower_patches(3), torch.cat(pairs).flatten(1))
+
+
+def test_frames_that_no_patches_cover_are_refused() -> None:
+    images = Qwen2VLImageProcessorPil(do_resize=False)
+    reader = FrameReader(images, read_image_settings(images), frame_size_per_frame)
+    with pytest.raises(ValueError, match="no multiple of 28"):
+        reader.read([make_image(1, (112, 85))])

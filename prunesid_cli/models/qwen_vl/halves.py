@@ -58,7 +58,7 @@ class QwenVision(SplicedVision):
         return self.preprocessor.processor
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
-        """Image or clip -> patches [P, E] and their grid [1, 3]."""
+        """Image or clip -> frames, and the grid of their patches [1, 3]."""
         try:
             if media.is_clip:
                 return self.preprocessor.process_clip(media)

@@ -1,8 +1,9 @@
-"""Preprocessing of Qwen's models: the patches of an image or clip, and the layout of its tokens in a prompt.
+"""Preprocessing of Qwen's models: the frames of an image or clip, and the layout of its tokens in a prompt.
 
-Images go through the checkpoint's own processor. The video processors of transformers need torchvision, so the frames
-of a clip go through the image processor, with the checkpoint's settings for video; frames that share a temporal patch
-are joined here. Positions are counted by the stock model and stored in the layout as ticks and M-RoPE deltas.
+An image is read as a clip of one frame, with the checkpoint's settings for images. Frames are resized here, and cut
+into patches on the tower's device: the image processor of transformers does both in fp32, and stores each frame of an
+image twice. Its arithmetic on pixels is taken over if that gives the same bits; if not, it runs whole. Positions are
+counted by the stock model and stored in the layout as ticks and M-RoPE deltas.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image, Resampling
 from torch import Tensor
@@ -21,10 +23,9 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
-from prunesid_cli.models.loading.weights import load_config
 from prunesid_cli.models.shared.pixel_scale import split_scale
-from prunesid_cli.models.shared.processor import load_processor, load_video_settings, placeholder_ids, process_image
-from prunesid_cli.types import Layout, Pixels, Region
+from prunesid_cli.models.shared.processor import load_processor, load_video_settings
+from prunesid_cli.types import Layout, Patching, Pixels, Region
 
 IMAGE_TYPE, VIDEO_TYPE = 1, 2
 """Values of `mm_token_type_ids` in transformers; text is 0."""
@@ -47,7 +48,7 @@ def frame_size_per_frame(num_frames: int, width: int, height: int, settings: Any
         num_frames: Number of frames.
         width: Width of a frame in pixels.
         height: Height of a frame in pixels.
-        settings: Settings for video, as `load_clip_settings` returns them.
+        settings: Settings as `load_clip_settings` returns them.
 
     Returns:
         New height and width in pixels, multiples of a token's side.
@@ -94,6 +95,13 @@ FRAME_SIZING = {
 """By model_type."""
 
 
+def read_image_settings(image_processor: Any) -> Any:
+    """The settings of an image processor, in the form of `load_clip_settings`."""
+    shared = {name: getattr(image_processor, name) for name in SHARED_SETTINGS}
+    side = image_processor.patch_size * image_processor.merge_size
+    return SimpleNamespace(size=image_processor.size, token_side=side, is_capped=False, **shared)
+
+
 def load_clip_settings(checkpoint: Checkpoint, image_processor: Any) -> Any:
     """Load the settings of a checkpoint's video processor, without the video processor.
 
@@ -128,6 +136,50 @@ def load_clip_settings(checkpoint: Checkpoint, image_processor: Any) -> Any:
     )
 
 
+class FrameReader:
+    """Resizes the frames of images, or of clips, for the tower.
+
+    Args:
+        image_processor: The image processor, which gives the arithmetic on pixels.
+        settings: Settings as `load_clip_settings` returns them.
+        frame_size: See `FrameSizing`.
+    """
+
+    def __init__(
+        self, image_processor: Any, settings: Any, frame_size: Callable[[int, int, int, Any], tuple[int, int]]
+    ):
+        self.image_processor, self.settings, self.frame_size = image_processor, settings, frame_size
+        patch_options = {name: getattr(settings, name) for name in PATCH_SETTINGS}
+        self.scale, self.options = split_scale(image_processor, do_resize=True, **patch_options)
+        self.patching = Patching(settings.patch_size, settings.merge_size, settings.temporal_patch_size)
+
+    def read(self, frames: Sequence[Image]) -> tuple[Tensor, Tensor]:
+        """Read frames of one size.
+
+        Returns:
+            The resized frames [S, H, W, 3] uint8, or patches [P, 3 * E] fp32 if `scale` is None; and the grid of
+            patches [1, 3]: of time, rows and columns.
+
+        Raises:
+            ValueError: They cannot be cut into patches.
+        """
+        if self.settings.do_resize:
+            height, width = self.frame_size(len(frames), *frames[0].size, self.settings)
+            frames = [frame.resize((width, height), Resampling(self.settings.resample)) for frame in frames]
+        width, height = frames[0].size
+        if width % self.settings.token_side or height % self.settings.token_side:
+            raise ValueError(f"a side is no multiple of {self.settings.token_side}")
+        side, shared = self.patching.side, self.patching.frames
+        grid = torch.tensor([[-(-len(frames) // shared), height // side, width // side]])
+        if self.scale:
+            return torch.from_numpy(np.stack([np.asarray(frame) for frame in frames])), grid
+        frames = [*frames, *[frames[-1]] * (-len(frames) % shared)]
+        options = {**self.options, "do_resize": False, "temporal_patch_size": 1}
+        processed = self.image_processor(images=frames, return_tensors="pt", **options)
+        patches = processed["pixel_values"].view(-1, shared, height * width // side**2, 3, side**2)
+        return patches.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(1), grid
+
+
 class QwenPreprocessor:
     """Images and clips -> pixels for the tower, with the layout of their tokens.
 
@@ -138,30 +190,27 @@ class QwenPreprocessor:
 
     def __init__(self, checkpoint: Checkpoint, get_rope_index: Callable[..., Any]) -> None:
         self.processor = load_processor(checkpoint)
-        self.settings = load_clip_settings(checkpoint, self.processor.image_processor)
+        images = self.processor.image_processor
+        self.settings = load_clip_settings(checkpoint, images)
         # The processor reads a few settings of its video processor when it writes a clip's text.
         self.processor.video_processor = self.settings
-        self.placeholder_ids = placeholder_ids(load_config(checkpoint))
         self.get_rope_index = get_rope_index
         self.counts_seconds = checkpoint.model_type == "qwen2_5_vl"
-        self.frame_size = FRAME_SIZING[checkpoint.model_type].frame_size
-        images = self.processor.image_processor
-        self.scale, self.options = split_scale(images)
-        frame_options = {name: getattr(self.settings, name) for name in PATCH_SETTINGS}
-        self.frame_scale, self.frame_options = split_scale(images, **frame_options)
+        self.images = FrameReader(images, read_image_settings(images), frame_size_per_frame)
+        self.clips = FrameReader(images, self.settings, FRAME_SIZING[checkpoint.model_type].frame_size)
 
     def process_image(self, image: Image) -> Pixels:
-        """Image -> patches [H * W, E] and their grid [1, 3]."""
-        processed = process_image(self.processor, self.placeholder_ids, image, **self.options)
-        grids = {"image_grid_thw": processed.tensors["image_grid_thw"]}
-        layout = self._layout(processed.text, processed.runs, IMAGE_TYPE, grids, times=(None,))
-        patches = processed.tensors["pixel_values"]
-        return Pixels({"pixel_values": patches.to(torch.uint8) if self.scale else patches, **grids}, layout, self.scale)
+        """Image -> pixels and their grid [1, 3]."""
+        frames, grid = self.images.read([image])
+        grids = {"image_grid_thw": grid}
+        written = self.processor.replace_image_token(grids, 0)
+        layout = self._layout(written, self.processor.image_token, IMAGE_TYPE, grids, times=(None,))
+        return self._pixels({"pixel_values": frames, **grids}, layout, self.images)
 
     def process_clip(self, media: Media) -> Pixels:
-        """Clip -> patches [T * H * W, E] and their grid [1, 3]; Qwen2.5-VL also takes the seconds of each patch."""
+        """Clip -> pixels and their grid [1, 3]; Qwen2.5-VL also takes the seconds of each patch."""
         times, temporal = media.times, self.settings.temporal_patch_size
-        patches, grid = self._clip_patches(media.frames)
+        frames, grid = self.clips.read(media.frames)
         grids = {"video_grid_thw": grid}
         if self.counts_seconds:
             interval = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else SINGLE_FRAME_SECONDS
@@ -169,33 +218,17 @@ class QwenPreprocessor:
         # At one frame a second, times in seconds are frame numbers.
         metadata = SimpleNamespace(fps=1.0, frames_indices=list(times))
         written = self.processor.replace_video_token({"video_grid_thw": grid, "video_metadata": [metadata]}, 0)
-        token = self.processor.video_token
-        run = re.compile(f"(?:{re.escape(token)})+")
-        runs = tuple(len(match) // len(token) for match in run.findall(written))
-        layout = self._layout(run.sub(token, written), runs, VIDEO_TYPE, grids, times[::temporal])
-        return Pixels({"pixel_values_videos": patches, **grids}, layout, self.frame_scale)
+        layout = self._layout(written, self.processor.video_token, VIDEO_TYPE, grids, times[::temporal])
+        return self._pixels({"pixel_values_videos": frames, **grids}, layout, self.clips)
 
-    def _clip_patches(self, frames: Sequence[Image]) -> tuple[Tensor, Tensor]:
-        """Frames -> patches [T * H * W, E] and their grid [1, 3]. The last frame fills up the last temporal patch."""
-        settings, temporal = self.settings, self.settings.temporal_patch_size
-        if settings.do_resize:
-            height, width = self.frame_size(len(frames), *frames[0].size, settings)
-            frames = [frame.resize((width, height), Resampling(settings.resample)) for frame in frames]
-        frames = [*frames, *[frames[-1]] * (-len(frames) % temporal)]
-        processed = self.processor.image_processor(
-            images=frames, return_tensors="pt", do_resize=False, temporal_patch_size=1, **self.frame_options
-        )
-        (_, rows, columns), channels = processed["image_grid_thw"][0].tolist(), 3
-        patches = processed["pixel_values"].to(torch.uint8 if self.frame_scale else torch.float32)
-        patches = patches.view(-1, temporal, rows * columns, channels, settings.patch_size**2)
-        # Each patch of a frame -> the patches of the frames of a temporal patch, channel by channel.
-        joined = patches.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(1)
-        return joined, torch.tensor([[len(patches), rows, columns]])
+    @staticmethod
+    def _pixels(tensors: Mapping[str, Tensor], layout: Layout, reader: FrameReader) -> Pixels:
+        return Pixels(tensors, layout, reader.scale, reader.patching if reader.scale else None)
 
     def _layout(
         self,
-        text: str,
-        runs: tuple[int, ...],
+        written: str,
+        token: str,
         token_type: int,
         grids: Mapping[str, Tensor],
         times: Sequence[float | None],
@@ -203,12 +236,17 @@ class QwenPreprocessor:
         """Layout of an item: a raster for each time, with the positions that the stock model gives it.
 
         Args:
-            text: As in `Layout`.
-            runs: As in `Layout`.
+            written: The item as the processor writes it into a prompt.
+            token: The placeholder of a visual token in it.
             token_type: IMAGE_TYPE or VIDEO_TYPE.
             grids: Arguments of `get_rope_index`; first the grid of patches [1, 3].
             times: Time of each raster in seconds; None for an image.
         """
+        run_of_tokens = re.compile(f"(?:{re.escape(token)})+")
+        text, runs = (
+            run_of_tokens.sub(token, written),
+            tuple(len(run) // len(token) for run in run_of_tokens.findall(written)),
+        )
         grid = next(iter(grids.values()))
         rows, columns = (side // self.settings.merge_size for side in grid[0, 1:].tolist())
         # Positions of a prompt that has one word before each run, and a last one.

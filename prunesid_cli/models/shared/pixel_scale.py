@@ -2,7 +2,8 @@
 
 An image processor ends with the same arithmetic for each number: rescale, then normalize. It is taken out of the
 processor here, and done by a table of the 256 possible results for each channel. So the tower reads the same bits as
-from the processor, on every device; a quarter of the bytes is moved; and the host does none of the arithmetic.
+from the processor, on every device; a quarter of the bytes is moved; and the host does none of the arithmetic. Where
+frames need no more than to be cut into patches then, the device does that, too.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from prunesid_cli.runtime.device import upload
-from prunesid_cli.types import Pixels, PixelScale, Placement
+from prunesid_cli.types import Patching, Pixels, PixelScale, Placement
 
 NUM_LEVELS, NUM_CHANNELS = 256, 3
+CPU_CHUNK = 2**18
+"""Pixels that a CPU scales at once, so that what is in between stays in its caches: 10 ms instead of 26 for an image of
+1280 x 960."""
 SCALE_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 PROBE_SIZE = (32, 48)
 
@@ -66,23 +70,43 @@ def upload_pixels(items: Sequence[Pixels], placement: Placement, dtype: torch.dt
     """Copy the pixels of a batch to the tower's device, as the tower reads them.
 
     Args:
-        items: The first tensor of each holds its pixels: [S, 3, H, W], or patches [P, 3 * E].
+        items: The first tensor of each holds its pixels; see `Pixels`.
         placement: The device, and the precision.
         dtype: Another precision.
 
     Returns:
-        The pixels of all items, one after the other.
+        The pixels of all items, one after the other: [S, 3, H, W], or patches [P, 3 * E].
     """
     dtype, tensors = dtype or placement.dtype, [next(iter(item.tensors.values())) for item in items]
+    for number, patching in enumerate(item.patching for item in items):
+        if patching:
+            tensors[number] = cut_patches(upload([tensors[number]], placement.device), patching)
     shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
     batch, start = torch.empty(shape, dtype=dtype, device=placement.device), 0
     for scale, group in groupby(zip(items, tensors, strict=True), lambda pair: pair[0].scale):
         numbers = [tensor for _, tensor in group]
-        # On a CPU tensor by tensor: what is in between stays in its caches.
         for part in numbers if placement.device.type == "cpu" else [upload(numbers, placement.device)]:
             scale_pixels(part, scale, batch[start : start + len(part)])
             start += len(part)
     return batch
+
+
+def cut_patches(frames: Tensor, patching: Patching) -> Tensor:
+    """Cut frames of one size into patches, as the image processors of Qwen do.
+
+    Args:
+        frames: [S, H, W, 3]; H and W are multiples of a cell's side.
+        patching: How.
+
+    Returns:
+        [P, 3 * E]: patches cell by cell, and in each the channels, of each channel the frames, of each frame the rows.
+    """
+    side, cell, shared = patching.side, patching.cell, patching.frames
+    height, width = (length // (cell * side) for length in frames.shape[1:3])
+    patches = frames.view(-1, height, cell, side, width, cell, side, NUM_CHANNELS).permute(0, 1, 4, 2, 5, 7, 3, 6)
+    patches = patches.reshape(len(frames), -1, NUM_CHANNELS, side * side)
+    patches = torch.cat([patches, patches[-1:].expand(-len(frames) % shared, -1, -1, -1)])
+    return patches.unflatten(0, (-1, shared)).permute(0, 2, 3, 1, 4).reshape(-1, NUM_CHANNELS * shared * side * side)
 
 
 def scale_pixels(numbers: Tensor, scale: PixelScale | None, out: Tensor) -> None:
@@ -97,8 +121,10 @@ def scale_pixels(numbers: Tensor, scale: PixelScale | None, out: Tensor) -> None
         out.copy_(numbers)
         return
     table, offsets = _device_table(scale, out.device, out.dtype)
-    places = numbers.view(len(numbers), NUM_CHANNELS, -1).int().add_(offsets)
-    torch.index_select(table, 0, places.flatten(), out=out.flatten())
+    rows = max(1, CPU_CHUNK // numbers[0].numel()) if numbers.device.type == "cpu" else len(numbers)
+    for part, target in zip(numbers.split(rows), out.split(rows), strict=True):
+        places = part.view(len(part), NUM_CHANNELS, -1).int().add_(offsets)
+        torch.index_select(table, 0, places.flatten(), out=target.flatten())
 
 
 @cache

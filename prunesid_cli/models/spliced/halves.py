@@ -153,7 +153,7 @@ class SplicedVision:
         with self.saliency.watch(keys) as recorded:
             tokens, extra = self.features(items)
         counts = [item.layout.total for item in items]
-        rows = [len(next(iter(item.tensors.values()))) for item in items]
+        rows = [item.num_rows for item in items]
         try:
             saliency = self.saliency.saliency(recorded, tokens, keys, counts, rows)
         except UnreadableTower as error:
