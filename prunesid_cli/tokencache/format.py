@@ -28,11 +28,12 @@ Format 3
    `layouts`. `slots`: where the stock model reads each row; -1 for a CLS token that it does not read. `whole`: whether
    nothing was pruned; only then structural slots, which have no rows, are read too. `rows`: [start, end) in the
    tensors. `phi`: the information, 1 - rho. `check`: the BLAKE2b-128, in hex, of the bytes of its rows in `tokens`,
-   then in `scales`. Two fields are left out where they are empty, as for images: `sampling`, how the frames of a clip
-   were chosen, for example "8 frames", "1 fps", "8 frames by pyav" or "8 frames in windows of 4" (all clips of a cache
-   have the same); and `decoder`, for example "PyAV 18.1.0". Options for clips do not change the items of images.
-   `shard` is left out where an item has rows of its own. Else the item is a copy: an input with the contents of
-   another one. It has no rows, and `shard` is the number of the shard, not a later one, whose rows `rows` are about.
+   then in `scales`. Some fields are left out where they are empty: `columns`, what a table of inputs says about this
+   one, a list of [name, value]; and, as for images, `sampling`, how the frames of a clip were chosen, for example "8
+   frames", "1 fps", "8 frames by pyav" or "8 frames in windows of 4" (all clips of a cache have the same); and
+   `decoder`, for example "PyAV 18.1.0". Options for clips do not change the items of images. `shard` is left out where
+   an item has rows of its own. Else the item is a copy: an input with the contents of another one. It has no rows, and
+   `shard` is the number of the shard, not a later one, whose rows `rows` are about.
 7. Layout. The fields of `types.Layout`: `text`, `runs`, `regions` (objects with the fields of `types.Region`), and
    `advances`. The times of a clip's frames are those of its regions.
 8. Order. If several items have one source, the last item of the last shard counts. An item that follows one with the

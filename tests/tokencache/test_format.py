@@ -6,7 +6,7 @@ import json
 import struct
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import torch
 from prunesid_cli.errors import CacheError
 from prunesid_cli.tokencache import Entry, Item, journal, open_cache, read_header, read_tokens, verify_shard
 from prunesid_cli.tokencache.format import FORMAT
-from prunesid_cli.types import Provenance
+from prunesid_cli.types import Columns, Provenance
 from tests.caches import RUN, edit_header, items_by_source, make_entries, make_entry, with_digest, write_shard
 
 
@@ -57,8 +57,22 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     assert values == tuple(float(value + 1) for value in range(12))
 
 
-OPTIONAL_VALUES = {field.name: f"a {field.name}" for field in fields(Provenance) if field.default is not MISSING}
-OPTIONAL_VALUES["columns"] = (("id", 7), ("label", "a cat"), ("tags", ["a", None]))
+VALUES = {
+    str: "a text",
+    int: 7,
+    float: 0.5,
+    bool: True,
+    Columns: (("id", 7), ("label", "a cat"), ("tags", ["a", None])),
+}
+"""Type -> a value that is no default."""
+TYPES = get_type_hints(Provenance)
+OPTIONAL_VALUES = {
+    field.name: next(
+        value for kind, value in VALUES.items() if kind in (TYPES[field.name], *get_args(TYPES[field.name]))
+    )
+    for field in fields(Provenance)
+    if field.default is not MISSING
+}
 """Field of `Provenance` with a default -> another value."""
 
 
