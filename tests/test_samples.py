@@ -8,10 +8,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from prunesid_cli.demo.questions import KINDS
 from prunesid_cli.selection import METHODS
-from samples.benchmark import tell
+from samples.benchmark import make, tell
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "samples" / "benchmark"
@@ -19,7 +21,8 @@ FOLDER = ROOT / "samples" / "benchmark"
 
 def lead(ours: int, theirs: int) -> tell.Lead:
     kinds = {"colour": [ours, theirs], "count": [0, 0]}
-    (result,) = tell.leads({"per_kind": 50, "duels": [{"keep": "64", "method": "grid", "kinds": kinds}]})
+    duels = [{"keep": "64", "method": "grid", "kinds": kinds}]
+    (result,) = tell.leads({"questions": {"colour": 50, "count": 50}, "duels": duels})
     return result
 
 
@@ -36,14 +39,33 @@ def test_the_pages_show_what_was_measured() -> None:
     report = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
     assert tell.make_section(report) in tell.GUIDE.read_text(encoding="utf-8")
     assert tell.make_readme(report) == (FOLDER / "README.md").read_text(encoding="utf-8")
-    questions = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert set(Counter(question["kind"] for question in questions).values()) == {report["per_kind"]}
-    assert len({question["media"] for question in questions}) == len(questions)
+    assert sum(report["questions"].values()) >= 5000
+
+
+def test_every_question_is_about_pictures_of_its_own() -> None:
+    rounds = [list(make.make_questions(number)) for number in (1, 2)]
+    assert rounds[1][: len(rounds[0])] == rounds[0]
+    pictures = [picture for item in rounds[1] for picture in item.pictures]
+    assert len(set(pictures)) == len(pictures)
+    assert Counter(item.kind for item in rounds[0]) == {
+        **dict.fromkeys((*KINDS, "pair"), 28),
+        "simple": 21,
+        "refusal": 5,
+    }
+    assert all((len(item.pictures) == 2) == (item.kind == "pair") for item in rounds[1])
+
+
+def test_coverage_counts_parts_with_a_kept_patch() -> None:
+    shown = np.full(576, -1, np.int8)
+    shown[:3], shown[570:] = 0, 1
+    kept = {"all": [{}], "2": [{"kept": "a" + 143 * "0"}], "1": [{"kept": 143 * "0" + "1"}]}
+    lines = [{"media": ["pictures/a.png"], "setting": name, "patches": patches} for name, patches in kept.items()]
+    assert make.measure_coverage(lines, {"a.png": shown}) == ({"all": 1.0, "2": 0.5, "1": 0.5}, 2)
 
 
 @pytest.mark.slow
 def test_one_command_makes_the_benchmark(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "samples.benchmark.make", "--per-kind", "1", "--out", tmp_path]
+    command = [sys.executable, "-m", "samples.benchmark.make", "--rounds", "1", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     report = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {row["method"] for row in report["rows"]} == set(METHODS)
@@ -53,7 +75,6 @@ def test_one_command_makes_the_benchmark(tmp_path: Path) -> None:
     (comparison,) = (item for item in report["duels"] if (item["method"], item["keep"]) == ("random", "16"))
     num_ahead = sum(ours - theirs for ours, theirs in comparison["kinds"].values())
     marks = {row["setting"]: row["marks"]["accuracy"] for row in report["rows"]}
-    assert marks["16 prunesid"] - marks["16 random"] == pytest.approx(num_ahead / 8)
+    assert marks[f"16 {tell.CHAMPION}"] - marks["16 random"] == pytest.approx(num_ahead / 250)
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == tell.make_readme(report)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tmp_path / "answers.jsonl").exists()

@@ -1,7 +1,6 @@
 """Select the visual tokens to keep or to merge: tensors in, indices out.
 
-Selection knows no model, and imports torch only when it is called. To add a method, write a function like those in
-`methods/`, add a row to METHODS and a row to the tests of the methods.
+Selection knows no model, and imports torch only when it is called. CONTRIBUTING.md says how to add a method.
 """
 
 from __future__ import annotations
@@ -27,19 +26,17 @@ class MethodInfo:
 
     Attributes:
         path: "module:function" in `methods/`.
-        groups_tokens: Whether it puts tokens into groups, which can be shown.
-        suppresses_tokens: Whether it also suppresses tokens within groups, which `methods.explanation` explains.
+        groups_tokens: Whether it groups tokens and suppresses some in each group, which `methods.explanation` explains.
     """
 
     path: str
     groups_tokens: bool = False
-    suppresses_tokens: bool = False
 
 
 METHODS = {
-    "prunesid": MethodInfo("prunesid:prunesid", groups_tokens=True, suppresses_tokens=True),
-    "prunesid-published": MethodInfo("published:published", groups_tokens=True, suppresses_tokens=True),
-    "prunesid-plus": MethodInfo("plus:plus", groups_tokens=True),
+    "prunesid": MethodInfo("prunesid:prunesid", groups_tokens=True),
+    "prunesid-published": MethodInfo("published:published", groups_tokens=True),
+    "prunesid-plus": MethodInfo("plus:plus"),
     "random": MethodInfo("baselines:random"),
     "grid": MethodInfo("baselines:grid"),
     "saliency": MethodInfo("baselines:saliency"),
@@ -49,7 +46,6 @@ METHODS = {
     "scope": MethodInfo("scope:scope"),
 }
 GROUPING_METHODS = tuple(name for name, info in METHODS.items() if info.groups_tokens)
-SUPPRESSING_METHODS = tuple(name for name, info in METHODS.items() if info.suppresses_tokens)
 
 
 def load_method(name: str) -> Method:

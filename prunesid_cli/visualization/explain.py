@@ -11,9 +11,8 @@ from prunesid_cli.pipeline.ask import encode_media
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.segments import item_information
 from prunesid_cli.runtime.device import to_fp64_device
-from prunesid_cli.selection import GROUPING_METHODS, SUPPRESSING_METHODS, load_method
+from prunesid_cli.selection import GROUPING_METHODS, load_method
 from prunesid_cli.selection.methods.explanation import Explanation, explain_method
-from prunesid_cli.selection.methods.plus import group_tokens
 from prunesid_cli.types import Encoded, Layout, Region, Segment, TokenSet
 from prunesid_cli.visualization.panels import Annotations
 
@@ -37,8 +36,7 @@ class SegmentExplanation:
         budget: Number of tokens to keep, CLS included.
         slots: Slot of each token [N], in raster order, region by region.
         saliency: The model's saliency of each token [N]; None if the model has none.
-        groups: Group of each token [N]; None if the method has no groups or nothing was dropped.
-        selection: Stages of the selection; None if the method does not suppress tokens or nothing was dropped.
+        selection: Stages of the selection; None if the method has no groups or nothing was dropped.
     """
 
     regions: tuple[int, ...]
@@ -52,8 +50,12 @@ class SegmentExplanation:
     budget: int
     slots: tuple[int, ...]
     saliency: tuple[float, ...] | None
-    groups: tuple[int, ...] | None
     selection: Explanation | None
+
+    @property
+    def groups(self) -> list[int] | None:
+        """The group of each token [N], or None."""
+        return None if self.selection is None else self.selection.group.tolist()
 
     @property
     def suppressed_by(self) -> list[int | None] | None:
@@ -126,9 +128,9 @@ def find_groups(pruner: Pruner, item: Encoded, count: int, information: tuple[fl
         return groups
     budgets = pruner.segment_budgets(item, count, information)
     for segment, budget in zip(item.segments, budgets, strict=True):
-        found, _ = _explain_selection(pruner, segment, budget)
-        slots = segment.slots or tuple(range(len(segment.features)))
-        groups |= zip(slots, found or (), strict=False)
+        if selection := _explain_selection(pruner, segment, budget):
+            slots = segment.slots or tuple(range(len(segment.features)))
+            groups |= zip(slots, selection.group.tolist(), strict=True)
     return groups
 
 
@@ -142,7 +144,6 @@ def _explain_segment(
     regions = tuple(sorted({region for region, _, _ in located}))
     times = [layout.regions[region].time for region in regions]
     rows, columns = bottom + 1 - top, right + 1 - left
-    groups, selection = _explain_selection(pruner, segment, budget)
     return SegmentExplanation(
         regions=regions,
         times=tuple(time for time in times if time is not None),
@@ -155,8 +156,7 @@ def _explain_segment(
         budget=budget,
         slots=slots,
         saliency=None if segment.saliency is None else tuple(segment.saliency.float().tolist()),
-        groups=groups,
-        selection=selection,
+        selection=_explain_selection(pruner, segment, budget),
     )
 
 
@@ -181,17 +181,13 @@ def _grid_positions(layout: Layout) -> dict[int, GridPosition]:
     return positions
 
 
-def _explain_selection(
-    pruner: Pruner, segment: Segment, budget: int
-) -> tuple[tuple[int, ...] | None, Explanation | None]:
-    """The group of each token [N], and the stages of the selection, as far as the method has them."""
+def _explain_selection(pruner: Pruner, segment: Segment, budget: int) -> Explanation | None:
+    """The stages of the selection; None if the method has no groups or nothing is dropped."""
     if pruner.method not in GROUPING_METHODS or budget >= segment.capacity:
-        return None, None
+        return None
     features = to_fp64_device(segment.features[None])
     saliency = None if segment.saliency is None else to_fp64_device(segment.saliency[None])
-    if pruner.method not in SUPPRESSING_METHODS:
-        return tuple(group_tokens(features, saliency, [budget])[0][0].tolist()), None
     name = pruner.method_for(segment)
     method = load_method(name) if isinstance(name, str) else name
     (selection,) = explain_method(method, features, saliency, [budget], num_cls=int(segment.cls is not None))
-    return tuple(selection.group.tolist()), selection
+    return selection

@@ -1,20 +1,21 @@
 """Make this folder, and its section in the guide on benchmark results: `python -m samples.benchmark.make`.
 
-Questions of each kind, each about another scene that the embedded model was not trained on, are answered by `prunesid
-evaluate` for every method and the paper's budgets. The coverage of things is measured as well. Pictures are drawn from
-their seeds. An interrupted run continues from answers.jsonl, which is deleted at the end, since answers become invalid
-when a selector changes. Needs `pip install 'prunesid[plot]'`.
+Questions about scenes that the embedded model was not trained on are answered by `prunesid evaluate` for every method
+and budget, by one process per core. Pictures are drawn from their seeds. Questions, pictures and answers are kept in a
+folder of `runs` that is named after the code and the model, so that an interrupted run continues, and answers of
+another selector are never used. Needs `pip install 'prunesid[plot]'`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -22,155 +23,205 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+import prunesid_cli
 from prunesid_cli.bench.environment import describe_machine, git_commit, package_versions
-from prunesid_cli.demo.questions import KINDS, Question, ask_about_non_scene, ask_one
-from prunesid_cli.demo.scenes import Drawing, draw, make_scene
-from prunesid_cli.evaluate.records import read_records
+from prunesid_cli.demo.questions import KINDS, Question, ask_about_non_scene, ask_about_pair, ask_one
+from prunesid_cli.demo.scenes import Drawing, Scene, draw, make_hard_scene, make_scene
 from prunesid_cli.evaluate.results import PruningSetting
-from prunesid_cli.inputs.image import media_from_image
-from prunesid_cli.models import load_family
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
-from prunesid_cli.models.loading.placement import choose_placement
-from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.pipeline.pruner import Pruner
-from prunesid_cli.runtime.batch_size import batched
 from prunesid_cli.selection import METHODS
-from prunesid_cli.selection.budget import Budget
-from samples.benchmark.tell import GUIDE, make_readme, replace_section
-from samples.embedded_model.evaluate import coverage
+from samples.benchmark.tell import CHAMPION, GUIDE, make_readme, replace_section
 from samples.embedded_model.non_scenes import draw_non_scene
+from samples.embedded_model.store import NUM_PATCHES
 
-HERE = Path(__file__).parent
+HERE, RUNS = Path(__file__).parent, Path("runs")
 SPLIT = 60
-"""Split of scenes. 0 is for training and 1 for evaluation of the model; nothing was tuned on this one."""
-BUDGETS = ("192", "128", "64", "32", "16")
-SETTINGS = (
-    PruningSetting("all", "prunesid"),
-    *(PruningSetting(keep, method) for method in METHODS for keep in BUDGETS),
-)
-PER_KIND, ROUND_SIZE = 80, 10
-"""Questions of each kind in all and per round of kinds. Rounds make an interrupted run balanced, too."""
-BATCH_SIZE = 2 * ROUND_SIZE
+"""Split of scenes. 0 is for training and 1 for evaluation of the model; nothing was tuned on splits from 60 on."""
+BUDGETS = ("192", "128", "64", "32", "16", "8")
+RIVALS = tuple(PruningSetting(keep, method) for method in METHODS for keep in BUDGETS if method != CHAMPION)
+HARD_PER_ROUND, SIMPLE_PER_ROUND, OTHERS_PER_ROUND, ROUNDS = 28, 3, 5, 20
+"""Questions of a round: of each kind about hard scenes, and about pairs of them; of each kind about simple scenes; and
+about pictures that are not scenes. Twenty rounds of 250 questions make 5,000."""
+BATCH_SIZE = 20
+
+
+def draw_other(split: int, index: int) -> Drawing:
+    """Draw a picture that is not a scene."""
+    return Drawing(draw_non_scene(split, index), np.full(NUM_PATCHES, -1, np.int8))
+
+
+DRAWERS: dict[str, Callable[[int, int], Drawing]] = {
+    "hard": lambda split, index: draw(make_hard_scene(split, index)),
+    "simple": lambda split, index: draw(make_scene(split, index)),
+    "other": draw_other,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the benchmark.
+
+    Attributes:
+        style: A key of `DRAWERS`.
+        index: Its number in the split.
+    """
+
+    style: str
+    index: int
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file."""
+        return f"{self.style}{self.index}.png"
 
 
 @dataclass(frozen=True)
 class PictureQuestion:
-    """A question about a picture.
+    """A question about one or two pictures.
 
     Attributes:
-        index: Number of the scene in the split; of the picture that is not a scene, if the kind is "refusal".
+        kind: The kind of the question if it is about hard scenes; otherwise "simple" or "refusal".
+        pictures: The pictures.
         question: The question.
     """
 
-    index: int
+    kind: str
+    pictures: tuple[Picture, ...]
     question: Question
-
-    @property
-    def file_name(self) -> str:
-        """Name of the picture's file."""
-        return f"{'other' if self.question.kind == 'refusal' else 'scene'}{self.index}.png"
 
     def to_line(self, folder: str) -> str:
         """Return the line of the file of questions."""
-        question = self.question
-        fields = {"prompt": question.prompt, "answer": question.answer, "kind": question.kind}
-        return json.dumps({"media": f"{folder}/{self.file_name}"} | fields) + "\n"
+        media = [f"{folder}/{picture.file_name}" for picture in self.pictures]
+        fields = {"media": media, "prompt": self.question.prompt, "answer": self.question.answer, "kind": self.kind}
+        return json.dumps(fields) + "\n"
 
 
-def make_questions(per_kind: int) -> Iterator[PictureQuestion]:
-    """Yield questions of each kind, no two about the same picture. A larger `per_kind` only adds questions."""
-    rng, scenes = np.random.default_rng((SPLIT, 7)), count()
-    for start in range(0, per_kind, ROUND_SIZE):
-        round_numbers = range(start, min(start + ROUND_SIZE, per_kind))
+def make_questions(rounds: int, split: int = SPLIT) -> Iterator[PictureQuestion]:
+    """Yield the questions of each round, no two about the same picture. More rounds only add questions."""
+    rng, hard, simple = np.random.default_rng((split, 7)), count(), count()
+
+    def ask(kind: str, style: str, make: Callable[[int, int], Scene], numbers: Iterator[int]) -> PictureQuestion:
+        question = None
+        while question is None:
+            indices = [next(numbers) for _ in range(1 + (kind == "pair"))]
+            first, *second = (make(split, index) for index in indices)
+            question = ask_about_pair(first, second[0], rng) if second else ask_one(first, kind, rng)
+        pictures = tuple(Picture(style, index) for index in indices)
+        return PictureQuestion(kind if style == "hard" else style, pictures, question)
+
+    for number in range(rounds):
+        for kind in (*KINDS, "pair"):
+            yield from (ask(kind, "hard", make_hard_scene, hard) for _ in range(HARD_PER_ROUND))
         for kind in KINDS:
-            for _ in round_numbers:
-                question = None
-                while question is None:
-                    index = next(scenes)
-                    question = ask_one(make_scene(SPLIT, index), kind, rng)
-                yield PictureQuestion(index, question)
-        for index in round_numbers:
-            yield PictureQuestion(index, ask_about_non_scene(rng, make_scene(SPLIT, index)))
+            yield from (ask(kind, "simple", make_scene, simple) for _ in range(SIMPLE_PER_ROUND))
+        for index in range(number * OTHERS_PER_ROUND, (number + 1) * OTHERS_PER_ROUND):
+            question = ask_about_non_scene(rng, make_hard_scene(split, index))
+            yield PictureQuestion("refusal", (Picture("other", index),), question)
 
 
-def write_questions(questions: Sequence[PictureQuestion], path: Path) -> list[Drawing]:
-    """Write a file of questions and, next to it, their pictures. Returns the drawings of the scenes."""
-    folder, drawings = path.parent / "pictures", []
-    folder.mkdir(exist_ok=True)
+def draw_pictures(questions: Sequence[PictureQuestion], split: int, folder: Path) -> dict[str, NDArray[np.int8]]:
+    """Write all pictures. Returns, for each file name, the part that each patch shows [576]; see `Scene.parts`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {}
     for item in questions:
-        if item.question.kind == "refusal":
-            pixels = draw_non_scene(SPLIT, item.index)
-        else:
-            drawings.append(draw(make_scene(SPLIT, item.index)))
-            pixels = drawings[-1].pixels
-        Image.fromarray(pixels).save(folder / item.file_name)
-    path.write_text("".join(item.to_line(folder.name) for item in questions), encoding="utf-8")
-    return drawings
+        for picture in item.pictures:
+            drawing = DRAWERS[picture.style](split, picture.index)
+            Image.fromarray(drawing.pixels).save(folder / picture.file_name, compress_level=1)
+            parts[picture.file_name] = drawing.part
+    return parts
 
 
-def evaluate(questions: Path, answers: Path, plot: Path) -> list[dict[str, Any]]:
-    """Run `prunesid evaluate` and return its JSON record of each setting."""
-    options = {
+def evaluate(questions: Path, answers: Path, *options: str) -> subprocess.Popen[str]:
+    """Start `prunesid evaluate --json`, with one thread."""
+    settings = {
         "--keep": ",".join(("all", *BUDGETS)),
         "--method": ",".join(METHODS),
         "--model": DEMO,
         "--batch-size": str(BATCH_SIZE),
         "--out": str(answers),
-        "--plot": str(plot),
     }
-    program = [sys.executable, "-m", "prunesid_cli", "evaluate", str(questions), "--json"]
-    command = [*program, *(word for pair in options.items() for word in pair)]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    program = [sys.executable, "-m", "prunesid_cli", "evaluate", str(questions), "--json", *options]
+    command = [*program, *(word for pair in settings.items() for word in pair)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def compare_methods(questions: Path, answers: Path) -> list[dict[str, Any]]:
-    """Count the questions that only PruneSID or only a rival answers right, by rival, budget and kind."""
-    records, _ = read_records(questions)
-    lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+def answer(lines: Sequence[str], work: Path, plot: Path) -> list[dict[str, Any]]:
+    """Answer all questions, each core its part, and return the JSON record of each setting.
+
+    Args:
+        lines: Lines of the file of questions.
+        work: Folder for questions and answers; with the pictures of `draw_pictures`.
+        plot: File for the plot.
+    """
+    cores = os.cpu_count() or 1
+    running = []
+    for core in range(cores):
+        part = work / f"questions.{core}.jsonl"
+        part.write_text("".join(lines[core::cores]), encoding="utf-8")
+        running.append(evaluate(part, work / f"answers.{core}.jsonl"))
+    for process in running:
+        process.communicate()
+    if any(process.returncode for process in running):
+        raise SystemExit("the run failed; the same command continues")
+    questions, answers = work / "questions.jsonl", work / "answers.jsonl"
+    questions.write_text("".join(lines), encoding="utf-8")
+    parts = [work / f"answers.{core}.jsonl" for core in range(cores)]
+    answers.write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
+    output, _ = evaluate(questions, answers, "--plot", str(plot)).communicate()
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def measure_coverage(
+    lines: Sequence[dict[str, Any]], parts: dict[str, NDArray[np.int8]]
+) -> tuple[dict[str, float], int]:
+    """Measure which parts of the scenes have a kept patch.
+
+    Args:
+        lines: Lines of the file of answers.
+        parts: The part that each patch of a picture shows, by the picture's file name.
+
+    Returns:
+        The share of parts with a kept patch by setting, and the number of parts.
+    """
+    covered: dict[str, list[bool]] = defaultdict(list)
+    for line in lines:
+        for name, patches in zip(line["media"], line["patches"], strict=True):
+            shown = parts[Path(name).name]
+            kept = np.ones(NUM_PATCHES, bool)
+            if "kept" in patches:
+                kept = np.unpackbits(np.frombuffer(bytes.fromhex(patches["kept"]), np.uint8)).astype(bool)
+            covered[line["setting"]] += np.isin(np.unique(shown[shown >= 0]), shown[kept]).tolist()
+    return {name: float(np.mean(is_covered)) for name, is_covered in covered.items()}, len(covered["all"])
+
+
+def compare_methods(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Count the questions that only the champion or only a rival answers right, by rival, budget and kind.
+
+    Args:
+        lines: Lines of the file of answers.
+    """
     scores = {(line["setting"], line["key"]): line["score"] for line in lines}
-
-    def count_wins(winner: str, loser: str, kind: str) -> int:
-        return sum(scores[winner, record.key] > scores[loser, record.key] for record in records if record.kind == kind)
-
+    kinds = {line["key"]: line["kind"] for line in lines}
     comparisons = []
-    for rival in SETTINGS[1:]:
-        if rival.method == "prunesid":
-            continue
-        ours, theirs = str(PruningSetting(rival.keep, "prunesid")), str(rival)
-        wins = {
-            kind: [count_wins(ours, theirs, kind), count_wins(theirs, ours, kind)]
-            for kind in dict.fromkeys(record.kind for record in records)
-        }
+    for rival in RIVALS:
+        wins = {kind: [0, 0] for kind in dict.fromkeys(kinds.values())}
+        for key, kind in kinds.items():
+            ours, theirs = scores[f"{rival.keep} {CHAMPION}", key], scores[str(rival), key]
+            wins[kind][0] += ours > theirs
+            wins[kind][1] += ours < theirs
         comparisons.append(asdict(rival) | {"kinds": wins})
     return comparisons
 
 
-def measure_coverage(drawings: Sequence[Drawing]) -> dict[str, float]:
-    """Return the share of things with a kept patch, by setting."""
-    checkpoint = resolve(DEMO)
-    vision = load_family(checkpoint.model_type).load_vision_half(
-        checkpoint, choose_placement("auto", "auto", "auto", load_config(checkpoint))
-    )
-    pruners = {str(s): Pruner(vision, Budget.parse(s.keep), s.method, ()) for s in SETTINGS}
-    covered: dict[str, list[bool]] = defaultdict(list)
-    for batch in batched(drawings, BATCH_SIZE):
-        media = [media_from_image(Image.fromarray(drawing.pixels)) for drawing in batch]
-        encoded = pruners["all"].encode([pruners["all"].preprocess(item) for item in media])
-        for name, pruner in pruners.items():
-            for tokens, drawing in zip(pruner.prune(encoded), batch, strict=True):
-                covered[name] += coverage(tokens, drawing.part)
-    return {name: float(np.mean(is_covered)) for name, is_covered in covered.items()}
-
-
-def describe_run(per_kind: int) -> dict[str, Any]:
+def describe_run(rounds: int, split: int) -> dict[str, Any]:
     """Return what the figures depend on."""
+    options = ("" if rounds == ROUNDS else f" --rounds {rounds}") + ("" if split == SPLIT else f" --split {split}")
     return {
-        "command": "python -m samples.benchmark.make" + ("" if per_kind == PER_KIND else f" --per-kind {per_kind}"),
-        "split": SPLIT,
-        "per_kind": per_kind,
+        "command": f"python -m samples.benchmark.make{options}",
+        "split": split,
         "model": resolve(DEMO).revision,
         "machine": describe_machine(torch.device("cpu")),
         "versions": package_versions(),
@@ -178,32 +229,34 @@ def describe_run(per_kind: int) -> dict[str, Any]:
     }
 
 
+def digest_run(split: int) -> str:
+    """Return a digest of what answers depend on: the pictures, the model and the code."""
+    digest = hashlib.blake2b(f"{split} {resolve(DEMO).revision}".encode(), digest_size=6)
+    for path in sorted(Path(prunesid_cli.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare all methods at the paper's budgets, on unseen scenes.")
-    parser.add_argument("--per-kind", type=int, default=PER_KIND, help="questions of each of the eight kinds")
+    parser = argparse.ArgumentParser(description="Compare all methods at six budgets, on unseen scenes.")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of 250 questions")
+    parser.add_argument("--split", type=int, default=SPLIT, help="split of the scenes: others give other pictures")
     parser.add_argument("--out", type=Path, help="write into another folder, and leave the guide unchanged")
     options = parser.parse_args()
-    out = options.out or HERE
+    out, work = options.out or HERE, (options.out or RUNS) / f"benchmark-{digest_run(options.split)}"
     out.mkdir(parents=True, exist_ok=True)
-    questions, answers = out / "questions.jsonl", out / "answers.jsonl"
-    report = describe_run(options.per_kind) | {"in_one_go": not answers.exists()}
-    drawings = write_questions(list(make_questions(options.per_kind)), questions)
-    rows = evaluate(questions, answers, out / "plot.png")
-    coverages = measure_coverage(drawings)
-    report["things"] = sum(len(np.unique(drawing.part[drawing.part >= 0])) for drawing in drawings)
-    report["processor_seconds"] = round(processor_seconds())
+    report = describe_run(options.rounds, options.split)
+    questions = list(make_questions(options.rounds, options.split))
+    report["questions"] = Counter(item.kind for item in questions)
+    parts = draw_pictures(questions, options.split, work / "pictures")
+    rows = answer([item.to_line("pictures") for item in questions], work, out / "plot.png")
+    lines = [json.loads(line) for line in (work / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    coverages, report["things"] = measure_coverage(lines, parts)
     report["rows"] = [row | {"coverage": coverages[row["setting"]]} for row in rows]
-    report["duels"] = compare_methods(questions, answers)
+    report["duels"] = compare_methods(lines)
     write_report(report, out)
     if options.out is None:
         replace_section(GUIDE, report)
-    answers.unlink()
-
-
-def processor_seconds() -> float:
-    """Return the CPU time of this process and its children, which other work on the machine does not lengthen."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:

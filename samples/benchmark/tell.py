@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 GUIDE = Path(__file__).parents[1] / "guides" / "benchmark-results.md"
 BEGIN, END = "<!-- made by python -m samples.benchmark.make -->", "<!-- until here -->"
+CHAMPION = "prunesid-plus"
+"""The method that is compared with every other one."""
 Report = dict[str, Any]
 """The contents of results.json."""
 
 
 class Lead(NamedTuple):
-    """By how many percentage points PruneSID is ahead of a rival at a budget, with its 95 % interval."""
+    """By how many percentage points the champion is ahead of a rival at a budget, with its 95 % interval."""
 
     keep: str
     rival: str
@@ -28,15 +31,15 @@ class Lead(NamedTuple):
 
 def leads(report: Report, kind: str = "") -> list[Lead]:
     """The lead over every rival at every budget, over the questions of one kind, or over all questions."""
-    return [_lead(comparison, report["per_kind"], kind) for comparison in report["duels"]]
+    return [_lead(comparison, report["questions"], kind) for comparison in report["duels"]]
 
 
-def _lead(comparison: dict[str, Any], per_kind: int, kind: str) -> Lead:
+def _lead(comparison: dict[str, Any], questions: dict[str, int], kind: str) -> Lead:
     """The lead as a difference of two shares of the same questions, with the adjusted Wald interval of Bonett and Price
     (2012). It counts one more question won and one more lost, so that it holds if few questions differ."""
-    pairs = [comparison["kinds"][kind]] if kind else list(comparison["kinds"].values())
-    ours, theirs = (sum(side) for side in zip(*pairs, strict=True))
-    num_questions = per_kind * len(pairs)
+    kinds = [kind] if kind else list(questions)
+    ours, theirs = (sum(side) for side in zip(*(comparison["kinds"][name] for name in kinds), strict=True))
+    num_questions = sum(questions[name] for name in kinds)
     middle = (ours - theirs) / (num_questions + 2)
     error = 1.96 * math.sqrt(((ours + theirs + 2) / (num_questions + 2) - middle**2) / (num_questions + 2))
     low, high = 100 * (middle - error), 100 * (middle + error)
@@ -57,18 +60,29 @@ def make_section(report: Report) -> str:
 
 def make_readme(report: Report) -> str:
     """The README of this folder."""
-    kinds = list(report["rows"][0]["kinds"])
-    command, per_kind = report["command"], report["per_kind"]
-    kind_leads = [(kind, lead) for kind in kinds for lead in leads(report, kind)]
+    questions: dict[str, int] = report["questions"]
+    kind_leads = [(kind, lead) for kind in questions for lead in leads(report, kind)]
     lost = [f"- {kind}, {lead.keep} tokens, {_format_loss(lead)}" for kind, lead in kind_leads if lead.high < 0]
-    num_compared = len(kind_leads)
+    won = sum(lead.low > 0 for _, lead in kind_leads)
+    machine, versions = report["machine"], report["versions"]
     lines = [
-        "# Every selector at the paper's budgets, on the embedded model",
+        "# Every selector at six budgets, on the embedded model",
         "",
-        f"`{command}` writes all files of this folder: `questions.jsonl` ({per_kind} questions of each",
-        f"of {len(kinds)} kinds, each about a picture of its own, from seeds on which nothing was trained or tuned),",
-        "`results.json`, `plot.png`, and this page. It ran on",
-        f"{_machine(report)}.",
+        *_wrap(
+            f"`{report['command']}` writes `results.json`, `plot.png` and this page. It asks",
+            f"{sum(questions.values()):,} questions, each about pictures of its own, from seeds on which nothing was",
+            f"trained or tuned. It ran on {machine['cpu']}, {machine['cores']} cores, torch {versions['torch']}, and",
+            "leaves questions, pictures and answers in a folder of `runs`; `prunesid report` shows them.",
+        ),
+        "",
+        *_make_table([["kind", *questions], ["questions", *map(str, questions.values())]]),
+        "",
+        *_wrap(
+            "Questions of the kind *simple* are of the first seven kinds, about simple scenes. *pair* is about two",
+            "hard scenes, each pruned to the budget. *refusal* is about pictures that are not scenes. All others are",
+            "about hard scenes: two to six things, some of them small, numbers of up to three digits, on textured or",
+            "cluttered grounds.",
+        ),
         "",
         *_summary(report),
         "",
@@ -76,33 +90,31 @@ def make_readme(report: Report) -> str:
         "",
         *_verdict(report),
         "",
-        f"By kind of question there are {num_compared} comparisons. PruneSID is significantly worse in {len(lost)} of",
-        f"them; {_by_chance(num_compared)} would be so by chance.",
+        *_wrap(
+            f"By kind of question there are {len(kind_leads)} comparisons. {CHAMPION} is significantly better in {won}",
+            f"and worse in {len(lost)}; {_by_chance(len(kind_leads))} would be so in each direction by chance.",
+        ),
         *(["", *lost] if lost else []),
         "",
-        "## PruneSID against each",
+        f"## {CHAMPION} against each",
         "",
-        "The lead of PruneSID on the same questions in percentage points (negative: it is behind), with its 95 %",
-        "interval (adjusted Wald for pairs, Bonett and Price 2012):",
+        *_wrap(
+            f"The lead of {CHAMPION} on the same questions in percentage points (negative: it is behind), with its",
+            "95 % interval (adjusted Wald for pairs, Bonett and Price 2012).",
+        ),
         "",
         *_ahead(report),
         "",
         "## By kind of question",
         "",
-        "Share of right answers, absolute and relative to no pruning. Coverage is the share of things with a kept",
-        "patch; a patch that `visionzip` merges into another one does not count.",
+        *_wrap(
+            "Share of right answers, absolute and relative to no pruning. Coverage is the share of things and digits",
+            "with a kept patch; a patch that `visionzip` merges into another one does not count.",
+        ),
         "",
         *_by_kind(report),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _machine(report: Report) -> str:
-    machine, versions = report["machine"], report["versions"]
-    text = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, torch {versions['torch']}"
-    return text + (
-        f", and took {report['processor_seconds'] / 60:.1f} minutes of CPU time" if report["in_one_go"] else ""
-    )
 
 
 def _rows_by_setting(report: Report) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]]:
@@ -110,6 +122,11 @@ def _rows_by_setting(report: Report) -> tuple[list[str], list[str], dict[tuple[s
     rows = {(row["method"], row["keep"]): row for row in report["rows"][1:]}
     methods, budgets = (list(dict.fromkeys(names)) for names in zip(*rows, strict=True))
     return methods, budgets, rows
+
+
+def _wrap(*parts: str) -> list[str]:
+    """The lines of a paragraph."""
+    return textwrap.wrap(" ".join(parts), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _make_table(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -126,63 +143,55 @@ def _summary(report: Report) -> list[str]:
         row = rows[name, keep]
         text = f"{row['marks']['accuracy']:.1%}"
         bold = round(row["marks"]["accuracy"], 3) == best[keep]
-        return f"{f'**{text}**' if bold else text} / {row['coverage']:.0%}"
+        return f"{f'**{text}**' if bold else text} / {row['coverage']:.1%}"
 
     lines = [["tokens kept", *budgets], *([name, *(cell(name, keep) for keep in budgets)] for name in methods)]
     return [
-        f"Share of right answers / share of things with a kept patch. With all 576 tokens, {unpruned:.1%} of the",
-        "answers are right. The best value of each budget is bold.",
+        *_wrap(
+            f"Share of right answers / share of {report['things']:,} things and digits with a kept patch. With all 576",
+            f"tokens, {unpruned:.1%} of the answers are right. The best value of each budget is bold.",
+        ),
         "",
         *_make_table(lines),
     ]
 
 
 def _verdict(report: Report) -> list[str]:
-    """How many comparisons PruneSID wins and loses, and where it is behind."""
+    """How many comparisons the champion wins and loses, and at each budget whom it does not beat."""
     all_leads = leads(report)
     lost, won = [lead for lead in all_leads if lead.high < 0], [lead for lead in all_leads if lead.low > 0]
-    num_compared = len(all_leads)
-    undecided = num_compared - len(lost) - len(won)
-    lines = [
-        f"There are {num_compared} comparisons (a rival at a budget, on the same questions). PruneSID is significantly",
-        f"better in {len(won)}, significantly worse in {len(lost)}, and {undecided} are undecided. A difference is",
-        "significant if its 95 % interval excludes zero. Without any true difference,",
-        f"{_by_chance(num_compared)} would be significant in each direction by chance.",
+    return [
+        *_wrap(
+            f"There are {len(all_leads)} comparisons (a rival at a budget, on the same questions). {CHAMPION} is",
+            f"significantly better in {len(won)}, significantly worse in {len(lost)}, and",
+            f"{len(all_leads) - len(lost) - len(won)} are undecided. A difference is significant if its 95 % interval",
+            f"excludes zero. Without any true difference, {_by_chance(len(all_leads))} would be significant in each",
+            "direction by chance.",
+        ),
+        "",
+        *_by_budget(report, all_leads),
     ]
-    behind = [lead for lead in all_leads if lead.points < 0]
-    heading = "PruneSID is behind these methods, in percentage points with 95 % intervals:"
-    return [*lines, *(["", heading, "", *_format_losses(behind)] if behind else []), *_uncovered(report)]
 
 
-def _uncovered(report: Report) -> Iterator[str]:
-    """The budgets at which others cover significantly more things."""
-    methods, budgets, rows = _rows_by_setting(report)
+def _by_budget(report: Report, all_leads: Sequence[Lead]) -> Iterator[str]:
+    _, budgets, rows = _rows_by_setting(report)
     for keep in budgets:
-        ours = rows["prunesid", keep]["coverage"]
-        differences = {name: _difference(rows[name, keep]["coverage"], ours, report["things"]) for name in methods}
-        significant = [f"{name} {rows[name, keep]['coverage']:.1%} ({low:+.1f} to {high:+.1f})"
-                for name, (low, high) in differences.items() if low > 0]  # fmt: skip
-        if significant:
-            yield ""
-            yield f"With {keep} tokens PruneSID keeps a patch of {ours:.1%} of {report['things']:,} things. These keep"
-            yield f"one of significantly more (difference in percentage points): {', '.join(significant)}."
-
-
-def _difference(share: float, other: float, count: int) -> tuple[float, float]:
-    """The 95 % interval in percentage points, computed as for different things, which makes it wider."""
-    error = 1.96 * math.sqrt((share * (1 - share) + other * (1 - other)) / count)
-    return 100 * (share - other - error), 100 * (share - other + error)
+        here = [lead for lead in all_leads if lead.keep == keep]
+        worse, undecided = (
+            [lead for lead in here if lead.high < 0],
+            [lead for lead in here if lead.low <= 0 <= lead.high],
+        )
+        parts = [f"better than {len(here) - len(worse) - len(undecided)} of {len(here)} rivals"]
+        parts += [f"worse than {'; '.join(map(_format_loss, worse))}"] if worse else []
+        names = ", ".join(f"{lead.rival} ({rows[lead.rival, keep]['coverage']:.1%})" for lead in undecided)
+        parts += [f"undecided against {names}"] if undecided else []
+        coverage = rows[CHAMPION, keep]["coverage"]
+        yield f"- {keep} tokens (coverage {coverage:.1%}): {'; '.join(parts)}."
 
 
 def _by_chance(comparisons: int) -> str:
     """How many of these comparisons would be significant in one direction without any true difference."""
     return f"about {max(1, round(0.025 * comparisons))}"
-
-
-def _format_losses(lost: Sequence[Lead]) -> Iterator[str]:
-    for keep in sorted({lead.keep for lead in lost}, key=int):
-        at_budget = sorted((lead for lead in lost if lead.keep == keep), key=lambda lead: lead.points)
-        yield f"- {keep} tokens: {'; '.join(map(_format_loss, at_budget))}"
 
 
 def _format_loss(lead: Lead) -> str:

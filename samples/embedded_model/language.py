@@ -23,7 +23,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from prunesid_cli.demo.questions import Question, ask_about_non_scene, ask_about_pair, ask_all
 from prunesid_cli.demo.scenes import TRAIN, Scene
 from samples.embedded_model.packing import PROMPT_PREFIX, Pack, answer_logits, encode, share_right
-from samples.embedded_model.store import NUM_PATCHES, Store, draw_kept_patches, is_non_scene, store_scene
+from samples.embedded_model.store import NUM_PATCHES, Store, draw_kept_patches, is_hard, is_non_scene, store_scene
 from samples.embedded_model.workers import Trainer, Worker
 
 QUESTIONS_PER_PICTURE, FIRST_KINDS = 7, ("caption", "number")
@@ -72,8 +72,8 @@ LAST_LESSONS = (Lesson(1.0, NUM_PATCHES, undropped_share=0.6),)
 of the last lesson has all tokens, .89 of the answers were right with 63 tokens, and .84 with 576."""
 
 PAIR_LESSONS = (
-    Lesson(0.45, 32, bare=True, pair_share=0.4),
-    Lesson(0.75, 128, pair_share=0.3),
+    Lesson(0.4, 32, bare=True, pair_share=0.4),
+    Lesson(0.72, 128, pair_share=0.3),
     Lesson(1.0, NUM_PATCHES, undropped_share=0.4, pair_share=0.25),
 )
 
@@ -110,8 +110,8 @@ def draw_count(rng: np.random.Generator, lesson: Lesson) -> int:
 
 
 class Pools:
-    """Draws pictures of a store: those with one thing; or, a third each, those with two shapes of one colour, with a
-    number of several digits, and any.
+    """Draws pictures of a store: those with one thing; or, a quarter each, those with two shapes of one colour, with a
+    number of several digits, simple ones, and any.
 
     If no colour repeats, a caption needs no places after its first word: what is purple is the circle. In one picture
     of four a colour repeats. Without more of those, and without hints about the next thing, half of their shapes were
@@ -127,6 +127,7 @@ class Pools:
         self.singles = np.array([index for index, scene in scenes.items() if len(scene.things) == 1])
         self.twins = np.array([index for index, scene in scenes.items() if has_twins(scene)])
         self.numbers = np.array([i for i, scene in scenes.items() if scene.number and len(scene.number.digits) > 1])
+        self.simple = np.array([index for index in scenes if not is_hard(index)])
 
     def draw_pairs(self, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
         """Return the indices of `count` pairs of scenes."""
@@ -136,7 +137,7 @@ class Pools:
         """Return the indices of `count` pictures, each alone."""
         if single:
             return [(index,) for index in rng.choice(self.singles, count).tolist()]
-        pools = (self.twins, self.numbers, self.everything)
+        pools = (self.twins, self.numbers, self.simple, self.everything)
         return [(int(rng.choice(pools[int(rng.integers(len(pools)))])),) for _ in range(count)]
 
 

@@ -30,9 +30,14 @@ def is_non_scene(index: int) -> bool:
     return index % NON_SCENE_INTERVAL == NON_SCENE_INTERVAL - 1
 
 
+def is_hard(index: int) -> bool:
+    """Whether the scene of picture `index` of the store is a hard one."""
+    return index % SIMPLE_INTERVAL > 0
+
+
 def store_scene(split: int, index: int) -> Scene:
     """Return the scene of picture `index` of a store."""
-    return make_hard_scene(split, index) if index % SIMPLE_INTERVAL else make_scene(split, index)
+    return make_hard_scene(split, index) if is_hard(index) else make_scene(split, index)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class Plan:
     seed: int = 0
     workers: int = 2
     tower_steps: tuple[int, ...] = (2600, 1300, 320, 1500)
-    language_steps: tuple[int, ...] = (8000, 600, 4000)
-    pictures: int = 12_000
+    language_steps: tuple[int, ...] = (8000, 600, 8000)
+    pictures: int = 24_000
     tower: Path | None = None
     start: Path | None = None
     twin: bool = False
@@ -173,7 +173,11 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=Plan.pictures, help="pictures in the store")
     parser.add_argument("--tower", type=Path, help="model folder to take the tower from; only the rest is trained")
-    parser.add_argument("--start", type=Path, help="model folder to continue with the last courses, on hard scenes")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="model folder to continue with the last courses, on hard scenes; with --tower, only the language model's",
+    )
     parser.add_argument("--twin", action="store_true", help="train without dropping tokens, for comparison")
     options = vars(parser.parse_args())
     train(options.pop("out"), Plan(**options))

@@ -29,7 +29,6 @@ from prunesid_cli.selection import load_method
 from prunesid_cli.selection.batching import keep_counts, mask_to_indices
 from prunesid_cli.selection.budget import Budget
 from prunesid_cli.selection.methods.explanation import explain
-from prunesid_cli.selection.methods.plus import find_leaders
 from prunesid_cli.selection.methods.prunesid_over_time import prunesid_over_time
 from prunesid_cli.selection.methods.scope import extend_by_coverage
 from prunesid_cli.selection.prunesid_variants import OVER_TIME
@@ -60,6 +59,20 @@ def surviving(score: Tensor, survivor: Tensor) -> Tensor:
     return torch.where(survivor, score, 1e-6 * score)
 
 
+def find_leaders(group: Tensor, score: Tensor, max_leaders: int) -> Tensor:
+    """Return the mask [B, N] of the highest scored token of each group, of the `max_leaders` highest scored groups.
+
+    Args:
+        group: [B, N] int64.
+        score: [B, N].
+        max_leaders: Largest number of leaders of an image.
+    """
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    ordered_group = group.gather(-1, order)
+    first = ~(ordered_group.unsqueeze(-1) == ordered_group.unsqueeze(-2)).tril(-1).any(-1)
+    return torch.zeros_like(first).scatter(-1, order, first & (first.cumsum(-1) <= max_leaders))
+
+
 def variant(lead: bool, worth: Score) -> Method:
     """A variant: whether each group keeps its most salient token, and what gains in coverage are multiplied by."""
 
@@ -77,29 +90,15 @@ def variant(lead: bool, worth: Score) -> Method:
     return chosen
 
 
-def weighted(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
-    """No leaders, and a token counts with the root of its saliency where it is covered."""
-    assert saliency is not None, "the embedded model has a saliency"
-    kept = list[Tensor]()
-    for tokens, score, count in zip(
-        features, saliency[:, None].float(), keep_counts(features, budgets, num_cls), strict=True
-    ):
-        nothing = torch.zeros_like(score, dtype=torch.bool)
-        mask = extend_by_coverage(cosine_similarity(tokens[None]) * score.sqrt()[:, None], score, nothing, count)
-        kept += mask_to_indices(mask, count)
-    return kept
-
-
 VARIANTS: dict[str, Method] = {
     "prunesid": load_method("prunesid"),
     "prunesid-plus": load_method("prunesid-plus"),
     "prunesid, threshold capped": prunesid_over_time,
-    "plus without leaders": variant(False, salient),
-    "plus, suppressed ones wait": variant(True, surviving),
-    "plus, root of saliency": variant(True, root),
-    "plus, coverage alone": variant(True, alike),
-    "coverage weighted by saliency": weighted,
     "scope": load_method("scope"),
+    "scope after leaders": variant(True, salient),
+    "scope after leaders, suppressed ones wait": variant(True, surviving),
+    "scope after leaders, root of saliency": variant(True, root),
+    "coverage after leaders": variant(True, alike),
     "divprune": load_method("divprune"),
 }
 """Those capped suppress above .9 at most, so that a threshold above all similarities does not switch itself off."""

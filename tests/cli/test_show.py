@@ -222,17 +222,6 @@ def test_json_has_the_suppressor_of_each_token(run: Run, pictures: list[Path]) -
     assert (record["method"], record["segments"][0]["groups"]) == ("random", None)
 
 
-def test_groups_without_suppression(run: Run, pictures: list[Path]) -> None:
-    """prunesid-plus has the groups of prunesid, and selects from them differently."""
-    methods = ("prunesid", "prunesid-plus")
-    records = [run("show", pictures[0], "-k", 20, "--method", method, "--json").records for method in methods]
-    (plain,), (plus,) = (record["segments"] for (record,) in records)
-    assert (plus["groups"], plus["suppressed_by"], plus["tau"]) == (plain["groups"], None, None)
-    assert len({plus["groups"][slot] for slot in plus["kept"]}) == 5, "20 // 4 groups, each with its leader"
-    caption = run("show", pictures[0], "-k", 20, "--method", "prunesid-plus", "--groups").out.splitlines()[-1]
-    assert caption.endswith("5 groups")
-
-
 def test_a_warning_names_what_cannot_be_drawn(run: Run, llava: Path, pictures: list[Path], tmp_path: Path) -> None:
     show = ("show", pictures[0], "-m", llava, "-k", "all", "--out", tmp_path / "a.png")
     for options in (["links"], ["groups"], ["groups", "links"]):
@@ -274,9 +263,8 @@ def test_wrong_options_are_refused_before_a_model_is_loaded(run: Run, pictures: 
     note = tmp_path / "note.txt"
     note.write_text("a picture of a cat", encoding="utf-8")
     for code, message, *args in (
-        (2, "prunesid, prunesid-published, prunesid-plus", pictures[0], "--method", "grid", "--groups"),
-        (2, "suppresses no tokens", pictures[0], "--method", "prunesid-plus", "--links", "--out", tmp_path / "a.png"),
-        (2, "prunesid, prunesid-published", pictures[0], "--method", "grid", "--links", "--out", tmp_path / "a.png"),
+        (2, "methods that do: prunesid, prunesid-published", pictures[0], "--method", "grid", "--groups"),
+        (2, "does not group tokens", pictures[0], "--method", "prunesid-plus", "--links", "--out", tmp_path / "a.png"),
         (2, "--out links.png", pictures[0], "--links"),
         (1, "the file is text", note),
         (1, "no such file", tmp_path / "none.png"),

@@ -31,17 +31,18 @@ def test_it_is_small_and_in_bf16() -> None:
 
 
 @pytest.mark.slow
-def test_its_answers_are_right_with_and_without_pruning() -> None:
+@pytest.mark.parametrize(("is_hard", "overall", "worst"), [(False, 0.9, 0.7), (True, 0.75, 0.45)])
+def test_its_answers_are_right_with_and_without_pruning(is_hard: bool, overall: float, worst: float) -> None:
     checkpoint = resolve(DEMO)
     family = load_family(checkpoint.model_type)
     placement = choose_placement("cpu", "auto", "auto", load_config(checkpoint))
     vision, language = family.load_vision_half(checkpoint, placement), family.load_language_half(checkpoint, placement)
-    pictures = make_exam(Pruner(vision, Budget(), "prunesid", ()), 60, UNSEEN)
+    pictures = make_exam(Pruner(vision, Budget(), "prunesid", ()), 60, UNSEEN, is_hard)
     unpruned = run_exam(Pruner(vision, Budget(), "prunesid", ()), language, pictures).scores()
     pruned = run_exam(Pruner(vision, Budget.parse("11%"), "prunesid", ()), language, pictures).scores()
-    # .80 of every kind, less the noise of 60 questions (two standard deviations).
-    assert unpruned["overall"] >= 0.9, unpruned
-    assert min(unpruned[kind] for kind in KINDS) >= 0.7, unpruned
+    # The figures of the model card, less the noise of 60 questions (two standard deviations).
+    assert unpruned["overall"] >= overall, unpruned
+    assert min(unpruned[kind] for kind in (*KINDS, *(["pair"] if is_hard else []))) >= worst, unpruned
     assert pruned["overall"] >= 0.95 * unpruned["overall"], (unpruned, pruned)
     assert min(unpruned["refusal"], pruned["refusal"]) >= 0.9
 

@@ -1,4 +1,4 @@
-"""The methods of other authors: cases small enough to do by hand, and the rules of each written as slow loops."""
+"""The methods beside PruneSID: cases small enough to do by hand, and the rules of each written as slow loops."""
 
 from __future__ import annotations
 
@@ -103,7 +103,19 @@ def vispruner_slowly(similarity: list[list[float]], saliency: list[float], count
     return sorted(salient + others)
 
 
-SLOWLY: dict[str, Slowly] = {"divprune": divprune_slowly, "scope": scope_slowly, "vispruner": vispruner_slowly}
+def plus_slowly(similarity: list[list[float]], saliency: list[float], count: int) -> list[int]:
+    everything = range(len(similarity))
+    return scope_slowly(
+        [[similarity[i][j] * saliency[i] ** 0.5 for j in everything] for i in everything], saliency, count
+    )
+
+
+SLOWLY: dict[str, Slowly] = {
+    "divprune": divprune_slowly,
+    "scope": scope_slowly,
+    "vispruner": vispruner_slowly,
+    "prunesid-plus": plus_slowly,
+}
 
 
 @pytest.mark.parametrize("method", SLOWLY)
@@ -118,7 +130,7 @@ def test_the_rule_written_out(method: str, seed: int) -> None:
         assert select(features, saliency, [budget], method)[0].tolist() == expected
 
 
-@pytest.mark.parametrize("method", ["divprune", "scope"])
+@pytest.mark.parametrize("method", ["divprune", "scope", "prunesid-plus"])
 def test_more_of_the_same(method: str) -> None:
     features, saliency = scene_like(3, 64, 48), attention(3, 64)
     sets = [set(select(features, saliency, [budget], method)[0].tolist()) for budget in range(1, 65)]
@@ -127,11 +139,10 @@ def test_more_of_the_same(method: str) -> None:
 
 @pytest.mark.parametrize("rule", [method._select for method in (divprune, scope, vispruner, plus)])
 def test_a_shared_launch_changes_nothing(rule: Callable[..., Sequence[Tensor]]) -> None:
-    """Accelerators run every operation on a batch, whose images have different numbers of groups."""
+    """Accelerators run every operation on a batch."""
     features = torch.cat([tokens(seed, 50) for seed in range(4)])
     saliency = torch.cat([attention(seed, 50) for seed in range(4)])
-    group = torch.stack([torch.arange(50) % groups for groups in (3, 9, 16, 30)])
-    tensors = (features, saliency, group)[: len(signature(rule).parameters) - 1]
+    tensors = (features, saliency)[: len(signature(rule).parameters) - 1]
     for row, in_batch in enumerate(rule(*tensors, 17)):
         (single,) = rule(*(tensor[row : row + 1] for tensor in tensors), 17)
         assert len(in_batch) == 17 and torch.equal(in_batch, single)

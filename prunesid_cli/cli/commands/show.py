@@ -17,7 +17,7 @@ from prunesid_cli.inputs.file_type import detect_file_type
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import DEFAULTS
 from prunesid_cli.runtime.output_file import check_output, is_stream, replace_output
-from prunesid_cli.selection import GROUPING_METHODS, SUPPRESSING_METHODS
+from prunesid_cli.selection import GROUPING_METHODS
 from prunesid_cli.text import plural
 from prunesid_cli.tokencache import information_sample
 
@@ -108,12 +108,10 @@ def show(
 
 
 def _check_drawing_options(method: str, groups: bool, links: bool, out: Path | None, as_json: bool) -> None:
-    for is_set, option, methods, problem in (
-        (groups, "--groups", GROUPING_METHODS, "does not group tokens"),
-        (links, "--links", SUPPRESSING_METHODS, "suppresses no tokens"),
-    ):
-        if is_set and method not in methods:
-            raise UsageError(f"{option}: --method {method} {problem}", f"methods that do: {', '.join(methods)}")
+    for is_set, option in ((groups, "--groups"), (links, "--links")):
+        if is_set and method not in GROUPING_METHODS:
+            hint = f"methods that do: {', '.join(GROUPING_METHODS)}"
+            raise UsageError(f"{option}: --method {method} does not group tokens", hint)
     if links and not out and not as_json:
         raise UsageError("--links draws lines, which a terminal cannot show", "add --out links.png, or --json")
 
