@@ -57,7 +57,7 @@ def advise_budgets(summaries: Sequence[SettingSummary], records: Sequence[Record
         if certain:
             best = certain[0]
             yield (
-                f"{method}: --keep {best.setting.keep} is {best.accuracy.confidence or 1:.0%} sure to keep "
+                f"{method}: --keep {best.setting.keep} is {_sure(best.accuracy.confidence or 1)} to keep "
                 f"{target.share:.0%} of the unpruned {what} {_estimate(best, records)}"
             )
             continue
@@ -67,7 +67,7 @@ def advise_budgets(summaries: Sequence[SettingSummary], records: Sequence[Record
         yield f"{method}: {num_records} are too few for a budget that is {wanted}"
         best = reaching[0]
         confidence = best.accuracy.confidence
-        sure = "too few records to say how sure" if confidence is None else f"{confidence:.0%} sure"
+        sure = "too few records to say how sure" if confidence is None else _sure(confidence)
         yield f"the smallest that may: --keep {best.setting.keep}, {sure} {_estimate(best, records)}"
         if best.num_needed:
             num_more = best.num_needed - len(records)
@@ -78,6 +78,11 @@ def advise_budgets(summaries: Sequence[SettingSummary], records: Sequence[Record
 def is_certain(summary: SettingSummary, target: Target) -> bool:
     """Whether a setting reaches the target with the wanted confidence. One that keeps everything does."""
     return summary.retention >= 1 or (summary.accuracy.confidence or 0) >= target.confidence
+
+
+def _sure(confidence: float) -> str:
+    """A bootstrap in which every draw reaches the target is no proof."""
+    return "over 99% sure" if confidence > 0.99 else f"{confidence:.0%} sure"
 
 
 def _estimate(summary: SettingSummary, records: Sequence[Record]) -> str:
