@@ -22,10 +22,12 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_benchmark_of_the_host_measures_every_stage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["JPEG 640x480, CLIP 336", "clip 640x480, 8 frames, CLIP 224"])
+def test_the_benchmark_of_the_host_measures_every_stage(kind: str, tmp_path: Path) -> None:
     """Each input is decoded and written, also by workers that give the same picture for all."""
     from tests.benchmarks.host import CASES, measure
 
-    found = measure(CASES["JPEG 640x480, CLIP 336"], tmp_path, scale=0.05)
+    pytest.importorskip("av")
+    found = measure(CASES[kind], tmp_path, scale=0.05)
     assert found["inputs"] == 32
     assert min(found["floor_ms"], found["main_ms"], found["two_over_one"], *found["ceilings"].values()) > 0
