@@ -170,7 +170,10 @@ def answer(lines: Sequence[str], work: Path, plot: Path) -> list[dict[str, Any]]
     questions.write_text("".join(lines), encoding="utf-8")
     parts = [work / f"answers.{core}.jsonl" for core in range(cores)]
     answers.write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
-    output, _ = evaluate(questions, answers, "--plot", str(plot)).communicate()
+    summary = evaluate(questions, answers, "--plot", str(plot))
+    output, _ = summary.communicate()
+    if summary.returncode:
+        raise SystemExit("the answers could not be summarised")
     return [json.loads(line) for line in output.splitlines()]
 
 
@@ -250,7 +253,9 @@ def main() -> None:
     report["questions"] = Counter(item.kind for item in questions)
     parts = draw_pictures(questions, options.split, work / "pictures")
     rows = answer([item.to_line("pictures") for item in questions], work, out / "plot.png")
-    lines = [json.loads(line) for line in (work / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    stored = [json.loads(line) for line in (work / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    # A run with more rounds may have left answers about further pictures.
+    lines = [line for line in stored if all(Path(name).name in parts for name in line["media"])]
     coverages, report["things"] = measure_coverage(lines, parts)
     report["rows"] = [row | {"coverage": coverages[row["setting"]]} for row in rows]
     report["duels"] = compare_methods(lines)

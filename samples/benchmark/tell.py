@@ -177,10 +177,8 @@ def _by_budget(report: Report, all_leads: Sequence[Lead]) -> Iterator[str]:
     _, budgets, rows = _rows_by_setting(report)
     for keep in budgets:
         here = [lead for lead in all_leads if lead.keep == keep]
-        worse, undecided = (
-            [lead for lead in here if lead.high < 0],
-            [lead for lead in here if lead.low <= 0 <= lead.high],
-        )
+        worse = [lead for lead in here if lead.high < 0]
+        undecided = [lead for lead in here if lead.low <= 0 <= lead.high]
         parts = [f"better than {len(here) - len(worse) - len(undecided)} of {len(here)} rivals"]
         parts += [f"worse than {'; '.join(map(_format_loss, worse))}"] if worse else []
         names = ", ".join(f"{lead.rival} ({rows[lead.rival, keep]['coverage']:.1%})" for lead in undecided)

@@ -243,10 +243,8 @@ class QwenPreprocessor:
             times: Time of each raster in seconds; None for an image.
         """
         run_of_tokens = re.compile(f"(?:{re.escape(token)})+")
-        text, runs = (
-            run_of_tokens.sub(token, written),
-            tuple(len(run) // len(token) for run in run_of_tokens.findall(written)),
-        )
+        text = run_of_tokens.sub(token, written)
+        runs = tuple(len(run) // len(token) for run in run_of_tokens.findall(written))
         grid = next(iter(grids.values()))
         rows, columns = (side // self.settings.merge_size for side in grid[0, 1:].tolist())
         # Positions of a prompt that has one word before each run, and a last one.
