@@ -13,16 +13,16 @@ import pytest
 
 from prunesid_cli.demo.questions import KINDS
 from prunesid_cli.selection import METHODS
-from samples.benchmark import make, tell
+from samples.benchmark import make, pages
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "samples" / "benchmark"
 
 
-def lead(ours: int, theirs: int) -> tell.Lead:
+def lead(ours: int, theirs: int) -> pages.Lead:
     kinds = {"colour": [ours, theirs], "count": [0, 0]}
-    duels = [{"keep": "64", "method": "grid", "kinds": kinds}]
-    (result,) = tell.leads({"questions": {"colour": 50, "count": 50}, "duels": duels})
+    comparisons = [{"keep": "64", "method": "grid", "kinds": kinds}]
+    (result,) = pages.leads({"questions": {"colour": 50, "count": 50}, "comparisons": comparisons})
     return result
 
 
@@ -37,9 +37,9 @@ def test_a_lead_is_significant_only_if_enough_questions_differ() -> None:
 
 def test_the_pages_show_what_was_measured() -> None:
     report = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    assert tell.make_section(report) in tell.GUIDE.read_text(encoding="utf-8")
-    assert tell.make_readme(report) == (FOLDER / "README.md").read_text(encoding="utf-8")
-    rounds = sum(report["questions"].values()) // 250
+    assert pages.make_section(report) in pages.GUIDE.read_text(encoding="utf-8")
+    assert pages.make_readme(report) == (FOLDER / "README.md").read_text(encoding="utf-8")
+    rounds = sum(report["questions"].values()) // make.QUESTIONS_PER_ROUND
     assert Counter(item.kind for item in make.make_questions(rounds)) == report["questions"]
 
 
@@ -49,9 +49,9 @@ def test_every_question_is_about_pictures_of_its_own() -> None:
     pictures = [picture for item in rounds[1] for picture in item.pictures]
     assert len(set(pictures)) == len(pictures)
     assert Counter(item.kind for item in rounds[0]) == {
-        **dict.fromkeys((*KINDS, "pair"), 28),
-        "simple": 21,
-        "refusal": 5,
+        **dict.fromkeys((*KINDS, "pair"), 4),
+        "simple": 3,
+        "refusal": 1,
     }
     assert all((len(item.pictures) == 2) == (item.kind == "pair") for item in rounds[1])
 
@@ -73,9 +73,9 @@ def test_one_command_makes_the_benchmark(tmp_path: Path) -> None:
     base, *others = report["rows"]
     assert base["coverage"] == 1
     assert min(row["coverage"] for row in others) < 1
-    (comparison,) = (item for item in report["duels"] if (item["method"], item["keep"]) == ("random", "16"))
+    (comparison,) = (item for item in report["comparisons"] if (item["method"], item["keep"]) == ("random", "16"))
     num_ahead = sum(ours - theirs for ours, theirs in comparison["kinds"].values())
     marks = {row["setting"]: row["marks"]["accuracy"] for row in report["rows"]}
-    assert marks[f"16 {tell.CHAMPION}"] - marks["16 random"] == pytest.approx(num_ahead / 250)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == tell.make_readme(report)
+    assert marks[f"16 {pages.REFERENCE}"] - marks["16 random"] == pytest.approx(num_ahead / make.QUESTIONS_PER_ROUND)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == pages.make_readme(report)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -17,7 +17,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from prunesid_cli.demo.scenes import Drawing, Scene, draw, make_hard_scene, make
 from prunesid_cli.evaluate.results import PruningSetting
 from prunesid_cli.models.loading.checkpoint import DEMO, resolve
 from prunesid_cli.selection import METHODS
-from samples.benchmark.tell import CHAMPION, GUIDE, make_readme, replace_section
+from samples.benchmark.pages import GUIDE, REFERENCE, make_readme, replace_section
 from samples.embedded_model.non_scenes import draw_non_scene
 from samples.embedded_model.store import NUM_PATCHES
 
@@ -41,10 +41,10 @@ HERE, RUNS = Path(__file__).parent, Path("runs")
 SPLIT = 60
 """Split of scenes. 0 is for training and 1 for evaluation of the model; nothing was tuned on splits from 60 on."""
 BUDGETS = ("192", "128", "64", "32", "16", "8")
-RIVALS = tuple(PruningSetting(keep, method) for method in METHODS for keep in BUDGETS if method != CHAMPION)
-HARD_PER_ROUND, SIMPLE_PER_ROUND, OTHERS_PER_ROUND, ROUNDS = 28, 3, 5, 20
-"""Questions of a round: of each kind about hard scenes, and about pairs of them; of each kind about simple scenes; and
-about pictures that are not scenes. Twenty rounds of 250 questions make 5,000."""
+RIVALS = tuple(PruningSetting(keep, method) for method in METHODS for keep in BUDGETS if method != REFERENCE)
+HARD_PER_ROUND, SIMPLE_PER_ROUND, QUESTIONS_PER_ROUND, ROUNDS = 4, 3, 36, 140
+"""Questions of a round: of each kind about hard scenes, and about pairs of them; about simple scenes, of one kind after
+the other; and altogether, with one about a picture that is not a scene. 140 rounds make 5,040 questions."""
 BATCH_SIZE = 20
 
 
@@ -101,7 +101,7 @@ class PictureQuestion:
 
 def make_questions(rounds: int, split: int = SPLIT) -> Iterator[PictureQuestion]:
     """Yield the questions of each round, no two about the same picture. More rounds only add questions."""
-    rng, hard, simple = np.random.default_rng((split, 7)), count(), count()
+    rng, hard, simple, simple_kinds = np.random.default_rng((split, 7)), count(), count(), cycle(KINDS)
 
     def ask(kind: str, style: str, make: Callable[[int, int], Scene], numbers: Iterator[int]) -> PictureQuestion:
         question = None
@@ -115,11 +115,9 @@ def make_questions(rounds: int, split: int = SPLIT) -> Iterator[PictureQuestion]
     for number in range(rounds):
         for kind in (*KINDS, "pair"):
             yield from (ask(kind, "hard", make_hard_scene, hard) for _ in range(HARD_PER_ROUND))
-        for kind in KINDS:
-            yield from (ask(kind, "simple", make_scene, simple) for _ in range(SIMPLE_PER_ROUND))
-        for index in range(number * OTHERS_PER_ROUND, (number + 1) * OTHERS_PER_ROUND):
-            question = ask_about_non_scene(rng, make_hard_scene(split, index))
-            yield PictureQuestion("refusal", (Picture("other", index),), question)
+        yield from (ask(next(simple_kinds), "simple", make_scene, simple) for _ in range(SIMPLE_PER_ROUND))
+        question = ask_about_non_scene(rng, make_hard_scene(split, number))
+        yield PictureQuestion("refusal", (Picture("other", number),), question)
 
 
 def draw_pictures(questions: Sequence[PictureQuestion], split: int, folder: Path) -> dict[str, NDArray[np.int8]]:
@@ -201,7 +199,7 @@ def measure_coverage(
 
 
 def compare_methods(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Count the questions that only the champion or only a rival answers right, by rival, budget and kind.
+    """Count the questions that only the reference or only a rival answers right, by rival, budget and kind.
 
     Args:
         lines: Lines of the file of answers.
@@ -212,7 +210,7 @@ def compare_methods(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for rival in RIVALS:
         wins = {kind: [0, 0] for kind in dict.fromkeys(kinds.values())}
         for key, kind in kinds.items():
-            ours, theirs = scores[f"{rival.keep} {CHAMPION}", key], scores[str(rival), key]
+            ours, theirs = scores[f"{rival.keep} {REFERENCE}", key], scores[str(rival), key]
             wins[kind][0] += ours > theirs
             wins[kind][1] += ours < theirs
         comparisons.append(asdict(rival) | {"kinds": wins})
@@ -242,7 +240,7 @@ def digest_run(split: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare all methods at six budgets, on unseen scenes.")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of 250 questions")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of {QUESTIONS_PER_ROUND} questions")
     parser.add_argument("--split", type=int, default=SPLIT, help="split of the scenes: others give other pictures")
     parser.add_argument("--out", type=Path, help="write into another folder, and leave the guide unchanged")
     options = parser.parse_args()
@@ -258,7 +256,7 @@ def main() -> None:
     lines = [line for line in stored if all(Path(name).name in parts for name in line["media"])]
     coverages, report["things"] = measure_coverage(lines, parts)
     report["rows"] = [row | {"coverage": coverages[row["setting"]]} for row in rows]
-    report["duels"] = compare_methods(lines)
+    report["comparisons"] = compare_methods(lines)
     write_report(report, out)
     if options.out is None:
         replace_section(GUIDE, report)

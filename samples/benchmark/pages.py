@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 GUIDE = Path(__file__).parents[1] / "guides" / "benchmark-results.md"
 BEGIN, END = "<!-- made by python -m samples.benchmark.make -->", "<!-- until here -->"
-CHAMPION = "prunesid-plus"
+REFERENCE = "prunesid-plus"
 """The method that is compared with every other one."""
 Report = dict[str, Any]
 """The contents of results.json."""
 
 
 class Lead(NamedTuple):
-    """By how many percentage points the champion is ahead of a rival at a budget, with its 95 % interval."""
+    """By how many percentage points the reference is ahead of a rival at a budget, with its 95 % interval."""
 
     keep: str
     rival: str
@@ -31,7 +31,7 @@ class Lead(NamedTuple):
 
 def leads(report: Report, kind: str = "") -> list[Lead]:
     """The lead over every rival at every budget, over the questions of one kind, or over all questions."""
-    return [_lead(comparison, report["questions"], kind) for comparison in report["duels"]]
+    return [_lead(comparison, report["questions"], kind) for comparison in report["comparisons"]]
 
 
 def _lead(comparison: dict[str, Any], questions: dict[str, int], kind: str) -> Lead:
@@ -91,15 +91,15 @@ def make_readme(report: Report) -> str:
         *_verdict(report),
         "",
         *_wrap(
-            f"By kind of question there are {len(kind_leads)} comparisons. {CHAMPION} is significantly better in {won}",
-            f"and worse in {len(lost)}; {_by_chance(len(kind_leads))} would be so in each direction by chance.",
+            f"By kind of question there are {len(kind_leads)} comparisons. {REFERENCE} is significantly better in",
+            f"{won} and worse in {len(lost)}; {_by_chance(len(kind_leads))} would be so in each direction by chance.",
         ),
         *(["", *lost] if lost else []),
         "",
-        f"## {CHAMPION} against each",
+        f"## {REFERENCE} against each",
         "",
         *_wrap(
-            f"The lead of {CHAMPION} on the same questions in percentage points (negative: it is behind), with its",
+            f"The lead of {REFERENCE} on the same questions in percentage points (negative: it is behind), with its",
             "95 % interval (adjusted Wald for pairs, Bonett and Price 2012).",
         ),
         "",
@@ -157,12 +157,12 @@ def _summary(report: Report) -> list[str]:
 
 
 def _verdict(report: Report) -> list[str]:
-    """How many comparisons the champion wins and loses, and at each budget whom it does not beat."""
+    """How many comparisons the reference wins and loses, and at each budget whom it does not beat."""
     all_leads = leads(report)
     lost, won = [lead for lead in all_leads if lead.high < 0], [lead for lead in all_leads if lead.low > 0]
     return [
         *_wrap(
-            f"There are {len(all_leads)} comparisons (a rival at a budget, on the same questions). {CHAMPION} is",
+            f"There are {len(all_leads)} comparisons (a rival at a budget, on the same questions). {REFERENCE} is",
             f"significantly better in {len(won)}, significantly worse in {len(lost)}, and",
             f"{len(all_leads) - len(lost) - len(won)} are undecided. A difference is significant if its 95 % interval",
             f"excludes zero. Without any true difference, {_by_chance(len(all_leads))} would be significant in each",
@@ -183,7 +183,7 @@ def _by_budget(report: Report, all_leads: Sequence[Lead]) -> Iterator[str]:
         parts += [f"worse than {'; '.join(map(_format_loss, worse))}"] if worse else []
         names = ", ".join(f"{lead.rival} ({rows[lead.rival, keep]['coverage']:.1%})" for lead in undecided)
         parts += [f"undecided against {names}"] if undecided else []
-        coverage = rows[CHAMPION, keep]["coverage"]
+        coverage = rows[REFERENCE, keep]["coverage"]
         yield f"- {keep} tokens (coverage {coverage:.1%}): {'; '.join(parts)}."
 
 
