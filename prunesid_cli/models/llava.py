@@ -21,15 +21,14 @@ from transformers import LlavaForConditionalGeneration
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
-from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
+from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.processor import (
-    find_resize,
     load_processor,
     load_processor_settings,
     pad_instead_of_cropping,
     placeholder_ids,
-    preprocess_frames,
     process_image,
     resized_short_side,
     visible_box,
@@ -71,8 +70,7 @@ class LlavaVision:
         self.tower = VisionTower(tower_type(config), self.model.model.vision_tower, feature_layers)
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
-        self.scale, self.options = split_scale(self.processor.image_processor)
-        self.resize = find_resize(self.processor.image_processor)
+        self.preprocessor = FramePreprocessor(self.processor.image_processor)
         reads_cls = self.tower.type.has_cls and config.vision_feature_select_strategy == "full"
         self.cls_slot = 0 if reads_cls else CLS_NOT_READ
         # The layout is the same for all images, but for the part of the image that it shows.
@@ -82,14 +80,13 @@ class LlavaVision:
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]."""
-        region = replace(self.layout.regions[0], box=visible_box(self.processor.image_processor, media.size))
-        pixels = preprocess_frames(self.processor.image_processor, media.frames, self.resize, **self.options)
-        return Pixels({"pixel_values": pixels}, replace(self.layout, regions=(region,)), self.scale)
+        region = replace(self.layout.regions[0], box=visible_box(self.preprocessor.image_processor, media.size))
+        pixels = self.preprocessor(media.frames)
+        return Pixels({"pixel_values": pixels}, replace(self.layout, regions=(region,)), self.preprocessor.scale)
 
     def pad_to_square(self) -> None:
         """See `VisionHalf`."""
-        self.processor.image_processor = pad_instead_of_cropping(self.processor.image_processor)
-        self.resize = find_resize(self.processor.image_processor)
+        self.preprocessor = FramePreprocessor(pad_instead_of_cropping(self.preprocessor.image_processor))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:
@@ -122,17 +119,17 @@ class PixtralVision:
         self.model = load_vision_model(LlavaForConditionalGeneration, checkpoint, config, placement)
         self.tower = VisionTower("pixtral", self.model.model.vision_tower, feature_layers)
         self.processor = load_processor(checkpoint)
-        self.scale, self.options = split_scale(self.processor.image_processor, patch_size=self.patch_size)
+        self.preprocessor = FramePreprocessor(self.processor.image_processor, patch_size=self.patch_size)
         self.settings = load_processor_settings(checkpoint)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]. The text is written here, as transformers' processor needs torchvision."""
-        pixels = preprocess_frames(self.processor.image_processor, media.frames, **self.options)
+        pixels = self.preprocessor(media.frames)
         rows, columns = (length // self.patch_size for length in pixels.shape[-2:])
         layout = Layout(
             write_rows(self.processor, self.settings, rows), (columns,) * rows, (Region(0, rows, columns, columns),)
         )
-        return Pixels({"pixel_values": pixels}, layout, self.scale)
+        return Pixels({"pixel_values": pixels}, layout, self.preprocessor.scale)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:

@@ -18,7 +18,7 @@ from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.llava_next import LlavaNext, LlavaNextLanguage, LlavaNextVision, TowerOutput
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.models.shared.pixel_scale import split_scale
+from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor
 from prunesid_cli.models.shared.processor import (
     load_frame_processor,
     pad_instead_of_cropping,
@@ -56,24 +56,22 @@ class LlavaNextVideoVision(LlavaNextVision):
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         super().__init__(checkpoint, placement)
-        self.frame_processor = load_frame_processor(checkpoint, self.processor.image_processor)
-        self.frame_scale, self.frame_options = split_scale(self.frame_processor)
+        self.frames = FramePreprocessor(load_frame_processor(checkpoint, self.processor.image_processor))
         self.pool_stride: int = self.model.config.spatial_pool_stride
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> as in LLaVA-NeXT; clip -> frames [T, 3, H, W]."""
         if not media.is_clip:
             return super().preprocess(media, num_other_images)
-        images = list(media.frames)
-        frames = self.frame_processor(images=images, return_tensors="pt", **self.frame_options)["pixel_values"]
+        frames = self.frames(media.frames)
         frame_tokens = (self.side // self.pool_stride) ** 2
-        regions = frame_regions(frame_tokens, media.times, visible_box(self.frame_processor, media.size))
+        regions = frame_regions(frame_tokens, media.times, visible_box(self.frames.image_processor, media.size))
         layout = Layout(str(placeholder_text(self.processor, True)), (len(frames) * frame_tokens,), regions)
-        return Pixels({"pixel_values_videos": frames}, layout, self.frame_scale)
+        return Pixels({"pixel_values_videos": frames}, layout, self.frames.scale)
 
     def pad_to_square(self) -> None:
         """See `VisionHalf`. Images are read in tiles, which show all of them; frames are not."""
-        self.frame_processor = pad_instead_of_cropping(self.frame_processor)
+        self.frames = FramePreprocessor(pad_instead_of_cropping(self.frames.image_processor))
 
     def make_segments(self, item: Pixels, output: TowerOutput) -> tuple[Segment, ...]:
         """The segments of an item: tiles of an image, or pooled frames of a clip."""

@@ -23,6 +23,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
 from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
 from prunesid_cli.models.shared.processor import load_frame_processor, load_processor, placeholder_text
@@ -70,9 +71,8 @@ class LlavaOnevisionVision:
         self.model = load_vision_model(LlavaOnevisionForConditionalGeneration, checkpoint, config, placement)
         self.tower = getattr(self.model.model.vision_tower, "vision_model", self.model.model.vision_tower)
         self.processor = load_processor(checkpoint)
-        self.frame_processor = load_frame_processor(checkpoint, self.processor.image_processor)
         self.scale, self.options = split_scale(self.processor.image_processor)
-        self.frame_scale, self.frame_options = split_scale(self.frame_processor)
+        self.frames = FramePreprocessor(load_frame_processor(checkpoint, self.processor.image_processor))
         self.aspect_ratio = config.vision_aspect_ratio
         self.side = config.vision_config.image_size // config.vision_config.patch_size
 
@@ -82,8 +82,7 @@ class LlavaOnevisionVision:
         An image with other images in its prompt is not tiled.
         """
         if media.is_clip:
-            processed = self.frame_processor(images=list(media.frames), return_tensors="pt", **self.frame_options)
-            return Pixels({CLIP_PIXELS: processed["pixel_values"]}, self._clip_layout(media.times), self.frame_scale)
+            return Pixels({CLIP_PIXELS: self.frames(media.frames)}, self._clip_layout(media.times), self.frames.scale)
         # The processor tiles an image unless it gets a list of several for the same prompt.
         images = [[media.image, Image.new("RGB", (1, 1))]] if num_other_images else [media.image]
         processed = self.processor.image_processor(images=images, return_tensors="pt", **self.options)

@@ -21,13 +21,12 @@ from prunesid_cli.errors import ModelError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
-from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
+from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.processor import (
-    find_resize,
     load_processor,
     placeholder_text,
-    preprocess_frames,
     resized_short_side,
 )
 from prunesid_cli.models.shared.registered_attention import record_attention
@@ -67,16 +66,14 @@ class PaliGemmaVision:
         self.tower = self.model.model.vision_tower
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
-        self.scale, self.options = split_scale(self.processor.image_processor)
-        self.resize = find_resize(self.processor.image_processor)
+        self.preprocessor = FramePreprocessor(self.processor.image_processor)
         side = config.vision_config.image_size // config.vision_config.patch_size
         text = str(placeholder_text(self.processor, False))
         self.layout = Layout(text, (side**2,), (Region(0, side, side, side),))
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W]."""
-        pixels = preprocess_frames(self.processor.image_processor, media.frames, self.resize, **self.options)
-        return Pixels({"pixel_values": pixels}, self.layout, self.scale)
+        return Pixels({"pixel_values": self.preprocessor(media.frames)}, self.layout, self.preprocessor.scale)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Pixels]) -> list[Encoded]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,15 +22,15 @@ from transformers import VideoLlavaForConditionalGeneration
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint
 from prunesid_cli.models.loading.weights import load_config, load_model_half, load_vision_model
+from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
-from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
+from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.processor import (
     load_frame_processor,
     load_processor,
     pad_instead_of_cropping,
     placeholder_ids,
     placeholder_text,
-    preprocess_frames,
     process_image,
     resized_short_side,
     visible_box,
@@ -74,10 +75,8 @@ class VideoLlavaVision:
         self.towers = {IMAGE_PIXELS: self.model.model.image_tower, CLIP_PIXELS: self.model.model.video_tower}
         self.processor = load_processor(checkpoint)
         self.fixed_short_side = resized_short_side(self.processor.image_processor)
-        self.frame_processor = load_frame_processor(checkpoint, self.processor.image_processor)
-        # Told where the channels are, the processor does not guess: of an image 1 or 3 pixels high it guesses wrongly.
-        self.scale, self.options = split_scale(self.processor.image_processor, input_data_format="channels_last")
-        self.frame_scale, self.frame_options = split_scale(self.frame_processor, input_data_format="channels_last")
+        frame_processor = load_frame_processor(checkpoint, self.processor.image_processor)
+        self.images, self.frames = map(self._make_preprocessor, (self.processor.image_processor, frame_processor))
         # The layout is the same for all images, but for the part of the image that it shows.
         self.side = config.vision_config.image_size // config.vision_config.patch_size
         image = Image.new("RGB", (self.side, self.side))
@@ -85,21 +84,24 @@ class VideoLlavaVision:
         first = int(config.vision_feature_select_strategy == "full")
         self.image_layout = Layout(processed.text, processed.runs, (Region(first, self.side, self.side, self.side),))
 
+    @staticmethod
+    def _make_preprocessor(image_processor: Any) -> FramePreprocessor:
+        # Told where the channels are, the processor does not guess: of an image 1 or 3 pixels high it guesses wrongly.
+        return FramePreprocessor(image_processor, input_data_format="channels_last")
+
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> pixels [1, 3, H, W], clip -> frames [T, 3, H, W]."""
-        processor = self.frame_processor if media.is_clip else self.processor.image_processor
-        options = self.frame_options if media.is_clip else self.options
-        pixels = preprocess_frames(processor, media.frames, **options)
-        box = visible_box(processor, media.size)
+        preprocessor = self.frames if media.is_clip else self.images
+        pixels, box = preprocessor(media.frames), visible_box(preprocessor.image_processor, media.size)
         if media.is_clip:
-            return Pixels({CLIP_PIXELS: pixels}, self._clip_layout(media.times, box), self.frame_scale)
+            return Pixels({CLIP_PIXELS: pixels}, self._clip_layout(media.times, box), preprocessor.scale)
         region = replace(self.image_layout.regions[0], box=box)
-        return Pixels({IMAGE_PIXELS: pixels}, replace(self.image_layout, regions=(region,)), self.scale)
+        return Pixels({IMAGE_PIXELS: pixels}, replace(self.image_layout, regions=(region,)), preprocessor.scale)
 
     def pad_to_square(self) -> None:
         """See `VisionHalf`."""
-        self.processor.image_processor = pad_instead_of_cropping(self.processor.image_processor)
-        self.frame_processor = pad_instead_of_cropping(self.frame_processor)
+        processors = [pad_instead_of_cropping(each.image_processor) for each in (self.images, self.frames)]
+        self.images, self.frames = map(self._make_preprocessor, processors)
 
     def _clip_layout(self, times: Sequence[float], box: Box) -> Layout:
         """Layout of frames that show `box`: the first slot of each is its CLS."""

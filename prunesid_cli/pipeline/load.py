@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ def input_error(source: str, error: Exception) -> PruneSIDError:
 def decode_in_worker(pool: WorkerPool, decoding: Decoding, request: DecodeRequest) -> LoadedInput | FailedInput | None:
     """Decodes a file in a worker process; see `Decode`."""
     try:
-        return _map_tensors(torch.from_numpy, pool.call(request))
+        return pool.call(request)  # type: ignore[no-any-return]
     except WorkerEnded as ended:
         return FailedInput(request.source, ended_error(request.source, ended.exit_code, decoding))
 
@@ -184,15 +184,9 @@ def input_decoder(pruner: Pruner, pool: WorkerPool | None) -> Decode:
 def make_decoder(setup: WorkerSetup) -> Decode:
     """What a worker process does. It has a vision half without weights, which preprocesses as any other."""
     torch.set_num_threads(1)
+    # Tensors travel as arrays, whose bytes a worker puts into shared memory.
+    copyreg.pickle(Tensor, lambda tensor: (torch.from_numpy, (tensor.numpy(),)))
     placement = Placement(torch.device("meta"), torch.float32, None)
     pruner = Session(setup.checkpoint, placement, setup.settings).pruner()
     pruner = replace(pruner, downscale=setup.downscale)
-    return lambda request: _map_tensors(Tensor.numpy, decode_input(pruner, request, read_clip))
-
-
-def _map_tensors(convert: Callable[[Any], Any], loaded: LoadedInput | FailedInput | None) -> Any:
-    """Tensors to arrays, which a worker can send, or back."""
-    if not isinstance(loaded, LoadedInput):
-        return loaded
-    tensors = {name: convert(tensor) for name, tensor in loaded.pixels.tensors.items()}
-    return replace(loaded, pixels=replace(loaded.pixels, tensors=tensors))
+    return lambda request: decode_input(pruner, request, read_clip)

@@ -35,6 +35,9 @@ BUFFER_BYTES = 4 << 30
 """Size of the shared memory. Only what was written to takes memory."""
 FIRST_REGION_BYTES = 1 << 20
 FORK, REQUEST_BYTES = b"fork", 32
+MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+"""Variables of glibc: workers keep up to 128 MiB of freed memory. By default it goes back to the system after each
+picture, and getting it again takes a quarter of the time of a picture of 1280x960."""
 SERVER_HINT = "try it again, or without worker processes: --workers 0"
 
 # The interpreter starts isolated, so that no file in the working folder is imported as a module.
@@ -105,6 +108,7 @@ class WorkerPool:
                 stderr=subprocess.DEVNULL,
                 pass_fds=inherited,
                 start_new_session=True,
+                env=MALLOC_SETTINGS | os.environ,
             )
         os.close(self._buffer.file)  # the memory stays
         send(self._control, (make, setup))

@@ -25,6 +25,8 @@ OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getat
 """Links are refused, and a pipe does not block."""
 MAX_CONTAINERS = 4_000_000
 """Most lists and objects in JSON. Two characters of text become an object of 56 bytes or more."""
+BUFFER_BYTES = 1 << 20
+"""Buffer of a file that is written: small writes are joined, each of which would let other threads interrupt."""
 PARSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
 """What is raised while JSON of an unexpected form is parsed, checked and built."""
 
@@ -69,7 +71,7 @@ def create_file(path: Path) -> BinaryIO:
         OSError: It cannot be created.
     """
     path.unlink(missing_ok=True)
-    return path.open("x+b")
+    return path.open("x+b", buffering=BUFFER_BYTES)
 
 
 def read_file(path: Path, max_bytes: int) -> bytes | None:

@@ -380,7 +380,7 @@ def compress_record(bench: Bench, checkpoint: Checkpoint, paths: Sequence[Path])
         record["host_per_second"] = len(paths) / (time.perf_counter() - start)
         pruner.stopwatch.seconds.clear()
         start, start_cpu = time.perf_counter(), time.process_time()
-        run_compress(session, pruner, pool, paths, runner.num_loading, COMPRESS_BATCH)
+        assert run_compress(session, pruner, pool, paths, runner.num_loading, COMPRESS_BATCH) == len(paths)
         seconds = time.perf_counter() - start
     record["compress_per_second"] = len(paths) / seconds
     record["compress_over_tower"] = record["compress_per_second"] / record["tower_per_second"]

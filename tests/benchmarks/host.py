@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from importlib.util import find_spec
@@ -140,6 +140,11 @@ class NoTower:
         ]
 
 
+def make_floor_timer(case: dict[str, Any]) -> Callable[[Sequence[Path]], float]:
+    """Times the floor in a worker process, whose memory is managed as that of the workers to which it is compared."""
+    return lambda paths: core_ms(partial(decode_and_resize, Case(**case)), paths)
+
+
 def make_instant_decoder(setup: WorkerSetup) -> Decode:
     """Decodes one input, and gives it for each: with such workers, the main process never waits."""
     decode, results = make_decoder(setup), list[Any]()
@@ -169,8 +174,8 @@ def session_seconds(leader: int) -> float:
 
 def run_compress(
     session: Session, pruner: Pruner, pool: WorkerPool | None, paths: Sequence[Path], workers: int, batch: int = BATCH
-) -> None:
-    """Compress files into a cache that is removed again."""
+) -> int:
+    """Compress files, or the files in folders, into a cache that is removed again. Returns how many."""
     with tempfile.TemporaryDirectory() as folder:
         writer = open_writer(session, pruner, Path(folder), TokenStore.model, "benchmark")
         with closing(writer), BackgroundWriter() as background:
@@ -178,13 +183,15 @@ def run_compress(
             runner = replace(runner, batch_size=BatchSizeTuner.fixed(batch), num_loading=workers)
             write = lambda results: background.submit(partial(write_results, writer, results))  # noqa: E731
             results = compress(runner, Listing(map(str, paths)), allocate_on_arrival(pruner, ()), write)
-            assert sum(isinstance(result, Entry) for result in results) == len(paths)
+            return sum(isinstance(result, Entry) for result in results)
 
 
 def measure(case: Case, folder: Path, scale: float) -> dict[str, Any]:
     """All figures of one kind of input."""
     suffix, count = ".mp4" if case.is_clip else ".jpg", max(WARM_UP, round(case.count * scale))
-    paths = [folder / f"{number:04d}{suffix}" for number in range(count)]
+    inputs = folder / "inputs"
+    inputs.mkdir()
+    paths = [inputs / f"{number:04d}{suffix}" for number in range(count)]
     for number, path in enumerate(paths):
         write_input(case, path, number)
     settings = Settings(
@@ -197,15 +204,16 @@ def measure(case: Case, folder: Path, scale: float) -> dict[str, Any]:
     session = Session.open(settings)
     pruner, some = session.pruner(), paths[:WARM_UP]
     pruner = replace(pruner, vision=NoTower(pruner.vision))
-    found: dict[str, Any] = {"inputs": count, "floor_ms": core_ms(partial(decode_and_resize, case), some)}
+    with closing(WorkerPool("tests.benchmarks.host:make_floor_timer", asdict(case))) as pool:
+        found: dict[str, Any] = {"inputs": count, "floor_ms": pool.call(some)}
     setup = WorkerSetup(session.checkpoint, settings)
     with closing(WorkerPool("tests.benchmarks.host:make_instant_decoder", setup)) as pool:
-        found["main_ms"] = core_ms(partial(run_compress, session, pruner, pool, workers=2), [paths] * 2) / count
+        found["main_ms"] = core_ms(partial(run_compress, session, pruner, pool, workers=2), [[inputs]] * 2) / count
     for workers in (1, 2):
         with closing(WorkerPool("prunesid_cli.pipeline.load:make_decoder", setup)) as pool:
             run_compress(session, pruner, pool, some, workers)
             start, start_cpu, start_workers = time.perf_counter(), time.process_time(), session_seconds(pool.pid)
-            run_compress(session, pruner, pool, paths, workers)
+            assert run_compress(session, pruner, pool, [inputs], workers) == count
             worker_seconds = session_seconds(pool.pid) - start_workers
             main_seconds, seconds = time.process_time() - start_cpu, time.perf_counter() - start
         found[f"workers_{workers}"] = {

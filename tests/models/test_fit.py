@@ -72,8 +72,9 @@ def test_the_visible_share_is_that_of_the_pixels(variant: str, is_clip: bool, tm
 def test_padding_is_that_of_the_authors_of_llava(variant: str, is_clip: bool, tmp_path: Path) -> None:
     """The pixels are those of the image in the middle of a square of the mean color; squares stay as they are."""
     vision = load_vision(variant, tmp_path)
-    processors = (getattr(vision, "processor", vision).image_processor, getattr(vision, "frame_processor", None))
-    color = tuple(int(255 * mean) for mean in processors[is_clip].image_mean)
+    names = ("frames",) if is_clip else ("preprocessor", "images")
+    (preprocessor,) = (getattr(vision, name) for name in names if hasattr(vision, name))
+    color = tuple(int(255 * mean) for mean in preprocessor.image_processor.image_mean)
     images = [make_image(number, size) for number, size in enumerate(SIZES)]
     expected = [preprocess(vision, expand_to_square(image, color), is_clip)[0] for image in images]
     vision.pad_to_square()

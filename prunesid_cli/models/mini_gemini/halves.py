@@ -42,8 +42,9 @@ from prunesid_cli.models.mini_gemini.model import (
 )
 from prunesid_cli.models.mini_gemini.stored_names import PROJECTOR
 from prunesid_cli.models.mini_gemini.weights import find_checkpoint_weights, find_tower, load_mgm_vision_model
+from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor
 from prunesid_cli.models.shared.language_half import BaseLanguageHalf
-from prunesid_cli.models.shared.pixel_scale import split_scale, upload_pixels
+from prunesid_cli.models.shared.pixel_scale import upload_pixels
 from prunesid_cli.models.shared.registered_attention import record_attention
 from prunesid_cli.models.shared.requirements import check_requirements
 from prunesid_cli.models.shared.token_grid import square_box
@@ -99,7 +100,7 @@ class MGMVision:
         location = find_tower(checkpoint, self.config.mm_vision_tower)
         try:
             clip = CLIPVisionConfig.from_pretrained(location)
-            self.image_processor = CLIPImageProcessorPil.from_pretrained(location)
+            image_processor = CLIPImageProcessorPil.from_pretrained(location)
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot read the settings of {location}: {first_line(error)}", REINSTALL_HINT) from error
         self.grid = getattr(self.config, "image_grid", None) or 1
@@ -115,19 +116,19 @@ class MGMVision:
             )
         side = self.config.image_size_aux
         size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        self.scale, self.options = split_scale(self.image_processor, **size)
+        self.preprocessor = FramePreprocessor(image_processor, **size)
         self.model = load_mgm_vision_model(checkpoint, self.config, clip, placement)
 
     def preprocess(self, media: Media, num_other_images: int = 0) -> Pixels:
         """Image -> the large square alone [1, 3, H, W]. `encode` makes the small views of it."""
         image, is_padded = media.image.convert("RGB"), self.config.image_aspect_ratio == "pad"
         if is_padded:
-            side = max(image.size)
-            canvas = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in self.image_processor.image_mean))
+            side, means = max(image.size), self.preprocessor.image_processor.image_mean
+            canvas = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in means))
             canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
             image = canvas
-        pixels = self.image_processor(images=[image], return_tensors="pt", **self.options)["pixel_values"]
-        return Pixels({"pixel_values": pixels}, self._layout(square_box(media.image.size, is_padded)), self.scale)
+        layout = self._layout(square_box(media.image.size, is_padded))
+        return Pixels({"pixel_values": self.preprocessor([image])}, layout, self.preprocessor.scale)
 
     def pad_to_square(self) -> None:
         """See `VisionHalf`."""

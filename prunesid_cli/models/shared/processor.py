@@ -8,19 +8,15 @@ transformers need torchvision, so they are not used; frames go through the image
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-from PIL.Image import Image, fromarray
-from torch import Tensor
+from PIL.Image import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin
 
 # In transformers 5.17 the AutoImageProcessor of the top level is a dummy.
-from transformers.image_transforms import get_resize_output_image_size
-from transformers.image_utils import ChannelDimension
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -30,7 +26,6 @@ from prunesid_cli.errors import ModelError
 from prunesid_cli.models.loading.checkpoint import REINSTALL_HINT, Checkpoint, first_line, loading_error
 from prunesid_cli.models.loading.original_processor import load_original_processor
 from prunesid_cli.models.loading.weights import load_config
-from prunesid_cli.models.shared.pixel_scale import first_tensor
 from prunesid_cli.models.shared.token_grid import centered_box
 from prunesid_cli.types import Box
 
@@ -41,8 +36,6 @@ FRAME_SETTINGS = (
 """Settings for a single frame that image processors and video processors have under the same names."""
 ITEM_TOKEN_NAME = re.compile("(?=.*(im(a)?ge?|video|vision|tile|slice|boi|eoi)).*_(token|tag)")
 """Attributes of processors and tokenizers that hold a token which a processor writes for an image or clip."""
-PROBE_SHAPES = ((31, 50, 3), (77, 40, 3))
-"""Height, width and channels of images on which a processor is tried."""
 
 
 def load_processor(
@@ -201,55 +194,6 @@ def pad_instead_of_cropping(image_processor: Any) -> Any:
         return image_processor
     settings = {name: getattr(image_processor, name, None) for name in FRAME_SETTINGS}
     return LlavaImageProcessorPil(**settings, do_pad=True)
-
-
-Resize = Callable[[Image], Image]
-
-
-def find_resize(image_processor: Any) -> Resize | None:
-    """Find out how an image processor resizes images, so that it can be done before it is called.
-
-    The processor does the same by Pillow, but copies the large image several times before.
-
-    Returns:
-        The function; None if the processor does something else before, which is tried on images.
-    """
-    size, resample = image_processor.size, image_processor.resample
-    if not image_processor.do_resize or set(dict(size)) not in ({"shortest_edge"}, {"height", "width"}):
-        return None
-
-    def resize(image: Image) -> Image:
-        height, width = size.get("height"), size.get("width")
-        if height is None:
-            shape_only = np.broadcast_to(np.uint8(0), (3, image.height, image.width))
-            height, width = get_resize_output_image_size(
-                shape_only, size["shortest_edge"], default_to_square=False, input_data_format=ChannelDimension.FIRST
-            )
-        return image.resize((width, height), resample)
-
-    for shape in PROBE_SHAPES:
-        image = fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        by_processor = image_processor(images=[image], return_tensors="np")
-        by_us = image_processor(images=[resize(image)], return_tensors="np", do_resize=False)
-        if not all(np.array_equal(by_processor[name], by_us[name]) for name in by_processor):
-            return None
-    return resize
-
-
-def preprocess_frames(
-    image_processor: Any, frames: Sequence[Image], resize: Resize | None = None, **options: Any
-) -> Tensor:
-    """Run only the image processor, for towers that see each image as a whole: images -> pixels [S, 3, H, W].
-
-    Args:
-        image_processor: The image processor.
-        frames: RGB images.
-        resize: Result of `find_resize`.
-        options: Further arguments of the image processor.
-    """
-    if resize:
-        frames, options = list(map(resize, frames)), {**options, "do_resize": False}
-    return first_tensor(image_processor(images=list(frames), return_tensors="pt", **options))
 
 
 @dataclass(frozen=True)

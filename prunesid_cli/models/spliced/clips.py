@@ -16,15 +16,14 @@ from transformers.video_utils import VideoMetadata
 from prunesid_cli.errors import ModelError
 from prunesid_cli.inputs.image import Media
 from prunesid_cli.models.loading.checkpoint import Checkpoint, loading_error
+from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor
 from prunesid_cli.models.shared.mrope import with_mrope
-from prunesid_cli.models.shared.pixel_scale import split_scale
 from prunesid_cli.models.shared.processor import (
     collapse_placeholders,
     collapse_text,
     load_video_settings,
     modality_ids,
     placeholder_text,
-    preprocess_frames,
     read_frame_options,
 )
 from prunesid_cli.models.shared.token_grid import frame_regions
@@ -48,23 +47,23 @@ class FrameClips:
     needs = ""
 
     def __init__(self, checkpoint: Checkpoint, images: SplicedProcessor, model: Any) -> None:
-        self.images, self.image_processor = images, images.processor.image_processor
-        options: dict[str, Any] = {name: False for name in TILING_SETTINGS if hasattr(self.image_processor, name)}
+        self.images, image_processor = images, images.processor.image_processor
+        options: dict[str, Any] = {name: False for name in TILING_SETTINGS if hasattr(image_processor, name)}
         # The size of frames can also be in `video_sampling`, where it only counts if there is no other.
         sampling = load_video_settings(checkpoint).get("video_sampling") or {}
         if "video_size" in sampling:
             options["size"] = sampling["video_size"]
-        options |= read_frame_options(checkpoint, self.image_processor)
-        self.scale, self.options = split_scale(self.image_processor, **options)
+        options |= read_frame_options(checkpoint, image_processor)
+        self.preprocessor = FramePreprocessor(image_processor, **options)
 
     def process(self, media: Media) -> Pixels:
         """Clip -> frames [S, 3, H, W]."""
-        pixels = preprocess_frames(self.image_processor, media.frames, **self.options)
+        pixels, scale = self.preprocessor(media.frames), self.preprocessor.scale
         metadata = SimpleNamespace(fps=1.0, timestamps=media.times, duration=None)
         clip = {"pixel_values": pixels[None], "pixel_values_videos": pixels[None], "video_metadata": [metadata]}
         written = self.images.processor.replace_video_token(clip, 0)
         text, runs = collapse_text(self.images.processor, frozenset({self.images.image_id}), written)
-        return Pixels({"pixel_values": pixels}, Layout(text, runs, frame_regions(runs[0], media.times)), self.scale)
+        return Pixels({"pixel_values": pixels}, Layout(text, runs, frame_regions(runs[0], media.times)), scale)
 
 
 class VideoProcessorClips:
