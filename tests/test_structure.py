@@ -94,6 +94,7 @@ def test_no_module_imports_itself_through_others() -> None:
         visit(module)
 
 
+@pytest.mark.slow
 def test_one_picture_runs_through_few_functions() -> None:
     code = (
         "from tests.benchmarks.flow import called_for_each_picture, trace_compress; "

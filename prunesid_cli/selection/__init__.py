@@ -27,10 +27,12 @@ class MethodInfo:
     Attributes:
         path: "module:function" in `methods/`.
         groups_tokens: Whether it groups tokens and suppresses some in each group, which `methods.explanation` explains.
+        merges_tokens: Whether it merges tokens into kept ones, which are no rows of the stock model then.
     """
 
     path: str
     groups_tokens: bool = False
+    merges_tokens: bool = False
 
 
 METHODS = {
@@ -39,9 +41,9 @@ METHODS = {
     "prunesid-plus": MethodInfo("plus:plus"),
     "random": MethodInfo("baselines:random"),
     "grid": MethodInfo("baselines:grid"),
-    "saliency": MethodInfo("baselines:saliency"),
+    "saliency": MethodInfo("baselines:most_salient"),
     "divprune": MethodInfo("divprune:divprune"),
-    "visionzip": MethodInfo("visionzip:visionzip"),
+    "visionzip": MethodInfo("visionzip:visionzip", merges_tokens=True),
     "vispruner": MethodInfo("vispruner:vispruner"),
     "scope": MethodInfo("scope:scope"),
 }

@@ -60,7 +60,10 @@ def test_a_downloaded_repo_is_listed_with_its_size(
     assert not listed["llava-1.5-13b"]["downloaded"]
 
 
-@pytest.mark.parametrize("variant", ["llava", "qwen3_vl", "glm4v", "mgm", "internvl"])
+@pytest.mark.parametrize(
+    "variant",
+    ["llava", "qwen3_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("glm4v", "mgm", "internvl"))],
+)
 def test_what_is_told_of_a_model_is_what_compress_does(run: Run, tmp_path: Path, variant: str) -> None:
     folder = write_checkpoint(variant, tmp_path / "model")
     described = run("models", "info", folder, "--json").records[0]

@@ -117,6 +117,7 @@ def network(monkeypatch: pytest.MonkeyPatch, pictures: list[Path], tmp_path: Pat
     client.put_object(Bucket="bucket", Key="in/bad.png", Body=b"no image")
     monkeypatch.setattr(uri_files, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(uri_files, "MEMORY_SECONDS", -1.0)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own tries, with pauses between them
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         yield network
@@ -145,7 +146,7 @@ def test_objects_are_listed_and_read(network: Network, pictures: list[Path]) -> 
     assert missing.error
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_bucket_is_compressed_and_continued(
     network: Network, pictures: list[Path], run: Run, tmp_path: Path, workers: int
 ) -> None:

@@ -103,24 +103,34 @@ def test_rows_are_listed_like_named_files(tmp_path: Path) -> None:
     assert found == [("in/b.png", {"n": 1}, False), ("in/a.png", {"n": 2}, False), ("x", {"n": 4}, True)]
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_columns_come_with_the_answers(suffix: str, run: Run, pictures: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [*((suffix, ()) for suffix in WRITERS), (".jsonl", ("--dynamic",)), (".jsonl", ("--workers", 2))],
+)
+def test_columns_come_with_the_answers(
+    suffix: str, options: tuple[object, ...], run: Run, pictures: list[Path], tmp_path: Path
+) -> None:
     rows = [
         {"image": str(path), "id": f"q{number}", "answer": "truth", "label": str(number)}
         for number, path in enumerate(pictures[:4])
     ]
     WRITERS[suffix](tmp_path / f"t{suffix}", rows)
-    for options in ((), ("--dynamic",), ("--workers", 2)):
-        cache = tmp_path / f"c{len(options)}{options and options[0]}"
-        ran = run("compress", tmp_path / f"t{suffix}", "--out", cache, *options)
-        assert ran.code == 0, ran.err
-        records = run("answer", cache, PROMPT).records
-        assert [(r["source"], r["id"], r["input_answer"], r["label"]) for r in records] == [
-            (row["image"], row["id"], row["answer"], row["label"]) for row in rows
-        ]
-        again = run("compress", tmp_path / f"t{suffix}", "--out", cache, *options)
-        assert "nothing to do: 4 already in the cache" in again.err
-    file = tmp_path / "answers.csv"
+    cache = tmp_path / "c"
+    ran = run("compress", tmp_path / f"t{suffix}", "--out", cache, *options)
+    assert ran.code == 0, ran.err
+    records = run("answer", cache, PROMPT).records
+    assert [(r["source"], r["id"], r["input_answer"], r["label"]) for r in records] == [
+        (row["image"], row["id"], row["answer"], row["label"]) for row in rows
+    ]
+    again = run("compress", tmp_path / f"t{suffix}", "--out", cache, *options)
+    assert "nothing to do: 4 already in the cache" in again.err
+
+
+def test_columns_come_into_a_table_of_answers(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    rows = [{"image": str(path), "id": f"q{number}", "label": str(number)} for number, path in enumerate(pictures[:4])]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    cache, file = tmp_path / "c", tmp_path / "answers.csv"
+    assert run("compress", tmp_path / "t.jsonl", "--out", cache).code == 0
     run("answer", cache, "-p", PROMPT, "-p", "how many?", "--out", file)
     with file.open() as table:
         assert [(row["id"], row["label"]) for row in csv.DictReader(table)] == [

@@ -5,8 +5,10 @@ import pytest
 from tests.models.harness import NESTED_CHOICES, VARIANTS, Model, is_slow
 from tests.models.tiny import tiny_model, write_checkpoint
 
-PARAMETERS_OF_SLOW_VARIANTS = {"method": ("prunesid", "prunesid-published"), "choices": (NESTED_CHOICES,)}
-"""Parameters of laws -> the values with which slow variants are tried."""
+FEW_PARAMETERS = {"method": ("prunesid", "prunesid-published"), "choices": (NESTED_CHOICES,)}
+"""Parameters of laws -> the values with which all variants are tried."""
+VARIANTS_OF_ALL_PARAMETERS = ("llava", "qwen3_vl")
+"""Variants that are tried quickly with all values: with a CLS token and without one."""
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
@@ -16,7 +18,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Try variants whose laws are slow with few parameters; a variant of each family is tried with all.
+    """Try variants whose laws are slow with few parameters; a variant of each family is tried with all, mostly slowly.
 
     A method of selection sees nothing of a variant but tensors; one of the two keeps the order of slots. All tests of a
     variant run in one worker of pytest-xdist (`--dist loadgroup`), so its checkpoint is made once.
@@ -27,9 +29,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "model" not in params:
             continue
         item.add_marker(pytest.mark.xdist_group(params["model"]))
-        tried = PARAMETERS_OF_SLOW_VARIANTS
-        if is_slow(params["model"]) and any(params.get(name, tried[name][0]) not in tried[name] for name in tried):
+        if all(params.get(name, few[0]) in few for name, few in FEW_PARAMETERS.items()):
+            continue
+        if is_slow(params["model"]):
             dropped.add(item)
+        elif params["model"] not in VARIANTS_OF_ALL_PARAMETERS:
+            item.add_marker(pytest.mark.slow)
     if dropped:
         config.hook.pytest_deselected(items=list(dropped))
         items[:] = [item for item in items if item not in dropped]

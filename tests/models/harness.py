@@ -43,7 +43,9 @@ CLOSE = {"atol": 1e-4, "rtol": 0.0}
 QUICK_SPLICED_TYPES = ("gemma3", "glm4v", "internvl", "mistral3")
 """The types of the generic adapter whose laws always run: masks in both directions, packed
 patches, clips, and one image at a time."""
-SLOW_TYPES = ("qwen3_vl_moe", "qwen3_5_moe")
+SLOW_TYPES = (
+    "qwen3_vl_moe", "qwen3_5_moe", "mgm_gemma", "mgm_mixtral", "mini_gemini", "mini_gemini_gemma", "mini_gemini_mixtral"
+)  # fmt: skip
 """Other types that differ little from one whose laws always run."""
 
 

@@ -16,7 +16,7 @@ from tests.models.harness import make_image
 from tests.models.tiny import spliced, write_checkpoint
 
 TRYING, EQUAL = "trying this one once", "both halves give the scores of the whole model"
-SPLITTABLE = ("aya_vision", "glm4v", "janus", "lighton_ocr")
+SPLITTABLE = ("glm4v", "janus", "aya_vision", "lighton_ocr")
 """Types whose rows are taken away: features as one tensor and as a list; patches, tiles, padded images and squares."""
 
 
@@ -33,7 +33,9 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results" / "prunesid" / "tried_models.json"
 
 
-@pytest.mark.parametrize("model_type", SPLITTABLE)
+@pytest.mark.parametrize(
+    "model_type", [*SPLITTABLE[:2], *(pytest.param(x, marks=pytest.mark.slow) for x in SPLITTABLE[2:])]
+)
 def test_a_type_that_can_be_split_is_tried_once(
     run: Run, tmp_path: Path, picture: Path, results: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
 ) -> None:

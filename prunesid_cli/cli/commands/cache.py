@@ -58,8 +58,8 @@ def list_items(
                 "tokens": item.layout.total,
                 "kept": item.kept,
                 "stale": is_stale,
-                **item.to_record(layout_to_record(item.layout)),
-                **vars(item.provenance),
+                **item.to_record(layout_to_record(item.layout)),  # as stored, without default values
+                **vars(item.provenance),  # with them
                 "columns": dict(item.columns),
             }
             _print_row(item.source, [*cells, "stale: failed since"] if is_stale else cells, record, null, as_json)

@@ -39,7 +39,7 @@ def grid(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_
     ]
 
 
-def saliency(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
+def most_salient(features: Tensor, saliency: Tensor | None, budgets: Sequence[int], num_cls: int = 0) -> list[Tensor]:
     """Select the T most salient tokens; without saliency [B, N] those of the longest features [B, N, C].
 
     The arguments are those of `random`.
