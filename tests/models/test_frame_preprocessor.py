@@ -1,4 +1,4 @@
-"""Resizing before the image processor, and scaling after it, give the pixels that the processor gives alone."""
+"""Reading frames by Pillow, and scaling them on the device, gives the pixels of the image processor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor, find_resize
+from prunesid_cli.models.shared.frame_preprocessor import FramePreprocessor, find_frame_reader
 from prunesid_cli.models.shared.pixel_scale import first_tensor, scale_pixels
 from tests.models.harness import make_image
 
@@ -31,12 +31,16 @@ def test_pixels_are_those_of_the_processor(options: dict[str, Any]) -> None:
         assert torch.equal(scaled, expected)
 
 
-def test_only_a_processor_that_resizes_first_is_helped() -> None:
-    assert find_resize(CLIPImageProcessorPil(**SETTINGS), {})
-    assert find_resize(CLIPImageProcessorPil(**SETTINGS), {"do_resize": False}) is None
+def test_a_processor_that_does_more_does_all_of_it() -> None:
+    unscaled = {"do_rescale": False, "do_normalize": False}
+    assert find_frame_reader(CLIPImageProcessorPil(**SETTINGS), unscaled)
+    assert find_frame_reader(CLIPImageProcessorPil(**SETTINGS), {}) is None
+    assert find_frame_reader(CLIPImageProcessorPil(**SETTINGS), unscaled | {"do_resize": False}) is None
+    pads_afterwards = CLIPImageProcessorPil(**SETTINGS | {"crop_size": {"height": 20, "width": 25}})
+    assert find_frame_reader(pads_afterwards, unscaled) is None
     pads_first = LlavaImageProcessorPil(**SETTINGS, do_pad=True)
-    assert find_resize(pads_first, {}) is None
+    assert find_frame_reader(pads_first, unscaled) is None
     frame = make_image(0, SIZES[0])
     numbers = FramePreprocessor(pads_first)([frame])
-    expected = first_tensor(pads_first(images=[frame], return_tensors="pt", do_rescale=False, do_normalize=False))
+    expected = first_tensor(pads_first(images=[frame], return_tensors="pt", **unscaled))
     assert torch.equal(numbers, expected)

@@ -1,7 +1,8 @@
-"""Frames that a tower sees as a whole -> pixels, by the checkpoint's image processor, but for resizing and scaling.
+"""Frames that a tower sees as a whole -> pixels, as the checkpoint's image processor reads them.
 
-Both take most of the processor's time for no good reason: it resizes by Pillow, as is done here before, but copies the
-large frame several times; and its arithmetic on pixels is done on the tower's device later (`pixel_scale.py`).
+Most image processors only resize, crop the center, and scale. Scaling is done on the tower's device (`pixel_scale.py`).
+Resizing and cropping are done here, by Pillow, if that gives the same numbers: the processor does the same, but copies
+the large frame several times before, and checks its arguments at each call. Otherwise the processor does all of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL.Image import Image, fromarray
 from torch import Tensor
 from transformers.image_transforms import get_resize_output_image_size
@@ -19,7 +22,8 @@ from prunesid_cli.models.shared.pixel_scale import first_tensor, split_scale
 
 PROBE_SHAPES = ((31, 50, 3), (77, 40, 3))
 """Height, width and channels of images on which a processor is tried."""
-Resize = Callable[[Image], Image]
+ReadFrame = Callable[[Image], NDArray[np.uint8]]
+"""An RGB image -> its pixels [3, H, W]."""
 
 
 class FramePreprocessor:
@@ -27,55 +31,60 @@ class FramePreprocessor:
 
     Args:
         image_processor: An image processor of transformers with the PIL backend.
-        call_options: Further arguments of its calls.
+        options: Further arguments of its calls.
 
     Attributes:
         image_processor: The same.
         scale: How the pixels are scaled; see `split_scale`.
     """
 
-    def __init__(self, image_processor: Any, **call_options: Any) -> None:
-        self.image_processor, self.call_options = image_processor, call_options
-        self.scale, self._options = split_scale(image_processor, **call_options)
-        self._resize = find_resize(image_processor, self._options)
-        if self._resize:
-            self._options = {**self._options, "do_resize": False}
+    def __init__(self, image_processor: Any, **options: Any) -> None:
+        self.image_processor = image_processor
+        self.scale, self._options = split_scale(image_processor, **options)
+        self._read_frame = find_frame_reader(image_processor, self._options)
 
     def __call__(self, frames: Sequence[Image]) -> Tensor:
         """RGB frames -> pixels [S, 3, H, W]."""
-        images = list(map(self._resize, frames)) if self._resize else list(frames)
-        return first_tensor(self.image_processor(images=images, return_tensors="pt", **self._options))
+        if self._read_frame:
+            return torch.from_numpy(np.stack(list(map(self._read_frame, frames))))
+        return first_tensor(self.image_processor(images=list(frames), return_tensors="pt", **self._options))
 
 
-def find_resize(image_processor: Any, options: Mapping[str, Any]) -> Resize | None:
-    """Find out how an image processor resizes images, so that it can be done before it is called.
+def find_frame_reader(image_processor: Any, options: Mapping[str, Any]) -> ReadFrame | None:
+    """Find a function that resizes and crops as an image processor does.
 
     Args:
         image_processor: The image processor.
         options: Arguments of its calls.
 
     Returns:
-        The function; None if the processor does something else before, which is tried on images.
+        The function; None if the processor does something else, which is tried on images.
     """
-    size, resample, do_resize = (
-        options.get(name, getattr(image_processor, name)) for name in ("size", "resample", "do_resize")
-    )
-    if not do_resize or set(dict(size)) not in ({"shortest_edge"}, {"height", "width"}):
+    names = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+    settings = {name: options.get(name, getattr(image_processor, name, None)) for name in names}
+    size = dict(settings["size"]) if settings["do_resize"] else {}
+    crop = dict(settings["crop_size"]) if settings["do_center_crop"] else {}
+    if set(size) not in ({"shortest_edge"}, {"height", "width"}) or max(crop.values(), default=0) > min(size.values()):
         return None
 
-    def resize(image: Image) -> Image:
-        height, width = size.get("height"), size.get("width")
-        if height is None:
+    def read_frame(image: Image) -> NDArray[np.uint8]:
+        if "height" in size:
+            height, width = size["height"], size["width"]
+        else:
             shape_only = np.broadcast_to(np.uint8(0), (3, image.height, image.width))
             height, width = get_resize_output_image_size(
                 shape_only, size["shortest_edge"], default_to_square=False, input_data_format=ChannelDimension.FIRST
             )
-        return image.resize((width, height), resample)
+        image = image.resize((width, height), settings["resample"])
+        if crop:
+            left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
+            image = image.crop((left, top, left + crop["width"], top + crop["height"]))
+        return np.asarray(image).transpose(2, 0, 1)
 
     for shape in PROBE_SHAPES:
         image = fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        by_processor = image_processor(images=[image], return_tensors="np", **options)
-        by_us = image_processor(images=[resize(image)], return_tensors="np", **{**options, "do_resize": False})
-        if not all(np.array_equal(by_processor[name], by_us[name]) for name in by_processor):
+        expected = first_tensor(image_processor(images=[image], return_tensors="pt", **options))
+        pixels = torch.from_numpy(np.stack([read_frame(image)]))
+        if pixels.dtype != expected.dtype or not torch.equal(pixels, expected):
             return None
-    return resize
+    return read_frame
