@@ -44,10 +44,14 @@ class SharedBuffer:
         self._lock, self._released = Lock(), deque[Region]()
 
     def allocate(self, size: int) -> Region | None:
-        """Reserve the first free region of at least `size` bytes; None if there is none."""
+        """Reserve a region of at least `size` bytes; None if none is free."""
         size = aligned(max(size, 1))
         with self._lock:
-            self._reclaim()
+            while self._released:
+                region = self._released.popleft()
+                if region.size == size:  # as most are
+                    return region
+                self._merge(region)
             for position, free in enumerate(self._free):
                 if free.size >= size:
                     left = Region(free.start + size, free.size - size)
@@ -59,17 +63,15 @@ class SharedBuffer:
         """Give back a region. It may be called at any moment, also by the garbage collector."""
         self._released.append(region)
 
-    def _reclaim(self) -> None:
-        """Merge what was given back with the free regions beside it."""
-        while self._released:
-            region = self._released.popleft()
-            later = next((i for i, free in enumerate(self._free) if free.start > region.start), len(self._free))
-            self._free.insert(later, region)
-            for position in (later, later - 1):
-                if 0 <= position < len(self._free) - 1:
-                    first, second = self._free[position : position + 2]
-                    if first.start + first.size == second.start:
-                        self._free[position : position + 2] = [Region(first.start, first.size + second.size)]
+    def _merge(self, region: Region) -> None:
+        """Merge a region with the free ones beside it."""
+        later = next((i for i, free in enumerate(self._free) if free.start > region.start), len(self._free))
+        self._free.insert(later, region)
+        for position in (later, later - 1):
+            if 0 <= position < len(self._free) - 1:
+                first, second = self._free[position : position + 2]
+                if first.start + first.size == second.start:
+                    self._free[position : position + 2] = [Region(first.start, first.size + second.size)]
 
     def write(self, region: Region, parts: Sequence[memoryview]) -> bool:
         """Copy parts into a region, one after the other, each aligned; False if they do not fit."""

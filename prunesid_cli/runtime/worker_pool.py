@@ -20,10 +20,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, LifoQueue
 from threading import Lock
 from typing import Any
 
@@ -93,7 +93,7 @@ class WorkerPool:
             raise OSError("this system cannot fork processes")
         self._buffer = SharedBuffer(BUFFER_BYTES)
         self._region_bytes = FIRST_REGION_BYTES
-        self._idle: LifoQueue[Worker] = LifoQueue()
+        self._idle = deque[Worker]()
         self._lock = Lock()
         self._failure: Exception | None = None
         self._is_ready = False
@@ -126,8 +126,8 @@ class WorkerPool:
             PruneSIDError: What the function raises, or preparing it in the server; other errors as `UnexpectedError`.
         """
         try:
-            worker = self._idle.get_nowait()
-        except Empty:
+            worker = self._idle.pop()
+        except IndexError:
             worker = self._start_worker()
         region = self._buffer.allocate(self._region_bytes)
         try:
@@ -142,7 +142,7 @@ class WorkerPool:
                 self._buffer.release(region)
             worker.connection.close()
             raise WorkerEnded(self._request(b"%d" % worker.pid)) from error
-        self._idle.put(worker)
+        self._idle.append(worker)
         if region and arrays is None:
             arrays = self._buffer.view(region, lengths)
         elif region:

@@ -3,8 +3,9 @@
 The tower takes nothing, so `compress` is as fast as the host. For each kind of input, in one run: milliseconds of one
 core for decoding and resizing alone (the floor), in the worker processes, and in the main process, busy (with workers
 that answer at once) and while it waits for workers; inputs per second with 1 and 2 workers; and what follows for
-machines with more cores: all but one feed the main process, which is the limit if it takes longer than they do. Prints
-a table and, with --out, writes dated JSON. Needs Linux.
+machines with more cores: all but one feed the main process, which is the limit if it takes longer than they do. What the
+main process takes for the information of inputs, which a GPU computes on the device, is measured alone, too. All times
+are the best of three rounds. Prints a table and, with --out, writes dated JSON. Needs Linux.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from prunesid_cli.bench.environment import describe_machine, package_versions
 from prunesid_cli.inputs.listing import Listing
 from prunesid_cli.pipeline.batches import make_runner
 from prunesid_cli.pipeline.compress import compress, open_writer, write_results
-from prunesid_cli.pipeline.load import Decode, DecodeRequest, make_decoder
+from prunesid_cli.pipeline.load import Decode, DecodeRequest, LoadedInput, decode_input, make_decoder
 from prunesid_cli.pipeline.pruner import Pruner
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.settings import Settings, TokenStore
@@ -52,7 +53,7 @@ FRAMES = 8
 MAX_TOKENS, WIDTH = 8192, 32
 """Tokens that `NoTower` gives at most, and their width."""
 CORES = (8, 16, 32)
-WARM_UP = 32
+WARM_UP, ROUNDS = 32, 3
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -111,9 +112,9 @@ def decode_and_resize(case: Case, path: Path) -> None:
 
 
 def core_ms(work: Callable[[Any], object], items: Sequence[Any]) -> float:
-    """Milliseconds of one core of this process for each item: the best of three rounds."""
+    """Milliseconds of one core of this process for each item: the best of some rounds."""
     rounds = []
-    for _ in range(3):
+    for _ in range(ROUNDS):
         start = time.process_time()
         for item in items:
             work(item)
@@ -206,16 +207,24 @@ def measure(case: Case, folder: Path, scale: float) -> dict[str, Any]:
     pruner = replace(pruner, vision=NoTower(pruner.vision))
     with closing(WorkerPool("tests.benchmarks.host:make_floor_timer", asdict(case))) as pool:
         found: dict[str, Any] = {"inputs": count, "floor_ms": pool.call(some)}
+    decoded = decode_input(pruner, DecodeRequest(0, str(paths[0]), None))
+    assert isinstance(decoded, LoadedInput)
+    batch = pruner.encode([decoded.pixels] * BATCH)
+    found["information_ms"] = core_ms(pruner.information, [batch] * ROUNDS) / BATCH
     setup = WorkerSetup(session.checkpoint, settings)
     with closing(WorkerPool("tests.benchmarks.host:make_instant_decoder", setup)) as pool:
         found["main_ms"] = core_ms(partial(run_compress, session, pruner, pool, workers=2), [[inputs]] * 2) / count
     for workers in (1, 2):
         with closing(WorkerPool("prunesid_cli.pipeline.load:make_decoder", setup)) as pool:
             run_compress(session, pruner, pool, some, workers)
-            start, start_cpu, start_workers = time.perf_counter(), time.process_time(), session_seconds(pool.pid)
-            assert run_compress(session, pruner, pool, [inputs], workers) == count
-            worker_seconds = session_seconds(pool.pid) - start_workers
-            main_seconds, seconds = time.process_time() - start_cpu, time.perf_counter() - start
+            rounds = []
+            for _ in range(ROUNDS):
+                start, start_cpu, start_workers = time.perf_counter(), time.process_time(), session_seconds(pool.pid)
+                assert run_compress(session, pruner, pool, [inputs], workers) == count
+                worker_seconds = session_seconds(pool.pid) - start_workers
+                main_seconds, seconds = time.process_time() - start_cpu, time.perf_counter() - start
+                rounds.append((worker_seconds, main_seconds, seconds))
+        worker_seconds, main_seconds, seconds = map(min, zip(*rounds, strict=True))
         found[f"workers_{workers}"] = {
             "worker_ms": 1000 * worker_seconds / count,
             "main_ms": 1000 * main_seconds / count,
@@ -251,7 +260,7 @@ def main() -> None:
         print(
             f"{name}: floor {found['floor_ms']:.2f} ms, worker {one['worker_ms']:.2f} ms "
             f"({found['worker_over_floor']:.2f} x), main {found['main_ms']:.2f} ms "
-            f"({one['main_ms']:.2f} ms while it waits)\n"
+            f"({found['information_ms']:.2f} ms for the information; {one['main_ms']:.2f} ms while it waits)\n"
             f"  {one['per_second']:.0f}/s with 1 worker, {two['per_second']:.0f}/s with 2 "
             f"({found['two_over_one']:.2f} x); ceilings: "
             + ", ".join(f"{cores} cores {rate:.0f}/s" for cores, rate in found["ceilings"].items())
