@@ -21,7 +21,7 @@ from prunesid_cli.pipeline.results import CachedInput, CopiedInput, FailedInput
 from prunesid_cli.pipeline.session import Session
 from prunesid_cli.pipeline.unchanged import read_stamp
 from prunesid_cli.pipeline.workers import WorkerSetup
-from prunesid_cli.runtime.worker_pool import WorkerEnded, WorkerPool
+from prunesid_cli.runtime.worker_pool import WorkerEnded, WorkerPool, working_folder
 from prunesid_cli.runtime.worker_server import end_after
 from prunesid_cli.text import DEBUG_OPTION
 from prunesid_cli.tokencache import CacheWriter, Stamp
@@ -168,17 +168,21 @@ def input_error(source: str, error: Exception) -> PruneSIDError:
     return failure
 
 
-def decode_in_worker(pool: WorkerPool, decoding: Decoding, request: DecodeRequest) -> LoadedInput | FailedInput | None:
-    """Decodes a file in a worker process; see `Decode`."""
+def decode_in_worker(
+    pool: WorkerPool, decoding: Decoding, request: DecodeRequest, folder: str = ""
+) -> LoadedInput | FailedInput | None:
+    """Decodes a file in a worker process; see `Decode`. Its path is relative to `folder`, as of `WorkerPool.call`."""
     try:
-        return pool.call(request)  # type: ignore[no-any-return]
+        return pool.call(request, folder)  # type: ignore[no-any-return]
     except WorkerEnded as ended:
         return FailedInput(request.source, ended_error(request.source, ended.exit_code, decoding))
 
 
 def input_decoder(pruner: Pruner, pool: WorkerPool | None) -> Decode:
     """How inputs are decoded: in the workers of a pool, or in this process."""
-    return partial(decode_in_worker, pool, pruner.decoding) if pool else partial(decode_input, pruner)
+    if pool is None:
+        return partial(decode_input, pruner)
+    return partial(decode_in_worker, pool, pruner.decoding, folder=working_folder())
 
 
 def make_decoder(setup: WorkerSetup) -> Decode:

@@ -72,6 +72,14 @@ class Worker:
     connection: socket.socket
 
 
+def working_folder() -> str:
+    """The working folder of this process; the root if it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.sep
+
+
 def is_supported() -> bool:
     """Whether this system has what workers need."""
     return hasattr(os, "fork") and hasattr(socket, "AF_UNIX")
@@ -118,8 +126,12 @@ class WorkerPool:
         """The server's process, which leads the session of all workers."""
         return self._server.pid
 
-    def call(self, argument: Any) -> Any:
-        """Call the function in a worker, which has this process's working folder, and wait for its result.
+    def call(self, argument: Any, folder: str = "") -> Any:
+        """Call the function in a worker, and wait for its result.
+
+        Args:
+            argument: Its argument, which is pickled.
+            folder: The worker's working folder; empty for that of this process.
 
         Raises:
             WorkerEnded: The call ended the worker: it crashed, or took too long.
@@ -131,11 +143,7 @@ class WorkerPool:
             worker = self._start_worker()
         region = self._buffer.allocate(self._region_bytes)
         try:
-            folder = os.getcwd()
-        except OSError:  # it was removed
-            folder = os.sep
-        try:
-            send(worker.connection, (argument, region, folder))
+            send(worker.connection, (argument, region, folder or working_folder()))
             is_error, pickled, lengths, arrays = receive(worker.connection)
         except (EOFError, OSError) as error:
             if region:

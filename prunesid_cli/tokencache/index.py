@@ -80,6 +80,8 @@ class Index:
 
     def find_row(self, source: str) -> int | None:
         """Return the row of a source in the table."""
+        if not len(self.table):
+            return None
         name, prefixes = hash_source(source), self.table.name_prefixes
         prefix = np.uint64(int.from_bytes(name[:8], "big"))
         for row in range(int(np.searchsorted(prefixes, prefix)), len(self.table)):
