@@ -26,7 +26,7 @@ OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getat
 MAX_CONTAINERS = 4_000_000
 """Most lists and objects in JSON. Two characters of text become an object of 56 bytes or more."""
 BUFFER_BYTES = 1 << 20
-"""Buffer of a file that is written: small writes are joined, each of which would let other threads interrupt."""
+"""Buffer of a file that is written. Small writes are joined, since Python may switch to another thread at each."""
 PARSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
 """What is raised while JSON of an unexpected form is parsed, checked and built."""
 

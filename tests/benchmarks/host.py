@@ -3,9 +3,9 @@
 The tower takes nothing, so `compress` is as fast as the host. For each kind of input, in one run: milliseconds of one
 core for decoding and resizing alone (the floor), in the worker processes, and in the main process, busy (with workers
 that answer at once) and while it waits for workers; inputs per second with 1 and 2 workers; and what follows for
-machines with more cores: all but one feed the main process, which is the limit if it takes longer than they do. What the
-main process takes for the information of inputs, which a GPU computes on the device, is measured alone, too. All times
-are the best of three rounds. Prints a table and, with --out, writes dated JSON. Needs Linux.
+machines with more cores: all but one feed the main process, which is the limit if it takes longer than they do. The
+information of inputs, which a GPU computes on the device, is measured alone, too. All times are the best of three
+rounds. Prints a table and, with --out, writes dated JSON. Needs Linux.
 """
 
 from __future__ import annotations

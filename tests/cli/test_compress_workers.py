@@ -1,4 +1,4 @@
-"""compress with worker processes: the same bytes for any number of them, and bad inputs cost themselves alone."""
+"""compress with worker processes: the same bytes for any number of them, and bad inputs fail alone."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def make_hostile_decoder(setup: WorkerSetup) -> Decode:
     return work  # type: ignore[return-value]
 
 
-def test_pictures_that_crash_or_hang_their_decoder_cost_themselves_alone(
+def test_pictures_that_crash_or_hang_their_decoder_fail_alone(
     llava: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     model = load(str(llava), device="cpu")

@@ -33,7 +33,7 @@ from tests.models.tiny.base import Sizes, TinyModel, save, tower_pixels
 GRID_336 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 GRID_384 = [[384 * rows, 384 * columns] for rows in range(1, 11) for columns in range(1, 11) if rows * columns <= 10]
 NARROW = (8, 1000)
-"""Size of an image of which a grid shows less than one column of patches, and so none."""
+"""Size of an image. A grid shows less than one column of its patches, and so none."""
 GRIDS: Sizes = ((500, 400), (640, 200), (300, 1000), (1000, 320), (400, 640), (40, 30), NARROW)
 FEW: Sizes = ((700, 500), (90, 400), (400, 380))
 CORPUS = ["USER: what is shown? ASSISTANT: a red square and a blue circle, user, assistant and system"] * 4
