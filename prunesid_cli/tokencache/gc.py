@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from bisect import bisect
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ class Garbage:
     Attributes:
         outdated: Positions of the items that do not count, because a later one has the same source.
         gone: Positions of the items whose input is gone.
+        hidden: Positions of the outdated items whose input is gone.
         bytes: Bytes of the rows of both.
         failures: Sources of failures whose input is gone.
         unknown: Inputs that could not be looked up, with the reason. They are kept.
@@ -44,6 +46,7 @@ class Garbage:
 
     outdated: frozenset[ShardPosition]
     gone: frozenset[ShardPosition]
+    hidden: frozenset[ShardPosition]
     bytes: int
     failures: tuple[str, ...]
     unknown: dict[str, str]
@@ -74,22 +77,27 @@ def find_garbage(writer: CacheWriter) -> Garbage:
             unknown[source] = error.strerror or str(error)
         return False
 
-    outdated, gone, freed = writer.index.superseded, set[ShardPosition](), _FreedBytes()
+    outdated, gone, freed = dict[ShardPosition, str](), set[ShardPosition](), _FreedBytes()
     present_sources, gone_sources = list[str](), list[str]()
     for number in sorted(writer.index.shards):
         shard = read_header(writer.folder / shard_name(number))
         for item_number, item in enumerate(shard.items):
             position = ShardPosition(number, item_number)
-            is_kept = position not in outdated and not is_gone(item.source, FILES.stat)
+            is_outdated = position in writer.index.superseded
+            is_kept = not is_outdated and not is_gone(item.source, FILES.stat)
             freed.add(shard, item, is_kept)
-            if is_kept:
+            if is_outdated:
+                outdated[position] = item.source
+            elif is_kept:
                 present_sources.append(item.source)
-            elif position not in outdated:
+            else:
                 gone.add(position)
                 gone_sources.append(item.source)
+    sources = set(gone_sources)
     return Garbage(
-        outdated=outdated,
+        outdated=frozenset(outdated),
         gone=frozenset(gone),
+        hidden=frozenset(position for position, source in outdated.items() if source in sources),
         bytes=freed.total,
         failures=tuple(source for source in writer.failed if is_gone(source, _look_at)),
         unknown=unknown,
@@ -130,9 +138,11 @@ def find_matching(writer: CacheWriter, patterns: Sequence[str]) -> Garbage:
             freed.add(shard, item, is_kept=not is_match)
             if is_match:
                 found.add(ShardPosition(number, item_number))
+    outdated = frozenset(found & writer.index.superseded)
     return Garbage(
-        outdated=frozenset(found & writer.index.superseded),
-        gone=frozenset(found - writer.index.superseded),
+        outdated=outdated,
+        gone=frozenset(found - outdated),
+        hidden=outdated,
         bytes=freed.total,
         failures=tuple(s for s in writer.failed if any(matches_path(s, pattern) for pattern in patterns)),
         unknown={},
@@ -160,15 +170,33 @@ def _find_suspicion(present: Sequence[str], gone: Sequence[str], folder: Path) -
 def collect_garbage(writer: CacheWriter, garbage: Garbage) -> None:
     """Write the shards that hold garbage anew, one after the other. The cache is valid at any moment.
 
-    Rows of these shards are moved, so copies of them in other shards get rows of their own. A copy is never of a later
-    shard. So the shards are written from the last to the first: what copies are of is then still where it was.
+    Hidden items are removed before the others. Otherwise a run that is interrupted could leave one of them as the item
+    of an input that is gone.
 
     Raises:
         CacheError: A shard cannot be written, or is damaged.
     """
     if writer.unwritable:
         raise writer.unwritable
-    removed = garbage.outdated | garbage.gone
+    _remove(writer, garbage.hidden)
+    others = sorted((garbage.outdated | garbage.gone) - garbage.hidden)
+    hidden_items = defaultdict[int, list[int]](list)
+    for shard, item in sorted(garbage.hidden):
+        hidden_items[shard].append(item)
+    moved = [ShardPosition(shard, item - bisect(hidden_items[shard], item)) for shard, item in others]
+    _remove(writer, frozenset(moved))
+    for source in garbage.failures:
+        writer.clear_failure(source)
+    if garbage.failures:  # a cache that held nothing but these failures gets an index, and stays a cache
+        writer.replace_index(writer.index)
+
+
+def _remove(writer: CacheWriter, removed: frozenset[ShardPosition]) -> None:
+    """Write shards anew without some items.
+
+    Rows of these shards are moved, so copies of them in other shards get rows of their own. A copy is never of a later
+    shard. So the shards are written from the last to the first: what copies are of is then still where it was.
+    """
     changed = {position.shard for position in removed}
     if changed:
         for number in sorted(writer.index.shards):
@@ -179,11 +207,9 @@ def collect_garbage(writer: CacheWriter, garbage: Garbage) -> None:
     def is_kept(position: ShardPosition, item: Item) -> Item | None:
         return None if position in removed else item
 
-    index = index_with_shards(writer.index, (_rewrite_shard(read_header(path), is_kept, changed) for path in paths))
-    for source in garbage.failures:
-        writer.clear_failure(source)
-    if paths or garbage.failures:  # a cache that held nothing but these failures gets an index, and stays a cache
-        writer.replace_index(index)
+    if paths:
+        rewritten = (_rewrite_shard(read_header(path), is_kept, changed) for path in paths)
+        writer.replace_index(index_with_shards(writer.index, rewritten))
 
 
 def relocate(writer: CacheWriter, old: str, new: str, dry_run: bool = False) -> int:

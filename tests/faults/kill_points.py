@@ -70,16 +70,19 @@ def shards(folder: Path, options: argparse.Namespace) -> str:
 def gc(folder: Path, options: argparse.Namespace) -> str:
     """Kill `cache gc` on a cache with a third of its items outdated and a tenth of its inputs gone.
 
-    The other items are there at any time, and in the end the cache equals that of an undisturbed gc.
+    The other items are there at any time, no earlier version of an item is, and in the end the cache equals that of an
+    undisturbed gc.
     """
     bench = Workbench(folder, options.items)
     full, _ = bench.compress_undisturbed()
     pictures, rng = sorted(bench.pictures.rglob("*.png")), random.Random(options.seed)
-    for path in rng.sample(pictures, len(pictures) // 3):
+    changed = rng.sample(pictures, len(pictures) // 3)
+    for path in changed:
         draw_picture(path, rng)
     if bench.compress(full) != 0:
         raise bench.failure("compressing the changed pictures fails")
-    for path in rng.sample(pictures, len(pictures) // 10):
+    unchanged = sorted({*pictures} - {*changed})
+    for path in (*rng.sample(changed, len(pictures) // 20), *rng.sample(unchanged, len(pictures) // 20)):
         path.unlink()
     clean = folder / "clean"
     shutil.copytree(full, clean)
@@ -89,12 +92,13 @@ def gc(folder: Path, options: argparse.Namespace) -> str:
 
     if bench.run(gc_command(clean)) != 0 or read_visible_files(clean) == read_visible_files(full):
         raise bench.failure("gc removes nothing")
-    expected_items = read_items(clean)
+    items_before, items_after = read_items(full), read_items(clean)
 
     def check_items(out: Path) -> None:
-        lost = expected_items.items() - read_items(out).items()
-        if lost:
-            raise Lost(f"{len(lost)} items are not what they were")
+        items = read_items(out)
+        lost, wrong = items_after.items() - items.items(), items.items() - items_before.items()
+        if lost or wrong:
+            raise Lost(f"{len(lost)} items are lost, {len(wrong)} are not what they were")
 
     count = kill_at_each_operation(bench, full, clean, gc_command, check_items)
     return f"gc of {options.items} items killed at each of {count} file operations: nothing lost, all equal in the end"
