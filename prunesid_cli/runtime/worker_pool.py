@@ -34,6 +34,7 @@ from prunesid_cli.runtime.shared_buffer import SharedBuffer, needed_bytes
 BUFFER_BYTES = 4 << 30
 """Size of the shared memory. Only what was written to takes memory."""
 FIRST_REGION_BYTES = 1 << 20
+"""Room for arrays of a result, until the first one shows how much is needed."""
 FORK, REQUEST_BYTES = b"fork", 32
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 """Variables of glibc: workers keep up to 128 MiB of freed memory. By default it goes back to the system after each
@@ -100,7 +101,7 @@ class WorkerPool:
         if not is_supported():
             raise OSError("this system cannot fork processes")
         self._buffer = SharedBuffer(BUFFER_BYTES)
-        self._region_bytes = FIRST_REGION_BYTES
+        self._largest_bytes = 0
         self._idle = deque[Worker]()
         self._lock = Lock()
         self._failure: Exception | None = None
@@ -141,7 +142,7 @@ class WorkerPool:
             worker = self._idle.pop()
         except IndexError:
             worker = self._start_worker()
-        region = self._buffer.allocate(self._region_bytes)
+        region = self._buffer.allocate(self._largest_bytes or FIRST_REGION_BYTES)
         try:
             send(worker.connection, (argument, region, folder or working_folder()))
             is_error, pickled, lengths, arrays = receive(worker.connection)
@@ -155,7 +156,7 @@ class WorkerPool:
             arrays = self._buffer.view(region, lengths)
         elif region:
             self._buffer.release(region)
-        self._region_bytes = max(self._region_bytes, needed_bytes(lengths))
+        self._largest_bytes = max(self._largest_bytes, needed_bytes(lengths))
         value = pickle.loads(pickled, buffers=arrays)
         if is_error:
             raise value

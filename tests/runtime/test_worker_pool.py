@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -36,7 +38,7 @@ def make_work(offset: int) -> Callable[[Any], Any]:
     def work(argument: Any) -> Any:
         if isinstance(argument, int):
             return {"numbers": np.full(argument, argument + offset), "pid": os.getpid(), "server": server}
-        return HOSTILE[argument]()
+        return CALLS[argument]()
 
     return work
 
@@ -57,7 +59,14 @@ def fail() -> None:
     raise ZeroDivisionError("a bug")
 
 
-HOSTILE: dict[str, Callable[[], None]] = {
+def count_page_faults() -> int:
+    """Page faults of 39 MB in three arrays, which are free again at the end."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [np.ones(13_000_000, np.uint8) for _ in range(3)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+CALLS: dict[str, Callable[[], Any]] = {
     "abort": os.abort,
     "exit": lambda: os._exit(3),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -65,6 +74,7 @@ HOSTILE: dict[str, Callable[[], None]] = {
     "hang in C": lambda: hang(ctypes.PyDLL(None).sleep),
     "refuse": refuse,
     "fail": fail,
+    "allocate": count_page_faults,
 }
 
 
@@ -94,6 +104,12 @@ def test_arrays_that_do_not_fit_into_the_shared_memory_come_too(monkeypatch: pyt
     ]
     results[3]["numbers"][0] = 1  # an array is one's own
     pool.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
+def test_a_worker_keeps_its_memory(pool: WorkerPool) -> None:
+    faults = [pool.call("allocate") for _ in range(3)]
+    assert faults[0] > 500 and faults[2] < 100
 
 
 @pytest.mark.parametrize(("kind", "reason"), [
