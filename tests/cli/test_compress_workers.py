@@ -144,7 +144,9 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent", [*(pytest.param(sent, marks=pytest.mark.slow) for sent in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL]
+)
 def test_a_run_that_is_ended_leaves_no_process(
     run: Run, llava: Path, pictures: list[Path], tmp_path: Path, sent: signal.Signals
 ) -> None:

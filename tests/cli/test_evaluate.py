@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import LlavaNextImageProcessorPil
 
 from prunesid_cli.errors import PruneSIDError
 from prunesid_cli.evaluate.advice import suffering_kinds
@@ -31,6 +31,7 @@ from prunesid_cli.evaluate.statistics import (
     relative_accuracy,
 )
 from tests.conftest import Run
+from tests.models.tiny import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -280,24 +281,25 @@ def test_the_embedded_model_is_evaluated(run: Run, questions: Path, tmp_path: Pa
 
 
 def test_a_record_that_the_model_refuses_fails_alone(
-    run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its prompt has too many places for images, or the image processor of transformers fails on its picture."""
+    model = write_checkpoint("llava_next", tmp_path / "model")
     Image.new("RGB", (37, 11)).save(tmp_path / "odd.png")
-    preprocess = CLIPImageProcessorPil.preprocess
+    preprocess = LlavaNextImageProcessorPil.preprocess
 
-    def fail_on_odd(self: CLIPImageProcessorPil, images: Any, *args: Any, **options: Any) -> Any:
+    def fail_on_odd(self: LlavaNextImageProcessorPil, images: Any, *args: Any, **options: Any) -> Any:
         if images[0].width > 3 * images[0].height:
             raise ValueError("on purpose")
         return preprocess(self, images, *args, **options)
 
-    monkeypatch.setattr(CLIPImageProcessorPil, "preprocess", fail_on_odd)
+    monkeypatch.setattr(LlavaNextImageProcessorPil, "preprocess", fail_on_odd)
     questions = [(pictures[0], "what?"), (pictures[0], "<image> <image>"), ("odd.png", "what?"), (pictures[1], "what?")]
     lines = [json.dumps({"media": str(media), "prompt": prompt}) for media, prompt in questions]
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(lines))
-    command = ("evaluate", path, "-m", llava, "--keep", "8", "--max-new-tokens", 2, "--json", "--divergence")
-    hint = f"see more with: prunesid evaluate {path} -m {llava}"
+    command = ("evaluate", path, "-m", model, "--keep", "8", "--max-new-tokens", 2, "--json", "--divergence")
+    hint = f"see more with: prunesid evaluate {path} -m {model}"
     for size, words, *debug in ((1, hint), (8, "in fail_on_odd", "--debug")):
         ran = run(*command, "--batch-size", size, *debug)
         assert (ran.code, [record["records"] for record in ran.records]) == (3, [2, 2]), ran.err

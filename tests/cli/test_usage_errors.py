@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import LlavaNextImageProcessorPil
 
 from prunesid_cli.tokencache import open_cache
 from tests.conftest import PROMPT, Run
+from tests.models.tiny import write_checkpoint
 
 PARSER_WORDS = ("Value error", "Input should", "env var", "PRUNESID_")
 """Words of the option parser that mean nothing to a user."""
@@ -168,18 +169,17 @@ def test_debug_prints_the_traceback(run: Run, llava: Path) -> None:
 def test_hints_repeat_the_command_with_its_model(
     run: Run, llava: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tmp_path / "a model"
-    shutil.copytree(llava, model)
+    model = write_checkpoint("llava_next", tmp_path / "a model")
     out, options, odd = tmp_path / "c", f"-m '{model}'", tmp_path / "odd.png"
     Image.new("RGB", (37, 11)).save(odd)
-    preprocess = CLIPImageProcessorPil.preprocess
+    preprocess = LlavaNextImageProcessorPil.preprocess
 
-    def fail_on_odd(self: CLIPImageProcessorPil, images: Any, *args: Any, **options: Any) -> Any:
+    def fail_on_odd(self: LlavaNextImageProcessorPil, images: Any, *args: Any, **options: Any) -> Any:
         if images[0].width > 3 * images[0].height:
             raise ValueError("on purpose")
         return preprocess(self, images, *args, **options)
 
-    monkeypatch.setattr(CLIPImageProcessorPil, "preprocess", fail_on_odd)
+    monkeypatch.setattr(LlavaNextImageProcessorPil, "preprocess", fail_on_odd)
     result = run("compress", odd, pictures[0], "--out", out, "-m", model)
     hint = f"hint: see more with: prunesid compress {odd} {pictures[0]} --out {out} {options} --debug\n"
     assert (result.code, hint in result.err) == (3, True), result.err

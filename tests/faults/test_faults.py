@@ -11,7 +11,6 @@ import pytest
 SMALL_TRIALS = [
     "kills --items 80 --kills 4",
     "mutations --items 20 --count 150",
-    "disk --items 20 --count 1",
 ]
 LARGE_TRIALS = [
     "kills --items 400 --kills 15 --seed 1",

@@ -366,5 +366,6 @@ def test_asking_is_compressing_then_answering(model: Model, run: Run, tmp_path: 
     assert len(answers) == len(model.tiny.sizes)
     asked = run("ask", "--each", tmp_path, PROMPT, *common, "--max-new-tokens", 8, "--json").records
     for record, record_of_ask in zip(answers, asked, strict=True):
-        for field in ("source", "answer", "kept", "tokens"):
+        assert record_of_ask["sources"] == [record["source"]]
+        for field in ("answer", "kept", "tokens"):
             assert record_of_ask[field] == record[field]

@@ -16,7 +16,7 @@ from tests.models.harness import make_image
 from tests.models.tiny import spliced, write_checkpoint
 
 TRYING, EQUAL = "trying this one once", "both halves give the scores of the whole model"
-SPLITTABLE = ("glm4v", "janus", "aya_vision", "lighton_ocr")
+SPLITTABLE = ("aya_vision", "glm4v", "janus", "lighton_ocr")
 """Types whose rows are taken away: features as one tensor and as a list; patches, tiles, padded images and squares."""
 
 

@@ -167,9 +167,14 @@ def test_windows_and_pictures_of_one_shape_do_not_mix() -> None:
 # The families
 
 CLIP_FAMILIES = [name for name in sorted(TINY) if tiny_model(name).clip_inputs and "-" not in name]
+QUICK_FAMILIES = ("llava_onevision", "qwen2_5_vl", "smolvlm", "video_llava")
+"""Pooled frames, M-RoPE, times between frames, and frames with a CLS token."""
 
 
-@pytest.fixture(scope="module", params=CLIP_FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[name if name in QUICK_FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in CLIP_FAMILIES],
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)), tiny_model(request.param))
 
