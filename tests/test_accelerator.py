@@ -112,6 +112,8 @@ def check_indices(kept: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         assert torch.equal(indices.cpu(), cpu_indices)
 
 
+QUICK = ("internvl", "llava", "llava_next", "llava_onevision", "mgm", "paligemma", "qwen3_vl")
+"""Families that are quickly tried: other ones use the same parts of the code for devices."""
 NOT_SIMULATED = ("cosmos3_edge", "gemma4")
 """Types whose towers resize in half precision, or call `one_hot`, which asks for the device below Python."""
 
@@ -124,7 +126,13 @@ NOT_SIMULATED = ("cosmos3_edge", "gemma4")
         pytest.param(MPS, torch.float16, id="mps-fp16", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(*each.values, marks=() if each.values[0] in QUICK else [*each.marks, pytest.mark.slow])
+        for each in VARIANTS
+    ],
+)
 def test_every_family_keeps_the_same_tokens_and_gives_the_same_answers(
     variant: str, device: torch.device, dtype: torch.dtype, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def test_auto_placement_on_a_cpu_is_exact(model: Model) -> None:
     assert choose_placement("cpu", "auto", "auto", load_config(resolve(str(model.folder)))) == CPU
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_half_precision_runs(model: Model, dtype: torch.dtype) -> None:
     checkpoint, placement = resolve(str(model.folder)), replace(CPU, dtype=dtype)
     family = load_family(checkpoint.model_type)

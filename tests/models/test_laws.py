@@ -70,7 +70,7 @@ def test_keeping_all_is_the_stock_model(model: Model) -> None:
         check_keeping_all(model, [media], PROMPT)
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, TAGGED_PROMPT])
+@pytest.mark.parametrize("prompt", [pytest.param(PROMPT, marks=pytest.mark.slow), TAGGED_PROMPT])
 def test_keeping_all_of_two_images_is_the_stock_model(model: Model, prompt: str) -> None:
     check_keeping_all(model, model.images()[:2], prompt)
 
