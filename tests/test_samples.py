@@ -32,7 +32,7 @@ def test_a_lead_is_significant_only_if_enough_questions_differ() -> None:
     assert few.low < 0 < few.high
     assert 0 < many.low < many.points < many.high
     assert (lost.low, lost.high) == pytest.approx((-many.high, -many.low))
-    assert str(lost).startswith("-8.0 (")
+    assert str(lost).startswith("**-8.0 (") and str(few).startswith("+4.0 (")
 
 
 def test_the_pages_show_what_was_measured() -> None:

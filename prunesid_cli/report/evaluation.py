@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunesid_cli.errors import UsageError
+from prunesid_cli.errors import PruneSIDError, UsageError
 from prunesid_cli.evaluate.metrics import METRICS, normalized_words
 from prunesid_cli.evaluate.records import Record
 from prunesid_cli.evaluate.report import (
@@ -35,6 +35,7 @@ def write_evaluation(
     results: Results,
     max_records: int,
     on_record: Callable[[], object] = lambda: None,
+    errors: Sequence[PruneSIDError] = (),
 ) -> None:
     """Write the page of an evaluation.
 
@@ -46,6 +47,7 @@ def write_evaluation(
         max_records: How many records are shown: those with changed answers, and then the first ones. The table and the
             chart are about all.
         on_record: Called after each record.
+        errors: Errors of lines that are no records.
 
     Raises:
         UsageError: No record was answered under all settings.
@@ -87,7 +89,10 @@ def write_evaluation(
         "media": pictures.panels,
         "records": shown,
     }
-    notes = []
+    notes, problems = list[str](), [error.problem for error in (*errors, *results.failed.values())]
+    if problems:
+        left_out = plural(len(problems), "record")
+        notes.append(f"Not counted, because of errors: {left_out}. The first error: {problems[0]}.")
     if num_media < FEW_MEDIA:
         notes.append(
             f"There are only {plural(num_media, 'picture')}. Answers about one picture tend to be right or wrong "

@@ -55,7 +55,7 @@ def draw_overlay(
     counts = _draw_links(canvas, panel, boxes, annotations)
     for slot in boxes.keys() & annotations.kept:
         canvas.paste(image.crop(boxes[slot]), boxes[slot])
-    _draw_outlines(ImageDraw.Draw(canvas), boxes, annotations)
+    _draw_outlines(canvas, boxes, annotations)
     _write_counts(ImageDraw.Draw(canvas), boxes, counts)
     return canvas
 
@@ -107,25 +107,36 @@ def _draw_cropped_area(image: Image.Image) -> Image.Image:
 
 
 def _tint(patch: Image.Image, box: PixelBox, group: int) -> Image.Image:
-    """Tint a patch in the colour and pattern of its group; patterns continue across neighbouring patches."""
+    """Tint a patch in the colour and pattern of its group."""
+    tinted = Image.blend(patch, Image.new("RGB", patch.size, group_colour(group)), TINT_OPACITY)
+    return Image.composite(tinted, patch, _pattern_mask(box, group))
+
+
+def _pattern_mask(box: PixelBox, group: int) -> Image.Image:
+    """The pattern of a group in a patch. It continues across neighbouring patches."""
     left, top, right, bottom = box
     y, x = np.ogrid[top:bottom, left:right]
     mask = group_pattern(group)(y, x, max(4, min(right - left, bottom - top) // 2))
-    tinted = Image.blend(patch, Image.new("RGB", patch.size, group_colour(group)), TINT_OPACITY)
-    return Image.composite(tinted, patch, Image.fromarray((mask * 255).astype(np.uint8)))
+    return Image.fromarray((mask * 255).astype(np.uint8))
 
 
 def _line_width(box: PixelBox, divisor: int) -> int:
     return max(1, min(box[2] - box[0], box[3] - box[1]) // divisor)
 
 
-def _draw_outlines(pen: ImageDraw.ImageDraw, boxes: Mapping[int, PixelBox], annotations: Annotations) -> None:
-    """Outline the kept patches, in thick lines of the group's colour if groups are drawn."""
+def _draw_outlines(canvas: Image.Image, boxes: Mapping[int, PixelBox], annotations: Annotations) -> None:
+    """Outline the kept patches, in thick lines of the group's colour and pattern, on black, if groups are drawn."""
     for slot in sorted(annotations.kept & boxes.keys()):
         left, top, right, bottom = boxes[slot]
-        width = _line_width(boxes[slot], 7 if slot in annotations.groups else 24)
-        colour = slot_colour(slot, annotations.groups, OUTLINE_COLOUR)
-        pen.rectangle((left, top, right - 1, bottom - 1), None, colour, width)
+        group, size = annotations.groups.get(slot), (right - left, bottom - top)
+        width = _line_width(boxes[slot], 24 if group is None else 7)
+        outline, line = Image.new("RGB", size, OUTLINE_COLOUR), Image.new("L", size, 255)
+        if group is not None:
+            colour = Image.new("RGB", size, group_colour(group))
+            outline = Image.composite(colour, Image.new("RGB", size), _pattern_mask(boxes[slot], group))
+        if min(size) > 2 * width:
+            line.paste(0, (width, width, size[0] - width, size[1] - width))
+        canvas.paste(outline, boxes[slot], line)
 
 
 def _draw_links(

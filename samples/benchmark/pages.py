@@ -26,7 +26,8 @@ class Lead(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.points:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+        text = f"{self.points:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+        return text if self.low <= 0 <= self.high else f"**{text}**"
 
 
 def leads(report: Report, kind: str = "") -> list[Lead]:
@@ -84,6 +85,13 @@ def make_readme(report: Report) -> str:
             "cluttered grounds.",
         ),
         "",
+        *_wrap(
+            "All pictures are drawn, and things stand out more than in photographs. The model was trained with tokens",
+            "dropped at random, so it reads pruned prompts at least as well as whole ones: many methods are above the",
+            "unpruned model. [The guide](../guides/benchmark-results.md) says more about the model, and",
+            "[another one](../guides/choosing-tokens.md#method) what each method does.",
+        ),
+        "",
         *_summary(report),
         "",
         "![Accuracy against tokens kept, one line per method](plot.png)",
@@ -94,13 +102,13 @@ def make_readme(report: Report) -> str:
             f"By kind of question there are {len(kind_leads)} comparisons. {REFERENCE} is significantly better in",
             f"{won} and worse in {len(lost)}; {_by_chance(len(kind_leads))} would be so in each direction by chance.",
         ),
-        *(["", *lost] if lost else []),
+        *(["", "It is worse in:", "", *lost] if lost else []),
         "",
         f"## {REFERENCE} against each",
         "",
         *_wrap(
             f"The lead of {REFERENCE} on the same questions in percentage points (negative: it is behind), with its",
-            "95 % interval (adjusted Wald for pairs, Bonett and Price 2012).",
+            "95 % interval (adjusted Wald for pairs, Bonett and Price 2012). Significant ones are bold.",
         ),
         "",
         *_ahead(report),

@@ -88,6 +88,18 @@ def test_the_page_of_an_evaluation_has_its_records(folder: Path) -> None:
         "http://www.w3.org/2000/svg", "")  # fmt: skip
 
 
+def test_the_page_says_what_is_not_counted(run: Run, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "scene0.png", tmp_path)
+    lines = [json.dumps({"media": name, "prompt": "what is shown?"}) for name in ("scene0.png", "gone.png")]
+    (tmp_path / "q.jsonl").write_text("\n".join([*lines, "no JSON"]))
+    page = tmp_path / "page.html"
+    ran = run("evaluate", tmp_path / "q.jsonl", "--keep", "all,64", "--max-new-tokens", 2, "--report", page)
+    assert ran.code == 3
+    assert "q.jsonl, line 3 is not JSON" in page.read_text()
+    assert "Not counted, because of errors: 2 records. The first error: " in page.read_text()
+    assert "Not counted" not in (folder / "page.html").read_text()
+
+
 def test_a_page_is_made_of_the_answers_alone(run: Run, folder: Path, tmp_path: Path) -> None:
     """The same page as of the run; without the pictures, it says which are missing."""
     ran = run("report", folder / "answers.jsonl", "--out", folder / "again.html")

@@ -218,7 +218,7 @@ def evaluate(
         from prunesid_cli.report.evaluation import write_evaluation
 
         with printer.progress("reading pictures", min(len(records), DEFAULT_RECORDS), prints_results=False) as bar:
-            write_evaluation(report, summaries, records, results, DEFAULT_RECORDS, bar.advance)
+            write_evaluation(report, summaries, records, results, DEFAULT_RECORDS, bar.advance, errors)
         printer.note(f"report: {report}")
     if results.failed or errors:
         raise typer.Exit(ExitCode.PARTIAL)
