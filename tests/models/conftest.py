@@ -9,6 +9,13 @@ FEW_PARAMETERS = {"method": ("prunesid", "prunesid-published"), "choices": (NEST
 """Parameters of laws -> the values with which all variants are tried."""
 VARIANTS_OF_ALL_PARAMETERS = ("llava", "qwen3_vl")
 """Variants that are tried quickly with all values: with a CLS token and without one."""
+COSTLY_LAWS = (
+    "test_prompts_of_a_list_get_the_answers_of_single_prompts",
+    "test_asking_is_compressing_then_answering",
+    "test_special_tokens_of_a_prompt_are_text",
+)
+VARIANTS_OF_COSTLY_LAWS = ("internvl", "llava", "llava_next", "mgm", "paligemma", "qwen3_vl")
+"""Variants with which the laws above are tried quickly: these take long, and see little of a family."""
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
@@ -28,6 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         if "model" not in params:
             continue
+        if item.originalname in COSTLY_LAWS and params["model"] not in VARIANTS_OF_COSTLY_LAWS:
+            item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group(params["model"]))
         if all(params.get(name, few[0]) in few for name, few in FEW_PARAMETERS.items()):
             continue

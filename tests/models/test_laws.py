@@ -193,7 +193,7 @@ def test_a_method_keeps_as_many_tokens_as_asked_each_once(model: Model, method: 
         known_slots = {slot for region in item.layout.regions for slot in region.slots}
         known_slots |= {segment.cls_slot for segment in item.segments}
         capacity = sum(segment.capacity for segment in item.segments)
-        for count in (1, 2, 7, 40, total - 1, total, total + 9):
+        for count in (1, 7, 40, total - 1, total, total + 9):
             for spread in (Spread.WITHIN_ITEM, Spread.NONE):
                 (kept,) = Pruner(model.vision, Budget(count, spread=spread), method, ()).prune([item])
                 assert kept.kept == (total if count >= total else min(count, capacity))

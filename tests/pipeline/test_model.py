@@ -31,7 +31,7 @@ def test_a_picture_in_memory_is_read_as_a_file(pictures: list[Path]) -> None:
     assert torch.equal(from_file.tokens, in_memory.tokens)
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(None, marks=pytest.mark.slow), True])
 def test_compress_writes_the_bytes_of_the_command(
     run: Run, pictures: list[Path], tmp_path: Path, dynamic: bool | None
 ) -> None:
