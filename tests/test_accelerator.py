@@ -129,7 +129,7 @@ NOT_SIMULATED = ("cosmos3_edge", "gemma4")
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(*each.values, marks=() if each.values[0] in QUICK else [*each.marks, pytest.mark.slow])
+        pytest.param(*each.values, marks=each.marks if each.values[0] in QUICK else [*each.marks, pytest.mark.slow])
         for each in VARIANTS
     ],
 )

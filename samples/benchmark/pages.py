@@ -87,8 +87,8 @@ def make_readme(report: Report) -> str:
         "",
         *_wrap(
             "All pictures are drawn, and things stand out more than in photographs. The model was trained with tokens",
-            "dropped at random, so it reads pruned prompts at least as well as whole ones: many methods are above the",
-            "unpruned model. [The guide](../guides/benchmark-results.md) says more about the model, and",
+            "dropped at random, so it may answer pruned prompts better than whole ones.",
+            "[The guide](../guides/benchmark-results.md) says more about the model, and",
             "[another one](../guides/choosing-tokens.md#method) what each method does.",
         ),
         "",

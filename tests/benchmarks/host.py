@@ -112,7 +112,7 @@ def decode_and_resize(case: Case, path: Path) -> None:
 
 
 def core_ms(work: Callable[[Any], object], items: Sequence[Any]) -> float:
-    """Milliseconds of one core of this process for each item: the best of some rounds."""
+    """Milliseconds of one core of this process for each item: the best of `ROUNDS`."""
     rounds = []
     for _ in range(ROUNDS):
         start = time.process_time()
